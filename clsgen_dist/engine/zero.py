@@ -1,0 +1,83 @@
+"""From DeepSpeed's JSON and the settings tree to the dictionary the engine takes.
+
+The JSON says how ZeRO-3 shards; the settings say batch, clipping and precision. Fields that both know are "auto" in
+the JSON and filled in here; a number there that contradicts the settings is refused, never overridden.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clsgen_dist.errors import SettingsError
+
+
+def deepspeed_config(
+    path: Path,
+    *,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    world_size: int,
+    max_grad_norm: float,
+    bf16: bool,
+    optimizer: str,
+) -> dict[str, Any]:
+    """The filled-in configuration.
+
+    Raises:
+        SettingsError: not JSON, not ZeRO stage 3, a section that the settings own, a contradiction, or an optimizer
+            that does not go with the file's offloading; every fault is named.
+    """
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid JSON ({error}); fix the file that `deepspeed` names") from None
+    filled = {
+        "train_batch_size": micro_batch_size * accumulation_steps * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": max_grad_norm,
+        "bf16.enabled": bf16,
+        "fp16.enabled": False,
+    }
+    faults = _fill(config, filled) + _unsupported(config, optimizer)
+    if faults:
+        raise SettingsError("; ".join(f"{path.name}: {fault}" for fault in faults))
+    return config
+
+
+def _fill(config: dict[str, Any], filled: dict[str, Any]) -> list[str]:
+    faults = []
+    for name, value in filled.items():
+        section, _, key = name.rpartition(".")
+        node = config.setdefault(section, {}) if section else config
+        given = node.get(key, "auto")
+        if given != "auto" and given != value:
+            faults.append(f'{name} is {given!r}, but the settings make it {value!r}; write "auto" there')
+        node[key] = value
+    return faults
+
+
+def _unsupported(config: dict[str, Any], optimizer: str) -> list[str]:
+    zero = config.get("zero_optimization", {})
+    faults = []
+    if zero.get("stage") != 3:
+        faults.append(
+            f"zero_optimization.stage is {zero.get('stage')!r}, expected 3: checkpoints and export rely on it"
+        )
+    for section, owner in (("optimizer", "optim"), ("scheduler", "optim")):
+        if section in config:
+            faults.append(f"it has a section {section!r}, which the settings own; remove it and set `{owner}` instead")
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if optimizer == "cpu_adamw" and not offloaded:
+        faults.append(
+            "optim.name is cpu_adamw, but offload_optimizer is not set; use ds_configs/zero3_offload.json, or adamw"
+        )
+    if optimizer == "adamw_8bit" and offloaded:
+        faults.append("optim.name is adamw_8bit, whose state cannot be offloaded; drop offload_optimizer, or use adamw")
+    if offloaded and optimizer == "adamw" and config.get("zero_force_ds_cpu_optimizer", True):
+        faults.append(
+            "optim.name is adamw with offload_optimizer; set zero_force_ds_cpu_optimizer to false, or use cpu_adamw"
+        )
+    return faults

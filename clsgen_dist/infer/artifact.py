@@ -1,0 +1,91 @@
+"""The exported folder: an ordinary causal-LM folder, plus the classification head and what it means.
+
+config.json, model*.safetensors, tokenizer…   opens in transformers, vLLM and converters as it is
+classification_head.safetensors               weight [C, D], bias [C]; fp32
+clsgen.json                                   labels, prompt, calibration, threshold, fingerprints
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clsgen_dist.errors import ModelError
+
+HEAD_FILE = "classification_head.safetensors"
+META_FILE = "clsgen.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What ``clsgen.json`` holds."""
+
+    labels: list[str]
+    positive_label: str
+    system: str | None
+    question: str
+    max_prompt_length: int
+    max_explanation_length: int
+    head_sha256: str
+    trained: dict[str, Any]
+    """Where the weights come from: backbone, checkpoint step, fine-tuning."""
+    calibration: dict[str, Any] | None = None
+    """Affine map on the class logits, fitted on held-out rows; None: uncalibrated."""
+    threshold: float | None = None
+    """Binary: the positive class is decided at this calibrated probability; None: 0.5."""
+    calibrated_on: dict[str, Any] | None = None
+    """Source and number of the rows that calibration and threshold were fitted on."""
+    format_version: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write ``clsgen.json`` whole or not at all."""
+        aside = folder / f"{META_FILE}.tmp"
+        aside.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, folder / META_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelCard:
+        """The card of an exported folder; ModelError if it is none."""
+        try:
+            fields = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(
+                f"{folder} has no {META_FILE}, so it is no exported dual-head model; make one with: "
+                "clsgen export --checkpoint RUN --output DIR"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise ModelError(f"{folder / META_FILE} is not valid JSON ({error}); export the model again") from None
+        if fields.get("format_version") != FORMAT:
+            raise ModelError(
+                f"{folder / META_FILE} has format_version {fields.get('format_version')!r}, this version reads {FORMAT}"
+            )
+        return cls(**fields)
+
+
+def head_fingerprint(weight_CD: Tensor, bias_C: Tensor) -> str:
+    """SHA-256 over the head's fp32 bytes."""
+    digest = hashlib.sha256()
+    for tensor in (weight_CD, bias_C):
+        digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_head(folder: Path, card: ModelCard) -> tuple[Tensor, Tensor]:
+    """Weight ``[C, D]`` and bias ``[C]``; ModelError if missing or not the head that was exported."""
+    from safetensors.torch import load_file
+
+    path = folder / HEAD_FILE
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: the classification head did not come along; export the model again")
+    tensors = load_file(path)
+    weight_CD, bias_C = tensors["weight"], tensors["bias"]
+    if head_fingerprint(weight_CD, bias_C) != card.head_sha256:
+        raise ModelError(f"{path} does not match its fingerprint in {META_FILE}; export the model again")
+    return weight_CD, bias_C

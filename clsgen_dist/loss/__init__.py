@@ -1,0 +1,1 @@
+"""From the two heads' losses to the one number that is differentiated."""

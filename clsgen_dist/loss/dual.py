@@ -1,0 +1,47 @@
+"""The joint loss, normalised globally over ranks and micro-batches.
+
+    L = w_gen · Σ l_token / N_supervised + w_cls · Σ l_row / N_labelled
+
+with both sums and both counts over *all* ranks and micro-steps of an optimizer step, so that neither world size nor
+gradient accumulation changes the gradient. DeepSpeed averages gradients over ranks, so each rank hands it its own
+share times the world size; the sum over micro-steps is left unscaled (``engine.backward(..., scale_wrt_gas=False)``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clsgen_kernels import DualHeadOutput
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one optimizer step holds, over all ranks and micro-steps."""
+
+    supervised: float
+    """Supervised tokens."""
+    labelled: float
+    """Labelled rows."""
+    tokens: float
+    """Tokens that are not padding."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the two global means."""
+
+    generation: float
+    classification: float
+
+
+def backward_loss(output: DualHeadOutput, counts: StepCounts, weights: LossWeights, world_size: int) -> Tensor:
+    """This rank's scalar for ``backward``; zero-weighted where the step has no such row at all."""
+    generation = output.generation_loss.sum() * (weights.generation / max(counts.supervised, 1))
+    classification = output.class_loss.sum() * (weights.classification / max(counts.labelled, 1))
+    return (generation + classification) * world_size
+
+
+def mean(total: float, count: float) -> float:
+    """A global mean; NaN where nothing was counted."""
+    return total / count if count else float("nan")

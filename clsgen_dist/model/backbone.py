@@ -1,0 +1,151 @@
+"""Opens a backbone, adds the classification head, and decides which parameters learn.
+
+Under ZeRO-3 (an ``HfDeepSpeedConfig`` alive) transformers builds the model inside ``zero.Init``: each parameter is
+partitioned as it is made, and weights are read from memory-mapped safetensors on rank 0 and scattered module by
+module. No rank ever holds the whole model; ``tests/dist`` measures it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clsgen_dist.errors import ModelError
+from clsgen_dist.model import smollm2
+from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
+
+_DEMO = f"demo:{smollm2.NAME}"
+
+
+def backbone_path(name: str) -> str:
+    """A folder or hub id for ``from_pretrained``; turns the embedded backbone's name into its folder."""
+    if name == _DEMO:
+        return str(smollm2.smollm2_folder())
+    if name.startswith("demo:"):
+        raise ModelError(f"model.backbone {name!r} is not known; the embedded backbone is {_DEMO!r}")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not (Path(name).expanduser() / "config.json").is_file():
+        raise ModelError(f"model.backbone {name!r} is no folder with a config.json; check the path")
+    return str(Path(name).expanduser()) if looks_local or Path(name).is_dir() else name
+
+
+def load_tokenizer(path: str) -> Any:
+    """The backbone's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
+
+
+def choose_attention(wanted: str, *, on_gpu: bool) -> str:
+    """The attention kernel for ``attn_implementation``; ModelError if the one asked for is not there."""
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    there = {
+        "flash_attention_3": on_gpu and is_flash_attn_3_available(),
+        "flash_attention_2": on_gpu and is_flash_attn_2_available(),
+        "sdpa": True,
+        "eager": True,
+    }
+    if wanted == "auto":
+        return next(name for name, available in there.items() if available)
+    if not there[wanted]:
+        raise ModelError(
+            f"model.attention is {wanted!r}, which needs a GPU and the flash-attn package (pip install '.[gpu]'); "
+            "use model.attention=auto"
+        )
+    return wanted
+
+
+def load_backbone(path: str, *, dtype: torch.dtype, attention: str = "sdpa", load_in_4bit: bool = False) -> nn.Module:
+    """An ``AutoModelForCausalLM``; partitioned as it loads when ZeRO-3 is on."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options: dict[str, Any] = {}
+    if load_in_4bit:
+        if not torch.cuda.is_available():
+            raise ModelError("model.load_in_4bit needs CUDA, and there is none here; set it to false")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            # Shards of quantised weights must look like the other parameters to ZeRO-3.
+            bnb_4bit_quant_storage=dtype,
+        )
+    lm: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
+    return lm
+
+
+def build_model(
+    lm: nn.Module,
+    *,
+    classes: int,
+    finetune: str,
+    top_layers: int | None,
+    lora_rank: int,
+    lora_alpha: float,
+    lora_dropout: float,
+    head_dropout: float,
+    loss_impl: str,
+    seed: int,
+) -> DualHeadModel:
+    """The dual-head model with its trainable parameters chosen.
+
+    ``finetune``: ``"full"`` all weights, ``"lora"`` adapters on every linear layer, ``"head"`` the head alone. With
+    ``top_layers`` only that many upper layers (and the final norm, for ``"full"``) learn; embeddings stay frozen then.
+    New weights are drawn from ``seed`` alike on every rank.
+    """
+    torch.manual_seed(seed)
+    lm.requires_grad_(finetune == "full" and top_layers is None)
+    stack_name, layers = _layer_stack(lm)
+    if top_layers is not None and top_layers > len(layers):
+        raise ModelError(f"model.top_layers is {top_layers}, but the backbone has {len(layers)} layers; lower it")
+    chosen = list(range(len(layers) - (top_layers or len(layers)), len(layers)))
+    if finetune == "lora":
+        _inject_lora(lm, layers, stack_name, chosen, lora_rank, lora_alpha, lora_dropout)
+    elif finetune == "full" and top_layers is not None:
+        for index in chosen:
+            layers[index].requires_grad_(True)
+        for parameter in _after(lm.base_model, layers):  # type: ignore[arg-type]
+            parameter.requires_grad_(True)
+    config: Any = lm.config
+    head = ClassificationHead(config.get_text_config().hidden_size, classes, head_dropout)
+    return DualHeadModel(lm, head, loss_impl)
+
+
+def _layer_stack(lm: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder layers: the longest ModuleList of the backbone."""
+    stacks = [(name, m) for name, m in lm.named_modules() if isinstance(m, nn.ModuleList)]
+    if not stacks:
+        raise ModelError(f"{type(lm).__name__} has no list of layers; only layered decoders can be trained here")
+    return max(stacks, key=lambda item: len(item[1]))
+
+
+def _after(backbone: nn.Module, layers: nn.ModuleList) -> list[nn.Parameter]:
+    """Parameters of the backbone's own modules that come after its layers: the final norm."""
+    children = list(backbone.children())
+    place = next(i for i, child in enumerate(children) if child is layers)
+    return [p for child in children[place + 1 :] for p in child.parameters()]
+
+
+def _inject_lora(
+    lm: nn.Module, layers: nn.ModuleList, stack_name: str, chosen: list[int], rank: int, alpha: float, dropout: float
+) -> None:
+    """LoRA on every linear layer of the chosen decoder layers; the LM head and embeddings stay as they are."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = {name for index in chosen for name, m in layers[index].named_modules() if _is_linear(m)}
+    pattern = (
+        rf"{re.escape(stack_name)}\.({'|'.join(map(str, chosen))})\.({'|'.join(re.escape(n) for n in sorted(linear))})"
+    )
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, task_type="CAUSAL_LM", bias="none"
+    )
+    inject_adapter_in_model(config, lm)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ in ("Linear4bit", "Linear8bitLt", "Conv1D")

@@ -1,0 +1,89 @@
+"""One backbone, two heads: hidden states once, both losses from them.
+
+    h = final_norm(backbone(tokens))          [S·T, D]
+    generation:     cross-entropy of softmax(h W_lmᵀ) at the supervised positions
+    classification: cross-entropy of softmax(dropout(h_c) W_clsᵀ + b) at each row's classification token
+
+The classification head is linear on the final-norm state, so that its rows fold into spare rows of the vocabulary
+(see the export). CLSGen, arXiv 2604.11801, trains the two jointly.
+
+Under ZeRO-3 everything here must run inside ``engine(...)``: reading ``lm_head.weight`` there gathers it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from clsgen_kernels import DualHeadOutput, dual_head_loss
+from torch import Tensor, nn
+
+# S sequences, T padded length, n supervised tokens, D hidden, C classes
+
+
+class ClassificationHead(nn.Module):
+    """``[C, D]`` weight and ``[C]`` bias; dropout on its input, in training only.
+
+    Starts at zero: the first probability is uniform, and the first gradient on the backbone does not come from noise.
+    """
+
+    def __init__(self, hidden_size: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.dropout = dropout
+
+    def dropout_scale(self, rows: int) -> Tensor | None:
+        """A fresh ``[rows, D]`` mask of 0 and 1/(1-p), or None where there is nothing to drop."""
+        if not self.training or self.dropout == 0:
+            return None
+        keep = 1 - self.dropout
+        width = self.weight.ds_shape[1] if hasattr(self.weight, "ds_shape") else self.weight.shape[1]
+        return torch.full((rows, width), keep, device=self.weight.device).bernoulli_().div_(keep)
+
+
+class DualHeadModel(nn.Module):
+    """A causal LM and a classification head; ``forward`` gives both losses, unreduced.
+
+    Args:
+        lm: an ``AutoModelForCausalLM``, possibly with LoRA layers injected.
+        head: the classification head.
+        loss_impl: see :func:`clsgen_kernels.dual_head_loss`.
+    """
+
+    def __init__(self, lm: nn.Module, head: ClassificationHead, loss_impl: str = "auto") -> None:
+        super().__init__()
+        self.lm = lm
+        self.classification_head = head
+        self.loss_impl = loss_impl
+
+    def hidden_states(self, input_ids_ST: Tensor, attention_mask_ST: Tensor) -> Tensor:
+        """``[S, T, D]`` states after the final norm."""
+        lm: Any = self.lm
+        outputs = lm.base_model(input_ids=input_ids_ST, attention_mask=attention_mask_ST, use_cache=False)
+        return outputs.last_hidden_state
+
+    def forward(
+        self,
+        input_ids_ST: Tensor,
+        attention_mask_ST: Tensor,
+        supervised_index_n: Tensor,
+        target_n: Tensor,
+        class_index_S: Tensor,
+        label_S: Tensor,
+    ) -> DualHeadOutput:
+        """Both losses of a batch (fields as :class:`clsgen_dist.data.loader.Batch` documents them)."""
+        hidden_STD = self.hidden_states(input_ids_ST, attention_mask_ST)
+        lm: Any = self.lm
+        return dual_head_loss(
+            hidden_STD.flatten(0, 1),
+            lm.get_output_embeddings().weight,
+            self.classification_head.weight,
+            self.classification_head.bias,
+            supervised_index_n=supervised_index_n,
+            target_n=target_n,
+            class_index_S=class_index_S,
+            label_S=label_S,
+            dropout_scale_SD=self.classification_head.dropout_scale(label_S.shape[0]),
+            impl=self.loss_impl,
+        )

@@ -1,0 +1,134 @@
+"""How far the run is: a bar on a terminal, plain lines in a log file.
+
+Slurm and CI write stderr to a file, where a bar is one endless line of carriage returns. There, a line is printed at
+most every ``every_seconds``, and always for the first update and for the last, such as
+
+    train 12/60 (20%) eta 1m32s  loss/generation 1.234  loss/classification 0.6931
+
+The time left is (total - done) * seconds per unit since this process started, so a resumed run's estimate does not
+count the steps of the run before it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+
+class Progress:
+    """Shows ``done`` of ``total`` units; with ``enabled`` False (every rank but 0) nothing at all."""
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        enabled: bool,
+        unit: str = "step",
+        label: str = "train",
+        stream: TextIO | None = None,
+        every_seconds: float = 10,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``start`` units are done already; ``stream`` is stderr unless given; ``every_seconds`` is for plain lines."""
+        self.total = total
+        self.done = start
+        self._start = start
+        self._enabled = enabled
+        self._unit = unit
+        self._label = label
+        # Looked up now and not as a default value: stderr may have been redirected since the import.
+        self._stream = sys.stderr if stream is None else stream
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._started_at = clock()
+        self._shown_at: float | None = None
+        self._shown_done: int | None = None
+        self._postfix: dict[str, float] = {}
+        self._bar: Any = None
+        if enabled and self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=start, unit=unit, desc=label, file=self._stream, dynamic_ncols=True, leave=True
+            )
+
+    def update(self, n: int = 1, **postfix: float) -> None:
+        """``n`` more units are done; ``postfix`` are the numbers to show, such as the losses (NaN shows as a dash)."""
+        self.done += n
+        if not self._enabled:
+            return
+        self._postfix = postfix
+        if self._bar is not None:
+            self._bar.set_postfix_str(_numbers(postfix), refresh=False)
+            self._bar.update(n)
+            return
+        now = self._clock()
+        is_due = self._shown_at is None or now - self._shown_at >= self._every_seconds
+        if is_due or self.done >= self.total:
+            self._print_state(now)
+
+    def note(self, text: str) -> None:
+        """Prints ``text`` on a line of its own, above the bar if there is one."""
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            self._print(text)
+
+    def close(self) -> None:
+        """Ends the bar, or prints the last state if the run stopped between two lines."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        elif self._enabled and self._shown_at is not None and self._shown_done != self.done:
+            self._print_state(self._clock())
+        self._enabled = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _print_state(self, now: float) -> None:
+        share = f" ({100 * self.done // self.total}%)" if self.total > 0 else ""
+        here = self.done - self._start
+        left = self.total - self.done
+        elapsed = now - self._started_at
+        if left <= 0:
+            when = f"done in {duration(elapsed)}"
+        elif here > 0:
+            when = f"eta {duration(left * elapsed / here)}"
+        else:
+            when = "eta ?"
+        numbers = _numbers(self._postfix)
+        self._print(f"{self._label} {self.done}/{self.total}{share} {when}" + (f"  {numbers}" if numbers else ""))
+        self._shown_at, self._shown_done = now, self.done
+
+    def _print(self, text: str) -> None:
+        # Flushed: a log file that lags behind by a buffer is no progress report.
+        print(text, file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: ``45s``, ``1m32s``, ``2h05m``, ``3d04h``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def _numbers(postfix: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {'-' if math.isnan(value) else format(value, '.4g')}" for name, value in postfix.items())
