@@ -6,7 +6,8 @@ the smoothed curve. The custom-scalars page ("losses") draws generation and clas
 loss starving the other is seen at a glance.
 
 Only rank 0 writes; on every other rank ``log_dir`` is None and each call returns at once. A resumed run names the first
-step it will write: TensorBoard then hides what the killed run had logged from that step on.
+step it will write: TensorBoard then hides what the killed run had logged from that step on. (Its default, fast loader
+does so tag by tag, when the resumed run writes the tag again; with ``--load_fast=false`` it does so at once.)
 
 Price: events are queued to a writer thread and reach the disk every 10 s, at each evaluation and on close, so a killed
 run loses at most its last seconds of curve. TensorBoard itself is imported only where something is written.
@@ -46,7 +47,7 @@ SETTINGS = "settings"
 # Tags are regular expressions to the front end: unanchored, "loss/generation" would also draw the dev loss.
 _LAYOUT = {
     "losses": {
-        "generation and classification": ["Multiline", [f"^{LOSS_GENERATION}$", f"^{LOSS_CLASSIFICATION}$", "^loss/total$"]],
+        "generation and classification": ["Multiline", [f"^{LOSS_GENERATION}$", f"^{LOSS_CLASSIFICATION}$"]],
         "generation and classification, dev": [
             "Multiline",
             [f"^{DEV}{LOSS_GENERATION}$", f"^{DEV}{LOSS_CLASSIFICATION}$"],

@@ -1,0 +1,31 @@
+# make demo | make test are the two commands; each sets up what it needs (see scripts/setup.sh) and says how long.
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+# Waiting threads that spin take the core from the rank that works.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test test-fast lint setup clean
+
+demo: setup
+	@echo "== demo: training, export, calibration, evaluation; about 5 minutes on 2 CPU cores"
+	@$(BIN)/clsgen demo
+
+test: setup lint
+	@echo "== tests: everything this machine can test; about 12 minutes on 2 CPU cores"
+	@$(PYTEST) --durations=15
+
+test-fast: setup
+	@echo "== tests without the long ones; about 1 minute"
+	@$(PYTEST) -m "not slow and not dist and not browser"
+
+lint: setup
+	@echo "== ruff, mypy, shellcheck"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi
+
+setup:
+	@VENV=$(VENV) bash scripts/setup.sh
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,168 @@
+"""Probability and explanation from one prefill.
+
+The prompt goes through the backbone once: its last final-norm state gives the class logits, its first explanation
+token comes from the same state through the LM head, and the rest is decoded greedily on the key-value cache of that
+very pass. Rows of like length are batched, padded on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clsgen_dist.calibrate.scaling import AffineCalibration
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.errors import ModelError
+from clsgen_dist.evaluate.classification import predicted_class
+from clsgen_dist.infer.artifact import ModelCard, read_head
+
+# S sequences of a batch, T padded length, D hidden, V vocabulary, C classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says of one text."""
+
+    label: str
+    """The decided class: binary by the fitted threshold, else the most probable."""
+    probabilities: dict[str, float]
+    """Calibrated probability of each class (uncalibrated if the model was never calibrated)."""
+    explanation: str | None
+    """The decoded reason; None if none was asked for."""
+    truncated: bool
+    """Whether the text was shortened in its middle to fit."""
+    logits: tuple[float, ...]
+    """Raw class logits, before calibration."""
+
+
+class Predictor:
+    """An exported model, ready to predict.
+
+    Args:
+        folder: what ``clsgen export`` wrote.
+        device: where to run; None takes CUDA if there, else the CPU.
+
+    Raises:
+        ModelError: the folder is no export, or its head does not match its fingerprint.
+    """
+
+    def __init__(self, folder: Path, device: str | None = None) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from clsgen_dist.model.backbone import choose_attention
+
+        self.card = ModelCard.read(folder)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        weight_CD, bias_C = read_head(folder, self.card)
+        self._head = (weight_CD.to(self.device), bias_C.to(self.device))
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        attention = choose_attention("auto", on_gpu=self.device.type != "cpu")
+        self.lm: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+        self.lm.to(self.device).eval()
+        if self._head[0].shape != (len(self.card.labels), self.lm.config.get_text_config().hidden_size):
+            raise ModelError(f"{folder}: the head's shape {tuple(weight_CD.shape)} does not fit labels and backbone")
+        self.encoder = Encoder(
+            self.tokenizer,
+            system=self.card.system,
+            question=self.card.question,
+            max_prompt_length=self.card.max_prompt_length,
+        )
+        self.positive = self.card.labels.index(self.card.positive_label)
+        self.calibration = (
+            AffineCalibration.from_json(self.card.calibration)
+            if self.card.calibration
+            else AffineCalibration.identity(len(self.card.labels))
+        )
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        explain: bool = True,
+        max_new_tokens: int | None = None,
+    ) -> list[Prediction]:
+        """Predictions in the order of the texts. ``max_new_tokens`` defaults to the longest trained explanation."""
+        found = dict(self.stream(texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens))
+        return [found[i] for i in range(len(texts))]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        explain: bool = True,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[tuple[int, Prediction]]:
+        """(index of the text, its prediction) as batches finish, longest prompts first: what runs out, runs out early."""
+        prompts = [self.encoder.prompt(text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: -len(prompts[i][0]))
+        longest = max_new_tokens or self.card.max_explanation_length
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            logits_SC, explanations = self._batch([prompts[i][0] for i in indices], longest if explain else 0)
+            for row, index in enumerate(indices):
+                yield index, self._prediction(logits_SC[row], explanations[row], prompts[index][1])
+
+    def _batch(self, prompts: list[tuple[int, ...]], new_tokens: int) -> tuple[np.ndarray, list[str | None]]:
+        end = self.encoder.end_token
+        length = max(map(len, prompts))
+        ids_ST = torch.full((len(prompts), length), end, device=self.device)
+        mask_ST = torch.zeros_like(ids_ST)
+        for row, prompt in enumerate(prompts):
+            ids_ST[row, length - len(prompt) :] = torch.tensor(prompt, device=self.device)
+            mask_ST[row, length - len(prompt) :] = 1
+        outputs = self.lm.base_model(
+            input_ids=ids_ST,
+            attention_mask=mask_ST,
+            position_ids=(mask_ST.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=new_tokens > 0,
+        )
+        last_SD = outputs.last_hidden_state[:, -1]
+        logits_SC = F.linear(last_SD.float(), *self._head).cpu().numpy()
+        if new_tokens == 0:
+            return logits_SC, [None] * len(prompts)
+        first_S1 = self.lm.get_output_embeddings()(last_SD).argmax(dim=-1, keepdim=True)
+        generated_ST = self._continue(ids_ST, mask_ST, first_S1, outputs.past_key_values, new_tokens)
+        return logits_SC, [self._text(row, end) for row in generated_ST.tolist()]
+
+    def _continue(self, ids_ST: Tensor, mask_ST: Tensor, first_S1: Tensor, cache: Any, new_tokens: int) -> Tensor:
+        """The explanation's tokens ``[S, <= new_tokens]``, decoded greedily on the prefill's cache."""
+        end = self.encoder.end_token
+        if new_tokens == 1 or bool((first_S1 == end).all()):
+            return first_S1
+        generated = self.lm.generate(
+            input_ids=torch.cat([ids_ST, first_S1], dim=1),
+            attention_mask=torch.cat([mask_ST, torch.ones_like(first_S1)], dim=1),
+            past_key_values=cache,
+            max_new_tokens=new_tokens - 1,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        return generated[:, ids_ST.shape[1] :]
+
+    def _text(self, tokens: list[int], end: int) -> str:
+        kept = tokens[: tokens.index(end)] if end in tokens else tokens
+        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+    def _prediction(self, logits_C: np.ndarray, explanation: str | None, truncated: bool) -> Prediction:
+        from scipy.special import softmax
+
+        probabilities_1C = softmax(self.calibration.apply(logits_C[None].astype(np.float64)), axis=1)
+        decided = int(predicted_class(probabilities_1C, self.positive, self.card.threshold)[0])
+        return Prediction(
+            label=self.card.labels[decided],
+            probabilities=dict(zip(self.card.labels, probabilities_1C[0].tolist(), strict=True)),
+            explanation=explanation,
+            truncated=truncated,
+            logits=tuple(logits_C.tolist()),
+        )
