@@ -162,5 +162,7 @@ def evaluation_batches(
     for start in range(0, len(rows), per_round):
         share = by_length[start : start + per_round][rank::world_size]
         chosen = [(rows[i], rows[i].explanations[0] if rows[i].explanations else ()) for i in share]
-        batches.append((share, collate(chosen, pad_token=pad_token) if share else stand_in(rows[0], pad_token=pad_token)))
+        batches.append(
+            (share, collate(chosen, pad_token=pad_token) if share else stand_in(rows[0], pad_token=pad_token))
+        )
     return batches

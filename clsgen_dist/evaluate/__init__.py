@@ -1,1 +1,1 @@
-"""."""
+"""How well a model ranks, decides, is calibrated, and explains."""

@@ -51,7 +51,7 @@ def _run(tensors, indices, upstream, trained=("hidden_ND", "lm_weight_VD", "head
 
 def _assert_close(got, truth, tolerance):
     for name, expected in truth.items():
-        scale = expected.abs().max().clamp(min=1e-3)
+        scale = expected.abs().max().clamp(min=1e-2)
         error = ((got[name].double() - expected).abs().max() / scale).item()
         assert error <= tolerance, f"{name}: relative error {error:.1e}, allowed {tolerance:.0e}"
 
@@ -129,7 +129,9 @@ def test_rows_without_label_cost_nothing():
 
 def test_dropout_scale_reaches_logits_and_gradients():
     tensors, indices, upstream = _inputs()
-    mask = torch.bernoulli(torch.full((5, 24), 0.5, dtype=torch.float64), generator=torch.Generator().manual_seed(0)) * 2
+    mask = (
+        torch.bernoulli(torch.full((5, 24), 0.5, dtype=torch.float64), generator=torch.Generator().manual_seed(0)) * 2
+    )
     truth, truth_grads = _run(tensors, indices, upstream, impl="reference", dropout_scale_SD=mask)
     got, grads = _run(tensors, indices, upstream, impl="torch", vocab_tile=100, dropout_scale_SD=mask)
     plain = dual_head_loss(**tensors, **indices)
