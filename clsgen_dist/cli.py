@@ -51,6 +51,79 @@ def train_main(argv: Sequence[str] | None = None) -> None:
     _guarded(run)
 
 
+def export_main(argv: Sequence[str]) -> None:
+    """``clsgen export``."""
+
+    def export(checkpoint: str, output: str, max_shard_size: str = "5GB", verify_logits: bool = True) -> None:
+        """Turn a training checkpoint into a plain Hugging Face folder with its classification head, and verify it.
+
+        Args:
+            checkpoint: A run's output_dir (its best checkpoint is taken) or a checkpoint's folder.
+            output: Folder to write.
+            max_shard_size: Largest weight file, like 5GB or 500MB.
+            verify_logits: Reload the result and compare its logits with the trained model's; needs memory for all of it.
+        """
+        from pathlib import Path
+
+        from clsgen_dist.infer import export as module
+
+        module.export(
+            Path(checkpoint), Path(output), max_shard_bytes=_bytes(max_shard_size), verify_logits=verify_logits
+        )
+
+    _run(export, argv)
+
+
+def calibrate_main(argv: Sequence[str]) -> None:
+    """``clsgen calibrate``."""
+    from clsgen_dist.infer.commands import calibrate
+
+    _run(calibrate, argv)
+
+
+def predict_main(argv: Sequence[str]) -> None:
+    """``clsgen predict``."""
+    from clsgen_dist.infer.commands import predict
+
+    _run(predict, argv)
+
+
+def evaluate_main(argv: Sequence[str]) -> None:
+    """``clsgen evaluate``."""
+    from clsgen_dist.infer.commands import evaluate
+
+    _run(evaluate, argv)
+
+
+def demo_main(argv: Sequence[str]) -> None:
+    """``clsgen demo``."""
+    from clsgen_dist.demo import demo
+
+    _run(demo, argv)
+
+
+def _run(function: Callable[..., None], argv: Sequence[str]) -> None:
+    """Parse ``argv`` by the function's signature and docstring, and call it."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=f"clsgen {function.__name__}", description=(function.__doc__ or "").split("\n\n")[0], allow_abbrev=False
+    )
+    parser.add_function_arguments(function, None, as_positional=False)
+    arguments = parser.instantiate(parser.parse_args(list(argv)))
+    _guarded(lambda: function(**vars(arguments)))
+
+
+def _bytes(size: str) -> int:
+    from clsgen_dist.errors import SettingsError
+
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = size[:-2], size[-2:].upper()
+    if unit not in units or not number.strip().isdigit():
+        raise SettingsError(f"--max_shard_size is {size!r}, expected a number and a unit, like 5GB or 500MB")
+    return int(number) * units[unit]
+
+
 def _guarded(run: Callable[[], None]) -> None:
     """Run; what the user can mend becomes one clear line from rank 0 and status 2, Ctrl-C status 130."""
     warnings.filterwarnings("ignore", message=".*torch.utils._pytree.*|.*pkg_resources.*")

@@ -8,8 +8,10 @@ rank calls each of them equally often, with tensors of one shape.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -62,6 +64,7 @@ def process_group(timeout_s: int) -> Iterator[World]:
     from deepspeed.accelerator import get_accelerator
 
     _environment()
+    _quieten()
     # The shared-memory op serves inference only, takes a minute to compile, and a killed compile blocks the next.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
@@ -79,6 +82,13 @@ def process_group(timeout_s: int) -> Iterator[World]:
         yield World(torch_dist.get_rank(), torch_dist.get_world_size(), device)
     finally:
         torch_dist.destroy_process_group()
+
+
+def _quieten() -> None:
+    """Silence what users can do nothing about: DeepSpeed calling renamed torch functions, start-up chatter."""
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _environment() -> None:

@@ -55,6 +55,11 @@ class Report:
             lines.append(f"| {s.name:{width}} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
+    def text(self) -> str:
+        """Table and counts, for people."""
+        shares = [f"{name}: {share:.1%}" for name, share in self.explanations.items()]
+        return "\n".join([self.table(), *shares])
+
 
 def score(
     name: str, probabilities_NC: np.ndarray, labels_N: np.ndarray, *, positive: int, threshold: float | None

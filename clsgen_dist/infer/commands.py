@@ -1,0 +1,241 @@
+"""The verbs that work on an exported model; their arguments are the command line's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clsgen_dist.calibrate.scaling import AffineCalibration, fit_affine
+from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.ingest import Ingested, read_examples
+from clsgen_dist.data.rows import row_source
+from clsgen_dist.errors import DataError
+from clsgen_dist.evaluate.classification import best_f1_threshold
+from clsgen_dist.evaluate.report import (
+    Report,
+    majority_baseline,
+    names_decided_class,
+    score,
+    text_baseline,
+)
+from clsgen_dist.infer.predict import Prediction, Predictor
+from clsgen_dist.track.progress import Progress
+
+# N rows, C classes
+
+
+def predict(
+    model: str,
+    input: str | None = None,
+    output: str | None = None,
+    text: str | None = None,
+    columns: Columns | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+    explain: bool = True,
+    max_bad_fraction: float = 1.0,
+) -> None:
+    """Probability of each class and an explanation, for every row of a file or for a single text.
+
+    Args:
+        model: Folder that `clsgen export` wrote.
+        input: Rows (JSONL, CSV, Parquet, saved folder or hub id); labels and explanations in them are not looked at.
+        output: JSONL to write; bad rows go to OUTPUT.quarantine.jsonl.
+        text: A single text instead of a file; the answer is printed as JSON.
+        columns: How the input's columns are called.
+        batch_size: Rows decoded together.
+        max_new_tokens: Longest explanation in tokens; none: as long as the longest that training allowed.
+        explain: Decode explanations too; without them only the probabilities are computed, many times faster.
+        max_bad_fraction: End with an error when more than this share of the rows is bad.
+    """
+    if (text is None) == (input is None) or (input is not None and output is None):
+        raise DataError("give either --text TEXT, or both --input ROWS and --output FILE")
+    if text is not None:
+        if not text.strip():
+            raise DataError("--text is empty; give the text to classify")
+        [prediction] = Predictor(Path(model)).predict([text], explain=explain, max_new_tokens=max_new_tokens)
+        print(json.dumps(_as_json(prediction), ensure_ascii=False))
+        return
+    assert input is not None and output is not None
+    target = Path(output)
+    rows = read_examples(
+        row_source(input),
+        columns=columns or Columns(),
+        labels=None,
+        max_bad_fraction=max_bad_fraction,
+        quarantine=target.with_name(target.name + ".quarantine.jsonl"),
+        require_target=False,
+    )
+    print(rows.summary())
+    predictor = Predictor(Path(model))
+    predictions = _predict_rows(predictor, rows.examples, batch_size, explain, max_new_tokens)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(target.name + ".tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        for example, prediction in zip(rows.examples, predictions, strict=True):
+            file.write(json.dumps({"id": example.id, **_as_json(prediction)}, ensure_ascii=False) + "\n")
+    aside.replace(target)
+    shortened = sum(p.truncated for p in predictions)
+    print(f"wrote {len(predictions)} predictions to {target}; {shortened} texts shortened in the middle")
+
+
+def calibrate(model: str, data: str, columns: Columns | None = None, batch_size: int = 32) -> None:
+    """Fit affine recalibration and (binary) the best F1 threshold on held-out rows, and store them with the model.
+
+    Args:
+        model: Folder that `clsgen export` wrote; its clsgen.json is updated.
+        data: Labelled rows that were neither trained on nor will be reported on.
+        columns: How the columns are called.
+        batch_size: Rows put through the model together.
+    """
+    folder = Path(model)
+    predictor = Predictor(folder)
+    rows = _labelled(predictor, data, columns)
+    predictions = _predict_rows(predictor, rows.examples, batch_size, explain=False)
+    logits_NC, labels_N = _logits_and_labels(predictor, rows.examples, predictions)
+    calibration = fit_affine(logits_NC, labels_N)
+    probabilities_NC = probabilities(logits_NC, calibration)
+    threshold = None
+    if len(predictor.card.labels) == 2:
+        threshold = best_f1_threshold(probabilities_NC[:, predictor.positive], labels_N == predictor.positive)
+    dataclasses.replace(
+        predictor.card,
+        calibration=calibration.to_json(),
+        threshold=threshold,
+        calibrated_on={"source": data, "rows": len(labels_N)},
+    ).write(folder)
+    print(
+        f"calibrated on {len(labels_N)} rows: slope {calibration.scale:.3f}, offsets "
+        f"{', '.join(f'{b:.3f}' for b in calibration.bias_C)}"
+        + (f", threshold {threshold:.3f}" if threshold is not None else "")
+    )
+
+
+def evaluate(
+    model: str,
+    data: str,
+    train: str | None = None,
+    output: str | None = None,
+    columns: Columns | None = None,
+    batch_size: int = 32,
+    explain: bool = True,
+) -> None:
+    """AUROC, F1 and ECE on held-out rows with bootstrap intervals, beside baselines.
+
+    Args:
+        model: Folder that `clsgen export` wrote.
+        data: Labelled rows that were neither trained nor calibrated on.
+        train: The training rows, for the baselines (majority class, TF-IDF logistic regression); none: no baselines.
+        output: JSON file for the report.
+        columns: How the columns are called.
+        batch_size: Rows put through the model together.
+        explain: Decode explanations too, and count how many name the decided class.
+    """
+    predictor = Predictor(Path(model))
+    rows = _labelled(predictor, data, columns)
+    trained_on = _labelled(predictor, train, columns) if train else None
+    predictions = _predict_rows(predictor, rows.examples, batch_size, explain)
+    report = build_report(predictor, rows.examples, predictions, trained_on.examples if trained_on else None)
+    print(report.text())
+    if output:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
+
+
+def build_report(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    trained_on: Sequence[Example] | None,
+) -> Report:
+    """Scores of the model, raw and recalibrated, and of the baselines, on labelled rows."""
+    card, positive = predictor.card, predictor.positive
+    logits_NC, labels_N = _logits_and_labels(predictor, examples, predictions)
+    identity = AffineCalibration.identity(len(card.labels))
+    scores = [score("dual head, raw", probabilities(logits_NC, identity), labels_N, positive=positive, threshold=None)]
+    if card.calibration:
+        calibrated_NC = probabilities(logits_NC, predictor.calibration)
+        scores.append(
+            score("dual head, recalibrated", calibrated_NC, labels_N, positive=positive, threshold=card.threshold)
+        )
+    if trained_on:
+        train_labels = np.array([card.labels.index(str(e.label)) for e in trained_on])
+        majority_NC = majority_baseline(train_labels, len(labels_N), len(card.labels))
+        texts_NC = text_baseline([e.text for e in trained_on], train_labels, [e.text for e in examples])
+        scores.append(score("majority class", majority_NC, labels_N, positive=positive, threshold=None))
+        scores.append(score("TF-IDF logistic regression", texts_NC, labels_N, positive=positive, threshold=None))
+    shares = {}
+    if predictions and predictions[0].explanation is not None:
+        texts = [p.explanation or "" for p in predictions]
+        shares["explanation names the decided class"] = names_decided_class(
+            texts, [p.label for p in predictions], card.labels
+        )
+    return Report(len(labels_N), scores, shares)
+
+
+def probabilities(logits_NC: np.ndarray, calibration: AffineCalibration) -> np.ndarray:
+    """Calibrated class probabilities ``[N, C]``."""
+    from scipy.special import softmax
+
+    return np.asarray(softmax(calibration.apply(logits_NC), axis=1))
+
+
+def _predict_rows(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    batch_size: int,
+    explain: bool,
+    max_new_tokens: int | None = None,
+) -> list[Prediction]:
+    """Predictions in the rows' order, with a progress bar."""
+    found: dict[int, Prediction] = {}
+    with Progress(len(examples), enabled=True, unit="row", label="predict", stream=sys.stderr) as progress:
+        texts = [example.text for example in examples]
+        for index, prediction in predictor.stream(
+            texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens
+        ):
+            found[index] = prediction
+            progress.update()
+    return [found[index] for index in range(len(examples))]
+
+
+def _labelled(predictor: Predictor, source: str, columns: Columns | None) -> Ingested:
+    """The labelled rows of a source, in the model's label space."""
+    rows = read_examples(
+        row_source(source),
+        columns=columns or Columns(),
+        labels=predictor.card.labels,
+        max_bad_fraction=0.0,
+        quarantine=None,
+        require_target=False,
+    )
+    labelled = [example for example in rows.examples if example.label is not None]
+    if not labelled:
+        raise DataError(f"{source} has no labelled row; name the label column with --columns.label")
+    if len(labelled) < len(rows.examples):
+        print(f"{source}: {len(rows.examples) - len(labelled)} rows without label are left out")
+    return dataclasses.replace(rows, examples=labelled)
+
+
+def _logits_and_labels(
+    predictor: Predictor, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> tuple[np.ndarray, np.ndarray]:
+    labels_N = np.array([predictor.card.labels.index(str(example.label)) for example in examples])
+    return np.array([prediction.logits for prediction in predictions]), labels_N
+
+
+def _as_json(prediction: Prediction) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "label": prediction.label,
+        "probabilities": {name: round(p, 6) for name, p in prediction.probabilities.items()},
+    }
+    if prediction.explanation is not None:
+        fields["explanation"] = prediction.explanation
+    if prediction.truncated:
+        fields["truncated"] = True
+    return fields
