@@ -317,13 +317,15 @@ def _setting_names(cls: type, prefix: str = "") -> list[str]:
 
 
 def _did_you_mean(message: str) -> str:
-    """The nearest setting to the key that the parser refused, as a hint to append to its message."""
+    """A hint to append to the parser's message: the nearest setting to the key it refused, or YAML's trap."""
     if flag := re.search(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
         wrong = flag[1]
     elif option := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
         wrong = f"{option[1]}.{option[2]}"
     elif option := re.search(r"Option '([\w.]+)' is not accepted", message):
         wrong = option[1]
+    elif re.search(r"Expected a <class 'str'>\. Got value: (True|False)", message):
+        return '; YAML reads yes, no, on and off as truth values: quote the names, like ["no", "yes"]'
     else:
         return ""
     names = _setting_names(Settings)

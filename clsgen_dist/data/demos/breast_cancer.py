@@ -37,9 +37,9 @@ FINDINGS = {
     "variation": "area error",
 }
 _PHRASES = (
-    "{Label}: {a} and {b}.",
-    "{Label}, because of {a} and {b}.",
-    "{Label}, as shown by {a} with {b}.",
+    "{Label}: {a}, {b}.",
+    "{Label}, because {a} and {b}.",
+    "{Label}. Evidence: {a}, {b}.",
 )
 
 
@@ -81,14 +81,14 @@ def demo_file(split: str, seed: int = 0) -> Path:
         for name, part in load_splits(seed).items():
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part.rows))
 
-    return build_once(f"{NAME}-v1-seed{seed}", write) / f"{split}.jsonl"
+    return build_once(f"{NAME}-v2-seed{seed}", write) / f"{split}.jsonl"
 
 
 def stated_findings(explanation: str) -> list[tuple[str, str]]:
     """The (finding, level) pairs an explanation states, as far as they are worded like the set's."""
     names = "|".join(sorted(FINDINGS, key=len, reverse=True))
     levels = "|".join(sorted(LEVELS, key=len, reverse=True))
-    return [(name, level) for level, name in re.findall(rf"\b({levels}) ({names})\b", explanation.lower())]
+    return re.findall(rf"\b({names}) ({levels})\b", explanation.lower())
 
 
 def evidence_is_true(note: str, explanation: str) -> bool:
@@ -119,7 +119,7 @@ def _log_likelihood_ratios(levels: np.ndarray, is_malignant: np.ndarray) -> np.n
 
 
 def _row(index: int, levels: np.ndarray, is_malignant: int, ratios: np.ndarray) -> dict[str, object]:
-    findings = [f"{LEVELS[level]} {name}" for name, level in zip(FINDINGS, levels, strict=True)]
+    findings = [f"{name} {LEVELS[level]}" for name, level in zip(FINDINGS, levels, strict=True)]
     evidence = ratios[np.arange(len(levels)), levels] * (1 if is_malignant else -1)
     first, second = np.argsort(-evidence, kind="stable")[:2]
     label = LABELS[is_malignant]

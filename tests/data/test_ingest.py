@@ -1,0 +1,209 @@
+"""Rows in: every format, every fault with file and line, nothing lost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clsgen_dist.data.example import Columns
+from clsgen_dist.data.ingest import read_examples
+from clsgen_dist.errors import DataError
+
+GOOD = [
+    {"id": "a", "text": "first text", "label": "yes", "explanations": ["one reason", "another"]},
+    {"id": "b", "text": 'second, with "quotes"\nand a new line', "label": "no", "explanations": []},
+    {"id": "c", "text": "third", "label": None, "explanations": ["only explained"]},
+]
+
+
+def _read(source, **options):
+    defaults = {"columns": Columns(), "labels": None, "max_bad_fraction": 1.0, "quarantine": None}
+    return read_examples(str(source), **{**defaults, **options})
+
+
+def _jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _write(kind, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    if kind == "jsonl":
+        return _jsonl(tmp_path / "rows.jsonl", GOOD)
+    if kind == "csv":
+        import csv
+
+        with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, ["id", "text", "label", "explanations"])
+            writer.writeheader()
+            writer.writerows({**row, "explanations": json.dumps(row["explanations"])} for row in GOOD)
+        return tmp_path / "rows.csv"
+    table = Dataset.from_list(GOOD)
+    if kind == "parquet":
+        table.to_parquet(tmp_path / "rows.parquet")
+        return tmp_path / "rows.parquet"
+    if kind == "saved":
+        table.save_to_disk(tmp_path / "saved")
+        return tmp_path / "saved"
+    DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(tmp_path / "splits")
+    return f"{tmp_path / 'splits'}:train"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved", "saved splits"])
+def test_every_format_gives_the_same_examples(kind, tmp_path):
+    read = _read(_write(kind, tmp_path))
+    assert [(e.id, e.text, e.label, e.explanations) for e in read.examples] == [
+        (r["id"], r["text"], r["label"], tuple(r["explanations"])) for r in GOOD
+    ]
+    assert read.labels == ["no", "yes"]
+    assert read.rejected == []
+
+
+FAULTS = [
+    (b"{not json", "not JSON"),
+    (b"[1, 2]", "not a JSON object: list"),
+    (b'{"txt": "x", "label": "yes"}', "missing text: no column 'text', but 'txt'"),
+    (b'{"text": "  ", "label": "yes"}', "empty text"),
+    (b'{"text": null, "label": "yes"}', "empty text"),
+    (b'{"text": 5, "label": "yes"}', "text is not a string: int"),
+    (
+        b'{"text": "x", "label": "yess"}',
+        "unknown label: 'yess' is not in the label space ['no', 'yes']; did you mean 'yes'",
+    ),
+    (b'{"text": "x", "label": ["yes"]}', "label has a wrong type: list"),
+    (b'{"text": "x", "explanation": 5}', "explanation has a wrong type: int"),
+    (b'{"text": "x", "explanations": "not a list"}', "explanations have a wrong type: str"),
+    (b'{"text": "x\xff", "label": "yes"}', "not valid UTF-8: byte 0xff at offset 11"),
+    (b'{"text": "x\\u0000", "label": "yes"}', "NUL character: in the text, at 1"),
+    (b'{"text": "x", "label": "yes", "explanation": "y\\u0000"}', "NUL character: in the explanation"),
+    (b'{"text": "\\ud800", "label": "yes"}', "lone surrogate: '\\ud800' in the text"),
+    (b'{"text": "x"}', "neither label nor explanation"),
+    (b'{"id": "a", "text": "x", "label": "yes"}', "duplicate id: 'a' is already at line 1"),
+    (b"[" * 100_000, "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), FAULTS, ids=[f[1][:30] for f in FAULTS])
+def test_a_bad_row_is_reported_with_line_and_reason_and_quarantined(line, reason, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(json.dumps(GOOD[0]).encode() + b"\n\n" + line + b"\n" + json.dumps(GOOD[1]).encode())
+    read = _read(path, labels=["no", "yes"], quarantine=tmp_path / "out" / "quarantine.jsonl")
+    [rejected] = read.rejected
+    assert rejected.line == 3  # the blank line counts as a line, not as a row
+    assert rejected.reason.startswith(reason)
+    assert [e.id for e in read.examples] == ["a", "b"]
+    [kept] = [json.loads(row) for row in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert (kept["line"], kept["reason"], kept["source"]) == (3, rejected.reason, str(path))
+    assert len(kept["raw"]) <= 2000
+    assert "1 rejected" in read.summary()
+
+
+def test_an_earlier_runs_quarantine_does_not_stay(tmp_path):
+    stale = tmp_path / "quarantine.jsonl"
+    stale.write_text("old")
+    _read(_jsonl(tmp_path / "rows.jsonl", GOOD), quarantine=stale)
+    assert not stale.exists()
+
+
+def test_too_many_bad_rows_end_the_run_with_counts_places_and_remedy(tmp_path):
+    path = _jsonl(tmp_path / "rows.jsonl", [*GOOD, {"text": ""}])
+    assert len(_read(path, max_bad_fraction=0.25).rejected) == 1
+    with pytest.raises(DataError) as stop:
+        _read(path, max_bad_fraction=0.24, quarantine=tmp_path / "q.jsonl")
+    for part in ("1 of 4 rows", "25.0%", "rows.jsonl:4: empty text", "q.jsonl", "raise the fraction"):
+        assert part in str(stop.value)
+
+
+def test_a_file_without_one_good_row_never_passes(tmp_path):
+    with pytest.raises(DataError, match="2 of 2 rows are bad"):
+        _read(_jsonl(tmp_path / "rows.jsonl", [{"text": ""}] * 2))
+    with pytest.raises(DataError, match="holds no rows"):
+        _read(_jsonl(tmp_path / "empty.jsonl", []))
+
+
+def test_csv_faults_have_the_line_their_record_starts_on(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'id,text,label\na,"two\nlines",yes\nb,bad \xff byte,no\nc,x,yes,surplus\nd,,yes\ne,fine,no\n')
+    read = _read(path)
+    assert [(r.line, r.reason.split(":")[0]) for r in read.rejected] == [
+        (4, "not valid UTF-8"),
+        (5, "wrong number of cells"),
+        (6, "empty text"),
+    ]
+    assert [e.id for e in read.examples] == ["a", "e"]
+
+
+def test_a_missing_text_column_is_said_with_the_nearest(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("id,texts,label\na,b,c\n")
+    with pytest.raises(DataError, match=r"id, texts, label.*columns\.text texts"):
+        _read(path)
+
+
+def test_columns_are_mapped(tmp_path):
+    path = _jsonl(tmp_path / "rows.jsonl", [{"body": "x", "class": "spam", "why": "because"}])
+    read = _read(path, columns=Columns(text="body", label="class", explanation="why"))
+    assert (read.examples[0].text, read.examples[0].label, read.examples[0].explanations) == ("x", "spam", ("because",))
+    assert read.examples[0].id == "rows.jsonl:1"
+
+
+def test_labels_may_be_numbers_or_truth_values_and_both_explanation_columns_join(tmp_path):
+    rows = [
+        {"text": "x", "label": 1, "explanation": "a", "explanations": ["b", "a", " "]},
+        {"text": "y", "label": True},
+        {"text": "z", "label": float("nan"), "explanation": "c"},
+    ]
+    read = _read(_jsonl(tmp_path / "rows.jsonl", rows))
+    assert [e.label for e in read.examples] == ["1", "true", None]
+    assert read.examples[0].explanations == ("a", "b")
+
+
+def test_class_label_columns_become_names(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features).save_to_disk(tmp_path / "saved")
+    assert [e.label for e in _read(tmp_path / "saved").examples] == ["pos", "neg"]
+
+
+def test_what_cannot_be_opened_says_why(tmp_path, monkeypatch):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_list(GOOD)}).save_to_disk(tmp_path / "splits")
+    (tmp_path / "rows.txt").write_text("x")
+    (tmp_path / "rows.parquet").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for source, expected in (
+        (tmp_path / "none.jsonl", "does not exist"),
+        (tmp_path / "rows.txt", "files ending in '.txt'"),
+        (tmp_path / "rows.parquet", "cannot be read as Parquet"),
+        (tmp_path / "splits", "holds the splits train; name one"),
+        (tmp_path / "folder", "no folder of Dataset.save_to_disk"),
+        ("nobody/nothing", "no file or folder here, and the hub did not give it"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            _read(source)
+
+
+def test_a_very_long_row_is_just_a_row(tmp_path):
+    read = _read(_jsonl(tmp_path / "rows.jsonl", [{"text": "word " * 40_000, "label": "yes"}]))
+    assert len(read.examples[0].text) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "labels", "explanations"),
+    [
+        ("comve", (4000, 997, 1000), ["A", "B"], 3),
+        ("pubmedqa", (400, 100, 500), ["maybe", "no", "yes"], 1),
+        ("hatecheck", (2677, 363, 688), ["hateful", "non-hateful"], 1),
+        ("contractnli", (430, 153, 318), ["contradiction", "entailment"], 1),
+    ],
+)
+def test_the_real_sets_are_read_whole(name, rows, labels, explanations, shared_data):
+    for split, count in zip(("train", "dev", "test"), rows, strict=True):
+        read = _read(shared_data / name / f"{split}.jsonl", max_bad_fraction=0.0)
+        assert (len(read.examples), read.labels) == (count, labels)
+        assert max(len(e.explanations) for e in read.examples) == explanations
+        assert all(e.explanations for e in read.examples)

@@ -1,0 +1,149 @@
+"""Settings: what is read, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clsgen_dist.config import parse_settings, settings_from_yaml, to_yaml
+from clsgen_dist.engine.zero import deepspeed_config
+from clsgen_dist.errors import SettingsError
+
+NEEDED = ["--data.train", "rows.jsonl", "--model.backbone", "some/model"]
+
+
+def test_flags_override_the_file_and_the_rest_keeps_its_default(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {train: a.jsonl}\nmodel: {backbone: b}\noptim: {lr: 0.5, betas: [0.8, 0.9]}\n")
+    settings = parse_settings(["--config", str(recipe), "--optim.lr", "0.25", "--local_rank=0"])
+    assert (settings.optim.lr, settings.optim.betas, settings.data.train) == (0.25, (0.8, 0.9), "a.jsonl")
+    assert settings.train.batch_size == 16
+
+
+def test_without_config_the_default_recipe_is_taken():
+    settings = parse_settings(["--train.epochs", "0.5"], default_config="configs/demo.yaml")
+    assert settings.data.train == "demo:breast-cancer/train"
+    assert settings.train.epochs == 0.5
+
+
+def test_written_settings_read_back_equal():
+    settings = parse_settings([*NEEDED, "--data.labels", '["no", "yes"]', "--train.max_steps", "7"])
+    assert settings_from_yaml(to_yaml(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--trian.epochs", "3"], "did you mean 'train.epochs'?"),
+        (["--train.epoch=3"], "did you mean 'train.epochs'?"),
+        (["--train.epochs", "three"], "train.epochs"),
+        (["--model.finetune", "loar"], "'full', 'lora', 'head'"),
+        (["--optim.lr", "-1"], "optim.lr is -1.0, expected more than 0"),
+        (["--train.micro_batch_size", "99"], "more than train.batch_size 16"),
+        (["--data.labels", "[a]"], "two or more different names"),
+        (["--data.labels", "[no, yes]"], 'quote the names, like ["no", "yes"]'),
+        (["--data.labels", "[a, b]", "--data.positive_label", "c"], "one of data.labels"),
+        (["--train.eval_every", "5"], "data.dev is not set"),
+        (["--train.early_stop_patience", "2"], "nothing is compared"),
+        (["--loss.generation_weight", "0", "--loss.classification_weight", "0"], "nothing would be learnt"),
+        (["--model.load_in_4bit", "true", "--model.finetune", "full"], "use finetune=lora"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_settings_exit_with_value_expectation_and_remedy(flags, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_settings([*NEEDED, *flags])
+    assert stop.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_unknown_key_in_the_file_names_the_nearest(tmp_path, capsys):
+    for text, expected in (("fintune: lora", "model.finetune"), ("trian: {epochs: 3}", "'train")):
+        recipe = tmp_path / "recipe.yaml"
+        nested = f"model:\n  backbone: b\n  {text}\n" if "fintune" in text else f"model: {{backbone: b}}\n{text}\n"
+        recipe.write_text(f"data: {{train: a}}\n{nested}")
+        with pytest.raises(SystemExit):
+            parse_settings(["--config", str(recipe)])
+        assert expected in capsys.readouterr().err
+
+
+def test_missing_settings_are_named(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings([])
+    assert "data.train, model.backbone" in capsys.readouterr().err
+
+
+def test_every_setting_is_documented(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    text = capsys.readouterr().out
+    for part in text.split("\n  --")[1:]:
+        name, _, described = part.partition(" ")
+        assert len(described.replace("\n", " ").split("(type")[0].strip()) > 15, f"--{name} has no description"
+
+
+# --- the DeepSpeed file ---------------------------------------------------------------------------------------------
+
+FILL = {
+    "micro_batch_size": 4,
+    "accumulation_steps": 2,
+    "world_size": 3,
+    "max_grad_norm": 1.0,
+    "bf16": False,
+    "optimizer": "adamw",
+}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_auto_fields_are_filled_in_from_the_settings():
+    config = deepspeed_config(ROOT / "ds_configs/zero3.json", **FILL)
+    assert config["train_batch_size"] == 24
+    assert config["gradient_accumulation_steps"] == 2
+    assert config["gradient_clipping"] == 1.0
+    assert config["bf16"] == {"enabled": False}
+    assert config["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.name)
+def test_shipped_files_go_with_some_optimizer(path):
+    assert deepspeed_config(path, **{**FILL, "optimizer": "adamw"})["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "expected"),
+    [
+        ({"train_micro_batch_size_per_gpu": 7}, {}, "train_micro_batch_size_per_gpu is 7, but the settings make it 4"),
+        ({"gradient_clipping": 0.5}, {}, "gradient_clipping is 0.5"),
+        ({"bf16": {"enabled": True}}, {}, "bf16.enabled is True"),
+        ({"fp16": {"enabled": True}}, {}, "fp16.enabled is True"),
+        ({"zero_optimization": {"stage": 2}}, {}, "stage is 2, expected 3"),
+        ({"optimizer": {"type": "AdamW"}}, {}, "a section 'optimizer'"),
+        ({"scheduler": {"type": "WarmupLR"}}, {}, "a section 'scheduler'"),
+        ({}, {"optimizer": "cpu_adamw"}, "offload_optimizer is not set"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
+            {"optimizer": "adamw_8bit"},
+            "cannot be offloaded",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
+            {},
+            "zero_force_ds_cpu_optimizer",
+        ),
+    ],
+)
+def test_contradictions_are_refused_not_overridden(change, options, expected, tmp_path):
+    config = {**json.loads((ROOT / "ds_configs/zero3.json").read_text()), **change}
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(SettingsError, match=expected):
+        deepspeed_config(path, **{**FILL, **options})
+
+
+def test_broken_json_is_named(tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text("{")
+    with pytest.raises(SettingsError, match=r"zero\.json is not valid JSON"):
+        deepspeed_config(path, **FILL)
