@@ -67,12 +67,14 @@ class ModelSettings:
     """Train (or adapt) only this many upper layers, the rest stays frozen; none: all layers."""
     lora_rank: int = 16
     """Rank of the LoRA update."""
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     """LoRA scale: the update is multiplied by alpha / rank."""
     lora_dropout: float = 0.0
     """Dropout on LoRA's input."""
     head_dropout: float = 0.1
     """Dropout on the classification head's input."""
+    head_init: Literal["label_tokens", "zeros"] = "label_tokens"
+    """Where the head starts: at the LM head's rows for the tokens that begin each label's name, or at zero."""
     load_in_4bit: bool = False
     """Keep a frozen backbone in 4 bits (bitsandbytes NF4); needs CUDA and `finetune: lora`."""
     attention: Literal["auto", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"

@@ -53,12 +53,13 @@ def fit_affine(logits_NC: np.ndarray, labels_N: np.ndarray) -> AffineCalibration
     """The map that minimises the smoothed negative log-likelihood; deterministic.
 
     Raises:
-        DataError: fewer than 10 rows, a class without rows, logits that are not finite, or shapes that do not fit.
+        DataError: fewer than 10 rows, a class without rows, a label that is no class index, logits that are not
+            finite, or shapes that do not fit.
     """
     from scipy.optimize import minimize
     from scipy.special import logsumexp
 
-    logits_NC = np.asarray(logits_NC, dtype=np.float64)
+    logits_NC, labels_N = np.asarray(logits_NC, dtype=np.float64), np.asarray(labels_N)
     _check(logits_NC, labels_N)
     rows, classes = logits_NC.shape
     targets_NC = _smoothed_targets(labels_N, classes)
@@ -87,12 +88,22 @@ def _smoothed_targets(labels_N: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _check(logits_NC: np.ndarray, labels_N: np.ndarray) -> None:
-    if logits_NC.ndim != 2 or logits_NC.shape[0] != len(labels_N):
+    if logits_NC.ndim != 2 or labels_N.ndim != 1 or len(logits_NC) != len(labels_N):
         raise DataError(f"logits of shape {logits_NC.shape} beside {len(labels_N)} labels; expected [rows, classes]")
+    classes = logits_NC.shape[1]
+    if classes < 2:
+        raise DataError(f"logits of {classes} class(es), expected 2 or more to fit a calibration")
     if not np.isfinite(logits_NC).all():
         raise DataError("some logits are not finite; the model diverged, use an earlier checkpoint")
     if len(labels_N) < _LEAST_ROWS:
         raise DataError(f"{len(labels_N)} labelled rows, expected {_LEAST_ROWS} or more to fit a calibration")
-    missing = set(range(logits_NC.shape[1])) - set(np.unique(labels_N).tolist())
+    # Rows without label carry -1, which numpy would take for the last class.
+    outside = np.setdiff1d(labels_N, np.arange(classes)).tolist()
+    if outside or not np.issubdtype(labels_N.dtype, np.integer):
+        raise DataError(
+            f"labels {outside or labels_N.dtype} are no class indices, expected integers from 0 to {classes - 1}; "
+            "leave out rows without label"
+        )
+    missing = set(range(classes)) - set(np.unique(labels_N).tolist())
     if missing:
         raise DataError(f"no row of class {sorted(missing)} (by index); calibration needs rows of every class")

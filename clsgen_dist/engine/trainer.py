@@ -29,7 +29,14 @@ from clsgen_dist.engine.probe import probe_row, score_probe
 from clsgen_dist.engine.zero import deepspeed_config
 from clsgen_dist.errors import NonFiniteLossError, SettingsError
 from clsgen_dist.loss.dual import LossWeights, StepCounts, backward_loss, mean
-from clsgen_dist.model.backbone import backbone_path, build_model, choose_attention, load_backbone, load_tokenizer
+from clsgen_dist.model.backbone import (
+    backbone_path,
+    build_model,
+    choose_attention,
+    label_start_tokens,
+    load_backbone,
+    load_tokenizer,
+)
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.track.progress import Progress
 from clsgen_dist.track.tensorboard import TensorBoardLog
@@ -68,7 +75,7 @@ def train(settings: Settings) -> TrainResult:
         for note in rows.notes:
             say(note)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
-        engine = _build_engine(settings, world, backbone, len(labels))
+        engine = _build_engine(settings, world, backbone, encoder, labels)
         stream = TrainStream(
             rows.train,
             seed=settings.seed,
@@ -284,7 +291,7 @@ class _Run:
         return patience is not None and self.state.evaluations_without_gain >= patience
 
 
-def _build_engine(settings: Settings, world: World, backbone: str, classes: int) -> Any:
+def _build_engine(settings: Settings, world: World, backbone: str, encoder: Encoder, labels: LabelSpace) -> Any:
     """Model, optimizer and ZeRO-3 engine."""
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
@@ -310,7 +317,8 @@ def _build_engine(settings: Settings, world: World, backbone: str, classes: int)
     )
     dual_head = build_model(
         lm,
-        classes=classes,
+        classes=len(labels),
+        label_tokens=label_start_tokens(encoder, labels.names) if model.head_init == "label_tokens" else None,
         finetune=model.finetune,
         top_layers=model.top_layers,
         lora_rank=model.lora_rank,

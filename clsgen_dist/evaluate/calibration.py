@@ -36,6 +36,16 @@ def ece(probabilities_NC: np.ndarray, labels_N: np.ndarray, *, positive: int = 1
     return float((gap_B * count_B).sum() / max(1, count_B.sum()))
 
 
+def brier(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Mean squared distance of probabilities and outcome (Brier 1950).
+
+    As in scikit-learn: two classes give that of one probability, from 0 to 1; more give the sum over classes, to 2.
+    """
+    outcome_NC = labels_N[:, None] == np.arange(probabilities_NC.shape[1])
+    squared_N = ((probabilities_NC - outcome_NC) ** 2).sum(axis=1)
+    return float(squared_N.mean() / (2 if probabilities_NC.shape[1] == 2 else 1))
+
+
 def nll(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Mean negative log-probability of the labels, in nats."""
     own_N = probabilities_NC[np.arange(len(labels_N)), labels_N]

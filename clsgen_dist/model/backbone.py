@@ -7,13 +7,16 @@ module. No rank ever holds the whole model; ``tests/dist`` measures it.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model import smollm2
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
@@ -83,10 +86,11 @@ def build_model(
     lm: nn.Module,
     *,
     classes: int,
+    label_tokens: Sequence[int] | None,
     finetune: str,
     top_layers: int | None,
     lora_rank: int,
-    lora_alpha: float,
+    lora_alpha: int,
     lora_dropout: float,
     head_dropout: float,
     loss_impl: str,
@@ -96,7 +100,9 @@ def build_model(
 
     ``finetune``: ``"full"`` all weights, ``"lora"`` adapters on every linear layer, ``"head"`` the head alone. With
     ``top_layers`` only that many upper layers (and the final norm, for ``"full"``) learn; embeddings stay frozen then.
-    New weights are drawn from ``seed`` alike on every rank.
+    The head starts at the LM head's rows of ``label_tokens``, one a class, so that from the first step both heads ask
+    the same of the classification token's state; or at zero, for None. New weights are drawn from ``seed`` alike on
+    every rank.
     """
     torch.manual_seed(seed)
     lm.requires_grad_(finetune == "full" and top_layers is None)
@@ -111,9 +117,35 @@ def build_model(
             layers[index].requires_grad_(True)
         for parameter in _after(lm.base_model, layers):  # type: ignore[arg-type]
             parameter.requires_grad_(True)
-    config: Any = lm.config
-    head = ClassificationHead(config.get_text_config().hidden_size, classes, head_dropout)
+    head = ClassificationHead(_head_start(lm, classes, label_tokens), head_dropout)
     return DualHeadModel(lm, head, loss_impl)
+
+
+def label_start_tokens(encoder: Encoder, labels: Sequence[str]) -> list[int] | None:
+    """The token with which each label's name begins a sentence; None if two labels begin alike."""
+    tokens = [encoder.explanation(name[:1].upper() + name[1:])[0] for name in labels]
+    return tokens if len(set(tokens)) == len(tokens) else None
+
+
+def _head_start(lm: Any, classes: int, label_tokens: Sequence[int] | None) -> torch.Tensor:
+    """``[C, D]`` where the head starts."""
+    if label_tokens is None:
+        return torch.zeros(classes, lm.config.get_text_config().hidden_size)
+    weight_VD = lm.get_output_embeddings().weight
+    with gathered([weight_VD]):
+        return weight_VD.detach()[list(label_tokens)].float()
+
+
+@contextlib.contextmanager
+def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """The parameters whole, for reading, where ZeRO-3 has partitioned them; collective."""
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield
 
 
 def _layer_stack(lm: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -132,7 +164,7 @@ def _after(backbone: nn.Module, layers: nn.ModuleList) -> list[nn.Parameter]:
 
 
 def _inject_lora(
-    lm: nn.Module, layers: nn.ModuleList, stack_name: str, chosen: list[int], rank: int, alpha: float, dropout: float
+    lm: nn.Module, layers: nn.ModuleList, stack_name: str, chosen: list[int], rank: int, alpha: int, dropout: float
 ) -> None:
     """LoRA on every linear layer of the chosen decoder layers; the LM head and embeddings stay as they are."""
     from peft import LoraConfig, inject_adapter_in_model

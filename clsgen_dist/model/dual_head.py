@@ -24,13 +24,15 @@ from torch import Tensor, nn
 class ClassificationHead(nn.Module):
     """``[C, D]`` weight and ``[C]`` bias; dropout on its input, in training only.
 
-    Starts at zero: the first probability is uniform, and the first gradient on the backbone does not come from noise.
+    Args:
+        weight_CD: where the weight starts (copied, in fp32); the bias starts at zero.
+        dropout: probability of dropping an input.
     """
 
-    def __init__(self, hidden_size: int, classes: int, dropout: float) -> None:
+    def __init__(self, weight_CD: Tensor, dropout: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(classes, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(classes))
+        self.weight = nn.Parameter(weight_CD.detach().to(torch.float32, copy=True))
+        self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0]))
         self.dropout = dropout
 
     def dropout_scale(self, rows: int) -> Tensor | None:

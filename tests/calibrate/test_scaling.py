@@ -61,6 +61,22 @@ def test_a_separable_split_stays_finite():
     assert probability.max() == pytest.approx(11 / 12, abs=0.01)
 
 
+@pytest.mark.parametrize(("slope", "offset"), [(0.01, 5.0), (10.0, 50.0), (100.0, 1000.0), (1.0, 30.0)])
+def test_the_fit_does_not_depend_on_how_far_off_the_logits_are(slope, offset):
+    rng = np.random.default_rng(0)
+    true = rng.normal(0, 1.5, 4000)
+    labels = (rng.random(4000) < 1 / (1 + np.exp(-true))).astype(int)
+    plain = np.stack([np.zeros(4000), true], axis=1)
+    far = np.stack([np.zeros(4000), slope * true + offset], axis=1)
+    expected = nll(softmax(fit_affine(plain, labels).apply(plain), axis=1), labels)
+    assert nll(softmax(fit_affine(far, labels).apply(far), axis=1), labels) == pytest.approx(expected, abs=1e-6)
+
+
+def test_slope_stays_positive_on_inverted_scores():
+    logits, labels = _biased(500)
+    assert fit_affine(-logits, labels).scale > 0
+
+
 def test_json_round_trip():
     calibration = AffineCalibration(0.5, (0.0, 1.25))
     assert AffineCalibration.from_json(calibration.to_json()) == calibration
@@ -73,6 +89,10 @@ def test_json_round_trip():
         (np.zeros((20, 2)), [0] * 20, r"no row of class \[1\]"),
         (np.full((20, 2), np.nan), [0, 1] * 10, "not finite"),
         (np.zeros((20, 2)), [0, 1], "beside 2 labels"),
+        (np.zeros((21, 2)), [-1] + [0, 1] * 10, r"labels \[-1\] are no class indices"),
+        (np.zeros((21, 2)), [2] + [0, 1] * 10, r"labels \[2\] are no class indices"),
+        (np.zeros((20, 2)), [0.0, 1.0] * 10, "float64 are no class indices"),
+        (np.zeros((20, 1)), [0] * 20, "2 or more"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(logits, labels, message):

@@ -1,0 +1,163 @@
+"""Two ranks under ZeRO-3 against one process of plain torch, and the ways training is spread."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from clsgen_dist.config import parse_settings
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.loader import TrainStream
+from clsgen_dist.data.rows import read_rows
+from clsgen_dist.engine import checkpoint
+from clsgen_dist.engine.optim import lr_factor, parameter_groups
+from clsgen_dist.infer.export import _trained_tensors
+from clsgen_dist.model.backbone import build_model, label_start_tokens, load_backbone, load_tokenizer
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+
+def _plain_torch(settings) -> dict[str, torch.Tensor]:
+    """The same training in the plainest way: one process, no engine, all logits, global means written out."""
+    tokenizer = load_tokenizer(settings.model.backbone)
+    encoder = Encoder(
+        tokenizer,
+        system=settings.prompt.system,
+        question=settings.prompt.question,
+        max_prompt_length=settings.data.max_prompt_length,
+    )
+    rows = read_rows(settings.data, encoder, None)
+    model = build_model(
+        load_backbone(settings.model.backbone, dtype=torch.float32),
+        classes=2,
+        label_tokens=label_start_tokens(encoder, rows.labels),
+        finetune=settings.model.finetune,
+        top_layers=settings.model.top_layers,
+        lora_rank=settings.model.lora_rank,
+        lora_alpha=settings.model.lora_alpha,
+        lora_dropout=0.0,
+        head_dropout=0.0,
+        loss_impl="reference",
+        seed=settings.seed,
+    )
+    groups = parameter_groups(model, lr=settings.optim.lr, head_lr=None, weight_decay=settings.optim.weight_decay)
+    optimizer = torch.optim.AdamW(groups)
+    stream = TrainStream(
+        rows.train,
+        seed=settings.seed,
+        batch_size=settings.train.batch_size,
+        epochs=settings.train.epochs,
+        rank=0,
+        world_size=1,
+        micro_batch_size=settings.train.batch_size,
+        pad_token=2,
+    )
+    total = min(stream.steps, settings.train.max_steps or stream.steps)
+    model.train()
+    for step in range(total):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.optim.lr * lr_factor(step, total, warmup_fraction=0.1, final_fraction=0.1)
+        [batch] = stream.step(step)
+        output = model(**batch.tensors())
+        (output.generation_loss.mean() + output.class_loss.sum() / max(1, batch.labelled)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _trained(output):
+    folder = checkpoint.committed(output / "checkpoints")[-1]
+    return {name: tensor.contiguous().clone() for name, tensor in _trained_tensors(folder).items()}
+
+
+def _worst_difference(got, truth):
+    assert got.keys() == truth.keys()
+    return max((got[name] - truth[name]).abs().max().item() for name in truth)
+
+
+@pytest.fixture(scope="module")
+def mixed_rows(tmp_path_factory):
+    """Rows of every kind: with and without label, with and without explanation."""
+    import json
+
+    from clsgen_dist.data.demos.breast_cancer import load_splits
+
+    rows = []
+    for i, row in enumerate(load_splits(0)["train"].rows[:43]):
+        kept = dict(row)
+        if i % 4 == 1:
+            del kept["label"]
+        if i % 4 == 2:
+            del kept["explanations"]
+        rows.append(kept)
+    path = tmp_path_factory.mktemp("rows") / "mixed.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(recipe, mixed_rows, tmp_path_factory):
+    """Settings and weights of the plain-torch run."""
+    flags = recipe(tmp_path_factory.mktemp("plain"), data__train=mixed_rows)
+    settings = parse_settings(flags, default_config="configs/demo.yaml")
+    return _plain_torch(settings)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        (2, {}),
+        (1, {"train__micro_batch_size": 10}),
+        (2, {"train__micro_batch_size": 1, "train__activation_checkpointing": "true"}),
+    ],
+    ids=["2 ranks", "1 rank", "2 ranks, 5 micro-steps, activation checkpointing"],
+)
+def test_weights_equal_plain_torch_however_the_batch_is_spread(ranks, overrides, train, plain, mixed_rows, tmp_path):
+    """Ten rows a step over 2 ranks x 3 rows is uneven, and some ranks get no labelled row: global means or bust."""
+    train(tmp_path / "run", ranks=ranks, data__train=mixed_rows, **overrides)
+    assert _worst_difference(_trained(tmp_path / "run"), plain) < 2e-5
+
+
+def test_lora_and_frozen_layers_train_what_they_should(train, recipe, mixed_rows, tmp_path):
+    overrides = {"data__train": mixed_rows, "model__finetune": "lora", "model__top_layers": 2}
+    train(tmp_path / "run", **overrides)
+    settings = parse_settings(recipe(tmp_path / "other", **overrides), default_config="configs/demo.yaml")
+    trained = _trained(tmp_path / "run")
+    assert _worst_difference(trained, _plain_torch(settings)) < 2e-5
+    layers = {name.split(".layers.")[1].split(".")[0] for name in trained if ".layers." in name}
+    assert layers == {"2", "3"}
+    assert all("lora_" in name or name.startswith("classification_head.") for name in trained)
+
+
+def test_eight_bit_adamw_trains_under_zero3(train, mixed_rows, tmp_path):
+    done = train(tmp_path / "run", ranks=1, data__train=mixed_rows, optim__name="adamw_8bit", train__max_steps=2)
+    assert "last checkpoint" in done.stdout
+    states = torch.load(
+        next((checkpoint.committed(tmp_path / "run" / "checkpoints")[-1]).glob("*optim_states.pt")), weights_only=False
+    )
+    assert any(t.dtype == torch.uint8 for t in _tensors(states)), "the optimizer's state is not in 8 bits"
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def test_a_first_loss_is_what_an_untrained_model_has(train, mixed_rows, tmp_path):
+    """Under zero.Init a wrongly initialised model shows here: ln V for tokens, ln 2 for classes."""
+    train(tmp_path / "run", ranks=1, data__train=mixed_rows, train__max_steps=1, model__head_init="zeros")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    log.Reload()
+    assert log.Scalars("loss/generation")[0].value == pytest.approx(math.log(49152), rel=0.03)
+    assert log.Scalars("loss/classification")[0].value == pytest.approx(math.log(2), abs=1e-5)

@@ -1,0 +1,39 @@
+"""Proper scores against scikit-learn and against what their definition promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from clsgen_dist.evaluate.calibration import brier, ece, nll
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_brier_and_nll_are_those_of_scikit_learn(classes):
+    from sklearn.metrics import brier_score_loss, log_loss
+
+    rng = np.random.default_rng(0)
+    probabilities, labels = softmax(rng.normal(size=(123, classes)), axis=1), rng.integers(0, classes, 123)
+    assert nll(probabilities, labels) == pytest.approx(log_loss(labels, probabilities, labels=range(classes)))
+    expected = brier_score_loss(labels, probabilities if classes > 2 else probabilities[:, 1])
+    assert brier(probabilities, labels) == pytest.approx(expected)
+
+
+def test_brier_by_hand():
+    assert brier(np.array([[0.2, 0.8], [0.6, 0.4]]), np.array([1, 1])) == pytest.approx((0.04 + 0.36) / 2)
+    assert brier(np.array([[0.5, 0.3, 0.2]]), np.array([0])) == pytest.approx(0.25 + 0.09 + 0.04)
+
+
+def test_overconfidence_costs_in_every_measure():
+    rng = np.random.default_rng(0)
+    logits = np.stack([np.zeros(5000), rng.normal(0, 1.5, 5000)], axis=1)
+    honest, loud = softmax(logits, axis=1), softmax(3 * logits, axis=1)
+    labels = (rng.random(5000) < honest[:, 1]).astype(int)
+    for measure in (ece, brier, nll):
+        assert measure(honest, labels) < measure(loud, labels)
+    assert ece(honest, labels) < 0.03 and ece(loud, labels) > 0.08
+
+
+def test_a_probability_of_zero_for_what_happened_stays_finite():
+    assert np.isfinite(nll(np.array([[1.0, 0.0]]), np.array([1])))
