@@ -61,7 +61,7 @@ def export_main(argv: Sequence[str]) -> None:
             checkpoint: A run's output_dir (its best checkpoint is taken) or a checkpoint's folder.
             output: Folder to write.
             max_shard_size: Largest weight file, like 5GB or 500MB.
-            verify_logits: Reload the result and compare its logits with the trained model's; needs memory for all of it.
+            verify_logits: Reload the result and compare its logits with the trained model's (in memory, whole).
         """
         from pathlib import Path
 

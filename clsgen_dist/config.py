@@ -268,6 +268,7 @@ def parse_settings(argv: Sequence[str] | None = None, *, default_config: str | N
         return _instantiate(parser, parser.parse_args(args))
     except SettingsError as error:
         parser.error(str(error))
+        raise  # not reached: error() exits
 
 
 def settings_from_yaml(text: str) -> Settings:
@@ -311,7 +312,7 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _setting_names(cls: type, prefix: str = "") -> list[str]:
+def _setting_names(cls: Any, prefix: str = "") -> list[str]:
     names = []
     for name, kind in get_type_hints(cls).items():
         names += _setting_names(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]

@@ -182,6 +182,7 @@ def prune(root: Path, *, keep_last: int, best_step: int | None) -> None:
 def frozen_sums(model: torch.nn.Module, world: World) -> tuple[float, float]:
     """Sum and sum of squares over all frozen parameters, each counted once whatever the sharding; collective."""
     total = square = 0.0
+    parameter: Any
     for parameter in model.parameters():
         if parameter.requires_grad:
             continue

@@ -78,10 +78,21 @@ def process_group(timeout_s: int) -> Iterator[World]:
         verbose=False,
     )
     device = torch.device("cpu" if on_cpu else accelerator.current_device_name())
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
+        # torch gives every rank all cores by default: two ranks on two cores then wait for each other.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_here()))
     try:
         yield World(torch_dist.get_rank(), torch_dist.get_world_size(), device)
     finally:
         torch_dist.destroy_process_group()
+
+
+def _ranks_here() -> int:
+    """Ranks on this machine, as the launcher says: deepspeed, torchrun, Slurm."""
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 1
 
 
 def _quieten() -> None:

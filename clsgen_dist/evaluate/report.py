@@ -42,18 +42,19 @@ class Report:
 
     def table(self) -> str:
         """The report as a Markdown table."""
-        width = max(len(s.name) for s in self.scores)
-        lines = [
-            f"| {'held-out, ' + str(self.rows) + ' rows':{width}} | AUROC                | F1                   | ECE                  |",
-            f"|{'-' * (width + 2)}|----------------------|----------------------|----------------------|",
+        columns = [f"held-out, {self.rows} rows", "AUROC", "F1", "ECE"]
+        rows = [
+            [
+                s.name,
+                _cell(s.auroc, s.auroc_interval),
+                _cell(s.f1, s.f1_interval),
+                _cell(s.ece, s.ece_interval),
+            ]
+            for s in self.scores
         ]
-        for s in self.scores:
-            cells = (
-                _cell(value, interval)
-                for value, interval in ((s.auroc, s.auroc_interval), (s.f1, s.f1_interval), (s.ece, s.ece_interval))
-            )
-            lines.append(f"| {s.name:{width}} | " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+        widths = [max(len(row[c]) for row in [columns, *rows]) for c in range(len(columns))]
+        lines = [_line(columns, widths), "|" + "|".join("-" * (w + 2) for w in widths) + "|"]
+        return "\n".join(lines + [_line(row, widths) for row in rows])
 
     def text(self) -> str:
         """Table and counts, for people."""
@@ -93,12 +94,12 @@ def majority_baseline(train_labels: np.ndarray, rows: int, classes: int) -> np.n
 
 
 def linear_baseline(train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Logistic regression on standardised features: probabilities ``[rows, C]``."""
-    from sklearn.linear_model import LogisticRegression
+    """Logistic regression on standardised features, its penalty cross-validated: probabilities ``[rows, C]``."""
+    from sklearn.linear_model import LogisticRegressionCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=0.1))
+    model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=np.logspace(-4, 1, 6), cv=5, max_iter=2000))
     return np.asarray(model.fit(train_features, train_labels).predict_proba(features))
 
 
@@ -125,4 +126,8 @@ def names_decided_class(explanations: Sequence[str], decided: Sequence[str], lab
 
 
 def _cell(value: float, interval: Interval) -> str:
-    return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]".ljust(20)
+    return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"

@@ -73,7 +73,7 @@ def predict(
     )
     print(rows.summary())
     predictor = Predictor(Path(model))
-    predictions = _predict_rows(predictor, rows.examples, batch_size, explain, max_new_tokens)
+    predictions = predict_rows(predictor, rows.examples, batch_size, explain, max_new_tokens)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(target.name + ".tmp")
     with aside.open("w", encoding="utf-8") as file:
@@ -95,8 +95,8 @@ def calibrate(model: str, data: str, columns: Columns | None = None, batch_size:
     """
     folder = Path(model)
     predictor = Predictor(folder)
-    rows = _labelled(predictor, data, columns)
-    predictions = _predict_rows(predictor, rows.examples, batch_size, explain=False)
+    rows = labelled_rows(predictor, data, columns)
+    predictions = predict_rows(predictor, rows.examples, batch_size, explain=False)
     logits_NC, labels_N = _logits_and_labels(predictor, rows.examples, predictions)
     calibration = fit_affine(logits_NC, labels_N)
     probabilities_NC = probabilities(logits_NC, calibration)
@@ -137,9 +137,9 @@ def evaluate(
         explain: Decode explanations too, and count how many name the decided class.
     """
     predictor = Predictor(Path(model))
-    rows = _labelled(predictor, data, columns)
-    trained_on = _labelled(predictor, train, columns) if train else None
-    predictions = _predict_rows(predictor, rows.examples, batch_size, explain)
+    rows = labelled_rows(predictor, data, columns)
+    trained_on = labelled_rows(predictor, train, columns) if train else None
+    predictions = predict_rows(predictor, rows.examples, batch_size, explain)
     report = build_report(predictor, rows.examples, predictions, trained_on.examples if trained_on else None)
     print(report.text())
     if output:
@@ -185,7 +185,7 @@ def probabilities(logits_NC: np.ndarray, calibration: AffineCalibration) -> np.n
     return np.asarray(softmax(calibration.apply(logits_NC), axis=1))
 
 
-def _predict_rows(
+def predict_rows(
     predictor: Predictor,
     examples: Sequence[Example],
     batch_size: int,
@@ -204,7 +204,7 @@ def _predict_rows(
     return [found[index] for index in range(len(examples))]
 
 
-def _labelled(predictor: Predictor, source: str, columns: Columns | None) -> Ingested:
+def labelled_rows(predictor: Predictor, source: str, columns: Columns | None = None) -> Ingested:
     """The labelled rows of a source, in the model's label space."""
     rows = read_examples(
         row_source(source),

@@ -272,7 +272,7 @@ def _verify_probe(folder: Path, probe: dict[str, Any], say: Callable[[str], None
     tolerance = _TOLERANCE.get(lm.dtype, 5e-2)
     if not difference <= tolerance:
         raise ModelError(
-            f"the export's logits differ from the trained model's by {difference:.2e}, expected at most {tolerance:.0e} "
-            f"in {lm.dtype}; this architecture may scale or cap its logits, or its weights were not merged rightly"
+            f"the export's logits differ from the trained model's by {difference:.2e}, at most {tolerance:.0e} was "
+            f"expected in {lm.dtype}; the architecture may scale or cap its logits, or a merge went wrong"
         )
     say(f"verified by reloading: shapes, head fingerprint, logits (largest difference {difference:.1e})")

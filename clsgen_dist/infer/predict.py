@@ -64,8 +64,8 @@ class Predictor:
         self._head = (weight_CD.to(self.device), bias_C.to(self.device))
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         attention = choose_attention("auto", on_gpu=self.device.type != "cpu")
-        self.lm: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
-        self.lm.to(self.device).eval()
+        lm: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+        self.lm = lm.to(self.device).eval()
         if self._head[0].shape != (len(self.card.labels), self.lm.config.get_text_config().hidden_size):
             raise ModelError(f"{folder}: the head's shape {tuple(weight_CD.shape)} does not fit labels and backbone")
         self.encoder = Encoder(
@@ -102,7 +102,7 @@ class Predictor:
         explain: bool = True,
         max_new_tokens: int | None = None,
     ) -> Iterator[tuple[int, Prediction]]:
-        """(index of the text, its prediction) as batches finish, longest prompts first: what runs out, runs out early."""
+        """(index of the text, its prediction) as batches finish; the longest prompts first, so memory peaks early."""
         prompts = [self.encoder.prompt(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: -len(prompts[i][0]))
         longest = max_new_tokens or self.card.max_explanation_length
@@ -113,26 +113,15 @@ class Predictor:
                 yield index, self._prediction(logits_SC[row], explanations[row], prompts[index][1])
 
     def _batch(self, prompts: list[tuple[int, ...]], new_tokens: int) -> tuple[np.ndarray, list[str | None]]:
-        end = self.encoder.end_token
-        length = max(map(len, prompts))
-        ids_ST = torch.full((len(prompts), length), end, device=self.device)
-        mask_ST = torch.zeros_like(ids_ST)
-        for row, prompt in enumerate(prompts):
-            ids_ST[row, length - len(prompt) :] = torch.tensor(prompt, device=self.device)
-            mask_ST[row, length - len(prompt) :] = 1
-        outputs = self.lm.base_model(
-            input_ids=ids_ST,
-            attention_mask=mask_ST,
-            position_ids=(mask_ST.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=new_tokens > 0,
-        )
+        ids_ST, mask_ST = left_padded(prompts, self.encoder.end_token, self.device)
+        outputs = prefill(self.lm, ids_ST, mask_ST, use_cache=new_tokens > 0)
         last_SD = outputs.last_hidden_state[:, -1]
         logits_SC = F.linear(last_SD.float(), *self._head).cpu().numpy()
         if new_tokens == 0:
             return logits_SC, [None] * len(prompts)
         first_S1 = self.lm.get_output_embeddings()(last_SD).argmax(dim=-1, keepdim=True)
         generated_ST = self._continue(ids_ST, mask_ST, first_S1, outputs.past_key_values, new_tokens)
-        return logits_SC, [self._text(row, end) for row in generated_ST.tolist()]
+        return logits_SC, [self._text(row) for row in generated_ST.tolist()]
 
     def _continue(self, ids_ST: Tensor, mask_ST: Tensor, first_S1: Tensor, cache: Any, new_tokens: int) -> Tensor:
         """The explanation's tokens ``[S, <= new_tokens]``, decoded greedily on the prefill's cache."""
@@ -150,9 +139,10 @@ class Predictor:
         )
         return generated[:, ids_ST.shape[1] :]
 
-    def _text(self, tokens: list[int], end: int) -> str:
+    def _text(self, tokens: list[int]) -> str:
+        end = self.encoder.end_token
         kept = tokens[: tokens.index(end)] if end in tokens else tokens
-        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
 
     def _prediction(self, logits_C: np.ndarray, explanation: str | None, truncated: bool) -> Prediction:
         from scipy.special import softmax
@@ -166,3 +156,32 @@ class Predictor:
             truncated=truncated,
             logits=tuple(logits_C.tolist()),
         )
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask ``[S, T]``, so that every prompt ends in the last column."""
+    length = max(map(len, prompts))
+    ids_ST = torch.full((len(prompts), length), pad_token)
+    mask_ST = torch.zeros_like(ids_ST)
+    for row, prompt in enumerate(prompts):
+        ids_ST[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask_ST[row, length - len(prompt) :] = 1
+    return ids_ST.to(device), mask_ST.to(device)
+
+
+def prefill(lm: Any, ids_ST: Tensor, mask_ST: Tensor, *, use_cache: bool) -> Any:
+    """The backbone's outputs for left-padded prompts; ``last_hidden_state[:, -1]`` are the classification states."""
+    position_ST = (mask_ST.cumsum(dim=1) - 1).clamp(min=0)
+    return lm.base_model(input_ids=ids_ST, attention_mask=mask_ST, position_ids=position_ST, use_cache=use_cache)
+
+
+@torch.inference_mode()
+def classification_states(
+    lm: Any, prompts: Sequence[Sequence[int]], pad_token: int, batch_size: int = 32
+) -> np.ndarray:
+    """``[N, D]`` final-norm states at the classification tokens: what a linear probe of the backbone sees."""
+    states = []
+    for start in range(0, len(prompts), batch_size):
+        ids_ST, mask_ST = left_padded(prompts[start : start + batch_size], pad_token, lm.device)
+        states.append(prefill(lm, ids_ST, mask_ST, use_cache=False).last_hidden_state[:, -1].float().cpu())
+    return torch.cat(states).numpy()

@@ -170,13 +170,11 @@ class _TiledDualHead(torch.autograd.Function):
         grad_head_CD = (delta_SC.T @ pooled_SD).to(ctx.head_dtypes[0]) if wants_head else None
         grad_bias_C = delta_SC.sum(dim=0).to(ctx.head_dtypes[1]) if wants_bias else None
 
-        grad_lm_VD = grad_nD = None
+        grad_lm_VD = grad_hidden_ND = None
         if expected_nD is not None:
             grad_nD = tiled.backward_frozen_weight(expected_nD, lm_weight_VD, target_n, grad_loss_n)
         elif wants_lm:
             grad_nD, grad_lm_VD = tiled.backward(hidden_nD, lm_weight_VD, target_n, lse_n, grad_loss_n, ctx.tile)
-
-        grad_hidden_ND = None
         if wants_hidden:
             grad_pooled_SD = delta_SC @ head_weight_CD.to(wide)
             if dropout_scale_SD is not None:
