@@ -89,8 +89,10 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
 
     base = Path(_local_folder(backbone_path(settings.model.backbone)))
     trained = _trained_tensors(source)
-    head = {name: trained.pop(f"{_HEAD}{name}").contiguous().float() for name in ("weight", "bias")}
+    head = {name: trained.pop(f"{_HEAD}{name}").contiguous().detach().float() for name in ("weight", "bias")}
     config = AutoConfig.from_pretrained(base)
+    if config.tie_word_embeddings:
+        trained.pop(f"{_LM}lm_head.weight", None)  # the same tensor as the input embedding, under a second name
     merge = _Merge(trained, scale=settings.model.lora_alpha / settings.model.lora_rank)
     skip = {"lm_head.weight"} if config.tie_word_embeddings else set()
     config.dtype = _write_shards(folder, base, merge, skip, max_shard_bytes)
@@ -144,7 +146,7 @@ class _Merge:
 
     def _take(self, key: str) -> Tensor:
         self.left.discard(key)
-        tensor: Tensor = self._trained[key].contiguous().float()
+        tensor: Tensor = self._trained[key].contiguous().detach().float()
         return tensor
 
 

@@ -25,7 +25,7 @@ from clsgen_dist.errors import DataError
 NAME = "breast-cancer"
 LABELS = ("benign", "malignant")
 SPLITS = {"train": 0.45, "dev": 0.2, "test": 0.35}
-LEVELS = ("very low", "low", "average", "high", "very high")
+LEVELS = ("lowest", "low", "average", "high", "highest")
 FINDINGS = {
     "size": "worst area",
     "texture": "worst texture",
@@ -81,7 +81,7 @@ def demo_file(split: str, seed: int = 0) -> Path:
         for name, part in load_splits(seed).items():
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part.rows))
 
-    return build_once(f"{NAME}-v2-seed{seed}", write) / f"{split}.jsonl"
+    return build_once(f"{NAME}-v3-seed{seed}", write) / f"{split}.jsonl"
 
 
 def stated_findings(explanation: str) -> list[tuple[str, str]]:
@@ -126,7 +126,7 @@ def _row(index: int, levels: np.ndarray, is_malignant: int, ratios: np.ndarray) 
     words = {"Label": label.capitalize(), "a": findings[first], "b": findings[second]}
     return {
         "id": f"aspirate-{index}",
-        "text": "Aspirate: " + ", ".join(findings) + ".",
+        "text": ", ".join(findings).capitalize() + ".",
         "label": label,
         "explanations": [phrase.format(**words) for phrase in _PHRASES],
     }
