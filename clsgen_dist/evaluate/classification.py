@@ -37,31 +37,19 @@ def macro_f1(predicted_N: np.ndarray, labels_N: np.ndarray) -> float:
     return float(f1_score(labels_N, predicted_N, average="macro", zero_division=0))
 
 
-def best_f1_threshold(probability_N: np.ndarray, is_positive_N: np.ndarray, *, resamples: int = 200) -> float:
-    """The threshold with the best F1, steadied by the bootstrap.
+def best_f1_threshold(probability_N: np.ndarray) -> float:
+    """The threshold with the best expected F1, from *calibrated* probabilities of the positive class.
 
-    The best threshold of one small sample hangs on a row or two, so this is the median over bootstrap resamples of the
-    rows (bagging, Breiman 1996): each takes the best midpoint between neighbouring scores, of equals the nearest to
-    0.5. Constant scores give 0.5. Deterministic.
+        F* = max_k  2 Σ_{i<=k} p_(i) / (k + Σ p),   threshold = F* / 2          (p sorted, largest first)
+
+    (Lipton, Elkan & Naryanaswamy 2014, arXiv 1402.1892.) The best empirical threshold of a hundred rows hangs on one or
+    two of them; this one uses all, so it holds better on new rows. 0.5 if all probabilities are 0.
     """
-    if len(np.unique(probability_N)) < 2:
+    sorted_N = np.sort(probability_N)[::-1]
+    if sorted_N[0] <= 0:
         return 0.5
-    rng = np.random.default_rng(0)
-    samples = [rng.integers(0, len(probability_N), len(probability_N)) for _ in range(resamples)]
-    return float(np.median([_best_midpoint(probability_N[i], is_positive_N[i]) for i in samples]))
-
-
-def _best_midpoint(probability_N: np.ndarray, is_positive_N: np.ndarray) -> float:
-    order = np.argsort(-probability_N, kind="stable")
-    score_N, hit_N = probability_N[order], is_positive_N[order]
-    right_N = np.cumsum(hit_N)
-    f1_N = 2 * right_N / (np.arange(1, len(hit_N) + 1) + hit_N.sum())
-    ends = np.flatnonzero(score_N[:-1] > score_N[1:])  # a threshold fits only between different scores
-    if len(ends) == 0:
-        return 0.5
-    middle = (score_N[ends] + score_N[ends + 1]) / 2
-    best = middle[f1_N[ends] >= f1_N[ends].max()]
-    return float(best[np.argmin(np.abs(best - 0.5))])
+    expected_N = 2 * np.cumsum(sorted_N) / (np.arange(1, len(sorted_N) + 1) + sorted_N.sum())
+    return float(expected_N.max() / 2)
 
 
 def predicted_class(probabilities_NC: np.ndarray, positive: int, threshold: float | None) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from clsgen_dist.evaluate.bootstrap import Interval, bootstrap_interval
-from clsgen_dist.evaluate.calibration import ece
+from clsgen_dist.evaluate.calibration import ece, nll
 from clsgen_dist.evaluate.classification import auroc, f1_at, macro_f1, predicted_class
 
 # N rows, C classes
@@ -29,6 +29,8 @@ class Scores:
     f1_interval: Interval
     ece: float
     ece_interval: Interval
+    nll: float
+    nll_interval: Interval
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ class Report:
 
     def table(self) -> str:
         """The report as a Markdown table."""
-        columns = [f"held-out, {self.rows} rows", "AUROC", "F1", "ECE"]
+        columns = [f"held-out, {self.rows} rows", "AUROC", "F1", "ECE", "NLL"]
         rows = [
             [
                 s.name,
                 _cell(s.auroc, s.auroc_interval),
                 _cell(s.f1, s.f1_interval),
                 _cell(s.ece, s.ece_interval),
+                _cell(s.nll, s.nll_interval),
             ]
             for s in self.scores
         ]
@@ -65,7 +68,7 @@ class Report:
 def score(
     name: str, probabilities_NC: np.ndarray, labels_N: np.ndarray, *, positive: int, threshold: float | None
 ) -> Scores:
-    """AUROC, F1 (binary: of the positive class at ``threshold``, else macro) and ECE, each with its interval."""
+    """AUROC, F1 (binary: of the positive class at ``threshold``, else macro) ECE and NLL (nats), each with its interval."""
 
     def f1(index: np.ndarray) -> float:
         if probabilities_NC.shape[1] == 2:
@@ -78,6 +81,7 @@ def score(
         "auroc": lambda index: auroc(probabilities_NC[index], labels_N[index], positive),
         "f1": f1,
         "ece": lambda index: ece(probabilities_NC[index], labels_N[index], positive=positive),
+        "nll": lambda index: nll(probabilities_NC[index], labels_N[index]),
     }
     everything = np.arange(len(labels_N))
     values = {key: statistic(everything) for key, statistic in statistics.items()}
@@ -99,7 +103,17 @@ def linear_baseline(train_features: np.ndarray, train_labels: np.ndarray, featur
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=np.logspace(-4, 1, 6), cv=5, max_iter=2000))
+    model = make_pipeline(
+        StandardScaler(),
+        LogisticRegressionCV(
+            Cs=np.logspace(-4, 1, 6),
+            cv=5,
+            max_iter=2000,
+            l1_ratios=(0,),
+            scoring="neg_log_loss",
+            use_legacy_attributes=False,
+        ),
+    )
     return np.asarray(model.fit(train_features, train_labels).predict_proba(features))
 
 

@@ -102,7 +102,7 @@ def calibrate(model: str, data: str, columns: Columns | None = None, batch_size:
     probabilities_NC = probabilities(logits_NC, calibration)
     threshold = None
     if len(predictor.card.labels) == 2:
-        threshold = best_f1_threshold(probabilities_NC[:, predictor.positive], labels_N == predictor.positive)
+        threshold = best_f1_threshold(probabilities_NC[:, predictor.positive])
     dataclasses.replace(
         predictor.card,
         calibration=calibration.to_json(),

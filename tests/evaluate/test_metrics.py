@@ -7,7 +7,7 @@ import pytest
 
 from clsgen_dist.evaluate.bootstrap import bootstrap_interval
 from clsgen_dist.evaluate.calibration import ece, nll, reliability_bins
-from clsgen_dist.evaluate.classification import auroc, best_f1_threshold, f1_at, macro_f1, predicted_class
+from clsgen_dist.evaluate.classification import auroc, f1_at, macro_f1, predicted_class
 
 
 def _binary(p):
@@ -55,20 +55,6 @@ def test_f1_by_hand():
     p, y = np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False])
     assert f1_at(p, y, 0.5) == pytest.approx(0.5)  # 1 right, 1 false alarm, 1 missed
     assert f1_at(p, y, 0.95) == 0.0
-
-
-def test_best_threshold_beats_a_half_on_a_biased_score():
-    rng = np.random.default_rng(0)
-    y = rng.random(500) < 0.3
-    p = np.clip(0.2 * y + 0.1 * rng.random(500), 0, 1)
-    threshold = best_f1_threshold(p, y)
-    assert f1_at(p, y, 0.5) == 0.0
-    assert f1_at(p, y, threshold) == 1.0
-    assert 0.1 < threshold < 0.2
-
-
-def test_constant_scores_give_a_half():
-    assert best_f1_threshold(np.full(9, 0.4), np.arange(9) % 2 == 0) == 0.5
 
 
 def test_decision_follows_threshold_and_positive_class():

@@ -1,0 +1,288 @@
+"""A whole training step on the CPU, beside the usual way: tokens/s and peak memory.
+
+    python benchmarks/step_cpu.py                      # the demo's rows: real lengths, LoRA on 15 layers
+    python benchmarks/step_cpu.py --rows 4x256         # 4 rows of 256 tokens a micro-batch
+    python benchmarks/step_cpu.py --model tiny         # seconds, for a look; also with the tests
+
+"clsgen" is this project's model and loss under DeepSpeed ZeRO-3 on one rank (with its overhead), and, to tell the
+engine's price from the loss's, the same without an engine. "HF Trainer" is the same dual-head model trained the usual
+way: transformers' Trainer, padded batches, logits of all tokens, both cross-entropies; same backbone, same LoRA, same
+trainable parameters, same rows in the same order, same optimizer (torch AdamW), fp32. Each runs in a process of its
+own; rounds are interleaved, since machines drift; the table gives medians. "extra" is peak resident memory over what
+was resident once model and optimizer stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+MODES = ("HF Trainer", "clsgen, no engine", "clsgen, ZeRO-3")
+
+
+def resident_mb() -> float:
+    import resource
+
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+
+
+def peak_mb() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024 / 1e3
+
+
+def prepare(model: str, rows: str, micro: int) -> tuple[Any, list[Any], int]:
+    """The dual-head model (LoRA, zero dropout) and one list of batches, the same for every mode."""
+    import torch
+
+    from clsgen_dist.config import parse_settings
+    from clsgen_dist.data.encode import Encoder
+    from clsgen_dist.data.loader import TrainStream, collate
+    from clsgen_dist.data.rows import read_rows
+    from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer
+
+    settings = parse_settings([], default_config="configs/demo.yaml")
+    path = backbone_path(settings.model.backbone)
+    encoder = Encoder(load_tokenizer(path), system="Cytology.", question="Benign or malignant?", max_prompt_length=128)
+    if model == "tiny":
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        lm = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=49152, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4
+            )
+        )
+    else:
+        lm = load_backbone(path, dtype=torch.float32)
+    layers = lm.config.num_hidden_layers
+    dual = build_model(
+        lm,
+        classes=2,
+        label_tokens=None,
+        finetune="lora",
+        top_layers=layers // 2,
+        lora_rank=16,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        head_dropout=0.0,
+        loss_impl="auto",
+        seed=0,
+    )
+    encoded = read_rows(settings.data, encoder, None)
+    if rows == "demo":
+        stream = TrainStream(
+            encoded.train,
+            seed=0,
+            batch_size=micro,
+            epochs=1,
+            rank=0,
+            world_size=1,
+            micro_batch_size=micro,
+            pad_token=2,
+        )
+        return dual, [stream.step(s)[0] for s in range(stream.steps)], layers
+    count, length = (int(n) for n in rows.split("x"))
+    generator = torch.Generator().manual_seed(0)
+    long = []
+    for row in encoded.train[: 8 * count]:
+        # A quarter of the tokens is supervised.
+        tokens = torch.randint(100, 40_000, (length,), generator=generator).tolist()
+        cut = length - length // 4
+        import dataclasses
+
+        long.append((dataclasses.replace(row, prompt=tuple(tokens[:cut])), tuple(tokens[cut:])))
+    return dual, [collate(long[i : i + count], pad_token=2) for i in range(0, len(long), count)], layers
+
+
+def usual_way(dual: Any, batches: list[Any]) -> Any:
+    """A step function: Hugging Face Trainer's own training step, on a model that makes all logits."""
+    import torch
+    import torch.nn.functional as F
+    from transformers import Trainer, TrainingArguments
+
+    class Usual(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm, self.head = dual.lm, dual.classification_head
+
+        def forward(self, input_ids: Any, attention_mask: Any, labels: Any, class_index: Any, row_label: Any) -> Any:
+            out = self.lm(
+                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False
+            )
+            logits = out.logits[:, :-1].float()
+            generation = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            pooled = out.hidden_states[-1].flatten(0, 1)[class_index]
+            classification = F.cross_entropy(F.linear(pooled, self.head.weight, self.head.bias), row_label)
+            return {"loss": generation + classification}
+
+    def inputs(batch: Any) -> dict[str, Any]:
+        labels = torch.full_like(batch.input_ids_ST, -100)
+        labels.view(-1)[batch.supervised_index_n + 1] = batch.target_n
+        return {
+            "input_ids": batch.input_ids_ST,
+            "attention_mask": batch.attention_mask_ST,
+            "labels": labels,
+            "class_index": batch.class_index_S,
+            "row_label": batch.label_S,
+        }
+
+    model = Usual()
+    folder = tempfile.mkdtemp()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(folder, use_cpu=True, report_to=[], disable_tqdm=True, max_grad_norm=1.0),
+    )
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def step(batch: Any) -> None:
+        trainer.training_step(model, inputs(batch))
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    return step
+
+
+def our_way(dual: Any, *, engine: bool) -> Any:
+    """A step function of this project's, with or without DeepSpeed."""
+    import torch
+
+    from clsgen_dist.engine.optim import build_optimizer, parameter_groups
+    from clsgen_dist.loss.dual import LossWeights, StepCounts, backward_loss
+
+    optimizer = build_optimizer(
+        "adamw", parameter_groups(dual, lr=5e-5, head_lr=None, weight_decay=0.0), betas=(0.9, 0.999), eps=1e-8
+    )
+    weights = LossWeights(1.0, 1.0)
+    if not engine:
+        parameters = [p for p in dual.parameters() if p.requires_grad]
+
+        def plain(batch: Any) -> None:
+            counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
+            backward_loss(dual(**batch.tensors()), counts, weights, 1).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return plain
+
+    import deepspeed
+
+    from clsgen_dist.config import resolve_path
+    from clsgen_dist.engine.zero import deepspeed_config
+
+    config = deepspeed_config(
+        resolve_path("ds_configs/zero3.json"),
+        micro_batch_size=8,
+        accumulation_steps=1,
+        world_size=1,
+        max_grad_norm=1.0,
+        bf16=False,
+        optimizer="adamw",
+    )
+    wrapped, *_ = deepspeed.initialize(model=dual, optimizer=optimizer, config=config)
+
+    def step(batch: Any) -> None:
+        counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
+        wrapped.backward(backward_loss(wrapped(**batch.tensors()), counts, weights, 1), scale_wrt_gas=False)
+        wrapped.step()
+
+    return step
+
+
+def worker(mode: str, model: str, rows: str, micro: int) -> None:
+    """Serve: each line on stdin is one round of steps; answers seconds, tokens and peak extra MB as JSON."""
+    import contextlib
+
+    with contextlib.ExitStack() as stack:
+        stdout, sys.stdout = sys.stdout, sys.stderr
+        if mode.endswith("ZeRO-3"):
+            from clsgen_dist.engine.dist import process_group
+
+            stack.enter_context(process_group(600))
+        dual, batches, _ = prepare(model, rows, micro)
+        dual.train()
+        step = usual_way(dual, batches) if mode == "HF Trainer" else our_way(dual, engine=mode.endswith("ZeRO-3"))
+        resident, at = resident_mb(), 0
+        for line in sys.stdin:
+            chosen = [batches[(at + i) % len(batches)] for i in range(int(line))]
+            at += len(chosen)
+            start = time.perf_counter()
+            for batch in chosen:
+                step(batch)
+            answer = {
+                "seconds": time.perf_counter() - start,
+                "tokens": sum(b.tokens for b in chosen),
+                "extra": peak_mb() - resident,
+            }
+            print(json.dumps(answer), file=stdout, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("smollm2", "tiny"), default="smollm2")
+    parser.add_argument("--rows", default="demo", help="'demo', or ROWSxTOKENS of one micro-batch")
+    parser.add_argument("--micro", type=int, default=8, help="rows a micro-batch of the demo's")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="steps a round")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args.worker, args.model, args.rows, args.micro)
+    flags = ["--model", args.model, "--rows", args.rows, "--micro", str(args.micro)]
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    processes = {
+        mode: subprocess.Popen(
+            [sys.executable, __file__, "--worker", mode, *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).resolve().parent.parent,
+        )
+        for mode in MODES
+    }
+    answers: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+    for round_ in range(args.rounds + 1):
+        for mode, process in processes.items():
+            assert process.stdin and process.stdout
+            process.stdin.write(f"{args.steps if round_ else 1}\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit(f"{mode} died; run it alone: echo 1 | {__file__} --worker {mode!r} {' '.join(flags)}")
+            answers[mode].append(json.loads(line))
+    for process in processes.values():
+        process.communicate()
+    import torch
+
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, {args.model}, rows {args.rows}"
+    )
+    print(f"| {'one training step':18} | tokens/s | ratio | extra MB | ratio |")
+    print(f"|{'-' * 20}|---------:|------:|---------:|------:|")
+    base: tuple[float, float] | None = None
+    for mode, answer in answers.items():
+        speed = statistics.median(a["tokens"] / a["seconds"] for a in answer[1:])
+        extra = answer[-1]["extra"]
+        base = base or (speed, extra)
+        print(f"| {mode:18} | {speed:8.0f} | {speed / base[0]:5.2f} | {extra:8.0f} | {extra / base[1]:5.2f} |")
+
+
+if __name__ == "__main__":
+    main()
