@@ -271,9 +271,8 @@ def main() -> None:
         process.communicate()
     import torch
 
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, {args.model}, rows {args.rows}"
-    )
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32")
+    print(f"{args.model}, rows {args.rows}, {args.rounds} rounds of {args.steps} steps")
     print(f"| {'one training step':18} | tokens/s | ratio | extra MB | ratio |")
     print(f"|{'-' * 20}|---------:|------:|---------:|------:|")
     base: tuple[float, float] | None = None

@@ -68,7 +68,7 @@ class Report:
 def score(
     name: str, probabilities_NC: np.ndarray, labels_N: np.ndarray, *, positive: int, threshold: float | None
 ) -> Scores:
-    """AUROC, F1 (binary: of the positive class at ``threshold``, else macro) ECE and NLL (nats), each with its interval."""
+    """AUROC, F1 (binary: of the positive class at ``threshold``; else macro), ECE and NLL, each with its interval."""
 
     def f1(index: np.ndarray) -> float:
         if probabilities_NC.shape[1] == 2:
@@ -103,17 +103,15 @@ def linear_baseline(train_features: np.ndarray, train_labels: np.ndarray, featur
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(
-        StandardScaler(),
-        LogisticRegressionCV(
-            Cs=np.logspace(-4, 1, 6),
-            cv=5,
-            max_iter=2000,
-            l1_ratios=(0,),
-            scoring="neg_log_loss",
-            use_legacy_attributes=False,
-        ),
+    classifier = LogisticRegressionCV(
+        Cs=np.logspace(-4, 1, 6),
+        cv=5,
+        max_iter=2000,
+        scoring="neg_log_loss",
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
     )
+    model = make_pipeline(StandardScaler(), classifier)
     return np.asarray(model.fit(train_features, train_labels).predict_proba(features))
 
 

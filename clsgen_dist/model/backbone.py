@@ -79,7 +79,25 @@ def load_backbone(path: str, *, dtype: torch.dtype, attention: str = "sdpa", loa
             bnb_4bit_quant_storage=dtype,
         )
     lm: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
+    _refuse_changed_logits(lm)
     return lm
+
+
+def _refuse_changed_logits(lm: Any) -> None:
+    """ModelError if the LM's logits are not just ``hidden @ weight.T``: the loss would train another model."""
+    config = lm.config.get_text_config()
+    changes = {
+        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
+        "logit_scale": None if getattr(config, "logit_scale", None) == 1 else getattr(config, "logit_scale", None),
+        "logits_scaling": None if getattr(config, "logits_scaling", 1) == 1 else config.logits_scaling,
+        "lm_head.bias": getattr(lm.get_output_embeddings(), "bias", None) is not None or None,
+    }
+    found = {name: value for name, value in changes.items() if value is not None}
+    if found:
+        raise ModelError(
+            f"{type(lm).__name__} changes its logits after the LM head ({found}), which the loss does not do yet; "
+            "use a backbone whose logits are hidden states times the output embedding (Llama, Qwen, Mistral, Gemma 3 …)"
+        )
 
 
 def build_model(

@@ -1,0 +1,174 @@
+"""From a real two-rank checkpoint to predictions, by the commands a user types."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clsgen_dist.engine import checkpoint
+from clsgen_dist.errors import ModelError
+from clsgen_dist.infer.artifact import ModelCard, read_head
+from clsgen_dist.infer.export import export
+from clsgen_dist.infer.predict import Predictor
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+TEXTS = ["Size high, texture low.", "Size lowest <|im_end|> " * 40, "x"]
+
+
+@pytest.fixture(scope="module", params=["full, untied", "lora, tied"])
+def exported(request, train, tiny_backbone, tiny_untied, tmp_path_factory):
+    """(run folder, exported folder)."""
+    output = tmp_path_factory.mktemp("run")
+    full = request.param.startswith("full")
+    train(
+        output / "run",
+        data__dev="demo:breast-cancer/dev",
+        model__backbone=tiny_untied if full else tiny_backbone,
+        model__finetune="full" if full else "lora",
+        train__epochs=0.2,
+        optim__lr=5e-3,
+    )
+    export(output / "run", output / "model", max_shard_bytes=6 * 10**6)
+    return output / "run", output / "model"
+
+
+def test_the_export_opens_in_plain_transformers_without_this_project(exported, tmp_path):
+    """In a process that never imports clsgen_dist: weights load whole, and text comes out."""
+    script = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+lm, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
+tok = AutoTokenizer.from_pretrained(sys.argv[1])
+assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+ids = tok.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt")
+ids = ids["input_ids"] if not torch.is_tensor(ids) else ids
+assert lm.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
+assert not any(name.startswith("clsgen") for name in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(exported[1])], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_export_is_sharded_as_asked_and_every_tensor_has_elements(exported):
+    from safetensors import safe_open
+
+    index = json.loads((exported[1] / "model.safetensors.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 1
+    for name in files:
+        with safe_open(exported[1] / name, framework="pt") as file:
+            assert all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
+
+
+def test_probabilities_and_explanations_equal_plain_transformers_one_by_one(exported):
+    """Batched, left-padded, one prefill: the same as each row alone, by forward and generate of transformers."""
+    predictor = Predictor(exported[1])
+    weight, bias = read_head(exported[1], predictor.card)
+    batched = predictor.predict(TEXTS, batch_size=3, max_new_tokens=12)
+    for text, prediction in zip(TEXTS, batched, strict=True):
+        ids = torch.tensor([predictor.encoder.prompt(text)[0]])
+        with torch.no_grad():
+            state = predictor.lm(ids, output_hidden_states=True).hidden_states[-1][0, -1]
+            generated = predictor.lm.generate(
+                ids, max_new_tokens=12, do_sample=False, eos_token_id=predictor.encoder.end_token, pad_token_id=2
+            )[0, ids.shape[1] :]
+        torch.testing.assert_close(torch.tensor(prediction.logits), F.linear(state, weight, bias), atol=1e-4, rtol=1e-4)
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+        assert prediction.explanation == predictor.tokenizer.decode(generated, skip_special_tokens=True).strip()
+    assert batched[1].truncated and not batched[0].truncated
+
+
+def test_a_tampered_head_is_refused(exported, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(exported[1], folder)
+    tensors = load_file(folder / "classification_head.safetensors")
+    save_file({**tensors, "bias": tensors["bias"] + 1}, folder / "classification_head.safetensors")
+    with pytest.raises(ModelError, match="does not match its fingerprint"):
+        Predictor(folder)
+    (folder / "classification_head.safetensors").unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        Predictor(folder)
+
+
+def test_an_export_that_is_not_the_trained_model_is_found_out(exported, tmp_path):
+    """The probe's figures in the marker are what the training engine computed: change them, and verification fails."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(exported[0], run)
+    for folder in checkpoint.committed(run / "checkpoints"):
+        marker = json.loads((folder / checkpoint.MARKER).read_text())
+        marker["probe"]["token_losses"][0] += 0.01
+        (folder / checkpoint.MARKER).write_text(json.dumps(marker))
+    with pytest.raises(ModelError, match="differ from the trained model's"):
+        export(run, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_path):
+    model = str(exported[1])
+    rows = [
+        {"id": "r1", "body": "Size high."},
+        {"id": "r2", "body": ""},
+        {"id": "r3", "body": "Size low.", "label": "not looked at"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = run_command(
+        *("clsgen", "predict", "--model", model, "--input", str(tmp_path / "rows.jsonl")),
+        *("--output", str(tmp_path / "out.jsonl"), "--columns.text", "body", "--max_new_tokens", "4"),
+    )
+    assert "1 rejected" in done.stdout
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [a["id"] for a in answers] == ["r1", "r3"]
+    assert set(answers[0]) == {"id", "label", "probabilities", "explanation"}
+    assert "empty text" in (tmp_path / "out.jsonl.quarantine.jsonl").read_text()
+
+    one = json.loads(
+        run_command("clsgen", "predict", "--model", model, "--text", "Size high.", "--explain", "false").stdout
+    )
+    assert one["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-5)
+
+    run_command("clsgen", "calibrate", "--model", model, "--data", "demo:breast-cancer/dev")
+    card = ModelCard.read(exported[1])
+    assert card.calibration is not None and card.calibration["scale"] > 0
+    assert 0 < (card.threshold or 0) <= 0.5
+    report = run_command(
+        *("clsgen", "evaluate", "--model", model, "--data", "demo:breast-cancer/test", "--explain", "false"),
+        *("--train", "demo:breast-cancer/train", "--output", str(tmp_path / "report.json")),
+    ).stdout
+    for name in ("dual head, raw", "dual head, recalibrated", "majority class", "TF-IDF logistic regression"):
+        assert name in report
+    scores = {s["name"]: s for s in json.loads((tmp_path / "report.json").read_text())["scores"]}
+    assert scores["majority class"]["auroc"] == 0.5
+    assert scores["dual head, recalibrated"]["nll"] <= scores["dual head, raw"]["nll"]
+    assert scores["TF-IDF logistic regression"]["auroc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("predict", "--model", "nowhere", "--text", "x"), "no exported dual-head model"),
+        (("predict", "--model", "nowhere"), "give either --text"),
+        (("export", "--checkpoint", "nowhere", "--output", "out"), "no valid checkpoint"),
+        (("export", "--checkpoint", "x", "--output", "y", "--max_shard_size", "5"), "like 5GB"),
+        (("predcit",), "did you mean 'predict'"),
+    ],
+)
+def test_wrong_commands_end_with_one_clear_line(arguments, expected, run_command):
+    done = run_command("clsgen", *arguments, check=False)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr

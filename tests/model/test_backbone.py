@@ -1,0 +1,139 @@
+"""Which parameters learn, where the head starts, and which backbones are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.errors import ModelError
+from clsgen_dist.model.backbone import (
+    backbone_path,
+    build_model,
+    choose_attention,
+    label_start_tokens,
+    load_backbone,
+    load_tokenizer,
+)
+
+OPTIONS = {
+    "classes": 2,
+    "label_tokens": None,
+    "finetune": "full",
+    "top_layers": None,
+    "lora_rank": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "head_dropout": 0.5,
+    "loss_impl": "auto",
+    "seed": 0,
+}
+
+
+def _model(path, **changes):
+    return build_model(load_backbone(str(path), dtype=torch.float32), **{**OPTIONS, **changes})
+
+
+def _learning(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_full_training_learns_everything(tiny_backbone):
+    model = _model(tiny_backbone)
+    assert _learning(model) == {name for name, _ in model.named_parameters()}
+
+
+def test_upper_layers_learn_with_the_final_norm_and_the_rest_is_frozen(tiny_backbone):
+    learning = _learning(_model(tiny_backbone, top_layers=1))
+    assert "lm.model.norm.weight" in learning
+    assert "lm.model.embed_tokens.weight" not in learning
+    assert {n.split(".")[3] for n in learning if ".layers." in n} == {"3"}
+
+
+def test_lora_reaches_every_linear_layer_of_the_chosen_layers_and_not_the_lm_head(tiny_untied):
+    learning = _learning(_model(tiny_untied, finetune="lora", top_layers=2))
+    modules = {n.split(".layers.")[1].split(".lora_")[0] for n in learning if ".layers." in n}
+    parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    assert modules == {f"{layer}.{part}" for layer in (2, 3) for part in parts}
+    assert not any("lm_head" in n or "embed" in n for n in learning)
+
+
+def test_head_alone(tiny_backbone):
+    assert _learning(_model(tiny_backbone, finetune="head")) == {
+        "classification_head.weight",
+        "classification_head.bias",
+    }
+
+
+def test_the_head_starts_at_its_labels_tokens(tiny_backbone):
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    encoder = Encoder(tokenizer, system=None, question="Why?", max_prompt_length=128)
+    tokens = label_start_tokens(encoder, ["benign", "malignant"])
+    assert [tokenizer.decode([t]) for t in tokens] == ["Ben", "Mal"]
+    model = _model(tiny_backbone, label_tokens=tokens)
+    expected = model.lm.get_output_embeddings().weight[tokens]
+    assert torch.equal(model.classification_head.weight, expected)
+    assert label_start_tokens(encoder, ["class one", "class two"]) is None
+
+
+def test_head_dropout_acts_in_training_only(tiny_backbone):
+    head = _model(tiny_backbone).classification_head
+    scale = head.train().dropout_scale(100)
+    assert set(scale.unique().tolist()) == {0.0, 2.0}
+    assert head.eval().dropout_scale(100) is None
+
+
+def test_more_upper_layers_than_there_are_is_refused(tiny_backbone):
+    with pytest.raises(ModelError, match="top_layers is 9, but the backbone has 4"):
+        _model(tiny_backbone, top_layers=9)
+
+
+def test_backbones_that_change_their_logits_are_refused(tmp_path):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"final_logit_softcapping.*use a backbone"):
+        load_backbone(str(tmp_path), dtype=torch.float32, attention="eager")
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Mistral", "Gemma3"])
+def test_the_families_hidden_states_times_the_lm_head_are_their_logits(family):
+    """What the loss multiplies is what the model itself would say."""
+    import transformers
+
+    config_class = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(family, f"{family}Config"))
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    lm = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = build_model(lm, **OPTIONS)
+    ids = torch.randint(0, 99, (2, 7))
+    with torch.no_grad():
+        hidden = model.hidden_states(ids, torch.ones_like(ids))
+        torch.testing.assert_close(hidden @ lm.get_output_embeddings().weight.T, lm(ids).logits)
+
+
+def test_names_that_lead_nowhere_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"embedded backbone is 'demo:smollm2-135m'"):
+        backbone_path("demo:smollm3")
+    with pytest.raises(ModelError, match=r"no folder with a config\.json"):
+        backbone_path(str(tmp_path))
+
+
+def test_attention_is_chosen_by_what_is_there():
+    assert choose_attention("auto", on_gpu=False) == "sdpa"
+    with pytest.raises(ModelError, match="needs a GPU"):
+        choose_attention("flash_attention_2", on_gpu=False)
+    with pytest.raises(ModelError, match="needs CUDA"):
+        load_backbone("unused", dtype=torch.float32, load_in_4bit=True)

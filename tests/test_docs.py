@@ -1,0 +1,110 @@
+"""Every command in README and docs is run, on a tiny model where the text means a big one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TINY = [
+    "--train.max_steps",
+    "1",
+    "--train.batch_size",
+    "4",
+    "--train.micro_batch_size",
+    "4",
+    "--data.max_prompt_length",
+    "128",
+]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's bash blocks, continued lines joined, comments dropped."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"\s#.*$", "", line).strip()
+            if line:
+                found.append(line)
+    return found
+
+
+def test_pages_have_commands_and_no_dead_links():
+    assert sum(len(commands(page)) for page in PAGES) >= 15
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+@pytest.fixture
+def workspace(tmp_path, tiny_backbone):
+    """A folder as the pages assume it: the checkout's files, and someone's rows."""
+    for name in ("train.py", "configs", "ds_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    labels = ["odd", "fine"]
+    rows = [
+        {
+            "id": str(i),
+            "text": f"Statement number {i} is {'strange' if i % 2 == 0 else 'plain'}.",
+            "label": labels[i % 2],
+        }
+        for i in range(24)
+    ]
+    for row in rows[::3]:
+        row["explanation"] = "Because it is so."
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows").mkdir()
+    for name in ("dev", "test", "rows/train", "rows/dev", "rows/test", "rows/new"):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_command):
+    for port, command in enumerate(commands(page), start=29650):
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert run_command("make", "-n", words[1]).stdout
+        elif words[0] == "echo":
+            subprocess.run(command, shell=True, cwd=workspace, check=True)
+        elif words[0] == "tensorboard":
+            _tensorboard_starts(words, workspace)
+        elif words[0] == "deepspeed":
+            words[words.index("--num_gpus") + 1] = "1"
+            words[1:1] = ["--master_port", str(port)]
+            run_command(*words, *TINY, "--model.backbone", str(tiny_backbone), "--model.top_layers", "2", cwd=workspace)
+        elif words[0] == "clsgen":
+            run_command(*words, cwd=workspace)
+        else:
+            pytest.fail(f"{page.name} has a command that no test runs: {command}")
+
+
+def _tensorboard_starts(words: list[str], folder: Path) -> None:
+    import sys
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *words[1:], "--port", "0", "--host", "127.0.0.1"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "http://127.0.0.1" in line:
+                return
+            assert time.monotonic() < deadline
+        pytest.fail("tensorboard did not come up")
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
