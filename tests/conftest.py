@@ -134,6 +134,12 @@ def train(run_command: Callable[..., Any], recipe: Callable[..., list[str]]) -> 
     return run
 
 
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], str]:
+    """A TCP port nobody listens on, at each call."""
+    return _free_port
+
+
 def _free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

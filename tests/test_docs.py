@@ -69,8 +69,8 @@ def workspace(tmp_path, tiny_backbone):
 @pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_command):
-    for port, command in enumerate(commands(page), start=29650):
+def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_command, free_port):
+    for command in commands(page):
         words = shlex.split(command)
         if words[0] == "make":
             assert run_command("make", "-n", words[1]).stdout
@@ -80,7 +80,7 @@ def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_com
             _tensorboard_starts(words, workspace)
         elif words[0] == "deepspeed":
             words[words.index("--num_gpus") + 1] = "1"
-            words[1:1] = ["--master_port", str(port)]
+            words[1:1] = ["--master_port", free_port()]
             run_command(*words, *TINY, "--model.backbone", str(tiny_backbone), "--model.top_layers", "2", cwd=workspace)
         elif words[0] == "clsgen":
             run_command(*words, cwd=workspace)

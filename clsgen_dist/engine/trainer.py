@@ -133,7 +133,9 @@ class _Run:
         settings_yaml = to_yaml(self.settings)
         with (
             TensorBoardLog(
-                self.log_dir if self.world.is_main else None, settings_text=settings_yaml, first_step=self.state.step
+                self.log_dir if self.world.is_main else None,
+                settings_text=settings_yaml,
+                first_step=self.state.step + 1 if self.state.step else 0,
             ) as self.log,
             Progress(self.total_steps, start=self.state.step, enabled=self.world.is_main) as self.progress,
         ):
@@ -227,6 +229,7 @@ class _Run:
         every = self.settings.checkpoint.every
         if best or last or (every and step % every == 0):
             with self.throughput.pause():
+                self.log.flush()  # a checkpoint's own steps must not be missing from the curves of its resumption
                 checkpoint.save(
                     self.engine,
                     self.world,

@@ -9,8 +9,8 @@ Only rank 0 writes; on every other rank ``log_dir`` is None and each call return
 step it will write: TensorBoard then hides what the killed run had logged from that step on. (Its default, fast loader
 does so tag by tag, when the resumed run writes the tag again; with ``--load_fast=false`` it does so at once.)
 
-Price: events are queued to a writer thread and reach the disk every 10 s, at each evaluation and on close, so a killed
-run loses at most its last seconds of curve. TensorBoard itself is imported only where something is written.
+Price: events are queued to a writer thread and reach the disk every 10 s, at each evaluation and checkpoint and on
+close, so a killed run loses at most its last seconds of curve. TensorBoard is imported only where something is written.
 """
 
 from __future__ import annotations
@@ -93,6 +93,11 @@ class TensorBoardLog:
             image_HWC = draw_reliability(reliability, f"Reliability on dev, step {step}")
             self._writer.add_image(DEV_RELIABILITY, image_HWC, step, dataformats="HWC")
         self._writer.flush()
+
+    def flush(self) -> None:
+        """Put everything logged so far on the disk."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         """Writes what is queued and ends the writer; later calls write nothing."""

@@ -43,7 +43,7 @@ def held_elements(model: torch.nn.Module) -> int:
 
 
 def main() -> None:
-    path, zero_file, out = sys.argv[1], sys.argv[2], sys.argv[3]
+    path, zero_file, out = sys.argv[-3:]  # the launcher puts --local_rank first
     with process_group(120) as world:
         config = deepspeed_config(
             Path(zero_file),

@@ -31,7 +31,7 @@ def wide_backbone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_loading_holds_a_share_and_one_module_at_most(ranks, wide_backbone, run_command, tmp_path):
+def test_loading_holds_a_share_and_one_module_at_most(ranks, wide_backbone, run_command, free_port, tmp_path):
     zero = json.loads((Path(__file__).resolve().parents[2] / "ds_configs/zero3.json").read_text())
     zero["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     (tmp_path / "zero3.json").write_text(json.dumps(zero))
@@ -40,7 +40,7 @@ def test_loading_holds_a_share_and_one_module_at_most(ranks, wide_backbone, run_
         "--num_gpus",
         str(ranks),
         "--master_port",
-        str(29600 + ranks),
+        free_port(),
         str(Path(__file__).with_name("load_under_zero3.py")),
         str(wide_backbone),
         str(tmp_path / "zero3.json"),

@@ -34,11 +34,11 @@ RUN = {
 }
 
 
-def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str]) -> None:
+def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], port: str) -> None:
     """Start two ranks, wait for a committed checkpoint, kill -9 one rank; the job must end by itself, with an error."""
     log = (output.parent / f"killed-at-{committed_step}.log").open("w")
     launcher = subprocess.Popen(
-        [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", "--master_port", "0", "train.py", *flags],
+        [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", "--master_port", port, "train.py", *flags],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=log,
@@ -75,10 +75,10 @@ def undisturbed(train, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def twice_killed(recipe, train, tmp_path_factory):
+def twice_killed(recipe, train, free_port, tmp_path_factory):
     output = tmp_path_factory.mktemp("killed") / "run"
-    _kill_one_rank_when(6, output, recipe(output, **RUN))
-    _kill_one_rank_when(18, output, recipe(output, **RUN, resume="auto"))  # past the end of the first epoch
+    _kill_one_rank_when(6, output, recipe(output, **RUN), free_port())
+    _kill_one_rank_when(18, output, recipe(output, **RUN, resume="auto"), free_port())  # past the end of the first epoch
     done = train(output, **RUN, resume="auto")
     return output, done
 

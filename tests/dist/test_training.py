@@ -150,6 +150,39 @@ def test_eight_bit_adamw_trains_under_zero3(train, mixed_rows, tmp_path):
     assert any(t.dtype == torch.uint8 for t in _tensors(states)), "the optimizer's state is not in 8 bits"
 
 
+def test_training_stops_when_the_dev_metric_no_longer_improves(train, mixed_rows, tmp_path):
+    overrides = {"data__dev": "demo:breast-cancer/dev", "train__eval_every": 1, "train__early_stop_patience": 2}
+    done = train(tmp_path / "run", ranks=1, data__train=mixed_rows, optim__lr=1e-12, optim__head_lr=1e-12, **overrides)
+    newest = checkpoint.committed(tmp_path / "run" / "checkpoints")[-1]
+    assert checkpoint.read_marker(newest)["state"]["step"] == 3  # the first is the best, then two without gain
+    assert f"best checkpoint: {tmp_path / 'run' / 'checkpoints' / checkpoint.folder_name(1)}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"data__train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+        ({"data__labels": "[cat, dog]"}, "unknown label: 'malignant' is not in the label space"),
+        ({"model__backbone": "./nowhere"}, "no folder with a config.json"),
+        ({"deepspeed": "nowhere.json"}, "'nowhere.json' is not a file"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_no_traceback(overrides, expected, train, mixed_rows, tmp_path):
+    done = train(tmp_path / "run", ranks=1, check=False, **{"data__train": mixed_rows, **overrides})
+    assert done.returncode != 0
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cpu_adam_with_offload_trains_like_torch_adamw(train, mixed_rows, recipe, tmp_path):
+    """DeepSpeedCPUAdam compiles at first use (about 2 minutes); its weights are AdamW's within rounding."""
+    overrides = {"data__train": mixed_rows, "train__max_steps": 3, **SMOOTH}
+    train(tmp_path / "torch", ranks=1, **overrides)
+    offload = {"deepspeed": "ds_configs/zero3_offload.json", "optim__name": "cpu_adamw"}
+    train(tmp_path / "offload", ranks=1, **overrides, **offload)
+    assert _worst_difference(_trained(tmp_path / "offload"), _trained(tmp_path / "torch")) < 2e-5
+
+
 def _tensors(value):
     if isinstance(value, torch.Tensor):
         yield value
