@@ -63,12 +63,12 @@ def process_group(timeout_s: int) -> Iterator[World]:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    _environment()
     _quieten()
     # The shared-memory op serves inference only, takes a minute to compile, and a killed compile blocks the next.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
-    on_cpu = accelerator.device_name() == "cpu"
+    on_cpu = not on_accelerator()
+    launched_ranks()
     if not on_cpu:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(
@@ -85,6 +85,19 @@ def process_group(timeout_s: int) -> Iterator[World]:
         yield World(torch_dist.get_rank(), torch_dist.get_world_size(), device)
     finally:
         torch_dist.destroy_process_group()
+
+
+def on_accelerator() -> bool:
+    """Whether DeepSpeed found something faster than the CPU."""
+    from deepspeed.accelerator import get_accelerator
+
+    return bool(get_accelerator().device_name() != "cpu")
+
+
+def launched_ranks() -> int:
+    """How many ranks the launcher started; known before they have met."""
+    _environment()
+    return int(os.environ["WORLD_SIZE"])
 
 
 def _ranks_here() -> int:

@@ -22,7 +22,7 @@ from clsgen_dist.data.loader import TrainStream, accumulation_steps
 from clsgen_dist.data.rows import read_rows
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
-from clsgen_dist.engine.dist import World, process_group
+from clsgen_dist.engine.dist import World, launched_ranks, on_accelerator, process_group
 from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better
 from clsgen_dist.engine.optim import build_optimizer, lr_factor, parameter_groups, set_lr
 from clsgen_dist.engine.probe import probe_row, score_probe
@@ -60,6 +60,7 @@ def train(settings: Settings) -> TrainResult:
         NonFiniteLossError: a loss diverged; the checkpoints before it are whole.
     """
     output = Path(settings.output_dir)
+    zero_config = _zero_config(settings, launched_ranks())
     with process_group(settings.train.collective_timeout_s) as world:
         say = _speaker(world)
         resume_from = _prepare_output(settings, output, world, say)
@@ -75,7 +76,7 @@ def train(settings: Settings) -> TrainResult:
         for note in rows.notes:
             say(note)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
-        engine = _build_engine(settings, world, backbone, encoder, labels)
+        engine = _build_engine(settings, zero_config, backbone, encoder, labels)
         stream = TrainStream(
             rows.train,
             seed=settings.seed,
@@ -294,28 +295,33 @@ class _Run:
         return patience is not None and self.state.evaluations_without_gain >= patience
 
 
-def _build_engine(settings: Settings, world: World, backbone: str, encoder: Encoder, labels: LabelSpace) -> Any:
+def _zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
+    """What DeepSpeed is told; SettingsError where its file and the settings contradict each other."""
+    train = settings.train
+    return deepspeed_config(
+        resolve_path(settings.deepspeed),
+        micro_batch_size=train.micro_batch_size,
+        accumulation_steps=accumulation_steps(train.batch_size, train.micro_batch_size, ranks),
+        world_size=ranks,
+        max_grad_norm=settings.optim.max_grad_norm,
+        bf16=on_accelerator() if train.precision == "auto" else train.precision == "bf16",
+        optimizer=settings.optim.name,
+    )
+
+
+def _build_engine(
+    settings: Settings, config: dict[str, Any], backbone: str, encoder: Encoder, labels: LabelSpace
+) -> Any:
     """Model, optimizer and ZeRO-3 engine."""
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
     train, model, optim = settings.train, settings.model, settings.optim
-    on_gpu = world.device.type != "cpu"
-    bf16 = on_gpu if train.precision == "auto" else train.precision == "bf16"
-    config = deepspeed_config(
-        resolve_path(settings.deepspeed),
-        micro_batch_size=train.micro_batch_size,
-        accumulation_steps=accumulation_steps(train.batch_size, train.micro_batch_size, world.size),
-        world_size=world.size,
-        max_grad_norm=optim.max_grad_norm,
-        bf16=bf16,
-        optimizer=optim.name,
-    )
     zero3 = HfDeepSpeedConfig(config)  # transformers holds it weakly: it must live while the model is built
     lm = load_backbone(
         backbone,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
-        attention=choose_attention(model.attention, on_gpu=on_gpu),
+        dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
+        attention=choose_attention(model.attention, on_gpu=on_accelerator()),
         load_in_4bit=model.load_in_4bit,
     )
     dual_head = build_model(
