@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.integrations import HfDeepSpeedConfig
 
 from clsgen_dist.engine.dist import process_group
@@ -55,6 +56,8 @@ def main() -> None:
             optimizer="adamw",
         )
         alive = HfDeepSpeedConfig(config)
+        # What imports and first uses allocate is not the model's.
+        AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
         largest = 0
         original = torch.nn.Module._load_from_state_dict
 
@@ -79,7 +82,7 @@ def main() -> None:
         model = load_backbone(path, dtype=torch.float32)
         watch.done = True
         watch.join()
-        report = {
+        report: dict[str, float] = {
             "elements": sum(p.ds_numel for p in model.parameters()),
             "peak_elements": max(largest, held_elements(model)),
             "held_elements": held_elements(model),
