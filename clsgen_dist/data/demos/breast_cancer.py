@@ -2,7 +2,7 @@
 
 569 real fine-needle aspirates (Wolberg, Street & Mangasarian 1995; Wisconsin Diagnostic Breast Cancer), 30 numbers
 each. Eight of them become words by the quintiles of the *training* split: words without numbers, since digits cost a
-token each and tell a small model little. The explanation names the row's strongest evidence: the two findings with the
+token each and tell a small model little, and words of one token each, which are copied truly more often. The explanation names the row's strongest evidence: the two findings with the
 largest log-likelihood ratio for its class,
 
     LLR(finding, level) = log P(level | malignant) / P(level | benign)       (counts of the training split, +1 each)
@@ -29,13 +29,14 @@ LEVELS = ("lowest", "low", "average", "high", "highest")
 FINDINGS = {
     "size": "worst area",
     "texture": "worst texture",
-    "smoothness": "worst smoothness",
-    "compactness": "worst compactness",
-    "concavity": "worst concavity",
-    "indentation": "worst concave points",
+    "roughness": "worst smoothness",  # local variation of the radius
+    "contour": "worst compactness",  # perimeter² / area
+    "depth": "worst concavity",  # how deep the contour's dents are
+    "pits": "worst concave points",  # how much of the contour is dented
     "symmetry": "worst symmetry",
-    "variation": "area error",
+    "spread": "area error",
 }
+"""A word for each measurement, a single token of most vocabularies; the column it comes from."""
 _PHRASES = (
     "{Label}: {a}, {b}.",
     "{Label}, because {a} and {b}.",
@@ -81,7 +82,7 @@ def demo_file(split: str, seed: int = 0) -> Path:
         for name, part in load_splits(seed).items():
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part.rows))
 
-    return build_once(f"{NAME}-v3-seed{seed}", write) / f"{split}.jsonl"
+    return build_once(f"{NAME}-v4-seed{seed}", write) / f"{split}.jsonl"
 
 
 def stated_findings(explanation: str) -> list[tuple[str, str]]:
