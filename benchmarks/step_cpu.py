@@ -4,12 +4,12 @@
     python benchmarks/step_cpu.py --rows 4x256         # 4 rows of 256 tokens a micro-batch
     python benchmarks/step_cpu.py --model tiny         # seconds, for a look; also with the tests
 
-"clsgen" is this project's model and loss under DeepSpeed ZeRO-3 on one rank (with its overhead), and, to tell the
-engine's price from the loss's, the same without an engine. "HF Trainer" is the same dual-head model trained the usual
-way: transformers' Trainer, padded batches, logits of all tokens, both cross-entropies; same backbone, same LoRA, same
-trainable parameters, same rows in the same order, same optimizer (torch AdamW), fp32. Each runs in a process of its
-own; rounds are interleaved, since machines drift; the table gives medians. "extra" is peak resident memory over what
-was resident once model and optimizer stood.
+"clsgen" is this project's model and loss, under DeepSpeed ZeRO-3 on one rank and, to tell the engine's price from the
+loss's, without an engine. "HF Trainer" is the same dual-head model trained the usual way: transformers' Trainer, padded
+batches, logits of all tokens, both cross-entropies; same backbone, same LoRA, same trainable parameters, same rows in
+the same order, same optimizer (torch AdamW), fp32. "usual loss, ZeRO-3" is the usual way under the very same engine.
+Each runs in a process of its own; rounds are interleaved, since machines drift; the table gives medians. "extra" is
+peak resident memory over what was resident once model and optimizer stood.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MODES = ("HF Trainer", "clsgen, no engine", "clsgen, ZeRO-3")
+MODES = ("HF Trainer", "clsgen, no engine", "usual loss, ZeRO-3", "clsgen, ZeRO-3")
 
 
 def resident_mb() -> float:
@@ -106,8 +106,8 @@ def prepare(model: str, rows: str, micro: int) -> tuple[Any, list[Any], int]:
     return dual, [collate(long[i : i + count], pad_token=2) for i in range(0, len(long), count)], layers
 
 
-def usual_way(dual: Any, batches: list[Any]) -> Any:
-    """A step function: Hugging Face Trainer's own training step, on a model that makes all logits."""
+def usual_way(dual: Any, *, engine: bool) -> Any:
+    """A step function of a model that makes all logits: Hugging Face Trainer's own, or DeepSpeed's."""
     import torch
     import torch.nn.functional as F
     from transformers import Trainer, TrainingArguments
@@ -139,6 +139,14 @@ def usual_way(dual: Any, batches: list[Any]) -> Any:
         }
 
     model = Usual()
+    if engine:
+        wrapped = zero3_engine(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5))
+
+        def engine_step(batch: Any) -> None:
+            wrapped.backward(wrapped(**inputs(batch))["loss"])
+            wrapped.step()
+
+        return engine_step
     folder = tempfile.mkdtemp()
     trainer = Trainer(
         model=model,
@@ -155,6 +163,26 @@ def usual_way(dual: Any, batches: list[Any]) -> Any:
         trainer.optimizer.zero_grad()
 
     return step
+
+
+def zero3_engine(model: Any, optimizer: Any) -> Any:
+    """The model under DeepSpeed ZeRO-3, one rank."""
+    import deepspeed
+
+    from clsgen_dist.config import resolve_path
+    from clsgen_dist.engine.zero import deepspeed_config
+
+    config = deepspeed_config(
+        resolve_path("ds_configs/zero3.json"),
+        micro_batch_size=8,
+        accumulation_steps=1,
+        world_size=1,
+        max_grad_norm=1.0,
+        bf16=False,
+        optimizer="adamw",
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
 
 
 def our_way(dual: Any, *, engine: bool) -> Any:
@@ -180,21 +208,7 @@ def our_way(dual: Any, *, engine: bool) -> Any:
 
         return plain
 
-    import deepspeed
-
-    from clsgen_dist.config import resolve_path
-    from clsgen_dist.engine.zero import deepspeed_config
-
-    config = deepspeed_config(
-        resolve_path("ds_configs/zero3.json"),
-        micro_batch_size=8,
-        accumulation_steps=1,
-        world_size=1,
-        max_grad_norm=1.0,
-        bf16=False,
-        optimizer="adamw",
-    )
-    wrapped, *_ = deepspeed.initialize(model=dual, optimizer=optimizer, config=config)
+    wrapped = zero3_engine(dual, optimizer)
 
     def step(batch: Any) -> None:
         counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
@@ -216,7 +230,8 @@ def worker(mode: str, model: str, rows: str, micro: int) -> None:
             stack.enter_context(process_group(600))
         dual, batches, _ = prepare(model, rows, micro)
         dual.train()
-        step = usual_way(dual, batches) if mode == "HF Trainer" else our_way(dual, engine=mode.endswith("ZeRO-3"))
+        way = our_way if mode.startswith("clsgen") else usual_way
+        step = way(dual, engine=mode.endswith("ZeRO-3"))
         resident, at = resident_mb(), 0
         for line in sys.stdin:
             chosen = [batches[(at + i) % len(batches)] for i in range(int(line))]

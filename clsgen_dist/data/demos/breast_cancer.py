@@ -2,8 +2,8 @@
 
 569 real fine-needle aspirates (Wolberg, Street & Mangasarian 1995; Wisconsin Diagnostic Breast Cancer), 30 numbers
 each. Eight of them become words by the quintiles of the *training* split: words without numbers, since digits cost a
-token each and tell a small model little, and words of one token each, which are copied truly more often. The explanation names the row's strongest evidence: the two findings with the
-largest log-likelihood ratio for its class,
+token each and tell a small model little, and words of one token each, which are copied truly more often. The
+explanation names the row's strongest evidence: the two findings with the largest log-likelihood ratio for its class,
 
     LLR(finding, level) = log P(level | malignant) / P(level | benign)       (counts of the training split, +1 each)
 
