@@ -66,7 +66,10 @@ def _plain_torch(settings) -> dict[str, torch.Tensor]:
             group["lr"] = group["peak_lr"] * lr_factor(step, total, warmup_fraction=0.1, final_fraction=0.1)
         [batch] = stream.step(step)
         output = model(**batch.tensors())
-        (output.generation_loss.mean() + output.class_loss.sum() / max(1, batch.labelled)).backward()
+        generation, classification = output.generation_loss.mean(), output.class_loss.sum() / max(1, batch.labelled)
+        (
+            settings.loss.generation_weight * generation + settings.loss.classification_weight * classification
+        ).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
