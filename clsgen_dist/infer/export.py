@@ -64,6 +64,8 @@ def export(
             _verify_probe(aside, marker["probe"], say)
         else:
             say("logits not verified (--verify_logits false)")
+        for file in aside.iterdir():
+            file.chmod(0o644)  # safetensors writes files that only their owner can read
         shutil.rmtree(output, ignore_errors=True)
         aside.rename(output)
     finally:

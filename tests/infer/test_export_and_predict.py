@@ -63,6 +63,7 @@ def test_the_export_is_sharded_as_asked_and_every_tensor_has_elements(exported):
     index = json.loads((exported[1] / "model.safetensors.index.json").read_text())
     files = set(index["weight_map"].values())
     assert len(files) > 1
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in exported[1].iterdir()), "others cannot read the model"
     for name in files:
         with safe_open(exported[1] / name, framework="pt") as file:
             assert all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
