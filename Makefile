@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: demo test test-fast lint setup clean
 
 demo: setup
-	@echo "== demo: training, export, calibration, evaluation; about 5 minutes on 2 CPU cores"
+	@echo "== demo: training, export, calibration, evaluation; 6 to 7 minutes on 2 CPU cores"
 	@$(BIN)/clsgen demo
 
 test: setup lint
