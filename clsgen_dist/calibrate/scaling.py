@@ -7,7 +7,8 @@ al. 2020, arXiv 1901.06852). A temperature alone (Guo et al. 2017) cannot mend a
 
 Fitted by minimising the negative log-likelihood on held-out rows. The targets are smoothed as Platt does, so that a
 separable split stays finite, but with a tenth of a row instead of a whole one: he pulls every probability towards a
-half by about one row in n. (The tenth was picked on one seed of the demo, looking at its held-out rows.) Price: a few dozen passes over ``N x C`` numbers.
+half by about one row in n. (The tenth was picked on one seed of the demo, looking at its held-out rows.) Price: a few
+dozen passes over ``N x C`` numbers.
 """
 
 from __future__ import annotations
