@@ -8,8 +8,12 @@
 loss's, without an engine. "HF Trainer" is the same dual-head model trained the usual way: transformers' Trainer, padded
 batches, logits of all tokens, both cross-entropies; same backbone, same LoRA, same trainable parameters, same rows in
 the same order, same optimizer (torch AdamW), fp32. "usual loss, ZeRO-3" is the usual way under the very same engine.
-Each runs in a process of its own; rounds are interleaved, since machines drift; the table gives medians. "extra" is
-peak resident memory over what was resident once model and optimizer stood.
+Each runs in a process of its own; rounds are interleaved, since machines drift; the table gives medians.
+
+"extra" is peak resident memory over what was resident once model and optimizer stood and every weight had been read
+(weights are mapped from their file, and count only once touched). It is taken in processes of its own whose allocator
+gives freed memory back at once, so that it counts what a step holds; "as malloc keeps it" is the same under glibc's
+defaults, from the timed processes.
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("HF Trainer", "clsgen, no engine", "usual loss, ZeRO-3", "clsgen, ZeRO-3")
+
+
+# glibc returns what is freed, at a price in speed: for measuring memory, not time.
+SETTLED_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def resident_mb() -> float:
@@ -226,12 +234,17 @@ def worker(mode: str, model: str, rows: str, micro: int) -> None:
         stdout, sys.stdout = sys.stdout, sys.stderr
         if mode.endswith("ZeRO-3"):
             from clsgen_dist.engine.dist import process_group
+            from clsgen_dist.model.backbone import set_zero3_units
 
             stack.enter_context(process_group(600))
         dual, batches, _ = prepare(model, rows, micro)
+        if mode.endswith("ZeRO-3"):
+            set_zero3_units(dual)
         dual.train()
         way = our_way if mode.startswith("clsgen") else usual_way
         step = way(dual, engine=mode.endswith("ZeRO-3"))
+        for parameter in dual.parameters():
+            getattr(parameter, "ds_tensor", parameter).sum()
         resident, at = resident_mb(), 0
         for line in sys.stdin:
             chosen = [batches[(at + i) % len(batches)] for i in range(int(line))]
@@ -247,6 +260,36 @@ def worker(mode: str, model: str, rows: str, micro: int) -> None:
             print(json.dumps(answer), file=stdout, flush=True)
 
 
+class Worker:
+    """One mode in a process of its own."""
+
+    def __init__(self, mode: str, flags: list[str], environment: dict[str, str]) -> None:
+        self.command = [sys.executable, __file__, "--worker", mode, *flags]
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **environment},
+            cwd=Path(__file__).resolve().parent.parent,
+        )
+
+    def steps(self, count: int) -> dict[str, float]:
+        """Run so many steps; what :func:`worker` answers."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a worker died; run it alone: echo 1 | {' '.join(map(repr, self.command))}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("smollm2", "tiny"), default="smollm2")
@@ -259,43 +302,32 @@ def main() -> None:
     if args.worker:
         return worker(args.worker, args.model, args.rows, args.micro)
     flags = ["--model", args.model, "--rows", args.rows, "--micro", str(args.micro)]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    processes = {
-        mode: subprocess.Popen(
-            [sys.executable, __file__, "--worker", mode, *flags],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).resolve().parent.parent,
-        )
-        for mode in MODES
-    }
+    timed = {mode: Worker(mode, flags, {}) for mode in MODES}
     answers: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     for round_ in range(args.rounds + 1):
-        for mode, process in processes.items():
-            assert process.stdin and process.stdout
-            process.stdin.write(f"{args.steps if round_ else 1}\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit(f"{mode} died; run it alone: echo 1 | {__file__} --worker {mode!r} {' '.join(flags)}")
-            answers[mode].append(json.loads(line))
-    for process in processes.values():
-        process.communicate()
+        for mode, worker_ in timed.items():
+            answers[mode].append(worker_.steps(args.steps if round_ else 1))
+    for worker_ in timed.values():
+        worker_.close()
+    held = {}
+    for mode in MODES:
+        worker_ = Worker(mode, flags, SETTLED_MALLOC)
+        held[mode] = worker_.steps(3)["extra"]
+        worker_.close()
     import torch
 
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32")
     print(f"{args.model}, rows {args.rows}, {args.rounds} rounds of {args.steps} steps")
-    print(f"| {'one training step':18} | tokens/s | ratio | extra MB | ratio |")
-    print(f"|{'-' * 20}|---------:|------:|---------:|------:|")
+    print(f"| {'one training step':18} | tokens/s | ratio | extra MB | ratio | as malloc keeps it |")
+    print(f"|{'-' * 20}|---------:|------:|---------:|------:|-------------------:|")
     base: tuple[float, float] | None = None
     for mode, answer in answers.items():
         speed = statistics.median(a["tokens"] / a["seconds"] for a in answer[1:])
-        extra = answer[-1]["extra"]
-        base = base or (speed, extra)
-        print(f"| {mode:18} | {speed:8.0f} | {speed / base[0]:5.2f} | {extra:8.0f} | {extra / base[1]:5.2f} |")
+        base = base or (speed, held[mode])
+        print(
+            f"| {mode:18} | {speed:8.0f} | {speed / base[0]:5.2f} "
+            f"| {held[mode]:8.0f} | {held[mode] / base[1]:5.2f} | {answer[-1]['extra']:18.0f} |"
+        )
 
 
 if __name__ == "__main__":

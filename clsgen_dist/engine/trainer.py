@@ -36,6 +36,7 @@ from clsgen_dist.model.backbone import (
     label_start_tokens,
     load_backbone,
     load_tokenizer,
+    set_zero3_units,
 )
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.track.progress import Progress
@@ -339,6 +340,7 @@ def _build_engine(
     )
     if train.activation_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    set_zero3_units(dual_head)
     del zero3
     groups = parameter_groups(dual_head, lr=optim.lr, head_lr=optim.head_lr, weight_decay=optim.weight_decay)
     optimizer = build_optimizer(optim.name, groups, betas=optim.betas, eps=optim.eps)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from clsgen_dist.evaluate.bootstrap import Interval, bootstrap_interval
-from clsgen_dist.evaluate.calibration import ece, nll
+from clsgen_dist.evaluate.calibration import brier, ece, nll
 from clsgen_dist.evaluate.classification import auroc, f1_at, macro_f1, predicted_class
 
 # N rows, C classes
@@ -34,6 +34,15 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What recalibration did to one measure of calibration, on the same rows; below zero is better."""
+
+    measure: str
+    difference: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
 class Report:
     """Scores of the model and its baselines, and what was counted of the explanations."""
 
@@ -41,6 +50,7 @@ class Report:
     scores: list[Scores] = field(default_factory=list)
     explanations: dict[str, float] = field(default_factory=dict)
     """Shares in [0, 1] by name."""
+    recalibration: list[Change] = field(default_factory=list)
 
     def table(self) -> str:
         """The report as a Markdown table."""
@@ -62,7 +72,9 @@ class Report:
     def text(self) -> str:
         """Table and counts, for people."""
         shares = [f"{name}: {share:.1%}" for name, share in self.explanations.items()]
-        return "\n".join([self.table(), *shares])
+        changes = [f"{c.measure} {_cell(c.difference, c.interval, sign='+')}" for c in self.recalibration]
+        told = [f"recalibrated - raw: {', '.join(changes)}"] if changes else []
+        return "\n".join([self.table(), *told, *shares])
 
 
 def score(
@@ -89,6 +101,26 @@ def score(
         f"{key}_interval": bootstrap_interval(statistic, len(labels_N)) for key, statistic in statistics.items()
     }
     return Scores(name, **values, **intervals)  # type: ignore[arg-type]
+
+
+def recalibration_changes(
+    raw_NC: np.ndarray, recalibrated_NC: np.ndarray, labels_N: np.ndarray, *, positive: int
+) -> list[Change]:
+    """Recalibrated minus raw, by ECE, NLL and Brier score, each with the interval of the paired difference."""
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "ECE": lambda probabilities_NC, labels_N: ece(probabilities_NC, labels_N, positive=positive),
+        "NLL": nll,
+        "Brier": brier,
+    }
+    everything = np.arange(len(labels_N))
+    changes = []
+    for name, measure in measures.items():
+
+        def difference(index: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float] = measure) -> float:
+            return measure(recalibrated_NC[index], labels_N[index]) - measure(raw_NC[index], labels_N[index])
+
+        changes.append(Change(name, difference(everything), bootstrap_interval(difference, len(labels_N))))
+    return changes
 
 
 def majority_baseline(train_labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
@@ -137,8 +169,8 @@ def names_decided_class(explanations: Sequence[str], decided: Sequence[str], lab
     return named / max(1, len(explanations))
 
 
-def _cell(value: float, interval: Interval) -> str:
-    return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _cell(value: float, interval: Interval, sign: str = "") -> str:
+    return f"{value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from clsgen_dist.evaluate.report import (
     Report,
     majority_baseline,
     names_decided_class,
+    recalibration_changes,
     score,
     text_baseline,
 )
@@ -157,12 +158,15 @@ def build_report(
     card, positive = predictor.card, predictor.positive
     logits_NC, labels_N = _logits_and_labels(predictor, examples, predictions)
     identity = AffineCalibration.identity(len(card.labels))
-    scores = [score("dual head, raw", probabilities(logits_NC, identity), labels_N, positive=positive, threshold=None)]
+    raw_NC = probabilities(logits_NC, identity)
+    scores = [score("dual head, raw", raw_NC, labels_N, positive=positive, threshold=None)]
+    changes = []
     if card.calibration:
         calibrated_NC = probabilities(logits_NC, predictor.calibration)
         scores.append(
             score("dual head, recalibrated", calibrated_NC, labels_N, positive=positive, threshold=card.threshold)
         )
+        changes = recalibration_changes(raw_NC, calibrated_NC, labels_N, positive=positive)
     if trained_on:
         train_labels = np.array([card.labels.index(str(e.label)) for e in trained_on])
         majority_NC = majority_baseline(train_labels, len(labels_N), len(card.labels))
@@ -175,7 +179,7 @@ def build_report(
         shares["explanation names the decided class"] = names_decided_class(
             texts, [p.label for p in predictions], card.labels
         )
-    return Report(len(labels_N), scores, shares)
+    return Report(len(labels_N), scores, shares, changes)
 
 
 def probabilities(logits_NC: np.ndarray, calibration: AffineCalibration) -> np.ndarray:

@@ -174,6 +174,26 @@ def _layer_stack(lm: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(stacks, key=lambda item: len(item[1]))
 
 
+def set_zero3_units(dual_head: DualHeadModel) -> None:
+    """Tell ZeRO-3 what to gather together; before the engine is made.
+
+    A decoder layer is one unit: otherwise each linear map is, and LoRA makes five modules of each. The first layer that
+    learns stays as it is where nothing below it learns: its input carries no gradient, and DeepSpeed then takes its
+    gradients for final before they are there. The LM and classification weights, which the loss reads outside their
+    own modules, belong to the whole model.
+    """
+    from deepspeed import zero
+    from deepspeed.utils import set_z3_leaf_module
+
+    _, layers = _layer_stack(dual_head.lm)
+    learns = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    for index, layer in enumerate(layers):
+        set_z3_leaf_module(layer, not learns[index] or any(learns[:index]))
+    lm: Any = dual_head.lm
+    for parameter in (lm.get_output_embeddings().weight, *dual_head.classification_head.parameters()):
+        zero.register_external_parameter(dual_head, parameter)
+
+
 def _after(backbone: nn.Module, layers: nn.ModuleList) -> list[nn.Parameter]:
     """Parameters of the backbone's own modules that come after its layers: the final norm."""
     children = list(backbone.children())

@@ -1,11 +1,11 @@
-"""Intervals are repeatable, and a paired comparison sees what separate intervals cannot."""
+"""Intervals are repeatable, and that of a difference sees what separate ones cannot."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from clsgen_dist.evaluate.bootstrap import bootstrap_interval, paired_bootstrap
+from clsgen_dist.evaluate.bootstrap import bootstrap_interval
 
 
 def test_same_seed_same_interval():
@@ -21,37 +21,26 @@ def test_width_is_that_of_the_normal_approximation():
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
 
 
-def test_pairing_finds_a_small_gain_that_separate_intervals_hide():
+def test_the_interval_of_a_difference_finds_a_small_gain_that_separate_intervals_hide():
     rng = np.random.default_rng(0)
     hardness = rng.normal(size=200)
     b = hardness + rng.normal(0, 0.05, 200)
     a = hardness + 0.05 + rng.normal(0, 0.05, 200)
     apart = [bootstrap_interval(lambda i, x=x: x[i].mean(), 200) for x in (a, b)]
-    together = paired_bootstrap(lambda i: a[i].mean(), lambda i: b[i].mean(), 200)
+    together = bootstrap_interval(lambda i: a[i].mean() - b[i].mean(), 200)
     assert apart[0].low < apart[1].high
-    assert 0 < together.difference.low < 0.05 < together.difference.high
-    assert together.share_not_greater == 0.0
+    assert 0 < together.low < 0.05 < together.high
 
 
-def test_share_turns_with_the_order_and_counts_ties():
-    x = np.random.default_rng(0).normal(size=60)
-    y = x[::-1].copy()
-    forth = paired_bootstrap(lambda i: x[i].mean(), lambda i: y[i].mean(), 60).share_not_greater
-    back = paired_bootstrap(lambda i: y[i].mean(), lambda i: x[i].mean(), 60).share_not_greater
-    assert 0.3 < forth < 0.7
-    assert forth + back == pytest.approx(1)
-    assert paired_bootstrap(lambda i: x[i].mean(), lambda i: x[i].mean(), 60).share_not_greater == 1.0
-
-
-def test_pairs_without_value_are_dropped_and_counted():
+def test_resamples_without_value_are_dropped_and_counted():
     def sometimes(index):
         return float("nan") if 0 in index else 1.0
 
-    some = paired_bootstrap(lambda i: 2.0, sometimes, 5, resamples=200)
-    assert 0 < some.difference.dropped < 200
-    assert (some.difference.low, some.difference.high, some.share_not_greater) == (1.0, 1.0, 0.0)
-    none = paired_bootstrap(lambda i: 2.0, lambda i: float("nan"), 5, resamples=20)
-    assert none.difference.dropped == 20 and np.isnan(none.share_not_greater)
+    some = bootstrap_interval(sometimes, 5, resamples=200)
+    assert 0 < some.dropped < 200
+    assert (some.low, some.high) == (1.0, 1.0)
+    none = bootstrap_interval(lambda i: float("nan"), 5, resamples=20)
+    assert none.dropped == 20 and np.isnan(none.low)
 
 
 def test_no_rows_is_an_error_that_says_so():

@@ -37,3 +37,17 @@ def test_overconfidence_costs_in_every_measure():
 
 def test_a_probability_of_zero_for_what_happened_stays_finite():
     assert np.isfinite(nll(np.array([[1.0, 0.0]]), np.array([1])))
+
+
+def test_recalibration_is_told_as_a_paired_difference():
+    from clsgen_dist.evaluate.report import Report, recalibration_changes
+
+    rng = np.random.default_rng(0)
+    logits = np.stack([np.zeros(600), rng.normal(0, 1.5, 600)], axis=1)
+    honest, loud = softmax(logits, axis=1), softmax(3 * logits, axis=1)
+    labels = (rng.random(600) < honest[:, 1]).astype(int)
+    better = recalibration_changes(loud, honest, labels, positive=1)
+    assert [c.measure for c in better] == ["ECE", "NLL", "Brier"]
+    assert all(c.interval.low < c.difference < c.interval.high < 0 for c in better)
+    assert all(c.difference == 0 for c in recalibration_changes(loud, loud, labels, positive=1))
+    assert "recalibrated - raw: ECE -0." in Report(600, recalibration=better).text()
