@@ -172,17 +172,19 @@ class _Run:
                 final_fraction=optim.final_lr_fraction,
             ),
         )
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for micro_step, batch in enumerate(batches):
             # Dropout is a function of the position too, so that no generator's state needs saving.
             torch.manual_seed(_dropout_seed(self.settings.seed, step, micro_step, self.world.rank))
             output = self.engine(**batch.tensors(self.world.device))
             loss = backward_loss(output, counts, self.weights, self.world.size)
             self.engine.backward(loss, scale_wrt_gas=False)
-            sums += torch.stack([output.generation_loss.detach().sum(), output.class_loss.detach().sum()])
+            sums += torch.stack(
+                [output.generation_loss.detach().sum(), output.class_loss.detach().sum(), output.token_hit.sum()]
+            )
             if micro_step < len(batches) - 1:
                 self.engine.step()
-        generation_sum, classification_sum = self.world.sum(*sums.tolist())
+        generation_sum, classification_sum, hits = self.world.sum(*sums.tolist())
         generation, classification = (
             mean(generation_sum, counts.supervised),
             mean(classification_sum, counts.labelled),
@@ -197,6 +199,7 @@ class _Run:
             "loss/generation": generation,
             "loss/classification": classification,
             "loss/total": weighted,
+            "accuracy/token": mean(hits, counts.supervised),
             "loss_weight/generation": self.weights.generation,
             "loss_weight/classification": self.weights.classification,
             "optim/lr": rates.get("backbone.matrices", rates["head.matrices"]),

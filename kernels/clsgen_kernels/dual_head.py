@@ -1,49 +1,85 @@
 """One autograd function for both heads: per-token generation losses, class logits, per-row classification losses.
 
-Equivalent plain torch (``impl="reference"``, read :mod:`clsgen_kernels.reference`)::
+Equivalent plain torch (``impl="reference"``, read :mod:`clsgen_kernels.reference`), without options::
 
     generation_loss = cross_entropy((hidden @ lm_weight.T)[supervised_index], target, reduction="none")
     class_logits    = hidden[class_index] @ head_weight.T + head_bias
     class_loss      = cross_entropy(class_logits, label, reduction="none", ignore_index=-1)
 
-What ``impl="torch"`` does instead: supervised rows are compacted first, and the vocabulary is walked in tiles (see
-:mod:`clsgen_kernels.tiled` for the equations and the price), so that no tokens x vocabulary tensor is ever made.
-The classification side is a ``S x D x C`` product: its price is nothing beside the vocabulary's.
+What the others do instead: supervised rows are compacted first, and the vocabulary is walked in tiles, so that no
+tokens x vocabulary tensor is ever made: :mod:`clsgen_kernels.tiled` in plain torch, :mod:`clsgen_kernels.fused` in
+Triton. The classification side is a ``S x D x C`` product: its price is nothing beside the vocabulary's.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clsgen_kernels import tiled
-from clsgen_kernels.reference import reference_losses
+from clsgen_kernels import fused, reference, tiled
+from clsgen_kernels.launch import Launch
+from clsgen_kernels.sides import ClassOptions, ClassSide, GenerationOptions, LMSide
 
-# N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
+# N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes, R LoRA rank
 
-IMPLEMENTATIONS = ("auto", "reference", "torch")
+IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
+IGNORE = -100
+"""A target that counts for nothing, as in ``torch.nn.functional.cross_entropy``."""
+_log = logging.getLogger(__name__)
 
 
 class DualHeadOutput(NamedTuple):
     """What the two heads leave behind; all fp32 (fp64 for fp64 inputs)."""
 
     generation_loss: Tensor
-    """``[n]`` cross-entropy per supervised token in nats, or with ``reduction="sum"`` their weighted sum, a scalar."""
+    """``[n]`` loss per supervised token in nats, or with ``reduction="sum"`` their weighted sum, a scalar."""
     class_logits: Tensor
     """``[S, C]`` logits of the classification head; differentiable."""
     class_loss: Tensor
-    """``[S]`` cross-entropy per row in nats; 0 for rows without label."""
+    """``[S]`` loss per row in nats; 0 for rows without label."""
+    token_hit: Tensor
+    """bool ``[n]``: no token is likelier than the target (its mean is the token accuracy); not differentiable."""
 
 
-def resolve_impl(impl: str) -> str:
-    """The implementation that ``impl`` stands for on this machine; ValueError for a name that is none."""
+class LMLora(NamedTuple):
+    """An adapter on the LM head: its logits are ``h·Wᵀ + scale·(h·Aᵀ)·Bᵀ`` (Hu 2021, arXiv 2106.09685)."""
+
+    a_RD: Tensor
+    b_VR: Tensor
+    scale: float
+
+
+def resolve_impl(impl: str, device: torch.device | str = "cpu") -> str:
+    """The implementation that ``impl`` stands for on a device; ValueError for a name that is none, or cannot run there.
+
+    ``"auto"`` is Triton on a GPU and vocabulary tiles in torch elsewhere, never the reference; logged once.
+    """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl {impl!r} is not one of {', '.join(IMPLEMENTATIONS)}; use impl='auto' if unsure")
-    return "torch" if impl == "auto" else impl
+    kind = torch.device(device).type
+    if impl == "triton" and kind != "cuda" and not fused.interpreted():
+        raise ValueError(
+            f"impl 'triton' needs tensors on a GPU, these are on {kind}; use 'auto' (or TRITON_INTERPRET=1 in tests)"
+        )
+    if impl != "auto":
+        return impl
+    return _auto(kind)
+
+
+@functools.cache
+def _auto(kind: str) -> str:
+    has_triton = importlib.util.find_spec("triton") is not None
+    chosen = "triton" if kind == "cuda" and has_triton else "torch"
+    why = "a GPU and Triton are here" if chosen == "triton" else f"tensors are on {kind}" if has_triton else "no Triton"
+    _log.info("dual_head_loss: impl 'auto' is %r, since %s", chosen, why)
+    return chosen
 
 
 def dual_head_loss(
@@ -58,9 +94,16 @@ def dual_head_loss(
     label_S: Tensor,
     dropout_scale_SD: Tensor | None = None,
     token_weight_n: Tensor | None = None,
+    lm_bias_V: Tensor | None = None,
+    lm_lora: LMLora | None = None,
+    generation: GenerationOptions = GenerationOptions(),  # noqa: B008, it is frozen
+    classification: ClassOptions = ClassOptions(),  # noqa: B008
     reduction: Literal["none", "sum"] = "none",
     impl: str = "auto",
     vocab_tile: int | None = None,
+    launch: Launch | None = None,
+    store_bytes: int = 0,
+    lm_weight_grad_VD: Tensor | None = None,
 ) -> DualHeadOutput:
     """Both heads' losses on the final-norm hidden states of a batch of packed or padded tokens.
 
@@ -69,24 +112,36 @@ def dual_head_loss(
         lm_weight_VD: ``[V, D]`` output embedding (tied or not), same dtype as ``hidden_ND``.
         head_weight_CD, head_bias_C: the classification head; used in fp32 whatever they are stored in.
         supervised_index_n: int64 ``[n]`` positions in ``N`` that predict a supervised token; distinct; may be empty.
-        target_n: int64 ``[n]`` the tokens they predict, in ``[0, V)``.
+        target_n: int64 ``[n]`` the tokens they predict, in ``[0, V)``; -100 for one to ignore.
         class_index_S: int64 ``[S]`` position in ``N`` of each row's classification token; distinct; may be empty.
-        label_S: int64 ``[S]`` class of each row in ``[0, C)``, or -1 for a row without label.
+        label_S: int64 ``[S]`` class of each row in ``[0, C)``, or -1 for a row without label. ``"ordinal"``: in
+            ``[0, C]``. ``"multilabel"``: ``[S, C]`` of 0, 1 and -1 for not known.
         dropout_scale_SD: ``[S, D]`` factor on the pooled states (a scaled dropout mask), or None.
         token_weight_n: ``[n]`` weights of the generation losses; only with ``reduction="sum"``.
+        lm_bias_V: ``[V]`` bias of the LM head, or None.
+        lm_lora: an adapter on the LM head, or None.
+        generation: label smoothing, z-loss, soft cap.
+        classification: kind of label space, class weights, focal factor.
         reduction: ``"none"`` for per-token generation losses, ``"sum"`` for their weighted sum.
-        impl: ``"auto"``, ``"torch"`` (vocabulary tiles) or ``"reference"`` (all logits; for tests).
+        impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles) or ``"reference"`` (all logits; for tests).
         vocab_tile: vocabulary rows per tile for ``impl="torch"``; None picks them from ``n``.
+        launch: tiles for ``impl="triton"``; None takes those of :mod:`clsgen_kernels.launch`.
+        store_bytes: keep the ``[n, V]`` logits for the backward of ``impl="triton"`` if they take no more than this:
+            one GEMM pass less, for memory, and their rounding to the weights' dtype.
+        lm_weight_grad_VD: fp32 ``[V, D]`` to which the backward adds the LM weight's gradient instead of returning
+            one: sums of many micro-batches keep fp32 so.
 
-    Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD`` and ``head_bias_C``, exactly, for any upstream
-    gradient of the three outputs. No double backward.
+    Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C``, ``lm_bias_V`` and the
+    adapter, exactly, for any upstream gradient of the outputs. No double backward.
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit together; target or label out of range (checked on CPU;
             on an accelerator the check would cost a synchronisation).
     """
-    impl = resolve_impl(impl)
-    _check(hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S, label_S)
+    impl = resolve_impl(impl, hidden_ND.device)
+    _check(hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S)
+    _check_labels(label_S, class_index_S, head_weight_CD.shape[0], classification)
+    _check_options(hidden_ND, lm_weight_VD, lm_bias_V, lm_lora, lm_weight_grad_VD, impl)
     if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
         raise ValueError(
             f"token_weight_n of shape {tuple(token_weight_n.shape)} with reduction={reduction!r}: expected shape "
@@ -94,21 +149,43 @@ def dual_head_loss(
         )
     if reduction not in ("none", "sum"):
         raise ValueError(f"reduction {reduction!r} is neither 'none' nor 'sum'")
-    tensors = (hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C)
-    indices = (supervised_index_n, target_n, class_index_S, label_S)
+    lora_nR = lora_VR = None
+    if lm_lora is not None:
+        lora_nR, lora_VR = (hidden_ND[supervised_index_n] @ lm_lora.a_RD.T) * lm_lora.scale, lm_lora.b_VR
     if impl == "reference":
-        outputs = reference_losses(*tensors, *indices, dropout_scale_SD)
-    else:
-        tile = vocab_tile or tiled.tile_rows(target_n.numel(), lm_weight_VD.shape[0])
-        outputs = _TiledDualHead.apply(*tensors, *indices, dropout_scale_SD, tile)
-    generation_loss_n, class_logits_SC, class_loss_S = outputs
-    if reduction == "sum":
-        weighted_n = generation_loss_n if token_weight_n is None else generation_loss_n * token_weight_n
-        return DualHeadOutput(weighted_n.sum(), class_logits_SC, class_loss_S)
-    return DualHeadOutput(generation_loss_n, class_logits_SC, class_loss_S)
+        pooled_SD = hidden_ND[class_index_S]
+        if dropout_scale_SD is not None:
+            pooled_SD = pooled_SD.to(dropout_scale_SD.dtype) * dropout_scale_SD
+        loss, hit_n = reference.generation_losses(
+            hidden_ND, lm_weight_VD, supervised_index_n, target_n, lm_bias_V, lora_nR, lora_VR, generation
+        )
+        if reduction == "sum":
+            loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
+        classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, classification)
+        return DualHeadOutput(loss, *reference.class_losses(classes), hit_n)
+    call = _Call(
+        impl, generation, classification, reduction == "sum", vocab_tile, launch, store_bytes, lm_weight_grad_VD
+    )
+    tensors = (hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, lm_bias_V, lora_nR, lora_VR)
+    indices = (supervised_index_n, target_n, class_index_S, label_S)
+    return DualHeadOutput(*_DualHead.apply(*tensors, *indices, dropout_scale_SD, token_weight_n, call))
 
 
-class _TiledDualHead(torch.autograd.Function):
+@dataclass(frozen=True)
+class _Call:
+    """What is not a tensor to differentiate by, or an index."""
+
+    impl: str
+    generation: GenerationOptions
+    classification: ClassOptions
+    sums: bool
+    vocab_tile: int | None
+    launch: Launch | None
+    store_bytes: int
+    lm_weight_grad_VD: Tensor | None
+
+
+class _DualHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -116,74 +193,112 @@ class _TiledDualHead(torch.autograd.Function):
         lm_weight_VD: Tensor,
         head_weight_CD: Tensor,
         head_bias_C: Tensor,
+        lm_bias_V: Tensor | None,
+        lora_nR: Tensor | None,
+        lora_VR: Tensor | None,
         supervised_index_n: Tensor,
         target_n: Tensor,
         class_index_S: Tensor,
         label_S: Tensor,
         dropout_scale_SD: Tensor | None,
-        tile: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        frozen_weight = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        token_weight_n: Tensor | None,
+        call: _Call,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # One row contiguous is all the kernels ask; transposed weights are rare, and copied.
+        lm_weight_VD = _row_contiguous(lm_weight_VD)
         hidden_nD = hidden_ND[supervised_index_n]
-        generation_loss_n, lse_n, expected_nD = tiled.forward(
-            hidden_nD, lm_weight_VD, target_n, tile, carry_expectation=frozen_weight
-        )
-        wide = lse_n.dtype
-        pooled_SD = hidden_ND[class_index_S].to(wide)
+        lm = LMSide(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation)
+        pooled_SD = hidden_ND[class_index_S]
         if dropout_scale_SD is not None:
-            pooled_SD = pooled_SD * dropout_scale_SD
-        class_logits_SC = F.linear(pooled_SD, head_weight_CD.to(wide), head_bias_C.to(wide))
-        class_loss_S = F.cross_entropy(class_logits_SC, label_S, reduction="none", ignore_index=-1)
-
-        ctx.tile = tile
+            pooled_SD = pooled_SD.to(torch.promote_types(pooled_SD.dtype, torch.float32)) * dropout_scale_SD
+        classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
+        if call.impl == "triton":
+            both = fused.forward(
+                lm, classes, token_weight_n=token_weight_n, launch=call.launch, store_bytes=call.store_bytes
+            )
+            out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
+            loss = both.loss_sum if call.sums else out.loss_n
+            carries = False
+        else:
+            tile = call.vocab_tile or tiled.tile_rows(target_n.numel(), lm_weight_VD.shape[0])
+            carries = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[i] for i in (1, 4, 6))
+            carries = carries and tiled.can_carry_expectation(lm)
+            out = tiled.forward(lm, tile, carry_expectation=carries)
+            class_logits_SC = classes.logits()
+            class_loss_S = classes.losses(class_logits_SC)
+            loss = out.loss_n
+            if call.sums:
+                loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
+            ctx.tile = tile
+        ctx.call, ctx.carries = call, carries
         ctx.hidden_shape, ctx.hidden_dtype = hidden_ND.shape, hidden_ND.dtype
-        ctx.head_dtypes = head_weight_CD.dtype, head_bias_C.dtype
-        # The compacted rows are kept only where the backward multiplies them again.
         ctx.save_for_backward(
-            None if frozen_weight else hidden_nD,
-            expected_nD,
-            lm_weight_VD,
-            lse_n,
-            supervised_index_n,
-            target_n,
-            pooled_SD,
-            dropout_scale_SD,
-            head_weight_CD,
-            class_logits_SC,
-            class_index_S,
-            label_S,
+            # The compacted rows are kept only where the backward multiplies them again.
+            hidden_nD[:0] if carries else hidden_nD,
+            *(lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, out.lse_n, out.saved, token_weight_n),
+            *(pooled_SD, head_weight_CD, head_bias_C, label_S, class_logits_SC, dropout_scale_SD),
+            *(supervised_index_n, class_index_S),
         )
-        return generation_loss_n, class_logits_SC, class_loss_S
+        ctx.mark_non_differentiable(out.hit_n)
+        return loss, class_logits_SC, class_loss_S, out.hit_n
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss_n: Tensor, grad_logits_SC: Tensor, grad_class_loss_S: Tensor) -> tuple[Any, ...]:
-        (hidden_nD, expected_nD, lm_weight_VD, lse_n, supervised_index_n, target_n, *classification) = ctx.saved_tensors
-        pooled_SD, dropout_scale_SD, head_weight_CD, class_logits_SC, class_index_S, label_S = classification
-        wants_hidden, wants_lm, wants_head, wants_bias = ctx.needs_input_grad[:4]
+    def backward(
+        ctx: Any, grad_loss: Tensor, grad_logits_SC: Tensor, grad_class_loss_S: Tensor, _: Tensor
+    ) -> tuple[Any, ...]:
+        call = ctx.call
+        hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n = (
+            ctx.saved_tensors[:9]
+        )
+        pooled_SD, head_weight_CD, head_bias_C, label_S, class_logits_SC, dropout_scale_SD = ctx.saved_tensors[9:15]
+        supervised_index_n, class_index_S = ctx.saved_tensors[15:]
+        wants_hidden, wants_lm, wants_head, wants_bias, *wants_more = ctx.needs_input_grad[:7]
         wide = lse_n.dtype
 
-        labelled_S = label_S >= 0
-        delta_SC = torch.softmax(class_logits_SC, dim=1)
-        delta_SC = delta_SC - F.one_hot(label_S.where(labelled_S, 0), delta_SC.shape[1]).to(wide)
-        delta_SC = delta_SC * (grad_class_loss_S * labelled_S)[:, None] + grad_logits_SC
-        grad_head_CD = (delta_SC.T @ pooled_SD).to(ctx.head_dtypes[0]) if wants_head else None
-        grad_bias_C = delta_SC.sum(dim=0).to(ctx.head_dtypes[1]) if wants_bias else None
+        classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
+        with torch.enable_grad():
+            logits_SC = class_logits_SC.detach().requires_grad_()
+            (delta_SC,) = torch.autograd.grad(classes.losses(logits_SC), logits_SC, grad_class_loss_S)
+        delta_SC = delta_SC + grad_logits_SC
+        grad_head_CD = (delta_SC.T @ pooled_SD.to(wide)).to(head_weight_CD.dtype) if wants_head else None
+        grad_bias_C = delta_SC.sum(dim=0).to(head_bias_C.dtype) if wants_bias else None
 
-        grad_lm_VD = grad_hidden_ND = None
-        if expected_nD is not None:
-            grad_nD = tiled.backward_frozen_weight(expected_nD, lm_weight_VD, target_n, grad_loss_n)
-        elif wants_lm:
-            grad_nD, grad_lm_VD = tiled.backward(hidden_nD, lm_weight_VD, target_n, lse_n, grad_loss_n, ctx.tile)
+        lm = LMSide(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation)
+        upstream_n = grad_loss.expand(target_n.shape)
+        if token_weight_n is not None:
+            upstream_n = upstream_n * token_weight_n
+        upstream_n = upstream_n.to(wide).contiguous()
+        if ctx.carries:
+            grads = tiled.backward_from_expectation(lm, lse_n, upstream_n, saved)
+        elif not (wants_hidden or wants_lm or any(wants_more)):
+            return (None, None, grad_head_CD, grad_bias_C, *[None] * 10)
+        else:
+            how = {"wants_weight": wants_lm, "weight_grad_VD": call.lm_weight_grad_VD}
+            if call.impl == "triton":
+                grads = fused.backward(lm, lse_n, upstream_n, saved, launch=call.launch, **how)
+            else:
+                grads = tiled.backward(lm, lse_n, upstream_n, ctx.tile, **how)
+        grad_hidden_ND = None
         if wants_hidden:
             grad_pooled_SD = delta_SC @ head_weight_CD.to(wide)
             if dropout_scale_SD is not None:
                 grad_pooled_SD = grad_pooled_SD * dropout_scale_SD
+            # Positions are distinct on either side: no two rows are added to one place, and no atomics are needed.
             grad_hidden_ND = torch.zeros(ctx.hidden_shape, dtype=wide, device=lse_n.device)
-            grad_hidden_ND.index_add_(0, supervised_index_n, grad_nD)
-            grad_hidden_ND.index_add_(0, class_index_S, grad_pooled_SD)
+            grad_hidden_ND[supervised_index_n] = grads.hidden_nD
+            grad_hidden_ND[class_index_S] += grad_pooled_SD.to(wide)
             grad_hidden_ND = grad_hidden_ND.to(ctx.hidden_dtype)
-        return grad_hidden_ND, grad_lm_VD, grad_head_CD, grad_bias_C, None, None, None, None, None, None
+        grad_lm_VD = grads.weight_VD if call.lm_weight_grad_VD is None else None
+        more = [
+            None if grad is None or not wanted else grad.to(of.dtype)
+            for grad, wanted, of in zip(grads[2:], wants_more, (lm_bias_V, lora_nR, lora_VR), strict=True)
+        ]
+        return (grad_hidden_ND, grad_lm_VD, grad_head_CD, grad_bias_C, *more, *[None] * 7)
+
+
+def _row_contiguous(weight_VD: Tensor) -> Tensor:
+    return weight_VD if weight_VD.stride(1) == 1 else weight_VD.contiguous()
 
 
 def _check(
@@ -194,37 +309,83 @@ def _check(
     supervised_index_n: Tensor,
     target_n: Tensor,
     class_index_S: Tensor,
-    label_S: Tensor,
 ) -> None:
-    def refuse(what: str) -> None:
-        raise ValueError(f"dual_head_loss: {what}")
-
     if hidden_ND.dim() != 2:
-        refuse(f"hidden_ND has shape {tuple(hidden_ND.shape)}, expected [tokens, hidden]; flatten batch and time first")
+        _refuse(
+            f"hidden_ND has shape {tuple(hidden_ND.shape)}, expected [tokens, hidden]; flatten batch and time first"
+        )
     width = hidden_ND.shape[1]
     for name, weight in (("lm_weight_VD", lm_weight_VD), ("head_weight_CD", head_weight_CD)):
         if weight.numel() == 0:
-            refuse(f"{name} has 0 elements: under ZeRO-3 call this inside the engine's forward, where it is gathered")
+            _refuse(f"{name} has 0 elements: under ZeRO-3 call this inside the engine's forward, where it is gathered")
         if weight.dim() != 2 or weight.shape[1] != width:
-            refuse(f"{name} has shape {tuple(weight.shape)}, expected [*, {width}] as hidden_ND is {width} wide")
+            _refuse(f"{name} has shape {tuple(weight.shape)}, expected [*, {width}] as hidden_ND is {width} wide")
     if lm_weight_VD.dtype != hidden_ND.dtype:
-        refuse(f"lm_weight_VD is {lm_weight_VD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
+        _refuse(f"lm_weight_VD is {lm_weight_VD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
     if head_bias_C.shape != head_weight_CD.shape[:1]:
-        refuse(f"head_bias_C has shape {tuple(head_bias_C.shape)}, expected [{head_weight_CD.shape[0]}]")
+        _refuse(f"head_bias_C has shape {tuple(head_bias_C.shape)}, expected [{head_weight_CD.shape[0]}]")
     for name, index, other in (
         ("supervised_index_n", supervised_index_n, target_n),
-        ("class_index_S", class_index_S, label_S),
+        ("class_index_S", class_index_S, class_index_S),
     ):
         if index.dim() != 1 or index.shape != other.shape or index.dtype != torch.int64 or other.dtype != torch.int64:
-            refuse(
+            _refuse(
                 f"{name} is {index.dtype} {tuple(index.shape)} beside {other.dtype} {tuple(other.shape)}; "
                 "expected two int64 vectors of one length"
             )
     if hidden_ND.device.type == "cpu":
         _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
         _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
-        _check_range("target_n", target_n, 0, lm_weight_VD.shape[0])
-        _check_range("label_S", label_S, -1, head_weight_CD.shape[0])
+        _check_range("target_n", target_n[target_n != IGNORE], 0, lm_weight_VD.shape[0])
+
+
+def _check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: ClassOptions) -> None:
+    rows = class_index_S.shape[0]
+    shape = (rows, outputs) if options.kind == "multilabel" else (rows,)
+    if label_S.shape != shape or label_S.dtype != torch.int64:
+        _refuse(f"label_S is {label_S.dtype} {tuple(label_S.shape)}, expected int64 {shape} for kind {options.kind!r}")
+    if options.kind == "sigmoid" and outputs != 1:
+        _refuse(f"the head has {outputs} outputs, expected 1 for kind 'sigmoid'; use 'multilabel' or 'softmax'")
+    if options.class_weight is not None and len(options.class_weight) != outputs:
+        _refuse(f"class_weight has {len(options.class_weight)} values, expected one for each of {outputs} outputs")
+    if label_S.device.type == "cpu":
+        end = {"softmax": outputs, "ordinal": outputs + 1}.get(options.kind, 2)
+        _check_range("label_S", label_S, -1, end)
+
+
+def _check_options(
+    hidden_ND: Tensor,
+    lm_weight_VD: Tensor,
+    lm_bias_V: Tensor | None,
+    lm_lora: LMLora | None,
+    lm_weight_grad_VD: Tensor | None,
+    impl: str,
+) -> None:
+    vocabulary, width = lm_weight_VD.shape
+    if impl == "triton" and hidden_ND.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        _refuse(f"impl 'triton' takes fp32, fp16 and bf16, hidden_ND is {hidden_ND.dtype}; use impl='torch'")
+    if lm_bias_V is not None and lm_bias_V.shape != (vocabulary,):
+        _refuse(f"lm_bias_V has shape {tuple(lm_bias_V.shape)}, expected [{vocabulary}]")
+    if lm_lora is not None:
+        rank = lm_lora.a_RD.shape[0]
+        if lm_lora.a_RD.shape != (rank, width) or lm_lora.b_VR.shape != (vocabulary, rank):
+            _refuse(
+                f"lm_lora has A {tuple(lm_lora.a_RD.shape)} and B {tuple(lm_lora.b_VR.shape)}, expected "
+                f"[rank, {width}] and [{vocabulary}, rank]"
+            )
+        if lm_lora.a_RD.dtype != hidden_ND.dtype or lm_lora.b_VR.dtype != hidden_ND.dtype:
+            _refuse(f"lm_lora is {lm_lora.a_RD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
+    if lm_weight_grad_VD is not None and (
+        lm_weight_grad_VD.shape != lm_weight_VD.shape or lm_weight_grad_VD.dtype != torch.float32
+    ):
+        _refuse(
+            f"lm_weight_grad_VD is {lm_weight_grad_VD.dtype} {tuple(lm_weight_grad_VD.shape)}, expected "
+            f"torch.float32 {tuple(lm_weight_VD.shape)}"
+        )
+
+
+def _refuse(what: str) -> None:
+    raise ValueError(f"dual_head_loss: {what}")
 
 
 def _check_range(name: str, values: Tensor, low: int, end: int) -> None:

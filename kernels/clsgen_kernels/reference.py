@@ -7,28 +7,42 @@ tests and for reading; never chosen by ``impl="auto"``.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
+from clsgen_kernels.sides import ClassSide, GenerationOptions
+
+# N tokens, n supervised tokens, D hidden, V vocabulary, R LoRA rank
 
 
-def reference_losses(
+def generation_losses(
     hidden_ND: Tensor,
-    lm_weight_VD: Tensor,
-    head_weight_CD: Tensor,
-    head_bias_C: Tensor,
+    weight_VD: Tensor,
     supervised_index_n: Tensor,
     target_n: Tensor,
-    class_index_S: Tensor,
-    label_S: Tensor,
-    dropout_scale_SD: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Same contract as :func:`clsgen_kernels.dual_head_loss`, in five lines of plain torch."""
+    bias_V: Tensor | None,
+    lora_nR: Tensor | None,
+    lora_VR: Tensor | None,
+    options: GenerationOptions,
+) -> tuple[Tensor, Tensor]:
+    """``[n]`` losses and ``[n]`` hits; the equation is in :class:`clsgen_kernels.GenerationOptions`."""
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-    logits_NV = (hidden_ND @ lm_weight_VD.T).to(wide)
-    generation_loss_n = F.cross_entropy(logits_NV[supervised_index_n], target_n, reduction="none")
-    pooled_SD = hidden_ND[class_index_S].to(wide) * (1.0 if dropout_scale_SD is None else dropout_scale_SD)
-    class_logits_SC = F.linear(pooled_SD, head_weight_CD.to(wide), head_bias_C.to(wide))
-    class_loss_S = F.cross_entropy(class_logits_SC, label_S, reduction="none", ignore_index=-1)
-    return generation_loss_n, class_logits_SC, class_loss_S
+    logits_nV = (hidden_ND @ weight_VD.T)[supervised_index_n].to(wide)
+    if lora_nR is not None and lora_VR is not None:
+        logits_nV = logits_nV + (lora_nR @ lora_VR.T).to(wide)
+    if bias_V is not None:
+        logits_nV = logits_nV + bias_V.to(wide)
+    if options.softcap is not None:
+        logits_nV = options.softcap * torch.tanh(logits_nV / options.softcap)
+    counted_n = target_n >= 0
+    lse_n = logits_nV.logsumexp(dim=1)
+    target_logit_n = logits_nV.gather(1, target_n.clamp(min=0)[:, None])[:, 0]
+    loss_n = lse_n - target_logit_n + options.label_smoothing * (target_logit_n - logits_nV.mean(dim=1))
+    loss_n = loss_n + options.z_loss * lse_n**2
+    hit_n = (target_logit_n >= logits_nV.amax(dim=1)) & counted_n
+    return torch.where(counted_n, loss_n, 0.0), hit_n
+
+
+def class_losses(classes: ClassSide) -> tuple[Tensor, Tensor]:
+    """``[S, C]`` class logits and ``[S]`` losses."""
+    logits_SC = classes.logits()
+    return logits_SC, classes.losses(logits_SC)

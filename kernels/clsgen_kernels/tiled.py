@@ -9,8 +9,9 @@ online softmax, Milakov & Gimelshein 2018, arXiv 1805.02867) and dropped.
 Price, in GEMM passes of ``2·n·D·V`` FLOPs, and extra memory besides the gradients:
 
 - LM weight trained: 1 pass forward, 3 backward (recompute, dh, dW); ``n·tile`` floats.
-- LM weight frozen (LoRA): the forward also carries ``E_i = Σ_v p_iv w_v`` along its online softmax, so it takes 2
-  passes and the backward none: ``dh_i = g_i (E_i - w_{t_i})``; ``n·tile + n·D`` floats.
+- LM weight frozen (LoRA on the backbone): the forward also carries ``E_i = Σ_v p_iv w_v`` along its online softmax, so
+  it takes 2 passes and the backward none: ``dh_i = g_i ((1 + 2 z lse_i) E_i - w_{t_i})``; ``n·tile + n·D`` floats.
+  With smoothing, a soft cap or LoRA on the LM head it recomputes instead: 1 and 2 passes.
 - No gradient wanted: 1 pass.
 
 Per-token upstream gradients ``g_i`` are exact in every case.
@@ -21,7 +22,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# n supervised tokens, D hidden, V vocabulary, T vocabulary rows of one tile
+from clsgen_kernels.sides import Forward, LMGradients, LMSide
+
+# n supervised tokens, D hidden, V vocabulary, T vocabulary rows of one tile, R LoRA rank
 
 _TILE_ELEMENTS = 2**21  # logits held at a time: 8 MiB in fp32, around the last-level cache of a core
 _TILE_ROWS = (512, 8192)
@@ -33,65 +36,126 @@ def tile_rows(n_tokens: int, vocabulary: int) -> int:
     return min(vocabulary, max(low, min(high, _TILE_ELEMENTS // max(n_tokens, 1))))
 
 
-def forward(
-    hidden_nD: Tensor, weight_VD: Tensor, target_n: Tensor, tile: int, *, carry_expectation: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses ``[n]``, log-sum-exps ``[n]`` and, if asked, the expected output embedding ``E [n, D]``; all fp32."""
+def can_carry_expectation(lm: LMSide) -> bool:
+    """Whether the expected output embedding alone gives the hidden states' gradient."""
+    return lm.lora_nR is None and lm.options.label_smoothing == 0 and lm.options.softcap is None
+
+
+def forward(lm: LMSide, tile: int, *, carry_expectation: bool) -> Forward:
+    """Losses, log-sum-exps and hits; with ``carry_expectation``, ``E [n, D]`` is saved."""
+    hidden_nD, weight_VD, target_n, options = lm.hidden_nD, lm.weight_VD, lm.target_n, lm.options
     n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
     wide = torch.promote_types(hidden_nD.dtype, torch.float32)
     maximum_n = hidden_nD.new_full((n,), -torch.inf, dtype=wide)
     total_n = hidden_nD.new_zeros((n,), dtype=wide)
+    logit_sum_n = torch.zeros_like(total_n) if options.label_smoothing else None
+    target_logit_n = torch.zeros_like(total_n)
     expected_nD = torch.zeros_like(hidden_nD, dtype=wide) if carry_expectation else None
     buffer = hidden_nD.new_empty(n * tile)
     for start in range(0, vocabulary, tile):
-        weight_TD = weight_VD[start : start + tile]
-        logits_nT = _logits(hidden_nD, weight_TD, buffer, wide)
+        logits_nT = _logits(lm, start, tile, buffer, wide)
+        column_n, inside_n = _columns(target_n, start, logits_nT.shape[1])
+        target_logit_n += torch.where(inside_n, logits_nT.gather(1, column_n[:, None])[:, 0], 0)
+        if logit_sum_n is not None:
+            logit_sum_n += logits_nT.sum(dim=1)
         new_maximum_n = torch.maximum(maximum_n, logits_nT.amax(dim=1))
         rescale_n = torch.exp(maximum_n - new_maximum_n)
         exp_nT = logits_nT.sub_(new_maximum_n[:, None]).exp_()
         total_n.mul_(rescale_n).add_(exp_nT.sum(dim=1))
         if expected_nD is not None:
             expected_nD.mul_(rescale_n[:, None])
-            _add_matmul(expected_nD, exp_nT, weight_TD)
+            _add_matmul(expected_nD, exp_nT, weight_VD[start : start + tile])
         maximum_n = new_maximum_n
     if expected_nD is not None:
         expected_nD.div_(total_n[:, None])
     lse_n = maximum_n + total_n.log()
-    target_logit_n = (hidden_nD.to(wide) * weight_VD[target_n].to(wide)).sum(dim=1)
-    return lse_n - target_logit_n, lse_n, expected_nD
+    loss_n = lse_n - target_logit_n
+    if logit_sum_n is not None:
+        loss_n += options.label_smoothing * (target_logit_n - logit_sum_n / vocabulary)
+    if options.z_loss:
+        loss_n += options.z_loss * lse_n**2
+    counted_n = target_n >= 0
+    loss_n = torch.where(counted_n, loss_n, 0)
+    return Forward(loss_n, lse_n, (target_logit_n >= maximum_n) & counted_n, expected_nD)
 
 
-def backward_frozen_weight(expected_nD: Tensor, weight_VD: Tensor, target_n: Tensor, upstream_n: Tensor) -> Tensor:
-    """``dh_i = g_i (E_i - w_{t_i})``, fp32 ``[n, D]``."""
-    return (expected_nD - weight_VD[target_n].to(expected_nD.dtype)) * upstream_n[:, None]
+def backward_from_expectation(lm: LMSide, lse_n: Tensor, upstream_n: Tensor, expected_nD: Tensor) -> LMGradients:
+    """The hidden states' gradient, where the LM weight is frozen."""
+    target_embedding_nD = lm.weight_VD[lm.target_n.clamp(min=0)].to(expected_nD.dtype)
+    scale_n = 1 + 2 * lm.options.z_loss * lse_n
+    upstream_n = torch.where(lm.target_n >= 0, upstream_n, 0)
+    return LMGradients((expected_nD * scale_n[:, None] - target_embedding_nD) * upstream_n[:, None])
 
 
 def backward(
-    hidden_nD: Tensor, weight_VD: Tensor, target_n: Tensor, lse_n: Tensor, upstream_n: Tensor, tile: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients ``dh [n, D]`` (fp32) and ``dW [V, D]`` (the weight's dtype, each row written once)."""
+    lm: LMSide,
+    lse_n: Tensor,
+    upstream_n: Tensor,
+    tile: int,
+    *,
+    wants_weight: bool,
+    weight_grad_VD: Tensor | None = None,
+) -> LMGradients:
+    """All gradients, each vocabulary row of ``dW`` written once; hidden states' in fp32.
+
+    ``weight_grad_VD`` (fp32) is added to in place of a new ``dW`` in the weight's dtype.
+    """
+    hidden_nD, weight_VD, options = lm.hidden_nD, lm.weight_VD, lm.options
     n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
     wide = lse_n.dtype
-    grad_hidden_nD = torch.zeros_like(hidden_nD, dtype=wide)
-    grad_weight_VD = torch.empty_like(weight_VD)
+    grad_nD = torch.zeros_like(hidden_nD, dtype=wide)
+    grad_VD = torch.empty_like(weight_VD) if wants_weight and weight_grad_VD is None else None
+    grad_bias_V = None if lm.bias_V is None else torch.empty_like(lm.bias_V, dtype=wide)
+    grad_lora_nR = None if lm.lora_nR is None else torch.zeros_like(lm.lora_nR, dtype=wide)
+    grad_lora_VR = None if lm.lora_VR is None else torch.empty_like(lm.lora_VR)
     buffer = hidden_nD.new_empty(n * tile)
     rows_n = torch.arange(n, device=hidden_nD.device)
+    upstream_n = torch.where(lm.target_n >= 0, upstream_n, 0)
     for start in range(0, vocabulary, tile):
-        weight_TD = weight_VD[start : start + tile]
-        grad_nT = _logits(hidden_nD, weight_TD, buffer, wide).sub_(lse_n[:, None]).exp_().mul_(upstream_n[:, None])
+        part = slice(start, min(start + tile, vocabulary))
+        logits_nT = _logits(lm, start, tile, buffer, wide)
+        slope_nT = None if options.softcap is None else 1 - (logits_nT / options.softcap) ** 2
+        grad_nT = logits_nT.sub_(lse_n[:, None]).exp_().mul_((upstream_n * (1 + 2 * options.z_loss * lse_n))[:, None])
         # Tokens whose target lies outside this tile subtract zero from its first column: no data-dependent shape.
-        column_n = target_n - start
-        inside_n = (column_n >= 0) & (column_n < weight_TD.shape[0])
-        grad_nT[rows_n, column_n.where(inside_n, 0)] -= upstream_n * inside_n
+        column_n, inside_n = _columns(lm.target_n, start, grad_nT.shape[1])
+        grad_nT[rows_n, column_n] -= (1 - options.label_smoothing) * upstream_n * inside_n
+        if options.label_smoothing:
+            grad_nT -= (options.label_smoothing / vocabulary * upstream_n)[:, None]
+        if slope_nT is not None:
+            grad_nT *= slope_nT
         narrow_nT = grad_nT.to(hidden_nD.dtype)
-        torch.mm(narrow_nT.T, hidden_nD, out=grad_weight_VD[start : start + tile])
-        _add_matmul(grad_hidden_nD, narrow_nT, weight_TD)
-    return grad_hidden_nD, grad_weight_VD
+        if grad_VD is not None:
+            torch.mm(narrow_nT.T, hidden_nD, out=grad_VD[part])
+        elif wants_weight and weight_grad_VD is not None:
+            weight_grad_VD[part] += narrow_nT.T @ hidden_nD
+        _add_matmul(grad_nD, narrow_nT, weight_VD[part])
+        if lm.lora_nR is not None and lm.lora_VR is not None and grad_lora_nR is not None and grad_lora_VR is not None:
+            torch.mm(narrow_nT.T, lm.lora_nR, out=grad_lora_VR[part])
+            _add_matmul(grad_lora_nR, narrow_nT, lm.lora_VR[part])
+        if grad_bias_V is not None:
+            torch.sum(grad_nT, dim=0, out=grad_bias_V[part])
+    return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
 
 
-def _logits(hidden_nD: Tensor, weight_TD: Tensor, buffer: Tensor, wide: torch.dtype) -> Tensor:
-    out_nT = buffer[: hidden_nD.shape[0] * weight_TD.shape[0]].view(hidden_nD.shape[0], weight_TD.shape[0])
-    return torch.mm(hidden_nD, weight_TD.T, out=out_nT).to(wide)
+def _logits(lm: LMSide, start: int, tile: int, buffer: Tensor, wide: torch.dtype) -> Tensor:
+    weight_TD = lm.weight_VD[start : start + tile]
+    n, count = lm.hidden_nD.shape[0], weight_TD.shape[0]
+    logits_nT = torch.mm(lm.hidden_nD, weight_TD.T, out=buffer[: n * count].view(n, count))
+    if lm.lora_nR is not None and lm.lora_VR is not None:
+        logits_nT.addmm_(lm.lora_nR, lm.lora_VR[start : start + tile].T)
+    logits_nT = logits_nT.to(wide)
+    if lm.bias_V is not None:
+        logits_nT += lm.bias_V[start : start + tile].to(wide)
+    if lm.options.softcap is not None:
+        logits_nT.div_(lm.options.softcap).tanh_().mul_(lm.options.softcap)
+    return logits_nT
+
+
+def _columns(target_n: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Each target's column in the tile (0 where it lies outside), and whether it lies inside."""
+    column_n = target_n - start
+    inside_n = (column_n >= 0) & (column_n < count) & (target_n >= 0)
+    return column_n.where(inside_n, 0), inside_n
 
 
 def _add_matmul(sum_nD: Tensor, left_nT: Tensor, right_TD: Tensor) -> None:

@@ -1,0 +1,196 @@
+"""Compile every kernel for real chips without having one, and look at what came out.
+
+    python -m clsgen_kernels.aot                  # the table
+    python -m clsgen_kernels.aot --targets sm_90
+
+The gate, for each kernel and chip of :data:`clsgen_kernels.launch.BY_TARGET`: no local loads or stores in the machine
+code (a spill; ``ptxas -v`` misses some) and no stack, shared memory within the chip's limit, matrix instructions there.
+Exits with 1 where one fails. Says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clsgen_kernels.launch import BY_TARGET, Launch, Tile
+
+SHARED_LIMIT_KB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+_MATRIX = {"sm_80": r"\bHMMA", "sm_90": r"\bHGMMA", "sm_100": r"\bUTC\w*MMA", "gfx942": r"v_mfma"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of one kernel for one chip."""
+
+    kernel: str
+    target: str
+    registers: int
+    stack_bytes: int
+    local_accesses: int
+    shared_kb: float
+    matrix_instructions: int
+
+    @property
+    def faults(self) -> list[str]:
+        """What keeps it from passing the gate."""
+        faults = []
+        if self.local_accesses or self.stack_bytes:
+            faults.append(f"{self.local_accesses} local accesses, {self.stack_bytes} B of stack")
+        if self.shared_kb > SHARED_LIMIT_KB[self.target]:
+            faults.append(f"{self.shared_kb:.0f} KB shared, the chip has {SHARED_LIMIT_KB[self.target]}")
+        if not self.matrix_instructions:
+            faults.append(f"no matrix instructions ({_MATRIX[self.target]})")
+        return faults
+
+
+def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Tile]]:
+    """Name, kernel, signature, constants and tile of each that a training launches, bf16, plain and with options."""
+    from clsgen_kernels import device
+
+    forward = {
+        **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "pooled_SE", "head_CE"), "*bf16"),
+        **dict.fromkeys(("target_n", "label_S"), "*i64"),
+        **dict.fromkeys(("bias_V", "token_weight_n", "head_bias_C", "label_SC", "class_weight_C"), "*fp32"),
+        **dict.fromkeys(("maximum_Pn", "total_Pn", "target_logit_Pn", "logit_sum_Pn"), "*fp32"),
+        **dict.fromkeys(("loss_n", "lse_n", "class_logits_SC", "class_loss_S", "tile_loss"), "*fp32"),
+        **{"arrived": "*i32", "hit_n": "*i8", "logits_nV": "*bf16"},
+        **dict.fromkeys(("label_smoothing", "z_loss", "softcap", "focal_gamma"), "fp32"),
+    }
+    plain = {
+        "KIND": 0,
+        **dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_TOKEN_WEIGHT", "HAS_CLASS_WEIGHT", "HAS_FOCAL"), False),
+        **dict.fromkeys(("HAS_SMOOTHING", "HAS_SOFTCAP", "STORE_LOGITS"), False),
+    }
+    everything = {**dict.fromkeys(plain, True), "KIND": 0}
+    yield "forward", device.forward_kernel, forward, plain, launch.forward
+    yield "forward, stored", device.forward_kernel, forward, {**plain, "STORE_LOGITS": True}, launch.forward_more
+    yield "forward, multi-label", device.forward_kernel, forward, {**plain, "KIND": 1}, launch.forward
+    yield "forward, ordinal", device.forward_kernel, forward, {**plain, "KIND": 2}, launch.forward
+    yield "forward, all options", device.forward_kernel, forward, everything, launch.forward_more
+    gradient = {
+        **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "logits_nV", "grad_nK"), "*bf16"),
+        **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32"},
+        **dict.fromkeys(("label_smoothing", "z_loss", "softcap"), "fp32"),
+    }
+    no_options = dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False)
+    yield "gradient", device.gradient_kernel, gradient, no_options, launch.gradient
+    all_options = {**dict.fromkeys(no_options, True), "STORED": False}
+    yield "gradient, all options", device.gradient_kernel, gradient, all_options, launch.gradient
+    product = dict.fromkeys(("a", "b"), "*bf16")
+    # dW = Gᵀ·H: the workspace is walked along its rows; dH += G·W.
+    yield (
+        "dW = Gt H",
+        device.matmul_kernel,
+        {**product, "out": "*bf16", "a_row_stride": "1"},
+        {"ACCUMULATE": False},
+        launch.matmul,
+    )
+    yield (
+        "dH += G W",
+        device.matmul_kernel,
+        {**product, "out": "*fp32", "a_inner_stride": "1"},
+        {"ACCUMULATE": True},
+        launch.matmul,
+    )
+
+
+def compile_kernel(
+    name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], tile: Tile, target: str
+) -> Compiled:
+    """Compile for one chip and read the machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = {**constants, "PRECISION": "tf32", "WIDEN": False}
+    block_names = (
+        ("BLOCK_M", "BLOCK_N", "BLOCK_K") if "BLOCK_M" in kernel.arg_names else ("BLOCK_N", "BLOCK_V", "BLOCK_D")
+    )
+    constants |= dict(zip(block_names, (tile.rows, tile.columns, tile.depth), strict=True))
+    # What the launcher specialises on by itself: strides of 1.
+    constants |= {name: 1 for name, kind in types.items() if kind == "1"}
+    if kernel.__name__ == "matmul_kernel":
+        constants["b_column_stride"] = 1
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, (argument, kind) in enumerate(signature.items())
+        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "E", "R", "width", "depth", "first")
+        if kind != "constexpr"
+    }
+    gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
+    built = triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned),
+        target=gpu,
+        options={"num_warps": tile.warps, "num_stages": tile.stages},
+    )
+    shared_kb = built.metadata.shared / 1024
+    if target.startswith("gfx"):
+        text = built.asm["amdgcn"]
+        return Compiled(
+            name,
+            target,
+            _number(r"\.vgpr_count:\s+(\d+)", text),
+            _number(r"\.private_segment_fixed_size:\s+(\d+)", text),
+            _number(r"\.vgpr_spill_count:\s+(\d+)", text),
+            shared_kb,
+            len(re.findall(_MATRIX[target], text)),
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(built.asm["cubin"])
+        sass = _tool("nvdisasm", "-c", str(cubin))
+        usage = _tool("cuobjdump", "-res-usage", str(cubin))
+    return Compiled(
+        name,
+        target,
+        _number(r"REG:(\d+)", usage),
+        _number(r"STACK:(\d+)", usage),
+        len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        shared_kb,
+        len(re.findall(_MATRIX[target], sass)),
+    )
+
+
+def _tool(name: str, *arguments: str) -> str:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([str(path), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if not found:
+        raise RuntimeError(f"the compiler's report has no {pattern!r}; its format has changed")
+    return int(found[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=list(BY_TARGET), default=list(BY_TARGET))
+    chosen = parser.parse_args().targets
+    print(f"| {'kernel, bf16':22} | chip   | registers | stack | local | shared KB | matrix instructions | gate |")
+    print(f"|{'-' * 24}|--------|----------:|------:|------:|----------:|--------------------:|------|")
+    failed = False
+    for target in chosen:
+        for kernel in kernels(BY_TARGET[target]):
+            c = compile_kernel(*kernel, target)
+            failed = failed or bool(c.faults)
+            print(
+                f"| {c.kernel:22} | {c.target:6} | {c.registers:9} | {c.stack_bytes:5} | {c.local_accesses:5} "
+                f"| {c.shared_kb:9.0f} | {c.matrix_instructions:19} | {'; '.join(c.faults) or 'pass'} |",
+                flush=True,
+            )
+    raise SystemExit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The Triton path: both heads in one launch forward, the vocabulary by slabs backward.
+
+Forward. ``row tiles x vocabulary splits`` programs plus the classification head's row tiles, all with the same loop.
+Each keeps the online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867) of its share; the split that arrives last
+folds all shares in their order. One GEMM pass, no atomics but the arrival counters, bit-equal from run to run.
+
+Backward, slab by slab of the vocabulary, through one workspace ``G [n, slab]`` in the hidden states' dtype:
+
+    G = g ∘ (∂loss/∂logits)        recomputed from the log-sum-exps, one GEMM pass (or from stored logits: none)
+    dW_slab = Gᵀ·H                 written once; left out where W is frozen
+    dH     += G·W_slab             fp32, each element owned by one program
+
+No tensor of ``n x V`` is made unless logits are stored on request.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clsgen_kernels.launch import Launch, Tile, choose
+from clsgen_kernels.sides import ClassSide, Forward, LMGradients, LMSide
+
+# n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits, R LoRA rank, K slab
+
+_KINDS = {"softmax": 0, "sigmoid": 1, "multilabel": 1, "ordinal": 2}
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _device() -> Any:
+    """The kernels; imported late, since ``TRITON_INTERPRET`` counts when they are defined."""
+    from clsgen_kernels import device
+
+    return device
+
+
+class FusedForward(NamedTuple):
+    """Both heads' results of the one launch."""
+
+    lm: Forward
+    class_logits_SC: Tensor
+    class_loss_S: Tensor
+    loss_sum: Tensor
+    """Of the losses, weighted where token weights were given."""
+    class_loss_sum: Tensor
+
+
+def forward(
+    lm: LMSide,
+    classes: ClassSide,
+    *,
+    token_weight_n: Tensor | None = None,
+    launch: Launch | None = None,
+    store_bytes: int = 0,
+) -> FusedForward:
+    """Both heads' losses in one launch; logits stay, in the hidden states' dtype, if they fit in ``store_bytes``."""
+    launch = launch or choose(lm.hidden_nD.device, lm.hidden_nD.dtype)
+    hidden_nD, weight_VD, options = lm.hidden_nD, lm.weight_VD, lm.options
+    n, width = hidden_nD.shape
+    vocabulary = weight_VD.shape[0]
+    rows, outputs = classes.pooled_SD.shape[0], classes.weight_CD.shape[0]
+    stores = 0 < n * vocabulary * hidden_nD.element_size() <= store_bytes
+    extras = (options.label_smoothing, options.softcap, lm.bias_V is not None, lm.lora_nR is not None, stores)
+    tile = launch.forward_more if any(extras) else launch.forward
+    pooled_SE, head_CE = _in_pieces(classes.pooled_SD, classes.weight_CD, hidden_nD.dtype)
+    row_tiles, class_tiles = _tiles(n, tile.rows), _tiles(rows, tile.rows)
+    column_tiles = _tiles(vocabulary, tile.columns)
+    tiles_per_split = _tiles(column_tiles, max(1, launch.programs // max(1, row_tiles)))
+    splits = _tiles(column_tiles, tiles_per_split)
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=hidden_nD.device)
+
+    stored_nV = new(n, vocabulary, dtype=hidden_nD.dtype) if stores else None
+    loss_n, lse_n, hit_n = new(n), new(n), new(n, dtype=torch.int8)
+    class_logits_SC, class_loss_S = new(rows, outputs), new(rows)
+    parts_4Pn = new(4 if options.label_smoothing else 3, splits, n)
+    tile_loss = new(max(1, row_tiles) + class_tiles)
+    arrived = torch.zeros(max(1, row_tiles), dtype=torch.int32, device=hidden_nD.device)
+    nothing = tile_loss
+    labels_S, labels_SC = classes.labels_for_kernel()
+    if row_tiles + class_tiles:
+        _device().forward_kernel[(row_tiles * splits + class_tiles,)](
+            hidden_nD,
+            weight_VD,
+            nothing if lm.bias_V is None else lm.bias_V.float(),
+            nothing if lm.lora_nR is None else lm.lora_nR,
+            nothing if lm.lora_VR is None else lm.lora_VR,
+            lm.target_n,
+            nothing if token_weight_n is None else token_weight_n.float(),
+            pooled_SE,
+            head_CE,
+            classes.bias_C.float(),
+            labels_S,
+            labels_SC,
+            nothing if classes.options.class_weight is None else classes.weights_C(),
+            parts_4Pn[0],
+            parts_4Pn[1],
+            parts_4Pn[2],
+            parts_4Pn[-1],
+            arrived,
+            loss_n,
+            lse_n,
+            hit_n,
+            nothing if stored_nV is None else stored_nV,
+            class_logits_SC,
+            class_loss_S,
+            tile_loss,
+            n,
+            vocabulary,
+            width,
+            0 if lm.lora_nR is None else lm.lora_nR.shape[1],
+            rows,
+            outputs,
+            pooled_SE.shape[1],
+            splits if n else 0,
+            tiles_per_split,
+            max(1, row_tiles),
+            hidden_nD.stride(0),
+            weight_VD.stride(0),
+            0 if lm.lora_nR is None else lm.lora_nR.stride(0),
+            0 if lm.lora_VR is None else lm.lora_VR.stride(0),
+            pooled_SE.stride(0),
+            head_CE.stride(0),
+            options.label_smoothing,
+            options.z_loss,
+            options.softcap or 1.0,
+            classes.options.focal_gamma,
+            KIND=_KINDS[classes.options.kind],
+            HAS_BIAS=lm.bias_V is not None,
+            HAS_LORA=lm.lora_nR is not None,
+            HAS_TOKEN_WEIGHT=token_weight_n is not None,
+            HAS_CLASS_WEIGHT=classes.options.class_weight is not None,
+            HAS_FOCAL=classes.options.focal_gamma > 0,
+            HAS_SMOOTHING=options.label_smoothing > 0,
+            HAS_SOFTCAP=options.softcap is not None,
+            STORE_LOGITS=stored_nV is not None,
+            **_blocks(tile, hidden_nD.dtype),
+        )
+    return FusedForward(
+        Forward(loss_n, lse_n, hit_n.bool(), stored_nV),
+        class_logits_SC,
+        class_loss_S,
+        tile_loss[:row_tiles].sum(),
+        tile_loss[max(1, row_tiles) :].sum(),
+    )
+
+
+def backward(
+    lm: LMSide,
+    lse_n: Tensor,
+    upstream_n: Tensor,
+    stored_nV: Tensor | None,
+    *,
+    wants_weight: bool,
+    weight_grad_VD: Tensor | None = None,
+    launch: Launch | None = None,
+) -> LMGradients:
+    """Gradients of the weighted losses; ``weight_grad_VD`` (fp32) is added to in place of a new ``dW``."""
+    hidden_nD, weight_VD, dtype = lm.hidden_nD, lm.weight_VD, lm.hidden_nD.dtype
+    launch = launch or choose(hidden_nD.device, dtype)
+    n, width = hidden_nD.shape
+    vocabulary = weight_VD.shape[0]
+    columns = launch.gradient.columns
+    slab = max(columns, launch.workspace_bytes // max(1, n * hidden_nD.element_size()) // columns * columns)
+    slab = min(slab, vocabulary)
+    workspace_nK = torch.empty((n, slab), dtype=dtype, device=hidden_nD.device)
+    grad_nD = torch.zeros((n, width), dtype=torch.float32, device=hidden_nD.device)
+    grad_VD = None
+    if wants_weight:
+        grad_VD = torch.empty_like(weight_VD) if weight_grad_VD is None else weight_grad_VD
+    grad_bias_V = None if lm.bias_V is None else torch.zeros_like(lm.bias_V, dtype=torch.float32)
+    grad_lora_nR = None if lm.lora_nR is None else torch.zeros_like(lm.lora_nR, dtype=torch.float32)
+    grad_lora_VR = None if lm.lora_VR is None else torch.zeros_like(lm.lora_VR)
+    if n == 0:
+        if wants_weight and weight_grad_VD is None and grad_VD is not None:
+            grad_VD.zero_()
+        return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
+    options, tile = lm.options, launch.gradient
+    nothing = lse_n
+    for first in range(0, vocabulary, slab):
+        count = min(slab, vocabulary - first)
+        grad_nK = workspace_nK[:, :count]
+        _device().gradient_kernel[(_tiles(n, tile.rows), _tiles(count, tile.columns))](
+            hidden_nD,
+            weight_VD,
+            nothing if lm.bias_V is None else lm.bias_V.float(),
+            nothing if lm.lora_nR is None else lm.lora_nR,
+            nothing if lm.lora_VR is None else lm.lora_VR,
+            lm.target_n,
+            lse_n,
+            upstream_n,
+            nothing if stored_nV is None else stored_nV,
+            grad_nK,
+            n,
+            vocabulary,
+            width,
+            0 if lm.lora_nR is None else lm.lora_nR.shape[1],
+            first,
+            count,
+            hidden_nD.stride(0),
+            weight_VD.stride(0),
+            0 if lm.lora_nR is None else lm.lora_nR.stride(0),
+            0 if lm.lora_VR is None else lm.lora_VR.stride(0),
+            grad_nK.stride(0),
+            options.label_smoothing,
+            options.z_loss,
+            options.softcap or 1.0,
+            HAS_BIAS=lm.bias_V is not None,
+            HAS_LORA=lm.lora_nR is not None,
+            HAS_SOFTCAP=options.softcap is not None,
+            STORED=stored_nV is not None,
+            **_blocks(tile, dtype),
+        )
+        part = slice(first, first + count)
+        if grad_VD is not None:
+            _matmul(grad_nK.T, hidden_nD, grad_VD[part], launch.matmul, accumulate=weight_grad_VD is not None)
+        _matmul(grad_nK, weight_VD[part], grad_nD, launch.matmul, accumulate=True)
+        if lm.lora_nR is not None and lm.lora_VR is not None and grad_lora_nR is not None and grad_lora_VR is not None:
+            _matmul(grad_nK.T, lm.lora_nR, grad_lora_VR[part], launch.matmul, accumulate=False)
+            _matmul(grad_nK, lm.lora_VR[part], grad_lora_nR, launch.matmul, accumulate=True)
+        if grad_bias_V is not None:
+            torch.sum(grad_nK, dim=0, dtype=torch.float32, out=grad_bias_V[part])
+    return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
+
+
+def _matmul(a: Tensor, b: Tensor, out: Tensor, tile: Tile, *, accumulate: bool) -> None:
+    """``out (+)= a @ b`` with fp32 sums."""
+    rows, depth = a.shape
+    columns = b.shape[1]
+    blocks = _blocks(tile, a.dtype)
+    _device().matmul_kernel[(_tiles(rows, tile.rows), _tiles(columns, tile.columns))](
+        a,
+        b,
+        out,
+        rows,
+        columns,
+        depth,
+        *a.stride(),
+        *b.stride(),
+        out.stride(0),
+        ACCUMULATE=accumulate,
+        BLOCK_M=blocks.pop("BLOCK_N"),
+        BLOCK_N=blocks.pop("BLOCK_V"),
+        BLOCK_K=blocks.pop("BLOCK_D"),
+        **blocks,
+    )
+
+
+def _blocks(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "BLOCK_N": tile.rows,
+        "BLOCK_V": tile.columns,
+        "BLOCK_D": tile.depth,
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "WIDEN": interpreted() and dtype == torch.bfloat16,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+def _tiles(length: int, size: int) -> int:
+    return -(-length // size)
+
+
+def _in_pieces(pooled_SD: Tensor, weight_CD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The classification side in the hidden states' dtype without losing its fp32: ``[S, E]`` and ``[C, E]``.
+
+    An fp32 number is the sum of a few narrow ones; laid side by side along the inner dimension, the products of those
+    pieces sum up to the product of the fp32 numbers, in the very loop the vocabulary takes.
+    """
+    left, right = _pieces(pooled_SD, dtype), _pieces(weight_CD, dtype)
+    keep = max(len(left), len(right))
+    pairs = [(a, b) for i, a in enumerate(left) for j, b in enumerate(right) if i + j < keep]
+    return torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs], dim=1)
+
+
+def _pieces(wide: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    if wide.dtype == dtype:
+        return [wide]
+    pieces, rest = [], wide
+    for _ in range(3 if dtype == torch.bfloat16 else 2):
+        pieces.append(rest.to(dtype))
+        rest = rest - pieces[-1].to(wide.dtype)
+    return pieces

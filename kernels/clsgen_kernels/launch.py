@@ -1,0 +1,103 @@
+"""Launch choices of the Triton kernels, by the chip's capability; the one place to tune them.
+
+Chosen with ``python -m clsgen_kernels.aot``, which compiles every entry and shows registers, spills and shared memory.
+Not measured on a GPU. Override with the argument ``launch`` of :func:`clsgen_kernels.dual_head_loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One kernel's tile: ``rows x columns`` of output, walked along the inner dimension in steps of ``depth``."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tiles of the kernels and the size of the backward's workspace."""
+
+    forward: Tile
+    forward_more: Tile
+    """Forward with logits stored or any option on the vocabulary's side: the epilogue needs registers."""
+    gradient: Tile
+    """The probabilities' recompute, into the workspace."""
+    matmul: Tile
+    """Both products of the workspace: with the hidden states and with the weights."""
+    programs: int
+    """Forward programs to aim at: several for each multiprocessor."""
+    workspace_bytes: int
+    """Vocabulary slab of the backward, ``n x slab`` elements; about half of the L2 cache."""
+
+
+_NARROW = Launch(
+    forward=Tile(128, 128, 32, 8, 3),
+    forward_more=Tile(64, 128, 32, 8, 3),
+    gradient=Tile(128, 128, 32, 8, 3),
+    matmul=Tile(128, 128, 32, 8, 3),
+    programs=4 * 108,
+    workspace_bytes=20 * 2**20,
+)
+BY_TARGET = {
+    "sm_80": _NARROW,
+    "sm_90": Launch(
+        forward=Tile(128, 128, 64, 8, 3),
+        forward_more=Tile(64, 128, 64, 8, 3),
+        gradient=Tile(128, 128, 64, 8, 3),
+        matmul=Tile(128, 128, 64, 8, 3),
+        programs=4 * 132,
+        workspace_bytes=25 * 2**20,
+    ),
+    "sm_100": Launch(
+        forward=Tile(128, 128, 64, 8, 3),
+        forward_more=Tile(64, 64, 64, 8, 3),
+        gradient=Tile(128, 128, 64, 8, 3),
+        matmul=Tile(128, 128, 64, 8, 3),
+        programs=4 * 148,
+        workspace_bytes=60 * 2**20,
+    ),
+    "gfx942": Launch(
+        forward=Tile(128, 128, 32, 8, 2),
+        forward_more=Tile(64, 128, 32, 8, 2),
+        gradient=Tile(128, 128, 32, 8, 2),
+        matmul=Tile(128, 128, 32, 8, 2),
+        programs=2 * 304,
+        workspace_bytes=64 * 2**20,
+    ),
+}
+"""Targets that the compiler check covers."""
+
+# Small tiles, so that a few dozen tokens already need several of each: for the interpreter.
+INTERPRETED = Launch(
+    forward=Tile(16, 32, 16, 1, 1),
+    forward_more=Tile(16, 32, 16, 1, 1),
+    gradient=Tile(16, 32, 16, 1, 1),
+    matmul=Tile(16, 32, 16, 1, 1),
+    programs=6,
+    workspace_bytes=8 * 1024,
+)
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Launch:
+    """The table's entry for this chip, or the nearest older one; fp32 halves the depth: its tiles are as big."""
+    if device.type == "cpu":
+        return INTERPRETED
+    if torch.version.hip:
+        launch = BY_TARGET["gfx942"]
+    else:
+        major, _ = torch.cuda.get_device_capability(device)
+        launch = BY_TARGET["sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"]
+    if dtype == torch.float32:
+        tiles = ("forward", "forward_more", "gradient", "matmul")
+        halved = {name: replace(getattr(launch, name), depth=getattr(launch, name).depth // 2) for name in tiles}
+        return replace(launch, **halved)
+    return launch

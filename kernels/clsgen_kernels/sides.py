@@ -1,0 +1,147 @@
+"""What the two heads bring to a call, and what an implementation gives back: the words all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits, R LoRA rank
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What is added to the cross-entropy of a token with logits ``l`` and target ``t``.
+
+        l       = cap·tanh(raw / cap)                                     with ``softcap``
+        loss    = lse(l) - (1-ε) l_t - ε mean(l) + z lse(l)²              ε ``label_smoothing``, z ``z_loss``
+
+    Soft-capping: Gemma 2, arXiv 2408.00118; z-loss: PaLM, arXiv 2204.02311; smoothing: Szegedy 2016, arXiv 1512.00567.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected from 0 to below 1")
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss is {self.z_loss}, expected 0 or more")
+        if self.softcap is not None and self.softcap <= 0:
+            raise ValueError(f"softcap is {self.softcap}, expected above 0, or None for none")
+
+
+@dataclass(frozen=True)
+class ClassOptions:
+    """How class logits become a row's loss.
+
+    ``kind``: ``"softmax"`` over C classes; ``"sigmoid"``, one logit for two classes; ``"multilabel"``, C independent
+    logits; ``"ordinal"``, C cumulative logits of C+1 ordered classes, logit c for "above class c" (McCullagh 1980). Of
+    the last two, the row's loss is the sum over its logits: the negative log-likelihood of its labels.
+    ``class_weight`` multiplies the loss by class (of the ordinal kind: by logit; of ``"sigmoid"``, by its one logit).
+    ``focal_gamma`` multiplies by ``(1 - p_t)^γ`` (Lin 2017, arXiv 1708.02002).
+    """
+
+    kind: Literal["softmax", "sigmoid", "multilabel", "ordinal"] = "softmax"
+    class_weight: tuple[float, ...] | None = None
+    focal_gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("softmax", "sigmoid", "multilabel", "ordinal"):
+            raise ValueError(f"kind {self.kind!r} is not one of softmax, sigmoid, multilabel, ordinal")
+        if self.focal_gamma < 0:
+            raise ValueError(f"focal_gamma is {self.focal_gamma}, expected 0 or more")
+
+
+class LMSide(NamedTuple):
+    """The vocabulary's side of a call, supervised rows already compacted."""
+
+    hidden_nD: Tensor
+    weight_VD: Tensor
+    target_n: Tensor
+    """Negative: ignored, loss and gradient 0."""
+    bias_V: Tensor | None
+    lora_nR: Tensor | None
+    """``scale·h·Aᵀ``; its product with ``lora_VR`` is added to the logits."""
+    lora_VR: Tensor | None
+    options: GenerationOptions
+
+
+class ClassSide(NamedTuple):
+    """The classification head's side of a call."""
+
+    pooled_SD: Tensor
+    """In the hidden states' dtype, or fp32 after dropout."""
+    weight_CD: Tensor
+    bias_C: Tensor
+    label_S: Tensor
+    """``[S]`` class, -1 without label; or, for ``"multilabel"``, ``[S, C]`` of 0, 1 and -1 (not known)."""
+    options: ClassOptions
+
+    def weights_C(self) -> Tensor:
+        """The class weights on the head's device."""
+        return torch.tensor(self.options.class_weight, dtype=torch.float32, device=self.bias_C.device)
+
+    def labels_for_kernel(self) -> tuple[Tensor, Tensor]:
+        """``[S]`` labels, and ``[S, C]`` fp32 targets where logits are independent (else a stand-in)."""
+        if self.options.kind in ("sigmoid", "multilabel"):
+            wanted_SC = self.label_S.view(self.label_S.shape[0], -1).float()
+            return torch.zeros(wanted_SC.shape[0], dtype=torch.int64, device=wanted_SC.device), wanted_SC
+        return self.label_S, self.bias_C
+
+    def logits(self) -> Tensor:
+        """``[S, C]``, in plain torch, in fp32 at least."""
+        wide = torch.promote_types(self.pooled_SD.dtype, torch.float32)
+        return F.linear(self.pooled_SD.to(wide), self.weight_CD.to(wide), self.bias_C.to(wide))
+
+    def losses(self, logits_SC: Tensor) -> Tensor:
+        """``[S]`` losses of the logits, in plain torch; 0 for rows without label."""
+        kind, label_S = self.options.kind, self.label_S
+        weights_C = None if self.options.class_weight is None else self.weights_C().to(logits_SC.dtype)
+        if kind == "softmax":
+            known_S = label_S >= 0
+            part_S = F.cross_entropy(logits_SC, label_S, reduction="none", ignore_index=-1)
+            part_S = self._focal(part_S)
+            return part_S if weights_C is None else part_S * weights_C[label_S.where(known_S, 0)]
+        if kind == "ordinal":
+            wanted_SC = (label_S[:, None] > torch.arange(logits_SC.shape[1], device=label_S.device)).to(logits_SC.dtype)
+            known_SC = (label_S >= 0)[:, None].expand_as(logits_SC)
+        else:
+            label_SC = label_S.view(label_S.shape[0], -1)
+            wanted_SC, known_SC = label_SC.to(logits_SC.dtype), label_SC >= 0
+        part_SC = F.binary_cross_entropy_with_logits(logits_SC, wanted_SC.clamp(min=0), reduction="none")
+        part_SC = self._focal(part_SC)
+        if weights_C is not None:
+            part_SC = part_SC * weights_C
+        return torch.where(known_SC, part_SC, 0.0).sum(dim=1)
+
+    def _focal(self, negative_log: Tensor) -> Tensor:
+        gamma = self.options.focal_gamma
+        if gamma == 0:
+            return negative_log
+        return negative_log * (-torch.expm1(-negative_log)).clamp(min=1e-30) ** gamma
+
+
+class Forward(NamedTuple):
+    """What an implementation's forward gives of the vocabulary's side; fp32 (fp64 from fp64 inputs)."""
+
+    loss_n: Tensor
+    lse_n: Tensor
+    hit_n: Tensor
+    """Whether no token is likelier than the target (a tie counts as a hit)."""
+    saved: Tensor | None
+    """For the implementation's own backward."""
+
+
+class LMGradients(NamedTuple):
+    """What an implementation's backward gives of the vocabulary's side; None where not asked for."""
+
+    hidden_nD: Tensor
+    weight_VD: Tensor | None = None
+    bias_V: Tensor | None = None
+    lora_nR: Tensor | None = None
+    lora_VR: Tensor | None = None

@@ -1,0 +1,108 @@
+"""Inputs for the dual-head loss, a run of it, and the comparison with float64 truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from clsgen_kernels import ClassOptions, GenerationOptions, LMLora, dual_head_loss
+
+# N tokens, n supervised, D hidden, V vocabulary, C classes, S rows
+
+Case = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], tuple[torch.Tensor, ...]]
+
+
+def make_case(
+    n_tokens: int = 37,
+    supervised: int = 23,
+    width: int = 24,
+    vocabulary: int = 507,
+    classes: int = 3,
+    rows: int = 5,
+    scale: float = 1.0,
+    kind: str = "softmax",
+    lora_rank: int = 0,
+    bias: bool = False,
+) -> Case:
+    """Float64 tensors, indices and upstream gradients, alike from call to call."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    index = torch.randperm(n_tokens, generator=generator)
+    tensors = {
+        "hidden_ND": normal(n_tokens, width) * scale,
+        "lm_weight_VD": normal(vocabulary, width),
+        "head_weight_CD": normal(classes, width),
+        "head_bias_C": normal(classes),
+    }
+    if bias:
+        tensors["lm_bias_V"] = normal(vocabulary)
+    if lora_rank:
+        tensors |= {"lora_a_RD": normal(lora_rank, width), "lora_b_VR": normal(vocabulary, lora_rank)}
+    top = {"softmax": classes, "ordinal": classes + 1}.get(kind, 2)
+    label = torch.randint(0, top, (rows, classes) if kind == "multilabel" else (rows,), generator=generator)
+    label[::3] = -1
+    indices = {
+        "supervised_index_n": index[:supervised].sort().values,
+        "target_n": torch.randint(0, vocabulary, (supervised,), generator=generator),
+        # Some classification tokens are supervised as well: the last prompt token predicts the first of the reason.
+        "class_index_S": index[supervised - min(2, supervised) :][:rows],
+        "label_S": label,
+    }
+    if supervised:
+        indices["target_n"][0] = vocabulary - 1
+        indices["target_n"][-1] = 0
+    if supervised > 3:
+        indices["target_n"][2] = -100
+    return tensors, indices, (normal(supervised), normal(rows, classes), normal(rows))
+
+
+def cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors in a dtype; the classification head stays fp32 where that is wider."""
+    head = torch.promote_types(dtype, torch.float32)
+    return {k: v.to(head if k.startswith("head") else dtype) for k, v in tensors.items()}
+
+
+def run(
+    tensors: dict[str, torch.Tensor],
+    indices: dict[str, torch.Tensor],
+    upstream: tuple[torch.Tensor, ...],
+    trained: tuple[str, ...] | None = None,
+    generation: GenerationOptions | None = None,
+    classification: ClassOptions | None = None,
+    **options: Any,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Losses by name (with ``token_hit``), and gradients by name, of the sum weighed by ``upstream``."""
+    trained = tuple(tensors) if trained is None else trained
+    leaves = {k: v.clone().requires_grad_(k in trained) for k, v in tensors.items()}
+    given = {k: v for k, v in leaves.items() if not k.startswith("lora")}
+    if "lora_a_RD" in leaves:
+        given["lm_lora"] = LMLora(leaves["lora_a_RD"], leaves["lora_b_VR"], 0.5)  # type: ignore[assignment]
+    if generation is not None:
+        options["generation"] = generation
+    if classification is not None:
+        options["classification"] = classification
+    outputs = dual_head_loss(**given, **indices, **options)
+    total = sum((output * weight.to(output.dtype)).sum() for output, weight in zip(outputs[:3], upstream, strict=True))
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    return outputs._asdict(), {k: leaves[k].grad for k in trained}  # type: ignore[misc]
+
+
+def errors(got: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Largest error of each tensor relative to the truth's largest value."""
+    found = {}
+    for name, expected in truth.items():
+        assert got[name].shape == expected.shape, name
+        if expected.numel():
+            scale = expected.detach().double().abs().max().clamp(min=1e-2)
+            found[name] = float((got[name].detach().double() - expected.detach().double()).abs().max() / scale)
+    return found
+
+
+def assert_close(got: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Every error is within the tolerance, and a number."""
+    for name, error in errors(got, truth).items():
+        assert error <= tolerance, f"{name}: relative error {error:.1e}, allowed {tolerance:.0e}"

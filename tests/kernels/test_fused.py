@@ -1,0 +1,259 @@
+"""The Triton kernels in Triton's interpreter: against float64 truth, in any order of programs, and against mutants.
+
+The interpreter multiplies bf16 wrongly and rounds it down (the kernels widen bf16 there); what a GPU would round is
+emulated in torch instead, and held against plain torch's own error in bf16.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from cases import assert_close, cast, errors, make_case, run
+from clsgen_kernels import ClassOptions, GenerationOptions, fused, launch
+from clsgen_kernels.launch import Launch, Tile
+
+# N tokens, n supervised, D hidden, V vocabulary, C classes, S rows
+
+SHAPES = {
+    "several tiles of each": {"vocabulary": 203, "width": 40},
+    "ragged by one": {"vocabulary": 129, "width": 17, "supervised": 33, "classes": 2},
+    "less than a tile": {"vocabulary": 5, "width": 3, "supervised": 2, "rows": 1, "classes": 2},
+    "more classes than a tile": {"vocabulary": 33, "width": 16, "classes": 70},
+    "nothing supervised": {"vocabulary": 65, "supervised": 0},
+    "no rows": {"vocabulary": 65, "rows": 0},
+    "neither": {"vocabulary": 65, "supervised": 0, "rows": 0},
+}
+EVERYTHING = GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0)
+CLASSES = {
+    "softmax": ClassOptions(class_weight=(1.0, 2.0, 0.5), focal_gamma=2.0),
+    "sigmoid": ClassOptions("sigmoid"),
+    "multilabel": ClassOptions("multilabel", (1.0, 2.0, 0.5), 1.5),
+    "ordinal": ClassOptions("ordinal"),
+}
+
+
+def _truth(case, **options):
+    return run(*case, impl="reference", **options)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 5e-4)], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_losses_and_gradients_against_float64(shape, dtype, tolerance):
+    tensors, *rest = make_case(**shape)
+    tensors = cast(tensors, dtype)
+    truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
+    got, grads = run(tensors, *rest, impl="triton")
+    assert_close(got, truth, tolerance)
+    assert_close(grads, truth_grads, tolerance)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("store_bytes", [0, 10**9], ids=["recomputed", "stored"])
+def test_every_option_at_once(kind, store_bytes):
+    tensors, *rest = make_case(vocabulary=129, kind=kind, classes=1 if kind == "sigmoid" else 3, bias=True, lora_rank=5)
+    options = {"generation": EVERYTHING, "classification": CLASSES[kind]}
+    tensors = cast(tensors, torch.float32)
+    truth, truth_grads = _truth((cast(tensors, torch.float64), *rest), **options)
+    got, grads = run(tensors, *rest, impl="triton", store_bytes=store_bytes, **options)
+    assert_close(got, truth, 1e-6)
+    assert_close(grads, truth_grads, 1e-6)
+
+
+def test_stored_logits_save_the_second_pass():
+    tensors, *rest = make_case(vocabulary=129)
+    seen = []
+    watched = fused._device().gradient_kernel
+
+    class Watch:
+        def __getitem__(self, grid):
+            return lambda *a, **k: (seen.append(k["STORED"]), watched[grid](*a, **k))
+
+    stand_in = type("Device", (), {**vars(fused._device()), "gradient_kernel": Watch()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_device", lambda: stand_in)
+        for store_bytes in (0, 23 * 129 * 4 - 1, 23 * 129 * 4):
+            run(cast(tensors, torch.float32), *rest, impl="triton", store_bytes=store_bytes)
+    slabs = len(seen) // 3
+    assert slabs > 1 and seen == [False] * 2 * slabs + [True] * slabs
+
+
+def test_logits_of_eighty_stay_as_exact_as_plain_torch():
+    tensors, *rest = make_case(vocabulary=203, scale=80.0 / 24**0.5)
+    tensors = cast(tensors, torch.float32)
+    truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
+    assert truth["generation_loss"].max() > 80
+    _, plain_grads = _truth((tensors, *rest))
+    got, grads = run(tensors, *rest, impl="triton")
+    assert_close(got, truth, 1e-6)
+    theirs = errors(plain_grads, truth_grads)
+    for name, error in errors(grads, truth_grads).items():
+        assert error <= 1.5 * theirs[name] + 1e-6, f"{name}: {error:.1e} against torch's {theirs[name]:.1e}"
+
+
+def test_strided_inputs_dropout_and_frozen_weights():
+    tensors, indices, upstream = make_case(vocabulary=65)
+    tensors = cast(tensors, torch.float32)
+    mask = torch.bernoulli(torch.full((5, 24), 0.5), generator=torch.Generator().manual_seed(0)) * 2
+    strided = {k: v if v.dim() == 1 else v.T.contiguous().T for k, v in tensors.items()}
+    truth, truth_grads = _truth((cast(tensors, torch.float64), indices, upstream), dropout_scale_SD=mask.double())
+    trained = ("hidden_ND", "head_weight_CD")
+    got, grads = run(strided, indices, upstream, impl="triton", dropout_scale_SD=mask, trained=trained)
+    assert_close(got, truth, 1e-6)
+    assert_close(grads, {k: truth_grads[k] for k in trained}, 1e-6)
+
+
+def test_the_sum_comes_weighted_from_the_kernel():
+    tensors, indices, _ = make_case(vocabulary=65)
+    tensors, weight = cast(tensors, torch.float32), torch.rand(23, generator=torch.Generator().manual_seed(0))
+    upstream = torch.tensor(0.7, dtype=torch.float64), torch.zeros(5, 3), torch.ones(5)
+    options = {"reduction": "sum", "token_weight_n": weight}
+    truth, truth_grads = _truth((cast(tensors, torch.float64), indices, upstream), **options)
+    got, grads = run(tensors, indices, upstream, impl="triton", **options)
+    assert got["generation_loss"].shape == ()
+    assert_close(got, truth, 1e-6)
+    assert_close(grads, truth_grads, 1e-6)
+
+
+def test_gradient_is_added_to_an_fp32_sum():
+    tensors, *rest = make_case(vocabulary=65)
+    tensors = cast(tensors, torch.float16)
+    _, truth_grads = _truth((cast(tensors, torch.float64), *rest))
+    total = torch.zeros(65, 24)
+    for _ in range(2):
+        _, grads = run(tensors, *rest, impl="triton", lm_weight_grad_VD=total)
+        assert grads["lm_weight_VD"] is None
+    assert_close({"dW": total / 2}, {"dW": truth_grads["lm_weight_VD"]}, 5e-4)
+
+
+def test_an_fp32_head_beside_narrow_states_keeps_its_precision():
+    for dtype in (torch.bfloat16, torch.float16):
+        tensors, *rest = make_case(vocabulary=33)
+        tensors = cast(tensors, dtype)
+        assert tensors["head_weight_CD"].dtype == torch.float32
+        truth, _ = _truth((cast(tensors, torch.float64), *rest))
+        got, _ = run(tensors, *rest, impl="triton")
+        assert_close({"class_logits": got["class_logits"]}, {"class_logits": truth["class_logits"]}, 1e-6)
+
+
+def test_bfloat16_rounds_no_worse_than_plain_torch():
+    """What a GPU rounds (products exact, sums fp32, gradients of logits to bf16), emulated, beside torch in bf16."""
+    tensors, indices, upstream = make_case(vocabulary=507, width=64, n_tokens=130, supervised=65)
+    tensors = cast(tensors, torch.bfloat16)
+    truth, truth_grads = _truth((cast(tensors, torch.float64), indices, upstream))
+    _, plain_grads = _truth((tensors, indices, upstream))
+    index, target = indices["supervised_index_n"], indices["target_n"]
+    hidden, weight = tensors["hidden_ND"][index].float(), tensors["lm_weight_VD"].float()
+    logits = hidden @ weight.T
+    grad = torch.softmax(logits, dim=1)
+    counted = target >= 0
+    grad[counted, target[counted]] -= 1
+    grad = (grad * (upstream[0].float() * counted)[:, None]).bfloat16().float()
+    emulated = {"lm_weight_VD": (grad.T @ hidden).bfloat16()}
+    theirs = errors({"lm_weight_VD": plain_grads["lm_weight_VD"]}, {"lm_weight_VD": truth_grads["lm_weight_VD"]})
+    mine = errors(emulated, {"lm_weight_VD": truth_grads["lm_weight_VD"]})
+    assert mine["lm_weight_VD"] <= theirs["lm_weight_VD"] + 1e-3
+    # The kernel itself is that emulation, up to the interpreter's rounding (down, where a GPU rounds to nearest).
+    got, grads = run(tensors, indices, upstream, impl="triton")
+    assert_close({"generation_loss": got["generation_loss"]}, {"generation_loss": truth["generation_loss"]}, 1e-6)
+    assert_close({"dW": grads["lm_weight_VD"]}, {"dW": emulated["lm_weight_VD"].double()}, 2**-6)
+
+
+def test_the_order_of_programs_changes_no_bit(monkeypatch):
+    from triton.runtime.interpreter import interpreter_builder
+
+    tensors, *rest = make_case(vocabulary=203, supervised=33)
+    case = cast(tensors, torch.float32), *rest
+    options = {"generation": EVERYTHING, "impl": "triton"}
+    first, first_grads = run(*case, **options)
+    straight = interpreter_builder.set_grid_idx
+    for seed in range(3):
+        orders = {}
+
+        def shuffled(x, y, z, seed=seed, orders=orders):
+            grid = interpreter_builder.grid_dim
+            if grid not in orders:
+                orders[grid] = random.Random(seed).sample(list(itertools.product(*map(range, grid))), k=_size(grid))
+            straight(*orders[grid][(x * grid[1] + y) * grid[2] + z])
+
+        monkeypatch.setattr(interpreter_builder, "set_grid_idx", shuffled)
+        again, again_grads = run(*case, **options)
+        assert any(order != sorted(order) for order in orders.values())
+        assert all(torch.equal(again[name], value) for name, value in first.items())
+        assert all(torch.equal(again_grads[name], value) for name, value in first_grads.items())
+
+
+def _size(grid):
+    return grid[0] * grid[1] * grid[2]
+
+
+MUTANTS = {
+    "no mask past the vocabulary": (
+        'logits = tl.where((local_column < left)[None, :], logits, float("-inf"))',
+        "logits = logits",
+    ),
+    "no maximum": (
+        "new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))",
+        "new_maximum = maximum * 0 + 60.0",
+    ),
+    "splits not rescaled": (
+        "total = total * tl.exp2((maximum - new_maximum) * LOG2E) + part_total *",
+        "total = total + part_total *",
+    ),
+    "ignored tokens counted": ("loss = tl.where(counted, loss, 0.0)", "loss = loss"),
+    "upstream gradient dropped": ("grad *= upstream[:, None]", "grad *= 1.0"),
+    "target in the wrong column": (
+        "column[None, :] == target[:, None], 1.0",
+        "column[None, :] == target[:, None] + 1, 1.0",
+    ),
+    "sum over slabs lost": ("sum += tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)", "pass"),
+    "no mask past the width": ("inside = inner < depth - start\n        a =", "inside = inner < BLOCK_D\n        a ="),
+    "finished before all arrived": ("== splits - 1:", "== 0:"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_mutants_are_caught(mutant, tmp_path, monkeypatch):
+    source = Path(fused._device().__file__).read_text()
+    before, after = MUTANTS[mutant]
+    assert source.count(before) == 1
+    changed = tmp_path / "mutant.py"
+    changed.write_text(source.replace(before, after))
+    spec = importlib.util.spec_from_file_location("mutant", changed)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(fused, "_device", lambda: module)
+    worst = 0.0
+    for scale in (0.1, 20.0):
+        tensors, *rest = make_case(vocabulary=203, width=41, scale=scale)
+        tensors = cast(tensors, torch.float32)
+        truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
+        got, grads = run(tensors, *rest, impl="triton")
+        found = [*errors(got, truth).values(), *errors(grads, truth_grads).values()]
+        worst = max(worst, *(float("inf") if error != error else error for error in found))
+    assert worst > 1e-3, f"the mutant {mutant!r} passes"
+
+
+def test_launch_choices_can_be_overridden():
+    tensors, *rest = make_case(vocabulary=129)
+    tensors = cast(tensors, torch.float32)
+    truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
+    tile = Tile(32, 64, 8, 1, 1)
+    other = Launch(tile, tile, tile, tile, programs=100, workspace_bytes=1 << 20)
+    got, grads = run(tensors, *rest, impl="triton", launch=other)
+    assert_close(got, truth, 1e-6)
+    assert_close(grads, truth_grads, 1e-6)
+
+
+def test_the_table_has_every_target_and_knows_chips_by_capability(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    for capability, target in (((8, 0), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90"), ((10, 0), "sm_100")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert launch.choose(torch.device("cuda"), torch.bfloat16) == launch.BY_TARGET[target]
+        narrow = launch.choose(torch.device("cuda"), torch.float32)
+        assert narrow.forward.depth * 2 == launch.BY_TARGET[target].forward.depth
