@@ -61,7 +61,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
         **dict.fromkeys(("maximum_Pn", "total_Pn", "target_logit_Pn", "logit_sum_Pn"), "*fp32"),
         **dict.fromkeys(("loss_n", "lse_n", "class_logits_SC", "class_loss_S", "tile_loss"), "*fp32"),
         **{"arrived": "*i32", "hit_n": "*i8", "logits_nV": "*bf16"},
-        **dict.fromkeys(("label_smoothing", "z_loss", "softcap", "focal_gamma"), "fp32"),
+        **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap", "focal_gamma"), "fp32"),
     }
     plain = {
         "KIND": 0,
@@ -77,7 +77,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     gradient = {
         **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "logits_nV", "grad_nK"), "*bf16"),
         **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32"},
-        **dict.fromkeys(("label_smoothing", "z_loss", "softcap"), "fp32"),
+        **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap"), "fp32"),
     }
     no_options = dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False)
     yield "gradient", device.gradient_kernel, gradient, no_options, launch.gradient

@@ -130,6 +130,7 @@ def forward_kernel(
     pooled_stride,
     head_stride,
     label_smoothing,
+    smoothing_share,
     z_loss,
     softcap,
     focal_gamma,
@@ -282,10 +283,15 @@ def forward_kernel(
                 target_logit += tl.load(target_logit_Pn + place, mask=row_mask, other=0.0, cache_modifier=".cg")
                 if HAS_SMOOTHING:
                     logit_sum += tl.load(logit_sum_Pn + place, mask=row_mask, other=0.0, cache_modifier=".cg")
+            # The folded sums stay in the first split's place: a sharded vocabulary folds on over the ranks.
+            tl.store(maximum_Pn + row, maximum, mask=row_mask)
+            tl.store(target_logit_Pn + row, target_logit, mask=row_mask)
+            if HAS_SMOOTHING:
+                tl.store(logit_sum_Pn + row, logit_sum, mask=row_mask)
             lse = maximum + tl.log(total)
             loss = lse - target_logit
             if HAS_SMOOTHING:
-                loss += label_smoothing * (target_logit - logit_sum / V)
+                loss += label_smoothing * target_logit - smoothing_share * logit_sum
             loss += z_loss * lse * lse
             counted = target >= 0
             loss = tl.where(counted, loss, 0.0)
@@ -331,6 +337,7 @@ def gradient_kernel(
     lora_V_stride,
     grad_stride,
     label_smoothing,
+    smoothing_share,
     z_loss,
     softcap,
     HAS_BIAS: tl.constexpr,
@@ -381,7 +388,7 @@ def gradient_kernel(
     lse = tl.load(lse_n + row, mask=row_mask, other=0.0)
     upstream = tl.load(upstream_n + row, mask=row_mask, other=0.0)
     upstream = tl.where(target >= 0, upstream, 0.0)
-    grad = tl.exp2((logits - lse[:, None]) * LOG2E) * (1.0 + 2.0 * z_loss * lse)[:, None] - label_smoothing / V
+    grad = tl.exp2((logits - lse[:, None]) * LOG2E) * (1.0 + 2.0 * z_loss * lse)[:, None] - smoothing_share
     grad -= tl.where(column[None, :] == target[:, None], 1.0 - label_smoothing, 0.0)
     if HAS_SOFTCAP:
         ratio = logits / softcap

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clsgen_kernels import fused, reference, tiled
+from clsgen_kernels import fused, reference, tiled, vocab_parallel
 from clsgen_kernels.launch import Launch
 from clsgen_kernels.sides import ClassOptions, ClassSide, GenerationOptions, LMSide
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes, R LoRA rank
 
-IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
+IMPLEMENTATIONS = ("auto", "reference", "torch", "triton", "vocab_parallel")
 IGNORE = -100
 """A target that counts for nothing, as in ``torch.nn.functional.cross_entropy``."""
 _log = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ def dual_head_loss(
     launch: Launch | None = None,
     store_bytes: int = 0,
     lm_weight_grad_VD: Tensor | None = None,
+    vocab_group: Any = None,
 ) -> DualHeadOutput:
     """Both heads' losses on the final-norm hidden states of a batch of packed or padded tokens.
 
@@ -123,13 +124,17 @@ def dual_head_loss(
         generation: label smoothing, z-loss, soft cap.
         classification: kind of label space, class weights, focal factor.
         reduction: ``"none"`` for per-token generation losses, ``"sum"`` for their weighted sum.
-        impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles) or ``"reference"`` (all logits; for tests).
+        impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles), ``"vocab_parallel"`` (the LM weight stays
+            sharded over ranks) or ``"reference"`` (all logits; for tests).
         vocab_tile: vocabulary rows per tile for ``impl="torch"``; None picks them from ``n``.
         launch: tiles for ``impl="triton"``; None takes those of :mod:`clsgen_kernels.launch`.
         store_bytes: keep the ``[n, V]`` logits for the backward of ``impl="triton"`` if they take no more than this:
             one GEMM pass less, for memory, and their rounding to the weights' dtype.
         lm_weight_grad_VD: fp32 ``[V, D]`` to which the backward adds the LM weight's gradient instead of returning
             one: sums of many micro-batches keep fp32 so.
+        vocab_group: process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` is then this
+            rank's rows, in rank order; targets count over the whole vocabulary. Every rank of the group must call,
+            and run backward through the generation loss. See :mod:`clsgen_kernels.vocab_parallel`.
 
     Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C``, ``lm_bias_V`` and the
     adapter, exactly, for any upstream gradient of the outputs. No double backward.
@@ -139,7 +144,8 @@ def dual_head_loss(
             on an accelerator the check would cost a synchronisation).
     """
     impl = resolve_impl(impl, hidden_ND.device)
-    _check(hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S)
+    sharded = impl == "vocab_parallel"
+    _check(hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S, sharded)
     _check_labels(label_S, class_index_S, head_weight_CD.shape[0], classification)
     _check_options(hidden_ND, lm_weight_VD, lm_bias_V, lm_lora, lm_weight_grad_VD, impl)
     if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
@@ -164,7 +170,15 @@ def dual_head_loss(
         classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, classification)
         return DualHeadOutput(loss, *reference.class_losses(classes), hit_n)
     call = _Call(
-        impl, generation, classification, reduction == "sum", vocab_tile, launch, store_bytes, lm_weight_grad_VD
+        impl,
+        generation,
+        classification,
+        reduction == "sum",
+        vocab_tile,
+        launch,
+        store_bytes,
+        lm_weight_grad_VD,
+        vocab_group,
     )
     tensors = (hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, lm_bias_V, lora_nR, lora_VR)
     indices = (supervised_index_n, target_n, class_index_S, label_S)
@@ -183,6 +197,7 @@ class _Call:
     launch: Launch | None
     store_bytes: int
     lm_weight_grad_VD: Tensor | None
+    vocab_group: Any
 
 
 class _DualHead(torch.autograd.Function):
@@ -207,35 +222,44 @@ class _DualHead(torch.autograd.Function):
         # One row contiguous is all the kernels ask; transposed weights are rare, and copied.
         lm_weight_VD = _row_contiguous(lm_weight_VD)
         hidden_nD = hidden_ND[supervised_index_n]
-        lm = LMSide(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation)
+        lm = LMSide(
+            *(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation), lm_weight_VD.shape[0]
+        )
         pooled_SD = hidden_ND[class_index_S]
         if dropout_scale_SD is not None:
             pooled_SD = pooled_SD.to(torch.promote_types(pooled_SD.dtype, torch.float32)) * dropout_scale_SD
         classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
-        if call.impl == "triton":
+        ctx.shares = shares = None
+        if call.impl == "vocab_parallel":
+            lm, ctx.shares = lm, shares = vocab_parallel.gather(lm, call.vocab_group)
+        ctx.fused = resolve_impl("auto" if shares else call.impl, hidden_ND.device) == "triton"
+        ctx.tile = call.vocab_tile or tiled.tile_rows(lm.target_n.numel(), lm_weight_VD.shape[0])
+        ctx.carries = False
+        if ctx.fused:
             both = fused.forward(
                 lm, classes, token_weight_n=token_weight_n, launch=call.launch, store_bytes=call.store_bytes
             )
             out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
-            loss = both.loss_sum if call.sums else out.loss_n
-            carries = False
         else:
-            tile = call.vocab_tile or tiled.tile_rows(target_n.numel(), lm_weight_VD.shape[0])
-            carries = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[i] for i in (1, 4, 6))
-            carries = carries and tiled.can_carry_expectation(lm)
-            out = tiled.forward(lm, tile, carry_expectation=carries)
+            if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[i] for i in (1, 4, 6)):
+                ctx.carries = shares is None and tiled.can_carry_expectation(lm)
+            out = tiled.forward(lm, tile=ctx.tile, carry_expectation=ctx.carries)
             class_logits_SC = classes.logits()
             class_loss_S = classes.losses(class_logits_SC)
-            loss = out.loss_n
-            if call.sums:
-                loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
-            ctx.tile = tile
-        ctx.call, ctx.carries = call, carries
+        saved, lse_n = out.saved, out.lse_n
+        if shares is not None:
+            out, lse_n = vocab_parallel.forward(lm, shares, out)
+        loss = out.loss_n
+        if call.sums:
+            loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
+            if ctx.fused and shares is None:
+                loss = both.loss_sum
+        ctx.call, ctx.vocabulary = call, lm.vocabulary
         ctx.hidden_shape, ctx.hidden_dtype = hidden_ND.shape, hidden_ND.dtype
         ctx.save_for_backward(
             # The compacted rows are kept only where the backward multiplies them again.
-            hidden_nD[:0] if carries else hidden_nD,
-            *(lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, out.lse_n, out.saved, token_weight_n),
+            lm.hidden_nD[:0] if ctx.carries else lm.hidden_nD,
+            *(lm_weight_VD, lm.target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n),
             *(pooled_SD, head_weight_CD, head_bias_C, label_S, class_logits_SC, dropout_scale_SD),
             *(supervised_index_n, class_index_S),
         )
@@ -264,21 +288,22 @@ class _DualHead(torch.autograd.Function):
         grad_head_CD = (delta_SC.T @ pooled_SD.to(wide)).to(head_weight_CD.dtype) if wants_head else None
         grad_bias_C = delta_SC.sum(dim=0).to(head_bias_C.dtype) if wants_bias else None
 
-        lm = LMSide(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation)
-        upstream_n = grad_loss.expand(target_n.shape)
+        lm = LMSide(*(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation), ctx.vocabulary)
+        upstream_n = grad_loss.expand(supervised_index_n.shape)
         if token_weight_n is not None:
             upstream_n = upstream_n * token_weight_n
         upstream_n = upstream_n.to(wide).contiguous()
+        local = fused if ctx.fused else tiled
+        how: dict[str, Any] = {"wants_weight": wants_lm, "weight_grad_VD": call.lm_weight_grad_VD}
+        how |= {"launch": call.launch} if ctx.fused else {"tile": ctx.tile}
         if ctx.carries:
             grads = tiled.backward_from_expectation(lm, lse_n, upstream_n, saved)
-        elif not (wants_hidden or wants_lm or any(wants_more)):
-            return (None, None, grad_head_CD, grad_bias_C, *[None] * 10)
+        elif ctx.shares is not None:
+            grads = vocab_parallel.backward(lm, ctx.shares, lse_n, upstream_n, saved, local, **how)
+        elif wants_hidden or wants_lm or any(wants_more):
+            grads = local.backward(lm, lse_n, upstream_n, saved, **how)
         else:
-            how = {"wants_weight": wants_lm, "weight_grad_VD": call.lm_weight_grad_VD}
-            if call.impl == "triton":
-                grads = fused.backward(lm, lse_n, upstream_n, saved, launch=call.launch, **how)
-            else:
-                grads = tiled.backward(lm, lse_n, upstream_n, ctx.tile, **how)
+            return (None, None, grad_head_CD, grad_bias_C, *[None] * 10)
         grad_hidden_ND = None
         if wants_hidden:
             grad_pooled_SD = delta_SC @ head_weight_CD.to(wide)
@@ -309,6 +334,7 @@ def _check(
     supervised_index_n: Tensor,
     target_n: Tensor,
     class_index_S: Tensor,
+    sharded: bool,
 ) -> None:
     if hidden_ND.dim() != 2:
         _refuse(
@@ -316,7 +342,7 @@ def _check(
         )
     width = hidden_ND.shape[1]
     for name, weight in (("lm_weight_VD", lm_weight_VD), ("head_weight_CD", head_weight_CD)):
-        if weight.numel() == 0:
+        if weight.numel() == 0 and not (sharded and weight is lm_weight_VD):
             _refuse(f"{name} has 0 elements: under ZeRO-3 call this inside the engine's forward, where it is gathered")
         if weight.dim() != 2 or weight.shape[1] != width:
             _refuse(f"{name} has shape {tuple(weight.shape)}, expected [*, {width}] as hidden_ND is {width} wide")
@@ -336,7 +362,8 @@ def _check(
     if hidden_ND.device.type == "cpu":
         _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
         _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
-        _check_range("target_n", target_n[target_n != IGNORE], 0, lm_weight_VD.shape[0])
+        # A share of the vocabulary does not know how far the whole goes.
+        _check_range("target_n", target_n[target_n != IGNORE], 0, 2**31 if sharded else lm_weight_VD.shape[0])
 
 
 def _check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: ClassOptions) -> None:

@@ -132,6 +132,7 @@ def forward(
             pooled_SE.stride(0),
             head_CE.stride(0),
             options.label_smoothing,
+            options.label_smoothing / lm.vocabulary,
             options.z_loss,
             options.softcap or 1.0,
             classes.options.focal_gamma,
@@ -147,7 +148,15 @@ def forward(
             **_blocks(tile, hidden_nD.dtype),
         )
     return FusedForward(
-        Forward(loss_n, lse_n, hit_n.bool(), stored_nV),
+        Forward(
+            loss_n,
+            lse_n,
+            hit_n.bool(),
+            parts_4Pn[0, 0],
+            parts_4Pn[2, 0],
+            parts_4Pn[3, 0] if options.label_smoothing else None,
+            stored_nV,
+        ),
         class_logits_SC,
         class_loss_S,
         tile_loss[:row_tiles].sum(),
@@ -159,13 +168,15 @@ def backward(
     lm: LMSide,
     lse_n: Tensor,
     upstream_n: Tensor,
-    stored_nV: Tensor | None,
+    saved: Tensor | None,
     *,
     wants_weight: bool,
     weight_grad_VD: Tensor | None = None,
     launch: Launch | None = None,
 ) -> LMGradients:
-    """Gradients of the weighted losses; ``weight_grad_VD`` (fp32) is added to in place of a new ``dW``."""
+    """Gradients of the weighted losses; ``saved`` are the logits, if they were stored.
+
+    ``weight_grad_VD`` (fp32) is added to in place of a new ``dW`` in the weight's dtype."""
     hidden_nD, weight_VD, dtype = lm.hidden_nD, lm.weight_VD, lm.hidden_nD.dtype
     launch = launch or choose(hidden_nD.device, dtype)
     n, width = hidden_nD.shape
@@ -199,7 +210,7 @@ def backward(
             lm.target_n,
             lse_n,
             upstream_n,
-            nothing if stored_nV is None else stored_nV,
+            nothing if saved is None else saved,
             grad_nK,
             n,
             vocabulary,
@@ -213,12 +224,13 @@ def backward(
             0 if lm.lora_VR is None else lm.lora_VR.stride(0),
             grad_nK.stride(0),
             options.label_smoothing,
+            options.label_smoothing / lm.vocabulary,
             options.z_loss,
             options.softcap or 1.0,
             HAS_BIAS=lm.bias_V is not None,
             HAS_LORA=lm.lora_nR is not None,
             HAS_SOFTCAP=options.softcap is not None,
-            STORED=stored_nV is not None,
+            STORED=saved is not None,
             **_blocks(tile, dtype),
         )
         part = slice(first, first + count)

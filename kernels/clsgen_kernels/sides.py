@@ -69,6 +69,27 @@ class LMSide(NamedTuple):
     """``scale·h·Aᵀ``; its product with ``lora_VR`` is added to the logits."""
     lora_VR: Tensor | None
     options: GenerationOptions
+    vocabulary: int
+    """Rows of the whole vocabulary, of which ``weight_VD`` may be a share."""
+
+    def losses(
+        self,
+        target_n: Tensor,
+        lse_n: Tensor,
+        maximum_n: Tensor,
+        target_logit_n: Tensor,
+        logit_sum_n: Tensor | None = None,
+    ) -> Forward:
+        """Losses and hits of tokens from their sums over the vocabulary."""
+        loss_n = lse_n - target_logit_n
+        if logit_sum_n is not None:
+            loss_n = loss_n + self.options.label_smoothing * (target_logit_n - logit_sum_n / self.vocabulary)
+        if self.options.z_loss:
+            loss_n = loss_n + self.options.z_loss * lse_n**2
+        counted_n = target_n >= 0
+        hit_n = (target_logit_n >= maximum_n) & counted_n
+        loss_n = torch.where(counted_n, loss_n, 0)
+        return Forward(loss_n, lse_n, hit_n, maximum_n, target_logit_n, logit_sum_n, None)
 
 
 class ClassSide(NamedTuple):
@@ -133,6 +154,10 @@ class Forward(NamedTuple):
     lse_n: Tensor
     hit_n: Tensor
     """Whether no token is likelier than the target (a tie counts as a hit)."""
+    maximum_n: Tensor
+    target_logit_n: Tensor
+    logit_sum_n: Tensor | None
+    """Only with label smoothing."""
     saved: Tensor | None
     """For the implementation's own backward."""
 

@@ -41,7 +41,7 @@ def can_carry_expectation(lm: LMSide) -> bool:
     return lm.lora_nR is None and lm.options.label_smoothing == 0 and lm.options.softcap is None
 
 
-def forward(lm: LMSide, tile: int, *, carry_expectation: bool) -> Forward:
+def forward(lm: LMSide, *, tile: int, carry_expectation: bool) -> Forward:
     """Losses, log-sum-exps and hits; with ``carry_expectation``, ``E [n, D]`` is saved."""
     hidden_nD, weight_VD, target_n, options = lm.hidden_nD, lm.weight_VD, lm.target_n, lm.options
     n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
@@ -69,14 +69,7 @@ def forward(lm: LMSide, tile: int, *, carry_expectation: bool) -> Forward:
     if expected_nD is not None:
         expected_nD.div_(total_n[:, None])
     lse_n = maximum_n + total_n.log()
-    loss_n = lse_n - target_logit_n
-    if logit_sum_n is not None:
-        loss_n += options.label_smoothing * (target_logit_n - logit_sum_n / vocabulary)
-    if options.z_loss:
-        loss_n += options.z_loss * lse_n**2
-    counted_n = target_n >= 0
-    loss_n = torch.where(counted_n, loss_n, 0)
-    return Forward(loss_n, lse_n, (target_logit_n >= maximum_n) & counted_n, expected_nD)
+    return lm.losses(target_n, lse_n, maximum_n, target_logit_n, logit_sum_n)._replace(saved=expected_nD)
 
 
 def backward_from_expectation(lm: LMSide, lse_n: Tensor, upstream_n: Tensor, expected_nD: Tensor) -> LMGradients:
@@ -91,12 +84,13 @@ def backward(
     lm: LMSide,
     lse_n: Tensor,
     upstream_n: Tensor,
-    tile: int,
+    saved: Tensor | None,
     *,
+    tile: int,
     wants_weight: bool,
     weight_grad_VD: Tensor | None = None,
 ) -> LMGradients:
-    """All gradients, each vocabulary row of ``dW`` written once; hidden states' in fp32.
+    """All gradients (``saved`` is not needed), each vocabulary row of ``dW`` written once; hidden states' in fp32.
 
     ``weight_grad_VD`` (fp32) is added to in place of a new ``dW`` in the weight's dtype.
     """
@@ -120,7 +114,7 @@ def backward(
         column_n, inside_n = _columns(lm.target_n, start, grad_nT.shape[1])
         grad_nT[rows_n, column_n] -= (1 - options.label_smoothing) * upstream_n * inside_n
         if options.label_smoothing:
-            grad_nT -= (options.label_smoothing / vocabulary * upstream_n)[:, None]
+            grad_nT -= (options.label_smoothing / lm.vocabulary * upstream_n)[:, None]
         if slope_nT is not None:
             grad_nT *= slope_nT
         narrow_nT = grad_nT.to(hidden_nD.dtype)

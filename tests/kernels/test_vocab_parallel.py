@@ -1,0 +1,60 @@
+"""The sharded LM head on four ranks, ragged and with a rank without tokens, against one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import vocab_parallel_ranks as ranks
+from cases import assert_close, make_case, run
+from clsgen_kernels import dual_head_loss
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.dist
+def test_four_ranks_equal_one_process(free_port, tmp_path):
+    port = free_port()
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "vocab_parallel_ranks.py"), str(rank), port, str(tmp_path)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(len(ranks.ROWS))
+    ]
+    messages = [process.communicate(timeout=180)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(messages)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(ranks.ROWS))]
+    for place, tokens in enumerate(ranks.TOKENS):
+        case = make_case(vocabulary=sum(ranks.ROWS), supervised=sum(tokens))
+        truth, truth_grads = run(*case, impl="reference", generation=ranks.OPTIONS)
+        for at, tolerance in ((2 * place, 1e-12), (2 * place + 1, 1e-6)):
+            parts = [result[at] for result in results]
+            got = {k: torch.cat([part[0][k] for part in parts]) for k in ("generation_loss", "token_hit")}
+            assert_close(got, {k: truth[k] for k in got}, tolerance)
+            dw = torch.cat([part[1]["lm_weight_VD"] for part in parts])
+            assert_close({"dW": dw}, {"dW": truth_grads["lm_weight_VD"]}, tolerance)
+            # Every rank's hidden gradient has its own tokens', and the classification head's, which each computed.
+            only_class = run(*_without_tokens(case), impl="reference", generation=ranks.OPTIONS)[1]["hidden_ND"]
+            hidden = sum(part[1]["hidden_ND"].double() - only_class for part in parts) + only_class
+            assert_close({"dH": hidden}, {"dH": truth_grads["hidden_ND"]}, tolerance)
+            counts = {"all_gather_into_tensor": 4, "all_reduce": 2, "reduce_scatter_tensor": 1}
+            assert [part[2] for part in parts] == [counts] * len(parts)
+
+
+def _without_tokens(case):
+    tensors, indices, (up_n, *rest) = case
+    return tensors, indices, (up_n * 0, *rest)
+
+
+def test_bias_and_adapter_are_refused():
+    tensors, indices, _ = make_case(bias=True)
+    with pytest.raises(ValueError, match="takes no LM bias"):
+        dual_head_loss(**tensors, **indices, impl="vocab_parallel")
