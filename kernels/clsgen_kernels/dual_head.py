@@ -255,12 +255,12 @@ class _DualHead(torch.autograd.Function):
             if ctx.fused and shares is None:
                 loss = both.loss_sum
         ctx.call, ctx.vocabulary = call, lm.vocabulary
-        ctx.hidden_shape, ctx.hidden_dtype = hidden_ND.shape, hidden_ND.dtype
+        ctx.hidden_shape, ctx.hidden_dtype, ctx.bias_dtype = hidden_ND.shape, hidden_ND.dtype, head_bias_C.dtype
         ctx.save_for_backward(
             # The compacted rows are kept only where the backward multiplies them again.
             lm.hidden_nD[:0] if ctx.carries else lm.hidden_nD,
             *(lm_weight_VD, lm.target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n),
-            *(pooled_SD, head_weight_CD, head_bias_C, label_S, class_logits_SC, dropout_scale_SD),
+            *(pooled_SD, head_weight_CD, classes.slopes(class_logits_SC), dropout_scale_SD),
             *(supervised_index_n, class_index_S),
         )
         ctx.mark_non_differentiable(out.hit_n)
@@ -275,18 +275,15 @@ class _DualHead(torch.autograd.Function):
         hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n = (
             ctx.saved_tensors[:9]
         )
-        pooled_SD, head_weight_CD, head_bias_C, label_S, class_logits_SC, dropout_scale_SD = ctx.saved_tensors[9:15]
-        supervised_index_n, class_index_S = ctx.saved_tensors[15:]
+        pooled_SD, head_weight_CD, class_slope_SC, dropout_scale_SD, supervised_index_n, class_index_S = (
+            ctx.saved_tensors[9:]
+        )
         wants_hidden, wants_lm, wants_head, wants_bias, *wants_more = ctx.needs_input_grad[:7]
         wide = lse_n.dtype
 
-        classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
-        with torch.enable_grad():
-            logits_SC = class_logits_SC.detach().requires_grad_()
-            (delta_SC,) = torch.autograd.grad(classes.losses(logits_SC), logits_SC, grad_class_loss_S)
-        delta_SC = delta_SC + grad_logits_SC
+        delta_SC = class_slope_SC * grad_class_loss_S[:, None] + grad_logits_SC
         grad_head_CD = (delta_SC.T @ pooled_SD.to(wide)).to(head_weight_CD.dtype) if wants_head else None
-        grad_bias_C = delta_SC.sum(dim=0).to(head_bias_C.dtype) if wants_bias else None
+        grad_bias_C = delta_SC.sum(dim=0).to(ctx.bias_dtype) if wants_bias else None
 
         lm = LMSide(*(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation), ctx.vocabulary)
         upstream_n = grad_loss.expand(supervised_index_n.shape)

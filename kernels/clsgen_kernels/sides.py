@@ -140,6 +140,12 @@ class ClassSide(NamedTuple):
             part_SC = part_SC * weights_C
         return torch.where(known_SC, part_SC, 0.0).sum(dim=1)
 
+    def slopes(self, logits_SC: Tensor) -> Tensor:
+        """``[S, C]`` derivative of each row's loss by its logits; rows do not depend on each other."""
+        with torch.enable_grad():
+            logits_SC = logits_SC.detach().requires_grad_()
+            return torch.autograd.grad(self.losses(logits_SC).sum(), logits_SC)[0]
+
     def _focal(self, negative_log: Tensor) -> Tensor:
         gamma = self.options.focal_gamma
         if gamma == 0:
