@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def test_pages_have_commands_and_no_dead_links():
 @pytest.fixture
 def workspace(tmp_path, tiny_backbone):
     """A folder as the pages assume it: the checkout's files, and someone's rows."""
-    for name in ("train.py", "configs", "ds_configs"):
+    for name in ("train.py", "configs", "ds_configs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     labels = ["odd", "fine"]
     rows = [
@@ -82,6 +84,9 @@ def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_com
             words[words.index("--num_gpus") + 1] = "1"
             words[1:1] = ["--master_port", free_port()]
             run_command(*words, *TINY, "--model.backbone", str(tiny_backbone), "--model.top_layers", "2", cwd=workspace)
+        elif words[0] == "python":
+            environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+            subprocess.run([sys.executable, *words[1:]], cwd=workspace, env=environment, check=True)
         elif words[0] == "clsgen":
             run_command(*words, cwd=workspace)
         else:
@@ -89,8 +94,6 @@ def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_com
 
 
 def _tensorboard_starts(words: list[str], folder: Path) -> None:
-    import sys
-
     process = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", *words[1:], "--port", "0", "--host", "127.0.0.1"],
         cwd=folder,

@@ -122,7 +122,7 @@ def compile_kernel(
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, (argument, kind) in enumerate(signature.items())
-        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "E", "R", "width", "depth", "first")
+        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "E", "R", "first")
         if kind != "constexpr"
     }
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)

@@ -82,7 +82,13 @@ def _focal(negative_log, gamma):
     return negative_log * tl.exp2(gamma * tl.log2(rest))
 
 
-@triton.jit
+# Counts that change from batch to batch make no new kernels, and a count of 1 no constant.
+_FORWARD_COUNTS = ["n", "S", "C", "splits", "tiles_per_split", "row_tiles"]
+_BACKWARD_COUNTS = ["n", "width"]
+_MATMUL_COUNTS = ["rows", "columns", "depth"]
+
+
+@triton.jit(do_not_specialize=_FORWARD_COUNTS)
 def forward_kernel(
     # the vocabulary's side
     hidden_nD,
@@ -313,7 +319,7 @@ def forward_kernel(
         tl.store(tile_loss + row_tiles + row_tile, tl.sum(tl.where(row_mask, loss, 0.0), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_BACKWARD_COUNTS)
 def gradient_kernel(
     hidden_nD,
     weight_VD,
@@ -401,7 +407,7 @@ def gradient_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_MATMUL_COUNTS)
 def matmul_kernel(
     a,
     b,

@@ -60,7 +60,7 @@ BY_TARGET = {
     "sm_100": Launch(
         forward=Tile(128, 128, 64, 8, 3),
         forward_more=Tile(64, 64, 64, 8, 3),
-        gradient=Tile(128, 128, 64, 8, 3),
+        gradient=Tile(128, 64, 64, 8, 3),
         matmul=Tile(128, 128, 64, 8, 3),
         programs=4 * 148,
         workspace_bytes=60 * 2**20,

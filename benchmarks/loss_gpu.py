@@ -1,0 +1,179 @@
+"""The dual-head loss on a GPU: correctness first, then time and peak memory beside the peers that are installed.
+
+    python benchmarks/loss_gpu.py                    # heads of Llama-3 8B and 70B, 8192 tokens, a quarter supervised
+    python benchmarks/loss_gpu.py --heads 8b --tokens 4096 --rounds 20
+    python benchmarks/loss_gpu.py --dry-run          # no GPU: sizes and roofline only
+
+Forward and backward, bf16, W trained. Rounds are interleaved over the methods; the table gives medians, peak memory
+beyond inputs and gradients, and what the roofline of ``clsgen_kernels.cost`` allows this chip. Peers that are not
+installed are named and left out: ``pip install liger-kernel cut-cross-entropy quack-kernels``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from clsgen_kernels import cost, dual_head_loss
+
+HEADS = {"8b": 4096, "70b": 8192}
+VOCABULARY = 128256
+CLASSES, ROWS = 2, 16
+# Dense bf16 FLOP/s and bytes/s: the makers' data sheets, times 0.8 and 0.9, about what good kernels reach.
+CHIPS = {"A100": (250e12, 1.8e12), "H100": (790e12, 3.0e12), "H200": (790e12, 4.3e12), "B200": (1800e12, 7.2e12)}
+
+Step = Callable[[], torch.Tensor]
+
+
+def inputs(tokens: int, width: int, device: str) -> dict[str, Any]:
+    """Hidden states, weights and indices of one call."""
+    generator = torch.Generator(device).manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=generator, device=device, dtype=torch.bfloat16)  # noqa: E731
+    supervised = torch.randperm(tokens, generator=generator, device=device)[: tokens // 4].sort().values
+    return {
+        "hidden_ND": normal(tokens, width).requires_grad_(),
+        "lm_weight_VD": (normal(VOCABULARY, width) * width**-0.5).requires_grad_(),
+        "head_weight_CD": torch.zeros(CLASSES, width, device=device).requires_grad_(),
+        "head_bias_C": torch.zeros(CLASSES, device=device).requires_grad_(),
+        "supervised_index_n": supervised,
+        "target_n": torch.randint(0, VOCABULARY, supervised.shape, generator=generator, device=device),
+        "class_index_S": torch.arange(0, tokens, tokens // ROWS, device=device)[:ROWS],
+        "label_S": torch.randint(0, CLASSES, (ROWS,), generator=generator, device=device),
+    }
+
+
+def methods(given: dict[str, Any]) -> dict[str, Step]:
+    """Each method's generation loss (clsgen's also computes the classification head)."""
+    import torch.nn.functional as F
+
+    hidden, weight = given["hidden_ND"], given["lm_weight_VD"]
+    index, target = given["supervised_index_n"], given["target_n"]
+    labels = torch.full((hidden.shape[0],), -100, device=hidden.device)
+    labels[index] = target
+
+    def clsgen(**options: Any) -> Step:
+        def step() -> torch.Tensor:
+            out = dual_head_loss(**given, impl="triton", reduction="sum", **options)
+            return out.generation_loss + out.class_loss.sum()
+
+        return step
+
+    found: dict[str, Step] = {
+        "naive, all tokens": lambda: F.cross_entropy((hidden @ weight.T).float(), labels, reduction="sum"),
+        "naive, supervised only": lambda: F.cross_entropy((hidden[index] @ weight.T).float(), target, reduction="sum"),
+        "clsgen, recomputed": clsgen(),
+        "clsgen, stored": clsgen(store_bytes=2**40),
+    }
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        found["Liger, all tokens"] = lambda: liger(weight, hidden, labels)
+        found["Liger, supervised only"] = lambda: liger(weight, hidden[index], target)
+    if importlib.util.find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cut-cross-entropy"] = lambda: linear_cross_entropy(hidden, weight, labels, reduction="sum")
+    if importlib.util.find_spec("quack"):
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+        found["quack"] = lambda: chunked_linear_cross_entropy(hidden[index], weight, target, reduction="sum")
+    return found
+
+
+def check(device: str) -> None:
+    """Losses and gradients against float64 on a shape that takes seconds; raises where they differ."""
+    given = inputs(512, 1024, device)
+    tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.requires_grad}
+    truth = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    pairs = []
+    for leaves, impl in ((tensors, "triton"), (truth, "reference")):
+        out = dual_head_loss(**{**given, **leaves}, impl=impl)
+        grads = torch.autograd.grad(out.generation_loss.sum() + out.class_loss.sum(), list(leaves.values()))
+        pairs.append([out.generation_loss, out.class_loss, *grads])
+    for name, got, expected in zip(("loss", "class loss", *tensors), *pairs, strict=True):
+        error = float((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        if not error < (1e-5 if "loss" in name else 1e-2):
+            raise SystemExit(f"wrong on this chip: {name} differs from float64 by {error:.1e}; times mean nothing")
+        print(f"against float64, {name}: {error:.1e}")
+
+
+def measure(steps: dict[str, Step], given: dict[str, Any], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median milliseconds and peak extra MB of each method."""
+    gradients = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    peaks = {}
+    for round_ in range(rounds + 2):
+        for name, step in steps.items():
+            for leaf in gradients:
+                leaf.grad = None
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step().backward()
+            end.record()
+            torch.cuda.synchronize()
+            kept = sum(leaf.grad.nbytes for leaf in gradients if leaf.grad is not None)
+            peaks[name] = (torch.cuda.max_memory_allocated() - before - kept) / 1e6
+            if round_ >= 2:
+                times[name].append(start.elapsed_time(end))
+    return {name: (statistics.median(t), peaks[name]) for name, t in times.items()}
+
+
+def modelled(tokens: int, width: int) -> dict[str, cost.Cost]:
+    """The cost model's answer to each method it knows."""
+    n = tokens // 4
+    return {
+        "naive, all tokens": cost.naive(tokens, width, VOCABULARY),
+        "naive, supervised only": cost.naive(n, width, VOCABULARY),
+        "clsgen, recomputed": cost.ours(n, width, VOCABULARY),
+        "clsgen, stored": cost.ours(n, width, VOCABULARY, stored=True),
+        "Liger, all tokens": cost.liger(tokens, width, VOCABULARY),
+        "Liger, supervised only": cost.liger(n, width, VOCABULARY),
+        "cut-cross-entropy": cost.cce(n, width, VOCABULARY),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--dry-run", action="store_true", help="the model only, for an H100")
+    args = parser.parse_args()
+    if not args.dry_run and not torch.cuda.is_available():
+        raise SystemExit("no GPU here; --dry-run prints sizes and roofline, benchmarks/loss_cpu.py measures the CPU")
+    chip = "H100" if args.dry_run else torch.cuda.get_device_name()
+    speeds = next((s for name, s in CHIPS.items() if name in chip), None)
+    print(f"{'not measured: the model for' if args.dry_run else 'measured on'} {chip}, torch {torch.__version__}, bf16")
+    if not args.dry_run:
+        check("cuda")
+    for head in args.heads:
+        width = HEADS[head]
+        print(f"\nLlama-3 {head} head: N={args.tokens}, n={args.tokens // 4}, D={width}, V={VOCABULARY}")
+        print(f"| {'method':22} | ms | extra MB | roofline ms | TFLOP | GB moved | extra MB, model |")
+        print(f"|{'-' * 24}|---:|---------:|------------:|------:|---------:|----------------:|")
+        model = modelled(args.tokens, width)
+        measured: dict[str, tuple[float, float]] = {}
+        if not args.dry_run:
+            given = inputs(args.tokens, width, "cuda")
+            measured = measure(methods(given), given, args.rounds)
+        for name in measured or model:
+            ms, extra = (f"{v:.1f}" for v in measured[name]) if name in measured else ("-", "-")
+            c = model.get(name)
+            line = f"{c.flops / 1e12:.1f} | {c.moved_bytes / 1e9:.0f} | {c.extra_bytes / 1e6:.0f}" if c else "- | - | -"
+            roof = f"{c.seconds(*speeds) * 1e3:.1f}" if c and speeds else "-"
+            print(f"| {name:22} | {ms} | {extra} | {roof} | {line} |")
+        missing = [m for m in ("liger_kernel", "cut_cross_entropy", "quack") if not importlib.util.find_spec(m)]
+        if missing and not args.dry_run:
+            print(f"not installed, left out: {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    main()

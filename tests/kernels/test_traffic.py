@@ -1,0 +1,127 @@
+"""Bytes to and from memory, counted in the interpreter through a model of the L2 cache.
+
+The interpreter runs programs one after another; a GPU runs many at once. So each program's loads are recorded and then
+replayed in step: all programs of a wave make their first load, then their second, through one least-recently-used cache
+of 128-byte lines. It holds the hidden states and one column tile of each split that runs at once, and a quarter more:
+as the 50 MB of an H100 do up to some 1600 rows of D=8192, or 3200 of D=4096, in bf16. Past that the hidden states are
+read again for each column tile.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from clsgen_kernels import fused
+from clsgen_kernels.launch import Launch, Tile
+from clsgen_kernels.sides import ClassOptions, ClassSide, GenerationOptions, LMSide
+
+LINE = 128
+n, D, V, S, C = 64, 64, 512, 2, 2
+TILE = Tile(16, 32, 16, 1, 1)
+HIDDEN, WEIGHT = n * D * 4, V * D * 4
+SPLITS, SLAB = 2, 64
+LAUNCH = Launch(TILE, TILE, TILE, TILE, programs=8, workspace_bytes=n * SLAB * 4)
+L2 = (HIDDEN + SPLITS * TILE.columns * D * 4) * 5 // 4
+
+
+class Traffic:
+    """Loads and stores of every launch, by program."""
+
+    def __init__(self) -> None:
+        self.launches: list[dict[tuple[int, int, int], list[np.ndarray]]] = []
+        self.stored = 0
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        load, store, start = builder.create_masked_load, builder.create_masked_store, builder.set_grid_dim
+
+        def watched_load(ptrs, mask, other, *rest):
+            touched = np.unique(ptrs.data[mask.data] // LINE)
+            self.launches[-1].setdefault(tuple(builder.grid_idx), []).append(touched)
+            return load(ptrs, mask, other, *rest)
+
+        def watched_store(ptrs, value, mask, *rest):
+            self.stored += int(mask.data.sum()) * value.data.itemsize
+            return store(ptrs, value, mask, *rest)
+
+        def watched_start(*grid):
+            self.launches.append({})
+            return start(*grid)
+
+        patch.setattr(builder, "create_masked_load", watched_load)
+        patch.setattr(builder, "create_masked_store", watched_store)
+        patch.setattr(builder, "set_grid_dim", watched_start)
+
+    def loaded(self, cache_bytes: int, resident: int) -> int:
+        """Bytes that miss the cache."""
+        missed = 0
+        for programs in self.launches:
+            cache: OrderedDict[int, None] = OrderedDict()
+            order = [programs[at] for at in sorted(programs, key=lambda at: at[::-1])]  # as a GPU numbers them
+            for first in range(0, len(order), resident):
+                wave = order[first : first + resident]
+                for step in range(max(map(len, wave))):
+                    for loads in wave:
+                        for line in loads[step] if step < len(loads) else ():
+                            missed += line not in cache
+                            cache[line] = None
+                            cache.move_to_end(line)
+                            if len(cache) > cache_bytes // LINE:
+                                cache.popitem(last=False)
+        return missed * LINE
+
+
+@pytest.fixture
+def sides():
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    target = torch.randint(0, V, (n,), generator=generator)
+    lm = LMSide(normal(n, D), normal(V, D), target, None, None, None, GenerationOptions(), V)
+    classes = ClassSide(normal(S, D), normal(C, D), normal(C), torch.zeros(S, dtype=torch.int64), ClassOptions())
+    return lm, classes
+
+
+def test_forward_moves_little_more_than_each_input_once(sides, monkeypatch, capsys):
+    traffic = Traffic()
+    traffic.watch(monkeypatch)
+    fused.forward(*sides, launch=LAUNCH)
+    assert len(traffic.launches) == 1 and len(traffic.launches[0]) == SPLITS * n // TILE.rows + 1
+    moved = traffic.loaded(L2, resident=8) + traffic.stored
+    outputs = n * (4 + 4 + 1) + S * C * 4 + S * 4
+    bound = HIDDEN + WEIGHT + n * 8 + (S + C) * D * 4 + outputs
+    uncached = traffic.loaded(0, resident=8) + traffic.stored
+    with capsys.disabled():
+        print(f"\nforward: {moved / bound:.2f} of the lower bound ({uncached / bound:.1f} were there no cache)")
+    assert 1 <= moved / bound <= 1.3
+    assert uncached / bound > 3  # the model of the cache is not vacuous
+
+
+def test_backward_makes_the_passes_it_states(sides, monkeypatch, capsys):
+    lm, classes = sides
+    out = fused.forward(lm, classes, launch=LAUNCH)
+    traffic = Traffic()
+    traffic.watch(monkeypatch)
+    fused.backward(lm, out.lm.lse_n, torch.ones(n), None, wants_weight=True, launch=LAUNCH)
+    slabs = V // SLAB
+    assert len(traffic.launches) == 3 * slabs  # the gradient of the logits, dW, dH
+    moved = traffic.loaded(L2, resident=8) + traffic.stored
+    workspace = n * SLAB * 4
+    # A slab: H and W in, G out; G and H in, dW out; G and W in, dH in and out.
+    stated = slabs * (2 * HIDDEN + 3 * workspace + 2 * HIDDEN) + 2 * WEIGHT + WEIGHT
+    bound = HIDDEN + WEIGHT + WEIGHT + HIDDEN
+    with capsys.disabled():
+        print(f"\nbackward: {moved / stated:.2f} of the stated passes, {moved / bound:.2f} of the lower bound")
+    assert moved <= 1.05 * stated + n * 3 * 4 * slabs
+    written = traffic.stored
+    monkeypatch.undo()
+    frozen = Traffic()
+    frozen.watch(monkeypatch)
+    fused.backward(lm, out.lm.lse_n, torch.ones(n), None, wants_weight=False, launch=LAUNCH)
+    assert len(frozen.launches) == 2 * slabs and frozen.stored == written - WEIGHT
