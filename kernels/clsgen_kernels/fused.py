@@ -90,11 +90,7 @@ def forward(
     labels_S, labels_SC = classes.labels_for_kernel()
     if row_tiles + class_tiles:
         _device().forward_kernel[(row_tiles * splits + class_tiles,)](
-            hidden_nD,
-            weight_VD,
-            nothing if lm.bias_V is None else lm.bias_V.float(),
-            nothing if lm.lora_nR is None else lm.lora_nR,
-            nothing if lm.lora_VR is None else lm.lora_VR,
+            *_pointers(lm, nothing),
             lm.target_n,
             nothing if token_weight_n is None else token_weight_n.float(),
             pooled_SE,
@@ -118,17 +114,14 @@ def forward(
             n,
             vocabulary,
             width,
-            0 if lm.lora_nR is None else lm.lora_nR.shape[1],
+            _rank(lm),
             rows,
             outputs,
             pooled_SE.shape[1],
             splits if n else 0,
             tiles_per_split,
             max(1, row_tiles),
-            hidden_nD.stride(0),
-            weight_VD.stride(0),
-            0 if lm.lora_nR is None else lm.lora_nR.stride(0),
-            0 if lm.lora_VR is None else lm.lora_VR.stride(0),
+            *_strides(lm),
             pooled_SE.stride(0),
             head_CE.stride(0),
             options.label_smoothing,
@@ -202,11 +195,7 @@ def backward(
         count = min(slab, vocabulary - first)
         grad_nK = workspace_nK[:, :count]
         _device().gradient_kernel[(_tiles(n, tile.rows), _tiles(count, tile.columns))](
-            hidden_nD,
-            weight_VD,
-            nothing if lm.bias_V is None else lm.bias_V.float(),
-            nothing if lm.lora_nR is None else lm.lora_nR,
-            nothing if lm.lora_VR is None else lm.lora_VR,
+            *_pointers(lm, nothing),
             lm.target_n,
             lse_n,
             upstream_n,
@@ -215,13 +204,10 @@ def backward(
             n,
             vocabulary,
             width,
-            0 if lm.lora_nR is None else lm.lora_nR.shape[1],
+            _rank(lm),
             first,
             count,
-            hidden_nD.stride(0),
-            weight_VD.stride(0),
-            0 if lm.lora_nR is None else lm.lora_nR.stride(0),
-            0 if lm.lora_VR is None else lm.lora_VR.stride(0),
+            *_strides(lm),
             grad_nK.stride(0),
             options.label_smoothing,
             options.label_smoothing / lm.vocabulary,
@@ -243,6 +229,19 @@ def backward(
         if grad_bias_V is not None:
             torch.sum(grad_nK, dim=0, dtype=torch.float32, out=grad_bias_V[part])
     return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
+
+
+def _pointers(lm: LMSide, nothing: Tensor) -> list[Tensor]:
+    bias_V = None if lm.bias_V is None else lm.bias_V.float()
+    return [nothing if t is None else t for t in (lm.hidden_nD, lm.weight_VD, bias_V, lm.lora_nR, lm.lora_VR)]
+
+
+def _strides(lm: LMSide) -> list[int]:
+    return [0 if t is None else t.stride(0) for t in (lm.hidden_nD, lm.weight_VD, lm.lora_nR, lm.lora_VR)]
+
+
+def _rank(lm: LMSide) -> int:
+    return 0 if lm.lora_nR is None else lm.lora_nR.shape[1]
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor, tile: Tile, *, accumulate: bool) -> None:
