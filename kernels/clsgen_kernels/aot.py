@@ -15,13 +15,14 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clsgen_kernels.launch import BY_TARGET, Launch, Tile
 
 SHARED_LIMIT_KB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+_COPY_ENGINE = r"\bUTMALDG"
 _MATRIX = {"sm_80": r"\bHMMA", "sm_90": r"\bHGMMA", "sm_100": r"\bUTC\w*MMA", "gfx942": r"v_mfma"}
 
 
@@ -36,6 +37,8 @@ class Compiled:
     local_accesses: int
     shared_kb: float
     matrix_instructions: int
+    descriptor_loads: int | None
+    """Loads by the copy engine; None where the tile does not ask for them."""
 
     @property
     def faults(self) -> list[str]:
@@ -47,6 +50,8 @@ class Compiled:
             faults.append(f"{self.shared_kb:.0f} KB shared, the chip has {SHARED_LIMIT_KB[self.target]}")
         if not self.matrix_instructions:
             faults.append(f"no matrix instructions ({_MATRIX[self.target]})")
+        if self.descriptor_loads == 0:
+            faults.append(f"no loads by descriptor ({_COPY_ENGINE})")
         return faults
 
 
@@ -70,6 +75,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     }
     everything = {**dict.fromkeys(plain, True), "KIND": 0}
     yield "forward", device.forward_kernel, forward, plain, launch.forward
+    yield "forward, unaligned", device.forward_kernel, forward, plain, replace(launch.forward, descriptors=False)
     yield "forward, stored", device.forward_kernel, forward, {**plain, "STORE_LOGITS": True}, launch.forward_more
     yield "forward, multi-label", device.forward_kernel, forward, {**plain, "KIND": 1}, launch.forward
     yield "forward, ordinal", device.forward_kernel, forward, {**plain, "KIND": 2}, launch.forward
@@ -81,6 +87,13 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     }
     no_options = dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False)
     yield "gradient", device.gradient_kernel, gradient, no_options, launch.gradient
+    yield (
+        "gradient, unaligned",
+        device.gradient_kernel,
+        gradient,
+        no_options,
+        replace(launch.gradient, descriptors=False),
+    )
     all_options = {**dict.fromkeys(no_options, True), "STORED": False}
     yield "gradient, all options", device.gradient_kernel, gradient, all_options, launch.gradient
     product = dict.fromkeys(("a", "b"), "*bf16")
@@ -118,6 +131,8 @@ def compile_kernel(
     constants |= {name: 1 for name, kind in types.items() if kind == "1"}
     if kernel.__name__ == "matmul_kernel":
         constants["b_column_stride"] = 1
+    else:
+        constants["DESCRIPTORS"] = tile.descriptors
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
     aligned = {
         (place,): [["tt.divisibility", 16]]
@@ -142,6 +157,7 @@ def compile_kernel(
             _number(r"\.vgpr_spill_count:\s+(\d+)", text),
             shared_kb,
             len(re.findall(_MATRIX[target], text)),
+            None,
         )
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -156,6 +172,7 @@ def compile_kernel(
         len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         shared_kb,
         len(re.findall(_MATRIX[target], sass)),
+        len(re.findall(_COPY_ENGINE, sass)) if tile.descriptors else None,
     )
 
 
@@ -177,18 +194,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=list(BY_TARGET), default=list(BY_TARGET))
     chosen = parser.parse_args().targets
-    print(f"| {'kernel, bf16':22} | chip   | registers | stack | local | shared KB | matrix instructions | gate |")
-    print(f"|{'-' * 24}|--------|----------:|------:|------:|----------:|--------------------:|------|")
+    columns = ("kernel, bf16", "chip", "registers", "stack", "local", "shared KB", "matrix", "descriptor loads", "gate")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     failed = False
     for target in chosen:
         for kernel in kernels(BY_TARGET[target]):
             c = compile_kernel(*kernel, target)
             failed = failed or bool(c.faults)
-            print(
-                f"| {c.kernel:22} | {c.target:6} | {c.registers:9} | {c.stack_bytes:5} | {c.local_accesses:5} "
-                f"| {c.shared_kb:9.0f} | {c.matrix_instructions:19} | {'; '.join(c.faults) or 'pass'} |",
-                flush=True,
-            )
+            numbers = (c.registers, c.stack_bytes, c.local_accesses, round(c.shared_kb), c.matrix_instructions)
+            loads = "-" if c.descriptor_loads is None else c.descriptor_loads
+            gate = "; ".join(c.faults) or "pass"
+            print(f"| {' | '.join(map(str, (c.kernel, c.target, *numbers, loads, gate)))} |", flush=True)
     raise SystemExit(failed)
 
 

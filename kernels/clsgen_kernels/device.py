@@ -34,38 +34,52 @@ def _dot(a, b, sum, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 def _add_product(
     sum,
     a_ptr,
+    a_descriptor,
     a_stride,
-    a_left,
+    a_first,
+    a_rows,
     b_ptr,
+    b_descriptor,
     b_stride,
-    b_left,
+    b_first,
+    b_rows,
     depth,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """``sum + a @ b.T`` along the whole inner dimension; ``a_left`` and ``b_left`` rows are left from the pointers on.
+    """``sum + a @ b.T`` along the whole inner dimension, of a tile of rows of each.
 
-    Addresses are a 64-bit scalar and 32-bit offsets: tensors of pointers would fill the registers.
+    Through tensor descriptors (the copy engine computes addresses and fills zeros past the end), or through pointers: a
+    64-bit scalar and 32-bit offsets, since tensors of pointers would fill the registers.
     """
-    a_row = tl.arange(0, BLOCK_A)
-    b_row = tl.arange(0, BLOCK_B)
-    inner = tl.arange(0, BLOCK_D)
-    for start in range(0, depth, BLOCK_D):
-        inside = inner < depth - start
-        a = tl.load(
-            a_ptr + start + (a_row[:, None] * a_stride + inner[None, :]),
-            mask=(a_row < a_left)[:, None] & inside[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            b_ptr + start + (b_row[None, :] * b_stride + inner[:, None]),
-            mask=(b_row < b_left)[None, :] & inside[:, None],
-            other=0.0,
-        )
-        sum = _dot(a, b, sum, PRECISION, WIDEN)
+    if DESCRIPTORS:
+        for start in range(0, depth, BLOCK_D):
+            a = a_descriptor.load([a_first, start])
+            b = b_descriptor.load([b_first, start])
+            sum = _dot(a, b.T, sum, PRECISION, WIDEN)
+    else:
+        a_row = tl.arange(0, BLOCK_A)
+        b_row = tl.arange(0, BLOCK_B)
+        inner = tl.arange(0, BLOCK_D)
+        a_ptr += a_first.to(tl.int64) * a_stride
+        b_ptr += b_first.to(tl.int64) * b_stride
+        for start in range(0, depth, BLOCK_D):
+            inside = inner < depth - start
+            a = tl.load(
+                a_ptr + start + (a_row[:, None] * a_stride + inner[None, :]),
+                mask=(a_row < a_rows - a_first)[:, None] & inside[None, :],
+                other=0.0,
+            )
+            b = tl.load(
+                b_ptr + start + (b_row[None, :] * b_stride + inner[:, None]),
+                mask=(b_row < b_rows - b_first)[None, :] & inside[:, None],
+                other=0.0,
+            )
+            sum = _dot(a, b, sum, PRECISION, WIDEN)
     return sum
 
 
@@ -152,6 +166,7 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
@@ -191,7 +206,11 @@ def forward_kernel(
     local_column = tl.arange(0, BLOCK_V)
     row = first_row + local_row
     row_mask = row < rows
-    a_ptr += first_row.to(tl.int64) * a_stride
+    a_descriptor = a_ptr
+    b_descriptor = b_ptr
+    if DESCRIPTORS:
+        a_descriptor = tl.make_tensor_descriptor(a_ptr, [rows, depth], [a_stride, 1], [BLOCK_N, BLOCK_D])
+        b_descriptor = tl.make_tensor_descriptor(b_ptr, [columns, depth], [b_stride, 1], [BLOCK_V, BLOCK_D])
     target = tl.load(target_ptr + row, mask=row_mask, other=-1).to(tl.int32)
     maximum = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
@@ -202,15 +221,15 @@ def forward_kernel(
         left = columns - first_column
         logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
         logits = _add_product(
-            logits, a_ptr, a_stride, rows - first_row,
-            b_ptr + first_column.to(tl.int64) * b_stride, b_stride, left, depth,
-            BLOCK_N, BLOCK_V, BLOCK_D, PRECISION, WIDEN,
+            logits, a_ptr, a_descriptor, a_stride, first_row, rows,
+            b_ptr, b_descriptor, b_stride, first_column, columns, depth,
+            BLOCK_N, BLOCK_V, BLOCK_D, DESCRIPTORS, PRECISION, WIDEN,
         )  # fmt: skip
         if HAS_LORA:
             logits = _add_product(
-                logits, lora_nR + first_row.to(tl.int64) * lora_n_stride, lora_n_stride, rows - first_row,
-                lora_VR + first_column.to(tl.int64) * lora_V_stride, lora_V_stride, left, rank,
-                BLOCK_N, BLOCK_V, BLOCK_D, PRECISION, WIDEN,
+                logits, lora_nR, lora_nR, lora_n_stride, first_row, rows,
+                lora_VR, lora_VR, lora_V_stride, first_column, columns, rank,
+                BLOCK_N, BLOCK_V, BLOCK_D, False, PRECISION, WIDEN,
             )  # fmt: skip
         if is_lm:
             if HAS_BIAS:
@@ -353,38 +372,47 @@ def gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     """Gradient of the losses by the raw logits ``[n, first:first+width]``, recomputed or from the stored logits."""
-    first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
+    first_row = tl.program_id(0) * BLOCK_N
     first_local = tl.program_id(1) * BLOCK_V
     local_row = tl.arange(0, BLOCK_N)
     local_column = tl.arange(0, BLOCK_V)
-    row = first_row.to(tl.int32) + local_row
+    row = first_row + local_row
     column = first + first_local + local_column
     row_mask = row < n
     column_mask = local_column < width - first_local
     mask = row_mask[:, None] & column_mask[None, :]
     if STORED:
         logits = tl.load(
-            logits_nV + first_row * V + (first + first_local) + (local_row[:, None] * V + local_column[None, :]),
+            logits_nV
+            + first_row.to(tl.int64) * V
+            + (first + first_local)
+            + (local_row[:, None] * V + local_column[None, :]),
             mask=mask,
             other=0.0,
         ).to(tl.float32)
     else:
-        b_first = (first + first_local).to(tl.int64)
+        end = first + width
+        a_descriptor = hidden_nD
+        b_descriptor = weight_VD
+        if DESCRIPTORS:
+            a_descriptor = tl.make_tensor_descriptor(hidden_nD, [n, D], [hidden_stride, 1], [BLOCK_N, BLOCK_D])
+            b_descriptor = tl.make_tensor_descriptor(weight_VD, [end, D], [weight_stride, 1], [BLOCK_V, BLOCK_D])
         logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
         logits = _add_product(
-            logits, hidden_nD + first_row * hidden_stride, hidden_stride, n - first_row,
-            weight_VD + b_first * weight_stride, weight_stride, width - first_local, D,
-            BLOCK_N, BLOCK_V, BLOCK_D, PRECISION, WIDEN,
+            logits, hidden_nD, a_descriptor, hidden_stride, first_row, n,
+            weight_VD, b_descriptor, weight_stride, first + first_local, end, D,
+            BLOCK_N, BLOCK_V, BLOCK_D, DESCRIPTORS, PRECISION, WIDEN,
         )  # fmt: skip
         if HAS_LORA:
             logits = _add_product(
-                logits, lora_nR + first_row * lora_n_stride, lora_n_stride, n - first_row,
-                lora_VR + b_first * lora_V_stride, lora_V_stride, width - first_local, R,
-                BLOCK_N, BLOCK_V, BLOCK_D, PRECISION, WIDEN,
+                logits, lora_nR, lora_nR, lora_n_stride, first_row, n,
+                lora_VR, lora_VR, lora_V_stride, first + first_local, end, R,
+                BLOCK_N, BLOCK_V, BLOCK_D, False, PRECISION, WIDEN,
             )  # fmt: skip
         if HAS_BIAS:
             logits += tl.load(bias_V + column, mask=column_mask, other=0.0)[None, :]
@@ -401,7 +429,10 @@ def gradient_kernel(
         grad *= 1.0 - ratio * ratio
     grad *= upstream[:, None]
     tl.store(
-        grad_nK + first_row * grad_stride + first_local + (local_row[:, None] * grad_stride + local_column[None, :]),
+        grad_nK
+        + first_row.to(tl.int64) * grad_stride
+        + first_local
+        + (local_row[:, None] * grad_stride + local_column[None, :]),
         grad.to(grad_nK.dtype.element_ty),
         mask=mask,
     )

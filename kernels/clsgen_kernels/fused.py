@@ -138,6 +138,7 @@ def forward(
             HAS_SMOOTHING=options.label_smoothing > 0,
             HAS_SOFTCAP=options.softcap is not None,
             STORE_LOGITS=stored_nV is not None,
+            DESCRIPTORS=_describes(tile, hidden_nD, weight_VD, pooled_SE, head_CE),
             **_blocks(tile, hidden_nD.dtype),
         )
     return FusedForward(
@@ -217,6 +218,7 @@ def backward(
             HAS_LORA=lm.lora_nR is not None,
             HAS_SOFTCAP=options.softcap is not None,
             STORED=saved is not None,
+            DESCRIPTORS=_describes(tile, hidden_nD, weight_VD),
             **_blocks(tile, dtype),
         )
         part = slice(first, first + count)
@@ -229,6 +231,17 @@ def backward(
         if grad_bias_V is not None:
             torch.sum(grad_nK, dim=0, dtype=torch.float32, out=grad_bias_V[part])
     return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
+
+
+def _describes(tile: Tile, *tensors: Tensor) -> bool:
+    """Whether all can be read by descriptor: addresses and row strides in steps of 16 bytes."""
+    if not tile.descriptors or any(t.data_ptr() % 16 or t.stride(0) * t.element_size() % 16 for t in tensors):
+        return False
+    import triton
+
+    # Descriptors are written to memory by the kernel; Triton asks where.
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=tensors[0].device))
+    return True
 
 
 def _pointers(lm: LMSide, nothing: Tensor) -> list[Tensor]:

@@ -20,6 +20,8 @@ class Tile:
     depth: int
     warps: int
     stages: int
+    descriptors: bool = False
+    """Loads by tensor descriptors (TMA) where the tensors are aligned for it."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,17 @@ _NARROW = Launch(
 BY_TARGET = {
     "sm_80": _NARROW,
     "sm_90": Launch(
-        forward=Tile(128, 128, 64, 8, 3),
-        forward_more=Tile(64, 128, 64, 8, 3),
-        gradient=Tile(128, 128, 64, 8, 3),
+        forward=Tile(128, 128, 64, 8, 4, descriptors=True),
+        forward_more=Tile(64, 128, 64, 8, 3, descriptors=True),
+        gradient=Tile(128, 128, 64, 8, 4, descriptors=True),
         matmul=Tile(128, 128, 64, 8, 3),
         programs=4 * 132,
         workspace_bytes=25 * 2**20,
     ),
     "sm_100": Launch(
-        forward=Tile(128, 128, 64, 8, 3),
-        forward_more=Tile(64, 64, 64, 8, 3),
-        gradient=Tile(128, 64, 64, 8, 3),
+        forward=Tile(128, 128, 64, 8, 4, descriptors=True),
+        forward_more=Tile(64, 64, 64, 8, 3, descriptors=True),
+        gradient=Tile(128, 64, 64, 8, 4, descriptors=True),
         matmul=Tile(128, 128, 64, 8, 3),
         programs=4 * 148,
         workspace_bytes=60 * 2**20,

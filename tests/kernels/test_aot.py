@@ -26,9 +26,11 @@ def test_every_kernel_passes_the_gate(target):
     print(done.stdout)  # with -rA or on failure: the table
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
-    assert len(rows) == 9
-    for kernel, chip, _, stack, local, shared, matrix, gate in rows:
+    assert len(rows) == 11
+    for kernel, chip, _, stack, local, shared, matrix, loads, gate in rows:
         assert (chip, stack, local, gate) == (target, "0", "0", "pass"), kernel
+        by_descriptor = target in ("sm_90", "sm_100") and kernel.split(",")[0] in ("forward", "gradient")
+        assert (loads != "-" and int(loads) > 0) == (by_descriptor and "unaligned" not in kernel), kernel
         assert int(matrix) > 0 and int(shared) <= aot.SHARED_LIMIT_KB[target], kernel
 
 
@@ -41,9 +43,12 @@ def test_the_gate_names_each_fault():
         "local_accesses": 0,
         "shared_kb": 227.0,
         "matrix_instructions": 1,
+        "descriptor_loads": None,
     }
     assert aot.Compiled(**good).faults == []
     assert aot.Compiled(**{**good, "stack_bytes": 8}).faults == ["0 local accesses, 8 B of stack"]
     assert aot.Compiled(**{**good, "local_accesses": 4}).faults == ["4 local accesses, 0 B of stack"]
     assert aot.Compiled(**{**good, "shared_kb": 228.0}).faults == ["228 KB shared, the chip has 227"]
+    assert aot.Compiled(**{**good, "descriptor_loads": 1}).faults == []
+    assert aot.Compiled(**{**good, "descriptor_loads": 0}).faults == [r"no loads by descriptor (\bUTMALDG)"]
     assert aot.Compiled(**{**good, "matrix_instructions": 0}).faults[0].startswith("no matrix instructions")

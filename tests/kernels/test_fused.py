@@ -211,7 +211,10 @@ MUTANTS = {
         "column[None, :] == target[:, None] + 1, 1.0",
     ),
     "sum over slabs lost": ("sum += tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)", "pass"),
-    "no mask past the width": ("inside = inner < depth - start\n        a =", "inside = inner < BLOCK_D\n        a ="),
+    "no mask past the width": (
+        "inside = inner < depth - start\n            a =",
+        "inside = inner < BLOCK_D\n            a =",
+    ),
     "finished before all arrived": ("== splits - 1:", "== 0:"),
 }
 
@@ -246,6 +249,21 @@ def test_launch_choices_can_be_overridden():
     tile = Tile(32, 64, 8, 1, 1)
     other = Launch(tile, tile, tile, tile, programs=100, workspace_bytes=1 << 20)
     got, grads = run(tensors, *rest, impl="triton", launch=other)
+    assert_close(got, truth, 1e-6)
+    assert_close(grads, truth_grads, 1e-6)
+
+
+@pytest.mark.parametrize("width", [24, 41], ids=["aligned", "unaligned"])
+def test_descriptors_load_the_same(width, monkeypatch):
+    tensors, *rest = make_case(vocabulary=129, width=width, scale=0.5, bias=True, lora_rank=5)
+    tensors = cast(tensors, torch.float32)
+    truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
+    by_descriptor = []
+    decides = fused._describes
+    monkeypatch.setattr(fused, "_describes", lambda *a: by_descriptor.append(decides(*a)) or by_descriptor[-1])
+    tile = Tile(16, 32, 16, 1, 1, descriptors=True)
+    got, grads = run(tensors, *rest, impl="triton", launch=Launch(tile, tile, tile, tile, 6, 8 * 1024))
+    assert set(by_descriptor) == {width == 24}
     assert_close(got, truth, 1e-6)
     assert_close(grads, truth_grads, 1e-6)
 
