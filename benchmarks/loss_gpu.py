@@ -58,7 +58,7 @@ def methods(given: dict[str, Any]) -> dict[str, Step]:
     def clsgen(**options: Any) -> Step:
         def step() -> torch.Tensor:
             out = dual_head_loss(**given, impl="triton", reduction="sum", **options)
-            return out.generation_loss + out.class_loss.sum()
+            return out.generation_loss + out.class_loss
 
         return step
 

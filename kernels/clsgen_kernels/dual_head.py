@@ -43,7 +43,7 @@ class DualHeadOutput(NamedTuple):
     class_logits: Tensor
     """``[S, C]`` logits of the classification head; differentiable."""
     class_loss: Tensor
-    """``[S]`` loss per row in nats; 0 for rows without label."""
+    """``[S]`` loss per row in nats, 0 for rows without label; or with ``reduction="sum"`` their sum, a scalar."""
     token_hit: Tensor
     """bool ``[n]``: no token is likelier than the target (its mean is the token accuracy); not differentiable."""
 
@@ -123,7 +123,7 @@ def dual_head_loss(
         lm_lora: an adapter on the LM head, or None.
         generation: label smoothing, z-loss, soft cap.
         classification: kind of label space, class weights, focal factor.
-        reduction: ``"none"`` for per-token generation losses, ``"sum"`` for their weighted sum.
+        reduction: ``"none"`` for losses per token and per row, ``"sum"`` for their (weighted) sums.
         impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles), ``"vocab_parallel"`` (the LM weight stays
             sharded over ranks) or ``"reference"`` (all logits; for tests).
         vocab_tile: vocabulary rows per tile for ``impl="torch"``; None picks them from ``n``.
@@ -168,7 +168,8 @@ def dual_head_loss(
         if reduction == "sum":
             loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
         classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, classification)
-        return DualHeadOutput(loss, *reference.class_losses(classes), hit_n)
+        class_logits_SC, class_loss = reference.class_losses(classes)
+        return DualHeadOutput(loss, class_logits_SC, class_loss.sum() if reduction == "sum" else class_loss, hit_n)
     call = _Call(
         impl,
         generation,
@@ -249,11 +250,12 @@ class _DualHead(torch.autograd.Function):
         saved, lse_n = out.saved, out.lse_n
         if shares is not None:
             out, lse_n = vocab_parallel.forward(lm, shares, out)
-        loss = out.loss_n
-        if call.sums:
+        loss, class_loss = out.loss_n, class_loss_S
+        if call.sums and ctx.fused and shares is None:
+            loss, class_loss = both.loss_sum, both.class_loss_sum
+        elif call.sums:
             loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
-            if ctx.fused and shares is None:
-                loss = both.loss_sum
+            class_loss = class_loss_S.sum()
         ctx.call, ctx.vocabulary = call, lm.vocabulary
         ctx.hidden_shape, ctx.hidden_dtype, ctx.bias_dtype = hidden_ND.shape, hidden_ND.dtype, head_bias_C.dtype
         ctx.save_for_backward(
@@ -264,12 +266,12 @@ class _DualHead(torch.autograd.Function):
             *(supervised_index_n, class_index_S),
         )
         ctx.mark_non_differentiable(out.hit_n)
-        return loss, class_logits_SC, class_loss_S, out.hit_n
+        return loss, class_logits_SC, class_loss, out.hit_n
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_loss: Tensor, grad_logits_SC: Tensor, grad_class_loss_S: Tensor, _: Tensor
+        ctx: Any, grad_loss: Tensor, grad_logits_SC: Tensor, grad_class_loss: Tensor, _: Tensor
     ) -> tuple[Any, ...]:
         call = ctx.call
         hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n = (
@@ -281,7 +283,7 @@ class _DualHead(torch.autograd.Function):
         wants_hidden, wants_lm, wants_head, wants_bias, *wants_more = ctx.needs_input_grad[:7]
         wide = lse_n.dtype
 
-        delta_SC = class_slope_SC * grad_class_loss_S[:, None] + grad_logits_SC
+        delta_SC = class_slope_SC * grad_class_loss.expand(class_index_S.shape)[:, None] + grad_logits_SC
         grad_head_CD = (delta_SC.T @ pooled_SD.to(wide)).to(head_weight_CD.dtype) if wants_head else None
         grad_bias_C = delta_SC.sum(dim=0).to(ctx.bias_dtype) if wants_bias else None
 

@@ -189,6 +189,7 @@ def test_sum_reduction_is_the_weighted_sum(impl):
     total = dual_head_loss(**tensors, **indices, impl=impl, reduction="sum", token_weight_n=weight)
     assert total.generation_loss.shape == ()
     torch.testing.assert_close(total.generation_loss, (each.generation_loss * weight).sum())
+    torch.testing.assert_close(total.class_loss, each.class_loss.sum())
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])

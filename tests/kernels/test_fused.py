@@ -110,13 +110,25 @@ def test_strided_inputs_dropout_and_frozen_weights():
 def test_the_sum_comes_weighted_from_the_kernel():
     tensors, indices, _ = make_case(vocabulary=65)
     tensors, weight = cast(tensors, torch.float32), torch.rand(23, generator=torch.Generator().manual_seed(0))
-    upstream = torch.tensor(0.7, dtype=torch.float64), torch.zeros(5, 3), torch.ones(5)
+    upstream = torch.tensor(0.7), torch.ones(5, 3), torch.tensor(-1.3)
     options = {"reduction": "sum", "token_weight_n": weight}
     truth, truth_grads = _truth((cast(tensors, torch.float64), indices, upstream), **options)
     got, grads = run(tensors, indices, upstream, impl="triton", **options)
-    assert got["generation_loss"].shape == ()
+    assert got["generation_loss"].shape == got["class_loss"].shape == ()
     assert_close(got, truth, 1e-6)
     assert_close(grads, truth_grads, 1e-6)
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_all_tokens_ignored_and_no_row_labelled(impl):
+    tensors, indices, upstream = make_case(vocabulary=65)
+    tensors = cast(tensors, torch.float32)
+    indices["target_n"][:] = -100
+    indices["label_S"][:] = -1
+    got, grads = run(tensors, indices, (*upstream[:1], upstream[1] * 0, upstream[2]), impl=impl)
+    assert (got["generation_loss"] == 0).all() and (got["class_loss"] == 0).all()
+    assert torch.isfinite(got["class_logits"]).all()
+    assert all((grad == 0).all() for grad in grads.values())
 
 
 def test_gradient_is_added_to_an_fp32_sum():
