@@ -89,8 +89,8 @@ class LossSettings:
     """Weight of the generation loss."""
     classification_weight: float = 1.0
     """Weight of the classification loss."""
-    impl: Literal["auto", "torch", "reference"] = "auto"
-    """Implementation of `dual_head_loss`."""
+    impl: Literal["auto", "triton", "torch", "reference"] = "auto"
+    """Implementation of `dual_head_loss`; auto: Triton on a GPU, vocabulary tiles in torch on the CPU."""
 
 
 @dataclass(kw_only=True)

@@ -3,11 +3,10 @@
 Knows nothing of ``clsgen_dist``: tensors in, losses out. See :func:`dual_head_loss`.
 """
 
-from clsgen_kernels.dual_head import IMPLEMENTATIONS, DualHeadOutput, LMLora, dual_head_loss, resolve_impl
+from clsgen_kernels.dual_head import DualHeadOutput, LMLora, dual_head_loss, resolve_impl
 from clsgen_kernels.sides import ClassOptions, GenerationOptions
 
 __all__ = [
-    "IMPLEMENTATIONS",
     "ClassOptions",
     "DualHeadOutput",
     "GenerationOptions",

@@ -157,7 +157,10 @@ def dual_head_loss(
         raise ValueError(f"reduction {reduction!r} is neither 'none' nor 'sum'")
     lora_nR = lora_VR = None
     if lm_lora is not None:
-        lora_nR, lora_VR = (hidden_ND[supervised_index_n] @ lm_lora.a_RD.T) * lm_lora.scale, lm_lora.b_VR
+        lora_nR, lora_VR = (
+            (hidden_ND[supervised_index_n] @ lm_lora.a_RD.T) * lm_lora.scale,
+            _row_contiguous(lm_lora.b_VR),
+        )
     if impl == "reference":
         pooled_SD = hidden_ND[class_index_S]
         if dropout_scale_SD is not None:
@@ -262,7 +265,12 @@ class _DualHead(torch.autograd.Function):
             # The compacted rows are kept only where the backward multiplies them again.
             lm.hidden_nD[:0] if ctx.carries else lm.hidden_nD,
             *(lm_weight_VD, lm.target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n),
-            *(pooled_SD, head_weight_CD, classes.slopes(class_logits_SC), dropout_scale_SD),
+            *(
+                pooled_SD,
+                head_weight_CD,
+                classes.slopes(class_logits_SC) if any(ctx.needs_input_grad) else None,
+                dropout_scale_SD,
+            ),
             *(supervised_index_n, class_index_S),
         )
         ctx.mark_non_differentiable(out.hit_n)
@@ -402,11 +410,13 @@ def _check_options(
         if lm_lora.a_RD.dtype != hidden_ND.dtype or lm_lora.b_VR.dtype != hidden_ND.dtype:
             _refuse(f"lm_lora is {lm_lora.a_RD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
     if lm_weight_grad_VD is not None and (
-        lm_weight_grad_VD.shape != lm_weight_VD.shape or lm_weight_grad_VD.dtype != torch.float32
+        lm_weight_grad_VD.shape != lm_weight_VD.shape
+        or lm_weight_grad_VD.dtype != torch.float32
+        or not lm_weight_grad_VD.is_contiguous()
     ):
         _refuse(
             f"lm_weight_grad_VD is {lm_weight_grad_VD.dtype} {tuple(lm_weight_grad_VD.shape)}, expected "
-            f"torch.float32 {tuple(lm_weight_VD.shape)}"
+            f"torch.float32 {tuple(lm_weight_VD.shape)}, contiguous"
         )
 
 

@@ -91,13 +91,13 @@ def forward(
     if row_tiles + class_tiles:
         _device().forward_kernel[(row_tiles * splits + class_tiles,)](
             *_pointers(lm, nothing),
-            lm.target_n,
-            nothing if token_weight_n is None else token_weight_n.float(),
+            lm.target_n.contiguous(),
+            nothing if token_weight_n is None else token_weight_n.float().contiguous(),
             pooled_SE,
             head_CE,
-            classes.bias_C.float(),
-            labels_S,
-            labels_SC,
+            classes.bias_C.float().contiguous(),
+            labels_S.contiguous(),
+            labels_SC.contiguous(),
             nothing if classes.options.class_weight is None else classes.weights_C(),
             parts_4Pn[0],
             parts_4Pn[1],
@@ -197,7 +197,7 @@ def backward(
         grad_nK = workspace_nK[:, :count]
         _device().gradient_kernel[(_tiles(n, tile.rows), _tiles(count, tile.columns))](
             *_pointers(lm, nothing),
-            lm.target_n,
+            lm.target_n.contiguous(),
             lse_n,
             upstream_n,
             nothing if saved is None else saved,
@@ -245,7 +245,7 @@ def _describes(tile: Tile, *tensors: Tensor) -> bool:
 
 
 def _pointers(lm: LMSide, nothing: Tensor) -> list[Tensor]:
-    bias_V = None if lm.bias_V is None else lm.bias_V.float()
+    bias_V = None if lm.bias_V is None else lm.bias_V.float().contiguous()
     return [nothing if t is None else t for t in (lm.hidden_nD, lm.weight_VD, bias_V, lm.lora_nR, lm.lora_VR)]
 
 

@@ -96,15 +96,22 @@ def test_logits_of_eighty_stay_as_exact_as_plain_torch():
 
 
 def test_strided_inputs_dropout_and_frozen_weights():
-    tensors, indices, upstream = make_case(vocabulary=65)
+    tensors, indices, upstream = make_case(vocabulary=65, bias=True, lora_rank=5)
     tensors = cast(tensors, torch.float32)
     mask = torch.bernoulli(torch.full((5, 24), 0.5), generator=torch.Generator().manual_seed(0)) * 2
-    strided = {k: v if v.dim() == 1 else v.T.contiguous().T for k, v in tensors.items()}
+    strided = {k: _every_other(v) if v.dim() == 1 else v.T.contiguous().T for k, v in tensors.items()}
+    assert not any(v.is_contiguous() for v in strided.values())
     truth, truth_grads = _truth((cast(tensors, torch.float64), indices, upstream), dropout_scale_SD=mask.double())
-    trained = ("hidden_ND", "head_weight_CD")
+    trained = ("hidden_ND", "head_weight_CD", "lora_b_VR")
+    indices = {k: _every_other(v) for k, v in indices.items()}
     got, grads = run(strided, indices, upstream, impl="triton", dropout_scale_SD=mask, trained=trained)
     assert_close(got, truth, 1e-6)
     assert_close(grads, {k: truth_grads[k] for k in trained}, 1e-6)
+
+
+def _every_other(vector):
+    """The same values, with others between them."""
+    return torch.stack([vector, vector + 1], dim=-1)[..., 0]
 
 
 def test_the_sum_comes_weighted_from_the_kernel():
