@@ -75,9 +75,13 @@ def resolve_impl(impl: str, device: torch.device | str = "cpu") -> str:
 
 @functools.cache
 def _auto(kind: str) -> str:
-    has_triton = importlib.util.find_spec("triton") is not None
-    chosen = "triton" if kind == "cuda" and has_triton else "torch"
-    why = "a GPU and Triton are here" if chosen == "triton" else f"tensors are on {kind}" if has_triton else "no Triton"
+    chosen, why = "torch", f"tensors are on {kind}"
+    if kind == "cuda" and importlib.util.find_spec("triton") is None:
+        why = "Triton is not installed"
+    elif kind == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        why = f"the kernels want compute capability 8.0, this GPU has {torch.cuda.get_device_capability()}"
+    elif kind == "cuda":
+        chosen, why = "triton", "a GPU and Triton are here"
     _log.info("dual_head_loss: impl 'auto' is %r, since %s", chosen, why)
     return chosen
 

@@ -55,6 +55,8 @@ def gather(lm: LMSide, group: Any) -> tuple[LMSide, Shares]:
     all_counts = torch.empty(ranks, 2, dtype=counts.dtype, device=counts.device)
     dist.all_gather_into_tensor(all_counts, counts[None], group=group)
     tokens, rows = all_counts.T.tolist()
+    if 0 in rows:
+        raise ValueError(f"the ranks hold {rows} vocabulary rows, expected at least one each; use fewer ranks")
     shares = Shares(group, tokens, sum(rows[:rank]), sum(rows))
     hidden_nD, target_n = _all_gather(lm.hidden_nD, shares), _all_gather(lm.target_n, shares)
     local_n = target_n - shares.first_row

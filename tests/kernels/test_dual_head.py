@@ -274,6 +274,16 @@ def test_auto_is_tiles_on_cpu_and_triton_on_a_gpu_and_says_so_once(caplog):
     ]
 
 
+def test_an_old_gpu_takes_the_tiles(caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    _auto.cache_clear()
+    with caplog.at_level("INFO", logger="clsgen_kernels"):
+        assert resolve_impl("auto", "cuda") == "torch"
+    _auto.cache_clear()
+    assert "8.0, this GPU has (7, 0)" in caplog.text
+
+
 def test_triton_without_gpu_or_interpreter_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="needs tensors on a GPU, these are on cpu"):
