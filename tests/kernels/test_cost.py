@@ -1,0 +1,41 @@
+"""The cost model: what its formulas must obey, and that the documentation quotes it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from clsgen_kernels import cost
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kernel.md"
+N, SUPERVISED, VOCABULARY = 8192, 2048, 128256
+METHODS = {
+    "naive, all tokens": lambda width: cost.naive(N, width, VOCABULARY),
+    "naive, supervised rows indexed first": lambda width: cost.naive(SUPERVISED, width, VOCABULARY),
+    "Liger, all tokens": lambda width: cost.liger(N, width, VOCABULARY),
+    "cut-cross-entropy, exact": lambda width: cost.cce(SUPERVISED, width, VOCABULARY),
+    "**clsgen, recomputed**": lambda width: cost.ours(SUPERVISED, width, VOCABULARY),
+    "**clsgen, stored**": lambda width: cost.ours(SUPERVISED, width, VOCABULARY, stored=True),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_page_quotes_the_model(method):
+    row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| {method} | "))
+    quoted = [[float(x) for x in re.findall(r"[\d.]+", cell)] for cell in row.strip("|").split("|")[1:]]
+    wide, narrow = METHODS[method](8192), METHODS[method](4096)
+    for cell, c in zip(quoted, (wide, narrow), strict=False):
+        milliseconds = c.seconds(790e12, 3e12) * 1e3
+        assert cell == pytest.approx([c.flops / 1e12, c.moved_bytes / 1e9, milliseconds], abs=0.51)
+    assert quoted[2] == pytest.approx([wide.extra_bytes / 1e6], abs=0.51)
+
+
+def test_a_stored_pass_is_a_pass_less():
+    recomputed, stored = (cost.ours(SUPERVISED, 4096, VOCABULARY, stored=s) for s in (False, True))
+    assert recomputed.flops - stored.flops == 2.0 * SUPERVISED * 4096 * VOCABULARY
+    assert stored.extra_bytes - recomputed.extra_bytes == 2 * SUPERVISED * VOCABULARY
+
+
+def test_a_roofline_adds_compute_and_memory():
+    assert cost.Cost(2e12, 3e9, 0).seconds(1e12, 1e9) == 5.0
