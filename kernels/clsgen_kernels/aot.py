@@ -122,7 +122,7 @@ def compile_kernel(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    constants = {**constants, "PRECISION": "tf32", "WIDEN": False}
+    constants = {**constants, "PRECISION": "ieee" if target.startswith("gfx") else "tf32x3", "WIDEN": False}
     block_names = (
         ("BLOCK_M", "BLOCK_N", "BLOCK_K") if "BLOCK_M" in kernel.arg_names else ("BLOCK_N", "BLOCK_V", "BLOCK_D")
     )

@@ -285,7 +285,8 @@ def _blocks(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
         "BLOCK_N": tile.rows,
         "BLOCK_V": tile.columns,
         "BLOCK_D": tile.depth,
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        # fp32 as three products of tf32 parts; without tensor cores its tiles would spill. Narrow types ignore it.
+        "PRECISION": "ieee" if torch.version.hip else "tf32x3",
         "WIDEN": interpreted() and dtype == torch.bfloat16,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
