@@ -3,8 +3,8 @@
 Knows nothing of ``clsgen_dist``: tensors in, losses out. See :func:`dual_head_loss`.
 """
 
-from clsgen_kernels.dual_head import DualHeadOutput, LMLora, dual_head_loss, resolve_impl
-from clsgen_kernels.sides import ClassOptions, GenerationOptions
+from clsgen_kernels.dual_head import DualHeadOutput, dual_head_loss, resolve_impl
+from clsgen_kernels.sides import ClassOptions, GenerationOptions, LMLora
 
 __all__ = [
     "ClassOptions",

@@ -24,14 +24,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clsgen_kernels import fused, reference, tiled, vocab_parallel
+from clsgen_kernels.checks import check_labels, check_options, check_tensors
 from clsgen_kernels.launch import Launch
-from clsgen_kernels.sides import ClassOptions, ClassSide, GenerationOptions, LMSide
+from clsgen_kernels.sides import ClassOptions, ClassSide, GenerationOptions, LMLora, LMSide
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes, R LoRA rank
 
 IMPLEMENTATIONS = ("auto", "reference", "torch", "triton", "vocab_parallel")
-IGNORE = -100
-"""A target that counts for nothing, as in ``torch.nn.functional.cross_entropy``."""
 _log = logging.getLogger(__name__)
 
 
@@ -46,14 +45,6 @@ class DualHeadOutput(NamedTuple):
     """``[S]`` loss per row in nats, 0 for rows without label; or with ``reduction="sum"`` their sum, a scalar."""
     token_hit: Tensor
     """bool ``[n]``: no token is likelier than the target (its mean is the token accuracy); not differentiable."""
-
-
-class LMLora(NamedTuple):
-    """An adapter on the LM head: its logits are ``h·Wᵀ + scale·(h·Aᵀ)·Bᵀ`` (Hu 2021, arXiv 2106.09685)."""
-
-    a_RD: Tensor
-    b_VR: Tensor
-    scale: float
 
 
 def resolve_impl(impl: str, device: torch.device | str = "cpu") -> str:
@@ -149,9 +140,11 @@ def dual_head_loss(
     """
     impl = resolve_impl(impl, hidden_ND.device)
     sharded = impl == "vocab_parallel"
-    _check(hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S, sharded)
-    _check_labels(label_S, class_index_S, head_weight_CD.shape[0], classification)
-    _check_options(hidden_ND, lm_weight_VD, lm_bias_V, lm_lora, lm_weight_grad_VD, impl)
+    check_tensors(
+        hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S, sharded
+    )
+    check_labels(label_S, class_index_S, head_weight_CD.shape[0], classification)
+    check_options(hidden_ND, lm_weight_VD, lm_bias_V, lm_lora, lm_weight_grad_VD, impl)
     if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
         raise ValueError(
             f"token_weight_n of shape {tuple(token_weight_n.shape)} with reduction={reduction!r}: expected shape "
@@ -335,101 +328,3 @@ class _DualHead(torch.autograd.Function):
 
 def _row_contiguous(weight_VD: Tensor) -> Tensor:
     return weight_VD if weight_VD.stride(1) == 1 else weight_VD.contiguous()
-
-
-def _check(
-    hidden_ND: Tensor,
-    lm_weight_VD: Tensor,
-    head_weight_CD: Tensor,
-    head_bias_C: Tensor,
-    supervised_index_n: Tensor,
-    target_n: Tensor,
-    class_index_S: Tensor,
-    sharded: bool,
-) -> None:
-    if hidden_ND.dim() != 2:
-        _refuse(
-            f"hidden_ND has shape {tuple(hidden_ND.shape)}, expected [tokens, hidden]; flatten batch and time first"
-        )
-    width = hidden_ND.shape[1]
-    for name, weight in (("lm_weight_VD", lm_weight_VD), ("head_weight_CD", head_weight_CD)):
-        if weight.numel() == 0 and not (sharded and weight is lm_weight_VD):
-            _refuse(f"{name} has 0 elements: under ZeRO-3 call this inside the engine's forward, where it is gathered")
-        if weight.dim() != 2 or weight.shape[1] != width:
-            _refuse(f"{name} has shape {tuple(weight.shape)}, expected [*, {width}] as hidden_ND is {width} wide")
-    if lm_weight_VD.dtype != hidden_ND.dtype:
-        _refuse(f"lm_weight_VD is {lm_weight_VD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
-    if head_bias_C.shape != head_weight_CD.shape[:1]:
-        _refuse(f"head_bias_C has shape {tuple(head_bias_C.shape)}, expected [{head_weight_CD.shape[0]}]")
-    for name, index, other in (
-        ("supervised_index_n", supervised_index_n, target_n),
-        ("class_index_S", class_index_S, class_index_S),
-    ):
-        if index.dim() != 1 or index.shape != other.shape or index.dtype != torch.int64 or other.dtype != torch.int64:
-            _refuse(
-                f"{name} is {index.dtype} {tuple(index.shape)} beside {other.dtype} {tuple(other.shape)}; "
-                "expected two int64 vectors of one length"
-            )
-    if hidden_ND.device.type == "cpu":
-        _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
-        _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
-        # A share of the vocabulary does not know how far the whole goes.
-        _check_range("target_n", target_n[target_n != IGNORE], 0, 2**31 if sharded else lm_weight_VD.shape[0])
-
-
-def _check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: ClassOptions) -> None:
-    rows = class_index_S.shape[0]
-    shape = (rows, outputs) if options.kind == "multilabel" else (rows,)
-    if label_S.shape != shape or label_S.dtype != torch.int64:
-        _refuse(f"label_S is {label_S.dtype} {tuple(label_S.shape)}, expected int64 {shape} for kind {options.kind!r}")
-    if options.kind == "sigmoid" and outputs != 1:
-        _refuse(f"the head has {outputs} outputs, expected 1 for kind 'sigmoid'; use 'multilabel' or 'softmax'")
-    if options.class_weight is not None and len(options.class_weight) != outputs:
-        _refuse(f"class_weight has {len(options.class_weight)} values, expected one for each of {outputs} outputs")
-    if label_S.device.type == "cpu":
-        end = {"softmax": outputs, "ordinal": outputs + 1}.get(options.kind, 2)
-        _check_range("label_S", label_S, -1, end)
-
-
-def _check_options(
-    hidden_ND: Tensor,
-    lm_weight_VD: Tensor,
-    lm_bias_V: Tensor | None,
-    lm_lora: LMLora | None,
-    lm_weight_grad_VD: Tensor | None,
-    impl: str,
-) -> None:
-    vocabulary, width = lm_weight_VD.shape
-    if impl == "triton" and hidden_ND.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        _refuse(f"impl 'triton' takes fp32, fp16 and bf16, hidden_ND is {hidden_ND.dtype}; use impl='torch'")
-    if lm_bias_V is not None and lm_bias_V.shape != (vocabulary,):
-        _refuse(f"lm_bias_V has shape {tuple(lm_bias_V.shape)}, expected [{vocabulary}]")
-    if lm_lora is not None:
-        rank = lm_lora.a_RD.shape[0]
-        if lm_lora.a_RD.shape != (rank, width) or lm_lora.b_VR.shape != (vocabulary, rank):
-            _refuse(
-                f"lm_lora has A {tuple(lm_lora.a_RD.shape)} and B {tuple(lm_lora.b_VR.shape)}, expected "
-                f"[rank, {width}] and [{vocabulary}, rank]"
-            )
-        if lm_lora.a_RD.dtype != hidden_ND.dtype or lm_lora.b_VR.dtype != hidden_ND.dtype:
-            _refuse(f"lm_lora is {lm_lora.a_RD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
-    if lm_weight_grad_VD is not None and (
-        lm_weight_grad_VD.shape != lm_weight_VD.shape
-        or lm_weight_grad_VD.dtype != torch.float32
-        or not lm_weight_grad_VD.is_contiguous()
-    ):
-        _refuse(
-            f"lm_weight_grad_VD is {lm_weight_grad_VD.dtype} {tuple(lm_weight_grad_VD.shape)}, expected "
-            f"torch.float32 {tuple(lm_weight_VD.shape)}, contiguous"
-        )
-
-
-def _refuse(what: str) -> None:
-    raise ValueError(f"dual_head_loss: {what}")
-
-
-def _check_range(name: str, values: Tensor, low: int, end: int) -> None:
-    if values.numel() and (values.min() < low or values.max() >= end):
-        raise ValueError(
-            f"dual_head_loss: {name} holds values from {values.min()} to {values.max()}, expected {low}..{end - 1}"
-        )

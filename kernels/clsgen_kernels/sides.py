@@ -12,6 +12,10 @@ from torch import Tensor
 # n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits, R LoRA rank
 
 
+IGNORE = -100
+"""A target that counts for nothing, as in ``torch.nn.functional.cross_entropy``."""
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """What is added to the cross-entropy of a token with logits ``l`` and target ``t``.
@@ -55,6 +59,14 @@ class ClassOptions:
             raise ValueError(f"kind {self.kind!r} is not one of softmax, sigmoid, multilabel, ordinal")
         if self.focal_gamma < 0:
             raise ValueError(f"focal_gamma is {self.focal_gamma}, expected 0 or more")
+
+
+class LMLora(NamedTuple):
+    """An adapter on the LM head: its logits are ``h·Wᵀ + scale·(h·Aᵀ)·Bᵀ`` (Hu 2021, arXiv 2106.09685)."""
+
+    a_RD: Tensor
+    b_VR: Tensor
+    scale: float
 
 
 class LMSide(NamedTuple):

@@ -1,0 +1,114 @@
+"""What :func:`clsgen_kernels.dual_head_loss` refuses: each error says value, expectation and remedy.
+
+Ranges are checked on the CPU only: on an accelerator that would cost a synchronisation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clsgen_kernels.sides import IGNORE, ClassOptions, LMLora
+
+# N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
+
+
+def check_tensors(
+    hidden_ND: Tensor,
+    lm_weight_VD: Tensor,
+    head_weight_CD: Tensor,
+    head_bias_C: Tensor,
+    supervised_index_n: Tensor,
+    target_n: Tensor,
+    class_index_S: Tensor,
+    sharded: bool,
+) -> None:
+    """Shapes and dtypes that go together, indices in range; ``sharded``: the LM weight is a share of its rows."""
+    if hidden_ND.dim() != 2:
+        _refuse(
+            f"hidden_ND has shape {tuple(hidden_ND.shape)}, expected [tokens, hidden]; flatten batch and time first"
+        )
+    width = hidden_ND.shape[1]
+    for name, weight in (("lm_weight_VD", lm_weight_VD), ("head_weight_CD", head_weight_CD)):
+        if weight.numel() == 0 and not (sharded and weight is lm_weight_VD):
+            _refuse(f"{name} has 0 elements: under ZeRO-3 call this inside the engine's forward, where it is gathered")
+        if weight.dim() != 2 or weight.shape[1] != width:
+            _refuse(f"{name} has shape {tuple(weight.shape)}, expected [*, {width}] as hidden_ND is {width} wide")
+    if lm_weight_VD.dtype != hidden_ND.dtype:
+        _refuse(f"lm_weight_VD is {lm_weight_VD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
+    if head_bias_C.shape != head_weight_CD.shape[:1]:
+        _refuse(f"head_bias_C has shape {tuple(head_bias_C.shape)}, expected [{head_weight_CD.shape[0]}]")
+    for name, index, other in (
+        ("supervised_index_n", supervised_index_n, target_n),
+        ("class_index_S", class_index_S, class_index_S),
+    ):
+        if index.dim() != 1 or index.shape != other.shape or index.dtype != torch.int64 or other.dtype != torch.int64:
+            _refuse(
+                f"{name} is {index.dtype} {tuple(index.shape)} beside {other.dtype} {tuple(other.shape)}; "
+                "expected two int64 vectors of one length"
+            )
+    if hidden_ND.device.type == "cpu":
+        _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
+        _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
+        # A share of the vocabulary does not know how far the whole goes.
+        _check_range("target_n", target_n[target_n != IGNORE], 0, 2**31 if sharded else lm_weight_VD.shape[0])
+
+
+def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: ClassOptions) -> None:
+    """Labels and head of the shape that the kind of label space wants."""
+    rows = class_index_S.shape[0]
+    shape = (rows, outputs) if options.kind == "multilabel" else (rows,)
+    if label_S.shape != shape or label_S.dtype != torch.int64:
+        _refuse(f"label_S is {label_S.dtype} {tuple(label_S.shape)}, expected int64 {shape} for kind {options.kind!r}")
+    if options.kind == "sigmoid" and outputs != 1:
+        _refuse(f"the head has {outputs} outputs, expected 1 for kind 'sigmoid'; use 'multilabel' or 'softmax'")
+    if options.class_weight is not None and len(options.class_weight) != outputs:
+        _refuse(f"class_weight has {len(options.class_weight)} values, expected one for each of {outputs} outputs")
+    if label_S.device.type == "cpu":
+        end = {"softmax": outputs, "ordinal": outputs + 1}.get(options.kind, 2)
+        _check_range("label_S", label_S, -1, end)
+
+
+def check_options(
+    hidden_ND: Tensor,
+    lm_weight_VD: Tensor,
+    lm_bias_V: Tensor | None,
+    lm_lora: LMLora | None,
+    lm_weight_grad_VD: Tensor | None,
+    impl: str,
+) -> None:
+    """Bias, adapter and gradient sum that fit the LM weight."""
+    vocabulary, width = lm_weight_VD.shape
+    if impl == "triton" and hidden_ND.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        _refuse(f"impl 'triton' takes fp32, fp16 and bf16, hidden_ND is {hidden_ND.dtype}; use impl='torch'")
+    if lm_bias_V is not None and lm_bias_V.shape != (vocabulary,):
+        _refuse(f"lm_bias_V has shape {tuple(lm_bias_V.shape)}, expected [{vocabulary}]")
+    if lm_lora is not None:
+        rank = lm_lora.a_RD.shape[0]
+        if lm_lora.a_RD.shape != (rank, width) or lm_lora.b_VR.shape != (vocabulary, rank):
+            _refuse(
+                f"lm_lora has A {tuple(lm_lora.a_RD.shape)} and B {tuple(lm_lora.b_VR.shape)}, expected "
+                f"[rank, {width}] and [{vocabulary}, rank]"
+            )
+        if lm_lora.a_RD.dtype != hidden_ND.dtype or lm_lora.b_VR.dtype != hidden_ND.dtype:
+            _refuse(f"lm_lora is {lm_lora.a_RD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
+    if lm_weight_grad_VD is not None and (
+        lm_weight_grad_VD.shape != lm_weight_VD.shape
+        or lm_weight_grad_VD.dtype != torch.float32
+        or not lm_weight_grad_VD.is_contiguous()
+    ):
+        _refuse(
+            f"lm_weight_grad_VD is {lm_weight_grad_VD.dtype} {tuple(lm_weight_grad_VD.shape)}, expected "
+            f"torch.float32 {tuple(lm_weight_VD.shape)}, contiguous"
+        )
+
+
+def _refuse(what: str) -> None:
+    raise ValueError(f"dual_head_loss: {what}")
+
+
+def _check_range(name: str, values: Tensor, low: int, end: int) -> None:
+    if values.numel() and (values.min() < low or values.max() >= end):
+        raise ValueError(
+            f"dual_head_loss: {name} holds values from {values.min()} to {values.max()}, expected {low}..{end - 1}"
+        )
