@@ -90,14 +90,15 @@ INTERPRETED = Launch(
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> Launch:
-    """The table's entry for this chip, or the nearest older one; fp32 halves the depth: its tiles are as big."""
+    """The table's entry for this chip, or sm_80's, which fits all; fp32 halves the depth: its tiles are as big."""
     if device.type == "cpu":
         return INTERPRETED
     if torch.version.hip:
         launch = BY_TARGET["gfx942"]
     else:
         major, _ = torch.cuda.get_device_capability(device)
-        launch = BY_TARGET["sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"]
+        # Others, consumer Blackwell (12.x) too, have the shared memory of neither.
+        launch = BY_TARGET[{9: "sm_90", 10: "sm_100"}.get(major, "sm_80")]
     if dtype == torch.float32:
         tiles = ("forward", "forward_more", "gradient", "matmul")
         halved = {name: replace(getattr(launch, name), depth=getattr(launch, name).depth // 2) for name in tiles}

@@ -296,7 +296,13 @@ def test_descriptors_load_the_same(width, monkeypatch):
 
 def test_the_table_has_every_target_and_knows_chips_by_capability(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", None)
-    for capability, target in (((8, 0), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90"), ((10, 0), "sm_100")):
+    for capability, target in (
+        ((8, 0), "sm_80"),
+        ((8, 9), "sm_80"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_100"),
+        ((12, 0), "sm_80"),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert launch.choose(torch.device("cuda"), torch.bfloat16) == launch.BY_TARGET[target]
         narrow = launch.choose(torch.device("cuda"), torch.float32)
