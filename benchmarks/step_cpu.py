@@ -209,7 +209,7 @@ def our_way(dual: Any, *, engine: bool) -> Any:
 
         def plain(batch: Any) -> None:
             counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
-            backward_loss(dual(**batch.tensors()), counts, weights, 1).backward()
+            backward_loss(dual(**batch.inputs()), counts, weights, 1).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -220,7 +220,7 @@ def our_way(dual: Any, *, engine: bool) -> Any:
 
     def step(batch: Any) -> None:
         counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
-        wrapped.backward(backward_loss(wrapped(**batch.tensors()), counts, weights, 1), scale_wrt_gas=False)
+        wrapped.backward(backward_loss(wrapped(**batch.inputs()), counts, weights, 1), scale_wrt_gas=False)
         wrapped.step()
 
     return step

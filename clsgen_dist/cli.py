@@ -6,6 +6,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+    from clsgen_dist.config import Settings
 
 DEMO_RECIPE = "configs/demo.yaml"
 
@@ -15,26 +21,36 @@ _VERBS = {
     "calibrate": "fit threshold and recalibration of an exported model on held-out rows",
     "predict": "probability and explanation for rows or a single text",
     "evaluate": "measure an exported model on held-out rows",
+    "data": "look at rows before training: score, preview",
     "demo": "train, export, calibrate and evaluate the embedded demo",
+}
+_DATA_VERBS = {
+    "score": "how hard each row is, by the recipe's scorers: distribution, extremes, plot",
+    "preview": "what a run would show when: stages, difficulty, classes, loss weights, tokens",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """``clsgen VERB …``; exits with 2 on bad input, 1 on a failed run."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    _dispatch("clsgen", _VERBS, sys.argv[1:] if argv is None else argv, "{}_main")
+
+
+def _dispatch(program: str, verbs: dict[str, str], argv: Sequence[str], function: str) -> None:
+    """List the verbs, or call the one that ``argv`` names with the rest of it."""
+    args = list(argv)
     if not args or args[0] in ("-h", "--help"):
-        width = max(map(len, _VERBS))
-        print("usage: clsgen VERB [options]   (clsgen VERB --help lists them)\n")
-        print("\n".join(f"  {verb:{width}}  {what}" for verb, what in _VERBS.items()))
+        width = max(map(len, verbs))
+        print(f"usage: {program} VERB [options]   ({program} VERB --help lists them)\n")
+        print("\n".join(f"  {verb:{width}}  {what}" for verb, what in verbs.items()))
         return
     verb, rest = args[0], args[1:]
-    if verb not in _VERBS:
+    if verb not in verbs:
         import difflib
 
-        near = difflib.get_close_matches(verb, _VERBS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(_VERBS)}"
-        sys.exit(_complain(f"{verb!r} is no verb of clsgen{hint}"))
-    globals()[f"{verb}_main"](rest)
+        near = difflib.get_close_matches(verb, verbs, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(verbs)}"
+        sys.exit(_complain(f"{verb!r} is no verb of {program}{hint}"))
+    globals()[function.format(verb)](rest)
 
 
 def train_main(argv: Sequence[str] | None = None) -> None:
@@ -95,6 +111,57 @@ def evaluate_main(argv: Sequence[str]) -> None:
     _run(evaluate, argv)
 
 
+def data_main(argv: Sequence[str]) -> None:
+    """``clsgen data VERB …``."""
+    _dispatch("clsgen data", _DATA_VERBS, argv, "data_{}_main")
+
+
+def data_score_main(argv: Sequence[str]) -> None:
+    """``clsgen data score FILE``."""
+    from clsgen_dist import data_verbs
+
+    own, settings = _own_and_settings(
+        "score", "Score the difficulty of rows, print and draw it.", argv, file=True,
+        show=(int, 3, "easiest and hardest rows to print"), plot=(str, "difficulty.png", "image to write"),
+    )  # fmt: skip
+    _guarded(lambda: data_verbs.score(settings, show=own.show, plot=own.plot))
+
+
+def data_preview_main(argv: Sequence[str]) -> None:
+    """``clsgen data preview``."""
+    from clsgen_dist import data_verbs
+
+    own, settings = _own_and_settings(
+        "preview", "Draw what a run would show when, before a step is taken.", argv, file=False,
+        ranks=(int, 1, "ranks to pack for"), plot=(str, "preview.png", "image to write"),
+    )  # fmt: skip
+    if own.ranks < 1:
+        sys.exit(_complain(f"--ranks is {own.ranks}, expected 1 or more"))
+    _guarded(lambda: data_verbs.preview(settings, ranks=own.ranks, plot=own.plot))
+
+
+def _own_and_settings(
+    verb: str, description: str, argv: Sequence[str], *, file: bool, **options: tuple[type, object, str]
+) -> tuple[argparse.Namespace, Settings]:
+    """A verb's own options, and the settings tree from every other argument; FILE stands for ``data.train``."""
+    import argparse
+
+    from clsgen_dist.config import parse_settings
+
+    parser = argparse.ArgumentParser(
+        prog=f"clsgen data {verb}",
+        description=f"{description} --config RECIPE and every setting may follow, as for `clsgen train`.",
+        allow_abbrev=False,
+    )
+    if file:
+        parser.add_argument("file", metavar="FILE", help="training rows, in any format that data.train takes")
+    for name, (kind, default, text) in options.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
+    own, rest = parser.parse_known_args(argv)
+    given = ["--data.train", own.file, "--data.dev", "null"] if file else []
+    return own, parse_settings([*rest, *given], default_config="configs/recipe.yaml")
+
+
 def demo_main(argv: Sequence[str]) -> None:
     """``clsgen demo``."""
     from clsgen_dist.demo import demo
@@ -102,14 +169,23 @@ def demo_main(argv: Sequence[str]) -> None:
     _run(demo, argv)
 
 
-def _run(function: Callable[..., None], argv: Sequence[str]) -> None:
-    """Parse ``argv`` by the function's signature and docstring, and call it."""
+def _run(
+    function: Callable[..., None], argv: Sequence[str], program: str | None = None, positional: str | None = None
+) -> None:
+    """Parse ``argv`` by the function's signature and docstring, and call it; ``positional`` takes all bare words."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
-        prog=f"clsgen {function.__name__}", description=(function.__doc__ or "").split("\n\n")[0], allow_abbrev=False
+        prog=program or f"clsgen {function.__name__}",
+        description=(function.__doc__ or "").split("\n\n")[0],
+        allow_abbrev=False,
     )
-    parser.add_function_arguments(function, None, as_positional=False)
+    if positional:
+        from docstring_parser import parse
+
+        told = {p.arg_name: p.description for p in parse(function.__doc__ or "").params}
+        parser.add_argument(positional, nargs="*", type=str, metavar="FILE", help=told[positional])
+    parser.add_function_arguments(function, None, as_positional=False, skip={positional} if positional else set())
     arguments = parser.instantiate(parser.parse_args(list(argv)))
     _guarded(lambda: function(**vars(arguments)))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
+from clsgen_dist.data.curriculum import Direction, Stage, stage_faults
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import SettingsError
 
@@ -89,8 +90,30 @@ class LossSettings:
     """Weight of the generation loss."""
     classification_weight: float = 1.0
     """Weight of the classification loss."""
+    schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
+    """How the weights move over the run, from the start to the end of the ranges below; constant: not at all."""
+    generation_range: tuple[float, float] = (1.0, 1.0)
+    """Factor of the generation weight at the start and at the end, where the schedule moves."""
+    classification_range: tuple[float, float] = (0.2, 1.0)
+    """Factor of the classification weight at the start and at the end, where the schedule moves."""
+    min_share: float = 0.05
+    """Neither weight falls below this share of their sum, so that no head starves."""
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of `dual_head_loss`; auto: Triton on a GPU, vocabulary tiles in torch on the CPU."""
+
+
+@dataclass(kw_only=True)
+class CurriculumSettings:
+    """In which order the training rows are shown: from simple to complex, in stages."""
+
+    stages: list[Stage] = field(default_factory=list)
+    """The stages in order; none: `train.epochs` over all rows, shuffled."""
+    difficulty: dict[str, float] = field(default_factory=lambda: {"length": 1.0, "rarity": 1.0})
+    """Scorers and their weights, joined by rank within each class: `clsgen data score --help` lists them."""
+    difficulty_model: str | None = None
+    """Backbone that scorers like `loss_explanation` ask; none: model.backbone."""
+    order: Direction = "easy_first"
+    """`easy_first`; `hard_first` and `random` (the same growing pool in no order) are controls to compare with."""
 
 
 @dataclass(kw_only=True)
@@ -123,8 +146,8 @@ class TrainSettings:
 
     batch_size: int = 16
     """Rows per optimizer step over all ranks and micro-batches: the gradient does not depend on how they are spread."""
-    micro_batch_size: int = 8
-    """Most rows one rank puts through the model at once."""
+    micro_batch_tokens: int = 4096
+    """Most tokens one rank puts through the model at once; rows are packed into it end to end, without padding."""
     epochs: float = 1.0
     """Passes over the training rows; may be a fraction."""
     max_steps: int | None = None
@@ -135,8 +158,6 @@ class TrainSettings:
     """Recompute each layer's activations in the backward pass instead of keeping them."""
     eval_every: int | None = None
     """Evaluate on the dev rows every this many steps, and after the last; none: after the last only."""
-    eval_batch_size: int = 16
-    """Rows per rank and forward pass in evaluation."""
     early_stop_patience: int | None = None
     """Stop after this many evaluations without a better `best_metric`; none: never."""
     best_metric: Literal["auroc", "f1", "ece", "nll", "loss"] = "auroc"
@@ -173,6 +194,7 @@ class Settings:
     prompt: PromptSettings = field(default_factory=PromptSettings)
     model: ModelSettings
     loss: LossSettings = field(default_factory=LossSettings)
+    curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
@@ -202,11 +224,10 @@ def _faults(s: Settings) -> list[str | None]:
         positive("optim.lr", optim.lr),
         positive("optim.head_lr", optim.head_lr),
         positive("train.batch_size", train.batch_size),
-        positive("train.micro_batch_size", train.micro_batch_size),
+        positive("train.micro_batch_tokens", train.micro_batch_tokens),
         positive("train.epochs", train.epochs),
         positive("train.max_steps", train.max_steps),
         positive("train.eval_every", train.eval_every),
-        positive("train.eval_batch_size", train.eval_batch_size),
         positive("train.early_stop_patience", train.early_stop_patience),
         positive("train.collective_timeout_s", train.collective_timeout_s),
         positive("checkpoint.every", s.checkpoint.every),
@@ -227,11 +248,17 @@ def _faults(s: Settings) -> list[str | None]:
             faults.append(f"{name} is {value}, expected 0 or more")
     if s.loss.generation_weight == 0 and s.loss.classification_weight == 0:
         faults.append("loss.generation_weight and loss.classification_weight are both 0: nothing would be learnt")
-    if train.micro_batch_size > train.batch_size:
-        faults.append(
-            f"train.micro_batch_size is {train.micro_batch_size}, more than train.batch_size {train.batch_size}; "
-            "lower the first or raise the second"
-        )
+    for name, ends in (
+        ("loss.generation_range", s.loss.generation_range),
+        ("loss.classification_range", s.loss.classification_range),
+    ):
+        if min(ends) < 0 or max(ends) == 0:
+            faults.append(f"{name} is {list(ends)}, expected two factors of 0 or more, not both 0")
+    if not 0 <= s.loss.min_share <= 0.5:
+        faults.append(f"loss.min_share is {s.loss.min_share}, expected a share from 0 to 0.5")
+    faults += stage_faults(s.curriculum.stages)
+    if not s.curriculum.difficulty or min(s.curriculum.difficulty.values()) <= 0:
+        faults.append(f"curriculum.difficulty is {s.curriculum.difficulty}, expected scorers with weights above 0")
     if data.labels is not None and len(set(data.labels)) < max(2, len(data.labels)):
         faults.append(f"data.labels is {data.labels}, expected two or more different names")
     if data.labels and data.positive_label and data.positive_label not in data.labels:
@@ -312,6 +339,16 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+_ELSEWHERE = {
+    "micro_batch_size": "train.micro_batch_tokens, a budget in tokens: rows are packed into it",
+    "per_device_train_batch_size": "train.micro_batch_tokens, a budget in tokens: rows are packed into it",
+    "gradient_accumulation_steps": "none: train.batch_size counts rows over all ranks, and packing finds the micro-steps",
+    "learning_rate": "optim.lr",
+    "num_train_epochs": "train.epochs",
+}
+"""What users of other trainers call a setting."""
+
+
 def _setting_names(cls: Any, prefix: str = "") -> list[str]:
     names = []
     for name, kind in get_type_hints(cls).items():
@@ -331,6 +368,8 @@ def _did_you_mean(message: str) -> str:
         return '; YAML reads yes, no, on and off as truth values: quote the names, like ["no", "yes"]'
     else:
         return ""
+    if known := _ELSEWHERE.get(wrong.split(".")[-1]):
+        return f"; here it is {known}"
     names = _setting_names(Settings)
     sections = sorted({name.split(".")[0] for name in names})
     near = difflib.get_close_matches(wrong, names + sections, n=1, cutoff=0.5)

@@ -90,6 +90,52 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def encoder(smollm2: Path) -> Any:
+    """The embedded backbone's tokenizer in a short prompt."""
+    from clsgen_dist.data.encode import Encoder
+    from clsgen_dist.model.backbone import load_tokenizer
+
+    return Encoder(load_tokenizer(str(smollm2)), system="Be brief.", question="Why?", max_prompt_length=96)
+
+
+@pytest.fixture
+def row_set(encoder: Any, tmp_path: Path) -> Callable[..., Any]:
+    """``row_set(rows)``: rows given as dictionaries, read, checked and tokenised into a table on disk."""
+    from clsgen_dist.data.example import Columns
+    from clsgen_dist.data.rows import RowSet
+    from clsgen_dist.data.table import Recipe, open_table
+
+    def make(rows: list[dict[str, Any]], labels: tuple[str, ...] | None = None) -> Any:
+        path = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        recipe = Recipe(
+            columns=Columns(),
+            labels=labels,
+            max_explanation_length=64,
+            tokens_of=encoder.tokens_of,
+            end_token=encoder.end_token,
+            tokenizer=encoder.tokenizer_key,
+        )
+        return RowSet(open_table(str(path), recipe), encoder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mixed() -> list[dict[str, Any]]:
+    """41 rows of every kind and many lengths: with and without label, with none to three explanations."""
+    rows = []
+    for i in range(41):
+        row: dict[str, Any] = {"id": f"r{i}", "text": f"row {i} " + "word " * (i * 7 % 23)}
+        if i % 7:
+            row["label"] = ("no", "yes")[i % 3 == 0]
+        if i % 5 or "label" not in row:
+            row["explanations"] = [f"because {i} {k} " + "so " * (i % 4) for k in range(1 + i % 3)]
+        rows.append(row)
+    return rows
+
+
 # --- real runs of `deepspeed train.py` on a tiny backbone
 
 
@@ -119,7 +165,7 @@ def recipe(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             "optim.head_lr": 2e-3,
             "optim.warmup_fraction": 0.1,
             "train.batch_size": 10,
-            "train.micro_batch_size": 3,
+            "train.micro_batch_tokens": 256,
             "train.epochs": 1,
             "train.eval_every": "null",
             "train.collective_timeout_s": 60,

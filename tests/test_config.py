@@ -41,7 +41,10 @@ def test_written_settings_read_back_equal():
         (["--train.epochs", "three"], "train.epochs"),
         (["--model.finetune", "loar"], "'full', 'lora', 'head'"),
         (["--optim.lr", "-1"], "optim.lr is -1.0, expected more than 0"),
-        (["--train.micro_batch_size", "99"], "more than train.batch_size 16"),
+        (["--train.micro_batch_size", "9"], "here it is train.micro_batch_tokens, a budget in tokens"),
+        (["--loss.min_share", "0.7"], "loss.min_share is 0.7, expected a share from 0 to 0.5"),
+        (["--loss.classification_range", "[0, 0]"], "two factors of 0 or more, not both 0"),
+        (["--curriculum.difficulty", "{}"], "expected scorers with weights above 0"),
         (["--data.labels", "[a]"], "two or more different names"),
         (["--data.labels", "[no, yes]"], 'quote the names, like ["no", "yes"]'),
         (["--data.labels", "[a, b]", "--data.positive_label", "c"], "one of data.labels"),
@@ -87,8 +90,7 @@ def test_every_setting_is_documented(capsys):
 # --- the DeepSpeed file ---------------------------------------------------------------------------------------------
 
 FILL = {
-    "micro_batch_size": 4,
-    "accumulation_steps": 2,
+    "batch_size": 23,
     "world_size": 3,
     "max_grad_norm": 1.0,
     "bf16": False,
@@ -100,7 +102,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_auto_fields_are_filled_in_from_the_settings():
     config = deepspeed_config(ROOT / "ds_configs/zero3.json", **FILL)
     assert config["train_batch_size"] == 24
-    assert config["gradient_accumulation_steps"] == 2
+    assert config["gradient_accumulation_steps"] == 1
     assert config["gradient_clipping"] == 1.0
     assert config["bf16"] == {"enabled": False}
     assert config["zero_optimization"]["stage"] == 3
@@ -114,7 +116,7 @@ def test_shipped_files_go_with_some_optimizer(path):
 @pytest.mark.parametrize(
     ("change", "options", "expected"),
     [
-        ({"train_micro_batch_size_per_gpu": 7}, {}, "train_micro_batch_size_per_gpu is 7, but the settings make it 4"),
+        ({"train_micro_batch_size_per_gpu": 7}, {}, "train_micro_batch_size_per_gpu is 7, but the settings make it 8"),
         ({"gradient_clipping": 0.5}, {}, "gradient_clipping is 0.5"),
         ({"bf16": {"enabled": True}}, {}, "bf16.enabled is True"),
         ({"fp16": {"enabled": True}}, {}, "fp16.enabled is True"),

@@ -20,8 +20,8 @@ TINY = [
     "1",
     "--train.batch_size",
     "4",
-    "--train.micro_batch_size",
-    "4",
+    "--train.micro_batch_tokens",
+    "512",
     "--data.max_prompt_length",
     "128",
 ]

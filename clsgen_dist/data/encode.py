@@ -8,43 +8,27 @@ explicitly: padding side and packing cannot move it. User text is tokenised apar
 that knows no control tokens: ``<|im_end|>`` in a row stays text. A prompt that is too long loses the middle of its
 *text*; template, question and explanation are never cut.
 
-Price: one pass of the tokenizer over each text; about 20,000 short rows a second on one core.
+Price: one pass of the tokenizer over each text; about 20,000 short rows a second and core.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from clsgen_dist.data.example import Example
+import numpy as np
+import numpy.typing as npt
+
 from clsgen_dist.errors import ModelError, SettingsError
+
+Ids = npt.NDArray[np.int32]
+"""Token ids, or lengths in tokens."""
 
 _SLOT = "CLSGENROWTEXTGOESHERE"
 """Stands for the user's text while the chat template is rendered; no white space, since templates trim."""
 _ELLIPSIS = " ... "
 _LEAST_TEXT_TOKENS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedRow:
-    """One row in tokens."""
-
-    id: str
-    prompt: tuple[int, ...]
-    """Token ids up to and including the classification token."""
-    explanations: tuple[tuple[int, ...], ...]
-    """Token ids of each explanation, its end token included; may be empty."""
-    label: int
-    """Class index, or -1 for a row without label."""
-    truncated: bool
-    """Whether the text lost its middle."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of the row with its longest explanation."""
-        return len(self.prompt) + max((len(e) for e in self.explanations), default=0)
 
 
 class Encoder:
@@ -63,41 +47,52 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, *, system: str | None, question: str, max_prompt_length: int) -> None:
         before, after, end = _render(tokenizer, system, question)
-        self._prefix = tuple(tokenizer(before, add_special_tokens=not tokenizer.chat_template)["input_ids"])
-        self._suffix = tuple(tokenizer(after, add_special_tokens=False)["input_ids"])
+        self._prefix = _ids(tokenizer(before, add_special_tokens=not tokenizer.chat_template)["input_ids"])
+        self._suffix = _ids(tokenizer(after, add_special_tokens=False)["input_ids"])
         self.end_token: int = _end_token(tokenizer, end)
-        self._encode_text = _text_encoder(tokenizer)
-        self._ellipsis = tuple(self._encode_text(_ELLIPSIS))
-        self._text_budget = max_prompt_length - len(self._prefix) - len(self._suffix)
-        if self._text_budget < len(self._ellipsis) + _LEAST_TEXT_TOKENS:
+        self.tokens_of = plain_tokens(tokenizer)
+        """Token ids of each text, control tokens excluded: ``tokens_of(texts) -> [ids, …]``."""
+        self.tokenizer_key = getattr(self.tokens_of, "spec", None) or f"{tokenizer.name_or_path}/{len(tokenizer)}"
+        """What tells this tokenizer from another."""
+        self._ellipsis = _ids(self.tokens_of([_ELLIPSIS])[0])
+        self.frame = len(self._prefix) + len(self._suffix)
+        """Tokens of a prompt besides its text."""
+        self.max_prompt_length = max_prompt_length
+        self.require_room(max_prompt_length, "data.max_prompt_length")
+
+    def require_room(self, max_prompt_length: int, setting: str) -> None:
+        """SettingsError, naming ``setting``, if prompts of this length would leave no room for their text."""
+        if max_prompt_length - self.frame < len(self._ellipsis) + _LEAST_TEXT_TOKENS:
             raise SettingsError(
-                f"data.max_prompt_length is {max_prompt_length}, but template and question alone take "
-                f"{len(self._prefix) + len(self._suffix)} tokens; raise it, or shorten prompt.question"
+                f"{setting} is {max_prompt_length}, but template and question alone take {self.frame} tokens; raise "
+                "it, or shorten prompt.question"
             )
 
-    def prompt(self, text: str) -> tuple[tuple[int, ...], bool]:
+    def prompt(self, text: str) -> tuple[Ids, bool]:
         """Prompt tokens, the last one being the classification token, and whether the text was shortened."""
-        ids = tuple(self._encode_text(text))
-        truncated = len(ids) > self._text_budget
-        if truncated:
-            room = self._text_budget - len(self._ellipsis)
-            ids = ids[: room - room // 2] + self._ellipsis + ids[len(ids) - room // 2 :]
-        return self._prefix + ids + self._suffix, truncated
+        ids = self.tokens_of([text])[0]
+        return self.lay_out(_ids(ids)), len(ids) + self.frame > self.max_prompt_length
 
-    def explanation(self, text: str) -> tuple[int, ...]:
-        """Tokens of one explanation and its end token: all of them are supervised."""
-        return (*self._encode_text(text.strip()), self.end_token)
+    def lay_out(self, text_ids: Ids, max_prompt_length: int | None = None) -> Ids:
+        """The prompt around a text's tokens, without the text's middle where it is too long."""
+        budget = (max_prompt_length or self.max_prompt_length) - self.frame
+        if len(text_ids) > budget:
+            room = budget - len(self._ellipsis)
+            tail = room // 2
+            text_ids = np.concatenate([text_ids[: room - tail], self._ellipsis, text_ids[len(text_ids) - tail :]])
+        return np.concatenate([self._prefix, text_ids, self._suffix])
 
-    def row(self, example: Example, labels: Sequence[str]) -> EncodedRow:
-        """The encoded row; its label must be one of ``labels``."""
-        prompt, truncated = self.prompt(example.text)
-        return EncodedRow(
-            id=example.id,
-            prompt=prompt,
-            explanations=tuple(self.explanation(e) for e in example.explanations),
-            label=-1 if example.label is None else labels.index(example.label),
-            truncated=truncated,
-        )
+    def prompt_lengths(self, text_lengths_N: Ids, max_prompt_length: int | None = None) -> Ids:
+        """``[N]`` lengths of the prompts that :meth:`lay_out` makes of texts of these lengths."""
+        return np.minimum(text_lengths_N + self.frame, max_prompt_length or self.max_prompt_length)
+
+    def explanations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of explanations, each with its end token: all of them are supervised."""
+        return [[*ids, self.end_token] for ids in self.tokens_of([text.strip() for text in texts])]
+
+
+def _ids(tokens: Sequence[int]) -> Ids:
+    return np.asarray(tokens, dtype=np.int32)
 
 
 def _render(tokenizer: Any, system: str | None, question: str) -> tuple[str, str, str]:
@@ -127,28 +122,41 @@ def _end_token(tokenizer: Any, end: str) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _text_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
-    """A function from text to token ids that can never yield a control token."""
+def plain_tokens(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
+    """A function from texts to token ids that can never yield a control token; ModelError if there is none."""
     control = set(tokenizer.added_tokens_decoder)
     if tokenizer.is_fast:
-        from tokenizers import Tokenizer
-
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         spec["added_tokens"], spec["post_processor"], spec["truncation"], spec["padding"] = [], None, None, None
-        plain = Tokenizer.from_str(json.dumps(spec))
-
-        def encode(text: str) -> list[int]:
-            return plain.encode(text, add_special_tokens=False).ids
+        tokens_of: Callable[[Sequence[str]], list[list[int]]] = FastTokens(json.dumps(spec))
     else:
 
-        def encode(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        def tokens_of(texts: Sequence[str]) -> list[list[int]]:
+            return [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
 
     for token in tokenizer.added_tokens_decoder.values():
-        forged = [t for t in (token.content, f"a {token.content} b") if control & set(encode(t))]
+        texts = (token.content, f"a {token.content} b")
+        forged = [t for t, ids in zip(texts, tokens_of(texts), strict=True) if control & set(ids)]
         if forged and token.content.strip():
             raise ModelError(
                 f"this tokenizer turns the user text {forged[0]!r} into its control token; rows could forge turns, so "
                 "it is refused: use the fast version of the tokenizer"
             )
-    return encode
+    return tokens_of
+
+
+class FastTokens:
+    """A tokenizer of the ``tokenizers`` library; other processes rebuild it from ``spec``, its JSON."""
+
+    def __init__(self, spec: str) -> None:
+        from tokenizers import Tokenizer
+
+        self.spec = spec
+        self._tokenizer = Tokenizer.from_str(spec)
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; on all cores."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return FastTokens, (self.spec,)

@@ -15,6 +15,8 @@ class Example:
     """Class name; a row without one trains the generation head only."""
     explanations: tuple[str, ...] = ()
     """Reasons written for this row; a row without any trains the classification head only."""
+    difficulty: float | None = None
+    """How hard the user says it is; higher is harder."""
     source: str = ""
     """Where it came from, like ``train.jsonl:17``."""
 
@@ -33,3 +35,5 @@ class Columns:
     """Column of one explanation (optional)."""
     explanations: str = "explanations"
     """Column of a list of explanations (optional)."""
+    difficulty: str = "difficulty"
+    """Column of a number, higher being harder, for the scorer `given` of a curriculum (optional)."""

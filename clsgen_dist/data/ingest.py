@@ -1,31 +1,27 @@
-"""Rows in: JSONL, CSV, Parquet, a saved ``datasets`` folder or a hub id become checked examples.
+"""Rows in: records of any source become checked examples, and nothing is lost in silence.
 
-A reader per format yields (line, record) or (line, fault); one validator turns records into examples. JSONL and CSV are
-read here, line by line in binary, so that every bad row has its file and line; Parquet, saved folders and the hub go
-through ``datasets``. No row is lost in silence: each rejected one is kept with its reason, counted, and written to a
-quarantine file; more of them than ``max_bad_fraction`` end the run.
+One validator turns records (:mod:`clsgen_dist.data.read`) into examples. Each rejected row is kept with its reason,
+counted, and written to a quarantine file; more of them than ``max_bad_fraction`` end the run.
 
-Price: one pass; about 100,000 short rows a second. Examples are held in memory.
+Price: one pass; about 100,000 short rows a second and core.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.read import Fault, Part, find_source, read_part
 from clsgen_dist.errors import DataError
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _RAW_LIMIT = 2000
 """Characters of a rejected row that the quarantine keeps."""
 
@@ -44,7 +40,7 @@ class RejectedRow:
 
 @dataclass(frozen=True)
 class Ingested:
-    """What came of a source."""
+    """What came of a source, in memory."""
 
     examples: list[Example]
     rejected: list[RejectedRow]
@@ -53,24 +49,29 @@ class Ingested:
 
     def summary(self) -> str:
         """One line for people."""
-        reasons = Counter(row.reason.split(":")[0] for row in self.rejected)
-        unlabelled = sum(e.label is None for e in self.examples)
-        unexplained = sum(not e.explanations for e in self.examples)
-        parts = [f"{len(self.examples)} rows"]
-        parts += [f"{unlabelled} without label"] if unlabelled else []
-        parts += [f"{unexplained} without explanation"] if unexplained else []
-        parts += [f"{len(self.rejected)} rejected ({', '.join(f'{n} {r}' for r, n in reasons.most_common())})"] * bool(
-            self.rejected
+        return summary(
+            len(self.examples),
+            sum(e.label is None for e in self.examples),
+            sum(not e.explanations for e in self.examples),
+            Counter(kind_of(row.reason) for row in self.rejected),
         )
-        return ", ".join(parts)
 
 
-class _Fault(Exception):
-    """Why a row is rejected: a stable phrase, then detail behind a colon."""
+def iter_rows(
+    part: Part, *, columns: Columns, labels: Sequence[str] | None, require_target: bool = True
+) -> Iterator[Example | RejectedRow]:
+    """The rows of a part as they come, checked one by one (ids are not compared with each other).
 
-
-_Record = tuple[int, "dict[str, Any] | _Fault", str]
-"""Line, the row's columns or what is wrong with it, and the row as it came."""
+    ``labels`` is the label space, None takes any; ``require_target`` rejects rows with neither label nor explanation.
+    """
+    known = list(labels) if labels is not None else None
+    for line, record, raw in read_part(part, columns):
+        try:
+            if isinstance(record, Fault):
+                raise record
+            yield _to_example(record, columns, part.source, line, known, require_target)
+        except Fault as fault:
+            yield RejectedRow(part.source, line, str(fault), raw[:_RAW_LIMIT])
 
 
 def read_examples(
@@ -80,10 +81,9 @@ def read_examples(
     labels: Sequence[str] | None,
     max_bad_fraction: float,
     quarantine: Path | None,
-    refuse: Callable[[Example], str | None] = lambda example: None,
     require_target: bool = True,
 ) -> Ingested:
-    """Read a source and check its rows.
+    """Read a source whole into memory and check its rows: for sets to predict or measure on.
 
     Args:
         source: ``.jsonl``, ``.csv``, ``.parquet``; a folder of ``save_to_disk`` (``folder:split``); or a hub id
@@ -92,7 +92,6 @@ def read_examples(
         labels: the label space; None takes what is found.
         max_bad_fraction: more rejected rows than this share raise.
         quarantine: JSONL file for rejected rows; None keeps them in the result only.
-        refuse: a further check; gives the reason for which a row is rejected, or None.
         require_target: reject rows with neither label nor explanation.
 
     Raises:
@@ -100,169 +99,38 @@ def read_examples(
     """
     examples: list[Example] = []
     rejected: list[RejectedRow] = []
-    seen: dict[str, int] = {}
-    known = list(labels) if labels is not None else None
-    for line, record, raw in _records(source, columns):
-        try:
-            if isinstance(record, _Fault):
-                raise record
-            example = _to_example(record, columns, source, line, known, require_target)
-            if example.id in seen:
-                raise _Fault(f"duplicate id: {example.id!r} is already at line {seen[example.id]}")
-            if reason := refuse(example):
-                raise _Fault(reason)
-        except _Fault as fault:
-            rejected.append(RejectedRow(source, line, str(fault), raw[:_RAW_LIMIT]))
-            continue
-        seen[example.id] = line
-        examples.append(example)
+    seen: dict[str, str] = {}
+    for row in iter_rows(find_source(source), columns=columns, labels=labels, require_target=require_target):
+        if isinstance(row, RejectedRow):
+            rejected.append(row)
+        elif row.id in seen:
+            rejected.append(duplicate(row, source, seen[row.id]))
+        else:
+            seen[row.id] = row.source
+            examples.append(row)
     if quarantine is not None:
-        _write_quarantine(quarantine, rejected)
-    _refuse_if_too_bad(source, examples, rejected, max_bad_fraction, quarantine)
-    return Ingested(examples, rejected, known if known is not None else sorted({e.label for e in examples if e.label}))
+        write_quarantine(quarantine, rejected)
+    refuse_if_too_bad(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine)
+    known = list(labels) if labels is not None else sorted({e.label for e in examples if e.label is not None})
+    return Ingested(examples, rejected, known)
 
 
-# --- readers -------------------------------------------------------------------------------------------------------
-
-
-def _records(source: str, columns: Columns) -> Iterator[_Record]:
-    path, _, split = source.rpartition(":") if ":" in source and not os.path.exists(source) else (source, "", "")
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return _from_saved_folder(local, split, columns)
-    if local.is_file():
-        if local.suffix in (".jsonl", ".json"):
-            return _from_jsonl(local)
-        if local.suffix == ".csv":
-            return _from_csv(local, columns)
-        if local.suffix == ".parquet":
-            return _from_parquet(local, columns)
-        raise DataError(f"{source}: files ending in {local.suffix!r} cannot be read; use one of {', '.join(_SUFFIXES)}")
-    if local.suffix in _SUFFIXES or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise DataError(f"{source} does not exist (looked in {Path.cwd()}); check the path")
-    return _from_hub(path, split or "train", columns)
-
-
-def _from_jsonl(path: Path) -> Iterator[_Record]:
-    with path.open("rb") as file:
-        for line, data in enumerate(file, start=1):
-            data = data.removeprefix(b"\xef\xbb\xbf") if line == 1 else data
-            if not data.strip():
-                continue
-            raw = data.decode("utf-8", "backslashreplace").rstrip("\r\n")
-            try:
-                record = json.loads(_decode(data))
-            except _Fault as fault:
-                yield line, fault, raw
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield line, _Fault(f"not JSON: {error}"), raw
-            else:
-                if isinstance(record, dict):
-                    yield line, record, raw
-                else:
-                    yield line, _Fault(f"not a JSON object: {type(record).__name__}"), raw
-
-
-def _from_csv(path: Path, columns: Columns) -> Iterator[_Record]:
-    csv.field_size_limit(2**31 - 1)
-    with path.open("rb") as file:
-        # surrogateescape carries bad bytes through the parser, so that they are told of with their record's line.
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text)
-        header = next(reader, [])
-        _require_text_column(str(path), header, columns)
-        end = reader.line_num
-        for cells in reader:
-            line, end = end + 1, reader.line_num
-            if not cells:
-                continue
-            raw = ",".join(cells).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            if len(cells) != len(header):
-                yield line, _Fault(f"wrong number of cells: {len(cells)}, the header has {len(header)}"), raw
-                continue
-            try:
-                _decode(",".join(cells).encode("utf-8", "surrogateescape"))
-            except _Fault as fault:
-                yield line, fault, raw
-                continue
-            record: dict[str, Any] = {name: cell or None for name, cell in zip(header, cells, strict=True)}
-            several = record.get(columns.explanations)
-            if isinstance(several, str):
-                record[columns.explanations] = _json_list(several)
-            yield line, record, raw
-
-
-def _from_parquet(path: Path, columns: Columns) -> Iterator[_Record]:
-    from datasets import Dataset
-
-    try:
-        table = Dataset.from_parquet(str(path), keep_in_memory=True)
-    except Exception as error:  # pyarrow and datasets raise many kinds for a broken file
-        raise DataError(f"{path} cannot be read as Parquet ({error}); write it again") from error
-    yield from _from_dataset(str(path), table, columns)
-
-
-def _from_saved_folder(folder: Path, split: str, columns: Columns) -> Iterator[_Record]:
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        data = load_from_disk(str(folder))
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder} is no folder of Dataset.save_to_disk; name a file in it, or save the set so"
-        ) from None
-    if isinstance(data, DatasetDict):
-        if split not in data:
-            raise DataError(f"{folder} holds the splits {', '.join(data)}; name one: {folder}:{next(iter(data))}")
-        data = data[split]
-    yield from _from_dataset(str(folder), data, columns)
-
-
-def _from_hub(name: str, split: str, columns: Columns) -> Iterator[_Record]:
-    from datasets import load_dataset
-
-    try:
-        data = load_dataset(name, split=split)
-    except Exception as error:  # offline, unknown, gated, no such split: the hub has an exception for each
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name!r} is no file or folder here, and the hub did not give it: {first}") from error
-    yield from _from_dataset(f"{name}:{split}", data, columns)
-
-
-def _from_dataset(source: str, data: Any, columns: Columns) -> Iterator[_Record]:
-    _require_text_column(source, data.column_names, columns)
-    names = getattr(data.features.get(columns.label), "names", None)
-    for line, record in enumerate(data, start=1):
-        raw = json.dumps(record, default=str, ensure_ascii=False)
-        label = record.get(columns.label)
-        if names and isinstance(label, int):
-            record[columns.label] = None if label < 0 else names[label]
-        yield line, record, raw
-
-
-def _require_text_column(source: str, found: Sequence[str], columns: Columns) -> None:
-    if columns.text in found:
-        return
-    near = difflib.get_close_matches(columns.text, found, n=1)
-    hint = f"; did you mean --data.columns.text {near[0]}?" if near else "; name it in data.columns.text"
-    raise DataError(
-        f"{source} has the columns {', '.join(found) or '(none)'}, and no text column {columns.text!r}{hint}"
+def duplicate(row: Example, source: str, first: str) -> RejectedRow:
+    """The rejection of a row whose id was already seen at ``first`` (``file:line``)."""
+    line = int(row.source.rpartition(":")[2])
+    return RejectedRow(
+        source, line, f"duplicate id: {row.id!r} is already at {first}", json.dumps(asdict(row))[:_RAW_LIMIT]
     )
 
 
-def _decode(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _Fault(f"not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
-
-
-def _json_list(cell: str) -> Any:
-    try:
-        value = json.loads(cell)
-    except json.JSONDecodeError:
-        return [cell]
-    return value if isinstance(value, list) else [cell]
+def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str]) -> str:
+    """What came of a source, in one line for people; ``reasons`` counts the rejected rows."""
+    parts = [f"{rows} rows"]
+    parts += [f"{unlabelled} without label"] if unlabelled else []
+    parts += [f"{unexplained} without explanation"] if unexplained else []
+    if reasons:
+        parts.append(f"{reasons.total()} rejected ({', '.join(f'{n} {r}' for r, n in reasons.most_common())})")
+    return ", ".join(parts)
 
 
 # --- the validator -------------------------------------------------------------------------------------------------
@@ -273,23 +141,26 @@ def _to_example(
 ) -> Example:
     if columns.text not in record:
         near = difflib.get_close_matches(columns.text, list(record), n=1)
-        raise _Fault(f"missing text: no column {columns.text!r}" + (f", but {near[0]!r}" if near else ""))
+        raise Fault(f"missing text: no column {columns.text!r}" + (f", but {near[0]!r}" if near else ""))
     text = record[columns.text]
     if text is not None and not isinstance(text, str):
-        raise _Fault(f"text is not a string: {type(text).__name__}")
+        raise Fault(f"text is not a string: {type(text).__name__}")
     if text is None or not text.strip():
-        raise _Fault("empty text")
+        raise Fault("empty text")
     label = _label(record.get(columns.label), labels)
     explanations = _explanations(record, columns)
+    difficulty = _difficulty(record.get(columns.difficulty))
     if require_target and label is None and not explanations:
-        raise _Fault("neither label nor explanation: nothing to learn from this row")
+        raise Fault("neither label nor explanation: nothing to learn from this row")
     name = Path(source).name
     row_id = record.get(columns.id)
     row_id = f"{name}:{line}" if row_id is None or row_id == "" else str(row_id)
     for part, value in (("text", text), ("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
         if value is not None:
             _check_characters(part, value)
-    return Example(id=row_id, text=text, label=label, explanations=explanations, source=f"{name}:{line}")
+    return Example(
+        id=row_id, text=text, label=label, explanations=explanations, difficulty=difficulty, source=f"{name}:{line}"
+    )
 
 
 def _label(value: Any, labels: list[str] | None) -> str | None:
@@ -300,68 +171,89 @@ def _label(value: Any, labels: list[str] | None) -> str | None:
     elif isinstance(value, int):
         value = str(value)
     elif not isinstance(value, str):
-        raise _Fault(f"label has a wrong type: {type(value).__name__}, expected a class name")
+        raise Fault(f"label has a wrong type: {type(value).__name__}, expected a class name")
     if labels is not None and value not in labels:
         near = difflib.get_close_matches(value, labels, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise _Fault(f"unknown label: {value!r} is not in the label space {labels}{hint}")
+        raise Fault(f"unknown label: {value!r} is not in the label space {labels}{hint}")
     return str(value)
 
 
 def _explanations(record: dict[str, Any], columns: Columns) -> tuple[str, ...]:
     one, several = record.get(columns.explanation), record.get(columns.explanations)
     if several is not None and not isinstance(several, (list, tuple)):
-        raise _Fault(f"explanations have a wrong type: {type(several).__name__}, expected a list of strings")
+        raise Fault(f"explanations have a wrong type: {type(several).__name__}, expected a list of strings")
     found: dict[str, None] = {}
     for value in ([] if one is None else [one]) + list(several or []):
         if isinstance(value, float) and math.isnan(value):
             continue
         if not isinstance(value, str):
-            raise _Fault(f"explanation has a wrong type: {type(value).__name__}, expected a string")
+            raise Fault(f"explanation has a wrong type: {type(value).__name__}, expected a string")
         if value.strip():
             found.setdefault(value)
     return tuple(found)
 
 
+def _difficulty(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value) if not isinstance(value, bool) else math.inf
+    except (TypeError, ValueError):
+        number = math.inf
+    if math.isinf(number):
+        raise Fault(f"difficulty is not a number: {str(value)[:40]!r}")
+    return None if math.isnan(number) else number
+
+
 def _check_characters(part: str, value: str) -> None:
     if "\0" in value:
-        raise _Fault(f"NUL character: in the {part}, at {value.index(chr(0))}")
+        raise Fault(f"NUL character: in the {part}, at {value.index(chr(0))}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _Fault(f"lone surrogate: {value[error.start]!r} in the {part}, at {error.start}") from None
+        raise Fault(f"lone surrogate: {value[error.start]!r} in the {part}, at {error.start}") from None
 
 
 # --- what was rejected ---------------------------------------------------------------------------------------------
 
 
-def _write_quarantine(path: Path, rejected: list[RejectedRow]) -> None:
+def kind_of(reason: str) -> str:
+    """The stable phrase of a reason."""
+    return reason.split(":")[0]
+
+
+def write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
     """The rejected rows, or no file: an earlier run's must not be taken for this one's."""
-    if not rejected:
-        path.unlink(missing_ok=True)
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    # ASCII: a rejected row may hold what UTF-8 cannot.
-    aside.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rejected), encoding="ascii")
-    os.replace(aside, path)
+    with aside.open("w", encoding="ascii") as file:  # ASCII: a rejected row may hold what UTF-8 cannot
+        file.writelines(json.dumps(asdict(row)) + "\n" for row in rejected)
+        empty = file.tell() == 0
+    if empty:
+        aside.unlink()
+        path.unlink(missing_ok=True)
+    else:
+        os.replace(aside, path)
 
 
-def _refuse_if_too_bad(
+def refuse_if_too_bad(
     source: str,
-    examples: list[Example],
-    rejected: list[RejectedRow],
+    rows: int,
+    rejected: int,
+    first: Iterable[RejectedRow],
     max_bad_fraction: float,
     quarantine: Path | None,
 ) -> None:
-    total = len(examples) + len(rejected)
+    """DataError if a source of so many good and bad rows cannot be used; ``first`` are some of the bad."""
+    total = rows + rejected
     if total == 0:
         raise DataError(f"{source} holds no rows")
-    if examples and len(rejected) <= max_bad_fraction * total:
+    if rows and rejected <= max_bad_fraction * total:
         return
-    first = "; ".join(f"{row.source}:{row.line}: {row.reason}" for row in rejected[:3])
+    shown = "; ".join(f"{row.source}:{row.line}: {row.reason}" for row, _ in zip(first, range(3), strict=False))
     where = f" All of them are in {quarantine}." if quarantine else ""
     raise DataError(
-        f"{source}: {len(rejected)} of {total} rows are bad ({len(rejected) / total:.1%}), more than "
-        f"data.max_bad_fraction {max_bad_fraction:.1%} allows. {first}.{where} Mend the rows, or raise the fraction"
+        f"{source}: {rejected} of {total} rows are bad ({rejected / total:.1%}), more than "
+        f"data.max_bad_fraction {max_bad_fraction:.1%} allows. {shown}.{where} Mend the rows, or raise the fraction"
     )

@@ -1,168 +1,146 @@
-"""Order and batches: which rows an optimizer step sees, and how they are spread over ranks and micro-batches.
+"""The stream of a run: which rows an optimizer step sees, packed and shared out, ready before it is asked for.
 
-The stream of rows is a pure function of (seed, position): epoch ``e`` is a permutation drawn from (seed, e), and step
-``k`` takes positions ``[k·B, (k+1)·B)``. World size and micro-batch only say who computes which of them, so the state
-to resume is the step number. Every rank runs the same number of micro-steps; one that has no row left for a micro-step
-runs a stand-in of weight zero, since ZeRO-3's gathers are collectives.
-
-Several explanations of a row are taken in turn over the epochs, starting at a place drawn from the row's index.
+Step k of a stage takes the positions ``[k·B, (k+1)·B)`` of the stage's order (:mod:`clsgen_dist.data.order`). World
+size and token budget only say who computes which of them, so the state to resume is the step number. Every rank runs
+the same number of micro-steps; one that has no row for a micro-step runs a stand-in of weight zero, since ZeRO-3's
+gathers are collectives.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from clsgen_dist.data.encode import EncodedRow
+from clsgen_dist.data.curriculum import PlannedStage, stage_order
+from clsgen_dist.data.order import StageOrder
+from clsgen_dist.data.pack import Batch, Bins, Load, collate, load_of, pack, stand_in
+from clsgen_dist.data.rows import RowSet
 
-# S sequences, T padded length, n supervised tokens
+# N rows, B rows of an optimizer step
 
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One rank's share of a micro-step, right-padded. Positions count in the flattened ``S·T`` tokens."""
-
-    input_ids_ST: Tensor
-    attention_mask_ST: Tensor
-    supervised_index_n: Tensor
-    """Positions whose next token is supervised."""
-    target_n: Tensor
-    """Those next tokens."""
-    class_index_S: Tensor
-    """Position of each row's classification token."""
-    label_S: Tensor
-    """Class index, or -1 without label."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int(self.attention_mask_ST.sum())
-
-    @property
-    def supervised(self) -> int:
-        """Tokens that carry generation loss."""
-        return self.target_n.numel()
-
-    @property
-    def labelled(self) -> int:
-        """Rows that carry classification loss."""
-        return int((self.label_S >= 0).sum())
-
-    def tensors(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The model's keyword arguments, on ``device``."""
-        return {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+_AHEAD = 3
+"""Optimizer steps that are made ready in advance."""
 
 
-def collate(rows: Sequence[tuple[EncodedRow, tuple[int, ...]]], *, pad_token: int) -> Batch:
-    """A batch of rows, each with the explanation chosen for it (empty: the prompt alone)."""
-    sequences = [row.prompt + explanation for row, explanation in rows]
-    length = max(len(s) for s in sequences)
-    input_ids = torch.full((len(rows), length), pad_token)
-    mask = torch.zeros((len(rows), length), dtype=torch.int64)
-    supervised: list[int] = []
-    target: list[int] = []
-    class_index: list[int] = []
-    for s, (row, explanation) in enumerate(rows):
-        input_ids[s, : len(sequences[s])] = torch.tensor(sequences[s])
-        mask[s, : len(sequences[s])] = 1
-        last = s * length + len(row.prompt) - 1
-        class_index.append(last)
-        supervised.extend(range(last, last + len(explanation)))
-        target.extend(explanation)
-    return Batch(
-        input_ids,
-        mask,
-        torch.tensor(supervised, dtype=torch.int64),
-        torch.tensor(target, dtype=torch.int64),
-        torch.tensor(class_index),
-        torch.tensor([row.label for row, _ in rows]),
-    )
+@dataclass(frozen=True)
+class Step:
+    """One rank's part of an optimizer step."""
 
-
-def stand_in(row: EncodedRow, *, pad_token: int) -> Batch:
-    """A batch with nothing to learn, for a rank that must run the modules all the same."""
-    batch = collate([(row, ())], pad_token=pad_token)
-    batch.label_S.fill_(-1)
-    return batch
+    batches: list[Batch]
+    """One per micro-step, equally many on every rank."""
+    row_B: np.ndarray
+    """Numbers of the rows of all ranks, in their order."""
+    stage: PlannedStage
+    difficulty: float
+    """Mean difficulty quantile of the rows shown, over all ranks."""
+    load: Load
+    """How well the tokens are spread over ranks."""
 
 
 class TrainStream:
-    """The batches of a run, by step.
+    """The batches of a run, by optimizer step.
 
     Args:
         rows: the training rows.
-        seed, batch_size, epochs: the order, see above; ``batch_size`` is over all ranks.
-        rank, world_size, micro_batch_size: this rank's share.
-        pad_token: any valid id; padding is masked by length.
+        stages: what :func:`clsgen_dist.data.curriculum.plan_stages` planned.
+        quantile_N: difficulty of each row in its class, in [0, 1).
+        seed: seed of the order.
+        batch_size: rows of an optimizer step over all ranks.
+        micro_batch_tokens: token budget of a micro-batch on one rank.
+        rank, world_size: this rank's share.
     """
 
     def __init__(
         self,
-        rows: Sequence[EncodedRow],
+        rows: RowSet,
         *,
+        stages: Sequence[PlannedStage],
+        quantile_N: np.ndarray,
         seed: int,
         batch_size: int,
-        epochs: float,
+        micro_batch_tokens: int,
         rank: int,
         world_size: int,
-        micro_batch_size: int,
-        pad_token: int,
     ) -> None:
-        self.rows, self.seed, self.batch_size, self.pad_token = rows, seed, batch_size, pad_token
+        self.rows, self.stages, self.quantile_N, self.seed = rows, list(stages), quantile_N, seed
+        self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
         self.rank, self.world_size = rank, world_size
-        self.positions = max(1, round(epochs * len(rows)))
-        self.steps = math.ceil(self.positions / batch_size)
-        self.accumulation = accumulation_steps(batch_size, micro_batch_size, world_size)
-        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.steps = self.stages[-1].first_step + self.stages[-1].steps
+        self._current: tuple[PlannedStage, StageOrder, np.ndarray] | None = None
 
-    def at(self, position: int) -> tuple[EncodedRow, tuple[int, ...]]:
-        """The row at a position of the stream, with the explanation chosen for it."""
-        epoch, place = divmod(position, len(self.rows))
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.rows)))
-        index = int(self._epoch[1][place])
-        row = self.rows[index]
-        if not row.explanations:
-            return row, ()
-        return row, row.explanations[(epoch + index * 2654435761) % len(row.explanations)]
+    def stage_of(self, step: int) -> PlannedStage:
+        """The stage in which an optimizer step (from 0) lies."""
+        return next(stage for stage in reversed(self.stages) if stage.first_step <= step)
 
-    def step(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of an optimizer step, ``accumulation`` of them whatever the step holds."""
-        start = step * self.batch_size
-        positions = np.arange(start, min(start + self.batch_size, self.positions))
-        shares = np.array_split(positions, self.accumulation * self.world_size)[self.rank :: self.world_size]
-        return [
-            collate([self.at(int(p)) for p in share], pad_token=self.pad_token)
-            if len(share)
-            else stand_in(self.rows[0], pad_token=self.pad_token)
-            for share in shares
-        ]
+    def chosen(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows ``[B]`` of a step in their order, and which showing of the run each is; the same on every rank."""
+        stage, order, before_N = self._enter(self.stage_of(step))
+        start = (step - stage.first_step) * self.batch_size
+        row_B, showing_B = order.at(start, min(start + self.batch_size, stage.positions))
+        return row_B, showing_B + before_N[row_B]
+
+    def bins(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Bins]:
+        """Rows, showings and lengths ``[B]`` of a step, and how they are packed; the same on every rank."""
+        stage = self.stage_of(step).stage
+        row_B, showing_B = self.chosen(step)
+        length_B = self.rows.lengths(row_B, showing_B, stage.max_prompt_length)
+        budget = stage.micro_batch_tokens or self.micro_batch_tokens
+        return row_B, showing_B, length_B, pack(length_B, budget=budget, ranks=self.world_size)
+
+    def step(self, step: int) -> Step:
+        """This rank's micro-batches of an optimizer step."""
+        stage = self.stage_of(step)
+        row_B, showing_B, length_B, bins = self.bins(step)
+        batches = []
+        for ranks in bins:
+            samples = [
+                self.rows.sample(int(row_B[at]), int(showing_B[at]), stage.stage.max_prompt_length)
+                for at in ranks[self.rank]
+            ]
+            batches.append(collate(samples) if samples else stand_in(self.rows.encoder.end_token))
+        return Step(batches, row_B, stage, float(self.quantile_N[row_B].mean()), load_of(bins, length_B))
+
+    def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
+        """The order of a stage, and how often the stages before it showed each row."""
+        if self._current is None or self._current[0] is not stage:
+            before_N = np.zeros(len(self.rows), dtype=np.int64)
+            for earlier in self.stages[: self.stages.index(stage)]:
+                before_N += stage_order(earlier, self.quantile_N, self.seed).showings()
+            self._current = (stage, stage_order(stage, self.quantile_N, self.seed), before_N)
+        return self._current
 
 
-def accumulation_steps(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Micro-steps per optimizer step, so that no rank holds more than ``micro_batch_size`` rows at once."""
-    return math.ceil(batch_size / (micro_batch_size * world_size))
+def ahead(make: Callable[[int], Step], first: int, last: int) -> Iterator[tuple[Step, float]]:
+    """``make(first) … make(last - 1)``, made by a thread in advance, each with the seconds it was waited for."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1, thread_name_prefix="clsgen-data") as thread:
+        waiting = [thread.submit(make, step) for step in range(first, min(first + _AHEAD, last))]
+        try:
+            for step in range(first, last):
+                start = time.perf_counter()
+                made = waiting.pop(0).result()
+                waited = time.perf_counter() - start
+                if step + _AHEAD < last:
+                    waiting.append(thread.submit(make, step + _AHEAD))
+                yield made, waited
+        finally:
+            thread.shutdown(wait=True, cancel_futures=True)
 
 
-def evaluation_batches(
-    rows: Sequence[EncodedRow], *, rank: int, world_size: int, batch_size: int, pad_token: int
-) -> list[tuple[list[int], Batch]]:
-    """This rank's share of the rows in order, with their indices; equally many batches on every rank.
+def evaluation_batches(rows: RowSet, *, rank: int, world_size: int, budget: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """This rank's share of the rows with their numbers; equally many batches on every rank.
 
-    Each row comes with its first explanation. Rows of like length go together, so little padding is computed.
+    Each row comes with its first explanation. ``budget`` is the tokens of a batch; rows are packed a block at a time.
     """
-    by_length = sorted(range(len(rows)), key=lambda i: (rows[i].length, i))
-    per_round = batch_size * world_size
-    batches: list[tuple[list[int], Batch]] = []
-    for start in range(0, len(rows), per_round):
-        share = by_length[start : start + per_round][rank::world_size]
-        chosen = [(rows[i], rows[i].explanations[0] if rows[i].explanations else ()) for i in share]
-        batches.append(
-            (share, collate(chosen, pad_token=pad_token) if share else stand_in(rows[0], pad_token=pad_token))
-        )
-    return batches
+    block = 4096
+    for start in range(0, len(rows), block):
+        row_B = np.arange(start, min(start + block, len(rows)))
+        showing_B = rows.first_showing(row_B)
+        for ranks in pack(rows.lengths(row_B, showing_B), budget=budget, ranks=world_size):
+            mine = ranks[rank]
+            samples = [rows.sample(int(row_B[at]), int(showing_B[at])) for at in mine]
+            yield row_B[mine], collate(samples) if samples else stand_in(rows.encoder.end_token)

@@ -51,6 +51,7 @@ class RunIdentity:
     labels: list[str]
     rows: int
     rows_sha256: str
+    order_sha256: str
     seed: int
     batch_size: int
     finetune: str

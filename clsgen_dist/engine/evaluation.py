@@ -5,36 +5,32 @@ Price: one forward pass over the dev rows, shared by the ranks, and one gather o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from clsgen_dist.data.encode import EncodedRow
 from clsgen_dist.data.loader import evaluation_batches
+from clsgen_dist.data.rows import RowSet
 from clsgen_dist.engine.dist import World
-from clsgen_dist.loss.dual import LossWeights, mean
+from clsgen_dist.loss.dual import mean
+from clsgen_dist.loss.weights import LossWeights
 
 # N dev rows, C classes
 
 
-def evaluate(
-    engine: Any, rows: Sequence[EncodedRow], world: World, *, batch_size: int, pad_token: int
-) -> tuple[np.ndarray, np.ndarray, float, float]:
+def evaluate(engine: Any, rows: RowSet, world: World, *, budget: int) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean losses (generation, classification).
 
-    Collective; every rank gets the same answer.
+    ``budget`` is the tokens of a batch. Collective; every rank gets the same answer.
     """
     engine.eval()
     found: list[tuple[int, np.ndarray]] = []
     generation = supervised = classification = labelled = 0.0
     with torch.no_grad():
-        for indices, batch in evaluation_batches(
-            rows, rank=world.rank, world_size=world.size, batch_size=batch_size, pad_token=pad_token
-        ):
-            output = engine(**batch.tensors(world.device))
-            found += zip(indices, output.class_logits.cpu().numpy(), strict=False)  # a stand-in has no index
+        for indices, batch in evaluation_batches(rows, rank=world.rank, world_size=world.size, budget=budget):
+            output = engine(**batch.inputs(world.device))
+            found += zip(indices.tolist(), output.class_logits.cpu().numpy(), strict=False)  # a stand-in has no index
             generation += output.generation_loss.sum().item()
             supervised += batch.supervised
             classification += output.class_loss.sum().item()
@@ -43,8 +39,7 @@ def evaluate(
     everything = [item for part in world.gather(found) for item in part]
     logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])
     generation, supervised, classification, labelled = world.sum(generation, supervised, classification, labelled)
-    labels_N = np.array([row.label for row in rows])
-    return logits_NC, labels_N, mean(generation, supervised), mean(classification, labelled)
+    return logits_NC, rows.label_N, mean(generation, supervised), mean(classification, labelled)
 
 
 def dev_metrics(

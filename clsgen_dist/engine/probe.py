@@ -7,35 +7,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from clsgen_dist.data.encode import EncodedRow, Encoder
-from clsgen_dist.data.example import Example
-from clsgen_dist.data.loader import collate
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.engine.dist import World
 
 
-def probe_row(encoder: Encoder) -> EncodedRow:
+def probe_sample(encoder: Encoder) -> Sample:
     """The probe in the run's own prompt."""
-    example = Example(
-        id="probe",
-        text="The quick brown fox jumps over the lazy dog.",
-        explanations=("Because the dog was asleep.",),
-    )
-    return encoder.row(example, ())
+    prompt, _ = encoder.prompt("The quick brown fox jumps over the lazy dog.")
+    (explanation,) = encoder.explanations(["Because the dog was asleep."])
+    return Sample(prompt, np.array(explanation, dtype=np.int32), -1)
 
 
-def score_probe(engine: Any, row: EncodedRow, world: World) -> dict[str, list[float] | list[int]]:
+def score_probe(engine: Any, sample: Sample, world: World) -> dict[str, list[float] | list[int]]:
     """The probe's tokens, its per-token generation losses and its class logits; collective."""
     engine.eval()
-    explanation = row.explanations[0]
-    batch = collate([(row, explanation)], pad_token=explanation[-1])
     with torch.no_grad():
-        output = engine(**batch.tensors(world.device))
+        output = engine(**collate([sample]).inputs(world.device))
     engine.train()
     return {
-        "prompt": list(row.prompt),
-        "explanation": list(explanation),
+        "prompt": sample.prompt.tolist(),
+        "explanation": sample.explanation.tolist(),
         "token_losses": output.generation_loss.tolist(),
         "class_logits": output.class_logits[0].tolist(),
     }

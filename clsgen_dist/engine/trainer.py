@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,21 @@ from typing import Any
 import torch
 
 from clsgen_dist.config import Settings, resolve_path, to_yaml
-from clsgen_dist.data.encode import EncodedRow, Encoder
-from clsgen_dist.data.loader import TrainStream, accumulation_steps
-from clsgen_dist.data.rows import read_rows
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.loader import Step, TrainStream, ahead
+from clsgen_dist.data.pack import Sample
+from clsgen_dist.data.rows import RowSet, read_rows
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, on_accelerator, process_group
 from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better
 from clsgen_dist.engine.optim import build_optimizer, lr_factor, parameter_groups, set_lr
-from clsgen_dist.engine.probe import probe_row, score_probe
+from clsgen_dist.engine.probe import probe_sample, score_probe
+from clsgen_dist.engine.stream import plan_stream, weight_schedule
 from clsgen_dist.engine.zero import deepspeed_config
 from clsgen_dist.errors import NonFiniteLossError, SettingsError
-from clsgen_dist.loss.dual import LossWeights, StepCounts, backward_loss, mean
+from clsgen_dist.loss.dual import StepCounts, backward_loss, mean
+from clsgen_dist.loss.weights import LossWeights
 from clsgen_dist.model.backbone import (
     backbone_path,
     build_model,
@@ -73,22 +76,15 @@ def train(settings: Settings) -> TrainResult:
             question=settings.prompt.question,
             max_prompt_length=settings.data.max_prompt_length,
         )
-        rows = read_rows(settings.data, encoder, output if world.is_main else None)
+        rows = read_rows(settings.data, encoder, output if world.is_main else None, say)
         for note in rows.notes:
             say(note)
+        stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
         engine = _build_engine(settings, zero_config, backbone, encoder, labels)
-        stream = TrainStream(
-            rows.train,
-            seed=settings.seed,
-            batch_size=settings.train.batch_size,
-            epochs=settings.train.epochs,
-            rank=world.rank,
-            world_size=world.size,
-            micro_batch_size=settings.train.micro_batch_size,
-            pad_token=encoder.end_token,
+        return _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, say).go(
+            resume_from
         )
-        return _Run(settings, world, engine, stream, rows.dev, labels, probe_row(encoder), output, say).go(resume_from)
 
 
 class _Run:
@@ -100,9 +96,9 @@ class _Run:
         world: World,
         engine: Any,
         stream: TrainStream,
-        dev: list[EncodedRow],
+        dev: RowSet | None,
         labels: LabelSpace,
-        probe: EncodedRow,
+        probe: Sample,
         output: Path,
         say: Callable[[str], None],
     ) -> None:
@@ -110,7 +106,6 @@ class _Run:
         self.stream, self.dev, self.labels, self.probe, self.say = stream, dev, labels, probe, say
         self.checkpoints = output / "checkpoints"
         self.log_dir = output / "tensorboard"
-        self.weights = LossWeights(settings.loss.generation_weight, settings.loss.classification_weight)
         self.total_steps = min(stream.steps, settings.train.max_steps or stream.steps)
         self.state = TrainState(step=0)
         self.throughput = Throughput()
@@ -118,7 +113,8 @@ class _Run:
         self.identity = RunIdentity(
             labels=list(labels.names),
             rows=len(stream.rows),
-            rows_sha256=_digest(stream.rows),
+            rows_sha256=stream.rows.fingerprint,
+            order_sha256=_order_digest(stream),
             seed=settings.seed,
             batch_size=settings.train.batch_size,
             finetune=settings.model.finetune,
@@ -141,8 +137,12 @@ class _Run:
             ) as self.log,
             Progress(self.total_steps, start=self.state.step, enabled=self.world.is_main) as self.progress,
         ):
-            while self.state.step < self.total_steps and not self._gave_up():
-                scalars = self._step(self.state.step)
+            for step, waited in ahead(self.stream.step, self.state.step, self.total_steps):
+                if self._gave_up():
+                    break
+                if self.settings.curriculum.stages and step.stage.first_step == self.state.step:
+                    self.progress.note(f"step {self.state.step} stage: {step.stage.stage.name}")
+                scalars = {**self._step(self.state.step, step), "data/wait_seconds": waited}
                 self.state = dataclasses.replace(self.state, step=self.state.step + 1)
                 self.log.step(self.state.step, scalars)
                 self.progress.update(
@@ -154,73 +154,77 @@ class _Run:
         self.say(f"{'best' if self.state.best_step is not None else 'last'} checkpoint: {result.checkpoint}")
         return result
 
-    def _step(self, step: int) -> dict[str, float]:
+    def _step(self, step: int, share: Step) -> dict[str, float]:
         """One optimizer step; returns what the log shows of it."""
-        batches = self.stream.step(step)
+        batches = share.batches
         counts = StepCounts(
             *self.world.sum(
-                sum(b.supervised for b in batches), sum(b.labelled for b in batches), sum(b.tokens for b in batches)
+                sum(b.supervised for b in batches),
+                sum(b.labelled for b in batches),
+                sum(b.tokens for b in batches if b.supervised or b.labelled),
             )
         )
+        schedule, progress = weight_schedule(self.settings.loss, share.stage, step, self.total_steps)
+        weights = schedule.at(progress)
         optim = self.settings.optim
-        rates = set_lr(
-            self.engine.optimizer,
-            lr_factor(
-                step,
-                self.total_steps,
-                warmup_fraction=optim.warmup_fraction,
-                final_fraction=optim.final_lr_fraction,
-            ),
+        factor = share.stage.stage.lr_factor * lr_factor(
+            step, self.total_steps, warmup_fraction=optim.warmup_fraction, final_fraction=optim.final_lr_fraction
         )
+        rates = set_lr(self.engine.optimizer, factor)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for micro_step, batch in enumerate(batches):
             # Dropout is a function of the position too, so that no generator's state needs saving.
             torch.manual_seed(_dropout_seed(self.settings.seed, step, micro_step, self.world.rank))
-            output = self.engine(**batch.tensors(self.world.device))
-            loss = backward_loss(output, counts, self.weights, self.world.size)
+            last = micro_step == len(batches) - 1
+            self.engine.set_gradient_accumulation_boundary(last)
+            output = self.engine(**batch.inputs(self.world.device))
+            loss = backward_loss(output, counts, weights, self.world.size)
             self.engine.backward(loss, scale_wrt_gas=False)
             sums += torch.stack(
                 [output.generation_loss.detach().sum(), output.class_loss.detach().sum(), output.token_hit.sum()]
             )
-            if micro_step < len(batches) - 1:
+            if not last:
                 self.engine.step()
         generation_sum, classification_sum, hits = self.world.sum(*sums.tolist())
         generation, classification = (
             mean(generation_sum, counts.supervised),
             mean(classification_sum, counts.labelled),
         )
-        self._check_finite(step, generation_sum, classification_sum)
+        self._check_finite(step, share, generation_sum, classification_sum)
         self.engine.step()
         self.throughput.add(int(counts.tokens), int(counts.supervised))
-        weighted = self.weights.generation * (
-            generation if counts.supervised else 0.0
-        ) + self.weights.classification * (classification if counts.labelled else 0.0)
+        staged = bool(self.settings.curriculum.stages)
+        weighted = weights.generation * (generation if counts.supervised else 0.0) + weights.classification * (
+            classification if counts.labelled else 0.0
+        )
         return {
             "loss/generation": generation,
             "loss/classification": classification,
             "loss/total": weighted,
             "accuracy/token": mean(hits, counts.supervised),
-            "loss_weight/generation": self.weights.generation,
-            "loss_weight/classification": self.weights.classification,
+            "loss_weight/generation": weights.generation,
+            "loss_weight/classification": weights.classification,
             "optim/lr": rates.get("backbone.matrices", rates["head.matrices"]),
             "optim/lr_head": rates["head.matrices"],
             "optim/grad_norm": float(self.engine.get_global_grad_norm() or float("nan")),
             "optim/skipped_steps": float(self.engine.skipped_steps),
+            "curriculum/stage": float(share.stage.index) if staged else float("nan"),
+            "curriculum/difficulty": share.difficulty if staged else float("nan"),
+            "packing/efficiency": share.load.efficiency,
+            "packing/rank_imbalance": share.load.imbalance,
+            "packing/micro_steps": float(share.load.micro_steps),
             "memory/peak_gib": peak_memory_gib(),
             **self.throughput.rates(),
         }
 
-    def _check_finite(self, step: int, generation_sum: float, classification_sum: float) -> None:
+    def _check_finite(self, step: int, share: Step, generation_sum: float, classification_sum: float) -> None:
         if torch.isfinite(torch.tensor([generation_sum, classification_sum])).all():
             return
-        start = step * self.stream.batch_size
-        ids = [
-            self.stream.at(p)[0].id for p in range(start, min(start + self.stream.batch_size, self.stream.positions))
-        ]
+        ids = ", ".join(self.stream.rows.table.id(int(row)) for row in share.row_B)
         raise NonFiniteLossError(
             f"step {step + 1}: generation loss sum {generation_sum}, classification loss sum {classification_sum}, "
-            f"expected finite numbers. Rows of the step: {', '.join(ids)}. No update was made; lower optim.lr, or "
-            "look at these rows, and go on with --resume auto"
+            f"expected finite numbers. Rows of the step: {ids}. No update was made; lower optim.lr, or look at these "
+            "rows, and go on with --resume auto"
         )
 
     def _evaluate_and_save(self, settings_yaml: str) -> None:
@@ -229,7 +233,7 @@ class _Run:
         last = step == self.total_steps
         best = False
         if self.dev and (last or (train.eval_every and step % train.eval_every == 0)):
-            best = self._evaluate()
+            best = self._evaluate(self.dev)
             last = last or self._gave_up()
         every = self.settings.checkpoint.every
         if best or last or (every and step % every == 0):
@@ -251,24 +255,25 @@ class _Run:
                         best_step=self.state.best_step,
                     )
 
-    def _evaluate(self) -> bool:
+    def _evaluate(self, dev: RowSet) -> bool:
         """Evaluate, log, and note whether this is the best so far."""
         from clsgen_dist.evaluate.calibration import reliability_bins
         from clsgen_dist.track.reliability import Reliability
 
         train = self.settings.train
         positive = self.labels.positive_index
+        # Not those of the step: a joint loss whose weights move could not be compared with an earlier one.
+        full_weights = LossWeights(self.settings.loss.generation_weight, self.settings.loss.classification_weight)
         with self.throughput.pause():
             logits_NC, labels_N, *losses = evaluate(
                 self.engine,
-                self.dev,
+                dev,
                 self.world,
-                batch_size=train.eval_batch_size,
-                pad_token=self.stream.pad_token,
+                budget=train.micro_batch_tokens,
             )
             # One rank decides, so that all take the same turn whatever their floating point does.
             metrics = self.world.broadcast(
-                dev_metrics(logits_NC, labels_N, positive, (losses[0], losses[1]), self.weights)
+                dev_metrics(logits_NC, labels_N, positive, (losses[0], losses[1]), full_weights)
             )
         if self.world.is_main:
             labelled = labels_N >= 0
@@ -304,8 +309,7 @@ def _zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
     train = settings.train
     return deepspeed_config(
         resolve_path(settings.deepspeed),
-        micro_batch_size=train.micro_batch_size,
-        accumulation_steps=accumulation_steps(train.batch_size, train.micro_batch_size, ranks),
+        batch_size=train.batch_size,
         world_size=ranks,
         max_grad_norm=settings.optim.max_grad_norm,
         bf16=on_accelerator() if train.precision == "auto" else train.precision == "bf16",
@@ -325,7 +329,7 @@ def _build_engine(
     lm = load_backbone(
         backbone,
         dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
-        attention=choose_attention(model.attention, on_gpu=on_accelerator()),
+        attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True),
         load_in_4bit=model.load_in_4bit,
     )
     dual_head = build_model(
@@ -391,9 +395,9 @@ def _dropout_seed(seed: int, step: int, micro_step: int, rank: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
-def _digest(rows: Sequence[EncodedRow]) -> str:
-    """Fingerprint of the encoded rows in their order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.id, row.prompt, row.explanations, row.label)).encode())
+def _order_digest(stream: TrainStream) -> str:
+    """Fingerprint of what decides the order: the stages and the difficulty of each row."""
+    digest = hashlib.sha256(stream.quantile_N.tobytes())
+    for planned in stream.stages:
+        digest.update(repr((planned.stage, planned.positions)).encode())
     return digest.hexdigest()

@@ -7,6 +7,7 @@ the JSON and filled in here; a number there that contradicts the settings is ref
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from clsgen_dist.errors import SettingsError
 def deepspeed_config(
     path: Path,
     *,
-    micro_batch_size: int,
-    accumulation_steps: int,
+    batch_size: int,
     world_size: int,
     max_grad_norm: float,
     bf16: bool,
     optimizer: str,
 ) -> dict[str, Any]:
     """The filled-in configuration.
+
+    DeepSpeed counts rows and fixed accumulation steps. Packing takes as many micro-steps as a step's tokens need, and
+    the trainer marks the last one, so its counts serve its own arithmetic only: no accumulation, ``batch_size`` rounded
+    up to the ranks.
 
     Raises:
         SettingsError: not JSON, not ZeRO stage 3, a section that the settings own, a contradiction, or an optimizer
@@ -33,10 +37,11 @@ def deepspeed_config(
         config: dict[str, Any] = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid JSON ({error}); fix the file that `deepspeed` names") from None
+    share = math.ceil(batch_size / world_size)
     filled = {
-        "train_batch_size": micro_batch_size * accumulation_steps * world_size,
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps,
+        "train_batch_size": share * world_size,
+        "train_micro_batch_size_per_gpu": share,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
         "bf16.enabled": bf16,
         "fp16.enabled": False,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clsgen_dist.calibrate.scaling import AffineCalibration
-from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.errors import ModelError
 from clsgen_dist.evaluate.classification import predicted_class
 from clsgen_dist.infer.artifact import ModelCard, read_head
@@ -112,7 +112,7 @@ class Predictor:
             for row, index in enumerate(indices):
                 yield index, self._prediction(logits_SC[row], explanations[row], prompts[index][1])
 
-    def _batch(self, prompts: list[tuple[int, ...]], new_tokens: int) -> tuple[np.ndarray, list[str | None]]:
+    def _batch(self, prompts: Sequence[Ids], new_tokens: int) -> tuple[np.ndarray, list[str | None]]:
         ids_ST, mask_ST = left_padded(prompts, self.encoder.end_token, self.device)
         outputs = prefill(self.lm, ids_ST, mask_ST, use_cache=new_tokens > 0)
         last_SD = outputs.last_hidden_state[:, -1]
@@ -158,13 +158,13 @@ class Predictor:
         )
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[Ids], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and mask ``[S, T]``, so that every prompt ends in the last column."""
     length = max(map(len, prompts))
     ids_ST = torch.full((len(prompts), length), pad_token)
     mask_ST = torch.zeros_like(ids_ST)
     for row, prompt in enumerate(prompts):
-        ids_ST[row, length - len(prompt) :] = torch.tensor(prompt)
+        ids_ST[row, length - len(prompt) :] = torch.from_numpy(prompt)
         mask_ST[row, length - len(prompt) :] = 1
     return ids_ST.to(device), mask_ST.to(device)
 
@@ -176,9 +176,7 @@ def prefill(lm: Any, ids_ST: Tensor, mask_ST: Tensor, *, use_cache: bool) -> Any
 
 
 @torch.inference_mode()
-def classification_states(
-    lm: Any, prompts: Sequence[Sequence[int]], pad_token: int, batch_size: int = 32
-) -> np.ndarray:
+def classification_states(lm: Any, prompts: Sequence[Ids], pad_token: int, batch_size: int = 32) -> np.ndarray:
     """``[N, D]`` final-norm states at the classification tokens: what a linear probe of the backbone sees."""
     states = []
     for start in range(0, len(prompts), batch_size):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from clsgen_kernels import DualHeadOutput
 from torch import Tensor
 
+from clsgen_dist.loss.weights import LossWeights
+
 
 @dataclass(frozen=True)
 class StepCounts:
@@ -25,14 +27,6 @@ class StepCounts:
     """Labelled rows."""
     tokens: float
     """Tokens that are not padding."""
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the two global means."""
-
-    generation: float
-    classification: float
 
 
 def backward_loss(output: DualHeadOutput, counts: StepCounts, weights: LossWeights, world_size: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model import smollm2
+from clsgen_dist.model.attention import per_sequence, refuse_unpackable
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
 
 _DEMO = f"demo:{smollm2.NAME}"
@@ -43,8 +44,11 @@ def load_tokenizer(path: str) -> Any:
     return AutoTokenizer.from_pretrained(path)
 
 
-def choose_attention(wanted: str, *, on_gpu: bool) -> str:
-    """The attention kernel for ``attn_implementation``; ModelError if the one asked for is not there."""
+def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False) -> str:
+    """The attention kernel for ``attn_implementation``; ModelError if the one asked for is not there.
+
+    ``packed``: for packed sequences, on which SDPA runs once per sequence.
+    """
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
     there = {
@@ -54,13 +58,13 @@ def choose_attention(wanted: str, *, on_gpu: bool) -> str:
         "eager": True,
     }
     if wanted == "auto":
-        return next(name for name, available in there.items() if available)
+        wanted = next(name for name, available in there.items() if available)
     if not there[wanted]:
         raise ModelError(
             f"model.attention is {wanted!r}, which needs a GPU and the flash-attn package (pip install '.[gpu]'); "
             "use model.attention=auto"
         )
-    return wanted
+    return per_sequence() if packed and wanted == "sdpa" else wanted
 
 
 def load_backbone(path: str, *, dtype: torch.dtype, attention: str = "sdpa", load_in_4bit: bool = False) -> nn.Module:
@@ -122,6 +126,7 @@ def build_model(
     the same of the classification token's state; or at zero, for None. New weights are drawn from ``seed`` alike on
     every rank.
     """
+    refuse_unpackable(lm)
     torch.manual_seed(seed)
     lm.requires_grad_(finetune == "full" and top_layers is None)
     stack_name, layers = _layer_stack(lm)
@@ -141,7 +146,7 @@ def build_model(
 
 def label_start_tokens(encoder: Encoder, labels: Sequence[str]) -> list[int] | None:
     """The token with which each label's name begins a sentence; None if two labels begin alike."""
-    tokens = [encoder.explanation(name[:1].upper() + name[1:])[0] for name in labels]
+    tokens = [ids[0] for ids in encoder.explanations([name[:1].upper() + name[1:] for name in labels])]
     return tokens if len(set(tokens)) == len(tokens) else None
 
 

@@ -1,6 +1,6 @@
 """One backbone, two heads: hidden states once, both losses from them.
 
-    h = final_norm(backbone(tokens))          [S·T, D]
+    h = final_norm(backbone(tokens))          [N, D]
     generation:     cross-entropy of softmax(h W_lmᵀ) at the supervised positions
     classification: cross-entropy of softmax(dropout(h_c) W_clsᵀ + b) at each row's classification token
 
@@ -18,7 +18,9 @@ import torch
 from clsgen_kernels import DualHeadOutput, dual_head_loss
 from torch import Tensor, nn
 
-# S sequences, T padded length, n supervised tokens, D hidden, C classes
+from clsgen_dist.model.attention import packed_inputs
+
+# N packed tokens, S sequences, n supervised tokens, D hidden, C classes
 
 
 class ClassificationHead(nn.Module):
@@ -59,26 +61,27 @@ class DualHeadModel(nn.Module):
         self.classification_head = head
         self.loss_impl = loss_impl
 
-    def hidden_states(self, input_ids_ST: Tensor, attention_mask_ST: Tensor) -> Tensor:
-        """``[S, T, D]`` states after the final norm."""
+    def hidden_states(self, input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Tensor, longest: int) -> Tensor:
+        """``[N, D]`` states after the final norm, of packed sequences."""
         lm: Any = self.lm
-        outputs = lm.base_model(input_ids=input_ids_ST, attention_mask=attention_mask_ST, use_cache=False)
-        return outputs.last_hidden_state
+        inputs = packed_inputs(input_ids_N, position_N, sequence_start_S1, longest)
+        return lm.base_model(**inputs).last_hidden_state[0]
 
     def forward(
         self,
-        input_ids_ST: Tensor,
-        attention_mask_ST: Tensor,
+        input_ids_N: Tensor,
+        position_N: Tensor,
+        sequence_start_S1: Tensor,
+        longest: int,
         supervised_index_n: Tensor,
         target_n: Tensor,
         class_index_S: Tensor,
         label_S: Tensor,
     ) -> DualHeadOutput:
-        """Both losses of a batch (fields as :class:`clsgen_dist.data.loader.Batch` documents them)."""
-        hidden_STD = self.hidden_states(input_ids_ST, attention_mask_ST)
+        """Both losses of a batch (fields as :class:`clsgen_dist.data.pack.Batch` documents them)."""
         lm: Any = self.lm
         return dual_head_loss(
-            hidden_STD.flatten(0, 1),
+            self.hidden_states(input_ids_N, position_N, sequence_start_S1, longest),
             lm.get_output_embeddings().weight,
             self.classification_head.weight,
             self.classification_head.bias,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from clsgen_dist.data.encode import Encoder
-from clsgen_dist.data.example import Example
 from clsgen_dist.errors import ModelError, SettingsError
 from clsgen_dist.model.backbone import load_tokenizer
 
@@ -34,18 +33,8 @@ def test_the_prompt_is_the_chat_template_and_ends_where_the_assistant_begins(enc
 
 
 def test_the_explanation_ends_with_the_token_that_ends_a_turn(encoder, tokenizer):
-    ids = encoder.explanation("  Because. ")
+    [ids] = encoder.explanations(["  Because. "])
     assert tokenizer.decode(ids) == "Because.<|im_end|>"
-
-
-def test_the_prompt_does_not_depend_on_label_or_explanation(encoder):
-    def row(**known):
-        return encoder.row(Example(id="a", text="word " * 500, **known), ["no", "yes"])
-
-    bare, full = row(), row(label="yes", explanations=("a long reason " * 30, "b"))
-    assert bare.prompt == full.prompt
-    assert (bare.label, full.label) == (-1, 1)
-    assert [len(bare.explanations), len(full.explanations)] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +53,7 @@ def test_user_text_cannot_forge_control_tokens(encoder, tokenizer, text):
     ids, _ = encoder.prompt(text)
     assert [i for i in ids if i in control] == empty
     assert text.strip() in tokenizer.decode(ids)
-    assert not control & set(encoder.explanation(text)[:-1])
+    assert not control & set(encoder.explanations([text])[0][:-1])
 
 
 def test_a_text_that_is_too_long_loses_its_middle_and_nothing_else(encoder, tokenizer):

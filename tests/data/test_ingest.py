@@ -80,7 +80,7 @@ FAULTS = [
     (b'{"text": "x", "label": "yes", "explanation": "y\\u0000"}', "NUL character: in the explanation"),
     (b'{"text": "\\ud800", "label": "yes"}', "lone surrogate: '\\ud800' in the text"),
     (b'{"text": "x"}', "neither label nor explanation"),
-    (b'{"id": "a", "text": "x", "label": "yes"}', "duplicate id: 'a' is already at line 1"),
+    (b'{"id": "a", "text": "x", "label": "yes"}', "duplicate id: 'a' is already at rows.jsonl:1"),
     (b"[" * 100_000, "not JSON"),
 ]
 

@@ -1,147 +1,169 @@
-"""Order and batches: a pure function of seed and position, whoever computes it."""
+"""The stream: the same rows per optimizer step whoever computes them, and a state of one integer."""
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
 
+import numpy as np
 import pytest
-import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from clsgen_dist.data.encode import EncodedRow
-from clsgen_dist.data.loader import TrainStream, accumulation_steps, collate, evaluation_batches
+from clsgen_dist.data.curriculum import Stage, plan_stages, quantiles
+from clsgen_dist.data.loader import TrainStream, ahead, evaluation_batches
+from clsgen_dist.data.pack import collate
 
-
-def _rows(count, explanations=2):
-    return [
-        EncodedRow(
-            id=str(i),
-            prompt=tuple(range(100 + i, 103 + i + i % 4)),
-            explanations=tuple((1000 + i, 2000 + e, 2) for e in range(explanations if i % 5 else 0)),
-            label=-1 if i % 7 == 0 else i % 2,
-            truncated=False,
-        )
-        for i in range(count)
-    ]
+STAGES = [
+    Stage(name="short", steps=3, difficulty=(0.0, 0.4), max_prompt_length=40, micro_batch_tokens=128),
+    Stage(name="grow", epochs=1.3, pacing="root", bands=[0.6, 0.4]),
+    Stage(name="hard", epochs=0.7, difficulty=(0.5, 1.0), replay=0.25),
+]
 
 
-def _stream(rows, *, rank=0, world_size=1, micro=4, batch=10, epochs=2.5, seed=0):
+@pytest.fixture(scope="module")
+def rows(encoder, mixed, tmp_path_factory):
+    import json
+
+    from clsgen_dist.data.example import Columns
+    from clsgen_dist.data.rows import RowSet
+    from clsgen_dist.data.table import Recipe, open_table
+
+    path = tmp_path_factory.mktemp("stream") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    recipe = Recipe(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
+    return RowSet(open_table(str(path), recipe), encoder)
+
+
+def _stream(rows, *, stages=(), rank=0, world_size=1, budget=256, batch=10, epochs=2.5, seed=0):
     return TrainStream(
         rows,
+        stages=plan_stages(stages, rows=len(rows), batch_size=batch, epochs=epochs, max_steps=None),
+        quantile_N=quantiles(rows.table.text_length_N, rows.label_N, "easy_first", seed),
         seed=seed,
         batch_size=batch,
-        epochs=epochs,
+        micro_batch_tokens=budget,
         rank=rank,
         world_size=world_size,
-        micro_batch_size=micro,
-        pad_token=2,
     )
 
 
-def _seen(rows, step, world_size, **options):
-    """First prompt token of every real row of a step, over all ranks, as a multiset with its explanation."""
-    seen = Counter()
-    lengths = set()
+def _sequences(batch):
+    starts = batch.sequence_start_S1.tolist()
+    return [tuple(batch.input_ids_N[a:b].tolist()) for a, b in itertools.pairwise(starts)]
+
+
+@given(
+    world_size=st.sampled_from([1, 2, 3, 8]),
+    budget=st.integers(128, 600),
+    batch=st.integers(1, 17),
+    staged=st.booleans(),
+    stop=st.integers(0, 10**6),
+)
+@settings(max_examples=40, deadline=None)
+def test_ranks_budget_and_restarts_change_nothing_of_what_a_step_sees(rows, world_size, budget, batch, staged, stop):
+    stages = STAGES if staged else ()
+    alone = _stream(rows, stages=stages, batch=batch)
+    step = stop % alone.steps  # a process that starts here, as after a kill
+    row_B, showing_B = alone.chosen(step)
+    length = alone.stage_of(step).stage.max_prompt_length
+    expected = Counter(
+        _sequences(collate([rows.sample(int(r), int(s), length)]))[0] for r, s in zip(row_B, showing_B, strict=True)
+    )
+    seen: Counter = Counter()
+    counts = set()
     for rank in range(world_size):
-        batches = _stream(rows, rank=rank, world_size=world_size, **options).step(step)
-        lengths.add(len(batches))
-        for batch in batches:
-            for row in range(batch.input_ids_ST.shape[0]):
-                real = batch.label_S[row] >= 0 or (batch.supervised > 0)
-                tokens = batch.input_ids_ST[row][batch.attention_mask_ST[row].bool()].tolist()
-                if real or tokens[0] != 100:
-                    seen[tuple(tokens)] += 1
-    assert len(lengths) == 1, "ranks must run equally many micro-steps"
-    return seen
+        stream = _stream(rows, stages=stages, batch=batch, rank=rank, world_size=world_size, budget=budget)
+        share = stream.step(step)
+        assert np.array_equal(share.row_B, row_B)
+        counts.add(len(share.batches))
+        most = alone.stage_of(step).stage.micro_batch_tokens or budget
+        for micro in share.batches:
+            assert micro.tokens <= most
+            if micro.supervised or micro.labelled:
+                seen.update(_sequences(micro))
+    assert seen == expected
+    assert len(counts) == 1, "ranks must run equally many micro-steps"
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-@pytest.mark.parametrize("micro", [1, 4])
-def test_every_world_size_sees_the_same_rows_per_step(world_size, micro):
-    rows = _rows(23)[1:]  # without row 0, whose prompt serves as the stand-in
-    alone = _stream(rows)
-    for step in range(alone.steps):
-        expected = Counter(
-            tuple(row.prompt + explanation)
-            for row, explanation in map(alone.at, range(step * 10, min(step * 10 + 10, alone.positions)))
-        )
-        got = Counter()
-        for rank in range(world_size):
-            stream = _stream(rows, rank=rank, world_size=world_size, micro=micro)
-            batches = stream.step(step)
-            assert len(batches) == accumulation_steps(10, micro, world_size)
-            for batch in batches:
-                assert batch.input_ids_ST.shape[0] <= micro
-                if batch.supervised == 0 and batch.labelled == 0 and batch.input_ids_ST.shape[0] == 1:
-                    stand_in = tuple(batch.input_ids_ST[0].tolist())
-                    if stand_in == rows[0].prompt and stand_in not in expected:
-                        continue
-                for ids, mask in zip(batch.input_ids_ST, batch.attention_mask_ST, strict=True):
-                    got[tuple(ids[mask.bool()].tolist())] += 1
-        assert got == expected
+def test_the_stream_is_the_same_read_from_any_step(rows):
+    whole = _stream(rows, stages=STAGES)
+    read = [whole.chosen(step) for step in range(whole.steps)]
+    for step in (whole.steps - 1, 2, whole.steps // 2, 3, 0):
+        row_B, showing_B = _stream(rows, stages=STAGES).chosen(step)
+        assert np.array_equal(row_B, read[step][0]) and np.array_equal(showing_B, read[step][1])
+    # Over the stages, a row's showings are numbered through.
+    row, showing = (np.concatenate([r[k] for r in read]) for k in (0, 1))
+    for which in range(len(rows)):
+        assert showing[row == which].tolist() == list(range((row == which).sum()))
 
 
-def test_each_epoch_shows_each_row_once_and_in_another_order():
-    stream = _stream(_rows(23), epochs=3)
-    epochs = [[stream.at(e * 23 + i)[0].id for i in range(23)] for e in range(3)]
-    assert all(sorted(ids) == sorted(str(i) for i in range(23)) for ids in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
+def test_several_explanations_are_taken_in_turn_over_stages(rows):
+    stream = _stream(rows, stages=[Stage(name="a", epochs=4), Stage(name="b", epochs=2)], batch=len(rows))
+    taken: dict[int, Counter] = {}
+    for step in range(stream.steps):
+        for row, showing in zip(*stream.chosen(step), strict=True):
+            taken.setdefault(int(row), Counter())[rows.sample(int(row), int(showing)).explanation.tobytes()] += 1
+    counts = np.diff(rows.table.explanation_start_N1)
+    for row, shown in taken.items():
+        assert set(shown.values()) == {6 // max(1, counts[row])}
+        assert len(shown) == max(1, counts[row])
 
 
-def test_order_depends_on_the_seed_and_on_nothing_else():
-    rows = _rows(23)
-
-    def order(seed):
-        stream = _stream(rows, seed=seed)
-        return [stream.at(p)[0].id for p in (40, 3, 41, 0)]  # whatever was asked before
-
-    assert order(0) == order(0)
-    assert order(0) != order(1)
+def test_a_fraction_of_an_epoch_ends_with_a_shorter_step(rows):
+    stream = _stream(rows, epochs=0.56)
+    assert [len(stream.chosen(step)[0]) for step in range(stream.steps)] == [10, 10, 3]
 
 
-def test_several_explanations_are_taken_in_turn():
-    rows = _rows(12, explanations=3)
-    stream = _stream(rows, epochs=6)
-    taken = {row.id: Counter() for row in rows}
-    for position in range(6 * 12):
-        row, explanation = stream.at(position)
-        taken[row.id][explanation] += 1
-    assert all(set(counts.values()) == {2} for row_id, counts in taken.items() if int(row_id) % 5)
-
-
-def test_a_fraction_of_an_epoch_ends_with_a_shorter_step():
-    stream = _stream(_rows(23), epochs=1, batch=10)
-    assert (stream.positions, stream.steps) == (23, 3)
-    assert sum(b.input_ids_ST.shape[0] for b in stream.step(2)) == 3
-
-
-def test_seven_rows_on_three_ranks_hang_nobody():
+def test_seven_rows_on_three_ranks_starve_nobody(row_set):
+    rows = row_set([{"text": f"t{i}", "label": "yes" if i % 2 else "no"} for i in range(7)])
     for rank in range(3):
-        batches = _stream(_rows(7), rank=rank, world_size=3, batch=2, micro=1, epochs=1).step(0)
-        assert len(batches) == 1
-        if rank == 2:
-            assert batches[0].supervised == 0 and batches[0].labelled == 0
+        stream = _stream(rows, rank=rank, world_size=3, batch=2, epochs=1)
+        steps = [stream.step(step) for step in range(stream.steps)]
+        assert [len(s.batches) for s in steps] == [1] * 4
+        assert all(b.tokens for s in steps for b in s.batches)
+    assert sum(b.labelled for b in steps[0].batches) == 0  # rank 2 of a step of two rows
 
 
-def test_batches_mark_what_is_supervised_and_where_the_classification_token_is():
-    rows = [
-        EncodedRow(id="a", prompt=(5, 6, 7), explanations=((8, 9),), label=1, truncated=False),
-        EncodedRow(id="b", prompt=(5,), explanations=(), label=-1, truncated=False),
-    ]
-    batch = collate([(rows[0], (8, 9)), (rows[1], ())], pad_token=0)
-    assert batch.input_ids_ST.tolist() == [[5, 6, 7, 8, 9], [5, 0, 0, 0, 0]]
-    flat = batch.input_ids_ST.flatten()
-    assert batch.class_index_S.tolist() == [2, 5]
-    assert torch.equal(flat[batch.supervised_index_n + 1], batch.target_n)
-    assert batch.target_n.tolist() == [8, 9]
-    assert (batch.tokens, batch.supervised, batch.labelled) == (6, 2, 1)
+def test_a_stage_shortens_texts_and_packs_by_its_own_lengths(rows):
+    stream = _stream(rows, stages=STAGES)
+    assert max(b.longest for step in range(3) for b in stream.step(step).batches) <= 40 + 20
+    *_, length_B, _ = stream.bins(1)
+    assert sum(b.tokens for b in stream.step(1).batches) == length_B.sum()
+
+
+def test_steps_are_made_ahead_in_order_and_the_wait_is_measured():
+    def make(step):
+        time.sleep(0.03)
+        return step
+
+    got = []
+    for step, waited in ahead(make, 3, 10):
+        got.append((step, waited))
+        time.sleep(0.06)
+    assert [step for step, _ in got] == list(range(3, 10))
+    assert got[0][1] > 0.02  # nothing could be ready
+    assert max(waited for _, waited in got[3:]) < 0.02  # slower steps than data: no wait
+
+
+def test_what_fails_while_a_step_is_made_is_raised_where_it_is_used():
+    def make(step):
+        if step == 2:
+            raise OSError("disk gone")
+        return step
+
+    with pytest.raises(OSError, match="disk gone"):
+        list(ahead(make, 0, 5))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_covers_each_row_once_with_equally_many_batches_per_rank(world_size):
-    rows = _rows(13)
-    parts = [
-        evaluation_batches(rows, rank=rank, world_size=world_size, batch_size=3, pad_token=2)
-        for rank in range(world_size)
-    ]
+def test_evaluation_covers_each_row_once_with_its_first_explanation(rows, world_size, mixed, encoder):
+    parts = [list(evaluation_batches(rows, rank=r, world_size=world_size, budget=200)) for r in range(world_size)]
     assert len({len(part) for part in parts}) == 1
-    assert sorted(i for part in parts for indices, _ in part for i in indices) == list(range(13))
+    assert sorted(int(i) for part in parts for numbers, _ in part for i in numbers) == list(range(len(rows)))
+    for part in parts:
+        for numbers, batch in part:
+            for row, sequence in zip(numbers, _sequences(batch), strict=False):
+                first = mixed[row].get("explanations", [""])[0]
+                assert encoder.explanations([first])[0][:-1] == list(sequence[len(rows.sample(row).prompt) :])[:-1]

@@ -48,8 +48,7 @@ def main() -> None:
     with process_group(120) as world:
         config = deepspeed_config(
             Path(zero_file),
-            micro_batch_size=1,
-            accumulation_steps=1,
+            batch_size=world.size,
             world_size=world.size,
             max_grad_norm=1.0,
             bf16=False,

@@ -26,7 +26,7 @@ RUN = {
     "model__head_dropout": 0.2,
     "model__lora_dropout": 0.1,
     "train__batch_size": 16,
-    "train__micro_batch_size": 4,
+    "train__micro_batch_tokens": 256,
     "train__epochs": 1.5,
     "train__eval_every": 8,
     "checkpoint__every": 2,

@@ -1,0 +1,287 @@
+"""Files and the hub as records, in parts that separate processes can read.
+
+A source is cut into parts: byte ranges of a JSONL file, row ranges of Parquet files, saved folders and hub sets; a CSV
+file is one part, since a quoted cell may hold line breaks. Each part knows the line it starts at, so a bad row has its
+file and line whoever reads it. JSONL and CSV are read here, in binary; the rest through pyarrow and ``datasets``.
+
+Price: one pass to count the lines of a JSONL file (about 2 GB/s), one to read them; memory of a part's batch.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clsgen_dist.data.example import Columns
+from clsgen_dist.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+PART_BYTES = 16 * 2**20
+"""Size of a JSONL part: a second's work for one core."""
+PART_ROWS = 65_536
+"""Rows of a part elsewhere."""
+_READ_ROWS = 1024
+
+
+class Fault(Exception):
+    """Why a row is rejected: a stable phrase, then detail behind a colon."""
+
+
+Record = tuple[int, "dict[str, Any] | Fault", str]
+"""Line (the row elsewhere; from 1), the row's columns or what is wrong with it, and the row as it came."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a source, to be read by one process."""
+
+    source: str
+    """The source as it was named, for messages."""
+    kind: str
+    """jsonl, csv, parquet, folder or hub."""
+    path: str
+    split: str
+    start: int
+    """First byte of a JSONL part; first row elsewhere."""
+    stop: int
+    """One past the last; a line or row belongs to the part in which it begins."""
+    line: int
+    """Number of the first line or row, from 1."""
+
+
+def find_source(source: str) -> Part:
+    """A source as one part; DataError if there is no such thing."""
+    path, _, split = source.rpartition(":") if ":" in source and not os.path.exists(source) else (source, "", "")
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return Part(source, "folder", str(local), split, 0, sys.maxsize, 1)
+    if local.is_file():
+        kind = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}.get(local.suffix)
+        if kind is None:
+            raise DataError(
+                f"{source}: files ending in {local.suffix!r} cannot be read; use one of {', '.join(SUFFIXES)}"
+            )
+        if kind in ("jsonl", "csv"):
+            _refuse_utf16(local)
+        return Part(source, kind, str(local), "", 0, sys.maxsize, 1)
+    if local.suffix in SUFFIXES or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise DataError(f"{source} does not exist (looked in {Path.cwd()}); check the path")
+    return Part(source, "hub", path, split or "train", 0, sys.maxsize, 1)
+
+
+def cut(whole: Part) -> list[Part]:
+    """The parts of a source, in order."""
+    if whole.kind == "jsonl":
+        return _cut_jsonl(whole)
+    if whole.kind == "csv":
+        return [replace(whole, stop=os.path.getsize(whole.path))]
+    rows = _parquet(whole).metadata.num_rows if whole.kind == "parquet" else len(dataset_of(whole))
+    starts = range(0, max(rows, 1), PART_ROWS)
+    return [replace(whole, start=at, stop=min(at + PART_ROWS, rows), line=at + 1) for at in starts]
+
+
+def read_part(part: Part, columns: Columns) -> Iterator[Record]:
+    """The records of a part, in order; DataError if the source as a whole cannot be used."""
+    return {
+        "jsonl": _from_jsonl,
+        "csv": _from_csv,
+        "parquet": _from_parquet,
+        "folder": _from_dataset,
+        "hub": _from_dataset,
+    }[part.kind](part, columns)
+
+
+# --- JSONL ---------------------------------------------------------------------------------------------------------
+
+
+def _cut_jsonl(whole: Part) -> list[Part]:
+    size = os.path.getsize(whole.path)
+    parts: list[Part] = []
+    line = 1
+    with open(whole.path, "rb") as file:
+        for start in range(0, max(size, 1), PART_BYTES):
+            stop = min(start + PART_BYTES, size)
+            # A line that begins before `start` belongs to the part before: this part's first is the next one.
+            carried = 0
+            if start:
+                file.seek(start - 1)
+                carried = file.read(1) != b"\n"
+            parts.append(replace(whole, start=start, stop=stop, line=line + carried))
+            file.seek(start)
+            line += file.read(stop - start).count(b"\n")
+    return parts
+
+
+def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
+    with open(part.path, "rb") as file:
+        if part.start:
+            file.seek(part.start - 1)
+            file.readline()
+        line = part.line - 1
+        while file.tell() < part.stop and (data := file.readline()):
+            line += 1
+            data = data.removeprefix(b"\xef\xbb\xbf") if line == 1 else data
+            if not data.strip():
+                continue
+            raw = data.decode("utf-8", "backslashreplace").rstrip("\r\n")
+            try:
+                record = json.loads(_decode(data))
+            except Fault as fault:
+                yield line, fault, raw
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield line, Fault(f"not JSON: {error}"), raw
+            else:
+                if isinstance(record, dict):
+                    yield line, record, raw
+                else:
+                    yield line, Fault(f"not a JSON object: {type(record).__name__}"), raw
+
+
+# --- CSV -----------------------------------------------------------------------------------------------------------
+
+
+def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)
+    with open(part.path, "rb") as file:
+        # surrogateescape carries bad bytes through the parser, so that they are told of with their record's line.
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.reader(text)
+        header = next(reader, [])
+        _require_text_column(part.source, header, columns)
+        end = reader.line_num
+        for cells in reader:
+            line, end = end + 1, reader.line_num
+            if not cells:
+                continue
+            raw = ",".join(cells).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            if len(cells) != len(header):
+                yield line, Fault(f"wrong number of cells: {len(cells)}, the header has {len(header)}"), raw
+                continue
+            try:
+                _decode(",".join(cells).encode("utf-8", "surrogateescape"))
+            except Fault as fault:
+                yield line, fault, raw
+                continue
+            record: dict[str, Any] = {name: cell or None for name, cell in zip(header, cells, strict=True)}
+            several = record.get(columns.explanations)
+            if isinstance(several, str):
+                record[columns.explanations] = _json_list(several)
+            yield line, record, raw
+
+
+def _json_list(cell: str) -> Any:
+    try:
+        value = json.loads(cell)
+    except json.JSONDecodeError:
+        return [cell]
+    return value if isinstance(value, list) else [cell]
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Fault(f"not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+
+
+def _refuse_utf16(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(
+            f"{path} is UTF-16 (it starts with the bytes {start.hex(' ')}), expected UTF-8; convert it: "
+            f"iconv -f UTF-16 -t UTF-8 {path.name} > {path.stem}-utf8{path.suffix}"
+        )
+
+
+# --- Parquet, saved folders, the hub -------------------------------------------------------------------------------
+
+
+def _from_parquet(part: Part, columns: Columns) -> Iterator[Record]:
+    from datasets import Features
+
+    table = _parquet(part)
+    features = Features.from_arrow_schema(table.schema_arrow)
+    _require_text_column(part.source, list(features), columns)
+    line = 0
+    for group in range(table.metadata.num_row_groups):
+        rows = table.metadata.row_group(group).num_rows
+        if line + rows > part.start and line < part.stop:
+            at = line
+            for batch in table.iter_batches(_READ_ROWS, row_groups=[group]):
+                first, last = max(part.start - at, 0), min(part.stop - at, len(batch))
+                if first < last:
+                    yield from _named(batch.slice(first, last - first).to_pylist(), at + first + 1, features, columns)
+                at += len(batch)
+        line += rows
+
+
+def _from_dataset(part: Part, columns: Columns) -> Iterator[Record]:
+    data = dataset_of(part)
+    _require_text_column(part.source, data.column_names, columns)
+    stop = min(part.stop, len(data))
+    for at in range(part.start, stop, _READ_ROWS):
+        rows = data[at : min(at + _READ_ROWS, stop)]
+        records = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
+        yield from _named(records, at + 1, data.features, columns)
+
+
+def _named(records: list[dict[str, Any]], line: int, features: Any, columns: Columns) -> Iterator[Record]:
+    """The records, with the class names that ``features`` gives to label numbers."""
+    names = getattr(features.get(columns.label), "names", None)
+    for record in records:
+        raw = json.dumps(record, default=str, ensure_ascii=False)
+        label = record.get(columns.label)
+        if names and isinstance(label, int):
+            record[columns.label] = None if label < 0 else names[label]
+        yield line, record, raw
+        line += 1
+
+
+def _parquet(part: Part) -> Any:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(part.path, memory_map=True)
+    except Exception as error:  # pyarrow raises many kinds for a broken file
+        raise DataError(f"{part.path} cannot be read as Parquet ({error}); write it again") from error
+
+
+def dataset_of(part: Part) -> Any:
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    if part.kind == "hub":
+        try:
+            return load_dataset(part.path, split=part.split)
+        except Exception as error:  # offline, unknown, gated, no such split: the hub has an exception for each
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"{part.path!r} is no file or folder here, and the hub did not give it: {first}") from error
+    try:
+        data = load_from_disk(part.path)
+    except FileNotFoundError:
+        raise DataError(
+            f"{part.path} is no folder of Dataset.save_to_disk; name a file in it, or save the set so"
+        ) from None
+    if not isinstance(data, DatasetDict):
+        return data
+    if part.split not in data:
+        raise DataError(f"{part.path} holds the splits {', '.join(data)}; name one: {part.path}:{next(iter(data))}")
+    return data[part.split]
+
+
+def _require_text_column(source: str, found: Sequence[str], columns: Columns) -> None:
+    if columns.text in found:
+        return
+    near = difflib.get_close_matches(columns.text, found, n=1)
+    hint = f"; did you mean --data.columns.text {near[0]}?" if near else "; name it in data.columns.text"
+    raise DataError(
+        f"{source} has the columns {', '.join(found) or '(none)'}, and no text column {columns.text!r}{hint}"
+    )

@@ -1,0 +1,239 @@
+"""Difficulty as the backbone sees it, before it is trained.
+
+    loss_explanation   mean loss of the explanations' tokens after the prompt, nats per token
+    loss_label         -log of the share of the row's class in softmax over the classes' names, each name's likelihood
+                       after the prompt taken whole, nats
+    confidence         minus the mean probability of the row's class over a short probing run
+    variability        standard deviation of that probability over its epochs (data maps, Swayamdipta et al. 2020,
+                       arXiv 2009.10795, eq. 1 and 2)
+
+The probing run trains a classification head alone on the frozen backbone's states, for ten epochs, each row's
+probability taken before it is learnt from: the training dynamics of a head, at the price of one forward pass.
+
+Rows are scored in blocks. Each block is a file beside the row table, written whole: a run that was killed goes on, and
+several processes or nodes that score the same rows share the blocks among themselves.
+
+Price: one forward pass over the rows (loss_explanation: over each explanation; loss_label: over each class).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clsgen_dist.data import difficulty
+from clsgen_dist.data.pack import Batch, Sample, collate, pack
+from clsgen_dist.data.rows import RowSet
+from clsgen_dist.errors import DataError
+from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone
+
+# N rows, R rows of a block, C classes, D hidden
+
+_BLOCK = 1024
+_PROBE_EPOCHS, _PROBE_BATCH, _PROBE_LR = 10, 64, 1e-2
+OF_BACKBONE = ("loss_explanation", "loss_label", "confidence", "variability")
+"""Scorers that ask the backbone."""
+SCORERS = (*difficulty.OF_ROWS, *OF_BACKBONE)
+
+
+def difficulty_scores(
+    rows: RowSet, weights: Mapping[str, float], *, backbone: str, compute: bool, say: Callable[[str], None] = print
+) -> dict[str, np.ndarray]:
+    """``[N]`` scores by name, each computed once and kept beside the rows.
+
+    Args:
+        rows: the rows.
+        weights: the scorers wanted, by name.
+        backbone: folder or hub id of the model that is asked.
+        compute: whether scores of the backbone may be computed here; else they must be there already.
+        say: told what is being computed.
+
+    Raises:
+        DataError: no such scorer, or scores that must be there and are not.
+    """
+    unknown = [name for name in weights if name not in SCORERS]
+    if unknown:
+        raise DataError(f"curriculum.difficulty names {unknown[0]!r}, expected scorers among {', '.join(SCORERS)}")
+    made_of = _made_of(rows, backbone)
+    asked = [name for name in weights if name in OF_BACKBONE]
+    files = {name: difficulty.score_file(rows, name, made_of) for name in asked}
+    missing = [name for name in asked if not files[name].exists()]
+    if missing and not compute:
+        raise DataError(
+            f"the scores {', '.join(missing)} of {rows.table.card.source} by {backbone} are not there yet; compute "
+            f"them once, before training: clsgen data score {rows.table.card.source} --config YOUR_RECIPE"
+        )
+    if missing:
+        _Backbone(rows, backbone, say).score({name: files[name] for name in missing})
+    scores = {name: np.asarray(np.load(file)) for name, file in files.items()}
+    return {name: scores[name] if name in scores else difficulty.cached(rows, name) for name in weights}
+
+
+def _made_of(rows: RowSet, backbone: str) -> list[object]:
+    files = sorted(p for p in Path(backbone).glob("*") if p.is_file()) if Path(backbone).is_dir() else []
+    return [rows.fingerprint, backbone, [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
+
+
+class _Backbone:
+    """The frozen backbone, asked in blocks of rows."""
+
+    def __init__(self, rows: RowSet, backbone: str, say: Callable[[str], None]) -> None:
+        self.rows, self.backbone, self.say = rows, backbone, say
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = self.device.type == "cuda"
+        lm: Any = load_backbone(
+            backbone,
+            dtype=torch.bfloat16 if on_gpu else torch.float32,
+            attention=choose_attention("auto", on_gpu=on_gpu, packed=True),
+        )
+        self.model = build_model(
+            lm.to(self.device),
+            classes=2,
+            label_tokens=None,
+            finetune="head",
+            top_layers=None,
+            lora_rank=1,
+            lora_alpha=1,
+            lora_dropout=0.0,
+            head_dropout=0.0,
+            loss_impl="auto",
+            seed=0,
+        ).to(self.device)
+        self.model.eval()
+        self.budget = max(4096, rows.longest() + max(map(len, self._names()), default=0))
+
+    def score(self, files: Mapping[str, Path]) -> None:
+        """Write the files of the scorers named."""
+        for file in files.values():
+            file.parent.mkdir(exist_ok=True)
+        for name, of_block in (("loss_explanation", self._loss_explanation), ("loss_label", self._loss_label)):
+            if name in files:
+                difficulty.save(files[name], self._blocks(name, files[name], of_block)[:, 0])
+        if maps := {name: file for name, file in files.items() if name in ("confidence", "variability")}:
+            state_ND = self._blocks(
+                "states", next(iter(maps.values())).with_name(f"states-{self._key()}"), self._states
+            )
+            gold_EN = probing_run(state_ND, self.rows.label_N)
+            values = {"confidence": -gold_EN.mean(axis=0), "variability": gold_EN.std(axis=0)}
+            for name, file in maps.items():
+                difficulty.save(file, values[name])
+
+    def _key(self) -> str:
+        return hashlib.sha256(repr(_made_of(self.rows, self.backbone)).encode()).hexdigest()[:12]
+
+    def _blocks(self, what: str, target: Path, of_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """All blocks of a quantity, whoever computes them."""
+        from filelock import FileLock, Timeout
+        from tqdm import tqdm
+
+        folder = target.with_name(f"{target.stem}.blocks")
+        folder.mkdir(exist_ok=True)
+        starts = range(0, len(self.rows), _BLOCK)
+        files = {start: folder / f"{start:012d}.npy" for start in starts}
+        with tqdm(total=len(files), desc=what, unit="block", disable=None, leave=False) as bar:
+            while missing := [start for start in starts if not files[start].exists()]:
+                bar.update(len(files) - len(missing) - bar.n)
+                busy = 0
+                for start in missing:
+                    try:
+                        with FileLock(f"{files[start]}.lock", timeout=0):
+                            if not files[start].exists():
+                                stop = min(start + _BLOCK, len(self.rows))
+                                with torch.no_grad():
+                                    difficulty.save(files[start], of_block(np.arange(start, stop)))
+                                bar.update()
+                    except Timeout:
+                        busy += 1
+                if busy == len(missing):
+                    time.sleep(0.5)  # every block left is in the hands of another process
+        return np.concatenate([np.load(file) for file in files.values()])
+
+    def _names(self) -> list[list[int]]:
+        return self.rows.encoder.tokens_of(list(self.rows.table.card.labels))
+
+    def _token_losses(self, samples: list[Sample]) -> np.ndarray:
+        """``[samples, 2]`` sum of the supervised tokens' losses, and their number."""
+        lengths = np.array([len(s.prompt) + len(s.explanation) for s in samples])
+        sums = np.zeros((len(samples), 2))
+        for [packed] in pack(lengths, budget=self.budget, ranks=1):
+            batch = collate([samples[int(i)] for i in packed])
+            losses = self.model(**batch.inputs(self.device)).generation_loss.double().cpu().numpy()
+            counts = np.array([len(samples[int(i)].explanation) for i in packed])
+            ends = np.cumsum(counts)
+            total = np.concatenate([[0.0], np.cumsum(losses)])
+            sums[packed] = np.stack([total[ends] - total[ends - counts], counts], axis=1)
+        return sums
+
+    def _loss_explanation(self, row_R: np.ndarray) -> np.ndarray:
+        starts = self.rows.table.explanation_start_N1
+        samples, owner = [], []
+        for place, row in enumerate(row_R):
+            prompt = self.rows.sample(int(row)).prompt
+            for which in range(int(starts[row + 1] - starts[row])):
+                samples.append(Sample(prompt, self.rows.table.explanation_ids(int(row), which), -1))
+                owner.append(place)
+        score_R = np.full((len(row_R), 1), np.nan)
+        if samples:
+            sums = self._token_losses(samples)
+            total, count = (np.bincount(owner, weights=sums[:, k], minlength=len(row_R)) for k in (0, 1))
+            score_R[count > 0, 0] = (total / np.maximum(count, 1))[count > 0]
+        return score_R
+
+    def _loss_label(self, row_R: np.ndarray) -> np.ndarray:
+        names = [np.array(ids, dtype=np.int32) for ids in self._names()]
+        samples = [Sample(self.rows.sample(int(row)).prompt, name, -1) for row in row_R for name in names]
+        logp_RC = -self._token_losses(samples)[:, 0].reshape(len(row_R), len(names))
+        label_R = self.rows.label_N[row_R]
+        own_R = logp_RC[np.arange(len(row_R)), label_R]
+        score_R = np.logaddexp.reduce(logp_RC, axis=1) - own_R
+        return np.where(label_R >= 0, score_R, np.nan)[:, None]
+
+    def _states(self, row_R: np.ndarray) -> np.ndarray:
+        empty = np.zeros(0, dtype=np.int32)
+        samples = [Sample(self.rows.sample(int(row)).prompt, empty, -1) for row in row_R]
+        lengths = np.array([len(s.prompt) for s in samples])
+        state_RD: np.ndarray | None = None
+        for [packed] in pack(lengths, budget=self.budget, ranks=1):
+            batch: Batch = collate([samples[int(i)] for i in packed])
+            inputs = batch.inputs(self.device)
+            names = ("input_ids_N", "position_N", "sequence_start_S1", "longest")
+            hidden_ND = self.model.hidden_states(*(inputs[name] for name in names))
+            states = hidden_ND[inputs["class_index_S"]].float().cpu().numpy()
+            state_RD = np.zeros((len(row_R), states.shape[1]), dtype=np.float32) if state_RD is None else state_RD
+            state_RD[packed] = states
+        assert state_RD is not None
+        return state_RD
+
+
+def probing_run(state_ND: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """``[epochs, N]`` probability of each row's class before it is learnt from; NaN without label.
+
+    A linear head on standardised states, AdamW, batches of 64 in an order drawn anew each epoch.
+    """
+    mine = np.flatnonzero(label_N >= 0)
+    gold_EN = np.full((_PROBE_EPOCHS, len(label_N)), np.nan)
+    if not len(mine):
+        return gold_EN
+    state = torch.from_numpy(state_ND[mine])
+    state = (state - state.mean(0)) / (state.std(0) + 1e-6)
+    label = torch.from_numpy(label_N[mine].astype(np.int64))
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(state.shape[1], int(label_N.max()) + 1)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=_PROBE_LR / state.shape[1] ** 0.5)
+    for epoch in range(_PROBE_EPOCHS):
+        for batch in torch.randperm(len(mine), generator=generator).split(_PROBE_BATCH):
+            logits = head(state[batch])
+            probability = logits.detach().softmax(1)[torch.arange(len(batch)), label[batch]]
+            gold_EN[epoch, mine[batch.numpy()]] = probability.numpy()
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, label[batch]).backward()
+            optimizer.step()
+    return gold_EN
