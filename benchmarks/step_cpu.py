@@ -25,7 +25,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -50,17 +49,19 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024 / 1e3
 
 
-def prepare(model: str, rows: str, micro: int) -> tuple[Any, list[Any], int]:
-    """The dual-head model (LoRA, zero dropout) and one list of batches, the same for every mode."""
+def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, list[Any], int]:
+    """The dual-head model (LoRA, zero dropout) and one list of steps' samples, the same for every mode."""
     import torch
 
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.encode import Encoder
-    from clsgen_dist.data.loader import TrainStream, collate
+    from clsgen_dist.data.pack import Sample
     from clsgen_dist.data.rows import read_rows
+    from clsgen_dist.engine.stream import plan_stream
+    from clsgen_dist.model.attention import per_sequence
     from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer
 
-    settings = parse_settings([], default_config="configs/demo.yaml")
+    settings = parse_settings([f"--train.batch_size={micro}"], default_config="configs/demo.yaml")
     path = backbone_path(settings.model.backbone)
     encoder = Encoder(load_tokenizer(path), system="Cytology.", question="Benign or malignant?", max_prompt_length=128)
     if model == "tiny":
@@ -88,89 +89,39 @@ def prepare(model: str, rows: str, micro: int) -> tuple[Any, list[Any], int]:
         loss_impl="auto",
         seed=0,
     )
+    lm.set_attn_implementation(per_sequence() if attention == "packed" else "sdpa")
     encoded = read_rows(settings.data, encoder, None)
     if rows == "demo":
-        stream = TrainStream(
-            encoded.train,
-            seed=0,
-            batch_size=micro,
-            epochs=1,
-            rank=0,
-            world_size=1,
-            micro_batch_size=micro,
-            pad_token=2,
-        )
-        return dual, [stream.step(s)[0] for s in range(stream.steps)], layers
+        stream = plan_stream(settings, encoded, rank=0, world_size=1)
+        steps = [stream.chosen(step) for step in range(len(encoded.train) // micro)]
+        return dual, [[encoded.train.sample(int(r), int(k)) for r, k in zip(*s, strict=True)] for s in steps], layers
     count, length = (int(n) for n in rows.split("x"))
     generator = torch.Generator().manual_seed(0)
     long = []
-    for row in encoded.train[: 8 * count]:
+    for row in range(8 * count):
         # A quarter of the tokens is supervised.
-        tokens = torch.randint(100, 40_000, (length,), generator=generator).tolist()
+        tokens = torch.randint(100, 40_000, (length,), generator=generator, dtype=torch.int32).numpy()
         cut = length - length // 4
-        import dataclasses
-
-        long.append((dataclasses.replace(row, prompt=tuple(tokens[:cut])), tuple(tokens[cut:])))
-    return dual, [collate(long[i : i + count], pad_token=2) for i in range(0, len(long), count)], layers
+        long.append(Sample(tokens[:cut], tokens[cut:], row % 2))
+    return dual, [long[i : i + count] for i in range(0, len(long), count)], layers
 
 
 def usual_way(dual: Any, *, engine: bool) -> Any:
-    """A step function of a model that makes all logits: Hugging Face Trainer's own, or DeepSpeed's."""
+    """A step function of a model that makes all logits of padded batches: HF Trainer's own, or DeepSpeed's."""
     import torch
-    import torch.nn.functional as F
-    from transformers import Trainer, TrainingArguments
+    from peers import UsualModel, padded, trainer_step
 
-    class Usual(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lm, self.head = dual.lm, dual.classification_head
+    if not engine:
+        step = trainer_step(dual)
+        return lambda samples: step([padded(samples)])
+    model = UsualModel(dual)
+    wrapped = zero3_engine(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5))
 
-        def forward(self, input_ids: Any, attention_mask: Any, labels: Any, class_index: Any, row_label: Any) -> Any:
-            out = self.lm(
-                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False
-            )
-            logits = out.logits[:, :-1].float()
-            generation = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-            pooled = out.hidden_states[-1].flatten(0, 1)[class_index]
-            classification = F.cross_entropy(F.linear(pooled, self.head.weight, self.head.bias), row_label)
-            return {"loss": generation + classification}
+    def engine_step(samples: Any) -> None:
+        wrapped.backward(wrapped(**padded(samples))["loss"])
+        wrapped.step()
 
-    def inputs(batch: Any) -> dict[str, Any]:
-        labels = torch.full_like(batch.input_ids_ST, -100)
-        labels.view(-1)[batch.supervised_index_n + 1] = batch.target_n
-        return {
-            "input_ids": batch.input_ids_ST,
-            "attention_mask": batch.attention_mask_ST,
-            "labels": labels,
-            "class_index": batch.class_index_S,
-            "row_label": batch.label_S,
-        }
-
-    model = Usual()
-    if engine:
-        wrapped = zero3_engine(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5))
-
-        def engine_step(batch: Any) -> None:
-            wrapped.backward(wrapped(**inputs(batch))["loss"])
-            wrapped.step()
-
-        return engine_step
-    folder = tempfile.mkdtemp()
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(folder, use_cpu=True, report_to=[], disable_tqdm=True, max_grad_norm=1.0),
-    )
-    trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def step(batch: Any) -> None:
-        trainer.training_step(model, inputs(batch))
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-
-    return step
+    return engine_step
 
 
 def zero3_engine(model: Any, optimizer: Any) -> Any:
@@ -182,8 +133,7 @@ def zero3_engine(model: Any, optimizer: Any) -> Any:
 
     config = deepspeed_config(
         resolve_path("ds_configs/zero3.json"),
-        micro_batch_size=8,
-        accumulation_steps=1,
+        batch_size=8,
         world_size=1,
         max_grad_norm=1.0,
         bf16=False,
@@ -197,8 +147,10 @@ def our_way(dual: Any, *, engine: bool) -> Any:
     """A step function of this project's, with or without DeepSpeed."""
     import torch
 
+    from clsgen_dist.data.pack import collate
     from clsgen_dist.engine.optim import build_optimizer, parameter_groups
-    from clsgen_dist.loss.dual import LossWeights, StepCounts, backward_loss
+    from clsgen_dist.loss.dual import StepCounts, backward_loss
+    from clsgen_dist.loss.weights import LossWeights
 
     optimizer = build_optimizer(
         "adamw", parameter_groups(dual, lr=5e-5, head_lr=None, weight_decay=0.0), betas=(0.9, 0.999), eps=1e-8
@@ -207,7 +159,8 @@ def our_way(dual: Any, *, engine: bool) -> Any:
     if not engine:
         parameters = [p for p in dual.parameters() if p.requires_grad]
 
-        def plain(batch: Any) -> None:
+        def plain(samples: Any) -> None:
+            batch = collate(samples)
             counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
             backward_loss(dual(**batch.inputs()), counts, weights, 1).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -218,7 +171,8 @@ def our_way(dual: Any, *, engine: bool) -> Any:
 
     wrapped = zero3_engine(dual, optimizer)
 
-    def step(batch: Any) -> None:
+    def step(samples: Any) -> None:
+        batch = collate(samples)
         counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
         wrapped.backward(backward_loss(wrapped(**batch.inputs()), counts, weights, 1), scale_wrt_gas=False)
         wrapped.step()
@@ -237,7 +191,7 @@ def worker(mode: str, model: str, rows: str, micro: int) -> None:
             from clsgen_dist.model.backbone import set_zero3_units
 
             stack.enter_context(process_group(600))
-        dual, batches, _ = prepare(model, rows, micro)
+        dual, batches, _ = prepare(model, rows, micro, "packed" if mode.startswith("clsgen") else "padded")
         if mode.endswith("ZeRO-3"):
             set_zero3_units(dual)
         dual.train()
@@ -250,11 +204,11 @@ def worker(mode: str, model: str, rows: str, micro: int) -> None:
             chosen = [batches[(at + i) % len(batches)] for i in range(int(line))]
             at += len(chosen)
             start = time.perf_counter()
-            for batch in chosen:
-                step(batch)
+            for samples in chosen:
+                step(samples)
             answer = {
                 "seconds": time.perf_counter() - start,
-                "tokens": sum(b.tokens for b in chosen),
+                "tokens": sum(len(s.prompt) + len(s.explanation) for step in chosen for s in step),
                 "extra": peak_mb() - resident,
             }
             print(json.dumps(answer), file=stdout, flush=True)

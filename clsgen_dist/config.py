@@ -29,7 +29,7 @@ class DataSettings:
     """Where rows come from."""
 
     train: str
-    """Training rows: a .jsonl, .csv or .parquet file, a folder of `Dataset.save_to_disk` (`folder:split`), a hub id (`owner/name:split`), or `demo:breast-cancer/train`."""
+    """Training rows: a .jsonl, .csv or .parquet file, a folder of `Dataset.save_to_disk` (`folder:split`), a hub id (`owner/name:split`), or `demo:breast-cancer/train`. With `stream_window`: Parquet shards anywhere, like `hf://datasets/owner/name/data/*.parquet`."""
     dev: str | None = None
     """Rows for periodic evaluation, early stop and the best checkpoint; none: no evaluation."""
     columns: Columns = field(default_factory=Columns)
@@ -40,6 +40,8 @@ class DataSettings:
     """Binary: the class whose probability is reported, and F1's positive; none: the last of `labels`."""
     max_bad_fraction: float = 0.01
     """End the run when more than this share of a file's rows is bad (they are quarantined and listed either way)."""
+    stream_window: int | None = None
+    """For sets larger than the disk: shards that are fetched, shuffled and trained on together; none: all rows at hand."""
     max_prompt_length: int = 768
     """Longest prompt in tokens; a longer one loses the middle of its text (never the question), counted."""
     max_explanation_length: int = 256
@@ -162,6 +164,8 @@ class TrainSettings:
     """Stop after this many evaluations without a better `best_metric`; none: never."""
     best_metric: Literal["auroc", "f1", "ece", "nll", "loss"] = "auroc"
     """What makes a checkpoint the best: dev AUROC, F1 (higher), ECE, classification loss or joint loss (lower)."""
+    log_rows: bool = False
+    """Write the ids of each step's rows to output_dir/rows.jsonl: what was shown when, for audits and comparisons."""
     collective_timeout_s: int = 1800
     """A collective that waits longer than this ends the run: a dead rank is not waited for."""
 
@@ -257,6 +261,17 @@ def _faults(s: Settings) -> list[str | None]:
     if not 0 <= s.loss.min_share <= 0.5:
         faults.append(f"loss.min_share is {s.loss.min_share}, expected a share from 0 to 0.5")
     faults += stage_faults(s.curriculum.stages)
+    if data.stream_window is not None:
+        if data.stream_window < 1:
+            faults.append(f"data.stream_window is {data.stream_window}, expected 1 or more shards")
+        if not data.labels:
+            faults.append("data.stream_window needs data.labels: the classes cannot be read from rows not fetched yet")
+        picky = [stage.name for stage in s.curriculum.stages if stage.needs_difficulty]
+        if picky:
+            faults.append(
+                f"data.stream_window with the curriculum stages {picky}, which choose rows by difficulty; it is not "
+                "known for rows that come and go: drop their difficulty, pacing, bands and replay"
+            )
     if not s.curriculum.difficulty or min(s.curriculum.difficulty.values()) <= 0:
         faults.append(f"curriculum.difficulty is {s.curriculum.difficulty}, expected scorers with weights above 0")
     if data.labels is not None and len(set(data.labels)) < max(2, len(data.labels)):

@@ -16,6 +16,7 @@ from clsgen_dist.config import Settings
 
 if TYPE_CHECKING:
     from clsgen_dist.data.loader import TrainStream
+    from clsgen_dist.data.row_set import RowSet
     from clsgen_dist.data.rows import Rows
 
 # N rows, K optimizer steps
@@ -30,7 +31,7 @@ def score(settings: Settings, *, show: int, plot: str) -> None:
     from clsgen_dist.engine.stream import difficulty_model
     from clsgen_dist.model.backbone import backbone_path
 
-    rows = _rows(settings).train
+    _, rows = _rows(settings)
     weights = settings.curriculum.difficulty
     scores = difficulty_scores(rows, weights, backbone=backbone_path(difficulty_model(settings)), compute=True)
     joined_N = combine(scores, weights, rows.label_N)
@@ -62,16 +63,19 @@ def preview(settings: Settings, *, ranks: int, plot: str) -> None:
     """Print and draw what a run would show when: stages, difficulty, classes, loss weights, tokens, packing."""
     from clsgen_dist.engine.stream import plan_stream
 
-    stream = plan_stream(settings, _rows(settings), rank=0, world_size=ranks)
-    shown = _Shown(settings, stream, ranks)
+    both, rows = _rows(settings)
+    shown = _Shown(settings, plan_stream(settings, both, rank=0, world_size=ranks), rows)
     _print_table(shown.table())
     _draw_preview(Path(plot), shown)
     print(f"\nplot  {plot}")
 
 
-def _rows(settings: Settings) -> Rows:
+def _rows(settings: Settings) -> tuple[Rows, RowSet]:
+    """The recipe's rows, and the training rows among them."""
     from clsgen_dist.data.encode import Encoder
+    from clsgen_dist.data.row_set import RowSet
     from clsgen_dist.data.rows import read_rows
+    from clsgen_dist.errors import SettingsError
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 
     encoder = Encoder(
@@ -84,26 +88,36 @@ def _rows(settings: Settings) -> Rows:
     for note in rows.notes:
         print(note)
     print()
-    return rows
+    if not isinstance(rows.train, RowSet):
+        raise SettingsError(
+            "data.stream_window is set, but this looks at rows at hand; leave it out, and name one shard"
+        )
+    return rows, rows.train
 
 
 class _Shown:
     """What each optimizer step of a planned run shows."""
 
-    def __init__(self, settings: Settings, stream: TrainStream, ranks: int) -> None:
+    def __init__(self, settings: Settings, stream: TrainStream, rows: RowSet) -> None:
+        from clsgen_dist.data.curriculum import RunOrder
         from clsgen_dist.data.pack import load_of
         from clsgen_dist.engine.optim import lr_factor
         from clsgen_dist.engine.stream import weight_schedule
 
-        self.stream, self.ranks = stream, ranks
+        self.label_N, self.labels, self.shortened = rows.label_N, rows.table.card.labels, rows.shortened
+        self.stages = stream.stages
         self.steps = min(stream.steps, settings.train.max_steps or stream.steps)
         self.rows: list[np.ndarray] = []
+        self.difficulty: list[np.ndarray] = []
         loads, self.tokens, self.lr, weights = [], [], [], []
         optim = settings.optim
+        quantile_N = stream.order.quantile_N if isinstance(stream.order, RunOrder) else np.zeros(len(rows))
+        self.staged = bool(quantile_N.any())
         for step in range(self.steps):
             row_B, _, length_B, bins = stream.bins(step)
             planned = stream.stage_of(step)
             self.rows.append(row_B)
+            self.difficulty.append(quantile_N[row_B])
             self.tokens.append(int(length_B.sum()))
             loads.append(load_of(bins, length_B))
             factor = lr_factor(
@@ -118,14 +132,13 @@ class _Shown:
 
     def table(self) -> list[list[str]]:
         """One line a stage."""
-        stream = self.stream
-        labels = stream.rows.table.card.labels
+        labels = self.labels
         head = ["stage", "steps", "rows", "distinct", "tokens", "difficulty", "micro-steps", "efficiency", "shortened"]
         table = [[*head, *labels]]
-        for planned in stream.stages:
+        for planned in self.stages:
             mine = range(planned.first_step, min(planned.first_step + planned.steps, self.steps))
             row_p = np.concatenate([self.rows[step] for step in mine])
-            share = [f"{(stream.rows.label_N[row_p] == index).mean():.1%}" for index in range(len(labels))]
+            share = [f"{(self.label_N[row_p] == index).mean():.1%}" for index in range(len(labels))]
             tokens = np.array([self.tokens[step] for step in mine])
             waited = np.array([self.tokens[step] / self.loads[step].efficiency for step in mine])
             table.append(
@@ -135,10 +148,10 @@ class _Shown:
                     str(len(row_p)),
                     str(len(np.unique(row_p))),
                     str(tokens.sum()),
-                    f"{stream.quantile_N[row_p].mean():.2f}" if stream.quantile_N.any() else "-",
+                    f"{np.concatenate([self.difficulty[step] for step in mine]).mean():.2f}" if self.staged else "-",
                     f"{np.mean([self.loads[step].micro_steps for step in mine]):.1f}",
                     f"{tokens.sum() / waited.sum():.1%}",
-                    str(stream.rows.shortened(planned.stage.max_prompt_length)),
+                    str(self.shortened(planned.stage.max_prompt_length)),
                     *share,
                 ]
             )
@@ -195,26 +208,20 @@ def _draw_scores(path: Path, scores: dict[str, np.ndarray], classes: list[tuple[
 
 def _draw_preview(path: Path, shown: _Shown) -> None:
     """Difficulty and classes over the run, the weights and rate in force, and the tokens of a step."""
-    stream = shown.stream
     figure, axes = _axes(4, 2.2)
     buckets = np.array_split(np.arange(shown.steps), min(shown.steps, 120))
     centres = [bucket.mean() for bucket in buckets]
     edges = np.linspace(0, 1, 26)
     density = np.stack(
-        [
-            np.histogram(stream.quantile_N[np.concatenate([shown.rows[s] for s in bucket])], edges)[0]
-            for bucket in buckets
-        ],
+        [np.histogram(np.concatenate([shown.difficulty[s] for s in bucket]), edges)[0] for bucket in buckets],
         axis=1,
     ).astype(float)
     density /= density.sum(axis=0, keepdims=True)
     starts = [bucket[0] for bucket in buckets] + [shown.steps]
     axes[0].pcolormesh(starts, edges, density, cmap="viridis")
     axes[0].set_ylabel("difficulty quantile\n(brighter: more)")
-    for index, label in enumerate(stream.rows.table.card.labels):
-        share = [
-            (stream.rows.label_N[np.concatenate([shown.rows[s] for s in bucket])] == index).mean() for bucket in buckets
-        ]
+    for index, label in enumerate(shown.labels):
+        share = [(shown.label_N[np.concatenate([shown.rows[s] for s in bucket])] == index).mean() for bucket in buckets]
         axes[1].plot(centres, share, label=label)
     axes[1].set_ylim(0, 1)
     axes[1].set_ylabel("share of rows")
@@ -231,9 +238,9 @@ def _draw_preview(path: Path, shown: _Shown) -> None:
     axes[3].set_xlabel("optimizer step")
     for axis in axes:
         axis.set_xlim(0, shown.steps)
-        for planned in stream.stages[1:]:
+        for planned in shown.stages[1:]:
             axis.axvline(planned.first_step, color="red", linewidth=0.8)
-    for planned in stream.stages:
+    for planned in shown.stages:
         axes[0].text(planned.first_step, 1.02, planned.stage.name, color="red")
     _save(figure, path)
 

@@ -14,6 +14,7 @@ arXiv 2012.03107).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ class Stage:
     """Factor of loss.generation_weight at the stage's start and end; none: as `loss` says."""
     classification_range: tuple[float, float] | None = None
     """Factor of loss.classification_weight at the stage's start and end; none: as `loss` says."""
+
+    @property
+    def needs_difficulty(self) -> bool:
+        """Whether it shows some rows rather than others."""
+        return tuple(self.difficulty) != (0.0, 1.0) or self.pacing != "full" or bool(self.bands)
 
 
 def stage_faults(stages: Sequence[Stage]) -> list[str]:
@@ -179,6 +185,48 @@ def plan_stages(
         planned.append(PlannedStage(stage, index, first, steps, positions))
         first += planned[-1].steps
     return [p for p in planned if max_steps is None or p.first_step < max_steps]
+
+
+def stages_fingerprint(stages: Sequence[PlannedStage]) -> str:
+    """Tells these stages from any other."""
+    return hashlib.sha256(repr([(p.stage, p.positions) for p in stages]).encode()).hexdigest()
+
+
+class RunOrder:
+    """Which row stands at which position of each stage of a run.
+
+    Args:
+        stages: what :func:`plan_stages` planned.
+        quantile_N: difficulty of each row in its class, in [0, 1).
+        seed: of the order.
+    """
+
+    def __init__(self, stages: Sequence[PlannedStage], quantile_N: np.ndarray, seed: int) -> None:
+        self.stages, self.quantile_N, self.seed = list(stages), quantile_N, seed
+        self._current: tuple[PlannedStage, StageOrder, np.ndarray] | None = None
+
+    def at(self, stage: PlannedStage, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows ``[p]`` at a stage's positions from ``start`` up to ``stop``, and which showing of the run each is."""
+        _, order, before_N = self._enter(stage)
+        row_p, showing_p = order.at(start, stop)
+        return row_p, showing_p + before_N[row_p]
+
+    def difficulty(self, row_p: np.ndarray) -> float:
+        """Mean difficulty quantile of these rows."""
+        return float(self.quantile_N[row_p].mean())
+
+    def fingerprint(self) -> str:
+        """Tells this order from any other, besides seed and rows."""
+        return hashlib.sha256(self.quantile_N.tobytes() + stages_fingerprint(self.stages).encode()).hexdigest()
+
+    def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
+        """The order of a stage, and how often the stages before it showed each row."""
+        if self._current is None or self._current[0] is not stage:
+            before_N = np.zeros(len(self.quantile_N), dtype=np.int64)
+            for earlier in self.stages[: self.stages.index(stage)]:
+                before_N += stage_order(earlier, self.quantile_N, self.seed).showings()
+            self._current = (stage, stage_order(stage, self.quantile_N, self.seed), before_N)
+        return self._current
 
 
 def stage_order(planned: PlannedStage, quantile_N: np.ndarray, seed: int) -> StageOrder:

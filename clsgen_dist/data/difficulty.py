@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clsgen_dist.data.rows import RowSet
+from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.table import RowTable
 
 # N rows, C classes

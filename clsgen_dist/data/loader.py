@@ -9,15 +9,15 @@ gathers are collectives.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from clsgen_dist.data.curriculum import PlannedStage, stage_order
-from clsgen_dist.data.order import StageOrder
+from clsgen_dist.data.curriculum import PlannedStage, RunOrder
 from clsgen_dist.data.pack import Batch, Bins, Load, collate, load_of, pack, stand_in
-from clsgen_dist.data.rows import RowSet
+from clsgen_dist.data.row_set import RowSet
+from clsgen_dist.data.shards import ShardedOrder, ShardedRows
 
 # N rows, B rows of an optimizer step
 
@@ -45,9 +45,7 @@ class TrainStream:
 
     Args:
         rows: the training rows.
-        stages: what :func:`clsgen_dist.data.curriculum.plan_stages` planned.
-        quantile_N: difficulty of each row in its class, in [0, 1).
-        seed: seed of the order.
+        order: which row stands at which position; its stages are the run's.
         batch_size: rows of an optimizer step over all ranks.
         micro_batch_tokens: token budget of a micro-batch on one rank.
         rank, world_size: this rank's share.
@@ -55,21 +53,18 @@ class TrainStream:
 
     def __init__(
         self,
-        rows: RowSet,
+        rows: RowSet | ShardedRows,
+        order: RunOrder | ShardedOrder,
         *,
-        stages: Sequence[PlannedStage],
-        quantile_N: np.ndarray,
-        seed: int,
         batch_size: int,
         micro_batch_tokens: int,
         rank: int,
         world_size: int,
     ) -> None:
-        self.rows, self.stages, self.quantile_N, self.seed = rows, list(stages), quantile_N, seed
+        self.rows, self.order, self.stages = rows, order, order.stages
         self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
         self.rank, self.world_size = rank, world_size
         self.steps = self.stages[-1].first_step + self.stages[-1].steps
-        self._current: tuple[PlannedStage, StageOrder, np.ndarray] | None = None
 
     def stage_of(self, step: int) -> PlannedStage:
         """The stage in which an optimizer step (from 0) lies."""
@@ -77,10 +72,9 @@ class TrainStream:
 
     def chosen(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``[B]`` of a step in their order, and which showing of the run each is; the same on every rank."""
-        stage, order, before_N = self._enter(self.stage_of(step))
+        stage = self.stage_of(step)
         start = (step - stage.first_step) * self.batch_size
-        row_B, showing_B = order.at(start, min(start + self.batch_size, stage.positions))
-        return row_B, showing_B + before_N[row_B]
+        return self.order.at(stage, start, min(start + self.batch_size, stage.positions))
 
     def bins(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Bins]:
         """Rows, showings and lengths ``[B]`` of a step, and how they are packed; the same on every rank."""
@@ -101,16 +95,7 @@ class TrainStream:
                 for at in ranks[self.rank]
             ]
             batches.append(collate(samples) if samples else stand_in(self.rows.encoder.end_token))
-        return Step(batches, row_B, stage, float(self.quantile_N[row_B].mean()), load_of(bins, length_B))
-
-    def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
-        """The order of a stage, and how often the stages before it showed each row."""
-        if self._current is None or self._current[0] is not stage:
-            before_N = np.zeros(len(self.rows), dtype=np.int64)
-            for earlier in self.stages[: self.stages.index(stage)]:
-                before_N += stage_order(earlier, self.quantile_N, self.seed).showings()
-            self._current = (stage, stage_order(stage, self.quantile_N, self.seed), before_N)
-        return self._current
+        return Step(batches, row_B, stage, self.order.difficulty(row_B), load_of(bins, length_B))
 
 
 def ahead(make: Callable[[int], Step], first: int, last: int) -> Iterator[tuple[Step, float]]:

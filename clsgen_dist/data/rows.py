@@ -2,101 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from clsgen_dist.config import DataSettings
-from clsgen_dist.data.encode import Encoder, Ids
+from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.ingest import refuse_if_too_bad
-from clsgen_dist.data.pack import Sample
-from clsgen_dist.data.table import Recipe, RowTable, open_table
+from clsgen_dist.data.row_set import RowSet
+from clsgen_dist.data.shards import ShardedRows
+from clsgen_dist.data.table import Recipe, open_table
 from clsgen_dist.errors import DataError
 
-# N rows, p positions
-
 _DEMO = "demo:"
-_SPREAD = 2654435761
-"""Knuth's multiplier: at which of its explanations a row begins."""
-
-
-class RowSet:
-    """A table seen through a prompt: samples by row number, lengths before anything is read.
-
-    Several explanations of a row are taken in turn over its showings, from a place drawn from the row's number.
-    """
-
-    def __init__(self, table: RowTable, encoder: Encoder) -> None:
-        self.table, self.encoder = table, encoder
-        self.label_N = np.asarray(table.label_N)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells these rows in this prompt from any other."""
-        prompt = self.encoder.lay_out(np.zeros(0, dtype=np.int32)).tobytes()
-        made_of = f"{self.table.card.sha256}/{self.encoder.max_prompt_length}/".encode() + prompt
-        return hashlib.sha256(made_of).hexdigest()
-
-    def sample(self, row: int, showing: int = 0, max_prompt_length: int | None = None) -> Sample:
-        """The row with the explanation of its showing number ``showing``."""
-        which = int(self._which(np.array([row]), np.array([showing]))[0])
-        return Sample(
-            self.encoder.lay_out(self.table.text_ids(row), max_prompt_length),
-            self.table.explanation_ids(row, which) if which >= 0 else np.zeros(0, dtype=np.int32),
-            int(self.label_N[row]),
-        )
-
-    def lengths(self, row_p: np.ndarray, showing_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
-        """``[p]`` tokens of the samples of these rows and showings."""
-        table = self.table
-        which_p = self._which(row_p, showing_p)
-        explanation_p = np.zeros(len(row_p), dtype=np.int64)
-        has_p = which_p >= 0
-        explanation_p[has_p] = table.explanation_length_E[table.explanation_start_N1[row_p[has_p]] + which_p[has_p]]
-        return self.encoder.prompt_lengths(table.text_length_N[row_p], max_prompt_length) + explanation_p
-
-    def longest(self, max_prompt_length: int | None = None) -> int:
-        """Tokens of the longest sample, whatever explanation is shown."""
-        table = self.table
-        explanation_N = np.zeros(len(table), dtype=np.int64)
-        has_N = np.diff(table.explanation_start_N1) > 0
-        if has_N.any():
-            starts = np.asarray(table.explanation_start_N1[:-1])[has_N]
-            explanation_N[has_N] = np.maximum.reduceat(table.explanation_length_E, starts)
-        return int(
-            (self.encoder.prompt_lengths(np.asarray(table.text_length_N), max_prompt_length) + explanation_N).max()
-        )
-
-    def shortened(self, max_prompt_length: int | None = None) -> int:
-        """Rows whose text loses its middle."""
-        room = (max_prompt_length or self.encoder.max_prompt_length) - self.encoder.frame
-        return int((self.table.text_length_N > room).sum())
-
-    def first_showing(self, row_p: np.ndarray) -> np.ndarray:
-        """``[p]`` the showing at which each row has the first of its explanations."""
-        starts = self.table.explanation_start_N1
-        count_p = np.maximum(starts[row_p + 1] - starts[row_p], 1)
-        return -(row_p * _SPREAD) % count_p
-
-    def _which(self, row_p: np.ndarray, showing_p: np.ndarray) -> np.ndarray:
-        """``[p]`` number of the explanation shown, or -1 where there is none."""
-        starts = self.table.explanation_start_N1
-        count_p = starts[row_p + 1] - starts[row_p]
-        return np.where(count_p > 0, (showing_p + row_p * _SPREAD) % np.maximum(count_p, 1), -1)
 
 
 @dataclass(frozen=True)
 class Rows:
     """What a run trains and evaluates on."""
 
-    train: RowSet
+    train: RowSet | ShardedRows
     dev: RowSet | None
     labels: list[str]
     """Class names in the order of the head's logits."""
@@ -109,20 +36,38 @@ def read_rows(
     encoder: Encoder,
     quarantine: Path | None,
     say: Callable[[str], None] = lambda text: None,
+    seed: int = 0,
 ) -> Rows:
     """Open the training and dev rows, building their tables if need be; bad rows go to the folder ``quarantine``.
+
+    ``seed`` is that of the order, which streamed shards must know.
 
     Raises:
         DataError: too many bad rows, fewer than two classes, or nothing at all to learn.
     """
-    train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl", say)
-    labels = train.table.card.labels
+    train: RowSet | ShardedRows
+    if data.stream_window is not None:
+        labels = list(data.labels or [])
+        train = ShardedRows(
+            data.train,
+            _recipe(data, labels, encoder),
+            encoder,
+            window=data.stream_window,
+            seed=seed,
+            max_bad_fraction=data.max_bad_fraction,
+            keeps_house=os.environ.get("LOCAL_RANK", "0") == "0",
+            say=say,
+        )
+        notes = [f"train: {len(train)} rows in {len(train.names)} shards, {data.stream_window} at a time"]
+    else:
+        train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl", say)
+        labels = train.table.card.labels
+        notes = [f"train: {_note(train)}"]
     if len(labels) < 2:
         raise DataError(
             f"{data.train}: found the classes {labels}, expected two or more; check data.columns.label "
             f"({data.columns.label!r}), or name the classes in data.labels"
         )
-    notes = [f"train: {_note(train)}"]
     dev = None
     if data.dev is not None:
         dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl", say)
@@ -151,15 +96,7 @@ def _open(
     quarantine: Path | None,
     say: Callable[[str], None],
 ) -> RowSet:
-    recipe = Recipe(
-        columns=data.columns,
-        labels=tuple(labels) if labels is not None else None,
-        max_explanation_length=data.max_explanation_length,
-        tokens_of=encoder.tokens_of,
-        end_token=encoder.end_token,
-        tokenizer=encoder.tokenizer_key,
-    )
-    table = open_table(row_source(source), recipe, say)
+    table = open_table(row_source(source), _recipe(data, labels, encoder), say)
     if quarantine is not None:
         if table.quarantine.exists():
             quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +107,17 @@ def _open(
         source, len(table), sum(table.card.rejected.values()), table.rejected(), data.max_bad_fraction, quarantine
     )
     return RowSet(table, encoder)
+
+
+def _recipe(data: DataSettings, labels: list[str] | None, encoder: Encoder) -> Recipe:
+    return Recipe(
+        columns=data.columns,
+        labels=tuple(labels) if labels is not None else None,
+        max_explanation_length=data.max_explanation_length,
+        tokens_of=encoder.tokens_of,
+        end_token=encoder.end_token,
+        tokenizer=encoder.tokenizer_key,
+    )
 
 
 def _note(rows: RowSet) -> str:

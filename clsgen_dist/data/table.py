@@ -114,6 +114,7 @@ class RowTable:
         self.difficulty_N: np.ndarray = self._column("difficulty")
         """The rows' own difficulty, NaN where there is none."""
         self._place_N = self._column("place")
+        self._line_N: np.ndarray | None = None
         self._batches: list[pa.RecordBatch] = []
         starts = [0]
         for file in sorted(folder.glob("part-*.arrow")):
@@ -166,6 +167,13 @@ class RowTable:
         line = cells.pop("line")
         explanations = tuple(cells.pop("explanations"))
         return Example(**cells, explanations=explanations, source=f"{Path(self.card.source).name}:{line}")
+
+    def lines(self) -> np.ndarray:
+        """``[N]`` line of each row in its source, rising."""
+        if self._line_N is None:
+            columns = [batch.column("line").to_numpy()[kept] for batch, kept in self._kept()]
+            self._line_N = np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)
+        return self._line_N
 
     def texts(self) -> Iterator[str]:
         """The texts of all rows, in order."""
@@ -227,7 +235,7 @@ def open_table(source: str, recipe: Recipe, say: Callable[[str], None] = lambda 
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not folder.is_dir():
-                    _build(whole, recipe, folder, say)
+                    build_table(whole, recipe, folder, say)
         except OSError as error:
             raise DataError(
                 f"the tokens of {source} cannot be written to {folder} ({error}); make room there, or move the cache "
@@ -289,8 +297,11 @@ def _sample(file: Path) -> str:
 # --- building ------------------------------------------------------------------------------------------------------
 
 
-def _build(whole: Part, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
-    """Every part by whichever process is free, then the columns; a rename makes it a table."""
+def build_table(whole: Part, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
+    """Every part by whichever process is free, then the columns; a rename makes ``folder`` a table.
+
+    One process at a time may build a folder: :func:`open_table` sees to it.
+    """
     from tqdm import tqdm
 
     partial = folder.with_name(folder.name + ".partial")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from clsgen_dist.data.loader import evaluation_batches
-from clsgen_dist.data.rows import RowSet
+from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.engine.dist import World
 from clsgen_dist.loss.dual import mean
 from clsgen_dist.loss.weights import LossWeights

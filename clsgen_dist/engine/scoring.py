@@ -29,7 +29,7 @@ import torch
 
 from clsgen_dist.data import difficulty
 from clsgen_dist.data.pack import Batch, Sample, collate, pack
-from clsgen_dist.data.rows import RowSet
+from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.errors import DataError
 from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone
 

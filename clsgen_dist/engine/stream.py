@@ -10,10 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 from clsgen_dist.config import LossSettings, Settings
-from clsgen_dist.data.curriculum import PlannedStage, plan_stages, quantiles
+from clsgen_dist.data.curriculum import PlannedStage, RunOrder, plan_stages, quantiles, stage_order
 from clsgen_dist.data.difficulty import combine
 from clsgen_dist.data.loader import TrainStream
-from clsgen_dist.data.rows import Rows, RowSet
+from clsgen_dist.data.row_set import RowSet
+from clsgen_dist.data.rows import Rows
+from clsgen_dist.data.shards import ShardedOrder, ShardedRows
 from clsgen_dist.engine.scoring import difficulty_scores
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.loss.weights import WeightSchedule
@@ -44,14 +46,23 @@ def plan_stream(
         _require_budget(rows.dev, None, train.micro_batch_tokens)
     return TrainStream(
         rows.train,
-        stages=stages,
-        quantile_N=_quantiles(settings, rows.train, say) if curriculum.stages else np.zeros(len(rows.train)),
-        seed=settings.seed,
+        _order(settings, rows.train, stages, say),
         batch_size=train.batch_size,
         micro_batch_tokens=train.micro_batch_tokens,
         rank=rank,
         world_size=world_size,
     )
+
+
+def _order(
+    settings: Settings, rows: RowSet | ShardedRows, stages: list[PlannedStage], say: Callable[[str], None]
+) -> RunOrder | ShardedOrder:
+    if isinstance(rows, ShardedRows):
+        return ShardedOrder(rows, stages)
+    quantile_N = _quantiles(settings, rows, say) if settings.curriculum.stages else np.zeros(len(rows))
+    for planned in stages:
+        stage_order(planned, quantile_N, settings.seed)  # refuses a stage without rows, before anything is trained
+    return RunOrder(stages, quantile_N, settings.seed)
 
 
 def weight_schedule(
@@ -88,12 +99,12 @@ def difficulty_model(settings: Settings) -> str:
     return settings.curriculum.difficulty_model or settings.model.backbone
 
 
-def _require_budget(rows: RowSet, max_prompt_length: int | None, budget: int) -> None:
+def _require_budget(rows: RowSet | ShardedRows, max_prompt_length: int | None, budget: int) -> None:
     if max_prompt_length is not None:
         rows.encoder.require_room(max_prompt_length, "max_prompt_length of a curriculum stage")
     longest = rows.longest(max_prompt_length)
     if longest > budget:
         raise SettingsError(
-            f"micro_batch_tokens is {budget}, but the longest row of {rows.table.card.source} has {longest} tokens; "
+            f"micro_batch_tokens is {budget}, but the longest row of {rows.name} may have {longest} tokens; "
             f"raise it to {longest}, or lower data.max_prompt_length"
         )

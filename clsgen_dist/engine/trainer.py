@@ -20,7 +20,8 @@ from clsgen_dist.config import Settings, resolve_path, to_yaml
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.loader import Step, TrainStream, ahead
 from clsgen_dist.data.pack import Sample
-from clsgen_dist.data.rows import RowSet, read_rows
+from clsgen_dist.data.row_set import RowSet
+from clsgen_dist.data.rows import read_rows
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, on_accelerator, process_group
@@ -43,6 +44,7 @@ from clsgen_dist.model.backbone import (
 )
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.track.progress import Progress
+from clsgen_dist.track.shown import ShownLog
 from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
 
@@ -76,7 +78,7 @@ def train(settings: Settings) -> TrainResult:
             question=settings.prompt.question,
             max_prompt_length=settings.data.max_prompt_length,
         )
-        rows = read_rows(settings.data, encoder, output if world.is_main else None, say)
+        rows = read_rows(settings.data, encoder, output if world.is_main else None, say, settings.seed)
         for note in rows.notes:
             say(note)
         stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
@@ -114,7 +116,7 @@ class _Run:
             labels=list(labels.names),
             rows=len(stream.rows),
             rows_sha256=stream.rows.fingerprint,
-            order_sha256=_order_digest(stream),
+            order_sha256=stream.order.fingerprint(),
             seed=settings.seed,
             batch_size=settings.train.batch_size,
             finetune=settings.model.finetune,
@@ -136,6 +138,10 @@ class _Run:
                 first_step=self.state.step + 1 if self.state.step else 0,
             ) as self.log,
             Progress(self.total_steps, start=self.state.step, enabled=self.world.is_main) as self.progress,
+            ShownLog(
+                self.log_dir.parent / "rows.jsonl" if self.world.is_main and self.settings.train.log_rows else None,
+                first_step=self.state.step + 1,
+            ) as shown,
         ):
             for step, waited in ahead(self.stream.step, self.state.step, self.total_steps):
                 if self._gave_up():
@@ -145,6 +151,9 @@ class _Run:
                 scalars = {**self._step(self.state.step, step), "data/wait_seconds": waited}
                 self.state = dataclasses.replace(self.state, step=self.state.step + 1)
                 self.log.step(self.state.step, scalars)
+                if self.settings.train.log_rows:
+                    ids = [self.stream.rows.id(int(row)) for row in step.row_B]
+                    shown.step(self.state.step, step.stage.stage.name, ids)
                 self.progress.update(
                     generation=scalars["loss/generation"], classification=scalars["loss/classification"]
                 )
@@ -220,7 +229,7 @@ class _Run:
     def _check_finite(self, step: int, share: Step, generation_sum: float, classification_sum: float) -> None:
         if torch.isfinite(torch.tensor([generation_sum, classification_sum])).all():
             return
-        ids = ", ".join(self.stream.rows.table.id(int(row)) for row in share.row_B)
+        ids = ", ".join(self.stream.rows.id(int(row)) for row in share.row_B)
         raise NonFiniteLossError(
             f"step {step + 1}: generation loss sum {generation_sum}, classification loss sum {classification_sum}, "
             f"expected finite numbers. Rows of the step: {ids}. No update was made; lower optim.lr, or look at these "
@@ -371,6 +380,7 @@ def _prepare_output(settings: Settings, output: Path, world: World, say: Callabl
         elif settings.overwrite:
             for part in (root, output / "tensorboard"):
                 shutil.rmtree(part, ignore_errors=True)
+            (output / "rows.jsonl").unlink(missing_ok=True)
         output.mkdir(parents=True, exist_ok=True)
         occupied = settings.resume == "never" and bool(checkpoint.committed(root))
         (output / checkpoint.SETTINGS_FILE).write_text(to_yaml(settings)) if not occupied else None
@@ -393,11 +403,3 @@ def _speaker(world: World) -> Callable[[str], None]:
 def _dropout_seed(seed: int, step: int, micro_step: int, rank: int) -> int:
     key = f"{seed}/{step}/{micro_step}/{rank}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-
-
-def _order_digest(stream: TrainStream) -> str:
-    """Fingerprint of what decides the order: the stages and the difficulty of each row."""
-    digest = hashlib.sha256(stream.quantile_N.tobytes())
-    for planned in stream.stages:
-        digest.update(repr((planned.stage, planned.positions)).encode())
-    return digest.hexdigest()

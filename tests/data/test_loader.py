@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clsgen_dist.data.curriculum import Stage, plan_stages, quantiles
+from clsgen_dist.data.curriculum import RunOrder, Stage, plan_stages, quantiles
 from clsgen_dist.data.loader import TrainStream, ahead, evaluation_batches
 from clsgen_dist.data.pack import collate
 
@@ -27,7 +27,7 @@ def rows(encoder, mixed, tmp_path_factory):
     import json
 
     from clsgen_dist.data.example import Columns
-    from clsgen_dist.data.rows import RowSet
+    from clsgen_dist.data.row_set import RowSet
     from clsgen_dist.data.table import Recipe, open_table
 
     path = tmp_path_factory.mktemp("stream") / "rows.jsonl"
@@ -37,11 +37,10 @@ def rows(encoder, mixed, tmp_path_factory):
 
 
 def _stream(rows, *, stages=(), rank=0, world_size=1, budget=256, batch=10, epochs=2.5, seed=0):
+    planned = plan_stages(stages, rows=len(rows), batch_size=batch, epochs=epochs, max_steps=None)
     return TrainStream(
         rows,
-        stages=plan_stages(stages, rows=len(rows), batch_size=batch, epochs=epochs, max_steps=None),
-        quantile_N=quantiles(rows.table.text_length_N, rows.label_N, "easy_first", seed),
-        seed=seed,
+        RunOrder(planned, quantiles(rows.table.text_length_N, rows.label_N, "easy_first", seed), seed),
         batch_size=batch,
         micro_batch_tokens=budget,
         rank=rank,

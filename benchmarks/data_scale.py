@@ -1,0 +1,198 @@
+"""Rows per second and memory from a file to packed batches, as the set grows; beside plain ``datasets``.
+
+    python benchmarks/data_scale.py                          # 10k, 100k, 1M rows; about six minutes on two cores
+    python benchmarks/data_scale.py --rows 10000             # seconds
+
+Synthetic rows of real lengths: words drawn from comve-like sentences, 10 to 60 a text, a label, one explanation. Ours:
+``open_table`` (read, check, tokenise, on all cores), the same again (warm start), then the training stream's packed
+steps. Peer: ``load_dataset("json")``, ``map`` with the same tokenizer on as many processes, and Hugging Face's
+padding collator behind a DataLoader with shuffling. Each in a fresh process; memory is the private memory (USS) of that
+process and its children, at its peak over 50 ms samples: pages of mapped files belong to the kernel and are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+TEXT = """the a of to and in is was it for on are with they be at one have this from had by word but what some we can
+out other were all there when up use your how said each she which do their time if will way about many then them write
+would like so these her long make thing see him two has look more day could go come did number sound most people
+elephant refrigerator statement sense against common cereal statistics photograph mountain yesterday"""
+WORDS = TEXT.split()
+BATCHES = 200
+
+
+def write_rows(path: Path, count: int) -> None:
+    """A JSONL file of so many rows."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    with path.open("w") as file:
+        for start in range(0, count, 10_000):
+            lengths = rng.integers(10, 60, 10_000)
+            words = rng.integers(len(WORDS), size=(10_000, 60))
+            for n in range(min(10_000, count - start)):
+                row = {
+                    "id": str(start + n),
+                    "text": " ".join(WORDS[w] for w in words[n, : lengths[n]]),
+                    "label": "AB"[n % 2],
+                    "explanation": " ".join(WORDS[w] for w in words[n, -12:]),
+                }
+                file.write(json.dumps(row) + "\n")
+
+
+class Memory:
+    """Peak private memory of this process and its children, MB, while it is entered."""
+
+    def __enter__(self) -> Memory:
+        import psutil
+
+        self.peak, self._stop = 0.0, threading.Event()
+        self._me = psutil.Process()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        while not self._stop.wait(0.05):
+            total = 0
+            for process in [self._me, *self._me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().uss
+                except psutil.Error:
+                    continue
+            self.peak = max(self.peak, total / 1e6)
+
+
+def ours(path: Path) -> dict[str, float]:
+    """Build, warm start, and packed steps."""
+    import numpy as np
+
+    from clsgen_dist.data.curriculum import RunOrder, plan_stages
+    from clsgen_dist.data.encode import Encoder
+    from clsgen_dist.data.example import Columns
+    from clsgen_dist.data.loader import TrainStream
+    from clsgen_dist.data.row_set import RowSet
+    from clsgen_dist.data.table import Recipe, open_table
+    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+
+    encoder = Encoder(
+        load_tokenizer(backbone_path("demo:smollm2-135m")), system=None, question="Which?", max_prompt_length=256
+    )
+    recipe = Recipe(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
+    with Memory() as build:
+        start = time.perf_counter()
+        count = len(open_table(str(path), recipe))
+        build_s = time.perf_counter() - start
+    with Memory() as steps:
+        start = time.perf_counter()
+        rows = RowSet(open_table(str(path), recipe), encoder)
+        stages = plan_stages([], rows=len(rows), batch_size=64, epochs=1, max_steps=None)
+        order = RunOrder(stages, np.zeros(len(rows)), 0)
+        stream = TrainStream(rows, order, batch_size=64, micro_batch_tokens=4096, rank=0, world_size=1)
+        stream.step(0)
+        warm_s = time.perf_counter() - start
+        start = time.perf_counter()
+        for step in range(1, min(BATCHES, stream.steps - 1)):
+            stream.step(step)
+        step_s = (time.perf_counter() - start) / (min(BATCHES, stream.steps - 1) - 1)
+    return {
+        "rows/s": count / build_s, "build MB": build.peak, "warm s": warm_s,
+        "batch rows/s": 64 / step_s, "batch MB": steps.peak,
+    }  # fmt: skip
+
+
+def theirs(path: Path) -> dict[str, float]:
+    """Plain datasets and Hugging Face's collator."""
+    from datasets import load_dataset
+    from torch.utils.data import DataLoader
+    from transformers import DataCollatorForSeq2Seq
+
+    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+
+    tokenizer = load_tokenizer(backbone_path("demo:smollm2-135m"))
+
+    def encode(batch: dict[str, Any]) -> dict[str, Any]:
+        prompts = tokenizer([f"{text}\n\nWhich?\n" for text in batch["text"]])["input_ids"]
+        reasons = tokenizer(batch["explanation"])["input_ids"]
+        return {
+            "input_ids": [p + r for p, r in zip(prompts, reasons, strict=True)],
+            "labels": [[-100] * len(p) + r for p, r in zip(prompts, reasons, strict=True)],
+        }
+
+    def load() -> Any:
+        data = load_dataset("json", data_files=str(path), split="train", cache_dir=str(path.parent / "hf"))
+        return data.map(encode, batched=True, num_proc=os.cpu_count(), remove_columns=data.column_names, desc=None)
+
+    with Memory() as build:
+        start = time.perf_counter()
+        count = len(load())
+        build_s = time.perf_counter() - start
+    with Memory() as steps:
+        start = time.perf_counter()
+        loader = iter(DataLoader(load(), 64, shuffle=True, collate_fn=DataCollatorForSeq2Seq(tokenizer)))
+        next(loader)
+        warm_s = time.perf_counter() - start
+        start = time.perf_counter()
+        done = 0
+        for _ in range(min(BATCHES, count // 64) - 1):
+            next(loader)
+            done += 1
+        step_s = (time.perf_counter() - start) / done
+    return {
+        "rows/s": count / build_s, "build MB": build.peak, "warm s": warm_s,
+        "batch rows/s": 64 / step_s, "batch MB": steps.peak,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        answer = {"ours": ours, "theirs": theirs}[args.worker](args.file)
+        print("RESULT " + json.dumps(answer))
+        return
+    print(f"{platform.machine()}, {os.cpu_count()} cores; rows of 10 to 60 words, one explanation of 12")
+    columns = ("rows/s", "build MB", "warm s", "batch rows/s", "batch MB")
+    print("| rows | by | " + " | ".join(columns) + " |\n|--:|---|" + "--:|" * len(columns))
+    for count in args.rows:
+        folder = Path(tempfile.mkdtemp(prefix="data-scale-"))
+        try:
+            write_rows(folder / "rows.jsonl", count)
+            for way, name in (("ours", "clsgen"), ("theirs", "datasets.map + HF collator")):
+                done = subprocess.run(
+                    [sys.executable, __file__, "--worker", way, "--file", str(folder / "rows.jsonl")],
+                    capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                )  # fmt: skip
+                lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+                if not lines:
+                    sys.exit(f"{way} failed:\n{done.stderr[-3000:]}")
+                answer = json.loads(lines[0].removeprefix("RESULT "))
+                cells = [f"{answer[c]:,.2f}" if c == "warm s" else f"{answer[c]:,.0f}" for c in columns]
+                print(f"| {count:,} | {name} | " + " | ".join(cells) + " |", flush=True)
+        finally:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

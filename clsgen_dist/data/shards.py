@@ -1,0 +1,273 @@
+"""Sets larger than the disk: Parquet shards that come and go, in an order as fixed as that of rows at hand.
+
+    epoch e: shards shuffled by (seed, e) ──▶ windows of W shards ──▶ the window's rows shuffled by (seed, e, window)
+
+Only the windows in use are on the disk: one is fetched (any address that fsspec opens: ``hf://``, ``s3://``, ``gs://``,
+a folder), read, checked and tokenised into tables, shard by shard, while the one before is trained on, and deleted when
+it is two windows behind. Positions are counted in rows of the shards as their footers give them, so that the order is
+known before a byte of the rows is read, and does not depend on ranks or restarts. A row that is then rejected leaves
+its place in the step empty, and is counted and quarantined.
+
+Price: the disk of three windows in tokens; the footers of all shards at the start. Ids are compared within a shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clsgen_dist.cache import cache_dir
+from clsgen_dist.data.curriculum import PlannedStage, stages_fingerprint
+from clsgen_dist.data.encode import Encoder, Ids
+from clsgen_dist.data.ingest import refuse_if_too_bad
+from clsgen_dist.data.pack import Sample
+from clsgen_dist.data.read import find_source
+from clsgen_dist.data.row_set import RowSet
+from clsgen_dist.data.table import Recipe, RowTable, build_table
+from clsgen_dist.errors import DataError
+
+# N rows of all shards, p positions
+
+_DOMAIN = 0x5A4D
+
+
+class ShardedRows:
+    """Rows of many shards, by global number; a shard's are there once its window was entered.
+
+    Args:
+        pattern: address of Parquet shards, with ``*``.
+        recipe: what makes a shard's table; its label space must be given.
+        encoder: the prompt.
+        window: shards of a window.
+        seed: of the order.
+        max_bad_fraction: more rejected rows than this share of a shard raise.
+        keeps_house: whether this process deletes windows that are over (one per machine).
+        say: told when a window is fetched and when rows are rejected.
+
+    Raises:
+        DataError: no shard, or one that is no Parquet file.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        recipe: Recipe,
+        encoder: Encoder,
+        *,
+        window: int,
+        seed: int,
+        max_bad_fraction: float,
+        keeps_house: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        import fsspec
+
+        self.encoder, self.window, self.seed, self.max_bad_fraction = encoder, window, seed, max_bad_fraction
+        self._recipe, self._keeps_house, self._say = recipe, keeps_house, say
+        self._files, self.names = _find(fsspec, pattern)
+        self.counts = np.array([_rows_of(self._files, name) for name in self.names], dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._sets: dict[int, RowSet] = {}
+        self._lock = threading.Lock()
+        self._coming: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def name(self) -> str:
+        """Where the rows come from."""
+        return f"{self.names[0]} and {len(self.names) - 1} more shards"
+
+    def longest(self, max_prompt_length: int | None = None) -> int:
+        """Tokens that a row may have at most: no row is known before it is here."""
+        return (max_prompt_length or self.encoder.max_prompt_length) + self._recipe.max_explanation_length
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these shards in this prompt from any other."""
+        prompt = self.encoder.lay_out(np.zeros(0, dtype=np.int32)).tobytes()
+        shards = [self.names, self.counts.tolist(), self.window, self.encoder.max_prompt_length]
+        return hashlib.sha256(json.dumps(shards).encode() + prompt).hexdigest()
+
+    # --- the interface of RowSet, over the shards that are here
+
+    def usable(self, row_p: np.ndarray) -> np.ndarray:
+        """``[p]`` whether each row was read without fault."""
+        return np.array([self._place(int(row))[1] >= 0 for row in row_p], dtype=bool)
+
+    def sample(self, row: int, showing: int = 0, max_prompt_length: int | None = None) -> Sample:
+        """As :meth:`RowSet.sample`."""
+        rows, at = self._place(row)
+        return rows.sample(at, showing, max_prompt_length)
+
+    def lengths(self, row_p: np.ndarray, showing_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
+        """As :meth:`RowSet.lengths`."""
+        found = []
+        for row, showing in zip(row_p, showing_p, strict=True):
+            rows, at = self._place(int(row))
+            found.append(rows.lengths(np.array([at]), np.array([showing]), max_prompt_length)[0])
+        return np.array(found, dtype=np.int64)
+
+    def id(self, row: int) -> str:
+        """The row's id."""
+        rows, at = self._place(row)
+        return rows.id(at)
+
+    def _place(self, row: int) -> tuple[RowSet, int]:
+        """A row's shard and its number there; -1 for a rejected row."""
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        rows = self._sets[shard]
+        line = row - int(self.starts[shard]) + 1
+        lines = rows.table.lines()
+        at = int(np.searchsorted(lines, line))
+        return rows, at if at < len(lines) and lines[at] == line else -1
+
+    # --- windows
+
+    def windows(self, epoch: int) -> list[np.ndarray]:
+        """The shards of each window of an epoch, in order."""
+        order = np.random.default_rng([_DOMAIN, self.seed, epoch]).permutation(len(self.names))
+        return [order[at : at + self.window] for at in range(0, len(order), self.window)]
+
+    def enter(self, epoch: int, window: int) -> None:
+        """Have a window's shards here, begin to fetch the next one's, and let go of those two windows behind."""
+        if self._coming is not None:
+            self._coming.join()
+        windows = self.windows(epoch)
+        self._fetch(windows[window])
+        following = windows[window + 1] if window + 1 < len(windows) else self.windows(epoch + 1)[0]
+        before = windows[window - 1] if window else self.windows(epoch - 1)[-1] if epoch else windows[window]
+        self._let_go(set(map(int, [*windows[window], *following, *before])))
+        self._coming = threading.Thread(target=self._try_to_fetch, args=(following,), daemon=True)
+        self._coming.start()
+
+    def _try_to_fetch(self, shards: np.ndarray) -> None:
+        with contextlib.suppress(Exception):  # enter() meets it again, where it can be told
+            self._fetch(shards)
+
+    def _fetch(self, shards: np.ndarray) -> None:
+        for shard in map(int, shards):
+            with self._lock:
+                if shard not in self._sets:
+                    self._sets[shard] = RowSet(self._table(shard), self.encoder)
+
+    def _table(self, shard: int) -> RowTable:
+        """A shard's table, fetched and built by the first process on this machine that asks."""
+        from filelock import FileLock
+
+        folder = self._folder(shard)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                local = folder.with_name(f"{folder.name}.parquet")
+                try:
+                    self._files.get_file(self.names[shard], str(local))
+                    build_table(find_source(str(local)), self._recipe, folder, self._say)
+                except OSError as error:
+                    raise DataError(
+                        f"the shard {self.names[shard]} could not be fetched ({error}); check the address and the room "
+                        f"in {folder.parent}, then go on with --resume auto"
+                    ) from error
+                finally:
+                    local.unlink(missing_ok=True)
+        table = RowTable(folder)
+        if bad := sum(table.card.rejected.values()):
+            self._say(f"{self.names[shard]}: {table.card.summary()}; see {table.quarantine}")
+            refuse_if_too_bad(
+                self.names[shard], len(table), bad, table.rejected(), self.max_bad_fraction, table.quarantine
+            )
+        return table
+
+    def _folder(self, shard: int) -> Path:
+        recipe = self._recipe
+        made_of = [self.names[shard], int(self.counts[shard]), recipe.labels, recipe.max_explanation_length]
+        made_of += [recipe.end_token, recipe.tokenizer, repr(recipe.columns)]
+        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        return cache_dir() / "shards" / f"{Path(self.names[shard]).stem}-{key}"
+
+    def _let_go(self, kept: set[int]) -> None:
+        with self._lock:
+            for shard in set(self._sets) - kept:
+                del self._sets[shard]
+                if self._keeps_house:
+                    shutil.rmtree(self._folder(shard), ignore_errors=True)
+
+
+class ShardedOrder:
+    """The order of a run over shards; the interface of :class:`clsgen_dist.data.curriculum.RunOrder`."""
+
+    def __init__(self, rows: ShardedRows, stages: Sequence[PlannedStage]) -> None:
+        self.rows, self.stages = rows, list(stages)
+        self._window: tuple[int, int, np.ndarray] | None = None
+
+    def at(self, stage: PlannedStage, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows ``[p]`` at a stage's positions from ``start`` up to ``stop``, and which epoch each is of."""
+        rows, showings = [], []
+        before = sum(s.positions for s in self.stages[: self.stages.index(stage)])
+        position, end = before + start, before + stop
+        while position < end:
+            epoch, place = divmod(position, len(self.rows))
+            begins, row_p = self._enter(epoch, place)
+            take = row_p[place - begins : place - begins + end - position]
+            rows.append(take)
+            showings.append(np.full(len(take), epoch))
+            position += len(take)
+        row_p, showing_p = np.concatenate(rows), np.concatenate(showings)
+        usable_p = self.rows.usable(row_p)
+        return row_p[usable_p], showing_p[usable_p]
+
+    def difficulty(self, row_p: np.ndarray) -> float:
+        """Not known for rows that come and go."""
+        del row_p
+        return float("nan")
+
+    def fingerprint(self) -> str:
+        """Tells this order from any other, besides seed and rows."""
+        return stages_fingerprint(self.stages)
+
+    def _enter(self, epoch: int, place: int) -> tuple[int, np.ndarray]:
+        """The window of an epoch that holds a place: where it begins, and its rows in order."""
+        windows = self.rows.windows(epoch)
+        sizes = [int(self.rows.counts[shards].sum()) for shards in windows]
+        begins = np.concatenate([[0], np.cumsum(sizes)])
+        window = int(np.searchsorted(begins, place, side="right")) - 1
+        if self._window is None or self._window[:2] != (epoch, window):
+            self.rows.enter(epoch, window)
+            starts = self.rows.starts
+            row_p = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in windows[window]])
+            rng = np.random.default_rng([_DOMAIN, self.rows.seed, epoch, 1 + window])
+            self._window = (epoch, window, row_p[rng.permutation(len(row_p))])
+        return int(begins[window]), self._window[2]
+
+
+def _find(fsspec: Any, pattern: str) -> tuple[Any, list[str]]:
+    try:
+        files, _, _ = fsspec.get_fs_token_paths(pattern)
+        names = sorted(files.glob(files._strip_protocol(pattern)))
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"the shards {pattern} cannot be listed ({error}); check the address") from error
+    if not names:
+        raise DataError(f"no shard matches {pattern}; check the address, like hf://datasets/owner/name/data/*.parquet")
+    return files, names
+
+
+def _rows_of(files: Any, name: str) -> int:
+    import pyarrow.parquet
+
+    try:
+        with files.open(name, "rb") as file:
+            return int(pyarrow.parquet.ParquetFile(file).metadata.num_rows)
+    except Exception as error:  # pyarrow raises many kinds for what is no Parquet file
+        raise DataError(
+            f"the shard {name} has no Parquet footer ({error}): sets are streamed from Parquet shards only, since "
+            "their row counts are known without reading them; convert it"
+        ) from error

@@ -1,0 +1,68 @@
+"""``clsgen data score`` and ``preview`` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def recipe_file(tmp_path, mixed, tiny_backbone):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"""
+data: {{train: {rows}, max_prompt_length: 96, max_explanation_length: 64}}
+model: {{backbone: {tiny_backbone}}}
+train: {{batch_size: 8, micro_batch_tokens: 256}}
+curriculum:
+  difficulty: {{length: 1, loss_explanation: 2}}
+  stages:
+    - {{name: short, epochs: 0.5, difficulty: [0, 0.5], max_prompt_length: 48}}
+    - {{name: all, epochs: 1, pacing: root, loss_schedule: cosine}}
+"""
+    )
+    return path
+
+
+def test_score_and_preview_show_what_would_be_trained(recipe_file, run_command, tmp_path):
+    refused = run_command("clsgen", "data", "preview", "--config", str(recipe_file), check=False)
+    assert refused.returncode == 2 and "clsgen data score" in refused.stderr
+    plot = tmp_path / "score.png"
+    rows = recipe_file.parent / "rows.jsonl"
+    scored = run_command("clsgen", "data", "score", str(rows), "--config", str(recipe_file), "--plot", str(plot))
+    for part in (
+        "| length ",
+        "| loss_explanation ",
+        "(no label)",
+        "Spearman's rho",
+        "easiest:",
+        "hardest:",
+        "rows.jsonl:",
+    ):
+        assert part in scored.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    plot = tmp_path / "preview.png"
+    shown = run_command(
+        *("clsgen", "data", "preview", "--config", str(recipe_file), "--ranks", "2", "--plot", str(plot))
+    ).stdout
+    assert plot.stat().st_size > 10_000
+    lines = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
+        for line in shown.splitlines()
+        if "|" in line
+    }
+    steps, rows_shown, distinct = (int(n) for n in lines["short"][:3])
+    assert (steps, rows_shown) == (3, 24) and distinct <= 22
+    assert float(lines["short"][4]) < 0.3 < float(lines["all"][4])
+
+
+def test_a_wrong_flag_is_answered(run_command):
+    done = run_command("clsgen", "data", "score", "x.jsonl", "--curriculum.ordr", "random", check=False)
+    assert done.returncode == 2 and "did you mean 'curriculum.order'?" in done.stderr
+    done = run_command("clsgen", "data", "previw", check=False)
+    assert done.returncode == 2 and "did you mean 'preview'?" in done.stderr
+    done = run_command("clsgen", "data", "score", "nowhere.jsonl", check=False)
+    assert done.returncode == 2 and "nowhere.jsonl does not exist" in done.stderr
