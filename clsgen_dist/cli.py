@@ -21,10 +21,11 @@ _VERBS = {
     "calibrate": "fit threshold and recalibration of an exported model on held-out rows",
     "predict": "probability and explanation for rows or a single text",
     "evaluate": "measure an exported model on held-out rows",
-    "data": "look at rows before training: score, preview",
+    "data": "look at rows before training: check, score, preview",
     "demo": "train, export, calibrate and evaluate the embedded demo",
 }
 _DATA_VERBS = {
+    "check": "format, balance, lengths, duplicates, leakage and truncation of one file or several splits",
     "score": "how hard each row is, by the recipe's scorers: distribution, extremes, plot",
     "preview": "what a run would show when: stages, difficulty, classes, loss weights, tokens",
 }
@@ -116,6 +117,13 @@ def data_main(argv: Sequence[str]) -> None:
     _dispatch("clsgen data", _DATA_VERBS, argv, "data_{}_main")
 
 
+def data_check_main(argv: Sequence[str]) -> None:
+    """``clsgen data check``."""
+    from clsgen_dist.data.check import check
+
+    _run(check, argv, program="clsgen data check", positional="files", switches=("strict",))
+
+
 def data_score_main(argv: Sequence[str]) -> None:
     """``clsgen data score FILE``."""
     from clsgen_dist import data_verbs
@@ -170,9 +178,17 @@ def demo_main(argv: Sequence[str]) -> None:
 
 
 def _run(
-    function: Callable[..., None], argv: Sequence[str], program: str | None = None, positional: str | None = None
+    function: Callable[..., None],
+    argv: Sequence[str],
+    program: str | None = None,
+    positional: str | None = None,
+    switches: Sequence[str] = (),
 ) -> None:
-    """Parse ``argv`` by the function's signature and docstring, and call it; ``positional`` takes all bare words."""
+    """Parse ``argv`` by the function's signature and docstring, and call it.
+
+    ``positional`` is the parameter that takes all bare words; ``switches`` are those that are true when named.
+    """
+    from docstring_parser import parse
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
@@ -180,12 +196,13 @@ def _run(
         description=(function.__doc__ or "").split("\n\n")[0],
         allow_abbrev=False,
     )
+    told = {p.arg_name: p.description for p in parse(function.__doc__ or "").params}
     if positional:
-        from docstring_parser import parse
-
-        told = {p.arg_name: p.description for p in parse(function.__doc__ or "").params}
         parser.add_argument(positional, nargs="*", type=str, metavar="FILE", help=told[positional])
-    parser.add_function_arguments(function, None, as_positional=False, skip={positional} if positional else set())
+    for switch in switches:
+        parser.add_argument(f"--{switch}", action="store_true", help=told[switch])
+    skip: set[str | int] = {*switches, *([positional] if positional else [])}
+    parser.add_function_arguments(function, None, as_positional=False, skip=skip)
     arguments = parser.instantiate(parser.parse_args(list(argv)))
     _guarded(lambda: function(**vars(arguments)))
 

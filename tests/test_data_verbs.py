@@ -20,7 +20,7 @@ train: {{batch_size: 8, micro_batch_tokens: 256}}
 curriculum:
   difficulty: {{length: 1, loss_explanation: 2}}
   stages:
-    - {{name: short, epochs: 0.5, difficulty: [0, 0.5], max_prompt_length: 48}}
+    - {{name: short, epochs: 0.5, difficulty: [0, 0.5], max_prompt_length: 64}}
     - {{name: all, epochs: 1, pacing: root, loss_schedule: cosine}}
 """
     )

@@ -51,20 +51,20 @@ def workspace(tmp_path, tiny_backbone):
     for name in ("train.py", "configs", "ds_configs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     labels = ["odd", "fine"]
-    rows = [
-        {
-            "id": str(i),
-            "text": f"Statement number {i} is {'strange' if i % 2 == 0 else 'plain'}.",
-            "label": labels[i % 2],
-        }
-        for i in range(24)
-    ]
-    for row in rows[::3]:
-        row["explanation"] = "Because it is so."
-    text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows").mkdir()
     for name in ("dev", "test", "rows/train", "rows/dev", "rows/test", "rows/new"):
-        (tmp_path / f"{name}.jsonl").write_text(text)
+        rows = [
+            {
+                "id": str(i),
+                # The file's name: a text that is in two files is a leak, which `clsgen data check` refuses.
+                "text": f"Statement number {i} of {name} is {'strange' if i % 2 == 0 else 'plain'}.",
+                "label": labels[i % 2],
+            }
+            for i in range(24)
+        ]
+        for row in rows[::3]:
+            row["explanation"] = "Because it is so."
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
 

@@ -86,6 +86,10 @@ class Encoder:
         """``[N]`` lengths of the prompts that :meth:`lay_out` makes of texts of these lengths."""
         return np.minimum(text_lengths_N + self.frame, max_prompt_length or self.max_prompt_length)
 
+    def prompt_length(self, text: str) -> int:
+        """Tokens of the prompt if nothing of the text were cut."""
+        return len(self.tokens_of([text])[0]) + self.frame
+
     def explanations(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of explanations, each with its end token: all of them are supervised."""
         return [[*ids, self.end_token] for ids in self.tokens_of([text.strip() for text in texts])]

@@ -99,20 +99,40 @@ def read_examples(
     """
     examples: list[Example] = []
     rejected: list[RejectedRow] = []
-    seen: dict[str, str] = {}
-    for row in iter_rows(find_source(source), columns=columns, labels=labels, require_target=require_target):
+    for row in unique_rows(source, columns=columns, labels=labels, require_target=require_target):
         if isinstance(row, RejectedRow):
             rejected.append(row)
-        elif row.id in seen:
-            rejected.append(duplicate(row, source, seen[row.id]))
         else:
-            seen[row.id] = row.source
             examples.append(row)
     if quarantine is not None:
         write_quarantine(quarantine, rejected)
     refuse_if_too_bad(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine)
     known = list(labels) if labels is not None else sorted({e.label for e in examples if e.label is not None})
     return Ingested(examples, rejected, known)
+
+
+def unique_rows(
+    source: str, *, columns: Columns, labels: Sequence[str] | None, require_target: bool = True
+) -> Iterator[Example | RejectedRow]:
+    """The rows of a source as they come, of equal ids the first; arguments as for :func:`read_examples`.
+
+    Raises:
+        DataError: the source is not there, at once; it cannot be read, at the row where that shows.
+    """
+    return _unique(
+        iter_rows(find_source(source), columns=columns, labels=labels, require_target=require_target), source
+    )
+
+
+def _unique(rows: Iterator[Example | RejectedRow], source: str) -> Iterator[Example | RejectedRow]:
+    seen: dict[str, str] = {}
+    for row in rows:
+        if isinstance(row, Example) and row.id in seen:
+            yield duplicate(row, source, seen[row.id])
+            continue
+        if isinstance(row, Example):
+            seen[row.id] = row.source
+        yield row
 
 
 def duplicate(row: Example, source: str, first: str) -> RejectedRow:

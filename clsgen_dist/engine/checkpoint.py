@@ -16,6 +16,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,15 +148,12 @@ def newest_valid(root: Path, report: Callable[[str], None]) -> Path | None:
 def load(engine: Any, world: World, folder: Path, identity: RunIdentity) -> TrainState:
     """Restore engine and state from a committed checkpoint; collective.
 
+    One that another number of ranks wrote goes through DeepSpeed's universal format first.
+
     Raises:
-        CheckpointError: written by another world size, or by a run with other data, seed, batch size or backbone.
+        CheckpointError: written by a run with other data, order, seed, batch size or backbone, or not loadable.
     """
     marker = read_marker(folder)
-    if marker["world_size"] != world.size:
-        raise CheckpointError(
-            f"{folder} was written by {marker['world_size']} ranks and this run has {world.size}; "
-            f"start it with {marker['world_size']}"
-        )
     differences = [
         f"{name} was {then!r} and is now {now!r}"
         for name, now in asdict(identity).items()
@@ -165,10 +164,44 @@ def load(engine: Any, world: World, folder: Path, identity: RunIdentity) -> Trai
             f"{folder} is of another run: {'; '.join(differences)}. Restore those settings and rows, or start anew "
             "with another output_dir"
         )
-    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    if marker["world_size"] == world.size:
+        path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    else:
+        path = _load_from_other_ranks(engine, world, folder)
     if path is None:
         raise CheckpointError(f"DeepSpeed could not load {folder}; use an earlier checkpoint")
     return TrainState(**marker["state"])
+
+
+def _load_from_other_ranks(engine: Any, world: World, folder: Path) -> str | None:
+    """Convert a checkpoint to one that any number of ranks reads, load that, and delete it; collective.
+
+    Price: a second copy of the checkpoint on the disk while it is loaded; rank 0 converts alone.
+    """
+    universal = folder.with_name(f"{folder.name}.universal")
+    failed = None
+    if world.is_main:
+        shutil.rmtree(universal, ignore_errors=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--num_extract_workers", "1"]
+        command += ["--num_merge_workers", "1", "--input_folder", str(folder), "--output_folder", str(universal)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        (folder.parent / "latest_universal").unlink(missing_ok=True)
+        failed = done.stderr[-2000:] if done.returncode else None
+    if failed := world.broadcast(failed):
+        raise CheckpointError(f"{folder} could not be converted for {world.size} ranks:\n{failed}")
+    # The loader gives every parameter group the options of the first one.
+    options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    engine._config.load_universal_checkpoint = True
+    try:
+        path, _ = engine.load_checkpoint(str(folder.parent), tag=universal.name, load_module_strict=False)
+    finally:
+        engine._config.load_universal_checkpoint = False
+    for group, own in zip(engine.optimizer.param_groups, options, strict=True):
+        group.update(own)
+    world.barrier()
+    if world.is_main:
+        shutil.rmtree(universal)
+    return path  # type: ignore[no-any-return]
 
 
 def prune(root: Path, *, keep_last: int, best_step: int | None) -> None:

@@ -36,7 +36,7 @@ from clsgen_dist.model.backbone import build_model, choose_attention, load_backb
 # N rows, R rows of a block, C classes, D hidden
 
 _BLOCK = 1024
-_PROBE_EPOCHS, _PROBE_BATCH, _PROBE_LR = 10, 64, 1e-2
+_PROBE_EPOCHS, _PROBE_BATCH, _PROBE_LR = 10, 64, 0.5
 OF_BACKBONE = ("loss_explanation", "loss_label", "confidence", "variability")
 """Scorers that ask the backbone."""
 SCORERS = (*difficulty.OF_ROWS, *OF_BACKBONE)
@@ -214,7 +214,8 @@ class _Backbone:
 def probing_run(state_ND: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     """``[epochs, N]`` probability of each row's class before it is learnt from; NaN without label.
 
-    A linear head on standardised states, AdamW, batches of 64 in an order drawn anew each epoch.
+    A linear head on standardised states, AdamW at 0.5 / D (a step then moves a logit by a half at most), batches of 64
+    in an order drawn anew each epoch.
     """
     mine = np.flatnonzero(label_N >= 0)
     gold_EN = np.full((_PROBE_EPOCHS, len(label_N)), np.nan)
@@ -227,7 +228,7 @@ def probing_run(state_ND: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     head = torch.nn.Linear(state.shape[1], int(label_N.max()) + 1)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=_PROBE_LR / state.shape[1] ** 0.5)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=_PROBE_LR / state.shape[1])
     for epoch in range(_PROBE_EPOCHS):
         for batch in torch.randperm(len(mine), generator=generator).split(_PROBE_BATCH):
             logits = head(state[batch])

@@ -39,8 +39,10 @@ def plan_stream(
         epochs=train.epochs,
         max_steps=train.max_steps,
     )
-    for planned in stages:
-        stage = planned.stage
+    for stage in (planned.stage for planned in stages):
+        if stage.max_prompt_length is not None:
+            encoder = rows.train.encoder
+            encoder.require_room(stage.max_prompt_length, f"max_prompt_length of curriculum stage {stage.name!r}")
         _require_budget(rows.train, stage.max_prompt_length, stage.micro_batch_tokens or train.micro_batch_tokens)
     if rows.dev is not None:
         _require_budget(rows.dev, None, train.micro_batch_tokens)
@@ -100,8 +102,6 @@ def difficulty_model(settings: Settings) -> str:
 
 
 def _require_budget(rows: RowSet | ShardedRows, max_prompt_length: int | None, budget: int) -> None:
-    if max_prompt_length is not None:
-        rows.encoder.require_room(max_prompt_length, "max_prompt_length of a curriculum stage")
     longest = rows.longest(max_prompt_length)
     if longest > budget:
         raise SettingsError(

@@ -135,7 +135,7 @@ def test_a_probing_run_finds_what_is_hard_and_what_is_ambiguous():
     confidence = gold_EN.mean(axis=0)
     assert np.nanargmin(confidence) == 7 and confidence[7] < 0.4 and np.nanmedian(confidence) > 0.7
     assert np.isnan(confidence[9])
-    assert gold_EN[0].min() < 0.6 < np.nanmedian(gold_EN[-1])  # the first epoch is seen before it is learnt
+    assert np.nanmax(gold_EN[0, :5]) < 0.7 < np.nanmedian(gold_EN[-1])  # the first epoch is seen before it is learnt
 
 
 def test_scoring_goes_on_after_a_kill_block_by_block(rows, tiny_backbone, monkeypatch):

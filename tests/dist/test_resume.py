@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {
-    # 256 rows: an epoch ends after step 16.
+    # 256 rows: the first stage ends after step 5, and the rows of the second have all been shown after step 18.
     "data__dev": "demo:breast-cancer/dev",
     "model__finetune": "lora",
     "model__top_layers": 3,
@@ -27,18 +27,21 @@ RUN = {
     "model__lora_dropout": 0.1,
     "train__batch_size": 16,
     "train__micro_batch_tokens": 256,
-    "train__epochs": 1.5,
+    "curriculum__stages": "[{name: easy, steps: 5, difficulty: [0, 0.5], max_prompt_length: 72}, "
+    "{name: grow, steps: 19, pacing: root, start: 0.5, lr_factor: 0.8}]",
+    "loss__schedule": "cosine",
+    "train__log_rows": "true",
     "train__eval_every": 8,
     "checkpoint__every": 2,
     "checkpoint__keep_last": 2,
 }
 
 
-def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], port: str) -> None:
-    """Start two ranks, wait for a committed checkpoint, kill -9 one rank; the job must end by itself, with an error."""
+def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], port: str, ranks: int = 2) -> None:
+    """Start the ranks, wait for a committed checkpoint, kill -9 one rank; the job must end by itself, with an error."""
     log = (output.parent / f"killed-at-{committed_step}.log").open("w")
     launcher = subprocess.Popen(
-        [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", "--master_port", port, "train.py", *flags],
+        [Path(sys.executable).parent / "deepspeed", "--num_gpus", str(ranks), "--master_port", port, "train.py", *flags],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=log,
@@ -51,13 +54,13 @@ def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], por
             assert launcher.poll() is None, f"ended before step {committed_step}: {log.name}"
             assert time.monotonic() < deadline, f"no checkpoint at step {committed_step} in time: {log.name}"
             time.sleep(0.02)
-        ranks = [
+        processes = [
             p
             for p in psutil.Process(launcher.pid).children(recursive=True)
             if any(a.startswith("--local_rank=") for a in p.cmdline())
         ]
-        assert len(ranks) == 2
-        ranks[1].send_signal(signal.SIGKILL)
+        assert len(processes) == ranks
+        processes[-1].send_signal(signal.SIGKILL)
         assert launcher.wait(timeout=90) != 0, "the death of a rank must not look like success"
     finally:
         if launcher.poll() is None:
@@ -130,9 +133,15 @@ def test_the_curves_go_on_where_they_stopped(undisturbed, twice_killed):
     for output in (undisturbed, twice_killed[0]):
         log = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
         log.Reload()
-        tags = ("loss/generation", "loss/classification", "optim/lr", "dev/auroc")
+        tags = ("loss/generation", "loss/classification", "optim/lr", "dev/auroc", "curriculum/stage")
+        tags += ("loss_weight/classification", "curriculum/difficulty", "data/wait_seconds")
         curves.append({tag: {e.step: e.value for e in log.Scalars(tag)} for tag in tags})
+    waits = [curve.pop("data/wait_seconds") for curve in curves]
+    assert all(len(wait) == 24 for wait in waits)
     assert curves[0] == curves[1]
+    assert [curves[0]["curriculum/stage"][step] for step in (5, 6)] == [0, 1]
+    assert curves[0]["loss_weight/classification"][1] == pytest.approx(0.2 * 0.5)
+    assert curves[0]["loss_weight/classification"][24] == pytest.approx(0.5)
     assert sorted(curves[0]["loss/generation"]) == list(range(1, 25))
 
 
@@ -161,10 +170,39 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(undisturbed, train, tmp_p
     _assert_bit_equal(_states(output), _states(undisturbed))
 
 
+def _shown(output: Path) -> list[str]:
+    return (output / "rows.jsonl").read_text().splitlines()
+
+
+def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undisturbed, recipe, train, free_port, tmp_path):
+    """2 ranks, killed; 1 rank, killed; 3 ranks to the end: sample by sample what 2 ranks undisturbed show."""
+    output = tmp_path / "run"
+    quiet = {**RUN, "model__head_dropout": 0.0, "model__lora_dropout": 0.0, "data__dev": "null", "train__eval_every": "null"}
+    truth = tmp_path / "truth"
+    train(truth, **quiet)
+    _kill_one_rank_when(4, output, recipe(output, **quiet), free_port())
+    _kill_one_rank_when(14, output, recipe(output, **quiet, resume="auto"), free_port(), ranks=1)
+    done = train(output, ranks=3, **quiet, resume="auto")
+    assert "resumed from" in done.stdout
+    assert not list((output / "checkpoints").glob("*universal*"))
+    assert _shown(output) == _shown(truth) == _shown(undisturbed)
+    assert len(_shown(output)) == 24
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = []
+    for folder in (truth, output):
+        log = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+        log.Reload()
+        tags = ("loss/generation", "loss/classification", "optim/lr", "optim/lr_head", "loss_weight/classification")
+        curves.append([[e.value for e in log.Scalars(tag)] for tag in tags])
+    for ours, theirs in zip(*curves, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-4)
+
+
 def test_what_would_not_go_on_as_before_is_refused(undisturbed, train, tmp_path):
     for overrides, expected in (
         ({"seed": 5}, "seed was 0 and is now 5"),
-        ({"ranks": 1}, "written by 2 ranks and this run has 1"),
+        ({"curriculum__order": "hard_first"}, "order_sha256 was"),
     ):
         done = train(undisturbed, check=False, **{**RUN, "resume": "auto", **overrides})
         assert done.returncode != 0

@@ -1,0 +1,1 @@
+"""What `clsgen data check` looks at, finds and shows."""

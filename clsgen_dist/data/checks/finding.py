@@ -1,0 +1,95 @@
+"""A finding about rows: what is wrong, how many, where, and what to do.
+
+``error``: training on the rows would be refused, or its figures would be wrong. ``warning``: it works, and somebody
+should know. ``info``: nothing to do. The codes are stable; ``clsgen data check --json`` writes them with every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clsgen_dist.data.checks.measure import Split
+
+Severity = Literal["error", "warning", "info"]
+_LISTED = 8
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One affected row."""
+
+    split: str
+    line: int
+    """From 1; the row's number where a source has no lines."""
+    id: str | None = None
+    """None for a row that could not be read."""
+    label: str | None = None
+    detail: str = ""
+    """What is particular to this row."""
+    like: Place | None = None
+    """The row it is a copy of."""
+    excerpt: str = ""
+    """The beginning of a row that could not be taken; of the others the report reads it again."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about the rows that a person should know."""
+
+    code: str
+    severity: Severity
+    splits: tuple[str, ...]
+    what: str
+    """One sentence, with the numbers."""
+    remedy: str = ""
+    count: int = 0
+    """Affected rows."""
+    of: int = 0
+    """Rows it is a share of."""
+    rows: list[Place] = field(default_factory=list)
+    """All affected rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What training would do with these rows."""
+
+    max_prompt_length: int
+    max_explanation_length: int
+    max_bad_fraction: float
+    near: float
+    """Jaccard index from which two texts are near duplicates."""
+
+
+def shown(finding: Finding, most: int) -> list[Place]:
+    """The first rows for people: of two rows that are each the other's like, only one."""
+    told: set[tuple[str, int]] = set()
+    places: list[Place] = []
+    for place in finding.rows:
+        if len(places) == most:
+            break
+        if place.like and {(p.split, p.line) for p in (place, place.like)} <= told:
+            continue
+        told |= {(p.split, p.line) for p in (place, place.like) if p}
+        places.append(place)
+    return places
+
+
+def place_of(split: Split, row: int, names: Sequence[str] = (), detail: str = "", like: Place | None = None) -> Place:
+    """A row's place; with its label if ``names`` are given."""
+    label = names[split.labels[row]] if names and split.labels[row] >= 0 else None
+    return Place(split.source.name, split.lines[row], split.ids[row], label, detail, like)
+
+
+def rows_are(count: int, one: str, several: str) -> str:
+    """``1 row has``, ``2 rows have``."""
+    return f"1 row {one}" if count == 1 else f"{count} rows {several}"
+
+
+def listed(counts: dict[str, int]) -> str:
+    """The first names with their counts."""
+    more = f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else ""
+    return ", ".join(f"{name!r} ({count})" for name, count in list(counts.items())[:_LISTED]) + more

@@ -1,0 +1,144 @@
+"""What is wrong with files, explanations and lengths: rows that cannot be used, none explained, too long to fit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from clsgen_dist.data.checks.finding import Finding, Limits, Place, place_of, rows_are
+from clsgen_dist.data.checks.measure import Split
+
+
+def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
+    name = (split.source.name,)
+    path = split.source.path
+    if split.fault and split.fault != "empty":
+        yield Finding(
+            "encoding",
+            "error",
+            name,
+            f"{path} is {split.fault}, not UTF-8; nothing of it can be read",
+            f"iconv -f {split.fault} -t UTF-8 {path} > NEW",
+        )
+        return
+    if split.fault or not split.total:
+        yield Finding("empty", "error", name, f"{path} holds no rows", "check what wrote the file, or leave it out")
+        return
+    if split.has_byte_order_mark:
+        yield Finding("byte-order-mark", "info", name, f"{path} begins with UTF-8's byte order mark; it is skipped")
+    if split.rejected:
+        reasons = Counter(row.reason.split(":")[0] for row in split.rejected)
+        share = len(split.rejected) / split.total
+        too_many = share > limits.max_bad_fraction or not len(split)
+        yield Finding(
+            "unusable-rows",
+            "error" if too_many else "warning",
+            name,
+            f"{len(split.rejected)} of {split.total} rows cannot be used ({share:.1%}; data.max_bad_fraction allows "
+            f"{limits.max_bad_fraction:.1%}): {', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}",
+            _mend(split),
+            len(split.rejected),
+            split.total,
+            [Place(name[0], row.line, detail=row.reason, excerpt=row.raw) for row in split.rejected],
+        )
+    if split.mojibake:
+        yield Finding(
+            "mojibake",
+            "warning",
+            name,
+            rows_are(len(split.mojibake), "holds", "hold")
+            + " wrongly decoded characters (like 'Ã©' for 'é', or '\ufffd')",
+            "write the file again from its origin, reading that in its true encoding; the package ftfy mends most",
+            len(split.mojibake),
+            len(split),
+            [place_of(split, row) for row in split.mojibake],
+        )
+
+
+def _mend(split: Split) -> str:
+    """The remedy for the commonest kind of unusable row."""
+    first = split.rejected[0]
+    kind = Counter(row.reason.split(":")[0] for row in split.rejected).most_common(1)[0][0]
+    if kind == "not valid UTF-8":
+        return f"if the file is Latin-1 (Windows): iconv -f WINDOWS-1252 -t UTF-8 {split.source.path} > NEW"
+    if kind.startswith("not JSON") and first.line == 1 and first.raw.lstrip().startswith("["):
+        return f"this looks like one JSON array; make it one object a line: jq -c '.[]' {split.source.path} > NEW.jsonl"
+    if kind.startswith(("neither", "missing text")):
+        columns = next((row for row in split.rejected if row.reason.startswith(kind)), first)
+        try:
+            there = ", ".join(json.loads(columns.raw))
+        except (json.JSONDecodeError, TypeError):
+            there = ""
+        return "name your columns with --columns.text, --columns.label and --columns.explanation" + (
+            f"; line {columns.line} has {there}" if there else ""
+        )
+    if kind == "duplicate id":
+        return "delete the copies, or give each row an id of its own"
+    return "mend or delete these rows"
+
+
+def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Finding]:
+    name = (split.source.name,)
+    explained = sum(count > 0 for count in split.explanations)
+    if not explained:
+        yield Finding(
+            "none-explained",
+            "warning",
+            name,
+            f"none of {len(split)} rows has an explanation: the model would learn to classify and not to explain",
+            "check --columns.explanation, or write explanations for some hundred rows",
+            len(split),
+            len(split),
+        )
+    elif explained < len(split):
+        yield Finding(
+            "partly-explained",
+            "info",
+            name,
+            f"{explained} of {len(split)} rows are explained ({explained / len(split):.1%})",
+            count=len(split) - explained,
+            of=len(split),
+            rows=[place_of(split, row, names) for row, count in enumerate(split.explanations) if not count],
+        )
+    limit = limits.max_explanation_length
+    long = [row for row, tokens in enumerate(split.explanation_tokens) if tokens > limit]
+    if long:
+        bad = (len(long) + len(split.rejected)) / split.total
+        yield Finding(
+            "long-explanations",
+            "error" if bad > limits.max_bad_fraction else "warning",
+            name,
+            f"{rows_are(len(long), 'would', 'would')} be left out: an explanation is longer than "
+            f"data.max_explanation_length {limit} tokens (the longest has {max(split.explanation_tokens)})",
+            f"shorten them, or raise data.max_explanation_length to {max(split.explanation_tokens)}",
+            len(long),
+            len(split),
+            [place_of(split, row, names, f"{split.explanation_tokens[row]} tokens") for row in long],
+        )
+
+
+def lengths(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Finding]:
+    limit = limits.max_prompt_length
+    cut = [row for row, tokens in enumerate(split.prompt_tokens) if tokens > limit]
+    if cut:
+        longest = max(split.prompt_tokens)
+        covers = int(np.percentile(split.prompt_tokens, 99))
+        advice = f"raise data.max_prompt_length to {longest}"
+        if limit < covers < longest / 2:
+            advice = f"raise data.max_prompt_length to {covers} (fits 99 % of the rows)"
+        elif covers <= limit:
+            advice = "shorten these texts, so that what decides is not in the middle"
+        yield Finding(
+            "truncation",
+            "warning",
+            (split.source.name,),
+            f"{rows_are(len(cut), 'would', 'would')} lose the middle of the text: the prompt is longer than "
+            f"data.max_prompt_length {limit} tokens (the longest has {longest})",
+            advice,
+            len(cut),
+            len(split),
+            [place_of(split, row, names, f"{split.prompt_tokens[row]} tokens") for row in cut],
+        )

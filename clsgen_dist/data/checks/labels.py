@@ -1,0 +1,200 @@
+"""What is wrong with labels: one class, few rows, imbalance, misspelt names, and texts with two labels."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clsgen_dist.data.checks.finding import Finding, Limits, Place, listed, place_of, rows_are
+from clsgen_dist.data.checks.measure import Measured, Split
+from clsgen_dist.data.checks.near import normalised
+
+_FEW_ROWS = 20
+"""Rows of a class; with fewer, one row more or less moves recall by five points."""
+_UNBALANCED = 10
+"""The largest class has this many times the rows of the smallest."""
+
+
+def class_counts(split: Split, names: Sequence[str]) -> dict[str, int]:
+    """Rows of each class that the split has."""
+    counts = Counter(split.labels)
+    return {name: counts[index] for index, name in enumerate(names) if counts[index]}
+
+
+_MOST_NAMES = 200
+"""With more classes, their names are not compared for slips: each would be held against each."""
+
+
+def _folded(counts: dict[str, int]) -> dict[str, int]:
+    """Classes whose names differ only in case or space as one, under the commonest name."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(counts, key=lambda name: -counts[name]):
+        groups[normalised(name)].append(name)
+    return {group[0]: sum(counts[name] for name in group) for group in groups.values()}
+
+
+def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Finding]:
+    name = (split.source.name,)
+    counts = _folded(class_counts(split, names))
+    labelled = sum(counts.values())
+    if len(counts) < 2:
+        found = f"all {labelled} labelled rows are {next(iter(counts))!r}" if counts else "no row has a label"
+        yield Finding(
+            "one-class",
+            "error" if is_train else "warning",
+            name,
+            f"{found}: "
+            + ("a classifier needs two classes" if is_train else "AUROC and calibration cannot be measured"),
+            "check --columns.label" if not counts else "add rows of the other classes",
+            labelled,
+            len(split),
+        )
+        return
+    if labelled < len(split):
+        yield Finding(
+            "unlabelled",
+            "info",
+            name,
+            f"{rows_are(len(split) - labelled, 'has', 'have')} no label: only explanations are learnt there",
+            count=len(split) - labelled,
+            of=len(split),
+            rows=[place_of(split, row) for row, label in enumerate(split.labels) if label < 0],
+        )
+    few = {label: count for label, count in counts.items() if count < _FEW_ROWS}
+    if few:
+        yield Finding(
+            "few-rows",
+            "warning",
+            name,
+            f"fewer than {_FEW_ROWS} rows of a class: {listed(few)}",
+            "add rows: so few are learnt by heart"
+            if is_train
+            else "add rows: figures on so few have very wide intervals",
+            sum(few.values()),
+            labelled,
+        )
+    rarest, commonest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[commonest] >= _UNBALANCED * counts[rarest]:
+        yield Finding(
+            "imbalance",
+            "warning",
+            name,
+            f"{counts[commonest]} rows of {commonest!r} for {counts[rarest]} of {rarest!r} "
+            f"({counts[commonest] / counts[rarest]:.0f} to 1): a model that always says {commonest!r} is right in "
+            f"{counts[commonest] / labelled:.0%} of the rows",
+            f"collect more rows of {rarest!r}; judge by AUROC and F1, never by accuracy",
+            counts[rarest],
+            labelled,
+        )
+
+
+def label_names(measured: Measured) -> Iterator[Finding]:
+    names = measured.label_names
+    totals = Counter(label for split in measured.splits for label in split.labels if label >= 0)
+    same: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        if totals[index]:
+            same[normalised(name)].append(index)
+    alike = [(sorted(group, key=lambda i: -totals[i]), "differ only in case or space") for group in same.values()]
+    folded = sorted(same, key=lambda key: -max(totals[i] for i in same[key]))
+    for place, key in enumerate(folded if len(folded) <= _MOST_NAMES else []):
+        near = [
+            other
+            for other in difflib.get_close_matches(key, folded[:place], n=1, cutoff=0.85)
+            if 20 * totals[same[key][0]] <= max(totals[i] for i in same[other]) and not any(c.isdigit() for c in key)
+        ]
+        alike += [([max(same[other], key=lambda i: totals[i]), *same[key]], "may be one misspelt") for other in near]
+    for group, how in alike:
+        if len(group) < 2:
+            continue
+        rare = set(group[1:])
+        rows = [
+            place_of(split, row, names)
+            for split in measured.splits
+            for row, label in enumerate(split.labels)
+            if label in rare
+        ]
+        yield Finding(
+            "label-names",
+            "warning",
+            tuple(dict.fromkeys(place.split for place in rows)),
+            f"the labels {listed({names[i]: totals[i] for i in group})} {how}, and would be classes of their own",
+            f"write {names[group[0]]!r} in these rows, or list the true classes in data.labels",
+            len(rows),
+            sum(totals.values()),
+            rows,
+        )
+
+
+def unseen_classes(measured: Measured, train: int, limits: Limits) -> Iterator[Finding]:
+    known = set(measured.splits[train].labels)
+    if known <= {-1}:
+        return
+    for split in measured.splits:
+        rows = [row for row, label in enumerate(split.labels) if label >= 0 and label not in known]
+        if rows:
+            unseen = Counter(measured.label_names[split.labels[row]] for row in rows)
+            too_many = len(rows) + len(split.rejected) > limits.max_bad_fraction * split.total
+            yield Finding(
+                "unseen-class",
+                "error" if too_many else "warning",
+                (split.source.name,),
+                f"{rows_are(len(rows), 'has', 'have')} a class that {measured.splits[train].source.name} does not: "
+                + listed(unseen),
+                "mend the labels, or move rows of the class to the training file",
+                len(rows),
+                len(split),
+                [place_of(split, row, measured.label_names) for row in rows],
+            )
+
+
+def conflicts(measured: Measured) -> Iterator[Finding]:
+    hashes, splits, rows = _table(measured)
+    labels = np.concatenate([np.asarray(split.labels, dtype=np.int64) for split in measured.splits])
+    found: list[Place] = []
+    texts, across = 0, 0
+    for group in _repeated(hashes, labels >= 0):
+        if len(set(labels[group].tolist())) > 1:
+            texts += 1
+            across += len(set(splits[group].tolist())) > 1
+            places = [place_of(measured.splits[splits[i]], rows[i], measured.label_names) for i in group]
+            first = {place.label: place for place in reversed(places)}
+            found += [
+                Place(p.split, p.line, p.id, p.label, like=next(q for label, q in first.items() if label != p.label))
+                for p in places
+            ]
+    if found:
+        yield Finding(
+            "label-conflict",
+            "error",
+            tuple(dict.fromkeys(place.split for place in found)),
+            f"{texts} {'text has' if texts == 1 else 'texts have'} two labels or more"
+            + (f" ({across} of them across files)" if across else "")
+            + f": {len(found)} rows",
+            "decide on one label for each, or delete these rows",
+            len(found),
+            len(hashes),
+            found,
+        )
+
+
+def _table(measured: Measured) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    """Hash, split and row of all rows."""
+    splits = measured.splits
+    return (
+        np.concatenate([np.asarray(split.hashes, dtype=np.uint64) for split in splits]),
+        np.repeat(np.arange(len(splits)), [len(split) for split in splits]),
+        np.concatenate([np.arange(len(split)) for split in splits]),
+    )
+
+
+def _repeated(hashes: NDArray[np.uint64], among: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+    """Places of each hash that occurs more than once, in their order."""
+    places = np.flatnonzero(among)
+    order = places[np.argsort(hashes[places], kind="stable")]
+    ends = np.flatnonzero(np.diff(hashes[order])) + 1
+    yield from sorted((group for group in np.split(order, ends) if len(group) > 1), key=lambda group: group[0])

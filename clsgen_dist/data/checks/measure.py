@@ -1,0 +1,218 @@
+"""What `clsgen data check` keeps of the rows it reads: numbers, hashes and places, never the texts.
+
+Price: one pass over each source; per row two runs of the tokenizer, one MinHash sketch (the first time a text is met in
+its split) and about 1.5 KB of memory.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+from clsgen_dist.data.checks.near import Sketches, Template, normalised, text_hash
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.ingest import RejectedRow, unique_rows
+from clsgen_dist.data.rows import row_source
+from clsgen_dist.errors import DataError
+
+_SAMPLE = 1000
+"""First rows in which the shared template is looked for."""
+_MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€")
+"""The replacement character, and UTF-8 that was read as Latin-1 and written again."""
+_RAW_KEPT = 300
+
+
+@dataclass(frozen=True)
+class Source:
+    """One FILE of the command line."""
+
+    name: str
+    """The split's name."""
+    path: str
+    """As :func:`clsgen_dist.data.ingest.unique_rows` takes it."""
+
+
+@dataclass
+class Split:
+    """The rows of one source; row i of the arrays is the i-th usable row."""
+
+    source: Source
+    fault: str | None = None
+    """Why nothing of the file was read."""
+    has_byte_order_mark: bool = False
+    ids: list[str] = field(default_factory=list)
+    lines: array[int] = field(default_factory=lambda: array("q"))
+    labels: array[int] = field(default_factory=lambda: array("i"))
+    """Index into the label names, or -1."""
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    """Of the normalised text: equal for texts that differ in case and white space only."""
+    sketches: array[int] = field(default_factory=lambda: array("q"))
+    """Index of the text's sketch: the same for equal texts of the split."""
+    prompt_tokens: array[int] = field(default_factory=lambda: array("q"))
+    """Template and question included, nothing cut."""
+    explanation_tokens: array[int] = field(default_factory=lambda: array("q"))
+    """Of the longest explanation with its end token; 0 for a row without any."""
+    explanations: array[int] = field(default_factory=lambda: array("i"))
+    mojibake: list[int] = field(default_factory=list)
+    """Rows whose text or explanation looks wrongly decoded."""
+    rejected: list[RejectedRow] = field(default_factory=list)
+    """Rows that training would not take."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def total(self) -> int:
+        """Rows with the rejected ones."""
+        return len(self.ids) + len(self.rejected)
+
+
+@dataclass
+class Measured:
+    """All splits, and what they share."""
+
+    splits: list[Split]
+    label_names: list[str]
+    """In the order they were met, or the recipe's."""
+    sketches: Sketches
+    sketch_split: list[int]
+    """Split of each sketch."""
+    sketch_row: list[int]
+    """First row of its split with that text."""
+    template: Template
+
+
+def sources_of(files: Sequence[str]) -> list[Source]:
+    """Names for the files: ``name=path`` as given, else the stem or the split's name, with more of the path if need be.
+
+    Raises:
+        DataError: the same name or file twice.
+    """
+    named: list[tuple[str | None, str]] = []
+    for file in files:
+        name, equals, path = file.partition("=")
+        given = bool(equals and name and "/" not in name and not Path(file).exists())
+        named.append((name, path) if given else (None, file))
+    stems = [name or _stem(path) for name, path in named]
+    sources = [
+        Source(stem if stems.count(stem) == 1 or name else path, row_source(path))
+        for (name, path), stem in zip(named, stems, strict=True)
+    ]
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{name!r} is given {names.count(name)} times; give each file once, or name it: NAME=PATH")
+    return sources
+
+
+def _stem(path: str) -> str:
+    if ":" in path and not Path(path).exists():
+        return path.rpartition(":")[2].rpartition("/")[2]
+    return Path(path).stem
+
+
+def measure(
+    sources: Sequence[Source],
+    *,
+    columns: Columns,
+    labels: Sequence[str] | None,
+    encoder: Encoder,
+    note: Callable[[str], None] = lambda text: None,
+) -> Measured:
+    """Read each source once.
+
+    Args:
+        sources: the splits.
+        columns: how their columns are called.
+        labels: the recipe's label space; None takes what is found.
+        encoder: counts tokens, template and question included.
+        note: told which file is being read.
+
+    Raises:
+        DataError: a source is not there, or has no text column.
+    """
+    splits = [Split(source, *_look_at_bytes(source.path)) for source in sources]
+    # All are opened before the first is read: a wrong path must not show after minutes.
+    rows = [None if split.fault else unique_rows(split.source.path, columns=columns, labels=labels) for split in splits]
+    sketches: Sketches | None = None
+    names = {name: index for index, name in enumerate(labels or [])}
+    measured = Measured(splits, [], Sketches(Template.none()), [], [], Template.none())
+    for index, (split, split_rows) in enumerate(zip(splits, rows, strict=True)):
+        if split_rows is None:
+            continue
+        note(f"reading {split.source.path}")
+        sample = list(islice(split_rows, _SAMPLE))
+        if sketches is None and any(isinstance(row, Example) for row in sample):
+            measured.template = Template.of(normalised(row.text) for row in sample if isinstance(row, Example))
+            sketches = measured.sketches = Sketches(measured.template)
+        seen: dict[int, int] = {}
+        for row in chain(sample, split_rows):
+            if isinstance(row, RejectedRow):
+                split.rejected.append(RejectedRow(row.source, row.line, row.reason, row.raw[:_RAW_KEPT]))
+            else:
+                _take(row, split, index, names, measured, encoder, seen)
+        del sample
+    measured.label_names = list(names)
+    return measured
+
+
+def _take(
+    row: Example,
+    split: Split,
+    index: int,
+    names: dict[str, int],
+    measured: Measured,
+    encoder: Encoder,
+    seen: dict[int, int],
+) -> None:
+    normal = normalised(row.text)
+    digest = text_hash(normal)
+    if digest not in seen:
+        seen[digest] = len(measured.sketches)
+        measured.sketches.add(normal)
+        measured.sketch_split.append(index)
+        measured.sketch_row.append(len(split))
+    if _MOJIBAKE.search(row.text) or any(map(_MOJIBAKE.search, row.explanations)):
+        split.mojibake.append(len(split))
+    split.hashes.append(digest)
+    split.sketches.append(seen[digest])
+    split.ids.append(row.id)
+    split.lines.append(int(row.source.rpartition(":")[2]))
+    split.labels.append(-1 if row.label is None else names.setdefault(row.label, len(names)))
+    split.prompt_tokens.append(encoder.prompt_length(row.text))
+    split.explanations.append(len(row.explanations))
+    split.explanation_tokens.append(max(map(len, encoder.explanations(row.explanations)), default=0))
+
+
+def _look_at_bytes(path: str) -> tuple[str | None, bool]:
+    """What keeps a text file from being read at all, and whether it begins with UTF-8's byte order mark."""
+    file = Path(path).expanduser()
+    if file.suffix not in (".jsonl", ".json", ".csv") or not file.is_file():
+        return None, False
+    with file.open("rb") as stream:
+        head = stream.read(4000)
+    if not head.strip():
+        return ("empty" if file.stat().st_size <= len(head) else None), False
+    if head[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "UTF-32", False
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "UTF-16", False
+    if head.count(0) > len(head) // 4:
+        return "UTF-16LE" if head[1:2] == b"\0" else "UTF-16BE", False
+    return None, head.startswith(b"\xef\xbb\xbf")
+
+
+def excerpts(source: str, columns: Columns, lines: set[int], length: int) -> Iterator[tuple[int, str]]:
+    """The first characters of the texts on some lines: the file is read again, up to the last of them."""
+    last = max(lines, default=0)
+    for row in unique_rows(source, columns=columns, labels=None, require_target=False) if lines else ():
+        line = int(row.source.rpartition(":")[2]) if isinstance(row, Example) else row.line
+        if line in lines and isinstance(row, Example):
+            yield line, row.text if len(row.text) <= length else row.text[:length] + " …"
+        if line >= last:
+            return

@@ -1,0 +1,182 @@
+"""The page of `clsgen data check`: one HTML file that needs nothing from outside, in light and dark.
+
+Texts of rows are strangers' texts: all are escaped, and the page forbids itself any script and any request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from html import escape
+
+from clsgen_dist.data.checks import plots
+from clsgen_dist.data.checks.finding import Finding, Place, shown
+from clsgen_dist.data.checks.measure import excerpts
+from clsgen_dist.data.checks.report import Checked, classes, overview
+
+_SHOWN = 20
+"""Rows of a finding on the page; the JSON file has all."""
+_EXCERPT = 200
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fbfbfa; --card: #ffffff; --ink: #1f2933; --muted: #5b6773;
+  --line: #dfe3e8; --s1: #1f5fa8; --s2: #c2691c; --s3: #3f8f5f; --s4: #7d5ba6; --error: #b3261e; --warning: #8a5a00;
+  --info: #2f5f8f; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --card: #1c2229; --ink: #e6e9ed; --muted: #9aa5b1;
+  --line: #343c46; --s1: #7fb2ea; --s2: #eaa363; --s3: #7fcf9f; --s4: #bfa3e0; --error: #ff8a80; --warning: #f0b866;
+  --info: #8fbcea; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+main { max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
+p { margin: .25rem 0; } .muted { color: var(--muted); }
+.verdict { font-size: 1.1rem; font-weight: 600; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
+th, td { text-align: left; vertical-align: top; padding: .4rem .75rem .4rem 0; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; color: var(--muted); }
+td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 16rem; }
+td.place { overflow-wrap: anywhere; white-space: pre-line; min-width: 11rem; }
+.figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+figure, article { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  padding: 1rem; }
+figcaption { font-weight: 600; margin-bottom: .5rem; }
+svg { width: 100%; height: auto; display: block; } svg text { font-family: inherit !important; }
+article { margin-bottom: .75rem; border-left-width: .35rem; }
+article h3 { font-size: 1rem; margin: 0 0 .25rem; }
+article.error { border-left-color: var(--error); } article.warning { border-left-color: var(--warning); }
+article.info { border-left-color: var(--info); }
+.error b.severity { color: var(--error); } .warning b.severity { color: var(--warning); }
+.info b.severity { color: var(--info); }
+details { margin-top: .5rem; } summary { cursor: pointer; color: var(--s1); }
+code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; }
+@media print { body { background: #fff; } details { display: block; } }
+"""
+
+
+def page(checked: Checked) -> str:
+    """The whole document."""
+    splits = checked.measured.splits
+    names = " · ".join(escape(split.source.name) for split in splits)
+    limits = checked.limits
+    texts = _excerpts(checked)
+    figures = "".join(
+        f"<figure><figcaption>{escape(figure.title)}</figcaption>{_inline(figure, number)}</figure>"
+        for number, figure in enumerate(plots.figures(checked), start=1)
+    )
+    findings = "".join(_finding(checked, finding, texts) for finding in checked.findings)
+    class_table = _table(
+        f"Rows of each class (of {len(checked.measured.label_names)}, the largest first)",
+        classes(splits, checked.measured.label_names),
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>Rows: {names}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>Rows: {names}</h1>
+<p class="verdict">{escape(checked.verdict().capitalize())}</p>
+<p class="muted">Lengths in tokens of <code>{escape(checked.tokenizer)}</code>; limits: prompt
+{limits.max_prompt_length}, explanation {limits.max_explanation_length}; near duplicates from a Jaccard index of
+{limits.near:g}.</p>
+<section aria-labelledby="files"><h2 id="files">Files</h2>
+{_table("Rows, and lengths as median / 95 % / longest", [overview(split) for split in splits])}
+</section>
+<section aria-labelledby="findings"><h2 id="findings">Findings</h2>
+{findings or "<p>Nothing wrong was found.</p>"}
+</section>
+<section aria-labelledby="classes"><h2 id="classes">Classes</h2>
+{class_table}
+</section>
+<section aria-labelledby="plots"><h2 id="plots">Pictures</h2>
+<div class="figures">{figures}</div>
+</section>
+</main>
+</body>
+</html>
+"""
+
+
+def _finding(checked: Checked, finding: Finding, texts: dict[tuple[str, int], str]) -> str:
+    remedy = f"<p><b>Remedy:</b> {escape(finding.remedy)}</p>" if finding.remedy else ""
+    rows = ""
+    if finding.rows:
+        places = shown(finding, _SHOWN)
+        total = len(finding.rows)
+        title = f"{total} row{'s' * (total != 1)}" + (f", the first {len(places)}" if total > _SHOWN else "")
+        body = "".join(_place_rows(checked, place, texts) for place in places)
+        rows = (
+            f'<details><summary>{title}</summary><div class="scroll"><table><thead><tr><th scope="col">where</th>'
+            f'<th scope="col">label</th><th scope="col">what</th><th scope="col">row</th></tr></thead>'
+            f"<tbody>{body}</tbody></table></div></details>"
+        )
+    return (
+        f'<article class="{finding.severity}"><h3><b class="severity">{finding.severity}</b> · '
+        f"<code>{escape(finding.code)}</code> · {escape(', '.join(finding.splits))}</h3>"
+        f"<p>{escape(finding.what)}</p>{remedy}{rows}</article>\n"
+    )
+
+
+def _place_rows(checked: Checked, place: Place, texts: dict[tuple[str, int], str]) -> str:
+    line = _place_row(checked, place, place.detail, texts)
+    return line + (_place_row(checked, place.like, "is like this row", texts) if place.like else "")
+
+
+def _place_row(checked: Checked, place: Place, detail: str, texts: dict[tuple[str, int], str]) -> str:
+    where = checked.where(place) + (f"\n{place.id}" if place.id and not place.id.endswith(f":{place.line}") else "")
+    text = place.excerpt or texts.get((place.split, place.line), "")
+    return (
+        f'<tr><td class="place">{escape(where)}</td><td>{escape(place.label or "")}</td><td>{escape(detail)}</td>'
+        f'<td class="text">{_visible(text)}</td></tr>'
+    )
+
+
+def _visible(text: str) -> str:
+    """Escaped, with what neither shows nor may stand in HTML made visible."""
+    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", "\ufffd", text))
+
+
+def _excerpts(checked: Checked) -> dict[tuple[str, int], str]:
+    """Beginnings of the texts that the page shows, by split and line."""
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for finding in checked.findings:
+        for place in shown(finding, _SHOWN):
+            for row in (place, place.like):
+                if row and not row.excerpt:
+                    wanted[row.split].add(row.line)
+    return {
+        (split, line): text
+        for split, lines in wanted.items()
+        for line, text in excerpts(checked.path(split), checked.columns, lines, _EXCERPT)
+    }
+
+
+def _table(caption: str, rows: Sequence[dict[str, str]]) -> str:
+    if not rows:
+        return '<p class="muted">No row has a label.</p>'
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{_visible(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _inline(figure: plots.Picture, number: int) -> str:
+    """The SVG for use inside HTML: its ids made unique, its colours those of the page."""
+    svg = figure.svg[figure.svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="p{number}-', svg)
+    svg = re.sub(r'(href="|url\()#(?=[A-Za-z_])', rf"\1#p{number}-", svg)
+    for name, colour in plots.COLOURS.items():
+        svg = svg.replace(f": {colour}", f": var(--{name})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.told)}"', 1)

@@ -1,0 +1,181 @@
+"""What `clsgen data check` found, as text for a terminal, as JSON for programs, and as a page (:mod:`check_page`)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, Place, shown
+from clsgen_dist.data.checks.labels import class_counts
+from clsgen_dist.data.checks.measure import Measured, Split
+from clsgen_dist.data.example import Columns
+
+_SHOWN = 5
+_MOST_CLASSES = 50
+
+
+@dataclass(frozen=True)
+class Checked:
+    """All that a report tells."""
+
+    measured: Measured
+    findings: list[Finding]
+    limits: Limits
+    columns: Columns
+    tokenizer: str
+
+    def path(self, split: str) -> str:
+        """The source of a split."""
+        return next(s.source.path for s in self.measured.splits if s.source.name == split)
+
+    def where(self, place: Place) -> str:
+        """``train.jsonl:17``; the split's name where the file's would be ambiguous, or there is no file."""
+        files = [Path(split.source.path).name for split in self.measured.splits]
+        file = Path(self.path(place.split)).name
+        is_file = Path(self.path(place.split)).expanduser().is_file() and files.count(file) == 1
+        return f"{file if is_file else place.split}:{place.line}"
+
+    def verdict(self) -> str:
+        """Findings by severity, in words."""
+        counts = Counter(finding.severity for finding in self.findings)
+        named = [f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES[:2] if counts[s]]
+        return ", ".join(named) or "nothing wrong was found"
+
+
+def overview(split: Split) -> dict[str, str]:
+    """One line of the table of files: column and value."""
+    rows = len(split)
+    labelled = sum(label >= 0 for label in split.labels)
+    explained = sum(count > 0 for count in split.explanations)
+    prompts = np.asarray(split.prompt_tokens)
+    reasons = np.array([tokens for tokens in split.explanation_tokens if tokens])
+    return {
+        "split": split.source.name,
+        "rows": str(rows),
+        "unusable": str(len(split.rejected)),
+        "labelled": _share(labelled, rows),
+        "explained": _share(explained, rows),
+        "prompt tokens, median / 95 % / longest": _spread(prompts),
+        "explanation tokens": _spread(reasons),
+    }
+
+
+def classes(splits: Sequence[Split], names: Sequence[str]) -> list[dict[str, str]]:
+    """The table of the largest classes: rows of each split, with their share of the labelled ones."""
+    counts = {split.source.name: class_counts(split, names) for split in splits}
+    return [
+        {
+            "class": repr(name),
+            **{
+                split: f"{c.get(name, 0)} ({c.get(name, 0) / max(1, sum(c.values())):.1%})"
+                for split, c in counts.items()
+            },
+        }
+        for name in sorted(names, key=lambda name: -sum(c.get(name, 0) for c in counts.values()))[:_MOST_CLASSES]
+    ]
+
+
+def to_text(checked: Checked) -> str:
+    """Tables in Markdown, then each finding with its first places and the remedy."""
+    splits = checked.measured.splits
+    parts = [_table([overview(split) for split in splits])]
+    if checked.measured.label_names:
+        parts.append(_table(classes(splits, checked.measured.label_names)))
+        if len(checked.measured.label_names) > _MOST_CLASSES:
+            parts[-1] += f"\n{len(checked.measured.label_names)} classes; these are the largest"
+    for finding in checked.findings:
+        lines = [f"{finding.severity:7}  {finding.code} [{', '.join(finding.splits)}]: {finding.what}"]
+        if finding.rows and finding.severity != "info":
+            more = f" … {len(finding.rows)} rows in all" if len(finding.rows) > _SHOWN else ""
+            lines.append("         where: " + "; ".join(_told(checked, p) for p in shown(finding, _SHOWN)) + more)
+        if finding.remedy:
+            lines.append(f"         remedy: {finding.remedy}")
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, checked.verdict()])
+
+
+def to_json(checked: Checked) -> str:
+    """Every finding with every row; the schema only grows, so that other programs may build on it."""
+    splits = [
+        {
+            "name": split.source.name,
+            "source": split.source.path,
+            "rows": len(split),
+            "unusable": len(split.rejected),
+            "classes": class_counts(split, checked.measured.label_names),
+            "explained": sum(count > 0 for count in split.explanations),
+        }
+        for split in checked.measured.splits
+    ]
+    findings = [
+        {
+            "finding": finding.code,
+            "severity": finding.severity,
+            "splits": list(finding.splits),
+            "what": finding.what,
+            "remedy": finding.remedy,
+            "count": finding.count,
+            "of": finding.of,
+            "rows": [_place_json(checked, place) for place in finding.rows],
+        }
+        for finding in checked.findings
+    ]
+    whole = {"schema": 1, "tokenizer": checked.tokenizer, "splits": splits, "findings": findings}
+    return json.dumps(whole, ensure_ascii=True, indent=1) + "\n"
+
+
+def to_html(checked: Checked) -> str:
+    """The page: one file, nothing from outside."""
+    from clsgen_dist.data.checks.page import page
+
+    return page(checked)
+
+
+def _place_json(checked: Checked, place: Place) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "split": place.split,
+        "source": checked.path(place.split),
+        "line": place.line,
+        "id": place.id,
+        "label": place.label,
+    }
+    if place.detail:
+        fields["detail"] = place.detail
+    if place.like:
+        fields["like"] = _place_json(checked, place.like)
+    return fields
+
+
+def _told(checked: Checked, place: Place) -> str:
+    """Where a row is, for people."""
+    # An id that is made of file and line says nothing more.
+    has_id = place.id is not None and not place.id.endswith(f":{place.line}")
+    inside = ", ".join([*([place.id] if has_id and place.id else []), *([place.detail] if place.detail else [])])
+    if place.like and place.label and place.like.label and place.label != place.like.label:
+        inside += f"{', ' if inside else ''}{place.label!r}, not {place.like.label!r}"
+    like = f" = {checked.where(place.like)}" if place.like else ""
+    return f"{checked.where(place)}{like}" + (f" ({inside})" if inside else "")
+
+
+def _table(rows: Sequence[dict[str, str]]) -> str:
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
+    told = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([told[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *told[1:]])
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({count / total:.0%})" if total else "-"
+
+
+def _spread(lengths: np.ndarray) -> str:
+    if not len(lengths):
+        return "-"
+    median, high = np.percentile(lengths, [50, 95])
+    return f"{median:.0f} / {high:.0f} / {lengths.max()}"
