@@ -198,6 +198,10 @@ def _load_from_other_ranks(engine: Any, world: World, folder: Path) -> str | Non
         engine._config.load_universal_checkpoint = False
     for group, own in zip(engine.optimizer.param_groups, options, strict=True):
         group.update(own)
+    # ... and all parameters one and the same tensor of Adam's step, which then counts once for each of them.
+    for parameter_state in engine.optimizer.optimizer.state.values():
+        if isinstance(step := parameter_state.get("step"), torch.Tensor):
+            parameter_state["step"] = step.clone()
     world.barrier()
     if world.is_main:
         shutil.rmtree(universal)
