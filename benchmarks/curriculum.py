@@ -74,7 +74,7 @@ def epochs_for(tokens: int, name: str, arm: str, seed: int, model: str, output: 
     """The length at which a way has shown so many tokens, by planning the run."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.encode import Encoder
-    from clsgen_dist.data.rows import read_rows
+    from clsgen_dist.engine.rows import read_rows
     from clsgen_dist.engine.stream import plan_stream
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 

@@ -6,16 +6,19 @@
 Synthetic rows of real lengths: words drawn from comve-like sentences, 10 to 60 a text, a label, one explanation. Ours:
 ``open_table`` (read, check, tokenise, on all cores), the same again (warm start), then the training stream's packed
 steps. Peer: ``load_dataset("json")``, ``map`` with the same tokenizer on as many processes, and Hugging Face's
-padding collator behind a DataLoader with shuffling. Each in a fresh process; memory is the private memory (USS) of that
-process and its children, at its peak over 50 ms samples: pages of mapped files belong to the kernel and are left out.
+padding collator behind a DataLoader with shuffling. Each in a fresh process; memory is what that process and its
+children had written to and could not share (Private_Dirty), at its peak over 50 ms samples: pages of mapped files,
+which the kernel may drop at any time, are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -69,28 +72,25 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        import psutil
-
         while not self._stop.wait(0.05):
             total = 0
             for process in [self._me, *self._me.children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().uss
-                except psutil.Error:
-                    continue
-            self.peak = max(self.peak, total / 1e6)
+                with contextlib.suppress(OSError):
+                    rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+                    total += int(re.search(r"Private_Dirty:\s+(\d+) kB", rollup)[1])  # type: ignore[index]
+            self.peak = max(self.peak, total / 1e3)
 
 
 def ours(path: Path) -> dict[str, float]:
     """Build, warm start, and packed steps."""
     import numpy as np
 
+    from clsgen_dist.data.build import Recipe, open_table
     from clsgen_dist.data.curriculum import RunOrder, plan_stages
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.loader import TrainStream
     from clsgen_dist.data.row_set import RowSet
-    from clsgen_dist.data.table import Recipe, open_table
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 
     encoder = Encoder(

@@ -56,7 +56,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.data.pack import Sample
-    from clsgen_dist.data.rows import read_rows
+    from clsgen_dist.engine.rows import read_rows
     from clsgen_dist.engine.stream import plan_stream
     from clsgen_dist.model.attention import per_sequence
     from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer

@@ -119,33 +119,34 @@ def data_main(argv: Sequence[str]) -> None:
 
 def data_check_main(argv: Sequence[str]) -> None:
     """``clsgen data check``."""
-    from clsgen_dist.data.check import check
+    from clsgen_dist.data_verbs.check import check
 
     _run(check, argv, program="clsgen data check", positional="files", switches=("strict",))
 
 
 def data_score_main(argv: Sequence[str]) -> None:
     """``clsgen data score FILE``."""
-    from clsgen_dist import data_verbs
+    from clsgen_dist.data_verbs.score import score
 
     own, settings = _own_and_settings(
         "score", "Score the difficulty of rows, print and draw it.", argv, file=True,
         show=(int, 3, "easiest and hardest rows to print"), plot=(str, "difficulty.png", "image to write"),
     )  # fmt: skip
-    _guarded(lambda: data_verbs.score(settings, show=own.show, plot=own.plot))
+    _guarded(lambda: score(settings, show=own.show, plot=own.plot))
 
 
 def data_preview_main(argv: Sequence[str]) -> None:
     """``clsgen data preview``."""
-    from clsgen_dist import data_verbs
+    from clsgen_dist.data_verbs.preview import preview
 
     own, settings = _own_and_settings(
         "preview", "Draw what a run would show when, before a step is taken.", argv, file=False,
         ranks=(int, 1, "ranks to pack for"), plot=(str, "preview.png", "image to write"),
+        plan=(str, None, "JSON file to write for launch scripts: the stages with their steps, rows and tokens"),
     )  # fmt: skip
     if own.ranks < 1:
         sys.exit(_complain(f"--ranks is {own.ranks}, expected 1 or more"))
-    _guarded(lambda: data_verbs.preview(settings, ranks=own.ranks, plot=own.plot))
+    _guarded(lambda: preview(settings, ranks=own.ranks, plot=own.plot, plan=own.plan))
 
 
 def _own_and_settings(

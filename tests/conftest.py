@@ -102,9 +102,9 @@ def encoder(smollm2: Path) -> Any:
 @pytest.fixture
 def row_set(encoder: Any, tmp_path: Path) -> Callable[..., Any]:
     """``row_set(rows)``: rows given as dictionaries, read, checked and tokenised into a table on disk."""
+    from clsgen_dist.data.build import Recipe, open_table
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.row_set import RowSet
-    from clsgen_dist.data.table import Recipe, open_table
 
     def make(rows: list[dict[str, Any]], labels: tuple[str, ...] | None = None) -> Any:
         path = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}.jsonl"

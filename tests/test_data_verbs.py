@@ -46,7 +46,8 @@ def test_score_and_preview_show_what_would_be_trained(recipe_file, run_command, 
     assert plot.read_bytes().startswith(b"\x89PNG")
     plot = tmp_path / "preview.png"
     shown = run_command(
-        *("clsgen", "data", "preview", "--config", str(recipe_file), "--ranks", "2", "--plot", str(plot))
+        *("clsgen", "data", "preview", "--config", str(recipe_file), "--ranks", "2", "--plot", str(plot)),
+        *("--plan", str(tmp_path / "plan.json")),
     ).stdout
     assert plot.stat().st_size > 10_000
     lines = {
@@ -54,6 +55,12 @@ def test_score_and_preview_show_what_would_be_trained(recipe_file, run_command, 
         for line in shown.splitlines()
         if "|" in line
     }
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert [(s["name"], s["first_step"], s["last_step"], s["rows"]) for s in plan] == [
+        ("short", 0, 3, 24),
+        ("all", 3, 9, 41),
+    ]
+    assert all(s["tokens"] > 24 * 45 and s["micro_steps"] >= s["last_step"] - s["first_step"] for s in plan)
     steps, rows_shown, distinct = (int(n) for n in lines["short"][:3])
     assert (steps, rows_shown) == (3, 24) and distinct <= 22
     assert float(lines["short"][4]) < 0.3 < float(lines["all"][4])

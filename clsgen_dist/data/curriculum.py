@@ -115,7 +115,7 @@ def quantiles(score_N: np.ndarray, label_N: np.ndarray, direction: Direction, se
         score_N = tie_N
     elif direction == "hard_first":
         score_N = -score_N
-    quantile_N = np.empty(len(score_N))
+    quantile_N = np.empty(len(score_N), dtype=np.float32)
     for label in np.unique(label_N):
         mine = np.flatnonzero(label_N == label)
         order = mine[np.lexsort((tie_N[mine], score_N[mine]))]

@@ -15,7 +15,7 @@ than another. Those that read the rows alone are here; those that ask the backbo
 Scores are kept in the folder of the row table, under a hash of what made them beside the rows themselves.
 
 Price: length and rarity a pass over numbers (a second for a million rows); margin five fits on at most 20,000 rows
-each and a pass over the texts.
+each, in parallel, and as many passes over the texts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clsgen_dist.data.build import worker_pool
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.table import RowTable
 
@@ -37,6 +38,8 @@ from clsgen_dist.data.table import RowTable
 
 _FOLDS = 5
 _FIT_ROWS = 20_000
+_SMALL = 5000
+"""Fewer rows are scored here: other processes take seconds to start."""
 _BLOCK = 4096
 
 Scorer = Callable[[RowSet], np.ndarray]
@@ -75,28 +78,41 @@ def rarity(rows: RowSet) -> np.ndarray:
 
 def margin(rows: RowSet) -> np.ndarray:
     """Cross-validated: how sure TF-IDF and logistic regression are of another class; NaN without label."""
+    score_N = np.full(len(rows), np.nan)
+    tasks = [(rows.table.folder, fold) for fold in range(_FOLDS)]
+    if len(rows) < _SMALL:
+        found = [_fold_margins(*task) for task in tasks]
+    else:
+        with worker_pool(min(_FOLDS, len(os.sched_getaffinity(0)))) as pool:
+            found = list(pool.map(_fold_margins, *zip(*tasks, strict=True)))
+    for numbers, margins in found:
+        score_N[numbers] = -margins
+    return score_N
+
+
+def _fold_margins(folder: Path, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labelled rows of a fold, and their margins under a classifier that was fitted on the others."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    labels_N = rows.label_N
-    fold_N = np.random.default_rng(0).integers(_FOLDS, size=len(rows))
-    score_N = np.full(len(rows), np.nan)
-    models = []
-    for fold in range(_FOLDS):
-        fit = np.flatnonzero((fold_N != fold) & (labels_N >= 0))
-        fit = np.sort(np.random.default_rng(fold).permutation(fit)[:_FIT_ROWS])
-        if len(np.unique(labels_N[fit])) < 2:
-            return score_N
-        model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000))
-        models.append(model.fit([rows.table.example(int(row)).text for row in fit], labels_N[fit]))
-    for numbers, texts in _text_blocks(rows.table):
-        for fold, model in enumerate(models):
-            mine = np.flatnonzero((fold_N[numbers] == fold) & (labels_N[numbers] >= 0))
-            if len(mine):
-                probabilities = model.predict_proba([texts[n] for n in mine])
-                score_N[numbers[mine]] = -_margins(probabilities, model.classes_, labels_N[numbers[mine]])
-    return score_N
+    table = RowTable(folder)
+    labels_N = np.asarray(table.label_N)
+    fold_N = np.random.default_rng(0).integers(_FOLDS, size=len(table))
+    fit = np.flatnonzero((fold_N != fold) & (labels_N >= 0))
+    fit = np.sort(np.random.default_rng(fold).permutation(fit)[:_FIT_ROWS])
+    if len(np.unique(labels_N[fit])) < 2:
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000))
+    model.fit([table.example(int(row)).text for row in fit], labels_N[fit])
+    rows, margins = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
+    for numbers, texts in _text_blocks(table):
+        mine = np.flatnonzero((fold_N[numbers] == fold) & (labels_N[numbers] >= 0))
+        if len(mine):
+            probabilities_NC = model.predict_proba([texts[n] for n in mine])
+            rows.append(numbers[mine])
+            margins.append(_margins(probabilities_NC, model.classes_, labels_N[numbers[mine]]))
+    return np.concatenate(rows), np.concatenate(margins)
 
 
 def given(rows: RowSet) -> np.ndarray:

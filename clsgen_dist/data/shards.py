@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 
 from clsgen_dist.cache import cache_dir
+from clsgen_dist.data.build import Recipe, build_table
 from clsgen_dist.data.curriculum import PlannedStage, stages_fingerprint
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.ingest import refuse_if_too_bad
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.read import find_source
 from clsgen_dist.data.row_set import RowSet
-from clsgen_dist.data.table import Recipe, RowTable, build_table
+from clsgen_dist.data.table import RowTable
 from clsgen_dist.errors import DataError
 
 # N rows of all shards, p positions
@@ -49,6 +50,7 @@ class ShardedRows:
         window: shards of a window.
         seed: of the order.
         max_bad_fraction: more rejected rows than this share of a shard raise.
+        quarantine: folder for the lists of rejected rows, one a shard; None on all ranks but one.
         keeps_house: whether this process deletes windows that are over (one per machine).
         say: told when a window is fetched and when rows are rejected.
 
@@ -65,13 +67,14 @@ class ShardedRows:
         window: int,
         seed: int,
         max_bad_fraction: float,
+        quarantine: Path | None,
         keeps_house: bool,
         say: Callable[[str], None],
     ) -> None:
         import fsspec
 
         self.encoder, self.window, self.seed, self.max_bad_fraction = encoder, window, seed, max_bad_fraction
-        self._recipe, self._keeps_house, self._say = recipe, keeps_house, say
+        self._recipe, self._quarantine, self._keeps_house, self._say = recipe, quarantine, keeps_house, say
         self._files, self.names = _find(fsspec, pattern)
         self.counts = np.array([_rows_of(self._files, name) for name in self.names], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
@@ -181,10 +184,13 @@ class ShardedRows:
                     local.unlink(missing_ok=True)
         table = RowTable(folder)
         if bad := sum(table.card.rejected.values()):
-            self._say(f"{self.names[shard]}: {table.card.summary()}; see {table.quarantine}")
-            refuse_if_too_bad(
-                self.names[shard], len(table), bad, table.rejected(), self.max_bad_fraction, table.quarantine
-            )
+            listed = table.quarantine
+            if self._quarantine is not None:  # the table goes when its window is over, the list of what it lost stays
+                listed = self._quarantine / f"{Path(self.names[shard]).stem}.jsonl"
+                listed.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(table.quarantine, listed)
+            self._say(f"{self.names[shard]}: {table.card.summary()}; see {listed}")
+            refuse_if_too_bad(self.names[shard], len(table), bad, table.rejected(), self.max_bad_fraction, listed)
         return table
 
     def _folder(self, shard: int) -> Path:

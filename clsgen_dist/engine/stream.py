@@ -14,8 +14,8 @@ from clsgen_dist.data.curriculum import PlannedStage, RunOrder, plan_stages, qua
 from clsgen_dist.data.difficulty import combine
 from clsgen_dist.data.loader import TrainStream
 from clsgen_dist.data.row_set import RowSet
-from clsgen_dist.data.rows import Rows
 from clsgen_dist.data.shards import ShardedOrder, ShardedRows
+from clsgen_dist.engine.rows import Rows
 from clsgen_dist.engine.scoring import difficulty_scores
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.loss.weights import WeightSchedule
@@ -61,7 +61,9 @@ def _order(
 ) -> RunOrder | ShardedOrder:
     if isinstance(rows, ShardedRows):
         return ShardedOrder(rows, stages)
-    quantile_N = _quantiles(settings, rows, say) if settings.curriculum.stages else np.zeros(len(rows))
+    quantile_N = (
+        _quantiles(settings, rows, say) if settings.curriculum.stages else np.zeros(len(rows), dtype=np.float32)
+    )
     for planned in stages:
         stage_order(planned, quantile_N, settings.seed)  # refuses a stage without rows, before anything is trained
     return RunOrder(stages, quantile_N, settings.seed)

@@ -21,13 +21,13 @@ from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.loader import Step, TrainStream, ahead
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.row_set import RowSet
-from clsgen_dist.data.rows import read_rows
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, on_accelerator, process_group
 from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better
 from clsgen_dist.engine.optim import build_optimizer, lr_factor, parameter_groups, set_lr
 from clsgen_dist.engine.probe import probe_sample, score_probe
+from clsgen_dist.engine.rows import read_rows
 from clsgen_dist.engine.stream import plan_stream, weight_schedule
 from clsgen_dist.engine.zero import deepspeed_config
 from clsgen_dist.errors import NonFiniteLossError, SettingsError

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.calibrate.scaling import AffineCalibration, fit_affine
+from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.ingest import Ingested, read_examples
-from clsgen_dist.data.rows import row_source
 from clsgen_dist.errors import DataError
 from clsgen_dist.evaluate.classification import best_f1_threshold
 from clsgen_dist.evaluate.report import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clsgen_dist.data.demos import breast_cancer
-from clsgen_dist.data.rows import row_source
+from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.errors import DataError
 
 

@@ -11,10 +11,11 @@ from html.parser import HTMLParser
 import pytest
 
 from clsgen_dist.cli import main
-from clsgen_dist.data.check import check_files
 from clsgen_dist.data.checks.measure import sources_of
-from clsgen_dist.data.checks.report import to_html, to_json, to_text
+from clsgen_dist.data.checks.page import page as html_of
+from clsgen_dist.data.checks.report import to_json, to_text
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data_verbs.check import check_files
 from clsgen_dist.errors import DataError, ModelError, SettingsError
 
 NOUNS = [
@@ -576,7 +577,7 @@ def test_the_page_is_whole_escapes_rows_and_asks_nothing_from_outside(train, tes
     path = train(rows)
     with open(path, "a") as file:
         file.write('{"text": "<script>broken"\n')
-    page = to_html(
+    page = html_of(
         check_files(
             [path, test([*_rows(50, seed=1, labels=["no", "<b>yes</b> & $x_"]), {**rows[3], "id": "</table>"}])]
         )
@@ -604,7 +605,7 @@ def test_the_page_of_nothing_but_bad_rows_still_opens(tmp_path):
     (tmp_path / "none.jsonl").touch()
     checked = check_files([str(tmp_path / "rows.jsonl"), str(tmp_path / "none.jsonl")])
     assert [f.code for f in checked.findings] == ["unusable-rows", "empty"]
-    assert _Page(to_html(checked)).tags["article"] == 2
+    assert _Page(html_of(checked)).tags["article"] == 2
     assert json.loads(to_json(checked))["findings"][0]["count"] == 5
 
 

@@ -62,6 +62,12 @@ def test_margin_finds_the_row_with_the_other_classs_word(rows):
     assert np.nanmedian(score_N) < -0.5
 
 
+def test_margin_is_the_same_computed_by_several_processes(rows, monkeypatch):
+    alone = difficulty.margin(rows)
+    monkeypatch.setattr(difficulty, "_SMALL", 0)
+    assert np.array_equal(difficulty.margin(rows), alone, equal_nan=True)
+
+
 def test_given_is_the_users_column(rows):
     score_N = difficulty.given(rows)
     assert score_N[10] == 10 and np.isnan(score_N[4])

@@ -26,9 +26,9 @@ STAGES = [
 def rows(encoder, mixed, tmp_path_factory):
     import json
 
+    from clsgen_dist.data.build import Recipe, open_table
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.row_set import RowSet
-    from clsgen_dist.data.table import Recipe, open_table
 
     path = tmp_path_factory.mktemp("stream") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in mixed))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import fsspec
 import numpy as np
 import pytest
 
+from clsgen_dist.data.build import Recipe
 from clsgen_dist.data.curriculum import plan_stages
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.loader import TrainStream
 from clsgen_dist.data.shards import ShardedOrder, ShardedRows
-from clsgen_dist.data.table import Recipe
 from clsgen_dist.errors import DataError
 
 SHARDS, ROWS = 7, 11
@@ -42,11 +43,24 @@ def shards(tmp_path, monkeypatch):
     store.rm(f"/{tmp_path.name}", recursive=True)
 
 
-def _stream(pattern, encoder, *, rank=0, world_size=1, epochs=2.0, batch=9, seed=0, window=2, said=None, bad=0.2):
+def _stream(
+    pattern,
+    encoder,
+    *,
+    rank=0,
+    world_size=1,
+    epochs=2.0,
+    batch=9,
+    seed=0,
+    window=2,
+    said=None,
+    bad=0.2,
+    quarantine=None,
+):
     recipe = Recipe(Columns(), ("a", "b"), 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
     rows = ShardedRows(
-        pattern, recipe, encoder, window=window, seed=seed, max_bad_fraction=bad, keeps_house=rank == 0,
-        say=(said if said is not None else []).append,
+        pattern, recipe, encoder, window=window, seed=seed, max_bad_fraction=bad, quarantine=quarantine,
+        keeps_house=rank == 0, say=(said if said is not None else []).append,
     )  # fmt: skip
     stages = plan_stages([], rows=len(rows), batch_size=batch, epochs=epochs, max_steps=None)
     order = ShardedOrder(rows, stages)
@@ -59,9 +73,9 @@ def _ids(stream, steps):
     return [[stream.rows.id(int(row)) for row in stream.chosen(step)[0]] for step in steps]
 
 
-def test_each_epoch_shows_every_good_row_once_window_by_window(shards, encoder):
+def test_each_epoch_shows_every_good_row_once_window_by_window(shards, encoder, tmp_path):
     said: list[str] = []
-    stream = _stream(shards, encoder, said=said, batch=ROWS)
+    stream = _stream(shards, encoder, said=said, batch=ROWS, quarantine=tmp_path / "lost")
     ids = _ids(stream, range(stream.steps))
     good = {f"{s}-{r}" for s in range(SHARDS) for r in range(ROWS) if not (r == 5 and s > 1)}
     epochs = [Counter(i for step in ids[e * SHARDS : (e + 1) * SHARDS] for i in step) for e in (0, 1)]
@@ -70,6 +84,8 @@ def test_each_epoch_shows_every_good_row_once_window_by_window(shards, encoder):
     for shard_set in ({i.split("-")[0] for step in ids[k : k + 2] for i in step} for k in (0, 2, 4)):
         assert len(shard_set) == 2  # a window is two shards, mixed
     assert sum("1 rejected (1 empty text)" in text for text in said) >= SHARDS - 2
+    lost = [json.loads(file.read_text()) for file in (tmp_path / "lost").iterdir()]
+    assert len(lost) == SHARDS - 2 and {(row["line"], row["reason"]) for row in lost} == {(6, "empty text")}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from clsgen_dist.data import read
+from clsgen_dist.data.build import Recipe, open_table
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.ingest import read_examples
-from clsgen_dist.data.table import Recipe, open_table
 from clsgen_dist.errors import DataError
 
 
@@ -173,7 +173,7 @@ import sys
 from clsgen_dist.data import read
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.table import Recipe, open_table
+from clsgen_dist.data.build import Recipe, open_table
 from clsgen_dist.model.backbone import load_tokenizer
 
 if __name__ == "__main__":

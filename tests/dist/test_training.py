@@ -10,7 +10,7 @@ import torch
 from clsgen_dist.config import parse_settings
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.pack import collate
-from clsgen_dist.data.rows import read_rows
+from clsgen_dist.engine.rows import read_rows
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.optim import lr_factor, parameter_groups
 from clsgen_dist.engine.stream import plan_stream

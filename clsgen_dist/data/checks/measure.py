@@ -14,10 +14,10 @@ from itertools import chain, islice
 from pathlib import Path
 
 from clsgen_dist.data.checks.near import Sketches, Template, normalised, text_hash
+from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.ingest import RejectedRow, unique_rows
-from clsgen_dist.data.rows import row_source
 from clsgen_dist.errors import DataError
 
 _SAMPLE = 1000

@@ -1,4 +1,4 @@
-"""What `clsgen data check` found, as text for a terminal, as JSON for programs, and as a page (:mod:`check_page`)."""
+"""What `clsgen data check` found, as text for a terminal and as JSON for programs; as a page: ``page.py``."""
 
 from __future__ import annotations
 
@@ -128,13 +128,6 @@ def to_json(checked: Checked) -> str:
     ]
     whole = {"schema": 1, "tokenizer": checked.tokenizer, "splits": splits, "findings": findings}
     return json.dumps(whole, ensure_ascii=True, indent=1) + "\n"
-
-
-def to_html(checked: Checked) -> str:
-    """The page: one file, nothing from outside."""
-    from clsgen_dist.data.checks.page import page
-
-    return page(checked)
 
 
 def _place_json(checked: Checked, place: Place) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clsgen_dist.config import DataSettings
+from clsgen_dist.data.build import Recipe, open_table
+from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.ingest import refuse_if_too_bad
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.shards import ShardedRows
-from clsgen_dist.data.table import Recipe, open_table
 from clsgen_dist.errors import DataError
-
-_DEMO = "demo:"
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ def read_rows(
             window=data.stream_window,
             seed=seed,
             max_bad_fraction=data.max_bad_fraction,
+            quarantine=quarantine and quarantine / "quarantine-train",
             keeps_house=os.environ.get("LOCAL_RANK", "0") == "0",
             say=say,
         )
@@ -73,19 +73,6 @@ def read_rows(
         dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl", say)
         notes.append(f"dev: {_note(dev)}")
     return Rows(train, dev, labels, notes)
-
-
-def row_source(source: str) -> str:
-    """The file behind ``demo:NAME/SPLIT``; any other source as it is."""
-    if not source.startswith(_DEMO):
-        return source
-    from clsgen_dist.data.demos import breast_cancer
-
-    name, _, split = source.removeprefix(_DEMO).partition("/")
-    if name != breast_cancer.NAME:
-        raise DataError(f"{source!r} is no demo set; there is {_DEMO}{breast_cancer.NAME}/SPLIT")
-    split, _, seed = split.partition("?seed=")
-    return str(breast_cancer.demo_file(split, int(seed or 0)))
 
 
 def _open(

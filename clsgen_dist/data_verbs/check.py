@@ -20,7 +20,8 @@ from clsgen_dist.data.checks.format import explanations, lengths, unreadable
 from clsgen_dist.data.checks.labels import conflicts, label_names, labels, unseen_classes
 from clsgen_dist.data.checks.measure import Measured, measure, sources_of
 from clsgen_dist.data.checks.near import NearDuplicates, near_duplicates
-from clsgen_dist.data.checks.report import Checked, to_html, to_json, to_text
+from clsgen_dist.data.checks.page import page
+from clsgen_dist.data.checks.report import Checked, to_json, to_text
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import DataError, ModelError, SettingsError
@@ -58,7 +59,7 @@ def check(
     if json:
         _write(json, to_json(checked))
     if report:
-        _write(report, to_html(checked))
+        _write(report, page(checked))
         print(f"\npage: {report}")
     severities = {finding.severity for finding in checked.findings}
     if "error" in severities or (strict and "warning" in severities):

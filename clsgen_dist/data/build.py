@@ -1,0 +1,388 @@
+"""From a source to a table on disk: read once, in parallel.
+
+    source ──parts──▶ [read, check, tokenise] × cores ──▶ part-00000.arrow … + columns of numbers ──▶ RowTable
+
+A table is a folder beside the data, ``.clsgen/NAME-KEY/`` (in the user's cache where that folder cannot be written).
+The key is a hash of everything that made it: the file, the columns, the label space, the tokenizer, the longest
+explanation. The prompt is not in it: a row's text is kept in tokens by itself, and the prompt is laid around it when
+the row is shown.
+
+A build that was killed goes on where it stopped; one process builds, the others wait.
+
+Price: a build reads the source twice and writes about its size twice over (text and tokens); measured by
+``benchmarks/data_scale.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from clsgen_dist.cache import cache_dir
+from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.ingest import RejectedRow, duplicate, iter_rows, kind_of, write_quarantine
+from clsgen_dist.data.read import Part, cut, find_source
+from clsgen_dist.data.table import RowTable, TableCard
+from clsgen_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+_FORMAT = 1
+_BATCH_ROWS = 1024
+_SAMPLED_BLOCKS, _BLOCK = 64, 65_536
+
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "line": pa.int64(),
+        "text": pa.large_string(),
+        "label": pa.string(),
+        "difficulty": pa.float64(),
+        "explanations": pa.list_(pa.large_string()),
+        "text_ids": pa.list_(pa.int32()),
+        "explanation_ids": pa.list_(pa.list_(pa.int32())),
+        "id_hash": pa.uint64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a table, besides its source."""
+
+    columns: Columns
+    labels: tuple[str, ...] | None
+    """The label space; None takes what is found."""
+    max_explanation_length: int
+    """Longest explanation in tokens; a row with a longer one is rejected."""
+    tokens_of: Callable[[Sequence[str]], list[list[int]]]
+    end_token: int
+    """Token after each explanation."""
+    tokenizer: str
+    """What tells this tokenizer from another."""
+
+
+def open_table(source: str, recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> RowTable:
+    """The table of a source, built if it is not there yet.
+
+    Args:
+        source: see :func:`clsgen_dist.data.ingest.read_examples`.
+        recipe: what makes the table.
+        say: told when a table is built, and where.
+
+    Raises:
+        DataError: the source cannot be read, or the table not be written.
+    """
+    from filelock import FileLock
+
+    whole = find_source(source)
+    folder = _home(whole) / f"{_name(whole)}-{_key(whole, recipe)}"
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    build_table(whole, recipe, folder, say)
+        except OSError as error:
+            raise DataError(
+                f"the tokens of {source} cannot be written to {folder} ({error}); make room there, or move the cache "
+                "with XDG_CACHE_HOME"
+            ) from error
+    return RowTable(folder)
+
+
+# --- where, and under which name -----------------------------------------------------------------------------------
+
+
+def _home(whole: Part) -> Path:
+    """``.clsgen`` beside the data; where that cannot be, a folder of the user's cache."""
+    beside = Path(whole.path).resolve().parent
+    # The mode is asked too: root may write everywhere, but a folder marked read-only is left as it is.
+    if whole.kind != "hub" and os.access(beside, os.W_OK) and beside.stat().st_mode & 0o222:
+        return beside / ".clsgen"
+    return cache_dir() / "tables"
+
+
+def _name(whole: Part) -> str:
+    return "-".join(filter(None, [Path(whole.path).name.replace("/", "-"), whole.split]))
+
+
+def _key(whole: Part, recipe: Recipe) -> str:
+    made_of = {
+        "format": _FORMAT,
+        "source": [whole.kind, str(Path(whole.path).resolve()) if whole.kind != "hub" else whole.path, whole.split],
+        "content": _content(whole),
+        "columns": asdict(recipe.columns),
+        "labels": recipe.labels,
+        "max_explanation_length": recipe.max_explanation_length,
+        "end_token": recipe.end_token,
+        "tokenizer": recipe.tokenizer,
+    }
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+
+def _content(whole: Part) -> object:
+    """What changes when the source changes: sizes, times, and samples of 64 blocks of each file."""
+    if whole.kind == "hub":
+        from clsgen_dist.data.read import dataset_of
+
+        return dataset_of(whole)._fingerprint
+    path = Path(whole.path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [(f.stat().st_size, f.stat().st_mtime_ns, _sample(f)) for f in files]
+
+
+def _sample(file: Path) -> str:
+    digest, size = hashlib.sha256(), file.stat().st_size
+    with file.open("rb") as data:
+        for block in range(min(_SAMPLED_BLOCKS, -(-size // _BLOCK))):
+            data.seek(block * (size // _SAMPLED_BLOCKS) if size > _SAMPLED_BLOCKS * _BLOCK else block * _BLOCK)
+            digest.update(data.read(_BLOCK))
+    return digest.hexdigest()
+
+
+# --- building ------------------------------------------------------------------------------------------------------
+
+
+def build_table(whole: Part, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
+    """Every part by whichever process is free, then the columns; a rename makes ``folder`` a table.
+
+    One process at a time may build a folder: :func:`open_table` sees to it.
+    """
+    from tqdm import tqdm
+
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(exist_ok=True)
+    parts = cut(whole)
+    missing = [(n, part) for n, part in enumerate(parts) if not (partial / f"part-{n:05d}.json").exists()]
+    if 0 < len(missing) < len(parts):
+        say(f"going on with {partial}: {len(parts) - len(missing)} of {len(parts)} parts were done")
+    bar = tqdm(total=len(parts), initial=len(parts) - len(missing), desc=f"tokenising {_name(whole)}", unit="part",
+               disable=None if len(parts) > 1 else True, leave=False)  # fmt: skip
+    with bar:
+        for _ in _each(missing, recipe, partial):
+            bar.update()
+    _finish(whole, recipe, partial, len(parts))
+    partial.rename(folder)
+
+
+def _each(missing: list[tuple[int, Part]], recipe: Recipe, partial: Path) -> Iterator[None]:
+    """Do the parts, in processes of their own where there are several and several cores."""
+    workers = min(len(missing), len(os.sched_getaffinity(0)))
+    if workers < 2:
+        for n, part in missing:
+            _write_part(part, recipe, partial / f"part-{n:05d}")
+            yield
+        return
+    from concurrent.futures import as_completed
+
+    with worker_pool(workers) as pool:
+        futures = [pool.submit(_write_part, part, recipe, partial / f"part-{n:05d}") for n, part in missing]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def worker_pool(workers: int) -> Executor:
+    """Fresh processes, which end with this one and leave Ctrl-C and Slurm's signals to it."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_become_worker)
+
+
+def _become_worker() -> None:
+    import multiprocessing
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each: the processes share them out
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
+    """``target.arrow``, ``target.rejected.jsonl``, and last ``target.json``, which says that the part is done."""
+    digest = hashlib.sha256()
+    rejected: list[RejectedRow] = []
+    pending: list[Example] = []
+    with pa.OSFile(f"{target}.arrow", "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+
+        def flush() -> None:
+            batch, refused = _encoded(part, pending, recipe, digest)
+            rejected.extend(refused)
+            writer.write_batch(batch)
+            pending.clear()
+
+        for row in iter_rows(part, columns=recipe.columns, labels=recipe.labels):
+            if isinstance(row, RejectedRow):
+                rejected.append(row)
+                continue
+            pending.append(row)
+            if len(pending) == _BATCH_ROWS:
+                flush()
+        if pending:
+            flush()
+    rejected.sort(key=lambda row: row.line)
+    write_quarantine(target.with_name(f"{target.name}.rejected.jsonl"), rejected)
+    aside = target.with_name(f"{target.name}.json.tmp")
+    aside.write_text(json.dumps({"sha256": digest.hexdigest()}))
+    aside.rename(target.with_name(f"{target.name}.json"))
+
+
+def _encoded(
+    part: Part, examples: list[Example], recipe: Recipe, digest: Any
+) -> tuple[pa.RecordBatch, list[RejectedRow]]:
+    """The rows in tokens, and those whose explanation is too long."""
+    texts = recipe.tokens_of([e.text for e in examples])
+    flat = iter(recipe.tokens_of([x.strip() for e in examples for x in e.explanations]))
+    rows: list[tuple[Example, int, list[int], list[list[int]]]] = []
+    refused: list[RejectedRow] = []
+    for example, text_ids in zip(examples, texts, strict=True):
+        explanation_ids = [[*next(flat), recipe.end_token] for _ in example.explanations]
+        line = int(example.source.rpartition(":")[2])
+        longest = max(map(len, explanation_ids), default=0)
+        if longest > recipe.max_explanation_length:
+            reason = (
+                f"explanation of {longest} tokens is longer than data.max_explanation_length "
+                f"{recipe.max_explanation_length}"
+            )
+            refused.append(RejectedRow(part.source, line, reason, json.dumps(asdict(example))[:2000]))
+            continue
+        digest.update(repr((example.id, example.label, example.difficulty, text_ids, explanation_ids)).encode())
+        rows.append((example, line, text_ids, explanation_ids))
+    columns = {
+        "id": [e.id for e, *_ in rows],
+        "line": [line for _, line, *_ in rows],
+        "text": [e.text for e, *_ in rows],
+        "label": [e.label for e, *_ in rows],
+        "difficulty": [e.difficulty for e, *_ in rows],
+        "explanations": [list(e.explanations) for e, *_ in rows],
+        "text_ids": _list_array([ids for *_, ids, _ in rows]),
+        "explanation_ids": _list_array([ids for *_, ids in rows], _list_array([x for *_, ids in rows for x in ids])),
+        "id_hash": [_hash64(e.id) for e, *_ in rows],
+    }
+    arrays = [pa.array(values, type=_SCHEMA.field(name).type) if isinstance(values, list) else values
+              for name, values in columns.items()]  # fmt: skip
+    return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA), refused
+
+
+def _list_array(lists: list[list[Any]], values: pa.Array | None = None) -> pa.ListArray:
+    """Lists of tokens, or lists of ``values``."""
+    offsets = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int32)
+    if values is None:
+        values = pa.array(np.fromiter(itertools.chain.from_iterable(lists), np.int32, count=offsets[-1]))
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _finish(whole: Part, recipe: Recipe, folder: Path, parts: int) -> None:
+    """The columns of numbers, the second of each two equal ids rejected, and ``table.json``."""
+    tables = [pa.ipc.open_stream(pa.memory_map(str(folder / f"part-{n:05d}.arrow"))).read_all() for n in range(parts)]
+    table = pa.concat_tables(tables)
+    kept, twice = _unique(whole, table)
+    found = sorted(name for name in table["label"].unique().to_pylist() if name is not None)
+    labels = list(recipe.labels) if recipe.labels is not None else found
+    code = {name: index for index, name in enumerate(labels)}
+    encoded = table["label"].combine_chunks().dictionary_encode()
+    names = np.array([code[name] for name in encoded.dictionary.to_pylist()] + [-1], dtype=np.int16)
+    label_N = names[encoded.indices.fill_null(len(names) - 1).to_numpy()][kept]
+    counts_N = _lengths(table["explanation_ids"])
+    start_N1 = np.concatenate([[0], np.cumsum(counts_N)])
+    lengths_E = np.concatenate(
+        [_lengths(pa.chunked_array([chunk.flatten()])) for chunk in table["explanation_ids"].chunks]
+        or [np.zeros(0, np.int32)]
+    )
+    if len(kept) < len(table):
+        lengths_E = lengths_E[np.repeat(np.isin(np.arange(len(table)), kept), counts_N)]
+        start_N1 = np.concatenate([[0], np.cumsum(counts_N[kept])])
+    columns = {
+        "place": kept,
+        "difficulty": table["difficulty"].to_numpy()[kept],
+        "label": label_N,
+        "text_length": _lengths(table["text_ids"])[kept],
+        "explanation_start": start_N1,
+        "explanation_length": lengths_E.astype(np.int32),
+    }
+    for name, values in columns.items():
+        np.save(folder / f"{name}.npy", values)
+    reasons: Counter[str] = Counter()
+
+    def rejected() -> Iterator[RejectedRow]:
+        duplicates = iter(sorted(twice, key=lambda row: row.line))
+        for n in range(parts):
+            file = folder / f"part-{n:05d}.rejected.jsonl"
+            for line in file.open(encoding="ascii") if file.exists() else ():
+                yield RejectedRow(**json.loads(line))
+        yield from duplicates
+
+    def counted() -> Iterator[RejectedRow]:
+        for row in rejected():
+            reasons[kind_of(row.reason)] += 1
+            yield row
+
+    write_quarantine(folder / "quarantine.jsonl", counted())
+    digests = [json.loads((folder / f"part-{n:05d}.json").read_text())["sha256"] for n in range(parts)]
+    card = TableCard(
+        source=whole.source,
+        rows=len(kept),
+        labels=labels,
+        unlabelled=int((label_N < 0).sum()),
+        unexplained=int((np.diff(start_N1) == 0).sum()),
+        rejected=dict(reasons),
+        sha256=hashlib.sha256(json.dumps([digests, labels]).encode()).hexdigest(),
+    )
+    (folder / "table.json").write_text(json.dumps(asdict(card), ensure_ascii=False), encoding="utf-8")
+
+
+def _lengths(column: pa.ChunkedArray) -> np.ndarray:
+    import pyarrow.compute as pc
+
+    return pc.list_value_length(column).to_numpy().astype(np.int32)
+
+
+def _unique(whole: Part, table: pa.Table) -> tuple[np.ndarray, list[RejectedRow]]:
+    """Row numbers whose id comes for the first time, and the rejection of the others."""
+    hashes = table["id_hash"].to_numpy()
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    twice: list[RejectedRow] = []
+    dropped: list[int] = []
+    first: dict[str, str] = {}
+    name = Path(whole.source).name
+    for n in sorted({int(order[k]) for at in same for k in (at, at + 1)}):
+        row = table.slice(n, 1).select(["id", "line", "text", "label", "difficulty", "explanations"]).to_pylist()[0]
+        where = f"{name}:{row.pop('line')}"
+        if row["id"] in first:
+            example = Example(**{**row, "explanations": tuple(row["explanations"])}, source=where)
+            twice.append(duplicate(example, whole.source, first[row["id"]]))
+            dropped.append(n)
+        first.setdefault(row["id"], where)
+    kept = np.delete(np.arange(len(table)), dropped)
+    return kept, twice

@@ -1,0 +1,67 @@
+"""What the verbs on data share: the recipe's rows, tables in the terminal, figures without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clsgen_dist.config import Settings
+
+if TYPE_CHECKING:
+    from clsgen_dist.data.row_set import RowSet
+    from clsgen_dist.engine.rows import Rows
+
+
+def read_recipe_rows(settings: Settings) -> tuple[Rows, RowSet]:
+    """The recipe's rows, and the training rows among them."""
+    from clsgen_dist.data.encode import Encoder
+    from clsgen_dist.data.row_set import RowSet
+    from clsgen_dist.engine.rows import read_rows
+    from clsgen_dist.errors import SettingsError
+    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+
+    encoder = Encoder(
+        load_tokenizer(backbone_path(settings.model.backbone)),
+        system=settings.prompt.system,
+        question=settings.prompt.question,
+        max_prompt_length=settings.data.max_prompt_length,
+    )
+    rows = read_rows(settings.data, encoder, None, print)
+    for note in rows.notes:
+        print(note)
+    print()
+    if not isinstance(rows.train, RowSet):
+        raise SettingsError(
+            "data.stream_window is set, but this looks at rows at hand; leave it out, and name one shard"
+        )
+    return rows, rows.train
+
+
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """A Markdown table, its first row the head."""
+    widths = [max(len(row[c]) for row in table) for c in range(len(table[0]))]
+    for number, row in enumerate(table):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        if number == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def axes_of(rows: int, height: float) -> tuple[Any, Any]:
+    """A figure of so many axes under each other, each ``height`` inches high."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, 1, figsize=(9, height * rows), squeeze=False, layout="constrained")
+    return figure, axes[:, 0]
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, making its folder."""
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

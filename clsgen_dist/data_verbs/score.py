@@ -1,0 +1,80 @@
+"""``clsgen data score``: how hard each row is, before a curriculum relies on it."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from clsgen_dist.config import Settings
+from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure
+
+# N rows
+
+_EXCERPT = 160
+
+
+def score(settings: Settings, *, show: int, plot: str) -> None:
+    """Score the training rows' difficulty, print its distribution and its extremes, and draw it."""
+    from clsgen_dist.data.difficulty import combine
+    from clsgen_dist.engine.scoring import difficulty_scores
+    from clsgen_dist.engine.stream import difficulty_model
+    from clsgen_dist.model.backbone import backbone_path
+
+    _, rows = read_recipe_rows(settings)
+    weights = settings.curriculum.difficulty
+    scores = difficulty_scores(rows, weights, backbone=backbone_path(difficulty_model(settings)), compute=True)
+    joined_N = combine(scores, weights, rows.label_N)
+    classes = [(name, rows.label_N == index) for index, name in enumerate(rows.table.card.labels)]
+    classes += [("(no label)", rows.label_N < 0)]
+    classes = [(name, mine_N) for name, mine_N in classes if mine_N.any()]
+    table = [["scorer", "weight", "class", "rows", "known", "10 %", "median", "90 %"]]
+    for name, score_N in scores.items():
+        for label, mine_N in classes:
+            known = score_N[mine_N][~np.isnan(score_N[mine_N])]
+            quantiles = [f"{q:.3f}" for q in np.quantile(known, [0.1, 0.5, 0.9])] if len(known) else ["-"] * 3
+            table.append([name, f"{weights[name]:g}", label, str(mine_N.sum()), str(len(known)), *quantiles])
+    print_table(table)
+    _print_agreement(scores)
+    order = np.argsort(joined_N, kind="stable")
+    for title, chosen in (("easiest", order[:show]), ("hardest", order[::-1][:show])):
+        print(f"\n{title}:")
+        for row in chosen:
+            example = rows.table.example(int(row))
+            text = textwrap.shorten(example.text, _EXCERPT, placeholder=" ...")
+            print(f"  {joined_N[row]:.3f}  {example.source}  [{example.label}]  {text}")
+            if example.explanations:
+                print(f"         {textwrap.shorten(example.explanations[0], _EXCERPT, placeholder=' ...')}")
+    _draw_scores(Path(plot), scores, classes)
+    print(f"\nplot    {plot}\nscores  {rows.table.folder / 'scores'}")
+
+
+def _print_agreement(scores: dict[str, np.ndarray]) -> None:
+    """Rank correlation of the scorers: two that agree are one."""
+    if len(scores) < 2:
+        return
+    from scipy.stats import spearmanr
+
+    names = list(scores)
+    table = [["Spearman's rho", *names]]
+    for a in names:
+        table.append([a, *(f"{spearmanr(scores[a], scores[b], nan_policy='omit').statistic:.2f}" for b in names)])
+    print()
+    print_table(table)
+
+
+def _draw_scores(path: Path, scores: dict[str, np.ndarray], classes: list[tuple[str, np.ndarray]]) -> None:
+    """A histogram of each scorer, by class."""
+    figure, axes = axes_of(len(scores), 2.4)
+    for axis, (name, score_N) in zip(axes, scores.items(), strict=True):
+        known = score_N[~np.isnan(score_N)]
+        low, high = np.quantile(known, [0, 0.995]) if len(known) else (0.0, 1.0)
+        edges = np.linspace(float(low), float(high) + 1e-9, 41)
+        for label, mine_N in classes:
+            mine = score_N[mine_N & ~np.isnan(score_N)]
+            axis.hist(np.minimum(mine, edges[-1]), edges, histtype="step", density=True, label=f"{label} ({len(mine)})")
+        axis.set_title(name, loc="left")
+        axis.set_ylabel("density")
+        axis.legend(frameon=False)
+    save_figure(figure, path)
