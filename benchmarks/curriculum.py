@@ -57,14 +57,14 @@ def flags(name: str, arm: str, seed: int, model: str, output: Path, epochs: floa
     if name == "comve":
         settings |= {
             "data.train": str(SHARED / "comve/train.jsonl"),
-            "data.dev": str(output.parents[2] / "comve-dev.jsonl"),
+            "data.dev": str(output.parents[1] / "comve-dev.jsonl"),
             "data.labels": '["A", "B"]',
             "data.positive_label": "B",
             "prompt.system": "Common sense.",
             "prompt.question": "Which one is against common sense, A or B, and why?",
         }
     if model == "tiny":
-        settings |= {"model.backbone": str(output.parents[2] / "tiny"), "model.top_layers": "2"}
+        settings |= {"model.backbone": str(output.parents[1] / "tiny"), "model.top_layers": "2"}
     if "curriculum.order" in ARMS[arm]:
         settings["curriculum.stages"] = GROWING.format(grow=f"{0.6 * epochs:.6f}", rest=f"{0.4 * epochs:.6f}")
     return [f"--{key}={value}" for key, value in settings.items()]
