@@ -261,6 +261,12 @@ def _faults(s: Settings) -> list[str | None]:
     if not 0 <= s.loss.min_share <= 0.5:
         faults.append(f"loss.min_share is {s.loss.min_share}, expected a share from 0 to 0.5")
     faults += stage_faults(s.curriculum.stages)
+    for stage in s.curriculum.stages:
+        if (stage.max_prompt_length or 0) > data.max_prompt_length:
+            faults.append(
+                f"curriculum stage {stage.name!r}: max_prompt_length is {stage.max_prompt_length}, more than "
+                f"data.max_prompt_length {data.max_prompt_length}, which is what the exported model takes"
+            )
     if data.stream_window is not None:
         if data.stream_window < 1:
             faults.append(f"data.stream_window is {data.stream_window}, expected 1 or more shards")
@@ -387,5 +393,6 @@ def _did_you_mean(message: str) -> str:
         return f"; here it is {known}"
     names = _setting_names(Settings)
     sections = sorted({name.split(".")[0] for name in names})
-    near = difflib.get_close_matches(wrong, names + sections, n=1, cutoff=0.5)
+    of_stages = [field.name for field in dataclasses.fields(Stage)] if "." not in wrong else []
+    near = difflib.get_close_matches(wrong, of_stages + names + sections, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else "; --help lists the settings"
