@@ -31,8 +31,8 @@ class Step:
 
     batches: list[Batch]
     """One per micro-step, equally many on every rank."""
-    row_B: np.ndarray
-    """Numbers of the rows of all ranks, in their order."""
+    ids: list[str]
+    """Ids of the rows of all ranks, in their order."""
     stage: PlannedStage
     difficulty: float
     """Mean difficulty quantile of the rows shown, over all ranks."""
@@ -95,7 +95,8 @@ class TrainStream:
                 for at in ranks[self.rank]
             ]
             batches.append(collate(samples) if samples else stand_in(self.rows.encoder.end_token))
-        return Step(batches, row_B, stage, self.order.difficulty(row_B), load_of(bins, length_B))
+        ids = [self.rows.id(int(row)) for row in row_B]
+        return Step(batches, ids, stage, self.order.difficulty(row_B), load_of(bins, length_B))
 
 
 def ahead(make: Callable[[int], Step], first: int, last: int) -> Iterator[tuple[Step, float]]:

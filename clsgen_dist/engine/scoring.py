@@ -55,7 +55,7 @@ def difficulty_scores(
         say: told what is being computed.
 
     Raises:
-        DataError: no such scorer, or scores that must be there and are not.
+        DataError: no such scorer, one that says nothing of any row, or scores that must be there and are not.
     """
     unknown = [name for name in weights if name not in SCORERS]
     if unknown:
@@ -72,7 +72,14 @@ def difficulty_scores(
     if missing:
         _Backbone(rows, backbone, say).score({name: files[name] for name in missing})
     scores = {name: np.asarray(np.load(file)) for name, file in files.items()}
-    return {name: scores[name] if name in scores else difficulty.cached(rows, name) for name in weights}
+    scores = {name: scores[name] if name in scores else difficulty.cached(rows, name) for name in weights}
+    silent = [name for name, score_N in scores.items() if np.isnan(score_N).all()]
+    if silent:
+        raise DataError(
+            f"the scorer {silent[0]!r} says nothing of any row of {rows.table.card.source} (no such column, label or "
+            "explanation); drop it from curriculum.difficulty"
+        )
+    return scores
 
 
 def _made_of(rows: RowSet, backbone: str) -> list[object]:

@@ -152,8 +152,7 @@ class _Run:
                 self.state = dataclasses.replace(self.state, step=self.state.step + 1)
                 self.log.step(self.state.step, scalars)
                 if self.settings.train.log_rows:
-                    ids = [self.stream.rows.id(int(row)) for row in step.row_B]
-                    shown.step(self.state.step, step.stage.stage.name, ids)
+                    shown.step(self.state.step, step.stage.stage.name, step.ids)
                 self.progress.update(
                     generation=scalars["loss/generation"], classification=scalars["loss/classification"]
                 )
@@ -229,11 +228,10 @@ class _Run:
     def _check_finite(self, step: int, share: Step, generation_sum: float, classification_sum: float) -> None:
         if torch.isfinite(torch.tensor([generation_sum, classification_sum])).all():
             return
-        ids = ", ".join(self.stream.rows.id(int(row)) for row in share.row_B)
         raise NonFiniteLossError(
             f"step {step + 1}: generation loss sum {generation_sum}, classification loss sum {classification_sum}, "
-            f"expected finite numbers. Rows of the step: {ids}. No update was made; lower optim.lr, or look at these "
-            "rows, and go on with --resume auto"
+            f"expected finite numbers. Rows of the step: {', '.join(share.ids)}. No update was made; lower optim.lr, "
+            "or look at these rows, and go on with --resume auto"
         )
 
     def _evaluate_and_save(self, settings_yaml: str) -> None:

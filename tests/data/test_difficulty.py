@@ -174,6 +174,12 @@ def test_training_does_not_compute_what_needs_the_backbone(rows, tiny_backbone):
         difficulty_scores(rows, {"loss_label": 1.0}, backbone=str(tiny_backbone), compute=False)
 
 
+def test_a_scorer_that_knows_nothing_of_these_rows_is_refused(row_set):
+    rows = row_set([{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(6)])
+    with pytest.raises(DataError, match=r"scorer 'given' says nothing of any row .* drop it"):
+        difficulty_scores(rows, {"length": 1.0, "given": 1.0}, backbone="", compute=False)
+
+
 def test_an_unknown_scorer_is_refused_with_those_there_are(rows):
     with pytest.raises(DataError, match=r"names 'lenght', expected scorers among length, rarity, margin, given, loss"):
         difficulty_scores(rows, {"lenght": 1.0}, backbone="", compute=False)
