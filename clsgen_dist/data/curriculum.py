@@ -14,6 +14,7 @@ arXiv 2012.03107).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -187,9 +188,19 @@ def plan_stages(
     return [p for p in planned if max_steps is None or p.first_step < max_steps]
 
 
-def stages_fingerprint(stages: Sequence[PlannedStage]) -> str:
-    """Tells these stages from any other."""
-    return hashlib.sha256(repr([(p.stage, p.positions) for p in stages]).encode()).hexdigest()
+def stages_fingerprint(stages: Sequence[PlannedStage], step: int) -> str:
+    """Tells these stages from any that show other rows before an optimizer step.
+
+    What comes later may change, and so may the length of the stage in course, if its pool does not grow with it: a run
+    may be made longer.
+    """
+    entered = [p for p in stages if p.first_step < step]
+    parts: list[object] = []
+    for planned in entered:
+        in_course = planned is entered[-1] and planned.stage.pacing == "full"
+        shown = dataclasses.replace(planned.stage, epochs=None, steps=None)
+        parts.append((shown, None if in_course else planned.positions))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 class RunOrder:
@@ -215,9 +226,9 @@ class RunOrder:
         """Mean difficulty quantile of these rows."""
         return float(self.quantile_N[row_p].mean())
 
-    def fingerprint(self) -> str:
-        """Tells this order from any other, besides seed and rows."""
-        return hashlib.sha256(self.quantile_N.tobytes() + stages_fingerprint(self.stages).encode()).hexdigest()
+    def fingerprint(self, step: int) -> str:
+        """Tells this order from any other, besides seed and rows, up to an optimizer step."""
+        return hashlib.sha256(self.quantile_N.tobytes() + stages_fingerprint(self.stages, step).encode()).hexdigest()
 
     def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
         """The order of a stage, and how often the stages before it showed each row."""

@@ -236,9 +236,9 @@ class ShardedOrder:
         del row_p
         return float("nan")
 
-    def fingerprint(self) -> str:
-        """Tells this order from any other, besides seed and rows."""
-        return stages_fingerprint(self.stages)
+    def fingerprint(self, step: int) -> str:
+        """Tells this order from any other, besides seed and rows, up to an optimizer step."""
+        return stages_fingerprint(self.stages, step)
 
     def _enter(self, epoch: int, place: int) -> tuple[int, np.ndarray]:
         """The window of an epoch that holds a place: where it begins, and its rows in order."""

@@ -145,8 +145,8 @@ def newest_valid(root: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
-def load(engine: Any, world: World, folder: Path, identity: RunIdentity) -> TrainState:
-    """Restore engine and state from a committed checkpoint; collective.
+def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunIdentity]) -> TrainState:
+    """Restore engine and state from a committed checkpoint; collective. ``identity`` is this run's, up to a step.
 
     One that another number of ranks wrote goes through DeepSpeed's universal format first.
 
@@ -156,7 +156,7 @@ def load(engine: Any, world: World, folder: Path, identity: RunIdentity) -> Trai
     marker = read_marker(folder)
     differences = [
         f"{name} was {then!r} and is now {now!r}"
-        for name, now in asdict(identity).items()
+        for name, now in asdict(identity(marker["state"]["step"])).items()
         if not _same(then := marker["identity"].get(name), now)
     ]
     if differences:

@@ -112,11 +112,11 @@ class _Run:
         self.state = TrainState(step=0)
         self.throughput = Throughput()
         frozen_sum, frozen_square_sum = checkpoint.frozen_sums(engine.module, world)
-        self.identity = RunIdentity(
+        self.identity = lambda step: RunIdentity(
             labels=list(labels.names),
             rows=len(stream.rows),
             rows_sha256=stream.rows.fingerprint,
-            order_sha256=stream.order.fingerprint(),
+            order_sha256=stream.order.fingerprint(step),
             seed=settings.seed,
             batch_size=settings.train.batch_size,
             finetune=settings.model.finetune,
@@ -251,7 +251,7 @@ class _Run:
                     self.world,
                     self.checkpoints,
                     state=self.state,
-                    identity=self.identity,
+                    identity=self.identity(self.state.step),
                     probe=score_probe(self.engine, self.probe, self.world),
                     settings_yaml=settings_yaml,
                 )

@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from clsgen_dist.data.curriculum import Stage, competence, plan_stages, quantiles, segments, stage_faults, stage_order
+from clsgen_dist.data.curriculum import (
+    Stage,
+    competence,
+    plan_stages,
+    quantiles,
+    segments,
+    stage_faults,
+    stage_order,
+    stages_fingerprint,
+)
 from clsgen_dist.errors import SettingsError
 
 
@@ -106,6 +115,21 @@ def test_a_stage_in_which_no_row_lies_is_refused_by_name():
 def test_what_cannot_work_is_refused_by_stage_and_field(fields, expected):
     faults = stage_faults([Stage(name="x", **fields)])
     assert len(faults) == 1 and "'x'" in faults[0] and expected in faults[0]
+
+
+def test_a_run_may_be_made_longer_but_what_it_has_shown_is_fixed():
+    def plan(**last):
+        stages = [Stage(name="a", steps=2), Stage(name="b", **{"steps": 3, **last})]
+        return plan_stages(stages, rows=43, batch_size=10, epochs=1, max_steps=None)
+
+    first, longer, growing = plan(), plan(steps=9), plan(pacing="root")
+    assert stages_fingerprint(first, 4) == stages_fingerprint(longer, 4)
+    assert stages_fingerprint(first, 2) == stages_fingerprint(growing, 2)
+    assert stages_fingerprint(first, 3) != stages_fingerprint(growing, 3)
+    assert stages_fingerprint(growing, 3) != stages_fingerprint(plan(pacing="root", steps=9), 3)
+    quantile_N = np.arange(43) / 43
+    short, long = (stage_order(p[1], quantile_N, 0).at(0, 30) for p in (first, longer))
+    assert np.array_equal(short[0], long[0])
 
 
 def test_stages_need_names_of_their_own():
