@@ -110,7 +110,7 @@ def row_set(encoder: Any, tmp_path: Path) -> Callable[..., Any]:
         path = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         recipe = Recipe(
-            columns=Columns(),
+            columns=Columns(difficulty="difficulty"),
             labels=labels,
             max_explanation_length=64,
             tokens_of=encoder.tokens_of,

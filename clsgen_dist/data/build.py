@@ -116,7 +116,7 @@ def _home(whole: Part) -> Path:
 
 
 def _name(whole: Part) -> str:
-    return "-".join(filter(None, [Path(whole.path).name.replace("/", "-"), whole.split]))
+    return "-".join(filter(None, [Path(whole.path).name, whole.split]))[:100]
 
 
 def _key(whole: Part, recipe: Recipe) -> str:
@@ -307,11 +307,12 @@ def _finish(whole: Part, recipe: Recipe, folder: Path, parts: int) -> None:
     tables = [pa.ipc.open_stream(pa.memory_map(str(folder / f"part-{n:05d}.arrow"))).read_all() for n in range(parts)]
     table = pa.concat_tables(tables)
     kept, twice = _unique(whole, table)
-    found = sorted(name for name in table["label"].unique().to_pylist() if name is not None)
+    found = sorted(name for name in table["label"].take(kept).unique().to_pylist() if name is not None)
     labels = list(recipe.labels) if recipe.labels is not None else found
     code = {name: index for index, name in enumerate(labels)}
     encoded = table["label"].combine_chunks().dictionary_encode()
-    names = np.array([code[name] for name in encoded.dictionary.to_pylist()] + [-1], dtype=np.int16)
+    # A label that only rejected rows have is none of the classes.
+    names = np.array([code.get(name, -1) for name in encoded.dictionary.to_pylist()] + [-1], dtype=np.int16)
     label_N = names[encoded.indices.fill_null(len(names) - 1).to_numpy()][kept]
     counts_N = _lengths(table["explanation_ids"])
     start_N1 = np.concatenate([[0], np.cumsum(counts_N)])

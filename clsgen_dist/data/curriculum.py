@@ -166,6 +166,8 @@ class PlannedStage:
     steps: int
     positions: int
     """Rows it shows."""
+    ends_short: bool = False
+    """Whether its last step is not full."""
 
 
 def plan_stages(
@@ -183,7 +185,7 @@ def plan_stages(
         steps = math.ceil(positions / batch_size)
         if index < len(stages) - 1:
             positions = steps * batch_size
-        planned.append(PlannedStage(stage, index, first, steps, positions))
+        planned.append(PlannedStage(stage, index, first, steps, positions, positions < steps * batch_size))
         first += planned[-1].steps
     return [p for p in planned if max_steps is None or p.first_step < max_steps]
 
@@ -192,12 +194,13 @@ def stages_fingerprint(stages: Sequence[PlannedStage], step: int) -> str:
     """Tells these stages from any that show other rows before an optimizer step.
 
     What comes later may change, and so may the length of the stage in course, if its pool does not grow with it: a run
-    may be made longer.
+    may be made longer, unless its last step was a short one, which would have been full.
     """
     entered = [p for p in stages if p.first_step < step]
     parts: list[object] = []
     for planned in entered:
-        in_course = planned is entered[-1] and planned.stage.pacing == "full"
+        over = planned.ends_short and planned.first_step + planned.steps <= step
+        in_course = planned is entered[-1] and planned.stage.pacing == "full" and not over
         shown = dataclasses.replace(planned.stage, epochs=None, steps=None)
         parts.append((shown, None if in_course else planned.positions))
     return hashlib.sha256(repr(parts).encode()).hexdigest()

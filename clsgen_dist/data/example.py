@@ -35,5 +35,5 @@ class Columns:
     """Column of one explanation (optional)."""
     explanations: str = "explanations"
     """Column of a list of explanations (optional)."""
-    difficulty: str = "difficulty"
-    """Column of a number, higher being harder, for the scorer `given` of a curriculum (optional)."""
+    difficulty: str | None = None
+    """Column of a number, higher being harder, for the scorer `given` of a curriculum; none: not read."""

@@ -169,7 +169,7 @@ def _to_example(
         raise Fault("empty text")
     label = _label(record.get(columns.label), labels)
     explanations = _explanations(record, columns)
-    difficulty = _difficulty(record.get(columns.difficulty))
+    difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
     if require_target and label is None and not explanations:
         raise Fault("neither label nor explanation: nothing to learn from this row")
     name = Path(source).name
@@ -219,7 +219,7 @@ def _difficulty(value: Any) -> float | None:
         return None
     try:
         number = float(value) if not isinstance(value, bool) else math.inf
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.inf
     if math.isinf(number):
         raise Fault(f"difficulty is not a number: {str(value)[:40]!r}")

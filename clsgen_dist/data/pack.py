@@ -1,9 +1,10 @@
 """Packing: rows of any length become micro-batches of tokens without padding.
 
-The rows of an optimizer step are spread over ranks x micro-steps bins of at most ``budget`` tokens: into as few
-micro-steps as they fit, then evenly (longest row first, always to the emptiest bin), since under ZeRO-3 the ranks wait
-for each other at every layer. Where the even spread does not fit and best-fit decreasing does, that one is taken. The
-fuller bins run first and ranks take turns, so that both a micro-step's bins and the ranks' sums are alike.
+The rows of an optimizer step are spread over ranks x micro-steps bins of at most ``budget`` tokens: best-fit decreasing
+says how few micro-steps they fit into; then they are spread evenly over those (longest row first, always to the
+emptiest bin), since under ZeRO-3 the ranks wait for each other at every layer. Where the even spread does not fit, the
+best fit stays. The fuller bins run first and ranks take turns, so that both a micro-step's bins and the ranks' sums are
+alike.
 
 A packed batch is one row of N tokens. Sequences are told apart by their starts, and positions begin anew in each, so
 none attends to another (:mod:`clsgen_dist.model.attention`).
@@ -13,6 +14,7 @@ Price: O(R log R) for R rows, a millisecond for a thousand; every rank computes 
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -119,13 +121,10 @@ def pack(length_R: np.ndarray, *, budget: int, ranks: int) -> Bins:
     if len(length_R) and length_R.max() > budget:
         raise ValueError(f"a row has {length_R.max()} tokens, more than the budget of {budget}")
     longest_first = np.argsort(-length_R, kind="stable")
-    micro_steps = max(1, -(-int(length_R.sum()) // (budget * ranks)))
-    while True:
-        bins = _even(length_R, longest_first, micro_steps * ranks, budget)
-        bins = bins or _best_fit(length_R, longest_first, micro_steps * ranks, budget)
-        if bins is not None:
-            break
-        micro_steps += 1
+    fitted = _best_fit(length_R, longest_first, budget)
+    micro_steps = max(1, -(-len(fitted) // ranks))
+    empty = [np.zeros(0, dtype=np.int64)] * (micro_steps * ranks - len(fitted))
+    bins = _even(length_R, longest_first, micro_steps * ranks, budget) or fitted + empty
     fullest_first = sorted(bins, key=lambda rows: -int(length_R[rows].sum()))
     steps = [fullest_first[m * ranks : (m + 1) * ranks] for m in range(micro_steps)]
     return [step if m % 2 == 0 else step[::-1] for m, step in enumerate(steps)]
@@ -145,18 +144,20 @@ def _even(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: i
     return [np.sort(np.array(rows, dtype=np.int64)) for rows in bins]
 
 
-def _best_fit(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: int) -> list[np.ndarray] | None:
-    """Longest row first, each to the fullest bin that still holds it; None if there are not enough bins."""
-    room_B = np.full(count, budget)
-    bins: list[list[int]] = [[] for _ in range(count)]
+def _best_fit(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Longest row first, each to the fullest bin that still holds it, or to a new one."""
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, bin), rising
     for row in longest_first:
-        left_B = room_B - length_R[row]
-        fits = np.flatnonzero(left_B >= 0)
-        if not len(fits):
-            return None
-        best = int(fits[left_B[fits].argmin()])
-        room_B[best] = left_B[best]
+        length = int(length_R[row])
+        at = bisect.bisect_left(rooms, (length, -1))
+        if at < len(rooms):
+            room, best = rooms.pop(at)
+        else:
+            room, best = budget, len(bins)
+            bins.append([])
         bins[best].append(int(row))
+        bisect.insort(rooms, (room - length, best))
     return [np.sort(np.array(rows, dtype=np.int64)) for rows in bins]
 
 

@@ -63,6 +63,13 @@ def find_source(source: str) -> Part:
     local = Path(path).expanduser()
     if local.is_dir():
         return Part(source, "folder", str(local), split, 0, sys.maxsize, 1)
+    if "://" in source:
+        raise DataError(
+            f"{source} is an address of shards, which are streamed: set data.stream_window and data.labels, or fetch "
+            "the file and name it here"
+        )
+    if local.is_file() and split:
+        raise DataError(f"{source}: a file has no splits; name the file alone, {path}")
     if local.is_file():
         kind = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}.get(local.suffix)
         if kind is None:
@@ -136,7 +143,7 @@ def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
                 record = json.loads(_decode(data))
             except Fault as fault:
                 yield line, fault, raw
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
                 yield line, Fault(f"not JSON: {error}"), raw
             else:
                 if isinstance(record, dict):
@@ -153,12 +160,27 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
     with open(part.path, "rb") as file:
         # surrogateescape carries bad bytes through the parser, so that they are told of with their record's line.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text)
+        reader = csv.reader(text, strict=True)
         header = next(reader, [])
         _require_text_column(part.source, header, columns)
         end = reader.line_num
-        for cells in reader:
-            line, end = end + 1, reader.line_num
+        while True:
+            line = end + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    raise DataError(
+                        f"{part.source}: a quote opened in the record of line {line} is never closed, so the rest of "
+                        f"the file, {reader.line_num - line + 1} lines, would be one cell; close it, or double a quote "
+                        "that is meant as one"
+                    ) from None
+                end = reader.line_num
+                yield line, Fault(f"not CSV: {error}"), ""
+                continue
+            end = reader.line_num
             if not cells:
                 continue
             raw = ",".join(cells).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -206,11 +228,16 @@ def _refuse_utf16(path: Path) -> None:
 
 
 def _from_parquet(part: Part, columns: Columns) -> Iterator[Record]:
-    from datasets import Features
-
     table = _parquet(part)
-    features = Features.from_arrow_schema(table.schema_arrow)
-    _require_text_column(part.source, list(features), columns)
+    names = _class_names(table.schema_arrow, columns.label)
+    _require_text_column(part.source, table.schema_arrow.names, columns)
+    try:
+        yield from _row_groups(table, part, columns, names)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are of these two kinds
+        raise DataError(f"{part.source} cannot be read as Parquet ({error}); write it again") from error
+
+
+def _row_groups(table: Any, part: Part, columns: Columns, names: list[str] | None) -> Iterator[Record]:
     line = 0
     for group in range(table.metadata.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
@@ -219,7 +246,7 @@ def _from_parquet(part: Part, columns: Columns) -> Iterator[Record]:
             for batch in table.iter_batches(_READ_ROWS, row_groups=[group]):
                 first, last = max(part.start - at, 0), min(part.stop - at, len(batch))
                 if first < last:
-                    yield from _named(batch.slice(first, last - first).to_pylist(), at + first + 1, features, columns)
+                    yield from _named(batch.slice(first, last - first).to_pylist(), at + first + 1, names, columns)
                 at += len(batch)
         line += rows
 
@@ -231,19 +258,30 @@ def _from_dataset(part: Part, columns: Columns) -> Iterator[Record]:
     for at in range(part.start, stop, _READ_ROWS):
         rows = data[at : min(at + _READ_ROWS, stop)]
         records = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
-        yield from _named(records, at + 1, data.features, columns)
+        yield from _named(records, at + 1, getattr(data.features.get(columns.label), "names", None), columns)
 
 
-def _named(records: list[dict[str, Any]], line: int, features: Any, columns: Columns) -> Iterator[Record]:
-    """The records, with the class names that ``features`` gives to label numbers."""
-    names = getattr(features.get(columns.label), "names", None)
-    for record in records:
+def _named(records: list[dict[str, Any]], line: int, names: list[str] | None, columns: Columns) -> Iterator[Record]:
+    """The records, with class names for label numbers."""
+    for number, record in enumerate(records, start=line):
         raw = json.dumps(record, default=str, ensure_ascii=False)
         label = record.get(columns.label)
         if names and isinstance(label, int):
+            if label >= len(names):
+                yield number, Fault(f"unknown label: number {label}, but the set names {len(names)} classes"), raw
+                continue
             record[columns.label] = None if label < 0 else names[label]
-        yield line, record, raw
-        line += 1
+        yield number, record, raw
+
+
+def _class_names(schema: Any, label: str) -> list[str] | None:
+    """The class names that ``datasets`` wrote into a Parquet file."""
+    from datasets import Features
+
+    try:
+        return getattr(Features.from_arrow_schema(schema).get(label), "names", None)
+    except (ValueError, KeyError):  # a column of a type that datasets does not know, which is not ours to read
+        return None
 
 
 def _parquet(part: Part) -> Any:

@@ -4,7 +4,7 @@
 
 Only the windows in use are on the disk: one is fetched (any address that fsspec opens: ``hf://``, ``s3://``, ``gs://``,
 a folder), read, checked and tokenised into tables, shard by shard, while the one before is trained on, and deleted when
-it is two windows behind. Positions are counted in rows of the shards as their footers give them, so that the order is
+no step needs it any more. Positions are counted in rows of the shards as their footers give them, so that the order is
 known before a byte of the rows is read, and does not depend on ranks or restarts. A row that is then rejected leaves
 its place in the step empty, and is counted and quarantined.
 
@@ -14,6 +14,7 @@ Price: the disk of three windows in tokens; the footers of all shards at the sta
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -76,9 +77,11 @@ class ShardedRows:
         self.encoder, self.window, self.seed, self.max_bad_fraction = encoder, window, seed, max_bad_fraction
         self._recipe, self._quarantine, self._keeps_house, self._say = recipe, quarantine, keeps_house, say
         self._files, self.names = _find(fsspec, pattern)
+        self._versions = [_version_of(self._files, name) for name in self.names]
         self.counts = np.array([_rows_of(self._files, name) for name in self.names], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self._sets: dict[int, RowSet] = {}
+        self._needed: set[int] = set()
         self._lock = threading.Lock()
         self._coming: threading.Thread | None = None
 
@@ -98,7 +101,7 @@ class ShardedRows:
     def fingerprint(self) -> str:
         """Tells these shards in this prompt from any other."""
         prompt = self.encoder.lay_out(np.zeros(0, dtype=np.int32)).tobytes()
-        shards = [self.names, self.counts.tolist(), self.window, self.encoder.max_prompt_length]
+        shards = [self.names, self._versions, self.window, self.encoder.max_prompt_length]
         return hashlib.sha256(json.dumps(shards).encode() + prompt).hexdigest()
 
     # --- the interface of RowSet, over the shards that are here
@@ -136,22 +139,30 @@ class ShardedRows:
 
     # --- windows
 
+    def begin_step(self) -> None:
+        """What earlier steps needed may go."""
+        self._needed = set()
+
     def windows(self, epoch: int) -> list[np.ndarray]:
         """The shards of each window of an epoch, in order."""
         order = np.random.default_rng([_DOMAIN, self.seed, epoch]).permutation(len(self.names))
         return [order[at : at + self.window] for at in range(0, len(order), self.window)]
 
     def enter(self, epoch: int, window: int) -> None:
-        """Have a window's shards here, begin to fetch the next one's, and let go of those two windows behind."""
+        """Have a window's shards here too, begin to fetch the next one's, and let go of the rest."""
         if self._coming is not None:
             self._coming.join()
         windows = self.windows(epoch)
         self._fetch(windows[window])
+        self._needed |= set(map(int, windows[window]))
         following = windows[window + 1] if window + 1 < len(windows) else self.windows(epoch + 1)[0]
-        before = windows[window - 1] if window else self.windows(epoch - 1)[-1] if epoch else windows[window]
-        self._let_go(set(map(int, [*windows[window], *following, *before])))
+        self._let_go(self._needed | set(map(int, following)))
         self._coming = threading.Thread(target=self._try_to_fetch, args=(following,), daemon=True)
         self._coming.start()
+
+    def keep(self, shards: np.ndarray) -> None:
+        """The step in course needs these shards, which are here."""
+        self._needed |= set(map(int, shards))
 
     def _try_to_fetch(self, shards: np.ndarray) -> None:
         with contextlib.suppress(Exception):  # enter() meets it again, where it can be told
@@ -174,7 +185,8 @@ class ShardedRows:
                 local = folder.with_name(f"{folder.name}.parquet")
                 try:
                     self._files.get_file(self.names[shard], str(local))
-                    build_table(find_source(str(local)), self._recipe, folder, self._say)
+                    whole = dataclasses.replace(find_source(str(local)), source=self.names[shard])
+                    build_table(whole, self._recipe, folder, self._say)
                 except OSError as error:
                     raise DataError(
                         f"the shard {self.names[shard]} could not be fetched ({error}); check the address and the room "
@@ -195,7 +207,7 @@ class ShardedRows:
 
     def _folder(self, shard: int) -> Path:
         recipe = self._recipe
-        made_of = [self.names[shard], int(self.counts[shard]), recipe.labels, recipe.max_explanation_length]
+        made_of = [self.names[shard], self._versions[shard], recipe.labels, recipe.max_explanation_length]
         made_of += [recipe.end_token, recipe.tokenizer, repr(recipe.columns)]
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         return cache_dir() / "shards" / f"{Path(self.names[shard]).stem}-{key}"
@@ -218,6 +230,7 @@ class ShardedOrder:
     def at(self, stage: PlannedStage, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``[p]`` at a stage's positions from ``start`` up to ``stop``, and which epoch each is of."""
         rows, showings = [], []
+        self.rows.begin_step()
         before = sum(s.positions for s in self.stages[: self.stages.index(stage)])
         position, end = before + start, before + stop
         while position < end:
@@ -252,6 +265,8 @@ class ShardedOrder:
             row_p = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in windows[window]])
             rng = np.random.default_rng([_DOMAIN, self.rows.seed, epoch, 1 + window])
             self._window = (epoch, window, row_p[rng.permutation(len(row_p))])
+        else:
+            self.rows.keep(windows[window])
         return int(begins[window]), self._window[2]
 
 
@@ -264,6 +279,13 @@ def _find(fsspec: Any, pattern: str) -> tuple[Any, list[str]]:
     if not names:
         raise DataError(f"no shard matches {pattern}; check the address, like hf://datasets/owner/name/data/*.parquet")
     return files, names
+
+
+def _version_of(files: Any, name: str) -> list[str]:
+    """What changes when a shard is written anew: its size, and the store's own mark or time."""
+    info = files.info(name)
+    marks = ("size", "ETag", "etag", "sha256", "checksum", "last_commit", "LastModified", "mtime", "created")
+    return [f"{mark} {info[mark]}" for mark in marks if info.get(mark) is not None]
 
 
 def _rows_of(files: Any, name: str) -> int:

@@ -32,7 +32,7 @@ class ShownLog:
     def step(self, step: int, stage: str, ids: Sequence[str]) -> None:
         """Note the rows of a step, in their order."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "stage": stage, "rows": list(ids)}, ensure_ascii=False) + "\n")
+            self._file.write(json.dumps({"step": step, "stage": stage, "rows": list(ids)}) + "\n")
 
     def __enter__(self) -> ShownLog:
         return self

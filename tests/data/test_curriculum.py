@@ -132,5 +132,13 @@ def test_a_run_may_be_made_longer_but_what_it_has_shown_is_fixed():
     assert np.array_equal(short[0], long[0])
 
 
+def test_a_short_last_step_cannot_be_filled_up_afterwards():
+    one, two = (plan_stages([], rows=43, batch_size=10, epochs=e, max_steps=None) for e in (1, 2))
+    assert stages_fingerprint(one, 4) == stages_fingerprint(two, 4)
+    assert stages_fingerprint(one, 5) != stages_fingerprint(two, 5)
+    one, two = (plan_stages([], rows=40, batch_size=10, epochs=e, max_steps=None) for e in (1, 2))
+    assert stages_fingerprint(one, 4) == stages_fingerprint(two, 4)
+
+
 def test_stages_need_names_of_their_own():
     assert "different names" in stage_faults([Stage(name="x", steps=1), Stage(name="x", steps=1)])[0]

@@ -207,3 +207,57 @@ def test_the_real_sets_are_read_whole(name, rows, labels, explanations, shared_d
         assert (len(read.examples), read.labels) == (count, labels)
         assert max(len(e.explanations) for e in read.examples) == explanations
         assert all(e.explanations for e in read.examples)
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "1e999"])
+def test_numbers_no_computer_holds_reject_their_row_only(number, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"text": "a", "label": "x"}}\n{{"text": "b", "label": "y", "difficulty": {number}}}\n')
+    read = _read(path, columns=Columns(difficulty="difficulty"))
+    assert ([e.text for e in read.examples], [r.line for r in read.rejected]) == (["a"], [2])
+
+
+def test_a_column_called_difficulty_is_not_read_unasked(tmp_path):
+    read = _read(_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": "x", "difficulty": "easy"}]))
+    assert len(read.examples) == 1
+
+
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "id,label,text\n" + "".join(f"{i},a,text {i}\n" for i in range(9)) + '9,a,"open\n10,a,lost\n11,a,lost\n'
+    )
+    with pytest.raises(DataError, match=r"line 11 is never closed, so the rest of the file, 3 lines"):
+        _read(path)
+    path.write_text('id,label,text\n1,a,"closed" too early\n2,a,fine\n')
+    read = _read(path)
+    assert ([e.id for e in read.examples], [(r.line, r.reason[:7]) for r in read.rejected]) == (["2"], [(2, "not CSV")])
+
+
+def test_what_only_looks_like_a_source_is_told(tmp_path):
+    path = _jsonl(tmp_path / "rows.jsonl", GOOD)
+    with pytest.raises(DataError, match="a file has no splits"):
+        _read(f"{path}:validation")
+    with pytest.raises(DataError, match=r"address of shards.*data\.stream_window"):
+        _read("hf://datasets/a/b/*.parquet")
+
+
+def test_parquet_faults_are_told_as_what_they_are(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import ClassLabel, Features, Value
+
+    odd = pa.array([[("k", 1)], [("k", 2)]], type=pa.map_(pa.string(), pa.int32()))
+    pq.write_table(pa.table({"text": ["a", "b"], "label": ["x", "y"], "odd": odd}), tmp_path / "map.parquet")
+    assert len(_read(tmp_path / "map.parquet").examples) == 2
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["n", "y"])})
+    table = pa.table({"text": ["a", "b"], "label": pa.array([1, 5])})
+    pq.write_table(table.replace_schema_metadata(features.arrow_schema.metadata), tmp_path / "class.parquet")
+    read = _read(tmp_path / "class.parquet")
+    assert read.labels == ["y"] and read.rejected[0].reason == "unknown label: number 5, but the set names 2 classes"
+    pq.write_table(pa.table({"text": [f"word {i} " * 50 for i in range(3000)]}), tmp_path / "torn.parquet")
+    data = bytearray((tmp_path / "torn.parquet").read_bytes())
+    data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+    (tmp_path / "torn.parquet").write_bytes(data)
+    with pytest.raises(DataError, match=r"torn.parquet cannot be read as Parquet"):
+        _read(tmp_path / "torn.parquet", require_target=False)

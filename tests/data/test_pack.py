@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,13 @@ def test_bins_that_only_best_fit_finds_are_found():
     bins = pack(lengths, budget=12, ranks=1)
     assert len(bins) == 2
     assert {tuple(lengths[rows]) for [rows] in bins} == {(6, 6), (4, 4, 4)}
+
+
+def test_thousands_of_rows_that_fit_badly_are_packed_in_a_moment():
+    lengths = np.random.default_rng(0).integers(520, 780, 4096)
+    start = time.perf_counter()
+    assert len(pack(lengths, budget=1024, ranks=2)) == 2048
+    assert time.perf_counter() - start < 2
 
 
 def test_a_row_over_the_budget_is_refused():

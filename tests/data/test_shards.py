@@ -125,6 +125,25 @@ def test_only_the_windows_in_use_are_on_the_disk(shards, encoder, tmp_path):
     assert most <= 4
 
 
+def test_a_step_wider_than_a_window_sees_all_of_its_rows(shards, encoder):
+    stream = _stream(shards, encoder, window=1, batch=30)
+    assert sum(len(stream.step(step).ids) for step in range(stream.steps)) == 2 * (SHARDS * ROWS - (SHARDS - 2))
+
+
+def test_shards_written_anew_are_read_anew(tmp_path, encoder, monkeypatch):
+    from datasets import Dataset
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = []
+    for text in ("first text", "second"):
+        Dataset.from_list([{"text": text, "label": "ab"[r % 2]} for r in range(4)]).to_parquet(tmp_path / "s.parquet")
+        stream = _stream(str(tmp_path / "s*.parquet"), encoder)
+        row = int(stream.chosen(0)[0][0])
+        rows, at = stream.rows._place(row)
+        found.append((rows.table.example(at).text, stream.rows.fingerprint))
+    assert [text for text, _ in found] == ["first text", "second"] and found[0][1] != found[1][1]
+
+
 def test_too_many_bad_rows_of_a_shard_end_the_run(shards, encoder):
     stream = _stream(shards, encoder, bad=0.01)
     with pytest.raises(DataError, match=r"1 of 11 rows are bad"):

@@ -155,6 +155,21 @@ def test_a_row_of_200_000_characters_is_one_row(tmp_path, encoder):
     assert len(encoder.lay_out(table.text_ids(0))) == encoder.max_prompt_length
 
 
+def test_a_label_that_only_a_rejected_row_has_is_no_class(tmp_path, encoder):
+    rows = [
+        {"id": 1, "text": "a", "label": "a"},
+        {"id": 1, "text": "b", "label": "b"},
+        {"id": 2, "text": "c", "label": "c"},
+    ]
+    table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
+    assert (table.card.labels, table.label_N.tolist()) == (["a", "c"], [0, 1])
+
+
+def test_a_file_with_a_very_long_name_has_a_table(tmp_path, encoder):
+    name = "n" * 245 + ".jsonl"
+    assert len(open_table(_write(tmp_path / name, [{"text": "a", "label": "x"}]), _recipe(encoder))) == 1
+
+
 def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(tmp_path, encoder):
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "x"}', encoding="utf-16")
     with pytest.raises(DataError, match=r"is UTF-16.*iconv -f UTF-16 -t UTF-8"):
