@@ -177,6 +177,12 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
                         f"the file, {reader.line_num - line + 1} lines, would be one cell; close it, or double a quote "
                         "that is meant as one"
                     ) from None
+                if reader.line_num > line:
+                    raise DataError(
+                        f"{part.source}: a quote opened in the record of line {line} closes only in line "
+                        f"{reader.line_num}, and not at the end of a cell; close it where its cell ends, or double a "
+                        "quote that is meant as one"
+                    ) from None
                 end = reader.line_num
                 yield line, Fault(f"not CSV: {error}"), ""
                 continue

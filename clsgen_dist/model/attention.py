@@ -35,9 +35,19 @@ def per_sequence_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence, ``[1, N, H, E]``; the arguments are those of transformers' interface."""
+    """Causal attention inside each sequence, ``[1, N, H, E]``; the arguments are those of transformers' interface.
+
+    ModelError for soft caps and attention sinks, which scaled-dot-product attention does not know.
+    """
+    if softcap is not None or s_aux is not None:
+        raise ModelError(
+            f"{type(module).__name__} caps its attention scores or has attention sinks, which model.attention=sdpa "
+            "would leave out; set model.attention to eager, or to flash_attention_2 on a GPU"
+        )
     lengths = cu_seq_lens_q.diff().tolist()
     outputs = [
         F.scaled_dot_product_attention(

@@ -229,6 +229,9 @@ def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path):
     )
     with pytest.raises(DataError, match=r"line 11 is never closed, so the rest of the file, 3 lines"):
         _read(path)
+    path.write_text('id,label,text\n1,a,"open\n2,a,lost\n3,a,"fine"\n4,a,fine\n')
+    with pytest.raises(DataError, match=r"record of line 2 closes only in line 4"):
+        _read(path)
     path.write_text('id,label,text\n1,a,"closed" too early\n2,a,fine\n')
     read = _read(path)
     assert ([e.id for e in read.examples], [(r.line, r.reason[:7]) for r in read.rejected]) == (["2"], [(2, "not CSV")])
