@@ -262,6 +262,13 @@ def _faults(s: Settings) -> list[str | None]:
         faults.append(f"loss.min_share is {s.loss.min_share}, expected a share from 0 to 0.5")
     faults += stage_faults(s.curriculum.stages)
     for stage in s.curriculum.stages:
+        if (stage.loss_schedule or s.loss.schedule) == "constant" and (
+            stage.generation_range or stage.classification_range
+        ):
+            faults.append(
+                f"curriculum stage {stage.name!r}: loss ranges with the schedule constant, which does not move; set "
+                "loss_schedule of the stage (or loss.schedule) to linear, cosine or sigmoid"
+            )
         if (stage.max_prompt_length or 0) > data.max_prompt_length:
             faults.append(
                 f"curriculum stage {stage.name!r}: max_prompt_length is {stage.max_prompt_length}, more than "

@@ -53,7 +53,8 @@ class RunIdentity:
     labels: list[str]
     rows: int
     rows_sha256: str
-    order_sha256: str
+    order: dict[str, Any]
+    """What decides the rows shown so far: :func:`clsgen_dist.data.curriculum.shown_by`."""
     seed: int
     batch_size: int
     finetune: str
@@ -154,10 +155,11 @@ def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunI
         CheckpointError: written by a run with other data, order, seed, batch size or backbone, or not loadable.
     """
     marker = read_marker(folder)
+    saved, current = _flat(marker["identity"]), _flat(asdict(identity(marker["state"]["step"])))
     differences = [
-        f"{name} was {then!r} and is now {now!r}"
-        for name, now in asdict(identity(marker["state"]["step"])).items()
-        if not _same(then := marker["identity"].get(name), now)
+        f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}"
+        for name in current | saved
+        if not _same(saved.get(name), current.get(name))
     ]
     if differences:
         raise CheckpointError(
@@ -234,6 +236,10 @@ def frozen_sums(model: torch.nn.Module, world: World) -> tuple[float, float]:
         square += share * values.double().square().sum().item()
     sums = world.sum(total, square)
     return sums[0], sums[1]
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in identity.items() if name != "order"} | identity["order"]
 
 
 def _same(then: Any, now: Any) -> bool:

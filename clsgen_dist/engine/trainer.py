@@ -21,6 +21,7 @@ from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.loader import Step, TrainStream, ahead
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.row_set import RowSet
+from clsgen_dist.data.shards import ShardedRows
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, on_accelerator, process_group
@@ -78,15 +79,18 @@ def train(settings: Settings) -> TrainResult:
             question=settings.prompt.question,
             max_prompt_length=settings.data.max_prompt_length,
         )
-        rows = read_rows(settings.data, encoder, output if world.is_main else None, say, settings.seed)
+        quarantine = output if world.is_main else None
+        rows = read_rows(settings.data, encoder, quarantine, say, settings.seed, run=settings.output_dir)
         for note in rows.notes:
             say(note)
         stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
         engine = _build_engine(settings, zero_config, backbone, encoder, labels)
-        return _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, say).go(
-            resume_from
-        )
+        run = _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, say)
+        result = run.go(resume_from)
+        if isinstance(rows.train, ShardedRows):
+            rows.train.close()
+        return result
 
 
 class _Run:
@@ -116,7 +120,7 @@ class _Run:
             labels=list(labels.names),
             rows=len(stream.rows),
             rows_sha256=stream.rows.fingerprint,
-            order_sha256=stream.order.fingerprint(step),
+            order=stream.order.shown_by(step),
             seed=settings.seed,
             batch_size=settings.train.batch_size,
             finetune=settings.model.finetune,
