@@ -16,33 +16,25 @@ from typing import Any
 
 import torch
 
-from clsgen_dist.config import Settings, resolve_path, to_yaml
+from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.loader import Step, TrainStream, ahead
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.shards import ShardedRows
 from clsgen_dist.engine import checkpoint
+from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
-from clsgen_dist.engine.dist import World, launched_ranks, on_accelerator, process_group
+from clsgen_dist.engine.dist import World, launched_ranks, process_group
 from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better
-from clsgen_dist.engine.optim import build_optimizer, lr_factor, parameter_groups, set_lr
+from clsgen_dist.engine.optim import lr_factor, set_lr
 from clsgen_dist.engine.probe import probe_sample, score_probe
 from clsgen_dist.engine.rows import read_rows
 from clsgen_dist.engine.stream import plan_stream, weight_schedule
-from clsgen_dist.engine.zero import deepspeed_config
 from clsgen_dist.errors import NonFiniteLossError, SettingsError
 from clsgen_dist.loss.dual import StepCounts, backward_loss, mean
 from clsgen_dist.loss.weights import LossWeights
-from clsgen_dist.model.backbone import (
-    backbone_path,
-    build_model,
-    choose_attention,
-    label_start_tokens,
-    load_backbone,
-    load_tokenizer,
-    set_zero3_units,
-)
+from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.track.progress import Progress
 from clsgen_dist.track.shown import ShownLog
@@ -67,7 +59,7 @@ def train(settings: Settings) -> TrainResult:
         NonFiniteLossError: a loss diverged; the checkpoints before it are whole.
     """
     output = Path(settings.output_dir)
-    zero_config = _zero_config(settings, launched_ranks())
+    zero = zero_config(settings, launched_ranks())
     with process_group(settings.train.collective_timeout_s) as world:
         say = _speaker(world)
         resume_from = _prepare_output(settings, output, world, say)
@@ -85,7 +77,7 @@ def train(settings: Settings) -> TrainResult:
             say(note)
         stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
-        engine = _build_engine(settings, zero_config, backbone, encoder, labels)
+        engine = build_engine(settings, zero, backbone, encoder, labels)
         run = _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, say)
         result = run.go(resume_from)
         if isinstance(rows.train, ShardedRows):
@@ -313,58 +305,6 @@ class _Run:
     def _gave_up(self) -> bool:
         patience = self.settings.train.early_stop_patience
         return patience is not None and self.state.evaluations_without_gain >= patience
-
-
-def _zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
-    """What DeepSpeed is told; SettingsError where its file and the settings contradict each other."""
-    train = settings.train
-    return deepspeed_config(
-        resolve_path(settings.deepspeed),
-        batch_size=train.batch_size,
-        world_size=ranks,
-        max_grad_norm=settings.optim.max_grad_norm,
-        bf16=on_accelerator() if train.precision == "auto" else train.precision == "bf16",
-        optimizer=settings.optim.name,
-    )
-
-
-def _build_engine(
-    settings: Settings, config: dict[str, Any], backbone: str, encoder: Encoder, labels: LabelSpace
-) -> Any:
-    """Model, optimizer and ZeRO-3 engine."""
-    import deepspeed
-    from transformers.integrations import HfDeepSpeedConfig
-
-    train, model, optim = settings.train, settings.model, settings.optim
-    zero3 = HfDeepSpeedConfig(config)  # transformers holds it weakly: it must live while the model is built
-    lm = load_backbone(
-        backbone,
-        dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
-        attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True),
-        load_in_4bit=model.load_in_4bit,
-    )
-    dual_head = build_model(
-        lm,
-        classes=len(labels),
-        label_tokens=label_start_tokens(encoder, labels.names) if model.head_init == "label_tokens" else None,
-        finetune=model.finetune,
-        top_layers=model.top_layers,
-        lora_rank=model.lora_rank,
-        lora_alpha=model.lora_alpha,
-        lora_dropout=model.lora_dropout,
-        head_dropout=model.head_dropout,
-        loss_impl=settings.loss.impl,
-        seed=settings.seed,
-    )
-    if train.activation_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    set_zero3_units(dual_head)
-    del zero3
-    groups = parameter_groups(dual_head, lr=optim.lr, head_lr=optim.head_lr, weight_decay=optim.weight_decay)
-    optimizer = build_optimizer(optim.name, groups, betas=optim.betas, eps=optim.eps)
-    engine, *_ = deepspeed.initialize(model=dual_head, optimizer=optimizer, config=config)
-    engine.train()
-    return engine
 
 
 def _prepare_output(settings: Settings, output: Path, world: World, say: Callable[[str], None]) -> Path | None:
