@@ -2,30 +2,64 @@
 
 ZeRO-3 couples the ranks layer by layer, so all of them show one and the same step time. Two things still differ:
 
-    late    how long the others waited for a rank at the all-reduce that begins a step (rows, logging, a process asleep)
+    busy    seconds of a step that a rank does not spend waiting for the others (rows, logging, a process asleep)
     slow    the time of a small matrix product that every rank times by itself (a throttled or shared chip)
 
-Both are averaged over a window and gathered at its end. A rank that stands out in two windows in a row is named, in the
-log and in ``stragglers.jsonl``. Price: one gather and a few milliseconds of products every ``WINDOW`` steps.
+Waiting is what the host spends in gloo's collectives, and, on a GPU, where the step's sums are read: there the host runs
+ahead of the device and waits nowhere else. Both figures are averaged over a window and gathered at its end. A rank that
+stands out in two windows in a row is named, in the log and in ``stragglers.jsonl``. Price: one gather and a few
+milliseconds of products every ``WINDOW`` steps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from torch._C._distributed_c10d import Work
 
 from clsgen_dist.engine.dist import World
 
 WINDOW = 20
 """Steps between two comparisons."""
-_LATE, _SLOW = 0.1, 1.3
-"""Late: by more than this share of the step. Slow: by more than this factor of the median."""
+_BUSY, _SLOW = 0.2, 1.3
+"""Busy: for longer than the others by more than this share of a step. Slow: by more than this factor of the others."""
 _SIZES = {"cpu": 384, "cuda": 4096}
+
+_waited = 0.0
+"""Seconds that this process has waited for others."""
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """What happens inside is waiting for other ranks."""
+    global _waited
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        _waited += time.perf_counter() - start
+
+
+def _count_waits() -> None:
+    """Time every wait for a collective from now on; torch has no hook for it on the CPU."""
+    wait = Work.wait
+    if getattr(wait, "counted", False):
+        return
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        with waiting():
+            return wait(self, *args, **options)
+
+    counted.counted = True  # type: ignore[attr-defined]
+    Work.wait = counted
 
 
 @dataclass(frozen=True)
@@ -34,8 +68,8 @@ class Pace:
 
     rank: int
     node: str
-    waited: float
-    """Mean seconds it waited for the others at the beginning of a step."""
+    busy: float
+    """Mean seconds of a step that it did not wait for others."""
     step: float
     """Mean seconds of a step."""
     product: float
@@ -45,15 +79,14 @@ class Pace:
 def stragglers(paces: list[Pace]) -> dict[str, str]:
     """What holds up the others, by ``rank N on NODE``; empty where none stands out."""
     found = {}
-    longest_wait, usual_product = max(p.waited for p in paces), median(p.product for p in paces)
     for pace in paces if len(paces) > 1 else []:
-        late = longest_wait - pace.waited
-        others = [longest_wait - p.waited for p in paces if p is not pace]
-        told = []
-        if late > _LATE * pace.step and late > 2 * median(others):
-            told.append(f"comes {late:.3f} s late to a step of {pace.step:.3f} s")
-        if pace.product > _SLOW * usual_product:
-            told.append(f"multiplies {pace.product / usual_product:.1f} times slower than the median")
+        others = [p for p in paces if p is not pace]
+        more = pace.busy - median(p.busy for p in others)
+        slower = pace.product / median(p.product for p in others)
+        told = [f"is busy {more:.3f} s longer than the others in a step of {pace.step:.3f} s"] * (
+            more > _BUSY * pace.step
+        )
+        told += [f"multiplies {slower:.1f} times slower than the others"] * (slower > _SLOW)
         if told:
             found[f"rank {pace.rank} on {pace.node}"] = " and ".join(told)
     return found
@@ -69,23 +102,25 @@ class PaceMeter:
         self._matrix = torch.ones(
             size, size, device=world.device, dtype=torch.bfloat16 if size > 1000 else torch.float32
         )
-        self._waits: list[float] = []
-        self._since = time.perf_counter()
+        self._steps, self._since, self._waited = 0, time.perf_counter(), _waited
         self._named: dict[str, str] = {}
+        if world.device.type == "cpu":
+            _count_waits()
 
-    def step(self, step: int, waited: float) -> list[str]:
-        """Note a step's wait; at the end of a window, collective: who stood out in it and in the one before."""
-        self._waits.append(waited)
-        if len(self._waits) < WINDOW:
+    def step(self, step: int) -> list[str]:
+        """Another step begins; at the end of a window, collective: who stood out in it and in the one before."""
+        self._steps += 1
+        if self._steps < WINDOW:
             return []
         seconds = (time.perf_counter() - self._since) / WINDOW
-        mine = Pace(self._world.rank, self._world.node, sum(self._waits) / WINDOW, seconds, self._time_product())
+        busy = seconds - (_waited - self._waited) / WINDOW
+        mine = Pace(self._world.rank, self._world.node, busy, seconds, self._time_product())
         found = stragglers(self._world.gather(mine))
         again = [f"{who} {what}" for who, what in found.items() if who in self._named]
         if again and self._world.is_main:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "stragglers": again}) + "\n")
-        self._named, self._waits, self._since = found, [], time.perf_counter()
+        self._named, self._steps, self._since, self._waited = found, 0, time.perf_counter(), _waited
         return again
 
     def _time_product(self) -> float:

@@ -32,7 +32,7 @@ from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, process_group
 from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better
 from clsgen_dist.engine.optim import lr_factor, set_lr
-from clsgen_dist.engine.pace import PaceMeter
+from clsgen_dist.engine.pace import PaceMeter, waiting
 from clsgen_dist.engine.probe import probe_sample, score_probe
 from clsgen_dist.engine.rows import read_rows
 from clsgen_dist.engine.saver import Saver, checkpoint_bytes, require_room
@@ -199,8 +199,8 @@ class _Run:
         for step, waited in ahead(self.stream.step, self.state.step, self.last_step):
             if self._gave_up():
                 break
-            counts, late = self._agree(step)
-            for who in pace.step(self.state.step, late):
+            counts = self._agree(step)
+            for who in pace.step(self.state.step):
                 self.progress.note(f"step {self.state.step} straggler: {who}")
             if self.settings.curriculum.stages and step.stage.first_step == self.state.step:
                 self.progress.note(f"step {self.state.step} stage: {step.stage.stage.name}")
@@ -213,12 +213,9 @@ class _Run:
             self._evaluate_and_save()
         self._commit()
 
-    def _agree(self, share: Step) -> tuple[StepCounts, float]:
-        """The one all-reduce that begins a step: what it holds, whether all have saved, and whether anyone is to stop.
-
-        Returns the counts, and the seconds that this rank waited for the others.
-        """
-        batches, start = share.batches, time.perf_counter()
+    def _agree(self, share: Step) -> StepCounts:
+        """The one all-reduce that begins a step: what it holds, whether all have saved, and whether anyone is to stop."""
+        batches = share.batches
         supervised, labelled, tokens, written, stops = self.world.sum(
             sum(b.supervised for b in batches),
             sum(b.labelled for b in batches),
@@ -226,7 +223,6 @@ class _Run:
             self.saver.written,
             self.stop.received is not None,
         )
-        waited = time.perf_counter() - start
         if written == self.world.size:
             self._commit()
         if stops:
@@ -237,7 +233,7 @@ class _Run:
                 f"{self.stop.received or 'a signal to another rank'} came: the checkpoint of step {self.state.step} is "
                 f"written. Go on with --resume auto"
             )
-        return StepCounts(supervised, labelled, tokens), waited
+        return StepCounts(supervised, labelled, tokens)
 
     def _step(self, step: int, share: Step, counts: StepCounts) -> dict[str, float]:
         """One optimizer step; returns what the log shows of it."""
@@ -268,7 +264,8 @@ class _Run:
                 self.engine.step()
         before = self.engine.skipped_steps
         self.engine.step()
-        generation_sum, classification_sum, hits = sums.tolist()
+        with waiting():
+            generation_sum, classification_sum, hits = sums.tolist()
         total = float(joint_loss(generation_sum, classification_sum, counts, weights))
         self._guard(share, total, limit, updated=self.engine.skipped_steps == before)
         self.throughput.add(int(counts.tokens), int(counts.supervised))
@@ -327,7 +324,8 @@ class _Run:
         if self.dev and (last or (train.eval_every and step % train.eval_every == 0)):
             best = self._evaluate(self.dev)
             last = last or self._gave_up()
-        every = self.settings.checkpoint.every
+        # No checkpoint of a step that was left out: it might be the one to go back to.
+        every = self.settings.checkpoint.every if not self.state.guard.in_a_row else None
         if best or last or step == self.last_step or (every and step % every == 0):
             self._save()
 

@@ -2,7 +2,8 @@
 
     {"what": "kill", "where": "save:write", "step": 4, "rank": 1}
 
-where    step (before a step's forward passes), save:copy, save:write, save:written, save:marker, save:committed
+where    start (before rows are planned), step (before a step's forward passes), save:copy, save:write, save:written,
+         save:marker, save:committed
 what     kill, stop (SIGSTOP), usr2, term (to oneself), sleep (``seconds``), raise, full (the disk), nan_loss, nan_grad,
          spike (a loss times ``factor``)
 """
@@ -27,7 +28,7 @@ def inject(faults: list[dict[str, Any]]) -> None:
 
     def due(where: str) -> list[dict[str, Any]]:
         steps = [f for f in faults if f.get("where", "step") == where]
-        return [f for f in steps if now["step"] in f.get("steps", [f.get("step")])]
+        return [f for f in steps if now["step"] in f.get("steps", [f.get("step", now["step"])])]
 
     def reach(where: str) -> None:
         for fault in due(where):
@@ -54,6 +55,7 @@ def inject(faults: list[dict[str, Any]]) -> None:
     saver._ShardWriter.save = before(saver._ShardWriter.save, "save:copy")  # type: ignore[method-assign]
     saver._write = before(saver._write, "save:write", "save:written")
     checkpoint.publish = before(checkpoint.publish, "save:marker", "save:committed")
+    trainer.plan_stream = before(trainer.plan_stream, "start")
     loss = trainer.backward_loss
 
     def backward_loss(*args: Any) -> Any:

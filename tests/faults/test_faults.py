@@ -1,0 +1,241 @@
+"""What a run does when it is hit: real ranks, real signals and kills, at places that the tests choose."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+
+import pytest
+import torch
+
+from clsgen_dist.engine import checkpoint
+
+pytestmark = pytest.mark.dist
+
+RUN = {
+    "data__labels": "[first, second]",
+    "data__positive_label": "second",
+    "train__epochs": 3,
+    "train__batch_size": 8,
+    "train__micro_batch_tokens": 512,
+    "train__max_steps": 12,
+    "train__log_rows": "true",
+    "checkpoint__every": 2,
+    "checkpoint__keep_last": 9,
+    "resume": "auto",
+}
+
+
+@pytest.fixture(scope="module")
+def run(recipe, ranks, mixed, tmp_path_factory):
+    """``run(output, faults, **overrides)`` on 41 rows of every kind."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    names = {"no": "first", "yes": "second"}
+    rows = [row | ({"label": names[row["label"]]} if "label" in row else {}) for row in mixed]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def go(output, faults=(), world=2, request=None, **overrides):
+        options = {**RUN, "data__train": path, **overrides}
+        return ranks(recipe(output, **options), ranks=world, faults=list(faults), **(request or {}))
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run, tmp_path_factory):
+    """The run that nobody disturbs."""
+    output = tmp_path_factory.mktemp("faults") / "undisturbed"
+    assert run(output).status == [0, 0]
+    return output
+
+
+def numbers(output):
+    """Step and tensors of the last checkpoint, by file and name."""
+    last = checkpoint.committed(output / "checkpoints")[-1]
+    step = checkpoint.verify(last)["state"]["step"]
+    files = [torch.load(file, weights_only=False) for file in sorted(last.glob("*_optim_states.pt"))]
+    states = [file["optimizer_state_dict"] for file in files]
+    adam = [p for state in states for p in state["optimizer_state_dict"]["state"].values()]
+    flat = [t for state in states for t in state["fp32_flat_groups"]] + [t for p in adam for t in p.values()]
+    return step, flat
+
+
+def same(output, other):
+    """Whether two runs end at one step with the same bits, having shown the same rows."""
+    (step, ours), (other_step, theirs) = numbers(output), numbers(other)
+    assert step == other_step
+    assert (output / "rows.jsonl").read_text() == (other / "rows.jsonl").read_text()
+    return len(ours) == len(theirs) > 0 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- asked to stop
+
+
+@pytest.mark.parametrize(
+    ("fault", "at"),
+    [
+        ({"what": "usr2", "step": 5, "rank": 1}, 5),
+        ({"what": "term", "step": 4, "rank": 0, "where": "save:copy", "times": 2}, 4),
+    ],
+    ids=["USR2 in a step, one rank", "TERM twice during a save"],
+)
+def test_all_ranks_stop_at_one_boundary_with_one_checkpoint_and_go_on(run, undisturbed, tmp_path, fault, at):
+    output = tmp_path / "run"
+    stopped = run(output, [fault])
+    assert stopped.status == [75, 75], stopped.text
+    assert f"stopped: {'SIGTERM' if fault['what'] == 'term' else 'a signal to another rank'} came" in stopped.logs[0]
+    assert [checkpoint.read_marker(c)["state"]["step"] for c in checkpoint.committed(output / "checkpoints")][-1] == at
+    assert sorted((output / "checkpoints").glob("step-*")) == checkpoint.committed(output / "checkpoints")
+    done = run(output)
+    assert done.status == [0, 0] and f"at step {at} of 12" in done.text
+    assert same(output, undisturbed)
+    assert [line.get("end") for line in lines(output / "attempts.jsonl")] == [None, "Preempted", None, "done"]
+
+
+def test_asked_before_the_first_step_there_is_nothing_to_save(run, tmp_path):
+    stopped = run(tmp_path / "run", [{"what": "term", "where": "start"}])
+    assert stopped.status == [75, 75] and "before the first step" in stopped.text
+    assert not checkpoint.committed(tmp_path / "run/checkpoints")
+
+
+# --- killed, stopped, stuck
+
+
+def test_a_killed_rank_ends_the_job_and_the_rest_of_the_run_is_the_same(run, undisturbed, tmp_path):
+    killed = run(tmp_path / "run", [{"what": "kill", "step": 7, "rank": 1}])
+    assert killed.status[1] == -9 and killed.status[0] not in (0, 75)
+    assert killed.ended[0] - killed.ended[1] < 20
+    assert run(tmp_path / "run").status == [0, 0]
+    assert same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("what", [{"what": "stop"}, {"what": "sleep", "seconds": 100}], ids=["SIGSTOP", "sleeps"])
+def test_a_rank_that_hangs_ends_the_job_in_the_time_stated_and_leaves_stacks(run, tmp_path, what):
+    hung = run(tmp_path / "run", [{**what, "step": 3, "rank": 1}], faults__hang_timeout_s=4)
+    assert hung.status[0] == 1 and hung.status[1] != 0
+    stacks = (tmp_path / "run/stacks/rank-0.txt").read_text()
+    assert "Timeout (0:00:04)!" in stacks and "_step" in stacks and "clsgen-data" not in stacks.split("Thread")[0]
+    if what["what"] == "sleep":
+        assert "inject.py" in (tmp_path / "run/stacks/rank-1.txt").read_text()
+
+
+def test_killed_at_each_phase_of_a_save_the_last_committed_checkpoint_counts(run, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    for phase in ("save:copy", "save:write", "save:written", "save:marker", "save:committed"):
+        killed = run(
+            output, [{"what": "kill", "where": phase, "steps": [2, 3, 4], "rank": 0}], faults__max_stuck_starts=9
+        )
+        assert killed.status[0] == -9, (phase, killed.text)
+        newest = checkpoint.newest_valid(output / "checkpoints", print)
+        assert (newest and checkpoint.read_marker(newest)["state"]["step"]) == (
+            2 if phase == "save:committed" else None
+        )
+    assert run(output, faults__max_stuck_starts=9).status == [0, 0]
+    assert same(output, undisturbed)
+
+
+def test_a_full_disk_is_told_by_all_ranks_and_the_checkpoint_before_stands(run, tmp_path):
+    full = run(tmp_path / "run", [{"what": "full", "where": "save:write", "steps": [4, 5, 6], "rank": 1}])
+    assert full.status == [2, 2] and "rank 1: OSError: [Errno 28] No space left on device" in full.logs[0]
+    newest = checkpoint.newest_valid(tmp_path / "run/checkpoints", print)
+    assert checkpoint.read_marker(newest)["state"]["step"] == 2
+
+
+@pytest.mark.parametrize("options", ["size=300k", "size=64m,nr_inodes=9"], ids=["full disk", "out of inodes"])
+def test_what_the_next_checkpoint_needs_is_asked_for_before_the_first_step(run, tmp_path, options):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs root, to mount a small disk")
+    try:
+        refused = run(disk / "run", world=1)
+        assert refused.status == [2] and "for the next checkpoint, but it has" in refused.text, refused.text
+        assert not (disk / "run/rows.jsonl").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_restarts_that_get_nowhere_stop_and_say_why(run, tmp_path):
+    fault = [{"what": "raise", "step": 2}]
+    assert [run(tmp_path / "run", fault).status for _ in range(3)] == [[1, 1]] * 3
+    stopped = run(tmp_path / "run", fault)
+    assert stopped.status == [2, 2]
+    assert (
+        "3 starts in a row began at step 0" in stopped.text
+        and "after step 1: a fault that a test asked for" in stopped.text
+    )
+
+
+# --- ranks that do not come
+
+
+def test_a_rank_that_never_comes_is_named_in_bounded_time(run, tmp_path):
+    alone = run(tmp_path / "run", request={"only": [0]}, faults__rendezvous_timeout_s=3)
+    assert alone.status == [1] and "ranks 1 of 2 did not come within 3 s" in alone.text
+    other = run(tmp_path / "run", request={"only": [1]}, faults__rendezvous_timeout_s=3)
+    assert other.status == [1] and "rank 1 on" in other.text and "did not reach rank 0" in other.text
+
+
+def test_a_port_that_is_taken_is_named(run, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = run(tmp_path / "run", request={"port": port}, faults__rendezvous_timeout_s=3)
+    assert 0 not in ended.status and f"rank 0 cannot listen on 127.0.0.1:{port}" in ended.logs[0]
+
+
+def test_a_rank_that_holds_up_the_others_is_named(run, tmp_path):
+    slow = [{"what": "sleep", "seconds": 0.3, "rank": 1}]
+    done = run(tmp_path / "run", slow, train__batch_size=2, train__max_steps=41, checkpoint__every="null")
+    assert done.status == [0, 0]
+    (found,) = lines(tmp_path / "run/stragglers.jsonl")
+    (told,) = found["stragglers"]
+    assert told.startswith(f"rank 1 on {socket.gethostname()} is busy 0.")
+    assert f"straggler: {told}" in done.logs[0]
+
+
+# --- numbers that must not count
+
+
+def test_bad_steps_are_left_out_by_all_ranks_counted_and_their_rows_written(run, tmp_path):
+    faults = [
+        {"what": "nan_loss", "step": 3, "rank": 1},
+        {"what": "nan_grad", "step": 5, "rank": 0},
+        {"what": "spike", "step": 24, "rank": 1},
+    ]
+    options = {"train__batch_size": 2, "train__max_steps": 26, "checkpoint__every": "null"}
+    done = run(tmp_path / "run", faults, **options)
+    assert done.status == [0, 0], done.text
+    skipped, shown = lines(tmp_path / "run/skipped.jsonl"), lines(tmp_path / "run/rows.jsonl")
+    assert [line["step"] for line in skipped] == [3, 5, 24]
+    reasons = [line["reason"] for line in skipped]
+    assert reasons[:2] == ["the loss is nan", "a gradient is not finite"]
+    assert "more than the" in reasons[2]
+    assert [line["rows"] for line in skipped] == [shown[k]["rows"] for k in (2, 4, 23)]
+    marker = checkpoint.read_marker(checkpoint.committed(tmp_path / "run/checkpoints")[-1])
+    assert marker["state"]["guard"]["skipped"] == 3 and marker["state"]["guard"]["rollbacks"] == 0
+    assert all(torch.isfinite(t).all() for t in numbers(tmp_path / "run")[1] if torch.is_floating_point(t))
+
+
+def test_too_many_in_a_row_go_back_to_a_checkpoint_and_past_the_data(run, tmp_path):
+    faults = [{"what": "nan_loss", "steps": [5, 6, 7], "rank": 1}]
+    truth = run(tmp_path / "truth", faults)
+    assert truth.status == [0, 0] and "weights and optimizer are back at step-00000004; the data goes on" in truth.text
+    assert [line["step"] for line in lines(tmp_path / "truth/rows.jsonl")] == list(range(1, 13))
+    killed = run(tmp_path / "run", [*faults, {"what": "kill", "step": 10, "rank": 0}])
+    assert killed.status[0] == -9
+    assert run(tmp_path / "run", faults).status == [0, 0]
+    assert same(tmp_path / "run", tmp_path / "truth")
+
+
+def test_a_run_that_only_diverges_ends_and_names_its_rows(run, tmp_path):
+    ended = run(tmp_path / "run", [{"what": "nan_loss", "steps": list(range(5, 30)), "rank": 1}], train__max_steps=15)
+    assert ended.status == [2, 2]
+    assert "after going back to a checkpoint 2 times" in ended.logs[0] and "skipped.jsonl" in ended.logs[0]
+    assert [line["step"] for line in lines(tmp_path / "run/skipped.jsonl")] == list(range(5, 14))
