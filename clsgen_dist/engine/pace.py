@@ -5,8 +5,8 @@ ZeRO-3 couples the ranks layer by layer, so all of them show one and the same st
     busy    seconds of a step that a rank does not spend waiting for the others (rows, logging, a process asleep)
     slow    the time of a small matrix product that every rank times by itself (a throttled or shared chip)
 
-Waiting is what the host spends in gloo's collectives, and, on a GPU, where the step's sums are read: there the host runs
-ahead of the device and waits nowhere else. Both figures are averaged over a window and gathered at its end. A rank that
+Waiting is what the host spends in gloo's collectives and, on a GPU, where the step's sums are read: there the host
+runs ahead of the device and waits nowhere else. Both figures are averaged over a window and gathered at its end. A rank that
 stands out in two windows in a row is named, in the log and in ``stragglers.jsonl``. Price: one gather and a few
 milliseconds of products every ``WINDOW`` steps.
 """
@@ -59,7 +59,7 @@ def _count_waits() -> None:
             return wait(self, *args, **options)
 
     counted.counted = True  # type: ignore[attr-defined]
-    Work.wait = counted
+    Work.wait = counted  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ class _Run:
         self._commit()
 
     def _agree(self, share: Step) -> StepCounts:
-        """The one all-reduce that begins a step: what it holds, whether all have saved, and whether anyone is to stop."""
+        """The one all-reduce that begins a step: what it holds, whether all have saved, whether anyone is to stop."""
         batches = share.batches
         supervised, labelled, tokens, written, stops = self.world.sum(
             sum(b.supervised for b in batches),
