@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clsgen_dist.plan.rehearsal import Rehearsal
-from clsgen_dist.plan.zero3 import MicroStep, Sharding, persistent, stored, sub_groups
+from clsgen_dist.plan.zero3 import Sharding, Walk, optimizer_groups, persistent, stored
 
 FRAGMENTATION = 0.1
 """Share of what comes and goes that the CUDA allocator is allowed to waste: an allowance, not a measurement."""
@@ -57,7 +57,7 @@ class Memory:
 def memory(
     rehearsal: Rehearsal,
     zero: Sharding,
-    micro_step: MicroStep,
+    walked: Walk,
     *,
     optimizer: str,
     on_gpu: bool,
@@ -71,7 +71,7 @@ def memory(
     parts = {number: zero.part(stored(w)) for number, w in enumerate(rehearsal.weights)}
     trained = [number for number, w in enumerate(rehearsal.weights) if w.trainable]
     share = sum(parts[n] for n in trained)
-    groups = _optimizer_groups(rehearsal, zero, parts)
+    groups = optimizer_groups(rehearsal, zero)
     weights = size * sum(parts.values())
     optimizer_parts = {
         "master weights": 4 * share,
@@ -98,7 +98,7 @@ def memory(
         device |= dict.fromkeys(optimizer_parts, 0)
     if zero.offload_parameters != "none":
         host["weights"], device["weights"] = weights, 0
-    peak = micro_step.peak
+    peak = walked.peak
     step_bytes = max(groups, default=0) * _step_bytes(optimizer, size, on_gpu=on_gpu)
     in_step = 0 if offloaded else step_bytes
     if offloaded and not on_gpu:
@@ -114,16 +114,6 @@ def memory(
         device["fragmentation allowance"] = round(FRAGMENTATION * (sum(moving.values()) + device["reduce bucket"]))
         device["CUDA, NCCL, cuBLAS"] = outside_allocator
     return Memory({k: v for k, v in device.items() if v}, host, moment)
-
-
-def _optimizer_groups(rehearsal: Rehearsal, zero: Sharding, parts: dict[int, int]) -> list[int]:
-    """Elements of this rank's optimizer sub-groups: matrices and vectors of backbone and head apart."""
-    by_group: dict[tuple[bool, bool], list[int]] = {}
-    for number, weight in enumerate(rehearsal.weights):
-        if weight.trainable:
-            key = (weight.name.startswith("classification_head."), weight.matrix)
-            by_group.setdefault(key, []).append(parts[number])
-    return [size for group in by_group.values() for size in sub_groups(group, zero.sub_group)]
 
 
 def _state_bytes(optimizer: str, elements: int) -> int:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from clsgen_dist.errors import ModelError
-from clsgen_dist.model.backbone import build_model, set_zero3_units
+from clsgen_dist.model.backbone import build_model, refuse_changed_logits, set_zero3_units
 from clsgen_dist.model.dual_head import DualHeadModel
 
 # N packed tokens, S sequences, n supervised tokens
@@ -90,8 +90,12 @@ class Rehearsal:
     """Most bytes held after the last event."""
     matmul_flops: float
     """FLOPs of matrix products, recomputation included, attention's products of queries with keys left out."""
+    forward_flops: float
+    """Those of them before the backward begins."""
     recomputed_flops: float
     """Those of them that only activation checkpointing causes."""
+    tokens: int
+    """Tokens of the micro-step."""
     bytes_per_element: int
     """Of weights, activations and gradients."""
 
@@ -163,6 +167,7 @@ def meta_model(plan: ModelPlan, *, sequences_apart: bool) -> DualHeadModel:
     attention = per_sequence() if sequences_apart else _one_piece()
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        refuse_changed_logits(lm)
         return build_model(
             lm,
             classes=plan.classes,
@@ -192,7 +197,7 @@ def rehearse(
     if activation_checkpointing:
         model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     set_zero3_units(model)
-    batch = _batch(list(sequence_lengths), supervised, sequences_apart)
+    batch = _batch(list(sequence_lengths), supervised)
     counter = _Counter()
     counter.leave_out([*model.parameters(), *model.buffers()])
     stage = _Stage(model, counter)
@@ -200,9 +205,10 @@ def rehearse(
         output = model(**batch)
         loss = output.generation_loss.sum() + output.class_loss.sum()
         del output
+        forward_flops = counter.flops
         loss.backward()
         del loss
-    quantised = {id(m.weight) for m in model.lm.modules() if plan.load_in_4bit and _is_4bit(m)}
+    quantised = _quantised(model.lm) if plan.load_in_4bit else set()
     weights = [
         Weight(name, p.numel(), p.requires_grad, p.dim() > 1, id(p) in quantised and not p.requires_grad)
         for name, p in model.named_parameters()
@@ -213,14 +219,17 @@ def rehearse(
         stage.events,
         counter.take_peak(),
         counter.flops,
+        forward_flops,
         counter.recomputed_flops,
+        sum(sequence_lengths),
         2 if plan.bf16 else 4,
     )
 
 
-def _is_4bit(module: nn.Module) -> bool:
-    """What bitsandbytes replaces: linear maps but the LM head; LoRA's base layers among them."""
-    return isinstance(module, nn.Linear)
+def _quantised(lm: Any) -> set[int]:
+    """Ids of the weights that bitsandbytes keeps in 4 bits: of linear maps, but for the LM head."""
+    head = lm.get_output_embeddings()
+    return {id(m.weight) for m in lm.modules() if isinstance(m, nn.Linear) and m is not head}
 
 
 class _Counter(TorchDispatchMode):
@@ -397,23 +406,26 @@ class _Identity(torch.autograd.Function):
         return *grads, None
 
 
-def _batch(lengths: list[int], supervised: int, sequences_apart: bool) -> dict[str, Any]:
+def _batch(lengths: list[int], supervised: int) -> dict[str, Any]:
     """The model's keyword arguments for packed sequences, as :func:`clsgen_dist.data.pack.collate` makes them."""
     tokens = sum(lengths)
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
-    meta = {"dtype": torch.int64, "device": "meta"}
+
+    def numbers(count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.int64, device="meta")
+
     return {
-        "input_ids_N": torch.empty(tokens, **meta),
-        "position_N": torch.empty(tokens, **meta),
+        "input_ids_N": numbers(tokens),
+        "position_N": numbers(tokens),
         # Attention cuts at these numbers, so they must be there.
         "sequence_start_S1": torch.tensor(starts, dtype=torch.int32),
         "longest": max(lengths),
-        "supervised_index_n": torch.empty(supervised, **meta),
-        "target_n": torch.empty(supervised, **meta),
-        "class_index_S": torch.empty(len(lengths), **meta),
-        "label_S": torch.empty(len(lengths), **meta),
+        "supervised_index_n": numbers(supervised),
+        "target_n": numbers(supervised),
+        "class_index_S": numbers(len(lengths)),
+        "label_S": numbers(len(lengths)),
     }
 
 

@@ -11,7 +11,6 @@ Price: milliseconds for a model of 70B.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -72,9 +71,15 @@ def sharding(config: dict[str, Any], *, ranks: int, ranks_per_node: int) -> Shar
         secondary_ranks=min(ranks, int(zero.zero_hpz_partition_size)),
         quantised_weights=zero.zero_quantized_weights,
         quantised_gradients=zero.zero_quantized_gradients,
-        offload_parameters=str(zero.offload_param.device.value) if zero.offload_param else "none",
-        offload_optimizer=str(zero.offload_optimizer.device.value) if zero.offload_optimizer else "none",
+        offload_parameters=_device(zero.offload_param),
+        offload_optimizer=_device(zero.offload_optimizer),
     )
+
+
+def _device(offload: Any) -> str:
+    if offload is None:
+        return "none"
+    return str(getattr(offload.device, "value", offload.device))
 
 
 def persistent(weights: Sequence[Weight], zero: Sharding) -> frozenset[int]:
@@ -131,22 +136,37 @@ class Peak:
 
 @dataclass
 class MicroStep:
-    """What ZeRO-3 does in one steady micro-step."""
+    """What ZeRO-3 does in one micro-step."""
 
     gathers: list[Gather] = field(default_factory=list)
     reductions: list[Reduction] = field(default_factory=list)
     peak: Peak = field(default_factory=lambda: Peak(0, 0, 0))
-    most_live: int = 0
-    """Most elements gathered at once."""
 
 
-def walk(rehearsal: Rehearsal, zero: Sharding) -> MicroStep:
-    """The steady micro-step of a rehearsed model."""
+@dataclass(frozen=True)
+class Walk:
+    """The micro-steps of an optimizer step in the steady state."""
+
+    first: MicroStep
+    """After an optimizer step, which lets all weights go but the persistent ones."""
+    later: MicroStep
+    """After another micro-step, which may leave weights behind."""
+
+    @property
+    def peak(self) -> Peak:
+        """The larger of both."""
+        return max(self.first.peak, self.later.peak, key=lambda peak: peak.total)
+
+
+def walk(rehearsal: Rehearsal, zero: Sharding) -> Walk:
+    """The steady micro-steps of a rehearsed model."""
     coordinator = _Coordinator(rehearsal, zero)
     coordinator.micro_step(MicroStep())  # decides what is let go when, as DeepSpeed caches it
-    done = MicroStep()
-    coordinator.micro_step(done)
-    return done
+    coordinator.optimizer_step()
+    first, later = MicroStep(), MicroStep()
+    coordinator.micro_step(first)
+    coordinator.micro_step(later)
+    return Walk(first, later)
 
 
 _ABSENT, _IN_FLIGHT, _HERE = range(3)
@@ -172,20 +192,29 @@ class _Coordinator:
         ]  # the trace: modules in the order in which they are fetched
         self.release_at: dict[tuple[int, int], set[int]] = {}
 
+        self.optimizer_step()
+
+    def optimizer_step(self) -> None:
+        """All weights are let go but the persistent ones, which are gathered anew."""
+        self.status = [_HERE if n in self.persistent else _ABSENT for n in range(len(self.numel))]
+        self.size_here: dict[int, int] = {}
+        self.flight: dict[int, _Buffer] = {}
+        self.gathered = 0
+
     def micro_step(self, done: MicroStep) -> None:
         """Walk the events of one micro-step, and write into ``done`` what happens."""
         self.done = done
-        self.status = [_HERE if n in self.persistent else _ABSENT for n in range(len(self.numel))]
         self.active: list[set[int]] = [set() for _ in self.numel]
+        for number in list(self.flight):  # prefetched for nothing by the micro-step before
+            self._wait(number)
+            self._let_go(number)
         self.recompute_of: dict[int, set[int]] = {}
-        self.flight: dict[int, _Buffer] = {}
-        self.size_here: dict[int, int] = {}
         self.latest = [-1] * len(self.numel)
         self.queue = deque(
             (number, at) for at, event in enumerate(self.order) for number in self.rehearsal.units[event.at].weights
         )
         self.in_backward: dict[int, None] = {}
-        self.step = self.live = self.gathered = 0
+        self.step = self.live = 0
         self.bucket: list[int] = []
         self.unbucketed = 0
         for event in self.rehearsal.events:
@@ -198,13 +227,16 @@ class _Coordinator:
                 self._release(event)
         self._reduce(self.rehearsal.events[-1].held)
         self._see(self.rehearsal.tail_peak, 0)
+        for at in self.in_backward:  # modules whose inputs carry no gradient never say that their backward is over
+            for number in {*self.rehearsal.units[at].weights, *self.recompute_of.get(at, ())} - self.persistent:
+                self.active[number].discard(at)
+                self._let_go(number)
 
     def _see(self, activations: int, extra_elements: int) -> None:
         size = self.rehearsal.bytes_per_element
         now = Peak(activations, self.gathered * size, (self.unbucketed + extra_elements) * size)
         if now.total > self.done.peak.total:
             self.done.peak = now
-        self.done.most_live = max(self.done.most_live, self.live)
 
     # --- weights
 
@@ -295,7 +327,7 @@ class _Coordinator:
         self.status[number] = _ABSENT
         self.live -= self.numel[number]
         if self.zero.ranks > 1:
-            self.gathered -= self.size_here.pop(number)
+            self.gathered -= self.size_here.pop(number, 0)
 
     def _to_release(self, at: int) -> set[int]:
         """Which of a module's parameters are not needed soon; decided once for each place in the trace."""
@@ -336,7 +368,17 @@ class _Coordinator:
         self.bucket, self.unbucketed = [], 0
 
 
-def sub_groups(parts: Sequence[int], limit: int) -> list[int]:
+def optimizer_groups(rehearsal: Rehearsal, zero: Sharding) -> list[int]:
+    """Elements of this rank's optimizer sub-groups: matrices and vectors of backbone and head apart."""
+    by_group: dict[tuple[bool, bool], list[int]] = {}
+    for weight in rehearsal.weights:
+        if weight.trainable:
+            key = (weight.name.startswith("classification_head."), weight.matrix)
+            by_group.setdefault(key, []).append(zero.part(stored(weight)))
+    return [size for group in by_group.values() for size in _sub_groups(group, zero.sub_group)]
+
+
+def _sub_groups(parts: Sequence[int], limit: int) -> list[int]:
     """Elements of the optimizer's sub-groups, which a step updates one after another (``_create_fp16_sub_groups``)."""
     if limit >= sum(parts):
         return [sum(parts)]
@@ -348,8 +390,3 @@ def sub_groups(parts: Sequence[int], limit: int) -> list[int]:
             groups.append(filled)
             filled = 0
     return groups
-
-
-def padded(numel: int, ranks: int) -> int:
-    """Elements of a parameter padded to the ranks."""
-    return math.ceil(numel / ranks) * ranks
