@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data.curriculum import plan_stages
+from clsgen_dist.data.curriculum import PlannedStage, plan_stages
 from clsgen_dist.data.pack import Bins, pack
 from clsgen_dist.errors import SettingsError
 
@@ -85,17 +85,17 @@ def workload_of_rows(settings: Settings, rows: Rows, *, ranks: int) -> Workload:
     for planned in stream.stages:
         steps = min(planned.steps, total - planned.first_step)
         sampled = np.unique(np.linspace(0, steps - 1, min(steps, _SAMPLED_STEPS)).astype(int))
-        loads, tokens, shown = [], [], []
+        loads, shown = [], []
         for step in sampled + planned.first_step:
             row_B, _, length_B, bins = stream.bins(int(step))
             loads.append(_fullest(bins, length_B))
-            tokens.append(length_B.sum())
-            shown.append(len(row_B))
-            lengths.append(length_B)
+            shown.append(length_B)
             prompts.append(
                 train.encoder.prompt_lengths(train.table.text_length_N[row_B], planned.stage.max_prompt_length)
             )
-        stages.append(_stage(planned.stage.name, steps, float(np.mean(shown)), float(np.mean(tokens)), loads))
+        row_tokens = float(np.concatenate(shown).mean())
+        stages.append(_stage(planned, steps, settings.train.batch_size, row_tokens, loads))
+        lengths += shown
     length_p = np.concatenate(lengths)
     supervised = 1 - np.concatenate(prompts).sum() / length_p.sum()
     note = f"rows of {train.name}: {len(train)}, {length_p.mean():.0f} tokens each, {supervised:.0%} supervised"
@@ -141,7 +141,7 @@ def stated_workload(
         steps = min(planned.steps, (train.max_steps or planned.first_step + planned.steps) - planned.first_step)
         length_B = np.full(train.batch_size, cut)
         load = _fullest(pack(length_B, budget=budget, ranks=ranks), length_B)
-        stages.append(_stage(planned.stage.name, steps, train.batch_size, cut * train.batch_size, [load]))
+        stages.append(_stage(planned, steps, train.batch_size, cut, [load]))
     note = f"{number:,} rows of {length} tokens, {supervised} of them supervised"
     if rows is None or tokens_per_row is None:
         note = f"assumed: {note} (state --rows, --tokens_per_row, --supervised_per_row)"
@@ -159,7 +159,8 @@ def _fullest(bins: Bins, length_B: np.ndarray) -> list[int]:
     return [max(int(length_B[rows].sum()) for rows in step) for step in bins]
 
 
-def _stage(name: str, steps: int, rows: float, tokens: float, loads: list[list[int]]) -> StageLoad:
+def _stage(planned: PlannedStage, steps: int, batch_size: int, row_tokens: float, loads: list[list[int]]) -> StageLoad:
+    rows = min(planned.positions, steps * batch_size)
     micro_steps = float(np.mean([len(load) for load in loads]))
     fullest = sum(map(sum, loads)) / sum(map(len, loads))
-    return StageLoad(name, steps, round(rows * steps), tokens * steps, micro_steps, fullest)
+    return StageLoad(planned.stage.name, steps, rows, rows * row_tokens, micro_steps, fullest)
