@@ -27,9 +27,13 @@ class Cluster:
     tflops: float
     """Peak of dense bf16 matrix products, in TFLOP/s."""
     achievable: float
-    """Share of that peak which a transformer's layers reach when nothing waits for a link."""
+    """Share of that peak which large matrix products reach, the clock being what the power limit leaves."""
+    achievable_attention: float
+    """Share of that peak which causal flash-attention reaches, forward and backward together."""
     hbm_gb_s: float
     """Memory bandwidth of a GPU."""
+    achievable_hbm: float
+    """Share of it which plain operations on large tensors reach."""
     inside_gb_s: float
     """Rate at which a GPU receives from the others of its node in a collective, as measured by nccl-tests (busbw)."""
     between_gb_s: float
@@ -84,7 +88,7 @@ def load_cluster(path: Path) -> Cluster:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if name in fields and name != "name" and not (number and value > 0):
             faults.append(f"{name} is {value!r}, expected a number above 0")
-        elif name in ("achievable", "overlap") and value > 1:
+        elif name in ("achievable", "achievable_attention", "achievable_hbm", "overlap") and value > 1:
             faults.append(f"{name} is {value}, expected a share up to 1")
     if faults:
         raise SettingsError(f"{path}: {'; '.join(faults)}; see configs/clusters/h100.yaml for every field")

@@ -94,6 +94,10 @@ class Rehearsal:
     """Those of them before the backward begins."""
     recomputed_flops: float
     """Those of them that only activation checkpointing causes."""
+    moved_bytes: float
+    """What all other operations of the backbone read and write, one after another: norms, activations, additions."""
+    forward_moved_bytes: float
+    """Those before the backward begins."""
     tokens: int
     """Tokens of the micro-step."""
     bytes_per_element: int
@@ -201,11 +205,12 @@ def rehearse(
     counter = _Counter()
     counter.leave_out([*model.parameters(), *model.buffers()])
     stage = _Stage(model, counter)
+    _tell_backbone(model.lm.base_model, counter)
     with counter:
         output = model(**batch)
         loss = output.generation_loss.sum() + output.class_loss.sum()
         del output
-        forward_flops = counter.flops
+        forward_flops, forward_moved = counter.flops, counter.moved
         loss.backward()
         del loss
     quantised = _quantised(model.lm) if plan.load_in_4bit else set()
@@ -221,6 +226,8 @@ def rehearse(
         counter.flops,
         forward_flops,
         counter.recomputed_flops,
+        counter.moved,
+        forward_moved,
         sum(sequence_lengths),
         2 if plan.bf16 else 4,
     )
@@ -232,13 +239,24 @@ def _quantised(lm: Any) -> set[int]:
     return {id(m.weight) for m in lm.modules() if isinstance(m, nn.Linear) and m is not head}
 
 
+_MOVES_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
 class _Counter(TorchDispatchMode):
-    """Bytes of living tensors made inside, and FLOPs of the matrix products called."""
+    """Bytes of living tensors made inside, FLOPs of the matrix products called, bytes that other operations move.
+
+    The loss moves its bytes inside one kernel on a GPU, so only what runs ``in_backbone`` is counted of the last.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.held = self.peak = 0
-        self.flops = self.recomputed_flops = 0.0
+        self.flops = self.recomputed_flops = self.moved = 0.0
+        self.in_backbone = False
         self._alive: dict[int, Any] = {}
         self._not_counted: set[int] = set()
 
@@ -259,6 +277,8 @@ class _Counter(TorchDispatchMode):
             self.flops += flops
             if _recomputing():
                 self.recomputed_flops += flops
+        elif self.in_backbone and not func.is_view and packet.__name__ not in _MOVES_NOTHING:
+            self.moved += sum(_bytes(t) for t in torch.utils._pytree.tree_leaves((args, kwargs, out)))
         torch.utils._pytree.tree_map_only(Tensor, self._note, out)
         return out
 
@@ -281,6 +301,21 @@ class _Counter(TorchDispatchMode):
 def _recomputing() -> bool:
     """Whether a forward runs inside the backward."""
     return torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
+
+
+def _tell_backbone(backbone: Any, counter: _Counter) -> None:
+    """Set ``in_backbone`` while the backbone runs, forward or backward."""
+
+    def begins(*_: Any) -> None:
+        counter.in_backbone = True
+
+    def ends(module: nn.Module, inputs: Any, output: Any) -> None:
+        counter.in_backbone = False
+        if output.last_hidden_state.requires_grad:
+            output.last_hidden_state.register_hook(begins)
+
+    backbone.register_forward_pre_hook(begins)
+    backbone.register_forward_hook(ends)
 
 
 class _Stage:

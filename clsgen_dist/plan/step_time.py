@@ -1,8 +1,11 @@
 """How long an optimizer step takes, by a model that is stated here and checked in docs/plan.md.
 
-    compute   FLOPs of the rehearsed micro-step / (peak · achievable), and attention's, which the rehearsal leaves out:
-              causal, over sequences of t tokens, 2·t²·H·E forward in each layer, 2.5 times that backward (flash-
-              attention recomputes the scores: Dao 2023, arXiv 2307.08691), and the forward again under checkpointing
+    compute   a roofline whose parts come one after another: matrix products of the rehearsed micro-step at
+              peak · achievable; attention, which the rehearsal leaves out, at peak · achievable_attention: causal, over
+              sequences of t tokens, 2·t²·H·E FLOPs forward in each layer, 2.5 times that backward (flash-attention
+              recomputes the scores: Dao 2023, arXiv 2307.08691), and the forward again under checkpointing; and what
+              all other operations of the backbone read and write, unfused as transformers runs them, at the
+              bandwidth of the GPU's memory
     links     :func:`clsgen_dist.plan.communication.flows`; forward and backward each take
               max(compute, links) + (1 - overlap)·min(compute, links): with overlap_comm gathers and reductions run
               beside the compute but for the share (1 - overlap); without it, one after the other
@@ -91,9 +94,12 @@ def step_time(
     checkpointed = rehearsal.recomputed_flops > 0
     share = fullest_tokens / rehearsal.tokens
     attention = attention_flops(config, [row_tokens]) * fullest_tokens / row_tokens
-    per_second = cluster.tflops * 1e12 * cluster.achievable
-    forward = (rehearsal.forward_flops * share + attention) / per_second
-    whole = (rehearsal.matmul_flops * share + attention * (3.5 + checkpointed)) / per_second
+    peak = cluster.tflops * 1e12
+    products, scores, bandwidth = peak * cluster.achievable, peak * cluster.achievable_attention, _hbm(cluster)
+    forward = (rehearsal.forward_flops * share / products + attention / scores
+               + rehearsal.forward_moved_bytes * share / bandwidth)  # fmt: skip
+    whole = (rehearsal.matmul_flops * share / products + attention * (3.5 + checkpointed) / scores
+             + rehearsal.moved_bytes * share / bandwidth)  # fmt: skip
     overlap = cluster.overlap if zero.overlap_comm else 0.0
     sent_forward = sum(f.seconds(cluster) for f in flows if f.kind == "gather forward")
     sent_backward = sum(f.seconds(cluster) for f in flows if f.kind in ("gather backward", "reduce"))
@@ -113,6 +119,11 @@ def step_time(
     )
 
 
+def _hbm(cluster: Cluster) -> float:
+    """Bytes a second that plain operations move in a GPU's memory."""
+    return cluster.hbm_gb_s * 1e9 * cluster.achievable_hbm
+
+
 def _exposed(compute: float, links: float, overlap: float) -> float:
     return max(0.0, links - compute) + (1 - overlap) * min(compute, links)
 
@@ -129,7 +140,7 @@ def _update(
         gathered = sum(f.whole_bytes / f.ranks for f in flows if f.kind.startswith("gather"))
         moved += gathered / pcie
     if zero.offload_optimizer == "none":
-        return _ADAM_DEVICE_BYTES * share / (cluster.hbm_gb_s * 1e9), moved
+        return _ADAM_DEVICE_BYTES * share / _hbm(cluster), moved
     moved += size * share * (1 + 2 * (micro_steps - 1) + 1) / pcie
     on_node = min(zero.ranks_per_node, zero.ranks)
     return _ADAM_HOST_BYTES * share * on_node / (cluster.host_memory_gb_s * 1e9), moved
