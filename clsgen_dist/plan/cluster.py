@@ -52,6 +52,8 @@ class Cluster:
     """Rate at which one node writes checkpoints to the shared file system."""
     disk_read_gb_s: float
     """Rate at which one node reads them back."""
+    disk_total_gb_s: float
+    """Most that the file system takes from, or gives to, all nodes together."""
     batched_rows_s: float = 30000.0
     """Rows that a rank's loader turns into batches in a second, on one core; the default is docs/results.md's."""
     failures_per_gpu_hour: float = 419 / (54 * 24 * 16384)

@@ -118,8 +118,12 @@ class Plan:
     @property
     def save_seconds(self) -> float:
         """A save stops the run: files written, then read once for their checksums, by all nodes at once."""
-        share = self.checkpoint_bytes / self.nodes / 1e9
-        return share / self.cluster.disk_write_gb_s + share / self.cluster.disk_read_gb_s
+        cluster = self.cluster
+        rates = [
+            min(self.nodes * rate, cluster.disk_total_gb_s)
+            for rate in (cluster.disk_write_gb_s, cluster.disk_read_gb_s)
+        ]
+        return sum(self.checkpoint_bytes / 1e9 / rate for rate in rates)
 
     @cached_property
     def goodput(self) -> Goodput:

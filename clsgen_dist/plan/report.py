@@ -18,7 +18,8 @@ def print_plan(plan: Plan) -> None:
     made, cluster, memory = plan.rehearsal, plan.cluster, plan.memory
     print(f"{plan.settings.model.backbone}: {made.parameters:,} parameters, {made.trainable:,} trained")
     print(f"{plan.nodes} x {plan.gpus_per_node} GPUs: {cluster.name}")
-    print(f"rows: {plan.workload.note}\n")
+    print(f"rows: {plan.workload.note}")
+    print(f"memory at a full micro-batch of {plan.workload.budget:,} tokens\n")
     rows = [[part, _gib(size), _gib(memory.host.get(part, 0))] for part, size in memory.device.items()]
     rows += [[part, _gib(0), _gib(size)] for part, size in memory.host.items() if part not in memory.device]
     total = ["all, at the " + memory.moment, _gib(memory.device_total), _gib(memory.host_total)]
