@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from clsgen_dist.config import settings_from_yaml
 from clsgen_dist.data.curriculum import PlannedStage, Stage
@@ -114,6 +115,8 @@ def measure(case, world):
     settings = settings_from_yaml(case["settings"])
     config = trainer._zero_config(settings, world.size)
     step = steps_of(case)
+    with torch.device("meta"):  # what a family's code takes when it is first imported is not the model's
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model.backbone))
     gc.collect()
     before = allocated()
     engine = trainer._build_engine(settings, config, settings.model.backbone, None, LabelSpace.of(["a", "b"], "b"))
