@@ -33,7 +33,7 @@ _DATA_VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``clsgen VERB …``; exits with 2 on bad input, 1 on a failed run."""
+    """``clsgen VERB …``; :mod:`clsgen_dist.errors` lists the exit statuses."""
     _dispatch("clsgen", _VERBS, sys.argv[1:] if argv is None else argv, "{}_main")
 
 
@@ -267,14 +267,16 @@ def _bytes(size: str) -> int:
 
 
 def _guarded(run: Callable[[], None]) -> None:
-    """Run; what the user can mend becomes one clear line from rank 0 and status 2, Ctrl-C status 130."""
+    """Run; what the user can mend becomes one clear line and the error's status, Ctrl-C status 130."""
     warnings.filterwarnings("ignore", message=".*torch.utils._pytree.*|.*pkg_resources.*")
     from clsgen_dist.errors import UserError
 
     try:
         run()
     except UserError as error:
-        sys.exit(_complain(str(error)) if os.environ.get("RANK", "0") == "0" else 2)
+        if os.environ.get("RANK", "0") == "0" or not error.on_all_ranks:
+            print(f"{error.label}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

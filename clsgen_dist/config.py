@@ -154,6 +154,8 @@ class TrainSettings:
     """Passes over the training rows; may be a fraction."""
     max_steps: int | None = None
     """Stop after this many optimizer steps even if epochs remain."""
+    stop_at_stage: str | None = None
+    """End, with a checkpoint, after the curriculum stage of this name; `resume: auto` goes on with the next."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on an accelerator, fp32 on CPU."""
     activation_checkpointing: bool = False
@@ -171,8 +173,29 @@ class TrainSettings:
 
 
 @dataclass(kw_only=True)
+class FaultSettings:
+    """What a run puts up with, and for how long."""
+
+    hang_timeout_s: int = 900
+    """A rank without progress for so long writes its stacks to output_dir/stacks and ends the run."""
+    rendezvous_timeout_s: int = 600
+    """The ranks must all have come within so many seconds."""
+    spike_factor: float = 10.0
+    """Leave out an update whose joint loss is more than this times the median of the last 64; 0 never does."""
+    max_skipped: int = 3
+    """After so many updates left out in a row, weights and optimizer go back to the last checkpoint, and the data goes on."""
+    max_rollbacks: int = 2
+    """End the run when it would have to go back more often than this."""
+    max_stuck_starts: int = 3
+    """With `resume: auto`, refuse to start after so many starts in a row from the same step."""
+
+
+@dataclass(kw_only=True)
 class CheckpointSettings:
     """What is kept, and when."""
+
+    asynchronous: bool = True
+    """Copy the shard to host memory and write it while training goes on; false: write it before the next step."""
 
     every: int | None = None
     """Save every this many steps (and at each evaluation that is the best so far, and at the end)."""
@@ -202,6 +225,7 @@ class Settings:
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    faults: FaultSettings = field(default_factory=FaultSettings)
 
     def __post_init__(self) -> None:
         """Refuse, field by field, what cannot work; raises SettingsError with every fault found."""
@@ -234,6 +258,10 @@ def _faults(s: Settings) -> list[str | None]:
         positive("train.eval_every", train.eval_every),
         positive("train.early_stop_patience", train.early_stop_patience),
         positive("train.collective_timeout_s", train.collective_timeout_s),
+        positive("faults.hang_timeout_s", s.faults.hang_timeout_s),
+        positive("faults.rendezvous_timeout_s", s.faults.rendezvous_timeout_s),
+        positive("faults.max_skipped", s.faults.max_skipped),
+        positive("faults.max_stuck_starts", s.faults.max_stuck_starts),
         positive("checkpoint.every", s.checkpoint.every),
         positive("checkpoint.keep_last", s.checkpoint.keep_last),
         fraction("data.max_bad_fraction", data.max_bad_fraction),
@@ -262,11 +290,26 @@ def _faults(s: Settings) -> list[str | None]:
         faults.append(f"loss.min_share is {s.loss.min_share}, expected a share from 0 to 0.5")
     faults += stage_faults(s.curriculum.stages)
     for stage in s.curriculum.stages:
+        if (stage.loss_schedule or s.loss.schedule) == "constant" and (
+            stage.generation_range or stage.classification_range
+        ):
+            faults.append(
+                f"curriculum stage {stage.name!r}: loss ranges with the schedule constant, which does not move; set "
+                "loss_schedule of the stage (or loss.schedule) to linear, cosine or sigmoid"
+            )
         if (stage.max_prompt_length or 0) > data.max_prompt_length:
             faults.append(
                 f"curriculum stage {stage.name!r}: max_prompt_length is {stage.max_prompt_length}, more than "
                 f"data.max_prompt_length {data.max_prompt_length}, which is what the exported model takes"
             )
+    if s.faults.max_rollbacks < 0:
+        faults.append(f"faults.max_rollbacks is {s.faults.max_rollbacks}, expected 0 or more")
+    if s.faults.spike_factor and s.faults.spike_factor <= 1:
+        faults.append(f"faults.spike_factor is {s.faults.spike_factor}, expected more than 1, or 0 for none")
+    if train.stop_at_stage is not None and train.stop_at_stage not in (names := [x.name for x in s.curriculum.stages]):
+        faults.append(
+            f"train.stop_at_stage is {train.stop_at_stage!r}, expected one of the curriculum's stages {names}"
+        )
     if data.stream_window is not None:
         if data.stream_window < 1:
             faults.append(f"data.stream_window is {data.stream_window}, expected 1 or more shards")

@@ -1,10 +1,24 @@
-"""What the user can mend: the command line shows these as one line; anything else is a bug and shows its traceback."""
+"""How a command ends: what the user can mend is one clear line; anything else is a bug and shows its traceback.
+
+| status | meaning | what a scheduler should do |
+|---|---|---|
+| 0 | done | nothing |
+| 1 | crash, hang, a rank that never came | try again, a bounded number of times |
+| 2 | bad settings, rows or files; a run that diverged or makes no progress | stop: trying again cannot help |
+| 75 | asked to stop, checkpoint written | start again with ``--resume auto`` |
+| 130 | Ctrl-C | nothing |
+"""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
     """Bad settings, bad rows, a missing file …; the message says value, expectation and remedy."""
+
+    exit_code = 2
+    label = "error"
+    on_all_ranks = True
+    """Whether every rank raises it, with the same words: then one of them says it."""
 
 
 class SettingsError(UserError, ValueError):
@@ -20,8 +34,26 @@ class ModelError(UserError, ValueError):
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that cannot be resumed from."""
+    """A checkpoint that cannot be resumed from, or not be written."""
 
 
 class NonFiniteLossError(UserError, RuntimeError):
-    """A loss became NaN or infinite."""
+    """Losses or gradients were not finite, or leapt, more often than the run puts up with."""
+
+
+class NoProgressError(UserError, RuntimeError):
+    """Restart after restart began at the same step."""
+
+
+class RendezvousError(UserError, RuntimeError):
+    """The ranks did not find each other in time."""
+
+    exit_code = 1
+    on_all_ranks = False
+
+
+class Preempted(UserError, RuntimeError):
+    """A signal asked the run to stop, and it did, at a step boundary."""
+
+    exit_code = 75
+    label = "stopped"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,3 +199,34 @@ def _free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """``ranks(argv, ranks=2, faults=[...])``: real ranks, forked from a process that has imported everything."""
+    folder = tmp_path_factory.mktemp("ranks")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.ranks"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=(folder / "server.log").open("w"),
+        text=True,
+    )
+    count = itertools.count()
+
+    def start(argv: list[str], ranks: int = 2, **request: Any) -> SimpleNamespace:
+        log = folder / f"{next(count)}.log"
+        assert server.stdin and server.stdout
+        server.stdin.write(json.dumps({"argv": argv, "ranks": ranks, "log": str(log), **request}) + "\n")
+        server.stdin.flush()
+        line = server.stdout.readline()
+        assert line, (folder / "server.log").read_text()[-3000:]
+        logs = [Path(f"{log}.{rank}").read_text() for rank in request.get("only", range(ranks))]
+        return SimpleNamespace(**json.loads(line), logs=logs, text="\n".join(logs))
+
+    yield start
+    assert server.stdin
+    server.stdin.close()
+    server.wait(timeout=30)

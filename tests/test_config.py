@@ -45,6 +45,10 @@ def test_written_settings_read_back_equal():
         (["--loss.min_share", "0.7"], "loss.min_share is 0.7, expected a share from 0 to 0.5"),
         (["--loss.classification_range", "[0, 0]"], "two factors of 0 or more, not both 0"),
         (
+            ["--curriculum.stages", '[{"name": "a", "epochs": 1, "classification_range": [0.1, 1]}]'],
+            "'a': loss ranges with the schedule constant",
+        ),
+        (
             ["--curriculum.stages", "[{name: a, steps: 1, max_prompt_length: 999}]"],
             "more than data.max_prompt_length 768",
         ),

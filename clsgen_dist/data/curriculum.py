@@ -14,12 +14,11 @@ arXiv 2012.03107).
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -190,20 +189,29 @@ def plan_stages(
     return [p for p in planned if max_steps is None or p.first_step < max_steps]
 
 
-def stages_fingerprint(stages: Sequence[PlannedStage], step: int) -> str:
-    """Tells these stages from any that show other rows before an optimizer step.
+def shown_by(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
+    """What decides which rows are shown before an optimizer step, by name: two runs that agree in it showed the same.
 
     What comes later may change, and so may the length of the stage in course, if its pool does not grow with it: a run
     may be made longer, unless its last step was a short one, which would have been full.
     """
     entered = [p for p in stages if p.first_step < step]
-    parts: list[object] = []
+    found: dict[str, Any] = {}
     for planned in entered:
-        over = planned.ends_short and planned.first_step + planned.steps <= step
-        in_course = planned is entered[-1] and planned.stage.pacing == "full" and not over
-        shown = dataclasses.replace(planned.stage, epochs=None, steps=None)
-        parts.append((shown, None if in_course else planned.positions))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+        stage, of = planned.stage, f"stage {planned.index + 1}:"
+        fields = ["difficulty", "pacing", "bands", "replay"]
+        fields += ["start"] * (stage.pacing != "full") + ["jumps"] * (stage.pacing == "step")
+        found |= {f"{of} {field}": _plain(getattr(stage, field)) for field in fields}
+        over = planned.first_step + planned.steps <= step
+        if planned.ends_short and over:
+            found[f"{of} rows (its last step was a short one, so it cannot be made longer)"] = planned.positions
+        elif planned is not entered[-1] or stage.pacing != "full":
+            found[f"{of} rows"] = planned.positions
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class RunOrder:
@@ -229,9 +237,10 @@ class RunOrder:
         """Mean difficulty quantile of these rows."""
         return float(self.quantile_N[row_p].mean())
 
-    def fingerprint(self, step: int) -> str:
-        """Tells this order from any other, besides seed and rows, up to an optimizer step."""
-        return hashlib.sha256(self.quantile_N.tobytes() + stages_fingerprint(self.stages, step).encode()).hexdigest()
+    def shown_by(self, step: int) -> dict[str, Any]:
+        """See :func:`shown_by`; with a digest of the rows' difficulty."""
+        digest = hashlib.sha256(self.quantile_N.tobytes()).hexdigest()
+        return {"difficulty of the rows (sha256)": digest, **shown_by(self.stages, step)}
 
     def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
         """The order of a stage, and how often the stages before it showed each row."""

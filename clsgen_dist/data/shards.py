@@ -4,11 +4,16 @@
 
 Only the windows in use are on the disk: one is fetched (any address that fsspec opens: ``hf://``, ``s3://``, ``gs://``,
 a folder), read, checked and tokenised into tables, shard by shard, while the one before is trained on, and deleted when
-no step needs it any more. Positions are counted in rows of the shards as their footers give them, so that the order is
+no rank needs it any more. Positions are counted in rows of the shards as their footers give them, so that the order is
 known before a byte of the rows is read, and does not depend on ranks or restarts. A row that is then rejected leaves
 its place in the step empty, and is counted and quarantined.
 
-Price: the disk of three windows in tokens; the footers of all shards at the start. Ids are compared within a shard.
+The tables lie in a folder of the user's cache that belongs to one run on one machine. It goes when the run ends; what a
+killed run left goes when it is resumed, or when any other run starts. Its ranks read and delete under one lock per
+shard, and what was opened before stays readable, as it is mapped.
+
+Price: the disk of three windows in tokens, and of those that the last few steps were in; the footers of all shards at
+the start. Ids are compared within a shard.
 """
 
 from __future__ import annotations
@@ -17,9 +22,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import socket
+import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +37,7 @@ import numpy as np
 
 from clsgen_dist.cache import cache_dir
 from clsgen_dist.data.build import Recipe, build_table
-from clsgen_dist.data.curriculum import PlannedStage, stages_fingerprint
+from clsgen_dist.data.curriculum import PlannedStage, shown_by
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.ingest import refuse_if_too_bad
 from clsgen_dist.data.pack import Sample
@@ -39,6 +49,9 @@ from clsgen_dist.errors import DataError
 # N rows of all shards, p positions
 
 _DOMAIN = 0x5A4D
+_FOOTERS_AT_ONCE = 32
+_STEPS_KEPT = 8
+"""Steps whose windows stay: ranks make them ready a few in advance, and not all at one pace."""
 
 
 class ShardedRows:
@@ -51,6 +64,7 @@ class ShardedRows:
         window: shards of a window.
         seed: of the order.
         max_bad_fraction: more rejected rows than this share of a shard raise.
+        run: what tells this run from others on this machine, like its output folder.
         quarantine: folder for the lists of rejected rows, one a shard; None on all ranks but one.
         keeps_house: whether this process deletes windows that are over (one per machine).
         say: told when a window is fetched and when rows are rejected.
@@ -68,6 +82,7 @@ class ShardedRows:
         window: int,
         seed: int,
         max_bad_fraction: float,
+        run: str,
         quarantine: Path | None,
         keeps_house: bool,
         say: Callable[[str], None],
@@ -75,15 +90,20 @@ class ShardedRows:
         import fsspec
 
         self.encoder, self.window, self.seed, self.max_bad_fraction = encoder, window, seed, max_bad_fraction
-        self._recipe, self._quarantine, self._keeps_house, self._say = recipe, quarantine, keeps_house, say
+        self._recipe, self._quarantine, self._say = recipe, quarantine, say
         self._files, self.names = _find(fsspec, pattern)
-        self._versions = [_version_of(self._files, name) for name in self.names]
-        self.counts = np.array([_rows_of(self._files, name) for name in self.names], dtype=np.int64)
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            footers = list(pool.map(lambda name: _footer_of(self._files, name), self.names))
+        self.counts = np.array([rows for rows, _ in footers], dtype=np.int64)
+        self._footers = [digest for _, digest in footers]
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self._sets: dict[int, RowSet] = {}
-        self._needed: set[int] = set()
+        self._folders: dict[int, Path] = {}
+        self._needed: deque[set[int]] = deque([set()], maxlen=_STEPS_KEPT)
         self._lock = threading.Lock()
         self._coming: threading.Thread | None = None
+        self._home = _home(run)
+        self._house = _keep_house(self._home) if keeps_house else None
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -101,7 +121,8 @@ class ShardedRows:
     def fingerprint(self) -> str:
         """Tells these shards in this prompt from any other."""
         prompt = self.encoder.lay_out(np.zeros(0, dtype=np.int32)).tobytes()
-        shards = [self.names, self._versions, self.window, self.encoder.max_prompt_length]
+        names = [Path(name).name for name in self.names]  # shards may be copied elsewhere
+        shards = [names, self._footers, self.window, self.encoder.max_prompt_length]
         return hashlib.sha256(json.dumps(shards).encode() + prompt).hexdigest()
 
     # --- the interface of RowSet, over the shards that are here
@@ -140,29 +161,36 @@ class ShardedRows:
     # --- windows
 
     def begin_step(self) -> None:
-        """What earlier steps needed may go."""
-        self._needed = set()
+        """What steps long past needed may go."""
+        self._needed.append(set())
 
     def windows(self, epoch: int) -> list[np.ndarray]:
         """The shards of each window of an epoch, in order."""
         order = np.random.default_rng([_DOMAIN, self.seed, epoch]).permutation(len(self.names))
         return [order[at : at + self.window] for at in range(0, len(order), self.window)]
 
-    def enter(self, epoch: int, window: int) -> None:
-        """Have a window's shards here too, begin to fetch the next one's, and let go of the rest."""
+    def enter(self, shards: np.ndarray, following: np.ndarray) -> None:
+        """Have a window's shards here too, begin to fetch the following one's, and let go of what is over."""
         if self._coming is not None:
             self._coming.join()
-        windows = self.windows(epoch)
-        self._fetch(windows[window])
-        self._needed |= set(map(int, windows[window]))
-        following = windows[window + 1] if window + 1 < len(windows) else self.windows(epoch + 1)[0]
-        self._let_go(self._needed | set(map(int, following)))
+        self._fetch(shards)
+        self.keep(shards)
+        self._let_go(set.union(*self._needed, map(int, following)))
         self._coming = threading.Thread(target=self._try_to_fetch, args=(following,), daemon=True)
         self._coming.start()
 
     def keep(self, shards: np.ndarray) -> None:
         """The step in course needs these shards, which are here."""
-        self._needed |= set(map(int, shards))
+        self._needed[-1].update(map(int, shards))
+
+    def close(self) -> None:
+        """The run is over: nothing of it stays on the disk. All ranks of this machine must be done."""
+        if self._coming is not None:
+            self._coming.join()
+        self._let_go(set())
+        if self._house is not None:
+            shutil.rmtree(self._home, ignore_errors=True)
+            self._house.release()
 
     def _try_to_fetch(self, shards: np.ndarray) -> None:
         with contextlib.suppress(Exception):  # enter() meets it again, where it can be told
@@ -178,46 +206,56 @@ class ShardedRows:
         """A shard's table, fetched and built by the first process on this machine that asks."""
         from filelock import FileLock
 
-        folder = self._folder(shard)
+        name, folder = self.names[shard], self._folder(shard)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 local = folder.with_name(f"{folder.name}.parquet")
                 try:
-                    self._files.get_file(self.names[shard], str(local))
-                    whole = dataclasses.replace(find_source(str(local)), source=self.names[shard])
+                    self._files.get_file(name, str(local))
+                    whole = dataclasses.replace(find_source(str(local)), source=name)
                     build_table(whole, self._recipe, folder, self._say)
                 except OSError as error:
                     raise DataError(
-                        f"the shard {self.names[shard]} could not be fetched ({error}); check the address and the room "
+                        f"the shard {name} could not be fetched ({error}); check the address and the room "
                         f"in {folder.parent}, then go on with --resume auto"
                     ) from error
                 finally:
                     local.unlink(missing_ok=True)
-        table = RowTable(folder)
-        if bad := sum(table.card.rejected.values()):
-            listed = table.quarantine
-            if self._quarantine is not None:  # the table goes when its window is over, the list of what it lost stays
-                listed = self._quarantine / f"{Path(self.names[shard]).stem}.jsonl"
-                listed.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(table.quarantine, listed)
-            self._say(f"{self.names[shard]}: {table.card.summary()}; see {listed}")
-            refuse_if_too_bad(self.names[shard], len(table), bad, table.rejected(), self.max_bad_fraction, listed)
+            table = RowTable(folder)
+            if bad := sum(table.card.rejected.values()):
+                listed = table.quarantine
+                if self._quarantine is not None:  # the table goes when its window is over, the list stays
+                    listed = self._quarantine / f"{shard:05d}-{Path(name).stem}.jsonl"
+                    listed.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(table.quarantine, listed)
+                self._say(f"{name}: {table.card.summary()}; see {listed}")
+                refuse_if_too_bad(name, len(table), bad, table.rejected(), self.max_bad_fraction, listed)
         return table
 
     def _folder(self, shard: int) -> Path:
-        recipe = self._recipe
-        made_of = [self.names[shard], self._versions[shard], recipe.labels, recipe.max_explanation_length]
-        made_of += [recipe.end_token, recipe.tokenizer, repr(recipe.columns)]
-        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-        return cache_dir() / "shards" / f"{Path(self.names[shard]).stem}-{key}"
+        if shard not in self._folders:
+            recipe, marks = self._recipe, _marks_of(self._files, self.names[shard])
+            of_recipe = (recipe.labels, recipe.max_explanation_length, recipe.end_token, recipe.tokenizer)
+            made_of = (self.names[shard], self._footers[shard], marks, *of_recipe, repr(recipe.columns))
+            key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+            self._folders[shard] = self._home / f"{shard:05d}-{key}"
+        return self._folders[shard]
 
     def _let_go(self, kept: set[int]) -> None:
+        """Close all shards but these and, as the one who keeps house, delete them, and what a killed run left."""
+        from filelock import FileLock
+
         with self._lock:
             for shard in set(self._sets) - kept:
                 del self._sets[shard]
-                if self._keeps_house:
-                    shutil.rmtree(self._folder(shard), ignore_errors=True)
+            if self._house is None:
+                return
+            stay = {self._folder(shard).name for shard in kept}
+            for folder in self._home.glob("*/"):
+                if folder.name.removesuffix(".partial") not in stay:
+                    with FileLock(self._home / f"{folder.name.removesuffix('.partial')}.lock"):
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 class ShardedOrder:
@@ -249,9 +287,9 @@ class ShardedOrder:
         del row_p
         return float("nan")
 
-    def fingerprint(self, step: int) -> str:
-        """Tells this order from any other, besides seed and rows, up to an optimizer step."""
-        return stages_fingerprint(self.stages, step)
+    def shown_by(self, step: int) -> dict[str, Any]:
+        """See :func:`clsgen_dist.data.curriculum.shown_by`."""
+        return shown_by(self.stages, step)
 
     def _enter(self, epoch: int, place: int) -> tuple[int, np.ndarray]:
         """The window of an epoch that holds a place: where it begins, and its rows in order."""
@@ -260,7 +298,9 @@ class ShardedOrder:
         begins = np.concatenate([[0], np.cumsum(sizes)])
         window = int(np.searchsorted(begins, place, side="right")) - 1
         if self._window is None or self._window[:2] != (epoch, window):
-            self.rows.enter(epoch, window)
+            over = epoch * len(self.rows) + begins[window + 1] >= sum(stage.positions for stage in self.stages)
+            following = [*windows, self.rows.windows(epoch + 1)[0]][window + 1]
+            self.rows.enter(windows[window], following[:0] if over else following)
             starts = self.rows.starts
             row_p = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in windows[window]])
             rng = np.random.default_rng([_DOMAIN, self.rows.seed, epoch, 1 + window])
@@ -268,6 +308,32 @@ class ShardedOrder:
         else:
             self.rows.keep(windows[window])
         return int(begins[window]), self._window[2]
+
+
+def _home(run: str) -> Path:
+    """The folder of a run's tables: no other run's, and no other machine's where the cache is shared."""
+    machine = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    return cache_dir() / "shards" / hashlib.sha256(f"{machine} {Path(run).resolve()}".encode()).hexdigest()[:16]
+
+
+def _keep_house(home: Path) -> Any:
+    """Take the lock that says that a run is alive, and delete the tables of runs that are not."""
+    from filelock import FileLock, Timeout
+
+    home.parent.mkdir(parents=True, exist_ok=True)
+    mine = FileLock(f"{home}.alive")
+    try:
+        mine.acquire(timeout=30)  # a run just killed may still be ending
+    except Timeout:
+        raise DataError(
+            "another run with the same output_dir is streaming shards on this machine; wait for its end, or choose "
+            "another output_dir"
+        ) from None
+    for other in home.parent.glob("*/"):
+        if other != home:
+            with contextlib.suppress(Timeout), FileLock(f"{other}.alive", timeout=0):
+                shutil.rmtree(other, ignore_errors=True)
+    return mine
 
 
 def _find(fsspec: Any, pattern: str) -> tuple[Any, list[str]]:
@@ -281,19 +347,25 @@ def _find(fsspec: Any, pattern: str) -> tuple[Any, list[str]]:
     return files, names
 
 
-def _version_of(files: Any, name: str) -> list[str]:
-    """What changes when a shard is written anew: its size, and the store's own mark or time."""
+def _marks_of(files: Any, name: str) -> list[str]:
+    """What changes when a shard is written anew in its place: size, and the store's own mark or time."""
     info = files.info(name)
-    marks = ("size", "ETag", "etag", "sha256", "checksum", "last_commit", "LastModified", "mtime", "created")
+    marks = ("size", "ETag", "etag", "sha256", "checksum", "blob_id", "last_commit", "LastModified", "mtime", "created")
     return [f"{mark} {info[mark]}" for mark in marks if info.get(mark) is not None]
 
 
-def _rows_of(files: Any, name: str) -> int:
+def _footer_of(files: Any, name: str) -> tuple[int, str]:
+    """Rows of a Parquet file, and a digest of its footer: sizes, places and extremes of all its columns."""
     import pyarrow.parquet
 
     try:
         with files.open(name, "rb") as file:
-            return int(pyarrow.parquet.ParquetFile(file).metadata.num_rows)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(size - 8)
+            (length,) = struct.unpack("<I", file.read(4))
+            file.seek(size - 8 - length)
+            digest = hashlib.sha256(file.read(length)).hexdigest()
+            return int(pyarrow.parquet.ParquetFile(file).metadata.num_rows), digest
     except Exception as error:  # pyarrow raises many kinds for what is no Parquet file
         raise DataError(
             f"the shard {name} has no Parquet footer ({error}): sets are streamed from Parquet shards only, since "

@@ -21,6 +21,10 @@ def read_recipe_rows(settings: Settings) -> tuple[Rows, RowSet]:
     from clsgen_dist.errors import SettingsError
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 
+    if settings.data.stream_window is not None:
+        raise SettingsError(
+            "data.stream_window is set, but this looks at rows at hand; leave it out, and name one shard"
+        )
     encoder = Encoder(
         load_tokenizer(backbone_path(settings.model.backbone)),
         system=settings.prompt.system,
@@ -31,10 +35,7 @@ def read_recipe_rows(settings: Settings) -> tuple[Rows, RowSet]:
     for note in rows.notes:
         print(note)
     print()
-    if not isinstance(rows.train, RowSet):
-        raise SettingsError(
-            "data.stream_window is set, but this looks at rows at hand; leave it out, and name one shard"
-        )
+    assert isinstance(rows.train, RowSet)
     return rows, rows.train
 
 

@@ -1,13 +1,11 @@
-"""Checkpoints that count only when committed.
+"""Checkpoints that count only when committed: which there are, whether they are whole, and how a run goes on from one.
 
 A checkpoint is DeepSpeed's sharded folder ``step-00000120/`` plus a marker, ``committed.json``: training state, and
-size and SHA-256 of every file. Order of writing: shards, fsync, marker aside, fsync, rename, fsync of the folder. A
-folder without marker is a save that was killed, and is passed over; so is one whose checksums do not match, and it is
-named. The newest valid checkpoint wins.
+size and SHA-256 of every file. A folder without marker is a save that was killed, and is passed over; so is one whose
+checksums do not match, and it is named. The newest valid checkpoint wins. :mod:`clsgen_dist.engine.saver` writes them.
 
 Frozen parameters are not written: they come again from the backbone, which is compared with the one that was trained
-(sum and sum of squares over all frozen parameters). Price of a save: one write of the trained parameters and their
-optimizer state, and one read of them for the checksums, shared by the ranks.
+(sum and sum of squares over all frozen parameters).
 """
 
 from __future__ import annotations
@@ -19,13 +17,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clsgen_dist.engine.dist import World
+from clsgen_dist.engine.guard import GuardState
 from clsgen_dist.errors import CheckpointError
 
 MARKER = "committed.json"
@@ -44,6 +43,8 @@ class TrainState:
     """Its dev metric."""
     evaluations_without_gain: int = 0
     """For early stopping."""
+    guard: GuardState = field(default_factory=GuardState)
+    """Losses and skipped steps so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ class RunIdentity:
     labels: list[str]
     rows: int
     rows_sha256: str
-    order_sha256: str
+    order: dict[str, Any]
+    """What decides the rows shown so far: :func:`clsgen_dist.data.curriculum.shown_by`."""
     seed: int
     batch_size: int
     finetune: str
@@ -67,43 +69,6 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(
-    engine: Any,
-    world: World,
-    root: Path,
-    *,
-    state: TrainState,
-    identity: RunIdentity,
-    probe: dict[str, Any],
-    settings_yaml: str,
-) -> Path:
-    """Write and commit a checkpoint; collective. Returns its folder."""
-    folder = root / folder_name(state.step)
-    if world.is_main and folder.exists():  # an uncommitted leftover, or the same step saved again
-        shutil.rmtree(folder)
-    world.barrier()
-    engine.save_checkpoint(str(root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
-    world.barrier()
-    if world.is_main:
-        (folder / SETTINGS_FILE).write_text(settings_yaml)
-    world.barrier()
-    names = sorted(p.name for p in folder.iterdir() if p.is_file())
-    mine = {name: _seal(folder / name) for name in names[world.rank :: world.size]}
-    files = {name: entry for part in world.gather(mine) for name, entry in part.items()}
-    if world.is_main:
-        marker = {
-            "format": 1,
-            "world_size": world.size,
-            "state": asdict(state),
-            "identity": asdict(identity),
-            "probe": probe,
-            "files": files,
-        }
-        _publish(folder / MARKER, json.dumps(marker, indent=1))
-    world.barrier()
-    return folder
-
-
 def read_marker(folder: Path) -> dict[str, Any]:
     """The marker of a committed checkpoint; CheckpointError if there is none or it cannot be read."""
     try:
@@ -115,11 +80,14 @@ def read_marker(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / MARKER} cannot be read ({error}); use an earlier checkpoint") from None
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The marker, after every file's size and checksum matched it; CheckpointError names the first that does not."""
+def verify(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+    """The marker, after every file's size and checksum matched it; CheckpointError names the first that does not.
+
+    Of several ranks each looks at its share of the files.
+    """
     marker = read_marker(folder)
-    for name, expected in marker["files"].items():
-        path = folder / name
+    for name in sorted(marker["files"])[rank::ranks]:
+        path, expected = folder / name, marker["files"][name]
         if not path.is_file():
             raise CheckpointError(f"{path} is missing")
         if path.stat().st_size != expected["bytes"]:
@@ -134,15 +102,28 @@ def committed(root: Path) -> list[Path]:
     return sorted(p.parent for p in root.glob(f"step-*/{MARKER}"))
 
 
-def newest_valid(root: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files are whole; damaged ones are reported and passed over."""
-    for folder in reversed(committed(root)):
-        try:
-            verify(folder)
+def newest_valid(root: Path, report: Callable[[str], None], world: World | None = None) -> Path | None:
+    """The newest checkpoint whose files are whole; damaged ones are reported and passed over.
+
+    Collective with a ``world``, whose ranks share the reading.
+    """
+    folders = committed(root) if world is None else world.broadcast(committed(root))
+    for folder in reversed(folders):
+        if fault := fault_of(folder, world):
+            report(f"checkpoint {folder.name} is damaged and passed over: {fault}")
+        else:
             return folder
-        except CheckpointError as error:
-            report(f"checkpoint {folder.name} is damaged and passed over: {error}")
     return None
+
+
+def fault_of(folder: Path, world: World | None = None) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing is; collective with a ``world``."""
+    fault = None
+    try:
+        verify(folder, *((world.rank, world.size) if world else ()))
+    except CheckpointError as error:
+        fault = str(error)
+    return next(filter(None, world.gather(fault)), None) if world else fault
 
 
 def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunIdentity]) -> TrainState:
@@ -154,10 +135,11 @@ def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunI
         CheckpointError: written by a run with other data, order, seed, batch size or backbone, or not loadable.
     """
     marker = read_marker(folder)
+    saved, current = _flat(marker["identity"]), _flat(asdict(identity(marker["state"]["step"])))
     differences = [
-        f"{name} was {then!r} and is now {now!r}"
-        for name, now in asdict(identity(marker["state"]["step"])).items()
-        if not _same(then := marker["identity"].get(name), now)
+        f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}"
+        for name in current | saved
+        if not _same(saved.get(name), current.get(name))
     ]
     if differences:
         raise CheckpointError(
@@ -170,7 +152,32 @@ def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunI
         path = _load_from_other_ranks(engine, world, folder)
     if path is None:
         raise CheckpointError(f"DeepSpeed could not load {folder}; use an earlier checkpoint")
-    return TrainState(**marker["state"])
+    return _state_of(marker)
+
+
+def restore_weights(engine: Any, folder: Path) -> None:
+    """Weights and optimizer state of a checkpoint that this very run wrote, and nothing else; collective."""
+    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    if path is None:
+        raise CheckpointError(f"DeepSpeed could not load {folder} again")
+
+
+def require_same_probe(folder: Path, now: dict[str, Any], tolerance: float) -> tuple[float, float]:
+    """The probe's mean loss as saved and as scored now; CheckpointError if they differ by more than ``tolerance``."""
+    then = read_marker(folder)["probe"]
+    losses = tuple(sum(probe["token_losses"]) / len(probe["token_losses"]) for probe in (then, now))
+    if not abs(losses[0] - losses[1]) <= tolerance * max(1.0, abs(losses[0])):
+        raise CheckpointError(
+            f"{folder} scores {losses[1]:.6f} on the fixed text whose loss was {losses[0]:.6f} when it was saved: its "
+            "weights did not arrive as they were. Use an earlier checkpoint, or the number of ranks that wrote it"
+        )
+    return losses[0], losses[1]
+
+
+def _state_of(marker: dict[str, Any]) -> TrainState:
+    state = dict(marker["state"])
+    guard = state.pop("guard")
+    return TrainState(**state, guard=GuardState(**{**guard, "recent": tuple(guard["recent"])}))
 
 
 def _load_from_other_ranks(engine: Any, world: World, folder: Path) -> str | None:
@@ -236,13 +243,17 @@ def frozen_sums(model: torch.nn.Module, world: World) -> tuple[float, float]:
     return sums[0], sums[1]
 
 
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in identity.items() if name != "order"} | identity["order"]
+
+
 def _same(then: Any, now: Any) -> bool:
     if isinstance(then, float) and isinstance(now, float):
         return abs(then - now) <= 1e-6 * max(abs(then), abs(now), 1.0)
     return bool(then == now)
 
 
-def _seal(path: Path) -> dict[str, Any]:
+def seal(path: Path) -> dict[str, Any]:
     """Flush a written file to the disk, and its size and checksum."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -254,7 +265,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _publish(path: Path, text: str) -> None:
+def publish(path: Path, text: str) -> None:
     """Write aside, flush, rename, flush the folder: the file is there whole or not at all."""
     aside = path.with_suffix(".tmp")
     with aside.open("w") as file:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
+from clsgen_dist.errors import RendezvousError, SettingsError
+
 
 @dataclass(frozen=True)
 class World:
@@ -28,6 +30,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    node: str
+    """Name of this machine; Slurm's, where Slurm started us."""
 
     @property
     def is_main(self) -> bool:
@@ -39,6 +43,10 @@ class World:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch_dist.all_reduce(total)
         return total.tolist()
+
+    def all_reduce(self, values: torch.Tensor) -> None:
+        """Sums over all ranks, in place; the host does not wait for them."""
+        torch_dist.all_reduce(values)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
@@ -58,8 +66,12 @@ class World:
 
 
 @contextlib.contextmanager
-def process_group(timeout_s: int) -> Iterator[World]:
-    """Join the other ranks, and leave them properly; a collective that waits longer than ``timeout_s`` raises."""
+def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[World]:
+    """Join the other ranks, and leave them properly; a collective that waits longer than ``timeout_s`` raises.
+
+    Raises:
+        RendezvousError: the ranks did not meet within ``rendezvous_timeout_s``; says who is missing.
+    """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -71,20 +83,71 @@ def process_group(timeout_s: int) -> Iterator[World]:
     launched_ranks()
     if not on_cpu:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(
-        dist_backend="gloo" if on_cpu else accelerator.communication_backend_name(),
-        timeout=timedelta(seconds=timeout_s),
-        auto_mpi_discovery=False,
-        verbose=False,
-    )
     device = torch.device("cpu" if on_cpu else accelerator.current_device_name())
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, _node())
+    torch_dist.init_process_group(
+        "gloo" if on_cpu else accelerator.communication_backend_name(),
+        store=_meet(world, rendezvous_timeout_s),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if device.type == "cuda" and world.size > 1 else None,
+    )
+    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
     if on_cpu and "OMP_NUM_THREADS" not in os.environ:
         # torch gives every rank all cores by default: two ranks on two cores then wait for each other.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_here()))
     try:
-        yield World(torch_dist.get_rank(), torch_dist.get_world_size(), device)
+        yield world
     finally:
         torch_dist.destroy_process_group()
+
+
+def _meet(world: World, timeout_s: int) -> torch_dist.Store:
+    """A store that all ranks have reached; RendezvousError says which have not."""
+    timeout = timedelta(seconds=timeout_s)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun's agent keeps the store itself.
+    hosts = world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        store = torch_dist.TCPStore(host, port, None, hosts, timeout, wait_for_workers=False)
+    except (torch_dist.DistNetworkError, torch_dist.DistStoreError, RuntimeError) as error:
+        what = (
+            f"rank 0 cannot listen on {host}:{port}; another process has the port, or the address is not this machine's"
+            if hosts
+            else f"rank {world.rank} on {world.node} did not reach rank 0 at {host}:{port} within {timeout_s} s"
+        )
+        raise RendezvousError(
+            f"{what}. Check MASTER_ADDR, MASTER_PORT and rank 0's log ({_first_line(error)})"
+        ) from None
+    keys = [f"clsgen-here-{rank}" for rank in range(world.size)]
+    store.set(keys[world.rank], world.node)
+    try:
+        store.wait(keys, timeout)
+    except (torch_dist.DistNetworkError, torch_dist.DistStoreError, RuntimeError) as error:
+        raise RendezvousError(_who_is_missing(store, keys, timeout_s, error)) from None
+    return torch_dist.PrefixStore("clsgen", store)
+
+
+def _who_is_missing(store: torch_dist.Store, keys: list[str], timeout_s: int, error: Exception) -> str:
+    try:
+        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        nodes = sorted({store.get(key).decode() for rank, key in enumerate(keys) if rank not in missing})
+    except RuntimeError:  # the store went with rank 0
+        return f"rank 0 went away while the ranks were meeting ({_first_line(error)}); see its log"
+    return (
+        f"ranks {', '.join(map(str, missing[:16]))}{' ...' if len(missing) > 16 else ''} of {len(keys)} did not come "
+        f"within {timeout_s} s (faults.rendezvous_timeout_s); nodes that came: {', '.join(nodes[:32])}. See the logs "
+        "of the others, and start again"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]
+
+
+def _node() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def on_accelerator() -> bool:
@@ -119,7 +182,7 @@ def _environment() -> None:
     """Fill in what the launcher did not say."""
     if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-            raise RuntimeError(
+            raise SettingsError(
                 "this is a Slurm step of several tasks, but MASTER_ADDR or MASTER_PORT is not set; export the first "
                 "node's name and a free port in the job script before srun"
             )

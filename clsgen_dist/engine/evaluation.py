@@ -5,6 +5,7 @@ Price: one forward pass over the dev rows, shared by the ranks, and one gather o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from clsgen_dist.loss.weights import LossWeights
 # N dev rows, C classes
 
 
-def evaluate(engine: Any, rows: RowSet, world: World, *, budget: int) -> tuple[np.ndarray, np.ndarray, float, float]:
+def evaluate(
+    engine: Any, rows: RowSet, world: World, *, budget: int, beat: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean losses (generation, classification).
 
-    ``budget`` is the tokens of a batch. Collective; every rank gets the same answer.
+    ``budget`` is the tokens of a batch; ``beat`` is called after each. Collective; every rank gets the same answer.
     """
     engine.eval()
     found: list[tuple[int, np.ndarray]] = []
@@ -35,6 +38,7 @@ def evaluate(engine: Any, rows: RowSet, world: World, *, budget: int) -> tuple[n
             supervised += batch.supervised
             classification += output.class_loss.sum().item()
             labelled += batch.labelled
+            beat()
     engine.train()
     everything = [item for part in world.gather(found) for item in part]
     logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])

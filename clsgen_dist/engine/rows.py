@@ -36,10 +36,11 @@ def read_rows(
     quarantine: Path | None,
     say: Callable[[str], None] = lambda text: None,
     seed: int = 0,
+    run: str = "",
 ) -> Rows:
     """Open the training and dev rows, building their tables if need be; bad rows go to the folder ``quarantine``.
 
-    ``seed`` is that of the order, which streamed shards must know.
+    ``seed`` is that of the order and ``run`` the run's output folder, which streamed shards must know.
 
     Raises:
         DataError: too many bad rows, fewer than two classes, or nothing at all to learn.
@@ -54,6 +55,7 @@ def read_rows(
             window=data.stream_window,
             seed=seed,
             max_bad_fraction=data.max_bad_fraction,
+            run=run,
             quarantine=quarantine and quarantine / "quarantine-train",
             keeps_house=os.environ.get("LOCAL_RANK", "0") == "0",
             say=say,

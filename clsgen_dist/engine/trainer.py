@@ -1,7 +1,8 @@
 """Training: rows in, two losses down, checkpoints out.
 
-One optimizer step: take the step's micro-batches from the stream, count what they hold over all ranks, run forward and
-backward on each, check that the losses are finite, step. Two all-reduces of three numbers besides ZeRO-3's own traffic.
+One optimizer step: take the step's micro-batches from the stream, agree with all ranks on what they hold and whether
+to stop, run forward and backward on each, step unless the losses or gradients forbid it. Two all-reduces of a few
+numbers besides ZeRO-3's own traffic.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,32 +18,31 @@ from typing import Any
 
 import torch
 
-from clsgen_dist.config import Settings, resolve_path, to_yaml
+from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.loader import Step, TrainStream, ahead
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.row_set import RowSet
-from clsgen_dist.engine import checkpoint
+from clsgen_dist.data.shards import ShardedRows
+from clsgen_dist.engine import checkpoint, guard
+from clsgen_dist.engine.attempts import FILE as ATTEMPTS_FILE
+from clsgen_dist.engine.attempts import note_end, note_start, refuse_stuck
+from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
-from clsgen_dist.engine.dist import World, launched_ranks, on_accelerator, process_group
+from clsgen_dist.engine.dist import World, launched_ranks, process_group
 from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better
-from clsgen_dist.engine.optim import build_optimizer, lr_factor, parameter_groups, set_lr
+from clsgen_dist.engine.optim import lr_factor, set_lr
+from clsgen_dist.engine.pace import PaceMeter
 from clsgen_dist.engine.probe import probe_sample, score_probe
 from clsgen_dist.engine.rows import read_rows
+from clsgen_dist.engine.saver import Saver, checkpoint_bytes, require_room
+from clsgen_dist.engine.stop import StopRequest
 from clsgen_dist.engine.stream import plan_stream, weight_schedule
-from clsgen_dist.engine.zero import deepspeed_config
-from clsgen_dist.errors import NonFiniteLossError, SettingsError
-from clsgen_dist.loss.dual import StepCounts, backward_loss, mean
+from clsgen_dist.engine.watchdog import Watchdog
+from clsgen_dist.errors import CheckpointError, NonFiniteLossError, Preempted, SettingsError
+from clsgen_dist.loss.dual import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.loss.weights import LossWeights
-from clsgen_dist.model.backbone import (
-    backbone_path,
-    build_model,
-    choose_attention,
-    label_start_tokens,
-    load_backbone,
-    load_tokenizer,
-    set_zero3_units,
-)
+from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.track.progress import Progress
 from clsgen_dist.track.shown import ShownLog
@@ -62,12 +63,18 @@ def train(settings: Settings) -> TrainResult:
     """Run a training from settings to its last checkpoint; every rank calls it.
 
     Raises:
-        SettingsError, DataError, CheckpointError, FileNotFoundError: what the user can mend, said before training.
-        NonFiniteLossError: a loss diverged; the checkpoints before it are whole.
+        SettingsError, DataError, CheckpointError, NoProgressError, FileNotFoundError: what the user can mend, said
+            before training.
+        RendezvousError: the ranks did not meet.
+        NonFiniteLossError: the run diverged; the checkpoints before it are whole.
+        Preempted: SIGUSR2 or SIGTERM came; the last checkpoint is of the step after which it stopped.
     """
     output = Path(settings.output_dir)
-    zero_config = _zero_config(settings, launched_ranks())
-    with process_group(settings.train.collective_timeout_s) as world:
+    zero = zero_config(settings, launched_ranks())
+    with (
+        StopRequest() as stop,
+        process_group(settings.train.collective_timeout_s, settings.faults.rendezvous_timeout_s) as world,
+    ):
         say = _speaker(world)
         resume_from = _prepare_output(settings, output, world, say)
         backbone = backbone_path(settings.model.backbone)
@@ -78,15 +85,18 @@ def train(settings: Settings) -> TrainResult:
             question=settings.prompt.question,
             max_prompt_length=settings.data.max_prompt_length,
         )
-        rows = read_rows(settings.data, encoder, output if world.is_main else None, say, settings.seed)
+        quarantine = output if world.is_main else None
+        rows = read_rows(settings.data, encoder, quarantine, say, settings.seed, run=settings.output_dir)
         for note in rows.notes:
             say(note)
         stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
-        engine = _build_engine(settings, zero_config, backbone, encoder, labels)
-        return _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, say).go(
-            resume_from
-        )
+        engine = build_engine(settings, zero, backbone, encoder, labels)
+        run = _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, stop, say)
+        result = run.go(resume_from)
+        if isinstance(rows.train, ShardedRows):
+            rows.train.close()
+        return result
 
 
 class _Run:
@@ -102,21 +112,30 @@ class _Run:
         labels: LabelSpace,
         probe: Sample,
         output: Path,
+        stop: StopRequest,
         say: Callable[[str], None],
     ) -> None:
-        self.settings, self.world, self.engine = settings, world, engine
+        self.settings, self.world, self.engine, self.stop = settings, world, engine, stop
         self.stream, self.dev, self.labels, self.probe, self.say = stream, dev, labels, probe, say
-        self.checkpoints = output / "checkpoints"
-        self.log_dir = output / "tensorboard"
+        self.output, self.checkpoints = output, output / "checkpoints"
         self.total_steps = min(stream.steps, settings.train.max_steps or stream.steps)
+        self.last_step = min(self.total_steps, _end_of_stage(stream, settings.train.stop_at_stage))
         self.state = TrainState(step=0)
         self.throughput = Throughput()
+        self.settings_yaml = to_yaml(settings)
+        self.saver = Saver(
+            engine,
+            world,
+            self.checkpoints,
+            keep_last=settings.checkpoint.keep_last,
+            asynchronous=settings.checkpoint.asynchronous,
+        )
         frozen_sum, frozen_square_sum = checkpoint.frozen_sums(engine.module, world)
         self.identity = lambda step: RunIdentity(
             labels=list(labels.names),
             rows=len(stream.rows),
             rows_sha256=stream.rows.fingerprint,
-            order_sha256=stream.order.fingerprint(step),
+            order=stream.order.shown_by(step),
             seed=settings.seed,
             batch_size=settings.train.batch_size,
             finetune=settings.model.finetune,
@@ -126,60 +145,111 @@ class _Run:
         )
 
     def go(self, resume_from: Path | None) -> TrainResult:
-        """Resume if asked, then step until the stream ends or the dev metric stops improving."""
+        """Resume if asked, then step until the stream ends, the dev metric stops improving, or a signal comes."""
         if resume_from is not None:
-            self.state = checkpoint.load(self.engine, self.world, resume_from, self.identity)
-            self.say(f"resumed from {resume_from} at step {self.state.step} of {self.total_steps}")
-        settings_yaml = to_yaml(self.settings)
-        with (
-            TensorBoardLog(
-                self.log_dir if self.world.is_main else None,
-                settings_text=settings_yaml,
-                first_step=self.state.step + 1 if self.state.step else 0,
-            ) as self.log,
-            Progress(self.total_steps, start=self.state.step, enabled=self.world.is_main) as self.progress,
-            ShownLog(
-                self.log_dir.parent / "rows.jsonl" if self.world.is_main and self.settings.train.log_rows else None,
-                first_step=self.state.step + 1,
-            ) as shown,
-        ):
-            for step, waited in ahead(self.stream.step, self.state.step, self.total_steps):
-                if self._gave_up():
-                    break
-                if self.settings.curriculum.stages and step.stage.first_step == self.state.step:
-                    self.progress.note(f"step {self.state.step} stage: {step.stage.stage.name}")
-                scalars = {**self._step(self.state.step, step), "data/wait_seconds": waited}
-                self.state = dataclasses.replace(self.state, step=self.state.step + 1)
-                self.log.step(self.state.step, scalars)
-                if self.settings.train.log_rows:
-                    shown.step(self.state.step, step.stage.stage.name, step.ids)
-                self.progress.update(
-                    generation=scalars["loss/generation"], classification=scalars["loss/classification"]
-                )
-                self._evaluate_and_save(settings_yaml)
+            self._resume(resume_from)
+        require_room(self.checkpoints, self.world, checkpoint_bytes(self.engine, self.world))
+        main, faults = self.world.is_main, self.settings.faults
+        if self.settings.resume == "auto" and self.state.step < self.last_step:
+            refuse_stuck(self.world, self.output, self.state.step, faults.max_stuck_starts)
+        error: BaseException | None = None
+        try:
+            with (
+                TensorBoardLog(
+                    self.output / "tensorboard" if main else None,
+                    settings_text=self.settings_yaml,
+                    first_step=self.state.step + 1 if self.state.step else 0,
+                ) as self.log,
+                Progress(self.total_steps, start=self.state.step, enabled=main) as self.progress,
+                ShownLog(
+                    self.output / "rows.jsonl" if main and self.settings.train.log_rows else None,
+                    first_step=self.state.step + 1,
+                ) as self.shown,
+                Watchdog(self.output / f"stacks/rank-{self.world.rank}.txt", faults.hang_timeout_s) as self.watchdog,
+            ):
+                note_start(self.world, self.output, self.state.step)
+                self.stop.begin_steps()
+                self._walk()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            note_end(self.world, self.output, self.state.step, error)
         best = self.state.best_step if self.state.best_step is not None else self.state.step
         result = TrainResult(self.state, self.checkpoints / checkpoint.folder_name(best))
         self.say(f"{'best' if self.state.best_step is not None else 'last'} checkpoint: {result.checkpoint}")
         return result
 
-    def _step(self, step: int, share: Step) -> dict[str, float]:
-        """One optimizer step; returns what the log shows of it."""
-        batches = share.batches
-        counts = StepCounts(
-            *self.world.sum(
-                sum(b.supervised for b in batches),
-                sum(b.labelled for b in batches),
-                sum(b.tokens for b in batches if b.supervised or b.labelled),
-            )
+    def _resume(self, folder: Path) -> None:
+        self.state = checkpoint.load(self.engine, self.world, folder, self.identity)
+        bf16 = any(p.dtype == torch.bfloat16 for p in self.engine.module.parameters())
+        then, now = checkpoint.require_same_probe(
+            folder, score_probe(self.engine, self.probe, self.world), tolerance=2e-2 if bf16 else 1e-4
         )
+        if folder.parent == self.checkpoints:
+            self.saver.last_step = self.state.step
+        self.say(
+            f"resumed from {folder} at step {self.state.step} of {self.total_steps}; "
+            f"loss of a fixed text: {then:.6f} when saved, {now:.6f} now"
+        )
+
+    def _walk(self) -> None:
+        """Every step that is left."""
+        pace = PaceMeter(self.world, self.output / "stragglers.jsonl")
+        for step, waited in ahead(self.stream.step, self.state.step, self.last_step):
+            if self._gave_up():
+                break
+            counts, late = self._agree(step)
+            for who in pace.step(self.state.step, late):
+                self.progress.note(f"step {self.state.step} straggler: {who}")
+            if self.settings.curriculum.stages and step.stage.first_step == self.state.step:
+                self.progress.note(f"step {self.state.step} stage: {step.stage.stage.name}")
+            scalars = {**self._step(self.state.step, step, counts), "data/wait_seconds": waited}
+            self.state = dataclasses.replace(self.state, step=self.state.step + 1)
+            self.log.step(self.state.step, scalars)
+            self.shown.step(self.state.step, step.stage.stage.name, step.ids)
+            self.progress.update(generation=scalars["loss/generation"], classification=scalars["loss/classification"])
+            self.watchdog.beat()
+            self._evaluate_and_save()
+        self._commit()
+
+    def _agree(self, share: Step) -> tuple[StepCounts, float]:
+        """The one all-reduce that begins a step: what it holds, whether all have saved, and whether anyone is to stop.
+
+        Returns the counts, and the seconds that this rank waited for the others.
+        """
+        batches, start = share.batches, time.perf_counter()
+        supervised, labelled, tokens, written, stops = self.world.sum(
+            sum(b.supervised for b in batches),
+            sum(b.labelled for b in batches),
+            sum(b.tokens for b in batches if b.supervised or b.labelled),
+            self.saver.written,
+            self.stop.received is not None,
+        )
+        waited = time.perf_counter() - start
+        if written == self.world.size:
+            self._commit()
+        if stops:
+            if self.saver.last_step != self.state.step:
+                self._save()
+            self._commit()
+            raise Preempted(
+                f"{self.stop.received or 'a signal to another rank'} came: the checkpoint of step {self.state.step} is "
+                f"written. Go on with --resume auto"
+            )
+        return StepCounts(supervised, labelled, tokens), waited
+
+    def _step(self, step: int, share: Step, counts: StepCounts) -> dict[str, float]:
+        """One optimizer step; returns what the log shows of it."""
+        batches, optim = share.batches, self.settings.optim
         schedule, progress = weight_schedule(self.settings.loss, share.stage, step, self.total_steps)
         weights = schedule.at(progress)
-        optim = self.settings.optim
         factor = share.stage.stage.lr_factor * lr_factor(
             step, self.total_steps, warmup_fraction=optim.warmup_fraction, final_fraction=optim.final_lr_fraction
         )
         rates = set_lr(self.engine.optimizer, factor)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        limit = self.state.guard.limit(self.settings.faults.spike_factor)
         for micro_step, batch in enumerate(batches):
             # Dropout is a function of the position too, so that no generator's state needs saving.
             torch.manual_seed(_dropout_seed(self.settings.seed, step, micro_step, self.world.rank))
@@ -187,35 +257,33 @@ class _Run:
             self.engine.set_gradient_accumulation_boundary(last)
             output = self.engine(**batch.inputs(self.world.device))
             loss = backward_loss(output, counts, weights, self.world.size)
-            self.engine.backward(loss, scale_wrt_gas=False)
             sums += torch.stack(
                 [output.generation_loss.detach().sum(), output.class_loss.detach().sum(), output.token_hit.sum()]
             )
+            if last:
+                self.world.all_reduce(sums)
+                loss = loss * guard.nan_above(joint_loss(sums[0], sums[1], counts, weights), limit)
+            self.engine.backward(loss, scale_wrt_gas=False)
             if not last:
                 self.engine.step()
-        generation_sum, classification_sum, hits = self.world.sum(*sums.tolist())
-        generation, classification = (
-            mean(generation_sum, counts.supervised),
-            mean(classification_sum, counts.labelled),
-        )
-        self._check_finite(step, share, generation_sum, classification_sum)
+        before = self.engine.skipped_steps
         self.engine.step()
+        generation_sum, classification_sum, hits = sums.tolist()
+        total = float(joint_loss(generation_sum, classification_sum, counts, weights))
+        self._guard(share, total, limit, updated=self.engine.skipped_steps == before)
         self.throughput.add(int(counts.tokens), int(counts.supervised))
         staged = bool(self.settings.curriculum.stages)
-        weighted = weights.generation * (generation if counts.supervised else 0.0) + weights.classification * (
-            classification if counts.labelled else 0.0
-        )
         return {
-            "loss/generation": generation,
-            "loss/classification": classification,
-            "loss/total": weighted,
+            "loss/generation": mean(generation_sum, counts.supervised),
+            "loss/classification": mean(classification_sum, counts.labelled),
+            "loss/total": total,
             "accuracy/token": mean(hits, counts.supervised),
             "loss_weight/generation": weights.generation,
             "loss_weight/classification": weights.classification,
             "optim/lr": rates.get("backbone.matrices", rates["head.matrices"]),
             "optim/lr_head": rates["head.matrices"],
             "optim/grad_norm": float(self.engine.get_global_grad_norm() or float("nan")),
-            "optim/skipped_steps": float(self.engine.skipped_steps),
+            "optim/skipped_steps": float(self.state.guard.skipped),
             "curriculum/stage": float(share.stage.index) if staged else float("nan"),
             "curriculum/difficulty": share.difficulty if staged else float("nan"),
             "packing/efficiency": share.load.efficiency,
@@ -225,16 +293,33 @@ class _Run:
             **self.throughput.rates(),
         }
 
-    def _check_finite(self, step: int, share: Step, generation_sum: float, classification_sum: float) -> None:
-        if torch.isfinite(torch.tensor([generation_sum, classification_sum])).all():
+    def _guard(self, share: Step, loss: float, limit: float, *, updated: bool) -> None:
+        """Count a step that was left out, and go back to the last checkpoint when there are too many in a row."""
+        faults, step = self.settings.faults, self.state.step + 1
+        self.state = dataclasses.replace(self.state, guard=self.state.guard.after(loss, updated=updated))
+        if updated:
             return
-        raise NonFiniteLossError(
-            f"step {step + 1}: generation loss sum {generation_sum}, classification loss sum {classification_sum}, "
-            f"expected finite numbers. Rows of the step: {', '.join(share.ids)}. No update was made; lower optim.lr, "
-            "or look at these rows, and go on with --resume auto"
-        )
+        why = guard.reason(loss, limit)
+        self.progress.note(f"step {step} left out: {why}; its rows are in {self.output / guard.SKIPPED_FILE}")
+        if self.world.is_main:
+            guard.write_skipped(self.output / guard.SKIPPED_FILE, step, why, share.ids)
+        if self.state.guard.in_a_row < faults.max_skipped:
+            return
+        self._commit()
+        back = checkpoint.newest_valid(self.checkpoints, self.say, self.world)
+        if back is None or self.state.guard.rollbacks >= faults.max_rollbacks:
+            raise NonFiniteLossError(
+                f"{self.state.guard.in_a_row} steps in a row up to step {step} were left out, the last because {why}, "
+                + ("and there is no checkpoint to go back to" if back is None else
+                   f"after going back to a checkpoint {self.state.guard.rollbacks} times")
+                + f". Look at their rows in {self.output / guard.SKIPPED_FILE}, or lower optim.lr, and go on with "
+                "--resume auto"
+            )  # fmt: skip
+        checkpoint.restore_weights(self.engine, back)
+        self.state = dataclasses.replace(self.state, guard=self.state.guard.rolled_back())
+        self.progress.note(f"step {step}: weights and optimizer are back at {back.name}; the data goes on")
 
-    def _evaluate_and_save(self, settings_yaml: str) -> None:
+    def _evaluate_and_save(self) -> None:
         """Whatever is due after this step: evaluation, the best checkpoint, the periodic one, the last one."""
         train, step = self.settings.train, self.state.step
         last = step == self.total_steps
@@ -243,24 +328,28 @@ class _Run:
             best = self._evaluate(self.dev)
             last = last or self._gave_up()
         every = self.settings.checkpoint.every
-        if best or last or (every and step % every == 0):
-            with self.throughput.pause():
-                self.log.flush()  # a checkpoint's own steps must not be missing from the curves of its resumption
-                checkpoint.save(
-                    self.engine,
-                    self.world,
-                    self.checkpoints,
-                    state=self.state,
-                    identity=self.identity(self.state.step),
-                    probe=score_probe(self.engine, self.probe, self.world),
-                    settings_yaml=settings_yaml,
-                )
-                if self.world.is_main:
-                    checkpoint.prune(
-                        self.checkpoints,
-                        keep_last=self.settings.checkpoint.keep_last,
-                        best_step=self.state.best_step,
-                    )
+        if best or last or step == self.last_step or (every and step % every == 0):
+            self._save()
+
+    def _save(self) -> None:
+        """Begin a checkpoint of this step."""
+        start = time.perf_counter()
+        with self.throughput.pause():
+            self.log.flush()  # a checkpoint's own steps must not be missing from the curves of its resumption
+            self.saver.begin(
+                state=self.state,
+                identity=self.identity(self.state.step),
+                probe=score_probe(self.engine, self.probe, self.world),
+                settings_yaml=self.settings_yaml,
+            )
+        self.log.step(self.state.step, {"checkpoint/stall_seconds": time.perf_counter() - start})
+        self.watchdog.beat()
+
+    def _commit(self) -> None:
+        """Commit the checkpoint under way, if there is one."""
+        with self.throughput.pause():
+            self.saver.finish()
+        self.watchdog.beat()
 
     def _evaluate(self, dev: RowSet) -> bool:
         """Evaluate, log, and note whether this is the best so far."""
@@ -277,6 +366,7 @@ class _Run:
                 dev,
                 self.world,
                 budget=train.micro_batch_tokens,
+                beat=self.watchdog.beat,
             )
             # One rank decides, so that all take the same turn whatever their floating point does.
             metrics = self.world.broadcast(
@@ -311,91 +401,52 @@ class _Run:
         return patience is not None and self.state.evaluations_without_gain >= patience
 
 
-def _zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
-    """What DeepSpeed is told; SettingsError where its file and the settings contradict each other."""
-    train = settings.train
-    return deepspeed_config(
-        resolve_path(settings.deepspeed),
-        batch_size=train.batch_size,
-        world_size=ranks,
-        max_grad_norm=settings.optim.max_grad_norm,
-        bf16=on_accelerator() if train.precision == "auto" else train.precision == "bf16",
-        optimizer=settings.optim.name,
-    )
-
-
-def _build_engine(
-    settings: Settings, config: dict[str, Any], backbone: str, encoder: Encoder, labels: LabelSpace
-) -> Any:
-    """Model, optimizer and ZeRO-3 engine."""
-    import deepspeed
-    from transformers.integrations import HfDeepSpeedConfig
-
-    train, model, optim = settings.train, settings.model, settings.optim
-    zero3 = HfDeepSpeedConfig(config)  # transformers holds it weakly: it must live while the model is built
-    lm = load_backbone(
-        backbone,
-        dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
-        attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True),
-        load_in_4bit=model.load_in_4bit,
-    )
-    dual_head = build_model(
-        lm,
-        classes=len(labels),
-        label_tokens=label_start_tokens(encoder, labels.names) if model.head_init == "label_tokens" else None,
-        finetune=model.finetune,
-        top_layers=model.top_layers,
-        lora_rank=model.lora_rank,
-        lora_alpha=model.lora_alpha,
-        lora_dropout=model.lora_dropout,
-        head_dropout=model.head_dropout,
-        loss_impl=settings.loss.impl,
-        seed=settings.seed,
-    )
-    if train.activation_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    set_zero3_units(dual_head)
-    del zero3
-    groups = parameter_groups(dual_head, lr=optim.lr, head_lr=optim.head_lr, weight_decay=optim.weight_decay)
-    optimizer = build_optimizer(optim.name, groups, betas=optim.betas, eps=optim.eps)
-    engine, *_ = deepspeed.initialize(model=dual_head, optimizer=optimizer, config=config)
-    engine.train()
-    return engine
-
-
 def _prepare_output(settings: Settings, output: Path, world: World, say: Callable[[str], None]) -> Path | None:
     """Make the output folder, and find the checkpoint to resume from; collective."""
     root = output / "checkpoints"
-    if settings.resume not in ("never", "auto"):
-        folder = Path(settings.resume)
-        checkpoint.verify(folder)
-        return folder
     found = None
-    if world.is_main:
-        if settings.resume == "auto":
-            found = checkpoint.newest_valid(root, say)
-            say("nothing to resume: starting at step 0" if found is None else f"newest valid checkpoint: {found.name}")
-        elif settings.overwrite:
+    if settings.resume == "auto":
+        found = checkpoint.newest_valid(root, say, world)
+        say("nothing to resume: starting at step 0" if found is None else f"newest valid checkpoint: {found.name}")
+    elif settings.resume != "never":
+        found = Path(settings.resume)
+        if fault := checkpoint.fault_of(found, world):
+            raise CheckpointError(fault)
+    fault = world.broadcast(_make_output(settings, output, root) if world.is_main else None)
+    if fault:
+        raise SettingsError(fault)
+    return found
+
+
+def _make_output(settings: Settings, output: Path, root: Path) -> str | None:
+    """The output folder with the run's settings in it; what forbids it, as text."""
+    try:
+        if settings.resume == "never" and settings.overwrite:
             for part in (root, output / "tensorboard"):
                 shutil.rmtree(part, ignore_errors=True)
-            (output / "rows.jsonl").unlink(missing_ok=True)
+            for name in ("rows.jsonl", guard.SKIPPED_FILE, ATTEMPTS_FILE, "stragglers.jsonl"):
+                (output / name).unlink(missing_ok=True)
+        if settings.resume == "never" and checkpoint.committed(root):
+            return (
+                f"{output} already holds checkpoints of a run; go on with it (--resume auto), choose another "
+                "--output_dir, or delete it (--overwrite true)"
+            )
         output.mkdir(parents=True, exist_ok=True)
-        occupied = settings.resume == "never" and bool(checkpoint.committed(root))
-        (output / checkpoint.SETTINGS_FILE).write_text(to_yaml(settings)) if not occupied else None
-    else:
-        occupied = False
-    found, occupied = world.broadcast((found, occupied))
-    if occupied:
-        raise SettingsError(
-            f"{output} already holds checkpoints of a run; go on with it (--resume auto), choose another --output_dir, "
-            "or delete it (--overwrite true)"
-        )
-    return found
+        (output / checkpoint.SETTINGS_FILE).write_text(to_yaml(settings))
+    except OSError as error:
+        return f"output_dir {settings.output_dir!r} cannot be written ({error}); choose another --output_dir"
+    return None
 
 
 def _speaker(world: World) -> Callable[[str], None]:
     """Print on rank 0, nothing elsewhere."""
     return (lambda text: print(text, flush=True)) if world.is_main else (lambda text: None)
+
+
+def _end_of_stage(stream: TrainStream, name: str | None) -> int:
+    """The step after which the stage of this name is over; the stream's end without a name."""
+    ends = {p.stage.name: p.first_step + p.steps for p in stream.stages}
+    return ends.get(name or "", stream.steps)
 
 
 def _dropout_seed(seed: int, step: int, micro_step: int, rank: int) -> int:

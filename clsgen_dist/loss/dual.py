@@ -10,6 +10,7 @@ share times the world size; the sum over micro-steps is left unscaled (``engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from clsgen_kernels import DualHeadOutput
 from torch import Tensor
@@ -31,9 +32,14 @@ class StepCounts:
 
 def backward_loss(output: DualHeadOutput, counts: StepCounts, weights: LossWeights, world_size: int) -> Tensor:
     """This rank's scalar for ``backward``; zero-weighted where the step has no such row at all."""
-    generation = output.generation_loss.sum() * (weights.generation / max(counts.supervised, 1))
-    classification = output.class_loss.sum() * (weights.classification / max(counts.labelled, 1))
-    return (generation + classification) * world_size
+    loss: Tensor = joint_loss(output.generation_loss.sum(), output.class_loss.sum(), counts, weights)
+    return loss * world_size
+
+
+def joint_loss(generation_sum: Any, classification_sum: Any, counts: StepCounts, weights: LossWeights) -> Any:
+    """L of a step from the sums of its two losses, numbers or tensors; what the step has no row for counts as zero."""
+    generation = generation_sum * (weights.generation / max(counts.supervised, 1))
+    return generation + classification_sum * (weights.classification / max(counts.labelled, 1))
 
 
 def mean(total: float, count: float) -> float:

@@ -203,7 +203,7 @@ def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undistur
 def test_what_would_not_go_on_as_before_is_refused(undisturbed, train, tmp_path):
     for overrides, expected in (
         ({"seed": 5}, "seed was 0 and is now 5"),
-        ({"curriculum__order": "hard_first"}, "order_sha256 was"),
+        ({"curriculum__order": "hard_first"}, "difficulty of the rows (sha256) was"),
     ):
         done = train(undisturbed, check=False, **{**RUN, "resume": "auto", **overrides})
         assert done.returncode != 0

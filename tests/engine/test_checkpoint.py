@@ -14,8 +14,8 @@ def _commit(root, step, content=b"weights"):
     folder = root / checkpoint.folder_name(step)
     folder.mkdir(parents=True)
     (folder / "shard.pt").write_bytes(content)
-    files = {"shard.pt": checkpoint._seal(folder / "shard.pt")}
-    checkpoint._publish(folder / checkpoint.MARKER, json.dumps({"files": files, "state": {"step": step}}))
+    files = {"shard.pt": checkpoint.seal(folder / "shard.pt")}
+    checkpoint.publish(folder / checkpoint.MARKER, json.dumps({"files": files, "state": {"step": step}}))
     return folder
 
 

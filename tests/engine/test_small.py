@@ -12,6 +12,7 @@ from clsgen_kernels import DualHeadOutput
 from clsgen_dist.engine.dist import _environment, _ranks_here
 from clsgen_dist.engine.evaluation import dev_metrics, is_better
 from clsgen_dist.engine.optim import lr_factor
+from clsgen_dist.errors import SettingsError
 from clsgen_dist.loss.dual import LossWeights, StepCounts, backward_loss, mean
 
 
@@ -63,7 +64,7 @@ def test_ranks_come_from_slurm_when_no_launcher_says_them(monkeypatch):
         monkeypatch.delenv(name)
     for name, value in {"PROCID": "3", "LOCALID": "1", "NTASKS": "4"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with pytest.raises(RuntimeError, match="MASTER_ADDR or MASTER_PORT is not set"):
+    with pytest.raises(SettingsError, match="MASTER_ADDR or MASTER_PORT is not set"):
         _environment()
     monkeypatch.setenv("MASTER_ADDR", "node0")
     monkeypatch.setenv("MASTER_PORT", "12345")

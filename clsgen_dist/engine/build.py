@@ -1,0 +1,73 @@
+"""From the settings to the ZeRO-3 engine: model, optimizer, DeepSpeed. What trains is built here, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from clsgen_dist.config import Settings, resolve_path
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.engine.dist import on_accelerator
+from clsgen_dist.engine.optim import build_optimizer, parameter_groups
+from clsgen_dist.engine.zero import deepspeed_config
+from clsgen_dist.model.backbone import (
+    build_model,
+    choose_attention,
+    label_start_tokens,
+    load_backbone,
+    set_zero3_units,
+)
+from clsgen_dist.model.label_space import LabelSpace
+
+
+def zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
+    """What DeepSpeed is told; SettingsError where its file and the settings contradict each other."""
+    train = settings.train
+    return deepspeed_config(
+        resolve_path(settings.deepspeed),
+        batch_size=train.batch_size,
+        world_size=ranks,
+        max_grad_norm=settings.optim.max_grad_norm,
+        bf16=on_accelerator() if train.precision == "auto" else train.precision == "bf16",
+        optimizer=settings.optim.name,
+    )
+
+
+def build_engine(
+    settings: Settings, config: dict[str, Any], backbone: str, encoder: Encoder, labels: LabelSpace
+) -> Any:
+    """Model, optimizer and ZeRO-3 engine."""
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    train, model, optim = settings.train, settings.model, settings.optim
+    zero3 = HfDeepSpeedConfig(config)  # transformers holds it weakly: it must live while the model is built
+    lm = load_backbone(
+        backbone,
+        dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
+        attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True),
+        load_in_4bit=model.load_in_4bit,
+    )
+    dual_head = build_model(
+        lm,
+        classes=len(labels),
+        label_tokens=label_start_tokens(encoder, labels.names) if model.head_init == "label_tokens" else None,
+        finetune=model.finetune,
+        top_layers=model.top_layers,
+        lora_rank=model.lora_rank,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        head_dropout=model.head_dropout,
+        loss_impl=settings.loss.impl,
+        seed=settings.seed,
+    )
+    if train.activation_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    set_zero3_units(dual_head)
+    del zero3
+    groups = parameter_groups(dual_head, lr=optim.lr, head_lr=optim.head_lr, weight_decay=optim.weight_decay)
+    optimizer = build_optimizer(optim.name, groups, betas=optim.betas, eps=optim.eps)
+    engine, *_ = deepspeed.initialize(model=dual_head, optimizer=optimizer, config=config)
+    engine.train()
+    return engine

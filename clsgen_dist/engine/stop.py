@@ -1,0 +1,47 @@
+"""Stopping when asked to: SIGUSR2 (Slurm's warning before the time limit) or SIGTERM (scancel, a node drained).
+
+A signal may reach one rank or all, in the middle of anything. It only leaves a note here; the ranks agree on it in the
+all-reduce that begins each step, save once, and end with status 75. Before the first step there is nothing to save, and
+the process ends at once. Worker processes leave these signals to their parent.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from clsgen_dist.errors import Preempted
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+
+class StopRequest:
+    """Catches :data:`SIGNALS` while it is entered; not in other threads than the main one, where Python forbids it."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        """Name of the first signal that came."""
+        self._stepping = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def begin_steps(self) -> None:
+        """From here on a signal waits for the next step boundary."""
+        self._stepping = True
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number).name
+        if not self._stepping:
+            raise Preempted(f"{self.received} came before the first step: nothing to save. Start again")
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

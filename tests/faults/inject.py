@@ -1,0 +1,103 @@
+"""Faults at chosen places of a real run: what a test asks for happens in the rank it names, and only the cause is ours.
+
+    {"what": "kill", "where": "save:write", "step": 4, "rank": 1}
+
+where    step (before a step's forward passes), save:copy, save:write, save:written, save:marker, save:committed
+what     kill, stop (SIGSTOP), usr2, term (to oneself), sleep (``seconds``), raise, full (the disk), nan_loss, nan_grad,
+         spike (a loss times ``factor``)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def inject(faults: list[dict[str, Any]]) -> None:
+    """Arm these faults in this process."""
+    if not faults:
+        return
+    from clsgen_dist.engine import checkpoint, saver, trainer
+
+    now = {"step": -1}
+
+    def due(where: str) -> list[dict[str, Any]]:
+        steps = [f for f in faults if f.get("where", "step") == where]
+        return [f for f in steps if now["step"] in f.get("steps", [f.get("step")])]
+
+    def reach(where: str) -> None:
+        for fault in due(where):
+            _happen(fault)
+
+    def before(function: Callable[..., Any], where: str, then: str | None = None) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            reach(where)
+            result = function(*args, **options)
+            if then:
+                reach(then)
+            return result
+
+        return wrapped
+
+    step = trainer._Run._step
+
+    def stepping(self: Any, number: int, *rest: Any) -> Any:
+        now["step"] = number + 1  # as logs count
+        reach("step")
+        return step(self, number, *rest)
+
+    trainer._Run._step = stepping  # type: ignore[method-assign]
+    saver._ShardWriter.save = before(saver._ShardWriter.save, "save:copy")  # type: ignore[method-assign]
+    saver._write = before(saver._write, "save:write", "save:written")
+    checkpoint.publish = before(checkpoint.publish, "save:marker", "save:committed")
+    loss = trainer.backward_loss
+
+    def backward_loss(*args: Any) -> Any:
+        value = loss(*args)
+        for fault in due("step"):
+            if fault["what"] == "nan_grad":
+                value.register_hook(lambda grad: grad * float("nan"))
+        return value
+
+    trainer.backward_loss = backward_loss
+
+    def forward_of(engine: Any) -> None:
+        forward = engine.forward
+
+        def faulty(*args: Any, **options: Any) -> Any:
+            output = forward(*args, **options)
+            for fault in due("step"):
+                factor = {"nan_loss": float("nan"), "spike": fault.get("factor", 1e4)}.get(fault["what"])
+                if factor is not None and engine.training:
+                    output = output._replace(
+                        generation_loss=output.generation_loss * factor, class_loss=output.class_loss * factor
+                    )
+            return output
+
+        engine.forward = faulty
+
+    init = trainer._Run.__init__
+
+    def started(self: Any, settings: Any, world: Any, engine: Any, *rest: Any) -> None:
+        forward_of(engine)
+        init(self, settings, world, engine, *rest)
+
+    trainer._Run.__init__ = started  # type: ignore[method-assign]
+
+
+def _happen(fault: dict[str, Any]) -> None:
+    what = fault["what"]
+    number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "usr2": signal.SIGUSR2, "term": signal.SIGTERM}.get(what)
+    if number is not None:
+        for _ in range(fault.get("times", 1)):
+            os.kill(os.getpid(), number)
+    elif what == "sleep":
+        time.sleep(fault["seconds"])
+    elif what == "raise":
+        raise RuntimeError("a fault that a test asked for")
+    elif what == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")

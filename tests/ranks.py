@@ -1,0 +1,105 @@
+"""Ranks in seconds: a process that has imported everything, and forks real ranks on request.
+
+    {"ranks": 2, "argv": [...], "faults": [...], "log": "/tmp/run.log", "timeout": 60}   ──▶   {"status": [75, 75], ...}
+
+Each rank is a process of its own that runs ``train.py``'s main, with the environment a launcher would give it and a log
+beside the others'. As under srun with --kill-on-bad-exit, the first rank that fails ends the others, five seconds
+later. ``faults`` are told to tests/faults/inject.py in the ranks they name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+GRACE = 5.0
+
+
+def rank_main(request: dict[str, Any], rank: int, port: int) -> int:
+    """What a rank does; returns its exit status."""
+    log = os.open(f"{request['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    ranks = str(request["ranks"])
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=ranks, LOCAL_SIZE=ranks, MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(request.get("port", port)), OMP_NUM_THREADS="1", **request.get("env", {}),
+    )  # fmt: skip
+    import torch
+
+    torch.set_num_threads(1)
+    from clsgen_dist.cli import train_main
+    from tests.faults.inject import inject
+
+    inject([fault for fault in request.get("faults", []) if fault.get("rank", rank) == rank])
+    try:
+        train_main(request["argv"])
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve(request: dict[str, Any]) -> dict[str, Any]:
+    """Start the ranks, and wait for the last of them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = time.monotonic()
+    pids: dict[int, int] = {}
+    for rank in request.get("only", range(request["ranks"])):
+        if (pid := os.fork()) == 0:
+            status = 1
+            try:
+                status = rank_main(request, rank, port)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        pids[pid] = rank
+    status: dict[int, int] = {}
+    ended: dict[int, float] = {}
+    deadline = start + request.get("timeout", 120)
+    while len(status) < len(pids):
+        pid, code = os.waitpid(-1, os.WNOHANG)
+        now = time.monotonic()
+        if pid in pids:
+            status[pids[pid]] = os.waitstatus_to_exitcode(code)
+            ended[pids[pid]] = now - start
+            if status[pids[pid]] not in (0, 75):
+                deadline = min(deadline, now + GRACE)
+        elif now > deadline:
+            for left in pids:
+                if pids[left] not in status:
+                    os.kill(left, signal.SIGKILL)
+            deadline = now + GRACE
+        else:
+            time.sleep(0.01)
+    return {"status": [status[r] for r in sorted(status)], "ended": [ended[r] for r in sorted(ended)]}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what imports print is no answer
+    import deepspeed  # noqa: F401
+    import transformers.integrations  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    import clsgen_dist.config
+    import clsgen_dist.engine.trainer  # noqa: F401
+
+    for line in sys.stdin:
+        answers.write(json.dumps(serve(json.loads(line))) + "\n")
+
+
+if __name__ == "__main__":
+    main()
