@@ -3,7 +3,7 @@
 Per micro-step (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 7): weights are gathered for the forward, and
 again for the backward unless they stayed; gradients of what is trained are reduce-scattered, in every micro-step. Per
 step: the small weights that stay whole are gathered anew, DeepSpeed all-reduces one norm for each optimizer sub-group,
-and the trainer sums twice three numbers (fp64).
+and the trainer sums five numbers and three (fp64).
 
 A collective over W ranks on n nodes of g, whole tensor S bytes, as a ring over all of them (NCCL):
 
@@ -25,7 +25,7 @@ from clsgen_dist.plan.zero3 import Sharding, Walk, optimizer_groups, persistent,
 
 _QUANTISATION_GROUP = 8000
 """Elements that share an fp32 scale (``CUDAQuantizer.target_group_size``)."""
-_TRAINER_SUMS = 2 * 3 * 8
+_TRAINER_SUMS = (5 + 3) * 8
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from clsgen_dist.data.curriculum import PlannedStage, Stage
 from clsgen_dist.data.loader import Step
 from clsgen_dist.data.pack import Load, Sample, collate
 from clsgen_dist.engine import trainer
+from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.dist import process_group
 from clsgen_dist.model.label_space import LabelSpace
 
@@ -113,21 +114,22 @@ def held_by_part(engine):
 
 def measure(case, world):
     settings = settings_from_yaml(case["settings"])
-    config = trainer._zero_config(settings, world.size)
+    config = zero_config(settings, world.size)
     step = steps_of(case)
     with torch.device("meta"):  # what a family's code takes when it is first imported is not the model's
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model.backbone))
     gc.collect()
     before = allocated()
-    engine = trainer._build_engine(settings, config, settings.model.backbone, None, LabelSpace.of(["a", "b"], "b"))
-    stream = SimpleNamespace(steps=9, rows=[])
-    run = trainer._Run(settings, world, engine, stream, None, None, None, Path(case["name"]), print)
+    engine = build_engine(settings, config, settings.model.backbone, None, LabelSpace.of(["a", "b"], "b"))
+    stream = SimpleNamespace(steps=9, rows=[], stages=[step.stage])
+    stop = SimpleNamespace(received=None)
+    run = trainer._Run(settings, world, engine, stream, None, None, None, Path(case["name"]), stop, print)
     for number in range(WARM_UP):
-        run._step(number, step)
+        run._step(number, step, run._agree(step)[0])
     gc.collect()
     at_rest = allocated() - before
     with Watch() as watch:
-        run._step(WARM_UP, step)
+        run._step(WARM_UP, step, run._agree(step)[0])
     parts = held_by_part(engine)
     engine.destroy()
     del engine, run
