@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DEMO_RECIPE = "configs/demo.yaml"
 
 _VERBS = {
+    "plan": "what a recipe needs and costs on a cluster: memory, traffic, time, GPU-hours; does it fit",
     "train": "train a dual-head model (under deepspeed, torchrun or srun for several ranks)",
     "export": "a training checkpoint becomes a plain Hugging Face folder with its classification head",
     "calibrate": "fit threshold and recalibration of an exported model on held-out rows",
@@ -129,7 +130,7 @@ def data_score_main(argv: Sequence[str]) -> None:
     from clsgen_dist.data_verbs.score import score
 
     own, settings = _own_and_settings(
-        "score", "Score the difficulty of rows, print and draw it.", argv, file=True,
+        "data score", "Score the difficulty of rows, print and draw it.", argv, file=True,
         show=(int, 3, "easiest and hardest rows to print"), plot=(str, "difficulty.png", "image to write"),
     )  # fmt: skip
     _guarded(lambda: score(settings, show=own.show, plot=own.plot))
@@ -140,7 +141,7 @@ def data_preview_main(argv: Sequence[str]) -> None:
     from clsgen_dist.data_verbs.preview import preview
 
     own, settings = _own_and_settings(
-        "preview", "Draw what a run would show when, before a step is taken.", argv, file=False,
+        "data preview", "Draw what a run would show when, before a step is taken.", argv, file=False,
         ranks=(int, 1, "ranks to pack for"), plot=(str, "preview.png", "image to write"),
         plan=(str, None, "JSON file to write for launch scripts: the stages with their steps, rows and tokens"),
     )  # fmt: skip
@@ -149,8 +150,55 @@ def data_preview_main(argv: Sequence[str]) -> None:
     _guarded(lambda: preview(settings, ranks=own.ranks, plot=own.plot, plan=own.plan))
 
 
+def plan_main(argv: Sequence[str]) -> None:
+    """``clsgen plan``."""
+    own, settings = _own_and_settings(
+        "plan", "Memory, traffic, time and cost of a recipe on a cluster, before a GPU is asked for.", argv, file=False,
+        cluster=(str, "configs/clusters/h100.yaml", "what the nodes are made of"),
+        nodes=(int, 1, "number of nodes"),
+        gpus_per_node=(int, None, "GPUs used on each node; none: all of them"),
+        rows=(int, None, "training rows, instead of reading data.train"),
+        tokens_per_row=(int, None, "tokens of a row, explanation included"),
+        supervised_per_row=(int, None, "tokens of a row's explanation"),
+        search=(_truth, False, "true: also look for the cheapest micro-batch, checkpointing, offloading, node count"),
+        json=(str, None, "file to write the plan to"),
+        plot=(str, None, "image to write: memory by part, goodput against the interval between checkpoints"),
+    )  # fmt: skip
+    for name in ("nodes", "gpus_per_node", "rows", "tokens_per_row"):
+        if getattr(own, name) is not None and getattr(own, name) < 1:
+            sys.exit(_complain(f"--{name} is {getattr(own, name)}, expected 1 or more"))
+
+    def run() -> None:
+        from clsgen_dist.plan import command
+        from clsgen_dist.plan.plan import Stated
+
+        command.run(
+            settings,
+            cluster=own.cluster,
+            nodes=own.nodes,
+            gpus_per_node=own.gpus_per_node,
+            stated=Stated(rows=own.rows, tokens_per_row=own.tokens_per_row, supervised_per_row=own.supervised_per_row),
+            searching=own.search,
+            json_file=own.json,
+            plot=own.plot,
+        )
+
+    _guarded(run)
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
 def _own_and_settings(
-    verb: str, description: str, argv: Sequence[str], *, file: bool, **options: tuple[type, object, str]
+    verb: str,
+    description: str,
+    argv: Sequence[str],
+    *,
+    file: bool,
+    **options: tuple[Callable[[str], object], object, str],
 ) -> tuple[argparse.Namespace, Settings]:
     """A verb's own options, and the settings tree from every other argument; FILE stands for ``data.train``."""
     import argparse
@@ -158,7 +206,7 @@ def _own_and_settings(
     from clsgen_dist.config import parse_settings
 
     parser = argparse.ArgumentParser(
-        prog=f"clsgen data {verb}",
+        prog=f"clsgen {verb}",
         description=f"{description} --config RECIPE and every setting may follow, as for `clsgen train`.",
         allow_abbrev=False,
     )

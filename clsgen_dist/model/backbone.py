@@ -83,11 +83,11 @@ def load_backbone(path: str, *, dtype: torch.dtype, attention: str = "sdpa", loa
             bnb_4bit_quant_storage=dtype,
         )
     lm: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
-    _refuse_changed_logits(lm)
+    refuse_changed_logits(lm)
     return lm
 
 
-def _refuse_changed_logits(lm: Any) -> None:
+def refuse_changed_logits(lm: Any) -> None:
     """ModelError if the LM's logits are not just ``hidden @ weight.T``: the loss would train another model."""
     config = lm.config.get_text_config()
     changes = {

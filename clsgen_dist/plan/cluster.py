@@ -1,0 +1,97 @@
+"""A cluster: its GPU, its links and its disks, from one YAML file with the source of each number beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clsgen_dist.errors import SettingsError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a node is made of. Rates are for one direction; GB are 10⁹ bytes, GiB 2³⁰."""
+
+    name: str
+    """What it is called in tables."""
+    gpus_per_node: int
+    """GPUs of a node."""
+    memory_gib: float
+    """Memory of a GPU as the driver shows it."""
+    reserved_gib: float
+    """What the CUDA (HIP) context, NCCL and cuBLAS take of it outside torch's allocator."""
+    tflops: float
+    """Peak of dense bf16 matrix products, in TFLOP/s."""
+    achievable: float
+    """Share of that peak which large matrix products reach, the clock being what the power limit leaves."""
+    achievable_attention: float
+    """Share of that peak which causal flash-attention reaches, forward and backward together."""
+    hbm_gb_s: float
+    """Memory bandwidth of a GPU."""
+    achievable_hbm: float
+    """Share of it which plain operations on large tensors reach."""
+    inside_gb_s: float
+    """Rate at which a GPU receives from the others of its node in a collective, as measured by nccl-tests (busbw)."""
+    between_gb_s: float
+    """Rate at which a GPU's share of the node's network cards receives from other nodes in a collective."""
+    latency_us: float
+    """Added to a collective for each hop between nodes; a tenth of it for one inside a node."""
+    overlap: float
+    """Share of the shorter of computing and communicating that runs at the same time, with overlap_comm."""
+    pcie_gb_s: float
+    """Rate between a GPU and its host."""
+    host_memory_gib: float
+    """Memory of a node's host."""
+    host_memory_gb_s: float
+    """Bandwidth of a node's host memory."""
+    disk_write_gb_s: float
+    """Rate at which one node writes checkpoints to the shared file system."""
+    disk_read_gb_s: float
+    """Rate at which one node reads them back."""
+    disk_total_gb_s: float
+    """Most that the file system takes from, or gives to, all nodes together."""
+    batched_rows_s: float = 30000.0
+    """Rows that a rank's loader turns into batches in a second, on one core; the default is docs/results.md's."""
+    failures_per_gpu_hour: float = 419 / (54 * 24 * 16384)
+    """Unexpected stops; the default is Llama 3's: 419 in 54 days on 16,384 H100 (arXiv 2407.21783, section 3.3.4)."""
+    restart_minutes: float = 10.0
+    """From a fault to the next step: detection, requeue, start, loading."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of a GPU."""
+        return round(self.memory_gib * GIB)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes outside torch's allocator."""
+        return round(self.reserved_gib * GIB)
+
+
+def load_cluster(path: Path) -> Cluster:
+    """Read a cluster's YAML; SettingsError names the field that is missing, unknown or not a positive number."""
+    import yaml
+
+    try:
+        values: Any = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML ({error}); fix the file that --cluster names") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} holds {type(values).__name__}, expected fields like those of configs/clusters")
+    fields = {f.name: f for f in dataclasses.fields(Cluster)}
+    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
+    faults = [f"{name!r} is missing" for name in missing]
+    faults += [f"{name!r} is not known" for name in values if name not in fields]
+    for name, value in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name in fields and name != "name" and not (number and value > 0):
+            faults.append(f"{name} is {value!r}, expected a number above 0")
+        elif name in ("achievable", "achievable_attention", "achievable_hbm", "overlap") and value > 1:
+            faults.append(f"{name} is {value}, expected a share up to 1")
+    if faults:
+        raise SettingsError(f"{path}: {'; '.join(faults)}; see configs/clusters/h100.yaml for every field")
+    return Cluster(**values)

@@ -1,0 +1,347 @@
+"""``clsgen plan``: a recipe on a cluster: does it fit, how long does it take, what does it cost; and what to change.
+
+It opens the recipe that ``train.py`` opens, plans the stages that it plans, fills in DeepSpeed's file as it does, and
+builds the model that it builds, without memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from clsgen_dist.config import Settings, resolve_path
+from clsgen_dist.engine.zero import deepspeed_config
+from clsgen_dist.errors import SettingsError
+from clsgen_dist.model.backbone import backbone_path
+from clsgen_dist.plan.cluster import GIB, Cluster
+from clsgen_dist.plan.communication import Flow, flows
+from clsgen_dist.plan.goodput import Faults, Goodput, simulate
+from clsgen_dist.plan.memory import Memory, memory
+from clsgen_dist.plan.rehearsal import ModelPlan, Rehearsal, open_config, rehearse
+from clsgen_dist.plan.step_time import StepTime, step_time
+from clsgen_dist.plan.workload import Workload, rows_at_hand, stated_workload, workload_of_rows
+from clsgen_dist.plan.zero3 import Sharding, Walk, sharding, walk
+
+_HOST_SHARE = 0.9
+"""Of a node's memory, what the ranks may take."""
+_CHECKPOINT_BYTES = {"adamw": 12, "cpu_adamw": 12, "adamw_8bit": 6.03}
+"""Bytes a save writes for each trained parameter: fp32 master and both moments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """Rows said on the command line."""
+
+    rows: int | None = None
+    tokens_per_row: int | None = None
+    supervised_per_row: int | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was said."""
+        return any(value is not None for value in dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's time and cost."""
+
+    name: str
+    steps: int
+    rows: int
+    tokens: float
+    micro_steps: float
+    time: StepTime
+    mfu: float
+    tokens_per_second: float
+    """Of all ranks."""
+    hours: float
+    gpu_hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on so many nodes of a cluster."""
+
+    settings: Settings
+    cluster: Cluster
+    nodes: int
+    gpus_per_node: int
+    rehearsal: Rehearsal
+    zero: Sharding
+    walked: Walk
+    memory: Memory
+    flows: list[Flow]
+    """Of an optimizer step of the longest stage."""
+    stages: list[StagePlan]
+    workload: Workload
+
+    @property
+    def ranks(self) -> int:
+        """GPUs in all."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def hours(self) -> float:
+        """Of all stages, without saves and faults."""
+        return sum(stage.hours for stage in self.stages)
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all stages, without saves and faults."""
+        return sum(stage.gpu_hours for stage in self.stages)
+
+    @property
+    def spare_bytes(self) -> int:
+        """Memory of a GPU that is left; below 0 it does not fit."""
+        return self.cluster.memory_bytes - self.memory.device_total
+
+    @property
+    def spare_host_bytes(self) -> float:
+        """Memory of a node's host that is left."""
+        return _HOST_SHARE * self.cluster.host_memory_gib * GIB - self.memory.host_total * self.gpus_per_node
+
+    @property
+    def fits(self) -> bool:
+        """Whether GPU and host have room."""
+        return self.spare_bytes >= 0 and self.spare_host_bytes >= 0
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Of one checkpoint, all ranks: only what is trained is written."""
+        return _CHECKPOINT_BYTES[self.settings.optim.name] * self.rehearsal.trainable
+
+    @property
+    def save_seconds(self) -> float:
+        """A save stops the run: files written, then read once for their checksums, by all nodes at once."""
+        cluster = self.cluster
+        rates = [
+            min(self.nodes * rate, cluster.disk_total_gb_s)
+            for rate in (cluster.disk_write_gb_s, cluster.disk_read_gb_s)
+        ]
+        return sum(self.checkpoint_bytes / 1e9 / rate for rate in rates)
+
+    @cached_property
+    def goodput(self) -> Goodput:
+        """A month of this cluster with faults, against the interval between checkpoints."""
+        faults = Faults(
+            gpus=self.ranks,
+            per_gpu_hour=self.cluster.failures_per_gpu_hour,
+            restart_hours=self.cluster.restart_minutes / 60,
+            save_hours=self.save_seconds / 3600,
+        )
+        return simulate(faults)
+
+
+class Planner:
+    """Plans one recipe again and again, with other settings: models are rehearsed once for each micro-batch.
+
+    ``say`` prints a line.
+    """
+
+    def __init__(
+        self, settings: Settings, cluster: Cluster, stated: Stated, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.cluster, self.stated, self.say = cluster, stated, say
+        self._backbone = backbone_path(settings.model.backbone)
+        self._config = open_config(self._backbone)
+        self._rows = None if stated.any or not rows_at_hand(settings) else _read_rows(settings, self._backbone, say)
+        if self._rows is None and not stated.any:
+            say(f"{settings.data.train} is not at hand: rows are assumed")
+        self._classes = len(self._rows.labels if self._rows else settings.data.labels or ["no", "yes"])
+        self._rehearsals: dict[Any, Rehearsal] = {}
+
+    def plan(self, settings: Settings, *, nodes: int, gpus_per_node: int | None = None) -> Plan:
+        """The recipe on so many nodes.
+
+        Raises:
+            SettingsError: settings that training would refuse too, or that cannot run on a GPU's cluster.
+            ModelError: a backbone that cannot be trained here, or planned.
+        """
+        here = gpus_per_node or self.cluster.gpus_per_node
+        if here > self.cluster.gpus_per_node:
+            raise SettingsError(f"--gpus_per_node is {here}, but a node has {self.cluster.gpus_per_node}")
+        ranks = nodes * here
+        bf16 = settings.train.precision != "fp32"
+        config = deepspeed_config(
+            resolve_path(settings.deepspeed),
+            batch_size=settings.train.batch_size,
+            world_size=ranks,
+            max_grad_norm=settings.optim.max_grad_norm,
+            bf16=bf16,
+            optimizer=settings.optim.name,
+        )
+        zero = sharding(config, ranks=ranks, ranks_per_node=here)
+        work = self._workload(settings, ranks)
+        rehearsal = self._rehearsal(settings, work, bf16)
+        walked = walk(rehearsal, zero)
+        needed = memory(
+            rehearsal,
+            zero,
+            walked,
+            optimizer=settings.optim.name,
+            on_gpu=True,
+            outside_allocator=self.cluster.reserved_bytes,
+        )
+        stages = [self._stage(stage, work, rehearsal, zero, walked) for stage in work.stages]
+        longest = max(work.stages, key=lambda stage: stage.steps)
+        return Plan(
+            settings,
+            self.cluster,
+            nodes,
+            here,
+            rehearsal,
+            zero,
+            walked,
+            needed,
+            flows(rehearsal, zero, walked, micro_steps=longest.micro_steps),
+            stages,
+            work,
+        )
+
+    def _workload(self, settings: Settings, ranks: int) -> Workload:
+        if self._rows is not None:
+            return workload_of_rows(settings, self._rows, ranks=ranks)
+        return stated_workload(settings, ranks=ranks, **dataclasses.asdict(self.stated))
+
+    def _rehearsal(self, settings: Settings, work: Workload, bf16: bool) -> Rehearsal:
+        model = settings.model
+        lengths, supervised = work.full_micro_batch()
+        apart = model.attention == "sdpa"
+        checkpointing = settings.train.activation_checkpointing
+        key = (repr(model), bf16, len(lengths), sum(lengths), supervised, checkpointing, apart)
+        if key not in self._rehearsals:
+            self._rehearsals[key] = rehearse(
+                ModelPlan(
+                    backbone=self._backbone,
+                    classes=self._classes,
+                    finetune=model.finetune,
+                    top_layers=model.top_layers,
+                    lora_rank=model.lora_rank,
+                    lora_alpha=model.lora_alpha,
+                    lora_dropout=model.lora_dropout,
+                    head_dropout=model.head_dropout,
+                    load_in_4bit=model.load_in_4bit,
+                    bf16=bf16,
+                ),
+                sequence_lengths=lengths,
+                supervised=supervised,
+                activation_checkpointing=checkpointing,
+                sequences_apart=apart,
+            )
+        return self._rehearsals[key]
+
+    def _stage(self, stage: Any, work: Workload, rehearsal: Rehearsal, zero: Sharding, walked: Walk) -> StagePlan:
+        time = step_time(
+            rehearsal,
+            self._config,
+            zero,
+            flows(rehearsal, zero, walked, micro_steps=stage.micro_steps),
+            self.cluster,
+            micro_steps=stage.micro_steps,
+            fullest_tokens=stage.fullest,
+            row_tokens=min(work.row_tokens, stage.fullest),
+            rows=stage.rows / stage.steps,
+        )
+        hours = time.total * stage.steps / 3600
+        return StagePlan(
+            stage.name,
+            stage.steps,
+            stage.rows,
+            stage.tokens,
+            stage.micro_steps,
+            time,
+            time.mfu(self.cluster),
+            stage.tokens / (hours * 3600),
+            hours,
+            hours * zero.ranks,
+        )
+
+
+def advice(planner: Planner, plan: Plan) -> list[str]:
+    """What to change, one at a time, if it does not fit: what fits then, or comes nearest."""
+    tried: list[tuple[str, Plan]] = []
+    for text, settings, nodes in _changes(plan):
+        try:
+            tried.append((text, planner.plan(settings, nodes=nodes, gpus_per_node=plan.gpus_per_node)))
+        except SettingsError:
+            continue
+    good = sorted((p.gpu_hours, text) for text, p in tried if p.fits)
+    if good:
+        return [f"{text}: fits, {hours:,.0f} GPU-hours" for hours, text in good]
+    tried.sort(key=lambda item: -item[1].spare_bytes)
+    return [f"{text}: {-p.spare_bytes / GIB:.1f} GiB too much still" for text, p in tried if p.spare_bytes < 0]
+
+
+def _changes(plan: Plan) -> Iterator[tuple[str, Settings, int]]:
+    """One change each, the mildest first."""
+    settings, train = plan.settings, plan.settings.train
+    if not train.activation_checkpointing:
+        yield "train.activation_checkpointing true", _with(settings, activation_checkpointing=True), plan.nodes
+    longest = round(plan.workload.row_tokens)
+    budget = train.micro_batch_tokens
+    while (budget := budget // 2) >= longest:
+        smaller = _with(settings, micro_batch_tokens=budget, activation_checkpointing=True)
+        text = f"train.micro_batch_tokens {budget}"
+        yield text if train.activation_checkpointing else f"{text} and checkpointing", smaller, plan.nodes
+    for factor in (2, 4, 8):
+        yield f"{plan.nodes * factor} nodes", _with(settings, activation_checkpointing=True), plan.nodes * factor
+    if plan.zero.offload_optimizer == "none":
+        yield "ds_configs/zero3_offload.json (weights and optimizer on the host)", _offloaded(settings), plan.nodes
+    if settings.model.finetune == "full":
+        lora = copy.deepcopy(settings)
+        lora.model.finetune = "lora"
+        yield "model.finetune lora", lora, plan.nodes
+
+
+def search(planner: Planner, plan: Plan) -> list[Plan]:
+    """Micro-batch, checkpointing, offloading and nodes tried together; those that fit, the fewest GPU-hours first."""
+    longest = round(plan.workload.row_tokens)
+    budgets = [b for b in (1024, 2048, 4096, 8192, 16384, 32768, 65536) if b >= longest]
+    nodes = sorted({1, 2, 4, 8, 16, 32, 64} | {plan.nodes})
+    found = []
+    for settings in (plan.settings, _offloaded(plan.settings)):
+        if settings is not plan.settings and plan.zero.offload_optimizer != "none":
+            continue
+        for budget in budgets:
+            for checkpointing in (False, True):
+                other = _with(settings, micro_batch_tokens=budget, activation_checkpointing=checkpointing)
+                for number in nodes:
+                    try:
+                        made = planner.plan(other, nodes=number, gpus_per_node=plan.gpus_per_node)
+                    except SettingsError:
+                        continue
+                    found += [made] if made.fits else []
+    return sorted(found, key=lambda p: (p.gpu_hours, p.nodes))
+
+
+def _with(settings: Settings, **train: Any) -> Settings:
+    other = copy.deepcopy(settings)
+    for name, value in train.items():
+        setattr(other.train, name, value)
+    return other
+
+
+def _offloaded(settings: Settings) -> Settings:
+    other = copy.deepcopy(settings)
+    other.deepspeed = "ds_configs/zero3_offload.json"
+    other.optim.name = "cpu_adamw"
+    return other
+
+
+def _read_rows(settings: Settings, backbone: str, say: Callable[[str], None]) -> Any:
+    from clsgen_dist.data.encode import Encoder
+    from clsgen_dist.engine.rows import read_rows
+    from clsgen_dist.model.backbone import load_tokenizer
+
+    encoder = Encoder(
+        load_tokenizer(backbone),
+        system=settings.prompt.system,
+        question=settings.prompt.question,
+        max_prompt_length=settings.data.max_prompt_length,
+    )
+    return read_rows(settings.data, encoder, None, say)

@@ -1,0 +1,166 @@
+"""What a run's stages ask of the ranks: steps, micro-steps, and the tokens of the fullest rank in each.
+
+From the recipe's rows, by the planning and packing that training uses; or, where they are not at hand, from a stated
+number of rows of one length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clsgen_dist.config import Settings
+from clsgen_dist.data.curriculum import PlannedStage, plan_stages
+from clsgen_dist.data.pack import Bins, pack
+from clsgen_dist.errors import SettingsError
+
+if TYPE_CHECKING:
+    from clsgen_dist.engine.rows import Rows
+
+# B rows of a step
+
+_SAMPLED_STEPS = 32
+"""Steps of a stage that are packed; the others are taken to be like them."""
+_ROWS_UNKNOWN = 1_000_000
+
+
+@dataclass(frozen=True)
+class StageLoad:
+    """A stage of the run, for the ranks."""
+
+    name: str
+    steps: int
+    rows: int
+    tokens: float
+    """Of the whole stage, all ranks."""
+    micro_steps: float
+    """Per optimizer step."""
+    fullest: float
+    """Tokens of the fullest rank, mean over micro-steps: the others wait for it."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The run's stages, and a full micro-batch."""
+
+    stages: list[StageLoad]
+    row_tokens: float
+    """Mean length of a row."""
+    supervised_share: float
+    """Of all tokens, those that carry generation loss."""
+    budget: int
+    """Largest micro-batch of the stages, in tokens."""
+    note: str
+    """Where the rows come from."""
+
+    def full_micro_batch(self) -> tuple[list[int], int]:
+        """Lengths of the sequences of a micro-batch that fills the budget, and its supervised tokens."""
+        length = max(2, min(self.budget, round(self.row_tokens)))
+        lengths = [length] * (self.budget // length)
+        if rest := self.budget - sum(lengths):
+            lengths[-1] += rest  # a remainder of a few tokens would be a row that nobody has
+        return lengths, max(1, round(self.supervised_share * self.budget))
+
+
+def rows_at_hand(settings: Settings) -> bool:
+    """Whether the recipe's rows can be read here, rather than stated."""
+    path = settings.data.train.split(":")[0]
+    return settings.data.stream_window is None and (settings.data.train.startswith("demo:") or Path(path).exists())
+
+
+def workload_of_rows(settings: Settings, rows: Rows, *, ranks: int) -> Workload:
+    """The stages as training would pack them for ``ranks``; SettingsError, DataError as training raises them."""
+    from clsgen_dist.data.row_set import RowSet
+    from clsgen_dist.engine.stream import plan_stream
+
+    train = rows.train
+    if not isinstance(train, RowSet):
+        raise SettingsError("data.stream_window is set: state the rows with --rows and --tokens_per_row")
+    stream = plan_stream(settings, rows, rank=0, world_size=ranks)
+    total = min(stream.steps, settings.train.max_steps or stream.steps)
+    stages, lengths, prompts = [], [], []
+    for planned in stream.stages:
+        steps = min(planned.steps, total - planned.first_step)
+        sampled = np.unique(np.linspace(0, steps - 1, min(steps, _SAMPLED_STEPS)).astype(int))
+        loads, shown = [], []
+        for step in sampled + planned.first_step:
+            row_B, _, length_B, bins = stream.bins(int(step))
+            loads.append(_fullest(bins, length_B))
+            shown.append(length_B)
+            prompts.append(
+                train.encoder.prompt_lengths(train.table.text_length_N[row_B], planned.stage.max_prompt_length)
+            )
+        row_tokens = float(np.concatenate(shown).mean())
+        stages.append(_stage(planned, steps, settings.train.batch_size, row_tokens, loads))
+        lengths += shown
+    length_p = np.concatenate(lengths)
+    supervised = 1 - np.concatenate(prompts).sum() / length_p.sum()
+    note = f"rows of {train.name}: {len(train)}, {length_p.mean():.0f} tokens each, {supervised:.0%} supervised"
+    return Workload(stages, float(length_p.mean()), float(supervised), _budget(settings), note)
+
+
+def stated_workload(
+    settings: Settings,
+    *,
+    ranks: int,
+    rows: int | None,
+    tokens_per_row: int | None,
+    supervised_per_row: int | None,
+) -> Workload:
+    """The stages for rows of one length; what is not stated is the longest row the recipe takes, a million times.
+
+    SettingsError if a row does not fit the micro-batch.
+    """
+    data, train = settings.data, settings.train
+    supervised = data.max_explanation_length if supervised_per_row is None else supervised_per_row
+    length = tokens_per_row or data.max_prompt_length + supervised
+    number = rows or _ROWS_UNKNOWN
+    if not 0 <= supervised < length:
+        raise SettingsError(
+            f"--supervised_per_row is {supervised} of --tokens_per_row {length}, expected 0 or more, and fewer"
+        )
+    stages = []
+    for planned in plan_stages(
+        settings.curriculum.stages,
+        rows=number,
+        batch_size=train.batch_size,
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+    ):
+        cut = length
+        if planned.stage.max_prompt_length is not None:
+            cut = min(length, planned.stage.max_prompt_length + supervised)
+        budget = planned.stage.micro_batch_tokens or train.micro_batch_tokens
+        if cut > budget:
+            raise SettingsError(
+                f"micro_batch_tokens is {budget}, but a row has {cut} tokens; raise it, or state --tokens_per_row"
+            )
+        steps = min(planned.steps, (train.max_steps or planned.first_step + planned.steps) - planned.first_step)
+        length_B = np.full(train.batch_size, cut)
+        load = _fullest(pack(length_B, budget=budget, ranks=ranks), length_B)
+        stages.append(_stage(planned, steps, train.batch_size, cut, [load]))
+    note = f"{number:,} rows of {length} tokens, {supervised} of them supervised"
+    if rows is None or tokens_per_row is None:
+        note = f"assumed: {note} (state --rows, --tokens_per_row, --supervised_per_row)"
+    return Workload(stages, length, supervised / length, _budget(settings), note)
+
+
+def _budget(settings: Settings) -> int:
+    train = settings.train
+    budgets = [stage.micro_batch_tokens or train.micro_batch_tokens for stage in settings.curriculum.stages]
+    return max(budgets or [train.micro_batch_tokens])
+
+
+def _fullest(bins: Bins, length_B: np.ndarray) -> list[int]:
+    """Tokens of the fullest rank in each micro-step."""
+    return [max(int(length_B[rows].sum()) for rows in step) for step in bins]
+
+
+def _stage(planned: PlannedStage, steps: int, batch_size: int, row_tokens: float, loads: list[list[int]]) -> StageLoad:
+    rows = min(planned.positions, steps * batch_size)
+    micro_steps = float(np.mean([len(load) for load in loads]))
+    fullest = sum(map(sum, loads)) / sum(map(len, loads))
+    return StageLoad(planned.stage.name, steps, rows, rows * row_tokens, micro_steps, fullest)

@@ -1,0 +1,202 @@
+"""Small runs whose memory and traffic are measured and predicted: families, what learns, optimizers, ZeRO-3."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clsgen_dist.config import ROOT, settings_from_yaml, to_yaml
+from clsgen_dist.plan.communication import Flow, flows
+from clsgen_dist.plan.memory import Memory, memory
+from clsgen_dist.plan.rehearsal import ModelPlan, rehearse
+from clsgen_dist.plan.zero3 import sharding, walk
+
+MICRO_STEPS = 2
+
+SHAPES = {
+    "llama-tied": ("Llama", {"tie_word_embeddings": True, "num_hidden_layers": 6, "vocab_size": 3001}),
+    "llama-untied": ("Llama", {"tie_word_embeddings": False, "vocab_size": 6000, "hidden_size": 264}),
+    "llama-deep": ("Llama", {"tie_word_embeddings": True, "num_hidden_layers": 12, "vocab_size": 1000}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True, "vocab_size": 4000, "num_key_value_heads": 1}),
+    "gemma3": ("Gemma3Text", {"tie_word_embeddings": True, "head_dim": 48, "sliding_window": 64}),
+    "tiny": ("Llama", {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 100, "num_hidden_layers": 2}),
+}
+_COMMON = {
+    "vocab_size": 2000,
+    "hidden_size": 192,
+    "intermediate_size": 520,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+
+BUCKETS = {
+    "reduce_bucket_size": 500_000,
+    "stage3_prefetch_bucket_size": 300_000,
+    "stage3_param_persistence_threshold": 1000,
+}
+"""Of the size of these models, as the shipped ones are of the size of theirs."""
+LETS_GO = {**BUCKETS, "stage3_max_reuse_distance": 400_000, "stage3_param_persistence_threshold": 0}
+"""Weights are let go between forward and backward, as those of a large model are."""
+OFFLOAD = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run to measure."""
+
+    name: str
+    shape: str
+    zero: dict[str, Any]
+    settings: dict[str, Any]
+    lengths: tuple[int, ...] = (160, 128, 96, 128)
+    supervised: int = 128
+
+
+def _case(name: str, shape: str, zero: dict[str, Any], *, lengths: Sequence[int] = (), **settings: Any) -> Case:
+    return Case(name, shape, zero, settings, tuple(lengths) or (160, 128, 96, 128))
+
+
+CASES = [
+    _case("all weights, untied", "llama-untied", LETS_GO),
+    _case("LoRA, checkpointing", "gemma3", BUCKETS, model__finetune="lora", train__activation_checkpointing=True),
+    _case("two top layers, 8-bit Adam", "llama-tied", LETS_GO, model__top_layers=2, optim__name="adamw_8bit"),
+    _case("head alone", "qwen2", LETS_GO, model__finetune="head"),
+    _case("offloaded", "llama-tied", {**LETS_GO, **OFFLOAD}, lengths=(96, 64)),
+]
+MORE_CASES = [
+    _case("all weights, kept gathered", "llama-tied", BUCKETS),
+    _case("all weights, checkpointing", "llama-deep", LETS_GO, train__activation_checkpointing=True),
+    _case("LoRA", "qwen2", LETS_GO, model__finetune="lora"),
+    _case("head alone, untied", "llama-untied", LETS_GO, model__finetune="head"),
+]
+"""For benchmarks/plan.py, besides those that the tests run."""
+
+
+def prepare(folder: Path, cases: Sequence[Case]) -> Path:
+    """Random backbones, DeepSpeed files and settings of the cases; returns the file that the ranks read."""
+    import transformers
+
+    written = []
+    lora = {"model__finetune": "lora", "train__activation_checkpointing": True, "optim__name": "adamw_8bit"}
+    warm_up = Case("warm-up", "tiny", BUCKETS, lora, (16, 16), 8)  # imports what others would import while measured
+    for number, case in enumerate([warm_up, *cases]):
+        family, shape = SHAPES[case.shape]
+        backbone = folder / case.shape
+        if not backbone.exists():
+            torch.manual_seed(0)
+            config = getattr(transformers, f"{family}Config")(**{**_COMMON, **shape})
+            name = f"{family.removesuffix('Text')}ForCausalLM"
+            getattr(transformers, name)(config).save_pretrained(backbone)
+        zero = json.loads((ROOT / "ds_configs/zero3.json").read_text())
+        zero["zero_optimization"].update(case.zero)
+        zero["zero_force_ds_cpu_optimizer"] = False
+        file = folder / f"zero-{number}.json"
+        file.write_text(json.dumps(zero))
+        written.append(
+            {
+                "name": case.name,
+                "lengths": case.lengths,
+                "supervised": case.supervised,
+                "micro_steps": MICRO_STEPS,
+                "settings": _settings(case, backbone, file),
+            }
+        )
+    path = folder / "cases.json"
+    path.write_text(json.dumps(written))
+    return path
+
+
+def _settings(case: Case, backbone: Path, zero: Path) -> str:
+    tree: dict[str, Any] = {
+        "deepspeed": str(zero),
+        "data": {"train": "none.jsonl"},
+        "model": {"backbone": str(backbone), "finetune": "full", "head_init": "zeros"},
+        "optim": {},
+        "train": {"precision": "fp32", "micro_batch_tokens": sum(case.lengths)},
+    }
+    for key, value in case.settings.items():
+        section, name = key.split("__")
+        tree[section][name] = value
+    return to_yaml(settings_from_yaml(json.dumps(tree)))  # JSON is YAML
+
+
+def measure(cases: Path, ranks: int, port: str, timeout: float = 600) -> dict[str, Any]:
+    """Run the cases on so many ranks; what the first of them measured, by name."""
+    import os
+
+    out = cases.with_name("report")
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", port]
+    command += [str(Path(__file__).with_name("measured_ranks.py")), str(cases), str(out)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+    report: dict[str, Any] = json.loads(Path(f"{out}.{ranks}.0").read_text())
+    return report
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the planner says of a case."""
+
+    memory: Memory
+    flows: list[Flow]
+
+    @property
+    def total(self) -> int:
+        """Device and host together: on CPU they are one."""
+        return self.memory.device_total + self.memory.host_total
+
+    def part(self, name: str) -> int:
+        """Bytes of a part, wherever it lies."""
+        return self.memory.device.get(name, 0) + self.memory.host.get(name, 0)
+
+    def moved(self, *kinds: str) -> float:
+        """Bytes of the whole tensors of these collectives, or of all."""
+        return sum(f.whole_bytes for f in self.flows if not kinds or f.kind.split()[0] in kinds)
+
+
+def predict(written: dict[str, Any], ranks: int) -> Predicted:
+    """Memory and traffic of a case, as :func:`prepare` wrote it, on so many ranks of one CPU machine."""
+    settings = settings_from_yaml(written["settings"])
+    model = settings.model
+    rehearsal = rehearse(
+        ModelPlan(
+            backbone=model.backbone,
+            classes=2,
+            finetune=model.finetune,
+            top_layers=model.top_layers,
+            lora_rank=model.lora_rank,
+            lora_alpha=model.lora_alpha,
+            lora_dropout=model.lora_dropout,
+            head_dropout=model.head_dropout,
+            load_in_4bit=False,
+            bf16=settings.train.precision == "bf16",
+        ),
+        sequence_lengths=written["lengths"],
+        supervised=written["supervised"],
+        activation_checkpointing=settings.train.activation_checkpointing,
+        sequences_apart=True,
+    )
+    zero = sharding(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
+    step = walk(rehearsal, zero)
+    return Predicted(
+        memory(rehearsal, zero, step, optimizer=settings.optim.name, on_gpu=False),
+        flows(rehearsal, zero, step, micro_steps=written["micro_steps"]),
+    )

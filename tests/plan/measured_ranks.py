@@ -1,0 +1,148 @@
+"""Run by test_measured.py on each rank: real engines, real optimizer steps; what they allocated and moved.
+
+Bytes are what the C library's allocator says is in use (``mallinfo2``), read at every operation: whoever allocates, on
+whatever thread.
+Traffic is read from the collectives that reach c10d, whoever calls them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from clsgen_dist.config import settings_from_yaml
+from clsgen_dist.data.curriculum import PlannedStage, Stage
+from clsgen_dist.data.loader import Step
+from clsgen_dist.data.pack import Load, Sample, collate
+from clsgen_dist.engine import trainer
+from clsgen_dist.engine.build import build_engine, zero_config
+from clsgen_dist.engine.dist import process_group
+from clsgen_dist.model.label_space import LabelSpace
+
+WARM_UP = 2  # the trace is recorded in the second micro-step, and in force from the third on
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "mapped",
+            "usmblks",
+            "fsmblks",
+            "used",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+_libc = ctypes.CDLL("libc.so.6")
+_libc.mallinfo2.restype = _Mallinfo
+
+
+def allocated():
+    """Bytes in use, in the heap and in mapped blocks."""
+    info = _libc.mallinfo2()
+    return info.mapped + info.used
+
+
+class Watch(TorchDispatchMode):
+    """The most bytes in use after any operation, and the bytes of the whole tensor of each collective, by kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+        self.traffic = defaultdict(int)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._overloadpacket.__name__
+        if func.namespace == "c10d" and name != "barrier":
+            tensors = [t for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
+            self.traffic[name] += max(t.numel() * t.element_size() for t in tensors)
+        result = func(*args, **(kwargs or {}))
+        self.peak = max(self.peak, allocated())
+        return result
+
+
+def steps_of(case):
+    """Micro-batches of one optimizer step."""
+    rng = np.random.default_rng(0)
+    batches = []
+    for _ in range(case["micro_steps"]):
+        samples = []
+        for length in case["lengths"]:
+            explained = case["supervised"] // len(case["lengths"])
+            ids = rng.integers(0, 100, length).astype(np.int32)
+            samples.append(Sample(ids[: length - explained], ids[length - explained :], int(rng.integers(2))))
+        batches.append(collate(samples))
+    planned = PlannedStage(Stage(name="all", epochs=1), 0, 0, 9, 9)
+    return Step(batches, [], planned, 0.0, Load(1.0, 1.0, len(batches)))
+
+
+def held_by_part(engine):
+    """Bytes of what lives between steps, from the tensors themselves."""
+
+    def size(tensors):
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    zero = engine.optimizer
+    states = [
+        v for s in zero.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.numel() > 1
+    ]
+    return {
+        "weights": size([p.ds_tensor for p in engine.module.parameters()]),
+        "master weights": size(zero.fp32_partitioned_groups_flat),
+        "gradients": size([zero.grad_partitions_flat_buffer]),
+        "optimizer": size(states),
+        "reduce bucket": size([b.buffer for b in zero.ipg_buckets.values()]),
+    }
+
+
+def measure(case, world):
+    settings = settings_from_yaml(case["settings"])
+    config = zero_config(settings, world.size)
+    step = steps_of(case)
+    with torch.device("meta"):  # what a family's code takes when it is first imported is not the model's
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model.backbone))
+    gc.collect()
+    before = allocated()
+    engine = build_engine(settings, config, settings.model.backbone, None, LabelSpace.of(["a", "b"], "b"))
+    stream = SimpleNamespace(steps=9, rows=[], stages=[step.stage])
+    stop = SimpleNamespace(received=None)
+    run = trainer._Run(settings, world, engine, stream, None, None, None, Path(case["name"]), stop, print)
+    for number in range(WARM_UP):
+        run._step(number, step, run._agree(step)[0])
+    gc.collect()
+    at_rest = allocated() - before
+    with Watch() as watch:
+        run._step(WARM_UP, step, run._agree(step)[0])
+    parts = held_by_part(engine)
+    engine.destroy()
+    del engine, run
+    gc.collect()
+    return {"peak": watch.peak - before, "at_rest": at_rest, "parts": parts, "traffic": dict(watch.traffic)}
+
+
+def main():
+    cases, out = json.loads(Path(sys.argv[-2]).read_text()), sys.argv[-1]
+    with process_group(120) as world:
+        report = {case["name"]: measure(case, world) for case in cases}
+        Path(f"{out}.{world.size}.{world.rank}").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
