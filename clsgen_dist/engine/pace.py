@@ -6,8 +6,8 @@ ZeRO-3 couples the ranks layer by layer, so all of them show one and the same st
     slow    the time of a small matrix product that every rank times by itself (a throttled or shared chip)
 
 Waiting is what the host spends in gloo's collectives and, on a GPU, where the step's sums are read: there the host
-runs ahead of the device and waits nowhere else. Both figures are averaged over a window and gathered at its end. A rank that
-stands out in two windows in a row is named, in the log and in ``stragglers.jsonl``. Price: one gather and a few
+runs ahead of the device and waits nowhere else. Both figures are averaged over a window and gathered at its end. A rank
+that stands out in two windows in a row is named, in the log and in ``stragglers.jsonl``. Price: one gather and a few
 milliseconds of products every ``WINDOW`` steps.
 """
 
