@@ -64,6 +64,10 @@ def build_engine(
     )
     if train.activation_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    # ZeRO-3 keeps one dtype in its flat groups, with fp32 masters beside them; new weights were drawn in fp32.
+    for parameter in dual_head.parameters():
+        if parameter.requires_grad and not hasattr(parameter, "ds_tensor"):
+            parameter.data = parameter.data.to(lm.dtype)  # type: ignore[arg-type]
     set_zero3_units(dual_head)
     del zero3
     groups = parameter_groups(dual_head, lr=optim.lr, head_lr=optim.head_lr, weight_decay=optim.weight_decay)

@@ -22,8 +22,8 @@ def probe_sample(encoder: Encoder) -> Sample:
     return Sample(prompt, np.array(explanation, dtype=np.int32), -1)
 
 
-def score_probe(engine: Any, sample: Sample, world: World) -> dict[str, list[float] | list[int]]:
-    """The probe's tokens, its per-token generation losses and its class logits; collective."""
+def score_probe(engine: Any, sample: Sample, world: World) -> dict[str, Any]:
+    """The probe's tokens, its per-token generation losses, its class logits, and the dtype of it all; collective."""
     engine.eval()
     with torch.no_grad():
         output = engine(**collate([sample]).inputs(world.device))
@@ -33,4 +33,5 @@ def score_probe(engine: Any, sample: Sample, world: World) -> dict[str, list[flo
         "explanation": sample.explanation.tolist(),
         "token_losses": output.generation_loss.tolist(),
         "class_logits": output.class_logits[0].tolist(),
+        "dtype": str(engine.module.lm.dtype).removeprefix("torch."),
     }

@@ -182,10 +182,9 @@ class _Run:
 
     def _resume(self, folder: Path) -> None:
         self.state = checkpoint.load(self.engine, self.world, folder, self.identity)
-        bf16 = any(p.dtype == torch.bfloat16 for p in self.engine.module.parameters())
-        then, now = checkpoint.require_same_probe(
-            folder, score_probe(self.engine, self.probe, self.world), tolerance=2e-2 if bf16 else 1e-4
-        )
+        scored = score_probe(self.engine, self.probe, self.world)
+        tolerance = 1e-4 if scored["dtype"] == "float32" else 2e-2
+        then, now = checkpoint.require_same_probe(folder, scored, tolerance)
         if folder.parent == self.checkpoints:
             self.saver.last_step = self.state.step
         self.say(

@@ -273,7 +273,7 @@ def _verify_probe(folder: Path, probe: dict[str, Any], say: Callable[[str], None
         (torch.tensor(probe["token_losses"]) - losses).abs().max().item(),
         (torch.tensor(probe["class_logits"]) - class_logits).abs().max().item(),
     )
-    tolerance = _TOLERANCE.get(lm.dtype, 5e-2)
+    tolerance = max(_TOLERANCE.get(dtype, 5e-2) for dtype in (lm.dtype, getattr(torch, probe["dtype"])))
     if not difference <= tolerance:
         raise ModelError(
             f"the export's logits differ from the trained model's by {difference:.2e}, at most {tolerance:.0e} was "

@@ -14,7 +14,7 @@ from clsgen_dist.engine.rows import read_rows
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.optim import lr_factor, parameter_groups
 from clsgen_dist.engine.stream import plan_stream
-from clsgen_dist.infer.export import _trained_tensors
+from clsgen_dist.infer.export import _trained_tensors, export
 from clsgen_dist.model.backbone import build_model, label_start_tokens, load_backbone, load_tokenizer
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -200,3 +200,16 @@ def test_a_first_loss_is_what_an_untrained_model_has(train, mixed_rows, tmp_path
     log.Reload()
     assert log.Scalars("loss/generation")[0].value == pytest.approx(math.log(49152), rel=0.03)
     assert log.Scalars("loss/classification")[0].value == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_bf16_trains_the_head_and_the_adapters_with_fp32_masters(ranks, recipe, tmp_path, finetune):
+    options = {"train__precision": "bf16", "train__max_steps": 4, "model__finetune": finetune}
+    done = ranks(recipe(tmp_path / "run", data__train="demo:breast-cancer/train", **options))
+    assert done.status == [0, 0], done.text
+    (file,) = (tmp_path / "run/checkpoints").glob("step-*/*rank_0_mp_rank_00_optim_states.pt")
+    state = torch.load(file, weights_only=False)["optimizer_state_dict"]
+    assert {flat.dtype for flat in state["fp32_flat_groups"]} == {torch.float32}
+    assert all(p["exp_avg"].abs().sum() > 0 for p in state["optimizer_state_dict"]["state"].values())
+    export(tmp_path / "run", tmp_path / "exported", max_shard_bytes=10**9, verify_logits=True)
+    assert (tmp_path / "exported/classification_head.safetensors").exists()
