@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import cases
+import plan_cases as cases
 import pytest
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]

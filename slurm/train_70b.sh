@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Llama-3 70B on 8 node(s) of 8 GPUs:   sbatch slurm/train_70b.sh --data.train rows.jsonl --data.dev dev.jsonl
+# Everything after the script's name goes to train.py; Slurm's own flags come before it and win over those below.
+#SBATCH --job-name=clsgen-70b
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=12
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR2@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+RECIPE=${RECIPE:-configs/70b_zero3.yaml}
+OUTPUT=${OUTPUT:-runs/70b}
+# shellcheck source=slurm/lib.sh
+source "${CLSGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/lib.sh"
+train "$@"

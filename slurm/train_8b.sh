@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Llama-3 8B on 1 node(s) of 8 GPUs:   sbatch slurm/train_8b.sh --data.train rows.jsonl --data.dev dev.jsonl
+# Everything after the script's name goes to train.py; Slurm's own flags come before it and win over those below.
+#SBATCH --job-name=clsgen-8b
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=12
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=12:00:00
+#SBATCH --signal=USR2@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+RECIPE=${RECIPE:-configs/8b_lora.yaml}
+OUTPUT=${OUTPUT:-runs/8b}
+# shellcheck source=slurm/lib.sh
+source "${CLSGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/lib.sh"
+train "$@"
