@@ -22,7 +22,7 @@ test-fast: setup
 lint: setup
 	@echo "== ruff, mypy, shellcheck"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck -x -P . scripts/*.sh slurm/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi
 
 setup:
 	@VENV=$(VENV) bash scripts/setup.sh

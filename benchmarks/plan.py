@@ -113,7 +113,7 @@ def table(rows: list[list[str]]) -> None:
 
 def real_runs(ranks: list[int]) -> None:
     """Memory and traffic of real engines against the plan."""
-    import cases
+    import plan_cases as cases
 
     rows = [["ranks", "run", "peak MB", "planned", "error", "gathered MB", "error", "reduced MB", "error"]]
     with tempfile.TemporaryDirectory() as folder:

@@ -67,17 +67,19 @@ container() {
     esac
 }
 
-# What each task runs. Bash stays in between, for two things: a log per rank (rank 0's is the job's main log too), and
-# status 75 becomes a file and 0, since srun --kill-on-bad-exit would kill the other ranks on their way out.
-# Signals are the trainer's business: bash outlives them, the trainer has handlers of its own.
+# What each task runs. Bash stays in between, for two things: a log per rank (rank 0's is the job's main log too), and a
+# list of who ended badly and how, the first one first: srun kills the others then and reports the highest status, which
+# is often theirs. 75 ends as 0, or srun would kill the other ranks on their way out.
+# Signals are the trainer's business: bash and tee outlive them, the trainer has handlers of its own.
 task() {
     # shellcheck disable=SC2016  # expands in the task
     printf '%s' '
         trap : USR2 TERM
         log=$CLSGEN_LOGS/rank-$SLURM_PROCID.log
-        if [ "$SLURM_PROCID" = 0 ]; then "$@" 2>&1 | tee -a "$log"; status=${PIPESTATUS[0]}
+        if [ "$SLURM_PROCID" = 0 ]; then "$@" 2>&1 | (trap "" USR2 TERM; exec tee -a "$log"); status=${PIPESTATUS[0]}
         else "$@" >>"$log" 2>&1; status=$?; fi
-        if [ "$status" = 75 ]; then touch "$CLSGEN_LOGS/preempted"; exit 0; fi
+        [ "$status" = 0 ] || echo "$status rank $SLURM_PROCID on ${SLURMD_NODENAME:-?}" >>"$CLSGEN_LOGS/failed"
+        [ "$status" = 75 ] && exit 0
         exit "$status"'
 }
 
@@ -127,17 +129,20 @@ train() {
     local status=0
     start_tasks "${words[@]}" "${command[@]}" || status=$?
     [[ ${DRY_RUN:-0} == 1 ]] && return
-    if [[ -e $CLSGEN_LOGS/preempted ]]; then
+    local first=$status
+    [[ -s $CLSGEN_LOGS/failed ]] && first=$(head -n 1 "$CLSGEN_LOGS/failed")
+    status=${first%% *}
+    if ((status == 75)); then
         requeue "asked to stop, checkpoint written"
     elif ((status == 0)); then
         say "done"
     elif ((status == 2)); then
-        say "status 2: see $CLSGEN_LOGS; mend it, then sbatch again"
+        say "status $first: see $CLSGEN_LOGS; mend it, then sbatch again"
         exit 2
     elif ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-20})); then
-        requeue "status $status"
+        requeue "status $first"
     else
-        say "status $status after $SLURM_RESTART_COUNT restarts (MAX_RESTARTS is ${MAX_RESTARTS:-20}): giving up; see $CLSGEN_LOGS"
+        say "status $first after $SLURM_RESTART_COUNT restarts (MAX_RESTARTS is ${MAX_RESTARTS:-20}): giving up; see $CLSGEN_LOGS"
         exit "$status"
     fi
 }

@@ -1,0 +1,131 @@
+"""A real Slurm on this machine: two nodes of two fake GPUs, started for the tests and stopped by its pid files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = ("n0", "n1")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for probe in sockets:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in sockets]
+    for probe in sockets:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """``slurm.sbatch(*words)``, ``slurm.wait(job)``, ``slurm.env`` …"""
+    missing = [tool for tool in ("slurmctld", "slurmd", "munged", "sbatch", "srun") if shutil.which(tool) is None]
+    if missing or os.getuid() != 0:
+        pytest.skip(f"needs root and Slurm's and munge's packages; missing: {', '.join(missing) or 'root'}")
+    folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/slurm-XXXX"], text=True).strip())
+    folder.chmod(0o755)
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    for name in ("state", "gpus", *(f"spool-{n}" for n in NODES)):
+        (folder / name).mkdir()
+    for gpu in range(2):
+        (folder / f"gpus/gpu{gpu}").touch()
+    host, (control, *ports) = socket.gethostname().split(".")[0], _free_ports(1 + len(NODES))
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpus/gpu[0-1]\n")
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 Gres=gpu:2"
+        for name, port in zip(NODES, ports, strict=True)
+    )
+    (folder / "slurm.conf").write_text(f"""ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={control}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SlurmdParameters=config_overrides
+GresTypes=gpu
+ReturnToService=2
+MpiDefault=none
+KillWait=5
+SwitchType=switch/none
+{nodes}
+PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+""")
+    env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    pids = []
+    try:
+        subprocess.run(
+            ["munged", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket",
+             f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"],
+            check=True,
+        )  # fmt: skip
+        pids.append(folder / "munged.pid")
+        subprocess.run(["slurmctld", "-c"], env=env, check=True)
+        pids.append(folder / "slurmctld.pid")
+        for name in NODES:
+            subprocess.run(["slurmd", "-N", name], env=env, check=True)
+            pids.append(folder / f"slurmd.{name}.pid")
+        deadline = time.monotonic() + 30
+        while _say(env, "sinfo", "-h", "-t", "idle", "-o", "%D") != "2":
+            assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()[-3000:]
+            time.sleep(0.2)
+        yield _tools(env)
+    finally:
+        _say(env, "scancel", "--user=root")
+        for file in reversed(pids):
+            if file.exists():
+                os.kill(int(file.read_text()), signal.SIGTERM)
+        time.sleep(1)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _say(env: dict[str, str], *words: str) -> str:
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def _tools(env: dict[str, str]) -> SimpleNamespace:
+    def sbatch(*words: str, check: bool = True, **more: object) -> str:
+        extra = {key: str(value) for key, value in more.items()}
+        done = subprocess.run(
+            ["sbatch", "--parsable", *words], env={**env, **extra}, cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0 or not check, done.stderr
+        return done.stdout.strip()
+
+    def state(job: str) -> dict[str, str]:
+        fields = _say(env, "scontrol", "show", "job", "-o", job).split()
+        return dict(field.split("=", 1) for field in fields if "=" in field)
+
+    def wait(job: str, timeout: float = 120) -> dict[str, str]:
+        """Until the job has ended for good; a requeued one is started at once."""
+        deadline = time.monotonic() + timeout
+        while (now := state(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
+            if now["JobState"] == "PENDING" and now.get("Reason") == "BeginTime":
+                _say(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
+            assert time.monotonic() < deadline, now
+            time.sleep(0.3)
+        return now
+
+    return SimpleNamespace(env=env, sbatch=sbatch, state=state, wait=wait, say=lambda *words: _say(env, *words))

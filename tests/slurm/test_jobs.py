@@ -1,0 +1,125 @@
+"""The shipped scripts on a real Slurm of two nodes: what a job does for each way its tasks end, and a real training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clsgen_dist.engine import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+SMALL = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-task=1", "--mem=500", "--time=60")
+
+
+@pytest.fixture
+def job(slurm, tmp_path):
+    """``job(*arguments, command=…)`` submits train_8b.sh on two small nodes; returns its number."""
+    site = tmp_path / "cluster.env"
+    site.write_text(
+        f"PYTHON={sys.executable}\nexport GLOO_SOCKET_IFNAME=lo\nCLSGEN_MASTER_ADDR=127.0.0.1\nMAX_RESTARTS=2\n"
+    )
+
+    def submit(*arguments, flags=(), command=None, **more):
+        settings = {"OUTPUT": tmp_path / "run", "CLSGEN_CLUSTER_ENV": site, **more}
+        if command is not None:
+            settings["CLSGEN_COMMAND"] = command
+        log = f"--output={tmp_path}/job.log"
+        return slurm.sbatch(*SMALL, log, *flags, "slurm/train_8b.sh", *arguments, **settings)
+
+    submit.log = tmp_path / "job.log"
+    submit.output = tmp_path / "run"
+    return submit
+
+
+def test_dry_run_shows_the_commands_and_runs_none(tmp_path):
+    fake = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "DRY_RUN": "1", "OUTPUT": str(tmp_path / "run")}
+    path = tmp_path / "bin"
+    path.mkdir()
+    (path / "scontrol").write_text("#!/bin/sh\nprintf 'n1\\nn2\\n'\n")
+    (path / "scontrol").chmod(0o755)
+    env = {**os.environ, **fake, "PATH": f"{path}:{os.environ['PATH']}"}
+    for script, recipe in (("8b", "8b_lora"), ("70b", "70b_zero3")):
+        done = subprocess.run(
+            ["bash", f"slurm/train_{script}.sh", "--train.max_steps", "3"],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"--config configs/{recipe}.yaml" in done.stdout and "--resume auto --train.max_steps 3" in done.stdout
+        assert "srun --kill-on-bad-exit=1" in done.stdout
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_is_missing_is_named_with_its_remedy(tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    done = subprocess.run(["bash", "slurm/train_8b.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "SLURM_JOB_ID is not set; this runs under Slurm: sbatch" in done.stderr
+    env |= {"CLSGEN_CLUSTER_ENV": str(tmp_path / "none")}
+    done = subprocess.run(["bash", "slurm/train_8b.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "CLSGEN_CLUSTER_ENV names" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "state", "exit_code", "restarts"),
+    [
+        ("exit 0", "COMPLETED", "0:0", 0),
+        ("exit 2", "FAILED", "2:0", 0),
+        ("[ $SLURM_PROCID = 1 ] && exit 2; sleep 60", "FAILED", "2:0", 0),
+        ("exit 1", "FAILED", "1:0", 2),
+        ("[ ${SLURM_RESTART_COUNT:-0} = 3 ] || exit 75", "COMPLETED", "0:0", 3),
+    ],
+    ids=["done", "a person must mend it", "as one rank says", "crashes", "stopped and went on"],
+)
+def test_how_tasks_end_decides_what_becomes_of_the_job(slurm, job, command, state, exit_code, restarts):
+    ended = slurm.wait(job(command=command))
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == (state, exit_code, str(restarts)), text
+    assert text.count("requeued (restart") == restarts
+    assert len(list((job.output / "logs").iterdir())) == restarts + 1
+    if restarts == 2:
+        assert "after 2 restarts (MAX_RESTARTS is 2): giving up" in text
+
+
+def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job, recipe, tmp_path):
+    options = {"train__max_steps": 60, "checkpoint__every": 20, "train__epochs": 20, "train__log_rows": "true"}
+    flags = recipe(job.output, data__train="demo:breast-cancer/train", **options)
+    number = job("--config", "configs/demo.yaml", *flags)
+    shown = job.output / "rows.jsonl"
+    deadline = time.monotonic() + 90
+    while not shown.exists() or len(shown.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline, job.log.read_text()[-3000:]
+        time.sleep(0.1)
+    slurm.say("scancel", "--signal=USR2", number)  # as --signal=USR2@600 does before the time limit
+    ended = slurm.wait(number)
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (ended, text[-3000:])
+    assert "USR2 came: the checkpoint of step" in text and "asked to stop, checkpoint written: requeued" in text
+    assert "resumed from" in text
+    assert [json.loads(line)["step"] for line in shown.read_text().splitlines()] == list(range(1, 61))
+    assert checkpoint.committed(job.output / "checkpoints")[-1].name == "step-00000060"
+    logs = {path.name for path in (job.output / f"logs/{number}.1").iterdir()}
+    assert {"rank-0.log", "rank-1.log"} <= logs
+    assert "job" in (job.output / "environment.txt").read_text()
+
+
+def test_a_chain_walks_the_stages_each_on_its_own_nodes(slurm, job, tmp_path):
+    done = subprocess.run(
+        ["bash", "slurm/chain.sh", "slurm/train_8b.sh", "easy=1", "hard=2", "--", "--seed", "1"],
+        cwd=ROOT, env={**slurm.env, "DRY_RUN": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert "--nodes=1" in first and "--train.stop_at_stage easy --seed 1" in first and "dependency" not in first
+    assert "--nodes=2" in second and "--dependency=afterok:" in second and "--train.stop_at_stage hard" in second
+    wrong = subprocess.run(
+        ["bash", "slurm/chain.sh", "slurm/train_8b.sh", "easy"], cwd=ROOT, env=slurm.env, capture_output=True, text=True
+    )
+    assert wrong.returncode == 2 and "'easy' is no STAGE=NODES, like easy=2" in wrong.stderr
