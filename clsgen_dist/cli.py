@@ -133,6 +133,8 @@ def data_score_main(argv: Sequence[str]) -> None:
         "data score", "Score the difficulty of rows, print and draw it.", argv, file=True,
         show=(int, 3, "easiest and hardest rows to print"), plot=(str, "difficulty.png", "image to write"),
     )  # fmt: skip
+    if own.show < 0:
+        sys.exit(_complain(f"--show is {own.show}, expected 0 or more"))
     _guarded(lambda: score(settings, show=own.show, plot=own.plot))
 
 
@@ -207,16 +209,35 @@ def _own_and_settings(
 
     parser = argparse.ArgumentParser(
         prog=f"clsgen {verb}",
-        description=f"{description} --config RECIPE and every setting may follow, as for `clsgen train`.",
+        description=f"{description} Every setting may follow, as for `clsgen train`.",
         allow_abbrev=False,
     )
+    parser.add_argument("--config", metavar="RECIPE", help="YAML recipe; the settings after it override it")
     if file:
         parser.add_argument("file", metavar="FILE", help="training rows, in any format that data.train takes")
     for name, (kind, default, text) in options.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
-    own, rest = parser.parse_known_args(argv)
+    mine, theirs = _split(argv, {f"--{name}" for name in (*options, "config")})
+    own = parser.parse_args(mine)
+    recipe = ["--config", own.config] if own.config else []
     given = ["--data.train", own.file, "--data.dev", "null"] if file else []
-    return own, parse_settings([*rest, *given], default_config="configs/recipe.yaml")
+    return own, parse_settings([*recipe, *theirs, *given], default_config="configs/recipe.yaml")
+
+
+def _split(argv: Sequence[str], own: set[str]) -> tuple[list[str], list[str]]:
+    """A verb's own flags and bare words, and the settings, each with its value."""
+    mine: list[str] = []
+    theirs: list[str] = []
+    waiting: list[str] | None = None  # whose flag the next word may be the value of
+    for word in argv:
+        if word.startswith("--") or word == "-h":
+            name = word.split("=")[0]
+            bucket = mine if name in own or name in ("-h", "--help") else theirs
+            waiting = None if "=" in word or name in ("-h", "--help", "--print_config") else bucket
+        else:
+            bucket, waiting = waiting if waiting is not None else mine, None
+        bucket.append(word)
+    return mine, theirs
 
 
 def demo_main(argv: Sequence[str]) -> None:

@@ -245,6 +245,7 @@ def _faults(s: Settings) -> list[str | None]:
 
     train, model, optim, data = s.train, s.model, s.optim, s.data
     faults = [
+        None if s.seed >= 0 else f"seed is {s.seed}, expected 0 or more",
         positive("data.max_prompt_length", data.max_prompt_length),
         positive("data.max_explanation_length", data.max_explanation_length),
         positive("model.top_layers", model.top_layers),

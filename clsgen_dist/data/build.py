@@ -116,7 +116,8 @@ def _home(whole: Part) -> Path:
 
 
 def _name(whole: Part) -> str:
-    return "-".join(filter(None, [Path(whole.path).name, whole.split]))[:100]
+    name = "-".join(filter(None, [Path(whole.path).name, whole.split]))
+    return name.encode()[:100].decode(errors="ignore")
 
 
 def _key(whole: Part, recipe: Recipe) -> str:
@@ -187,6 +188,7 @@ def _each(missing: list[tuple[int, Part]], recipe: Recipe, partial: Path) -> Ite
             yield
         return
     from concurrent.futures import as_completed
+    from concurrent.futures.process import BrokenProcessPool
 
     with worker_pool(workers) as pool:
         futures = [pool.submit(_write_part, part, recipe, partial / f"part-{n:05d}") for n, part in missing]
@@ -194,6 +196,11 @@ def _each(missing: list[tuple[int, Part]], recipe: Recipe, partial: Path) -> Ite
             for future in as_completed(futures):
                 future.result()
                 yield
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"a process that read {missing[0][1].source} was killed, most likely for want of memory; what is done "
+                "is kept: free memory, and start again"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

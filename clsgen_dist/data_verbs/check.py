@@ -24,6 +24,7 @@ from clsgen_dist.data.checks.page import page
 from clsgen_dist.data.checks.report import Checked, to_json, to_text
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data_verbs.common import writing
 from clsgen_dist.errors import DataError, ModelError, SettingsError
 
 _ALL_TEMPLATE = 0.95
@@ -161,7 +162,7 @@ def _tokenizer(name: str) -> Any:
 
 def _write(path: str, text: str) -> None:
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(file.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
+    with writing(file):
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(file)

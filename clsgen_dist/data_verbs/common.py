@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clsgen_dist.config import Settings
+from clsgen_dist.errors import SettingsError
 
 if TYPE_CHECKING:
     from clsgen_dist.data.row_set import RowSet
@@ -18,7 +20,6 @@ def read_recipe_rows(settings: Settings) -> tuple[Rows, RowSet]:
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.data.row_set import RowSet
     from clsgen_dist.engine.rows import read_rows
-    from clsgen_dist.errors import SettingsError
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 
     if settings.data.stream_window is not None:
@@ -63,6 +64,16 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG, making its folder."""
     import matplotlib.pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with writing(path):
+        figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written inside; SettingsError where either cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, ValueError) as error:  # ValueError: an image format that matplotlib does not know
+        raise SettingsError(f"{path} cannot be written ({error}); name another file") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure
+from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure, writing
 
 if TYPE_CHECKING:
     from clsgen_dist.data.loader import TrainStream
@@ -34,7 +34,8 @@ def preview(settings: Settings, *, ranks: int, plot: str, plan: str | None) -> N
     _draw_preview(Path(plot), shown)
     print(f"\nplot  {plot}")
     if plan:
-        Path(plan).write_text(json.dumps(shown.plan(), indent=1) + "\n")
+        with writing(Path(plan)):
+            Path(plan).write_text(json.dumps(shown.plan(), indent=1) + "\n")
         print(f"plan  {plan}")
 
 
