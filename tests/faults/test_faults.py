@@ -116,10 +116,10 @@ def test_a_killed_rank_ends_the_job_and_the_rest_of_the_run_is_the_same(run, und
 
 @pytest.mark.parametrize("what", [{"what": "stop"}, {"what": "sleep", "seconds": 100}], ids=["SIGSTOP", "sleeps"])
 def test_a_rank_that_hangs_ends_the_job_in_the_time_stated_and_leaves_stacks(run, tmp_path, what):
-    hung = run(tmp_path / "run", [{**what, "step": 3, "rank": 1}], faults__hang_timeout_s=4)
+    hung = run(tmp_path / "run", [{**what, "step": 3, "rank": 1}], faults__hang_timeout_s=6)
     assert hung.status[0] == 1 and hung.status[1] != 0
     stacks = (tmp_path / "run/stacks/rank-0.txt").read_text()
-    assert "Timeout (0:00:04)!" in stacks and "_step" in stacks and "clsgen-data" not in stacks.split("Thread")[0]
+    assert "Timeout (0:00:06)!" in stacks and "_step" in stacks and "clsgen-data" not in stacks.split("Thread")[0]
     if what["what"] == "sleep":
         assert "inject.py" in (tmp_path / "run/stacks/rank-1.txt").read_text()
 

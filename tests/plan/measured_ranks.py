@@ -125,11 +125,11 @@ def measure(case, world):
     stop = SimpleNamespace(received=None)
     run = trainer._Run(settings, world, engine, stream, None, None, None, Path(case["name"]), stop, print)
     for number in range(WARM_UP):
-        run._step(number, step, run._agree(step)[0])
+        run._step(number, step, run._agree(step))
     gc.collect()
     at_rest = allocated() - before
     with Watch() as watch:
-        run._step(WARM_UP, step, run._agree(step)[0])
+        run._step(WARM_UP, step, run._agree(step))
     parts = held_by_part(engine)
     engine.destroy()
     del engine, run
