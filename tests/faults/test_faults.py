@@ -239,3 +239,15 @@ def test_a_run_that_only_diverges_ends_and_names_its_rows(run, tmp_path):
     assert ended.status == [2, 2]
     assert "after going back to a checkpoint 2 times" in ended.logs[0] and "skipped.jsonl" in ended.logs[0]
     assert [line["step"] for line in lines(tmp_path / "run/skipped.jsonl")] == list(range(5, 14))
+
+
+def test_a_run_ends_after_a_stage_and_the_next_one_goes_on_as_if_it_had_not(run, tmp_path):
+    stages = "[{name: easy, steps: 3, difficulty: [0, 0.6]}, {name: all, steps: 5, lr_factor: 0.5}]"
+    options = {"curriculum__stages": stages, "train__max_steps": "null", "checkpoint__every": "null"}
+    assert run(tmp_path / "truth", **options).status == [0, 0]
+    assert run(tmp_path / "run", **options, train__stop_at_stage="easy").status == [0, 0]
+    assert checkpoint.committed(tmp_path / "run/checkpoints")[-1].name == "step-00000003"
+    assert run(tmp_path / "run", **options, train__stop_at_stage="all").status == [0, 0]
+    assert same(tmp_path / "run", tmp_path / "truth")
+    refused = run(tmp_path / "other", **options, train__stop_at_stage="hard")
+    assert refused.status == [2, 2] and "expected one of the curriculum's stages ['easy', 'all']" in refused.text
