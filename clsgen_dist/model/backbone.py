@@ -38,10 +38,16 @@ def backbone_path(name: str) -> str:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The backbone's tokenizer."""
+    """The backbone's tokenizer; ModelError if there is none to be had."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.backbone {path!r} has no tokenizer that can be read here ({str(error).splitlines()[0]}); give a "
+            "folder with the model's files, or a hub id that this machine reaches or has in its cache"
+        ) from error
 
 
 def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False) -> str:

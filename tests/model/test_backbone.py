@@ -115,3 +115,8 @@ def test_attention_is_chosen_by_what_is_there():
         choose_attention("flash_attention_2", on_gpu=False)
     with pytest.raises(ModelError, match="needs CUDA"):
         load_backbone("unused", dtype=torch.float32, load_in_4bit=True)
+
+
+def test_a_backbone_out_of_reach_is_answered_in_one_line():
+    with pytest.raises(ModelError, match=r"model\.backbone 'nobody/nothing' has no tokenizer that can be read here"):
+        load_tokenizer("nobody/nothing")
