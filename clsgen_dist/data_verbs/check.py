@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from clsgen_dist.config import DataSettings, PromptSettings, parse_settings, resolve_path
 from clsgen_dist.data.checks.copies import copies_within, leakage
@@ -25,7 +24,7 @@ from clsgen_dist.data.checks.report import Checked, to_json, to_text
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data_verbs.common import writing
-from clsgen_dist.errors import DataError, ModelError, SettingsError
+from clsgen_dist.errors import DataError, SettingsError
 
 _ALL_TEMPLATE = 0.95
 """More of a typical text than this shared by nearly every row: they may all be copies of one."""
@@ -79,6 +78,8 @@ def check_files(
     Raises:
         UserError: a file, recipe or tokenizer is not there, or a setting cannot work.
     """
+    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+
     if not 0.5 <= near < 1:
         raise SettingsError(f"--near is {near}, expected a Jaccard index from 0.5 to below 1, like 0.8")
     data, prompt, backbone = DataSettings(train=""), PromptSettings(), "demo:smollm2-135m"
@@ -89,7 +90,7 @@ def check_files(
     if not files:
         raise DataError("name the files to check, like rows/train.jsonl rows/test.jsonl, or a recipe with --config")
     sources = sources_of(files)
-    vocabulary = _tokenizer(tokenizer or backbone)
+    vocabulary = load_tokenizer(backbone_path(tokenizer or backbone))
     encoder = Encoder(
         vocabulary, system=prompt.system, question=prompt.question, max_prompt_length=data.max_prompt_length
     )
@@ -146,18 +147,6 @@ def find(measured: Measured, near: NearDuplicates, limits: Limits, train: int) -
             )
         )
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
-
-
-def _tokenizer(name: str) -> Any:
-    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
-
-    try:
-        return load_tokenizer(backbone_path(name))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"no tokenizer in {name!r} ({first}); give a folder or hub id with --tokenizer") from error
 
 
 def _write(path: str, text: str) -> None:

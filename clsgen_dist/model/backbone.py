@@ -45,8 +45,9 @@ def load_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.backbone {path!r} has no tokenizer that can be read here ({str(error).splitlines()[0]}); give a "
-            "folder with the model's files, or a hub id that this machine reaches or has in its cache"
+            f"{path!r} has no tokenizer that can be read here ({str(error).splitlines()[0]}); name a folder with the "
+            "model's files, or a hub id that this machine reaches or has in its cache, with --model.backbone "
+            "(clsgen data check: --tokenizer)"
         ) from error
 
 

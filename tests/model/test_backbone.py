@@ -118,5 +118,5 @@ def test_attention_is_chosen_by_what_is_there():
 
 
 def test_a_backbone_out_of_reach_is_answered_in_one_line():
-    with pytest.raises(ModelError, match=r"model\.backbone 'nobody/nothing' has no tokenizer that can be read here"):
+    with pytest.raises(ModelError, match=r"'nobody/nothing' has no tokenizer that can be read here"):
         load_tokenizer("nobody/nothing")
