@@ -17,6 +17,7 @@ DEMO_RECIPE = "configs/demo.yaml"
 
 _VERBS = {
     "plan": "what a recipe needs and costs on a cluster: memory, traffic, time, GPU-hours; does it fit",
+    "preflight": "look at the nodes of a job before it trains: chips, disks, speed, links (one task per GPU)",
     "train": "train a dual-head model (under deepspeed, torchrun or srun for several ranks)",
     "export": "a training checkpoint becomes a plain Hugging Face folder with its classification head",
     "calibrate": "fit threshold and recalibration of an exported model on held-out rows",
@@ -67,6 +68,13 @@ def train_main(argv: Sequence[str] | None = None) -> None:
         train(settings)
 
     _guarded(run)
+
+
+def preflight_main(argv: Sequence[str]) -> None:
+    """``clsgen preflight``."""
+    from clsgen_dist.preflight.command import preflight
+
+    _run(preflight, argv)
 
 
 def export_main(argv: Sequence[str]) -> None:

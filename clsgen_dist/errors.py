@@ -3,7 +3,7 @@
 | status | meaning | what a scheduler should do |
 |---|---|---|
 | 0 | done | nothing |
-| 1 | crash, hang, a rank that never came | try again, a bounded number of times |
+| 1 | crash, hang, a rank that never came, a bad node | try again, a bounded number of times |
 | 2 | bad settings, rows or files; a run that diverged or makes no progress | stop: trying again cannot help |
 | 75 | asked to stop, checkpoint written | start again with ``--resume auto`` |
 | 130 | Ctrl-C | nothing |
@@ -50,6 +50,12 @@ class RendezvousError(UserError, RuntimeError):
 
     exit_code = 1
     on_all_ranks = False
+
+
+class BadNodeError(UserError, RuntimeError):
+    """A node that must not take part; ``bad_nodes`` in the run's folder lists it."""
+
+    exit_code = 1
 
 
 class Preempted(UserError, RuntimeError):

@@ -5,7 +5,7 @@
 #
 # The tasks run train.py, one per GPU. How a task ends decides what becomes of the job (clsgen_dist/errors.py):
 #   0 done · 2 a person must mend it: no requeue · 75 asked to stop, checkpoint written: requeue · else crash: requeue
-#   while Slurm's restart count is below MAX_RESTARTS. train.py itself refuses (2) when restarts make no progress.
+#   until this job has crashed MAX_RESTARTS times. train.py itself refuses (2) when restarts make no progress.
 set -euo pipefail
 
 say() { printf '== %s %s\n' "$(date '+%F %T')" "$*"; }
@@ -43,6 +43,7 @@ load_site() {
 rendezvous() {
     local hosts
     hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    export CLSGEN_NODES=$hosts
     export MASTER_ADDR=${CLSGEN_MASTER_ADDR:-${hosts%%$'\n'*}}
     export MASTER_PORT=${CLSGEN_MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 }
@@ -83,11 +84,58 @@ task() {
         exit "$status"'
 }
 
+# Look at the nodes before each start: chips, disks, speed, links. The job is requeued without those that are bad.
+preflight() {
+    [[ ${PREFLIGHT:-1} == 1 ]] || return 0
+    local status=0 known log=$CLSGEN_LOGS/preflight.log
+    known=$(bad_nodes | wc -l)
+    local -a command=("$PYTHON" -m clsgen_dist preflight --output_dir "$OUTPUT")
+    [[ -n ${CLSGEN_PREFLIGHT:-} ]] && command=(bash -c "$CLSGEN_PREFLIGHT")
+    if [[ ${DRY_RUN:-0} == 1 ]]; then
+        run srun --wait=0 --time=15 "${task_flags[@]}" "$@" "${command[@]}"
+        return
+    fi
+    srun --wait=0 --time=15 "${task_flags[@]}" "$@" "${command[@]}" >"$log" 2>&1 || status=$?
+    ((status == 0)) && { say "$(tail -n 1 "$log")"; return; }
+    tail -n 20 "$log"
+    case $status in 2 | 126 | 127)
+        say "the preflight cannot run (status $status): see $log; mend it, or set PREFLIGHT=0"
+        exit 2
+        ;;
+    esac
+    # No verdict: rank 0, which judges, is gone.
+    (($(bad_nodes | wc -l) > known)) || echo "${CLSGEN_NODES%%$'\n'*} $(date '+%FT%T') no verdict came from it" >>"$OUTPUT/bad_nodes"
+    leave_out
+}
+
+bad_nodes() { [[ ! -f $OUTPUT/bad_nodes ]] || cut -d ' ' -f 1 "$OUTPUT/bad_nodes"; }
+
+# Requeue the job on other nodes than the bad ones, as long as there are enough, and not too many were found bad.
+leave_out() {
+    local bad left
+    bad=$(bad_nodes | sort -u)
+    if (($(wc -l <<<"$bad") > ${MAX_BAD_NODES:-8})); then
+        say "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, mend it, delete the file"
+        exit 2
+    fi
+    left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxF "$bad" || true)
+    if ((left < SLURM_JOB_NUM_NODES)); then
+        say "$left nodes are left besides the bad ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, mend them, delete their lines"
+        exit 2
+    fi
+    trap '' TERM # requeueing ends this script too, and what comes after it must still be said
+    requeue "bad nodes left out: ${bad//$'\n'/,}"
+    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${bad//$'\n'/,}"
+    exit 0
+}
+
+# How often this job has crashed; stops that were asked for, bad nodes and lost nodes do not count.
+crashes() { find "$OUTPUT/logs" -path "*/$SLURM_JOB_ID.*/failed" -exec head -qn 1 {} + | grep -cv '^75 ' || true; }
+
 # Run srun and wait for its end, also when a signal interrupts the wait; its status is ours.
 start_tasks() {
     local status
-    local -a flags=(--kill-on-bad-exit=1 --wait=60 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
-    [[ ${CONTAINER:-none} == pyxis ]] && flags+=(--container-image="$CONTAINER_IMAGE" --container-mounts="${CONTAINER_MOUNTS:-$ROOT}")
+    local -a flags=(--kill-on-bad-exit=1 --wait=60 "${task_flags[@]}")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         run srun "${flags[@]}" bash -c "$(task)" task "$@"
         return
@@ -117,7 +165,9 @@ train() {
     need OUTPUT "set it in the job script, to a folder that all nodes see"
     need SLURM_JOB_ID "this runs under Slurm: sbatch slurm/train_70b.sh (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
     PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
-    local -a words command=("${PYTHON}" "$ROOT/train.py" --config "$RECIPE" --output_dir "$OUTPUT" --resume auto "$@")
+    local -a words task_flags=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+    [[ ${CONTAINER:-none} == pyxis ]] && task_flags+=(--container-image="$CONTAINER_IMAGE" --container-mounts="${CONTAINER_MOUNTS:-$ROOT}")
+    local -a command=("${PYTHON}" "$ROOT/train.py" --config "$RECIPE" --output_dir "$OUTPUT" --resume auto "$@")
     [[ -n ${CLSGEN_COMMAND:-} ]] && command=(bash -c "$CLSGEN_COMMAND")
     mapfile -t words < <(container)
     export CLSGEN_LOGS=$OUTPUT/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
@@ -126,9 +176,11 @@ train() {
     run mkdir -p "$CLSGEN_LOGS"
     rendezvous
     [[ ${DRY_RUN:-0} == 1 ]] || record
+    preflight "${words[@]}"
     local status=0
     start_tasks "${words[@]}" "${command[@]}" || status=$?
     [[ ${DRY_RUN:-0} == 1 ]] && return
+    ((status == 0)) || [[ -s $CLSGEN_LOGS/failed ]] || echo "$status srun" >"$CLSGEN_LOGS/failed"
     local first=$status
     [[ -s $CLSGEN_LOGS/failed ]] && first=$(head -n 1 "$CLSGEN_LOGS/failed")
     status=${first%% *}
@@ -139,10 +191,10 @@ train() {
     elif ((status == 2)); then
         say "status $first: see $CLSGEN_LOGS; mend it, then sbatch again"
         exit 2
-    elif ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-20})); then
+    elif (($(crashes) <= ${MAX_RESTARTS:-20})); then
         requeue "status $first"
     else
-        say "status $first after $SLURM_RESTART_COUNT restarts (MAX_RESTARTS is ${MAX_RESTARTS:-20}): giving up; see $CLSGEN_LOGS"
+        say "status $first, crash number $(crashes) of this job (MAX_RESTARTS is ${MAX_RESTARTS:-20}): giving up; see $CLSGEN_LOGS"
         exit "$status"
     fi
 }

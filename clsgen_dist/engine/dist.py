@@ -84,7 +84,7 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
     if not on_cpu:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device("cpu" if on_cpu else accelerator.current_device_name())
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, _node())
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, node_name())
     torch_dist.init_process_group(
         "gloo" if on_cpu else accelerator.communication_backend_name(),
         store=_meet(world, rendezvous_timeout_s),
@@ -96,34 +96,42 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
     if on_cpu and "OMP_NUM_THREADS" not in os.environ:
         # torch gives every rank all cores by default: two ranks on two cores then wait for each other.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_here()))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here()))
     try:
         yield world
     finally:
         torch_dist.destroy_process_group()
 
 
-def _meet(world: World, timeout_s: int) -> torch_dist.Store:
-    """A store that all ranks have reached; RendezvousError says which have not."""
-    timeout = timedelta(seconds=timeout_s)
+def open_store(rank: int, timeout_s: int) -> torch_dist.Store:
+    """The store that rank 0 keeps at MASTER_ADDR:MASTER_PORT, whoever else has come.
+
+    Raises:
+        RendezvousError: rank 0 cannot listen there, or is not there within ``timeout_s``.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # torchrun's agent keeps the store itself.
-    hosts = world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = torch_dist.TCPStore(host, port, None, hosts, timeout, wait_for_workers=False)
+        return torch_dist.TCPStore(host, port, None, hosts, timedelta(seconds=timeout_s), wait_for_workers=False)
     except (torch_dist.DistNetworkError, torch_dist.DistStoreError, RuntimeError) as error:
         what = (
             f"rank 0 cannot listen on {host}:{port}; another process has the port, or the address is not this machine's"
             if hosts
-            else f"rank {world.rank} on {world.node} did not reach rank 0 at {host}:{port} within {timeout_s} s"
+            else f"rank {rank} on {node_name()} did not reach rank 0 at {host}:{port} within {timeout_s} s"
         )
         raise RendezvousError(
             f"{what}. Check MASTER_ADDR, MASTER_PORT and rank 0's log ({_first_line(error)})"
         ) from None
+
+
+def _meet(world: World, timeout_s: int) -> torch_dist.Store:
+    """A store that all ranks have reached; RendezvousError says which have not."""
+    store = open_store(world.rank, timeout_s)
     keys = [f"clsgen-here-{rank}" for rank in range(world.size)]
     store.set(keys[world.rank], world.node)
     try:
-        store.wait(keys, timeout)
+        store.wait(keys, timedelta(seconds=timeout_s))
     except (torch_dist.DistNetworkError, torch_dist.DistStoreError, RuntimeError) as error:
         raise RendezvousError(_who_is_missing(store, keys, timeout_s, error)) from None
     return torch_dist.PrefixStore("clsgen", store)
@@ -146,7 +154,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200]
 
 
-def _node() -> str:
+def node_name() -> str:
+    """This machine's name; Slurm's, where Slurm started us."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -163,7 +172,7 @@ def launched_ranks() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
-def _ranks_here() -> int:
+def ranks_here() -> int:
     """Ranks on this machine, as the launcher says: deepspeed, torchrun, Slurm."""
     for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
         if os.environ.get(name, "").isdigit():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from clsgen_kernels import DualHeadOutput
 
-from clsgen_dist.engine.dist import _environment, _ranks_here
+from clsgen_dist.engine.dist import _environment, ranks_here
 from clsgen_dist.engine.evaluation import dev_metrics, is_better
 from clsgen_dist.engine.optim import lr_factor
 from clsgen_dist.errors import SettingsError
@@ -78,6 +78,6 @@ def test_ranks_come_from_slurm_when_no_launcher_says_them(monkeypatch):
 def test_cores_are_shared_by_the_ranks_of_a_machine(name, monkeypatch):
     for other in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
         monkeypatch.delenv(other, raising=False)
-    assert _ranks_here() == 1
+    assert ranks_here() == 1
     monkeypatch.setenv(name, "4")
-    assert _ranks_here() == 4
+    assert ranks_here() == 4

@@ -24,6 +24,7 @@ def job(slurm, tmp_path):
     site = tmp_path / "cluster.env"
     site.write_text(
         f"PYTHON={sys.executable}\nexport GLOO_SOCKET_IFNAME=lo\nCLSGEN_MASTER_ADDR=127.0.0.1\nMAX_RESTARTS=2\n"
+        "PREFLIGHT=${PREFLIGHT:-0}\n"
     )
 
     def submit(*arguments, flags=(), command=None, **more):
@@ -56,6 +57,7 @@ def test_dry_run_shows_the_commands_and_runs_none(tmp_path):
         assert done.returncode == 0, done.stderr
         assert f"--config configs/{recipe}.yaml" in done.stdout and "--resume auto --train.max_steps 3" in done.stdout
         assert "srun --kill-on-bad-exit=1" in done.stdout
+        assert "-m clsgen_dist preflight --output_dir" in done.stdout
         assert not (tmp_path / "run").exists()
 
 
@@ -86,13 +88,40 @@ def test_how_tasks_end_decides_what_becomes_of_the_job(slurm, job, command, stat
     assert text.count("requeued (restart") == restarts
     assert len(list((job.output / "logs").iterdir())) == restarts + 1
     if restarts == 2:
-        assert "after 2 restarts (MAX_RESTARTS is 2): giving up" in text
+        assert "crash number 3 of this job (MAX_RESTARTS is 2): giving up" in text
+
+
+def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text(
+        "#!/bin/sh\nerrors=0\n[ $SLURMD_NODENAME = n0 ] && errors=7\n"
+        "case $1 in --query-gpu=index*) echo 0, $errors, No;; esac\n"
+    )
+    (tools / "nvidia-smi").chmod(0o755)
+    site = tmp_path / "cluster.env"
+    site.write_text(f"{site.read_text()}export PATH={tools}:$PATH\n")
+    number = job(command="echo on $SLURMD_NODENAME", flags=("--nodes=1",), PREFLIGHT=1)
+    ended = slurm.wait(number)
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["Restarts"], ended["BatchHost"]) == ("COMPLETED", "1", "n1"), (ended, text)
+    assert "error: n0: GPU 0 has 7 uncorrected ECC errors" in text and "bad nodes left out: n0: requeued" in text
+    assert "1 ranks in" in text and "on n1" in text and "on n0" not in text
+    (bad,) = (job.output / "bad_nodes").read_text().splitlines()
+    assert bad.startswith("n0 ")
+    nodes = [json.loads(line)["node"] for line in (job.output / "preflight.jsonl").read_text().splitlines()]
+    assert nodes == ["n0", "n1"]
+
+    ended = slurm.wait(job(command="echo never", flags=("--nodes=2",), PREFLIGHT=1))
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
+    assert "1 nodes are left besides the bad ones, 2 are needed" in job.log.read_text()
+    assert "never" not in job.log.read_text()
 
 
 def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job, recipe, tmp_path):
     options = {"train__max_steps": 60, "checkpoint__every": 20, "train__epochs": 20, "train__log_rows": "true"}
     flags = recipe(job.output, data__train="demo:breast-cancer/train", **options)
-    number = job("--config", "configs/demo.yaml", *flags)
+    number = job("--config", "configs/demo.yaml", *flags, PREFLIGHT=1)
     shown = job.output / "rows.jsonl"
     deadline = time.monotonic() + 90
     while not shown.exists() or len(shown.read_text().splitlines()) < 3:
@@ -102,6 +131,7 @@ def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job,
     ended = slurm.wait(number)
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (ended, text[-3000:])
+    assert text.count("2 ranks in") == 2, text  # looked at before each start
     assert "USR2 came: the checkpoint of step" in text and "asked to stop, checkpoint written: requeued" in text
     assert "resumed from" in text
     assert [json.loads(line)["step"] for line in shown.read_text().splitlines()] == list(range(1, 61))

@@ -1,0 +1,128 @@
+"""``clsgen preflight``: every rank looks at its node, rank 0 judges. Run by each job before it trains.
+
+The ranks talk through rank 0's key-value store, not through a process group, so that one that does not come, or dies on
+the way, keeps nobody waiting and is told by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as torch_dist
+
+from clsgen_dist.engine.dist import launched_ranks, node_name, open_store, ranks_here
+from clsgen_dist.errors import BadNodeError, SettingsError
+from clsgen_dist.preflight import links, node, verdict
+
+T = TypeVar("T")
+
+
+def preflight(output_dir: str, timeout_s: int = 120) -> None:
+    """Look at every node for some seconds before a job trains on it: chips and their errors, disks, speed, links.
+
+    Writes a line per node to OUTPUT_DIR/preflight.jsonl, and bad nodes with their reasons to OUTPUT_DIR/bad_nodes.
+
+    Args:
+        output_dir: The run's folder; must be writable from every node.
+        timeout_s: Seconds after which a rank that has not answered makes its node a bad one.
+    """
+    output = Path(output_dir)
+    ranks, rank, local_rank = launched_ranks(), int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    local_ranks = ranks_here()
+    if ranks % local_ranks:
+        raise SettingsError(f"{ranks} ranks, {local_ranks} on this node: expected as many on each node")
+    start = time.monotonic()
+    report = node.check(rank, node_name(), local_rank, local_ranks, [output, Path(tempfile.gettempdir())])
+    store = open_store(rank, timeout_s)
+    store.set(f"report-{rank}", json.dumps(asdict(report)))
+    names: list[str] | None
+    if rank == 0:
+        reports = _collect(store, "report", ranks, timeout_s, lambda text: node.Report(**text))
+        names = _names(reports, local_ranks)
+        bad = verdict.judge_alone(reports, names)
+        names = None if any(r is None for r in reports) else names
+        store.set("names", json.dumps(names))
+    else:
+        store.wait(["names"], timedelta(seconds=2 * timeout_s))
+        names = json.loads(store.get("names"))
+    if names is not None:  # all are there: their links can be measured
+        device = node.chip(local_rank)
+        mine = links.measure(store, names, rank // local_ranks, local_rank, local_ranks, device, timeout_s=30)
+        store.set(f"links-{rank}", json.dumps([asdict(link) for link in mine]))
+    if rank != 0:
+        store.wait(["judged"], timedelta(seconds=10 * timeout_s))
+        return
+    measured: list[links.Link] = []
+    if names is not None:
+        answers = _collect(store, "links", ranks, 10 * timeout_s, lambda text: [links.Link(**link) for link in text])
+        for number, answer in enumerate(answers):
+            if answer is None:
+                bad.setdefault(names[number // local_ranks], []).append(
+                    f"rank {number} ended while links were measured"
+                )
+        measured = [link for answer in answers for link in answer or ()]
+        for name, reasons in verdict.judge_links(measured, report.device).items():
+            bad.setdefault(name, []).extend(reasons)
+    _write(output, reports, measured, bad)
+    store.set("judged", "")
+    print(f"preflight: {ranks} ranks in {time.monotonic() - start:.1f} s, {len(bad) or 'no'} bad nodes", flush=True)
+    time.sleep(0.5)  # the store ends with this process: the others still read from it
+    if bad:
+        raise BadNodeError("; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in sorted(bad.items())))
+
+
+def _collect(
+    store: torch_dist.Store, key: str, ranks: int, timeout_s: float, parse: Callable[..., T]
+) -> list[T | None]:
+    """What every rank has put under ``key``; None for those that have not within the time."""
+    deadline = time.monotonic() + timeout_s
+    missing = set(range(ranks))
+    while missing and time.monotonic() < deadline:
+        missing -= {rank for rank in missing if store.check([f"{key}-{rank}"])}
+        time.sleep(0.05 if missing else 0)
+    return [None if rank in missing else parse(json.loads(store.get(f"{key}-{rank}"))) for rank in range(ranks)]
+
+
+def _names(reports: list[node.Report | None], local_ranks: int) -> list[str]:
+    """Names of the nodes in rank order: as the ranks said, else as the job's list has them."""
+    listed = os.environ.get("CLSGEN_NODES", "").split()
+    names = []
+    for number in range(len(reports) // local_ranks):
+        here = [r.node for r in reports[number * local_ranks : (number + 1) * local_ranks] if r is not None]
+        names.append(here[0] if here else listed[number] if number < len(listed) else f"node number {number}")
+    return names
+
+
+def _write(
+    output: Path, reports: list[node.Report | None], measured: list[links.Link], bad: dict[str, list[str]]
+) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    came = [report for report in reports if report is not None]
+    with (output / "preflight.jsonl").open("a", encoding="utf-8") as file:
+        for name in dict.fromkeys([*(r.node for r in came), *bad]):
+            here = [report for report in came if report.node == name]
+            line = {
+                "time": now,
+                "job": os.environ.get("SLURM_JOB_ID"),
+                "node": name,
+                "devices": sorted({report.device for report in here}),
+                "matmul_ms": [report.matmul_ms for report in here],
+                "gb_per_s": {
+                    other: min(x.gb_per_s or 0.0 for x in measured if (x.node, x.other) == (name, other))
+                    for other in sorted({x.other for x in measured if x.node == name})
+                },
+                "notes": sorted({note for report in here for note in report.notes}),
+                "faults": bad.get(name, []),
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    if bad:
+        with (output / "bad_nodes").open("a", encoding="utf-8") as file:
+            file.writelines(f"{name} {now} {', '.join(reasons)}\n" for name, reasons in sorted(bad.items()))

@@ -1,0 +1,149 @@
+"""What a rank finds out about its own node: chips and their errors, disk, the time of a matrix product."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+_SIDE, _REPEATS = {"cpu": 512, "cuda": 8192}, 8
+_MIN_FREE_BYTES, _MIN_FREE_FILES = 10**9, 1000
+_HARDWARE_XIDS = {48, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 140, 143}
+"""NVIDIA's Xid errors that speak of the chip, its memory or its links, not of a program's fault ("GPU Xid errors")."""
+
+
+@dataclass
+class Report:
+    """One rank's findings."""
+
+    rank: int
+    node: str
+    device: str = "none"
+    matmul_ms: float | None = None
+    """Fastest of several products of square matrices; None if the chip could not be used."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be looked at."""
+    faults: list[str] = field(default_factory=list)
+
+
+def check(rank: int, node: str, local_rank: int, local_ranks: int, folders: list[Path]) -> Report:
+    """Everything a rank can see alone; the node's first rank looks at chips and disks for all of them."""
+    report = Report(rank, node)
+    if local_rank == 0:
+        check_chips(report, local_ranks)
+        for folder in folders:
+            check_disk(report, folder)
+    try:
+        report.device, report.matmul_ms = _timed_matmul(local_rank)
+    except (RuntimeError, AssertionError) as error:  # a chip that is missing, lost or broken
+        report.faults.append(f"chip {local_rank} computes nothing: {str(error).strip().splitlines()[0][:200]}")
+    return report
+
+
+def check_chips(report: Report, needed: int) -> None:
+    """Enough chips; no uncorrected memory errors, no rows waiting for a reset, no Xid in the last hour."""
+    if shutil.which("nvidia-smi") is None:
+        report.notes.append("no nvidia-smi: chips' errors not looked at")
+        return
+    seen = _lines(report, "--query-gpu=index,ecc.errors.uncorrected.volatile.total,retired_pages.pending")
+    if seen is not None and len(seen) < needed:
+        report.faults.append(f"{len(seen)} GPUs are there, {needed} are needed")
+    for index, errors, pending in (line for line in seen or () if len(line) == 3):
+        if errors.isdigit() and int(errors) > 0:
+            report.faults.append(f"GPU {index} has {errors} uncorrected ECC errors")
+        if pending == "Yes":
+            report.faults.append(f"GPU {index} has memory pages waiting to be retired: reset it")
+    rows = _lines(report, "--query-remapped-rows=gpu_bus_id,remapped_rows.pending,remapped_rows.failure")
+    for bus, pending, failure in (line for line in rows or () if len(line) == 3):
+        if pending in ("Yes", "1"):
+            report.faults.append(f"GPU {bus} has memory rows waiting to be remapped: reset it")
+        if failure in ("Yes", "1"):
+            report.faults.append(f"GPU {bus} failed to remap a memory row")
+    _check_xids(report)
+
+
+def _lines(report: Report, query: str) -> list[list[str]] | None:
+    """What ``nvidia-smi`` answers to a query, by line and field; None and a fault if it does not answer."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30
+        )
+    except subprocess.TimeoutExpired:
+        report.faults.append("nvidia-smi does not answer within 30 s")
+        return None
+    if done.returncode != 0:
+        if "remapped" in query:  # older chips have none
+            report.notes.append("nvidia-smi tells nothing of remapped rows")
+        else:
+            report.faults.append(f"nvidia-smi fails: {(done.stdout + done.stderr).strip()[:200]}")
+        return None
+    return [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+
+
+def _check_xids(report: Report) -> None:
+    try:
+        log = subprocess.run(["dmesg", "--since", "1 hour ago"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        log = None
+    if log is None or log.returncode != 0:
+        report.notes.append("the kernel's log may not be read: Xid errors not looked at")
+        return
+    for bus, xid in sorted(set(re.findall(r"NVRM: Xid \((?:PCI:)?([^)]+)\): (\d+)", log.stdout))):
+        if int(xid) in _HARDWARE_XIDS:
+            report.faults.append(f"Xid {xid} on {bus} within the last hour")
+
+
+def check_disk(report: Report, folder: Path) -> None:
+    """A file can be written and read back, and there is room for more."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"clsgen" * 1000)
+            file.flush()
+            os.fsync(file.fileno())
+        disk = os.statvfs(folder)
+    except OSError as error:
+        report.faults.append(f"{folder} cannot be written: {error.strerror}")
+        return
+    if disk.f_bavail * disk.f_frsize < _MIN_FREE_BYTES:
+        report.faults.append(f"{folder} has {disk.f_bavail * disk.f_frsize / 1e9:.2f} GB free, less than 1")
+    if disk.f_files and disk.f_favail < _MIN_FREE_FILES:
+        report.faults.append(f"{folder} has {disk.f_favail} inodes free, less than {_MIN_FREE_FILES}")
+
+
+def _timed_matmul(local_rank: int) -> tuple[str, float]:
+    """The chip's name, and ms of its fastest product; fp32 on the CPU, bf16 elsewhere."""
+    device = chip(local_rank)
+    side = _SIDE[device.type]
+    matrix = torch.randn(side, side, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
+    times = []
+    for _ in range(_REPEATS):
+        _wait(device)
+        start = time.perf_counter()
+        product = matrix @ matrix
+        _wait(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    if not product.isfinite().all():
+        raise RuntimeError("a product of finite matrices is not finite")
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", min(times)
+
+
+def chip(local_rank: int) -> torch.device:
+    """This rank's GPU (CUDA or ROCm), or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Under --gpus-per-task a task sees its own chip only.
+    torch.cuda.set_device(local_rank if torch.cuda.device_count() > 1 else 0)
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

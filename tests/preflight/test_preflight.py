@@ -1,0 +1,130 @@
+"""Nodes looked at before a job trains on them: real ranks, chips as their tool reports them, and the verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from clsgen_dist.preflight.links import Link, pairings
+from clsgen_dist.preflight.node import Report, check_chips, check_disk
+from clsgen_dist.preflight.verdict import judge_alone, judge_links
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 4, 7, 8, 33])
+def test_pairings_never_repeat_and_leave_out_at_most_one(nodes):
+    rounds = pairings(nodes, rounds=nodes)
+    met = [pair for pairs in rounds for pair in pairs]
+    assert sorted(met) == sorted(combinations(range(nodes), 2))
+    assert all(len({node for pair in pairs for node in pair}) == nodes - nodes % 2 for pairs in rounds)
+
+
+def _reports(times, devices=None):
+    return [Report(r, f"n{r // 2}", (devices or ["H100"] * len(times))[r], ms) for r, ms in enumerate(times)]
+
+
+def test_a_chip_that_is_slow_or_of_another_kind_is_told_from_the_others():
+    nodes = ["n0", "n1"]
+    assert judge_alone(_reports([1.0, 1.1, 1.2, 1.0]), nodes) == {}
+    (reason,) = judge_alone(_reports([1.0, 1.1, 1.6, 1.0]), nodes)["n1"]
+    assert reason == "rank 2: a matrix product takes 1.60 ms, the median is 1.05"
+    (reason,) = judge_alone(_reports([1.0, 1.1, 1.0, 30.0], ["H100"] * 3 + ["cpu"]), nodes)["n1"]
+    assert reason == "rank 3 has cpu, the others H100"
+    assert judge_alone([*_reports([1.0, 1.0, 1.0]), None], nodes) == {"n1": ["rank 3 did not come"]}
+
+
+def test_a_node_whose_links_are_all_slow_is_bad_and_those_that_met_it_are_not():
+    names = ["n0", "n1", "n2", "n3"]
+    links = [Link(a, b, 4.0 if "n2" in (a, b) else 40.0) for a in names for b in names if a != b]
+    bad = judge_links(links, "H100")
+    assert list(bad) == ["n2"] and "moves 4 GB/s, the median is 40" in bad["n2"][0]
+    dead = [Link(a, b, None if "n2" in (a, b) else 40.0) for a in names for b in names if a != b]
+    assert judge_links(dead, "H100") == {"n2": ["an all-reduce to other nodes does not come through"]}
+    inside = [Link(name, name, 10.0 if name == "n3" else 300.0) for name in names]
+    assert list(judge_links([*inside, *(Link(a, b, 40.0) for a, b in combinations(names, 2))], "H100")) == ["n3"]
+    assert set(judge_links([Link("n0", "n1", None), Link("n1", "n0", None)], "H100")) == {"n0", "n1"}
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """``tools(gpus, remapped, kernel_log)``: nvidia-smi and dmesg that answer as told."""
+
+    def make(gpus: str, remapped: str = "", kernel_log: str = "") -> None:
+        (tmp_path / "nvidia-smi").write_text(
+            f"#!/bin/sh\ncase $1 in --query-gpu*) printf '{gpus}';; *) printf '{remapped}';; esac\n"
+        )
+        (tmp_path / "dmesg").write_text(f"#!/bin/sh\nprintf '{kernel_log}'\n")
+        for name in ("nvidia-smi", "dmesg"):
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return make
+
+
+def test_what_the_chips_tool_and_the_kernel_say_becomes_faults(tools):
+    good = r"0, 0, [N/A]\n1, 0, [N/A]\n"
+    tools(good, r"00000000:01:00.0, No, No\n", r"[1.0] NVRM: Xid (PCI:0000:01:00): 31, pid=7, MMU Fault\n")
+    report = Report(0, "n0")
+    check_chips(report, 2)
+    assert report.faults == []  # Xid 31 is a program's fault
+    check_chips(report, 8)
+    assert report.faults == ["2 GPUs are there, 8 are needed"]
+    tools(
+        r"0, 3, [N/A]\n1, 0, Yes\n",
+        r"00000000:01:00.0, Yes, No\n",
+        r"[1.0] NVRM: Xid (PCI:0000:01:00): 79, pid=7, GPU has fallen off the bus.\n",
+    )
+    report = Report(0, "n0")
+    check_chips(report, 2)
+    assert report.faults == [
+        "GPU 0 has 3 uncorrected ECC errors",
+        "GPU 1 has memory pages waiting to be retired: reset it",
+        "GPU 00000000:01:00.0 has memory rows waiting to be remapped: reset it",
+        "Xid 79 on 0000:01:00 within the last hour",
+    ]
+
+
+def test_a_disk_that_takes_no_file_is_a_fault(tmp_path):
+    report = Report(0, "n0")
+    check_disk(report, tmp_path / "new")
+    assert report.faults == []
+    (tmp_path / "file").write_text("")
+    check_disk(report, tmp_path / "file")
+    assert report.faults == [f"{tmp_path}/file cannot be written: File exists"]
+
+
+def _ranks(tmp_path, which, free_port, *arguments):
+    started = []
+    for rank in which:
+        env = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank % 2), "WORLD_SIZE": "4", "LOCAL_SIZE": "2",
+            "SLURMD_NODENAME": f"n{rank // 2}", "CLSGEN_NODES": "n0\nn1", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{ROOT}:{ROOT}/kernels",
+        }  # fmt: skip
+        words = [sys.executable, "-m", "clsgen_dist", "preflight", "--output_dir", str(tmp_path / "run"), *arguments]
+        started.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return [(process.communicate(timeout=100)[0], process.returncode) for process in started]
+
+
+def test_four_ranks_measure_their_links_and_a_missing_one_is_named(tmp_path, free_port):
+    ends = _ranks(tmp_path, range(4), free_port())
+    assert [status for _, status in ends] == [0] * 4, ends
+    lines = [json.loads(line) for line in (tmp_path / "run/preflight.jsonl").read_text().splitlines()]
+    assert [line["node"] for line in lines] == ["n0", "n1"]
+    for line in lines:
+        assert len(line["matmul_ms"]) == 2 and min(line["matmul_ms"]) > 0 and line["faults"] == []
+        assert set(line["gb_per_s"]) == {"n0", "n1"} and min(line["gb_per_s"].values()) > 0
+    assert not (tmp_path / "run/bad_nodes").exists()
+
+    ends = _ranks(tmp_path, (0, 1, 2), free_port(), "--timeout_s", "8")
+    assert [status for _, status in ends] == [1, 0, 0], ends
+    assert "error: n1: rank 3 did not come" in ends[0][0]
+    (bad,) = (tmp_path / "run/bad_nodes").read_text().splitlines()
+    assert bad.startswith("n1 ") and bad.endswith(" rank 3 did not come")
