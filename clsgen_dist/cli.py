@@ -17,6 +17,7 @@ DEMO_RECIPE = "configs/demo.yaml"
 
 _VERBS = {
     "plan": "what a recipe needs and costs on a cluster: memory, traffic, time, GPU-hours; does it fit",
+    "dryrun": "one rank of many at full size, without memory: wrapping, partitions, every collective, checkpoint",
     "preflight": "look at the nodes of a job before it trains: chips, disks, speed, links (one task per GPU)",
     "train": "train a dual-head model (under deepspeed, torchrun or srun for several ranks)",
     "export": "a training checkpoint becomes a plain Hugging Face folder with its classification head",
@@ -192,6 +193,26 @@ def plan_main(argv: Sequence[str]) -> None:
             json_file=own.json,
             plot=own.plot,
         )
+
+    _guarded(run)
+
+
+def dryrun_main(argv: Sequence[str]) -> None:
+    """``clsgen dryrun``."""
+    own, settings = _own_and_settings(
+        "dryrun", "What one rank of many does at full size, by the code that trains, without memory.", argv, file=False,
+        ranks=(int, 64, "how many ranks"),
+        micro_steps=(int, 2, "micro-steps of the optimizer step that is shown"),
+        json=(str, None, "file to write every collective and partition to"),
+    )  # fmt: skip
+    for name in ("ranks", "micro_steps"):
+        if getattr(own, name) < 1:
+            sys.exit(_complain(f"--{name} is {getattr(own, name)}, expected 1 or more"))
+
+    def run() -> None:
+        from clsgen_dist.plan import command
+
+        command.run_dry(settings, ranks=own.ranks, micro_steps=own.micro_steps, json_file=own.json)
 
     _guarded(run)
 

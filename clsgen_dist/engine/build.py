@@ -35,9 +35,18 @@ def zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
 
 
 def build_engine(
-    settings: Settings, config: dict[str, Any], backbone: str, encoder: Encoder, labels: LabelSpace
+    settings: Settings,
+    config: dict[str, Any],
+    backbone: str,
+    encoder: Encoder | None,
+    labels: LabelSpace,
+    *,
+    weights: bool = True,
 ) -> Any:
-    """Model, optimizer and ZeRO-3 engine."""
+    """Model, optimizer and ZeRO-3 engine.
+
+    Without ``encoder`` the head starts at zero; without ``weights`` the backbone is built from its configuration alone.
+    """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -48,11 +57,14 @@ def build_engine(
         dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
         attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True),
         load_in_4bit=model.load_in_4bit,
+        weights=weights,
     )
     dual_head = build_model(
         lm,
         classes=len(labels),
-        label_tokens=label_start_tokens(encoder, labels.names) if model.head_init == "label_tokens" else None,
+        label_tokens=label_start_tokens(encoder, labels.names)
+        if encoder and model.head_init == "label_tokens"
+        else None,
         finetune=model.finetune,
         top_layers=model.top_layers,
         lora_rank=model.lora_rank,

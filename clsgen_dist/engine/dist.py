@@ -75,7 +75,7 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    _quieten()
+    quieten()
     # The shared-memory op serves inference only, takes a minute to compile, and a killed compile blocks the next.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
@@ -180,7 +180,7 @@ def ranks_here() -> int:
     return 1
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silence what users can do nothing about: DeepSpeed calling renamed torch functions, start-up chatter."""
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -74,10 +74,18 @@ def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False) -> str:
     return per_sequence() if packed and wanted == "sdpa" else wanted
 
 
-def load_backbone(path: str, *, dtype: torch.dtype, attention: str = "sdpa", load_in_4bit: bool = False) -> nn.Module:
-    """An ``AutoModelForCausalLM``; partitioned as it loads when ZeRO-3 is on."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def load_backbone(
+    path: str, *, dtype: torch.dtype, attention: str = "sdpa", load_in_4bit: bool = False, weights: bool = True
+) -> nn.Module:
+    """An ``AutoModelForCausalLM``; partitioned as it loads when ZeRO-3 is on. Without ``weights`` it is just built."""
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+    lm: nn.Module
+    if not weights:
+        config = AutoConfig.from_pretrained(path)
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        refuse_changed_logits(lm)
+        return lm
     options: dict[str, Any] = {}
     if load_in_4bit:
         if not torch.cuda.is_available():
@@ -89,7 +97,7 @@ def load_backbone(path: str, *, dtype: torch.dtype, attention: str = "sdpa", loa
             # Shards of quantised weights must look like the other parameters to ZeRO-3.
             bnb_4bit_quant_storage=dtype,
         )
-    lm: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
+    lm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
     refuse_changed_logits(lm)
     return lm
 

@@ -1,13 +1,18 @@
-"""The verb ``clsgen plan``."""
+"""The verbs ``clsgen plan`` and ``clsgen dryrun``."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
 from pathlib import Path
 
 from clsgen_dist.config import Settings, resolve_path
 from clsgen_dist.plan import report
 from clsgen_dist.plan.cluster import load_cluster
+from clsgen_dist.plan.dry_run import dry_run, fake_ranks
 from clsgen_dist.plan.plan import Planner, Stated, advice, search
+from clsgen_dist.plan.workload import stated_workload
 
 
 def run(
@@ -39,3 +44,21 @@ def run(
     if plot:
         report.draw(Path(plot), plan)
         print(f"plot  {plot}")
+
+
+def run_dry(settings: Settings, *, ranks: int, micro_steps: int, json_file: str | None) -> None:
+    """Print what one of so many ranks does; write all of it as JSON if asked. bf16 unless the recipe says otherwise."""
+    settings = copy.deepcopy(settings)
+    if settings.train.precision == "auto":
+        settings.train.precision = "bf16"  # as on the cluster that it is meant for
+    work = stated_workload(settings, ranks=ranks, rows=None, tokens_per_row=None, supervised_per_row=None)
+    lengths, supervised = work.full_micro_batch()
+    classes = len(settings.data.labels or ["no", "yes"])
+    with fake_ranks(ranks) as world:
+        found = dry_run(
+            settings, world, lengths=lengths, supervised=supervised, micro_steps=micro_steps, classes=classes
+        )
+    report.print_dry_run(found)
+    if json_file:
+        Path(json_file).write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
+        print(f"json  {json_file}")

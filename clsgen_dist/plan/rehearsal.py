@@ -143,7 +143,8 @@ def open_config(path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.backbone {path!r} has no configuration that transformers reads: {error}") from None
+        why = str(error).splitlines()[0]
+        raise ModelError(f"model.backbone {path!r} has no configuration that transformers reads: {why}") from None
     text = config.get_text_config()
     experts = next(
         (n for key in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(text, key, None))), 0

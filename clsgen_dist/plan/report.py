@@ -10,6 +10,7 @@ from typing import Any
 
 from clsgen_dist.data_verbs.common import axes_of, print_table, save_figure
 from clsgen_dist.plan.cluster import GIB
+from clsgen_dist.plan.dry_run import DryRun
 from clsgen_dist.plan.plan import Plan
 
 
@@ -54,6 +55,37 @@ def print_plan(plan: Plan) -> None:
             ["", f"{plan.gpu_hours / max(good.best, 1e-9):,.0f} GPU-hours"],
         ]
     )
+
+
+def print_dry_run(found: DryRun) -> None:
+    """Wrapping, what a rank holds, its collectives by phase, its checkpoint files."""
+    print(f"rank 0 of {found.ranks:,}: {found.parameters:,} parameters, {found.trainable:,} trained")
+    share = sum(found.partitions.values())
+    print(f"{len(found.partitions):,} parameters cut, {share:,} elements a rank (padding included)")
+    wrapped = ", ".join(f"{count} x {name}" for name, count in found.units.items()) or "none"
+    print(f"gathered as one: {wrapped}\n")
+    print_table([["held between steps", "MB"], *[[part, f"{size / 1e6:,.1f}"] for part, size in found.held.items()]])
+    print()
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for call in (*found.build, *found.step):
+        kinds.setdefault((call.phase, call.op, call.dtype, str(call.ranks)), []).append(call.bytes)
+    head = ["phase", "collective", "type", "ranks", "calls", "smallest MB", "largest MB", "whole GB"]
+    sizes = {kind: [min(b), max(b), sum(b)] for kind, b in kinds.items()}
+    print_table(
+        [
+            head,
+            *[
+                [*kind, f"{len(kinds[kind]):,}", f"{low / 1e6:.3f}", f"{high / 1e6:,.1f}", f"{whole / 1e9:,.3f}"]
+                for kind, (low, high, whole) in sizes.items()
+            ],
+        ]
+    )
+    print()
+    files = [[name, f"{size / 1e6:,.1f}"] for name, size in found.files.items()]
+    print_table([["checkpoint, files of a rank", "MB"], *files])
+    total = found.ranks * sum(found.files.values())
+    print(f"all ranks: {found.ranks * len(found.files):,} files, {total / 1e9:,.1f} GB")
+    print(f"took {found.seconds:.0f} s")
 
 
 def verdict(plan: Plan) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import sys
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ from clsgen_dist.engine import trainer
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.dist import process_group
 from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.plan.dry_run import held_by_part
 
 WARM_UP = 2  # the trace is recorded in the second micro-step, and in force from the third on
 
@@ -67,12 +70,15 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self.traffic = defaultdict(int)
+        self.order = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._overloadpacket.__name__
         if func.namespace == "c10d" and name != "barrier":
             tensors = [t for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
-            self.traffic[name] += max(t.numel() * t.element_size() for t in tensors)
+            whole = max(t.numel() * t.element_size() for t in tensors)
+            self.traffic[name] += whole
+            self.order.append([name, whole])
         result = func(*args, **(kwargs or {}))
         self.peak = max(self.peak, allocated())
         return result
@@ -93,23 +99,15 @@ def steps_of(case):
     return Step(batches, [], planned, 0.0, Load(1.0, 1.0, len(batches)))
 
 
-def held_by_part(engine):
-    """Bytes of what lives between steps, from the tensors themselves."""
-
-    def size(tensors):
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-
-    zero = engine.optimizer
-    states = [
-        v for s in zero.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.numel() > 1
-    ]
-    return {
-        "weights": size([p.ds_tensor for p in engine.module.parameters()]),
-        "master weights": size(zero.fp32_partitioned_groups_flat),
-        "gradients": size([zero.grad_partitions_flat_buffer]),
-        "optimizer": size(states),
-        "reduce bucket": size([b.buffer for b in zero.ipg_buckets.values()]),
-    }
+def saved(engine, folder):
+    """Bytes of tensors in each file of this rank's checkpoint, and elements of its share of each parameter."""
+    engine.save_checkpoint(str(folder), tag="saved", save_latest=False, exclude_frozen_parameters=True)
+    engine.checkpoint_engine.result()  # waits for the thread that writes
+    files = {}
+    for path in sorted((folder / "saved").glob(f"zero_pp_rank_{engine.global_rank}_*")):
+        leaves = torch.utils._pytree.tree_leaves(torch.load(path, weights_only=False))
+        files[path.name] = sum(t.numel() * t.element_size() for t in leaves if isinstance(t, torch.Tensor))
+    return files, {name: p.ds_tensor.numel() for name, p in engine.module.named_parameters()}
 
 
 def measure(case, world):
@@ -131,10 +129,19 @@ def measure(case, world):
     with Watch() as watch:
         run._step(WARM_UP, step, run._agree(step))
     parts = held_by_part(engine)
+    files, partitions = saved(engine, Path(tempfile.gettempdir()) / f"clsgen-measured-{os.environ['MASTER_PORT']}")
     engine.destroy()
     del engine, run
     gc.collect()
-    return {"peak": watch.peak - before, "at_rest": at_rest, "parts": parts, "traffic": dict(watch.traffic)}
+    return {
+        "peak": watch.peak - before,
+        "at_rest": at_rest,
+        "parts": parts,
+        "traffic": dict(watch.traffic),
+        "order": watch.order,
+        "files": files,
+        "partitions": partitions,
+    }
 
 
 def main():

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import plan_cases as cases
 import pytest
+
+from clsgen_dist.config import ROOT
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -17,6 +22,38 @@ def measured(tmp_path_factory, free_port):
     path = cases.prepare(tmp_path_factory.mktemp("plan"), cases.CASES)
     written = {case["name"]: case for case in json.loads(path.read_text())}
     return {name: (written[name], report) for name, report in cases.measure(path, 2, free_port()).items()}
+
+
+@pytest.fixture(scope="module")
+def rehearsed(measured):
+    """The same cases in the dry run, as one of two fake ranks; a process of its own, whose ranks are fake."""
+    script = (
+        "import dataclasses, json, sys\n"
+        "from clsgen_dist.config import settings_from_yaml\n"
+        "from clsgen_dist.plan.dry_run import dry_run, fake_ranks\n"
+        "with fake_ranks(2) as world:\n"
+        "    for case in json.load(sys.stdin):\n"
+        "        found = dry_run(settings_from_yaml(case['settings']), world, lengths=case['lengths'],\n"
+        "                        supervised=case['supervised'], micro_steps=case['micro_steps'])\n"
+        "        print(json.dumps({'name': case['name'], **dataclasses.asdict(found)}))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    told = json.dumps([written for written, _ in measured.values() if written["name"] != "warm-up"])
+    done = subprocess.run([sys.executable, "-c", script], input=told, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {line["name"]: line for line in lines}
+
+
+@pytest.mark.parametrize("name", [case.name for case in cases.CASES])
+def test_the_dry_run_does_what_a_real_rank_does(name, measured, rehearsed):
+    _, report = measured[name]
+    found = rehearsed[name]
+    assert [[c["op"], c["bytes"]] for c in found["step"]] == report["order"]
+    assert found["partitions"] == report["partitions"]
+    assert found["held"] == report["parts"]
+    assert found["files"] == report["files"] and len(found["files"]) == 2
+    assert {c["ranks"] for c in found["step"]} == {2}
 
 
 @pytest.mark.parametrize("name", [case.name for case in cases.CASES])

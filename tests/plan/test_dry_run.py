@@ -1,0 +1,48 @@
+"""`clsgen dryrun` at full size, and what it says to bad input; test_measured.py holds it against real runs."""
+
+from __future__ import annotations
+
+import json
+import resource
+
+import pytest
+
+MODELS = "configs/models"
+
+
+@pytest.mark.slow
+def test_70b_on_512_ranks_within_two_minutes_and_without_memory(run_command, tmp_path):
+    file = tmp_path / "dry.json"
+    told = run_command(
+        "clsgen", "dryrun", "--config", "configs/70b_zero3.yaml", "--model.backbone", f"{MODELS}/llama-3-70b",
+        "--ranks", "512", "--micro_steps", "1", "--json", str(file),
+    )  # fmt: skip
+    found = json.loads(file.read_text())
+    assert found["seconds"] < 120
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4e6  # kB; the weights alone are 141 GB
+    head = 2 * 8192 + 2
+    assert found["parameters"] == found["trainable"] == 70_553_706_496 + head
+    assert found["units"] == {"LlamaDecoderLayer": 79}
+    shares = found["partitions"]
+    assert len(shares) == 723 + 2
+    assert shares["lm.lm_head.weight"] == 128256 * 8192 // 512
+    assert shares["classification_head.bias"] == 1  # padded
+    assert found["held"]["weights"] == 2 * sum(shares.values())
+    assert found["held"]["master weights"] == 4 * sum(shares.values())
+    # Gradients of all weights are reduced once in a micro-step; every collective spans all ranks.
+    reduced = sum(c["elements"] for c in found["step"] if c["op"] == "_reduce_scatter_base_")
+    assert reduced == 512 * sum(shares.values())
+    assert {c["ranks"] for c in found["step"]} == {512}
+    states = found["files"]["bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"]
+    assert states == pytest.approx(12 * sum(shares.values()), rel=1e-6)
+    assert "all ranks: 1,024 files" in told.stdout
+
+
+def test_bad_input_is_one_line(run_command):
+    for words, said in (
+        (("--ranks", "0"), "--ranks is 0, expected 1 or more"),
+        (("--model.backbone", "./nowhere"), "is no folder with a config.json"),
+        (("--model.load_in_4bit", "true"), "needs a GPU to quantise on"),
+    ):
+        done = run_command("clsgen", "dryrun", "--config", "configs/8b_lora.yaml", *words, check=False)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
