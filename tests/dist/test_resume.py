@@ -37,11 +37,11 @@ RUN = {
 }
 
 
-def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], port: str, ranks: int = 2) -> None:
+def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], port: str) -> None:
     """Start the ranks, wait for a committed checkpoint, kill -9 one rank; the job must end by itself, with an error."""
     log = (output.parent / f"killed-at-{committed_step}.log").open("w")
     launcher = subprocess.Popen(
-        [Path(sys.executable).parent / "deepspeed", "--num_gpus", str(ranks), "--master_port", port, "train.py", *flags],
+        [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", "--master_port", port, "train.py", *flags],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=log,
@@ -59,7 +59,7 @@ def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], por
             for p in psutil.Process(launcher.pid).children(recursive=True)
             if any(a.startswith("--local_rank=") for a in p.cmdline())
         ]
-        assert len(processes) == ranks
+        assert len(processes) == 2
         processes[-1].send_signal(signal.SIGKILL)
         assert launcher.wait(timeout=90) != 0, "the death of a rank must not look like success"
     finally:
@@ -71,17 +71,19 @@ def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], por
 
 
 @pytest.fixture(scope="module")
-def undisturbed(train, tmp_path_factory):
+def undisturbed(launch, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(output, **RUN)
+    launch(output, **RUN)
     return output
 
 
 @pytest.fixture(scope="module")
-def twice_killed(recipe, train, free_port, tmp_path_factory):
+def twice_killed(recipe, train, ranks, free_port, tmp_path_factory):
     output = tmp_path_factory.mktemp("killed") / "run"
     _kill_one_rank_when(6, output, recipe(output, **RUN), free_port())
-    _kill_one_rank_when(18, output, recipe(output, **RUN, resume="auto"), free_port())  # past the end of the first epoch
+    # Past the end of the first epoch.
+    killed = ranks(recipe(output, **RUN, resume="auto"), faults=[{"what": "kill", "step": 19, "rank": 1}])
+    assert killed.status[1] == -signal.SIGKILL and checkpoint.committed(output / "checkpoints")[-1].name >= "step-00000016"
     done = train(output, **RUN, resume="auto")
     return output, done
 
@@ -175,14 +177,17 @@ def _shown(output: Path) -> list[str]:
     return (output / "rows.jsonl").read_text().splitlines()
 
 
-def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undisturbed, recipe, train, free_port, tmp_path):
-    """2 ranks, killed; 1 rank, killed; 3 ranks to the end: sample by sample what 2 ranks undisturbed show."""
+def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undisturbed, recipe, ranks, train, tmp_path):
+    """2 ranks, killed; 1 rank, killed; 4 ranks, killed; 3 to the end: sample by sample what 2 undisturbed ranks show."""
     output = tmp_path / "run"
     quiet = {**RUN, "model__head_dropout": 0.0, "model__lora_dropout": 0.0, "data__dev": "null", "train__eval_every": "null"}
     truth = tmp_path / "truth"
     train(truth, **quiet)
-    _kill_one_rank_when(4, output, recipe(output, **quiet), free_port())
-    _kill_one_rank_when(14, output, recipe(output, **quiet, resume="auto"), free_port(), ranks=1)
+    # Within a stage; past the end of one; within the second epoch.
+    for world, step in ((2, 4), (1, 9), (4, 20)):
+        last = {"what": "kill", "step": step, "rank": world - 1}
+        killed = ranks(recipe(output, **quiet, resume="auto"), ranks=world, faults=[last])
+        assert killed.status[-1] == -signal.SIGKILL, killed.text
     done = train(output, ranks=3, **quiet, resume="auto")
     assert "resumed from" in done.stdout
     assert not list((output / "checkpoints").glob("*universal*"))

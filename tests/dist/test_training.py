@@ -112,7 +112,7 @@ def plain(recipe, mixed_rows, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "overrides"),
+    ("world", "overrides"),
     [
         (2, {}),
         (1, {"train__micro_batch_tokens": 1024}),
@@ -120,9 +120,9 @@ def plain(recipe, mixed_rows, tmp_path_factory):
     ],
     ids=["2 ranks", "1 rank", "2 ranks, many micro-steps, activation checkpointing"],
 )
-def test_weights_equal_plain_torch_however_the_batch_is_spread(ranks, overrides, train, plain, mixed_rows, tmp_path):
+def test_weights_equal_plain_torch_however_the_batch_is_spread(world, overrides, train, plain, mixed_rows, tmp_path):
     """Ten rows a step are packed unevenly, and some ranks get no labelled row: global means or bust."""
-    train(tmp_path / "run", ranks=ranks, data__train=mixed_rows, **SMOOTH, **overrides)
+    train(tmp_path / "run", ranks=world, data__train=mixed_rows, **SMOOTH, **overrides)
     assert _worst_difference(_trained(tmp_path / "run"), plain) < 2e-5
 
 
