@@ -4,7 +4,8 @@
 #   slurm/chain.sh slurm/train_70b.sh easy=2 hard=8 -- --data.train rows.jsonl
 #
 # The next stage resumes the last checkpoint of the one before, on other ranks too. A job that is requeued keeps its
-# place in the chain. DRY_RUN=1 shows the submissions.
+# place in the chain. SBATCH_FLAGS has flags for each sbatch, like "--partition=gpu --account=lab". DRY_RUN=1 shows the
+# submissions.
 set -euo pipefail
 
 (($# >= 2)) || {
@@ -24,9 +25,10 @@ while (($#)) && [[ $1 != -- ]]; do
 done
 (($#)) && shift
 
+read -ra flags <<<"${SBATCH_FLAGS:-}"
 before=
 for stage in "${stages[@]}"; do
-    submit=(sbatch --parsable --nodes="${stage#*=}" ${before:+"--dependency=afterok:$before"})
+    submit=(sbatch --parsable ${flags[@]+"${flags[@]}"} --nodes="${stage#*=}" ${before:+"--dependency=afterok:$before"})
     submit+=("$script" --train.stop_at_stage "${stage%%=*}" "$@")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         printf '%q ' "${submit[@]}"

@@ -84,6 +84,9 @@ task() {
         exit "$status"'
 }
 
+# The array's other tasks have nothing left to do.
+end_array() { [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || run scancel --state=PENDING "$SLURM_ARRAY_JOB_ID"; }
+
 # Look at the nodes before each start: chips, disks, speed, links. The job is requeued without those that are bad.
 preflight() {
     [[ ${PREFLIGHT:-1} == 1 ]] || return 0
@@ -124,8 +127,13 @@ leave_out() {
         exit 2
     fi
     trap '' TERM # requeueing ends this script too, and what comes after it must still be said
-    requeue "bad nodes left out: ${bad//$'\n'/,}"
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${bad//$'\n'/,}"
+    bad=${bad//$'\n'/,}
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+        scontrol update JobId="$SLURM_ARRAY_JOB_ID" ExcNodeList="$bad" || say "no task of the array is left"
+        requeue "bad nodes left out: $bad"
+    fi
+    requeue "bad nodes left out: $bad"
+    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad"
     exit 0
 }
 
@@ -151,8 +159,13 @@ start_tasks() {
     return "$status"
 }
 
-# requeue WHY: the same job once more, from its last checkpoint.
+# requeue WHY [STATUS]: the same job once more, from its last checkpoint; of an array (sbatch --array=1-9%1) the next task,
+# for sites whose jobs may not requeue themselves.
 requeue() {
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+        say "$1: the next task of the array goes on"
+        exit "${2:-0}"
+    fi
     say "$1: requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
     run scontrol requeue "$SLURM_JOB_ID"
 }
@@ -187,12 +200,14 @@ train() {
     if ((status == 75)); then
         requeue "asked to stop, checkpoint written"
     elif ((status == 0)); then
+        end_array
         say "done"
     elif ((status == 2)); then
+        end_array
         say "status $first: see $CLSGEN_LOGS; mend it, then sbatch again"
         exit 2
     elif (($(crashes) <= ${MAX_RESTARTS:-20})); then
-        requeue "status $first"
+        requeue "status $first" "$status"
     else
         say "status $first, crash number $(crashes) of this job (MAX_RESTARTS is ${MAX_RESTARTS:-20}): giving up; see $CLSGEN_LOGS"
         exit "$status"

@@ -10,7 +10,7 @@ from clsgen_dist.config import Settings, resolve_path
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.engine.dist import on_accelerator
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
-from clsgen_dist.engine.zero import deepspeed_config
+from clsgen_dist.engine.zero import deepspeed_config, refuse_missing_kernels
 from clsgen_dist.model.backbone import (
     build_model,
     choose_attention,
@@ -23,15 +23,17 @@ from clsgen_dist.model.label_space import LabelSpace
 
 def zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
     """What DeepSpeed is told; SettingsError where its file and the settings contradict each other."""
-    train = settings.train
-    return deepspeed_config(
-        resolve_path(settings.deepspeed),
+    train, path = settings.train, resolve_path(settings.deepspeed)
+    config = deepspeed_config(
+        path,
         batch_size=train.batch_size,
         world_size=ranks,
         max_grad_norm=settings.optim.max_grad_norm,
         bf16=on_accelerator() if train.precision == "auto" else train.precision == "bf16",
         optimizer=settings.optim.name,
     )
+    refuse_missing_kernels(path, config, on_gpu=on_accelerator())
+    return config
 
 
 def build_engine(

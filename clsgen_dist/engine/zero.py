@@ -46,7 +46,7 @@ def deepspeed_config(
         "bf16.enabled": bf16,
         "fp16.enabled": False,
     }
-    faults = _fill(config, filled) + _unsupported(config, optimizer)
+    faults = _fill(config, filled) + _unsupported(config, optimizer, world_size)
     if faults:
         raise SettingsError("; ".join(f"{path.name}: {fault}" for fault in faults))
     return config
@@ -64,17 +64,52 @@ def _fill(config: dict[str, Any], filled: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _unsupported(config: dict[str, Any], optimizer: str) -> list[str]:
+def refuse_missing_kernels(path: Path, config: dict[str, Any], *, on_gpu: bool) -> None:
+    """SettingsError if the file asks for what this machine cannot do: ZeRO++'s quantisation, reading NVMe."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    zero = config["zero_optimization"]
+    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if zero.get(key) and not on_gpu:
+            raise SettingsError(
+                f"{path.name}: {key} needs a GPU, and there is none here; use ds_configs/zero3_hpz.json"
+            )
+    devices = [zero.get(key, {}).get("device") for key in ("offload_param", "offload_optimizer")]
+    if "nvme" in devices and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise SettingsError(
+            f"{path.name}: offloading to nvme needs libaio, which is not here; install it (Debian: libaio-dev), or use "
+            "ds_configs/zero3_offload.json"
+        )
+
+
+def _unsupported(config: dict[str, Any], optimizer: str, world_size: int) -> list[str]:
     zero = config.get("zero_optimization", {})
     faults = []
     if zero.get("stage") != 3:
         faults.append(
             f"zero_optimization.stage is {zero.get('stage')!r}, expected 3: checkpoints and export rely on it"
         )
+    if "sequence_parallel_size" in config or "data_parallel_size" in config:
+        faults.append(
+            "sequence_parallel_size is set, but Ulysses would cut packed sequences between ranks, which attention and "
+            "the classification position do not know; for long documents raise train.micro_batch_tokens with "
+            "train.activation_checkpointing instead"
+        )
+    secondary = zero.get("zero_hpz_partition_size", 1)
+    if world_size % secondary:
+        faults.append(
+            f"zero_hpz_partition_size is {secondary}, which does not divide the {world_size} ranks; set it to the GPUs "
+            "of a node"
+        )
     for section, owner in (("optimizer", "optim"), ("scheduler", "optim")):
         if section in config:
             faults.append(f"it has a section {section!r}, which the settings own; remove it and set `{owner}` instead")
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if zero.get("offload_optimizer", {}).get("device") == "nvme":
+        faults.append(
+            "offload_optimizer is nvme, whose state DeepSpeed leaves out of the checkpoint's files: it could be "
+            "neither verified nor exported; set it to cpu (offload_param may be nvme, as in ds_configs/zero3_nvme.json)"
+        )
     if optimizer == "cpu_adamw" and not offloaded:
         faults.append(
             "optim.name is cpu_adamw, but offload_optimizer is not set; use ds_configs/zero3_offload.json, or adamw"

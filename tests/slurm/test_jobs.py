@@ -141,15 +141,51 @@ def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job,
     assert "job" in (job.output / "environment.txt").read_text()
 
 
-def test_a_chain_walks_the_stages_each_on_its_own_nodes(slurm, job, tmp_path):
+def test_a_chain_walks_the_stages_each_on_its_own_nodes(slurm, job, recipe, tmp_path):
+    """On one node, then on two: the second stage resumes on twice the ranks, and rows go on as in one run."""
+    stages = "[{name: easy, steps: 4, difficulty: [0, 0.5]}, {name: hard, steps: 4}]"
+    options = {"data__train": "demo:breast-cancer/train", "curriculum__stages": stages, "train__log_rows": "true"}
+    settings = {"OUTPUT": job.output, "CLSGEN_CLUSTER_ENV": tmp_path / "cluster.env"}
+    settings["SBATCH_FLAGS"] = " ".join(f for f in SMALL if "nodes=" not in f) + f" --output={tmp_path}/chain-%j.log"
+    arguments = ["--", "--config", "configs/demo.yaml", *recipe(job.output, **options)]
     done = subprocess.run(
-        ["bash", "slurm/chain.sh", "slurm/train_8b.sh", "easy=1", "hard=2", "--", "--seed", "1"],
-        cwd=ROOT, env={**slurm.env, "DRY_RUN": "1"}, capture_output=True, text=True,
+        ["bash", "slurm/chain.sh", "slurm/train_8b.sh", "easy=1", "hard=2", *arguments],
+        cwd=ROOT, env={**slurm.env, **{k: str(v) for k, v in settings.items()}}, capture_output=True, text=True,
     )  # fmt: skip
-    first, second = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    first, second = (line.split("job ")[1].split()[0] for line in done.stdout.splitlines())
+    assert slurm.state(second)["Dependency"].startswith(f"afterok:{first}")
+    for number, nodes in ((first, "1"), (second, "2")):
+        ended = slurm.wait(number)
+        text = (tmp_path / f"chain-{number}.log").read_text()
+        assert (ended["JobState"], ended["NumNodes"]) == ("COMPLETED", nodes), text[-3000:]
+    assert "resumed from" in text and "at step 4 of 8" in text
+    shown = [json.loads(line) for line in (job.output / "rows.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in shown] == list(range(1, 9))
+    starts = [json.loads(line) for line in (job.output / "attempts.jsonl").read_text().splitlines()]
+    assert [(start["ranks"], start["step"]) for start in starts if "start" in start] == [(1, 0), (2, 4)]
+
+
+def test_what_a_chain_would_submit_and_what_it_refuses(slurm):
+    def chain(*words, **more):
+        command = ["bash", "slurm/chain.sh", "slurm/train_8b.sh", *words]
+        return subprocess.run(command, cwd=ROOT, env={**slurm.env, **more}, capture_output=True, text=True)
+
+    first, second = chain("easy=1", "hard=2", "--", "--seed", "1", DRY_RUN="1").stdout.splitlines()
     assert "--nodes=1" in first and "--train.stop_at_stage easy --seed 1" in first and "dependency" not in first
     assert "--nodes=2" in second and "--dependency=afterok:" in second and "--train.stop_at_stage hard" in second
-    wrong = subprocess.run(
-        ["bash", "slurm/chain.sh", "slurm/train_8b.sh", "easy"], cwd=ROOT, env=slurm.env, capture_output=True, text=True
-    )
+    wrong = chain("easy")
     assert wrong.returncode == 2 and "'easy' is no STAGE=NODES, like easy=2" in wrong.stderr
+
+
+def test_an_array_goes_on_task_by_task_and_ends_with_the_one_that_finishes(slurm, job, tmp_path):
+    command = "[ $SLURM_ARRAY_TASK_ID = 3 ] && exit 0; [ $SLURM_ARRAY_TASK_ID = 2 ] && exit 1; exit 75"
+    array = job(command=command, flags=("--array=1-9%1", "--open-mode=append"))
+    deadline = time.monotonic() + 60
+    while slurm.say("squeue", "-h", "-j", array):
+        assert time.monotonic() < deadline, job.log.read_text()
+        time.sleep(0.3)
+    text = job.log.read_text()
+    assert text.count("asked to stop, checkpoint written: the next task of the array goes on") == 1
+    assert text.count("status 1 rank") == 1 and text.count("== ") == 3 and text.rstrip().endswith("done"), text
+    assert "requeued" not in text
