@@ -140,6 +140,13 @@ leave_out() {
 # How often this job has crashed; stops that were asked for, bad nodes and lost nodes do not count.
 crashes() { find "$OUTPUT/logs" -path "*/$SLURM_JOB_ID.*/failed" -exec head -qn 1 {} + | grep -cv '^75 ' || true; }
 
+# TERM comes to this script when someone cancels the job, who does not want it back, and at the time limit.
+cancelled=0
+terminated() {
+    (($(date +%s) + 60 >= ${SLURM_JOB_END_TIME:-9999999999})) || cancelled=1
+    say "TERM: waiting for the tasks"
+}
+
 # Run srun and wait for its end, also when a signal interrupts the wait; its status is ours.
 start_tasks() {
     local status
@@ -150,7 +157,7 @@ start_tasks() {
     fi
     srun "${flags[@]}" bash -c "$(task)" task "$@" &
     local tasks=$!
-    trap 'say "TERM: the tasks have it too, waiting for them"' TERM
+    trap terminated TERM
     while :; do
         status=0
         wait "$tasks" || status=$?
@@ -162,6 +169,10 @@ start_tasks() {
 # requeue WHY [STATUS]: the same job once more, from its last checkpoint; of an array (sbatch --array=1-9%1) the next task,
 # for sites whose jobs may not requeue themselves.
 requeue() {
+    if ((cancelled)); then
+        say "$1: cancelled, so not started again"
+        exit 143
+    fi
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
         say "$1: the next task of the array goes on"
         exit "${2:-0}"
@@ -178,11 +189,14 @@ train() {
     need OUTPUT "set it in the job script, to a folder that all nodes see"
     need SLURM_JOB_ID "this runs under Slurm: sbatch slurm/train_70b.sh (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
     PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
-    local -a words task_flags=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+    local prefix
+    local -a words=() task_flags=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
     [[ ${CONTAINER:-none} == pyxis ]] && task_flags+=(--container-image="$CONTAINER_IMAGE" --container-mounts="${CONTAINER_MOUNTS:-$ROOT}")
     local -a command=("${PYTHON}" "$ROOT/train.py" --config "$RECIPE" --output_dir "$OUTPUT" --resume auto "$@")
     [[ -n ${CLSGEN_COMMAND:-} ]] && command=(bash -c "$CLSGEN_COMMAND")
-    mapfile -t words < <(container)
+    [[ ${CONTAINER:-none} == none ]] || need CONTAINER_IMAGE "name the image in slurm/cluster.env"
+    prefix=$(container) || exit 2
+    [[ -z $prefix ]] || mapfile -t words <<<"$prefix"
     export CLSGEN_LOGS=$OUTPUT/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
     export PYTHONPATH=$ROOT:$ROOT/kernels${PYTHONPATH:+:$PYTHONPATH}
     cd "$ROOT"

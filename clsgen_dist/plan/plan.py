@@ -216,18 +216,7 @@ class Planner:
         key = (repr(model), bf16, len(lengths), sum(lengths), supervised, checkpointing, apart)
         if key not in self._rehearsals:
             self._rehearsals[key] = rehearse(
-                ModelPlan(
-                    backbone=self._backbone,
-                    classes=self._classes,
-                    finetune=model.finetune,
-                    top_layers=model.top_layers,
-                    lora_rank=model.lora_rank,
-                    lora_alpha=model.lora_alpha,
-                    lora_dropout=model.lora_dropout,
-                    head_dropout=model.head_dropout,
-                    load_in_4bit=model.load_in_4bit,
-                    bf16=bf16,
-                ),
+                ModelPlan.of(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
                 sequence_lengths=lengths,
                 supervised=supervised,
                 activation_checkpointing=checkpointing,

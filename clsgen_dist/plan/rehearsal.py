@@ -11,6 +11,7 @@ Price: seconds for a model of 70B, whatever the number of tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from clsgen_dist.config import ModelSettings
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model.backbone import build_model, refuse_changed_logits, set_zero3_units
 from clsgen_dist.model.dual_head import DualHeadModel
@@ -134,6 +136,14 @@ class ModelPlan:
     head_dropout: float
     load_in_4bit: bool
     bf16: bool
+
+    @classmethod
+    def of(cls, model: ModelSettings, *, backbone: str, classes: int, bf16: bool) -> ModelPlan:
+        """The settings of ``model``, with the backbone's folder or hub id."""
+        names = {field.name for field in dataclasses.fields(cls)} & set(vars(model))
+        return cls(
+            **{name: getattr(model, name) for name in names} | {"backbone": backbone}, classes=classes, bf16=bf16
+        )
 
 
 def open_config(path: str) -> Any:

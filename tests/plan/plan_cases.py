@@ -177,18 +177,7 @@ def predict(written: dict[str, Any], ranks: int) -> Predicted:
     settings = settings_from_yaml(written["settings"])
     model = settings.model
     rehearsal = rehearse(
-        ModelPlan(
-            backbone=model.backbone,
-            classes=2,
-            finetune=model.finetune,
-            top_layers=model.top_layers,
-            lora_rank=model.lora_rank,
-            lora_alpha=model.lora_alpha,
-            lora_dropout=model.lora_dropout,
-            head_dropout=model.head_dropout,
-            load_in_4bit=False,
-            bf16=settings.train.precision == "bf16",
-        ),
+        ModelPlan.of(model, backbone=model.backbone, classes=2, bf16=settings.train.precision == "bf16"),
         sequence_lengths=written["lengths"],
         supervised=written["supervised"],
         activation_checkpointing=settings.train.activation_checkpointing,

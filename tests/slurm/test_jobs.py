@@ -61,6 +61,61 @@ def test_dry_run_shows_the_commands_and_runs_none(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("container", "words"),
+    [
+        ("pyxis", "--container-image=/images/c.sqsh --container-mounts=/data:/data"),
+        ("apptainer", "apptainer exec --nv --bind /data:/data /images/c.sqsh"),
+        ("enroot", "enroot start --mount /data:/data /images/c.sqsh"),
+        ("docker", None),
+    ],
+)
+def test_containers_stand_before_what_the_tasks_run(container, words, tmp_path):
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho n1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "DRY_RUN": "1", "CONTAINER": container}
+    env |= {"CONTAINER_IMAGE": "/images/c.sqsh", "CONTAINER_MOUNTS": "/data:/data"}
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    done = subprocess.run(["bash", "slurm/train_8b.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
+    if words is None:
+        assert done.returncode == 2 and "CONTAINER is 'docker', expected none, pyxis, enroot" in done.stderr, done
+        return
+    steps = [line for line in done.stdout.splitlines() if words in line]
+    assert done.returncode == 0 and len(steps) == 2, done.stdout  # the preflight and the training
+
+
+def _up(job):
+    deadline = time.monotonic() + 60
+    while len(list(job.output.glob("up-*"))) < 2:
+        assert time.monotonic() < deadline, job.log.read_text()
+        time.sleep(0.1)
+
+
+LONG = (
+    "[ ${SLURM_RESTART_COUNT:-0} = 1 ] && exit 0; trap 'exit 75' TERM; touch $OUTPUT/up-$SLURM_PROCID; "
+    "while :; do sleep 0.1; done"
+)
+
+
+def test_term_reaches_the_tasks_as_preemption_sends_it_and_the_job_goes_on(slurm, job):
+    number = job(command=LONG)
+    _up(job)
+    slurm.say("scancel", "--signal=TERM", number)
+    ended = slurm.wait(number)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
+    assert "asked to stop, checkpoint written: requeued" in job.log.read_text()
+
+
+def test_a_cancelled_job_stays_cancelled(slurm, job):
+    number = job(command=LONG)
+    _up(job)
+    slurm.say("scancel", number)
+    ended = slurm.wait(number)
+    time.sleep(3)
+    assert slurm.state(number)["JobState"] == ended["JobState"] == "CANCELLED", job.log.read_text()
+    assert "cancelled, so not started again" in job.log.read_text()
+
+
 def test_what_is_missing_is_named_with_its_remedy(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
     done = subprocess.run(["bash", "slurm/train_8b.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
