@@ -93,7 +93,6 @@ preflight() {
     local status=0 known log=$CLSGEN_LOGS/preflight.log
     known=$(bad_nodes | wc -l)
     local -a command=("$PYTHON" -m clsgen_dist preflight --output_dir "$OUTPUT")
-    [[ -n ${CLSGEN_PREFLIGHT:-} ]] && command=(bash -c "$CLSGEN_PREFLIGHT")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         run srun --wait=0 --time=15 "${task_flags[@]}" "$@" "${command[@]}"
         return

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 _FORMAT = 1
-_BATCH_ROWS = 1024
+_BATCH_ROWS, _BATCH_CHARACTERS = 1024, 2**22
+"""A record batch is full with either: long texts are not gathered a thousand at a time."""
 _SAMPLED_BLOCKS, _BLOCK = 64, 65_536
 
 _SCHEMA = pa.schema(
@@ -236,6 +237,7 @@ def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
     digest = hashlib.sha256()
     rejected: list[RejectedRow] = []
     pending: list[Example] = []
+    held = 0
     with pa.OSFile(f"{target}.arrow", "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
 
         def flush() -> None:
@@ -249,8 +251,10 @@ def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
                 rejected.append(row)
                 continue
             pending.append(row)
-            if len(pending) == _BATCH_ROWS:
+            held += len(row.text) + sum(map(len, row.explanations))
+            if len(pending) == _BATCH_ROWS or held > _BATCH_CHARACTERS:
                 flush()
+                held = 0
         if pending:
             flush()
     rejected.sort(key=lambda row: row.line)

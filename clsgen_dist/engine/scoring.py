@@ -13,14 +13,16 @@ probability taken before it is learnt from: the training dynamics of a head, at 
 Rows are scored in blocks. Each block is a file beside the row table, written whole: a run that was killed goes on, and
 several processes or nodes that score the same rows share the blocks among themselves.
 
-Price: one forward pass over the rows (loss_explanation: over each explanation; loss_label: over each class).
+Price: one forward pass over the rows (loss_explanation: over each explanation; loss_label: over each class). The
+states of confidence and variability, 4 D bytes a row, stay on the disk; 16 blocks of them are in memory at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from clsgen_dist.model.backbone import build_model, choose_attention, load_backb
 
 _BLOCK = 1024
 _PROBE_EPOCHS, _PROBE_BATCH, _PROBE_LR = 10, 64, 0.5
+_PROBE_BLOCKS = 16
+"""Blocks whose rows are shuffled together in an epoch of the probing run."""
 OF_BACKBONE = ("loss_explanation", "loss_label", "confidence", "variability")
 """Scorers that ask the backbone."""
 SCORERS = (*difficulty.OF_ROWS, *OF_BACKBONE)
@@ -121,21 +125,20 @@ class _Backbone:
             file.parent.mkdir(exist_ok=True)
         for name, of_block in (("loss_explanation", self._loss_explanation), ("loss_label", self._loss_label)):
             if name in files:
-                difficulty.save(files[name], self._blocks(name, files[name], of_block)[:, 0])
+                blocks = self._blocks(name, files[name], of_block)
+                difficulty.save(files[name], np.concatenate(blocks)[:, 0])
         if maps := {name: file for name, file in files.items() if name in ("confidence", "variability")}:
-            state_ND = self._blocks(
-                "states", next(iter(maps.values())).with_name(f"states-{self._key()}"), self._states
-            )
-            gold_EN = probing_run(state_ND, self.rows.label_N)
-            values = {"confidence": -gold_EN.mean(axis=0), "variability": gold_EN.std(axis=0)}
+            states = self._blocks("states", next(iter(maps.values())).with_name(f"states-{self._key()}"), self._states)
+            mean_N, std_N = probing_run(states, self.rows.label_N)
+            values = {"confidence": -mean_N, "variability": std_N}
             for name, file in maps.items():
                 difficulty.save(file, values[name])
 
     def _key(self) -> str:
         return hashlib.sha256(repr(_made_of(self.rows, self.backbone)).encode()).hexdigest()[:12]
 
-    def _blocks(self, what: str, target: Path, of_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """All blocks of a quantity, whoever computes them."""
+    def _blocks(self, what: str, target: Path, of_block: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        """All blocks of a quantity in order, memory-mapped, whoever computes them."""
         from filelock import FileLock, Timeout
         from tqdm import tqdm
 
@@ -159,7 +162,7 @@ class _Backbone:
                         busy += 1
                 if busy == len(missing):
                     time.sleep(0.5)  # every block left is in the hands of another process
-        return np.concatenate([np.load(file) for file in files.values()])
+        return [np.load(file, mmap_mode="r") for file in files.values()]
 
     def _names(self) -> list[list[int]]:
         return self.rows.encoder.tokens_of(list(self.rows.table.card.labels))
@@ -218,30 +221,53 @@ class _Backbone:
         return state_RD
 
 
-def probing_run(state_ND: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """``[epochs, N]`` probability of each row's class before it is learnt from; NaN without label.
+def probing_run(states: Sequence[np.ndarray], label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``[N]`` mean and standard deviation over epochs of the probability of each row's class; NaN without label.
 
-    A linear head on standardised states, AdamW at 0.5 / D (a step then moves a logit by a half at most), batches of 64
-    in an order drawn anew each epoch.
+    A linear head on standardised states, AdamW at 0.5 / D (a step then moves a logit by a half at most), batches of 64.
+    Each epoch draws the order anew: blocks at random, the rows of 16 of them shuffled together. A row's probability is
+    taken before it is learnt from.
+
+    Args:
+        states: blocks ``[R, D]`` of rows in order, fp32; may be memory-mapped.
+        label_N: class index, or -1 without label.
     """
-    mine = np.flatnonzero(label_N >= 0)
-    gold_EN = np.full((_PROBE_EPOCHS, len(label_N)), np.nan)
-    if not len(mine):
-        return gold_EN
-    state = torch.from_numpy(state_ND[mine])
-    state = (state - state.mean(0)) / (state.std(0) + 1e-6)
-    label = torch.from_numpy(label_N[mine].astype(np.int64))
-    generator = torch.Generator().manual_seed(0)
-    head = torch.nn.Linear(state.shape[1], int(label_N.max()) + 1)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=_PROBE_LR / state.shape[1])
-    for epoch in range(_PROBE_EPOCHS):
-        for batch in torch.randperm(len(mine), generator=generator).split(_PROBE_BATCH):
-            logits = head(state[batch])
-            probability = logits.detach().softmax(1)[torch.arange(len(batch)), label[batch]]
-            gold_EN[epoch, mine[batch.numpy()]] = probability.numpy()
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, label[batch]).backward()
-            optimizer.step()
-    return gold_EN
+    start_B1 = np.concatenate([[0], np.cumsum([len(block) for block in states])])
+    labelled = [np.flatnonzero(label_N[a:b] >= 0) for a, b in pairwise(start_B1)]
+    sum_N, square_N = np.zeros(len(label_N)), np.zeros(len(label_N))
+    if any(map(len, labelled)):
+        hidden = states[0].shape[1]
+        middle, scale = _moments(block[mine] for block, mine in zip(states, labelled, strict=True))
+        rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+        head = torch.nn.Linear(hidden, int(label_N.max()) + 1)
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=_PROBE_LR / hidden)
+        for _ in range(_PROBE_EPOCHS):
+            order = rng.permutation(len(states))
+            for window in np.split(order, range(_PROBE_BLOCKS, len(order), _PROBE_BLOCKS)):
+                row = torch.from_numpy(np.concatenate([start_B1[b] + labelled[b] for b in window]))
+                state = torch.from_numpy(np.concatenate([(states[b][labelled[b]] - middle) / scale for b in window]))
+                label = torch.from_numpy(label_N[row].astype(np.int64))
+                for batch in torch.randperm(len(row), generator=generator).split(_PROBE_BATCH):
+                    logits = head(state[batch])
+                    gold = logits.detach().softmax(1)[torch.arange(len(batch)), label[batch]].double().numpy()
+                    sum_N[row[batch]] += gold
+                    square_N[row[batch]] += gold**2
+                    optimizer.zero_grad()
+                    torch.nn.functional.cross_entropy(logits, label[batch]).backward()
+                    optimizer.step()
+    mean_N = np.where(label_N >= 0, sum_N / _PROBE_EPOCHS, np.nan)
+    return mean_N, np.sqrt(np.maximum(square_N / _PROBE_EPOCHS - mean_N**2, 0.0))
+
+
+def _moments(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """``[D]`` mean and standard deviation over all rows of the blocks, fp32."""
+    count, total, square = 0, np.float64(0), np.float64(0)
+    for block in blocks:
+        count += len(block)
+        total = total + block.sum(axis=0, dtype=np.float64)
+        square = square + np.square(block, dtype=np.float64).sum(axis=0)
+    middle = total / count
+    scale = np.sqrt(np.maximum(square / count - middle**2, 0.0)) + 1e-6
+    return middle.astype(np.float32), scale.astype(np.float32)

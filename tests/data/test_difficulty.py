@@ -137,11 +137,25 @@ def test_a_probing_run_finds_what_is_hard_and_what_is_ambiguous():
     state_ND = rng.normal(size=(400, 16)).astype(np.float32) * 0.3
     state_ND[:, 0] += 4.0 * (2 * label_N - 1)
     state_ND[7, 0] *= -1  # mislabelled
-    gold_EN = probing_run(state_ND, np.where(np.arange(400) == 9, -1, label_N))
-    confidence = gold_EN.mean(axis=0)
-    assert np.nanargmin(confidence) == 7 and confidence[7] < 0.4 and np.nanmedian(confidence) > 0.7
-    assert np.isnan(confidence[9])
-    assert np.nanmax(gold_EN[0, :5]) < 0.7 < np.nanmedian(gold_EN[-1])  # the first epoch is seen before it is learnt
+    state_ND[11, 0] = 0.0  # neither
+    confidence_N, variability_N = probing_run([state_ND], np.where(np.arange(400) == 9, -1, label_N))
+    assert np.nanargmin(confidence_N) == 7 and confidence_N[7] < 0.4 and np.nanmedian(confidence_N) > 0.7
+    assert np.isnan(confidence_N[9]) and np.isnan(variability_N[9])
+    assert 0 < variability_N[11] < 0.5 * np.nanmedian(variability_N)
+    # The first epoch is seen before it is learnt: probabilities start at a half, so even easy rows are not at 1.
+    assert np.nanmax(confidence_N) < 0.99
+
+
+def test_a_probing_run_reads_blocks_and_says_the_same_of_sorted_rows():
+    rng = np.random.default_rng(1)
+    label_N = (np.arange(1000) >= 500).astype(int)  # sorted by class, as files often are
+    state_ND = rng.normal(size=(1000, 8)).astype(np.float32)
+    state_ND[:, 0] += 2.0 * (2 * label_N - 1)
+    state_ND[3, 0] = 4.0
+    whole_N, _ = probing_run([state_ND], label_N)
+    blocks_N, variability_N = probing_run(np.array_split(state_ND, 40), label_N)  # more than are shuffled together
+    assert np.corrcoef(whole_N, blocks_N)[0, 1] > 0.95
+    assert np.argsort(blocks_N)[:20].tolist().count(3) == 1 and (variability_N >= 0).all()
 
 
 def test_scoring_goes_on_after_a_kill_block_by_block(rows, tiny_backbone, monkeypatch):

@@ -155,6 +155,22 @@ def test_a_row_of_200_000_characters_is_one_row(tmp_path, encoder):
     assert len(encoder.lay_out(table.text_ids(0))) == encoder.max_prompt_length
 
 
+def test_long_texts_are_not_gathered_a_thousand_at_a_time(tmp_path, encoder, monkeypatch):
+    from clsgen_dist.data import build
+
+    monkeypatch.setattr(build, "_BATCH_CHARACTERS", 1000)
+    asked: list[int] = []
+
+    def tokens_of(texts):
+        asked.append(sum(map(len, texts)))
+        return encoder.tokens_of(texts)
+
+    rows = [{"text": f"{n} " + "word " * 100, "label": "xy"[n % 2]} for n in range(20)]
+    table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder, tokens_of=tokens_of))
+    assert len(table) == 20 and [table.example(n).text[:2].strip() for n in (0, 9)] == ["0", "9"]
+    assert max(asked) < 2000 and sum(asked) > 20 * 500
+
+
 def test_a_label_that_only_a_rejected_row_has_is_no_class(tmp_path, encoder):
     rows = [
         {"id": 1, "text": "a", "label": "a"},
