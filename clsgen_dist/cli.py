@@ -248,9 +248,20 @@ def _own_and_settings(
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
     mine, theirs = _split(argv, {f"--{name}" for name in (*options, "config")})
     own = parser.parse_args(mine)
-    recipe = ["--config", own.config] if own.config else []
+    recipe = ["--config", _found(own.config)] if own.config else []
     given = ["--data.train", own.file, "--data.dev", "null"] if file else []
     return own, parse_settings([*recipe, *theirs, *given], default_config="configs/recipe.yaml")
+
+
+def _found(recipe: str) -> str:
+    """A recipe's path, from here or from the checkout; ends the command where there is none."""
+    from clsgen_dist.config import resolve_path
+    from clsgen_dist.errors import SettingsError
+
+    try:
+        return str(resolve_path(recipe))
+    except SettingsError as error:
+        sys.exit(_complain(str(error)))
 
 
 def _split(argv: Sequence[str], own: set[str]) -> tuple[list[str], list[str]]:

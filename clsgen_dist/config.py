@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -244,6 +245,8 @@ def _faults(s: Settings) -> list[str | None]:
         return None if 0 <= value <= 1 else f"{name} is {value}, expected a share from 0 to 1"
 
     train, model, optim, data = s.train, s.model, s.optim, s.data
+    if endless := _not_finite(_plain(dataclasses.asdict(s))):
+        return [f"{name} is {value}, expected a finite number" for name, value in endless]
     faults = [
         None if s.seed >= 0 else f"seed is {s.seed}, expected 0 or more",
         positive("data.max_prompt_length", data.max_prompt_length),
@@ -337,6 +340,14 @@ def _faults(s: Settings) -> list[str | None]:
     if train.early_stop_patience is not None and (data.dev is None or train.eval_every is None):
         faults.append("train.early_stop_patience needs data.dev and train.eval_every: without them nothing is compared")
     return faults
+
+
+def _not_finite(value: Any, name: str = "") -> list[tuple[str, float]]:
+    """Every number of the tree that is NaN or infinite, by its name."""
+    if isinstance(value, float):
+        return [] if math.isfinite(value) else [(name, value)]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, item in items for found in _not_finite(item, f"{name}.{key}".lstrip("."))]
 
 
 def resolve_path(path: str) -> Path:

@@ -19,9 +19,11 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,16 +35,17 @@ from clsgen_dist.cache import cache_dir
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.ingest import RejectedRow, duplicate, iter_rows, kind_of, write_quarantine
 from clsgen_dist.data.read import Part, cut, find_source
-from clsgen_dist.data.table import RowTable, TableCard
+from clsgen_dist.data.table import DamagedTableError, RowTable, TableCard
 from clsgen_dist.errors import DataError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 2**22
 """A record batch is full with either: long texts are not gathered a thousand at a time."""
 _SAMPLED_BLOCKS, _BLOCK = 64, 65_536
+_MOST_CLASSES = 2**15 - 1
 
 _SCHEMA = pa.schema(
     {
@@ -90,17 +93,24 @@ def open_table(source: str, recipe: Recipe, say: Callable[[str], None] = lambda 
 
     whole = find_source(source)
     folder = _home(whole) / f"{_name(whole)}-{_key(whole, recipe)}"
-    if not folder.is_dir():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    build_table(whole, recipe, folder, say)
-        except OSError as error:
-            raise DataError(
-                f"the tokens of {source} cannot be written to {folder} ({error}); make room there, or move the cache "
-                "with XDG_CACHE_HOME"
-            ) from error
+    try:
+        if folder.is_dir():
+            with suppress(DamagedTableError):
+                return RowTable(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.is_dir():
+                try:
+                    return RowTable(folder)
+                except DamagedTableError as error:
+                    say(f"{error}: it is built anew")
+                    shutil.rmtree(folder)
+            build_table(whole, recipe, folder, say)
+    except OSError as error:
+        raise DataError(
+            f"the tokens of {source} cannot be kept in {folder} ({error}); make room there, see who may write to it, "
+            "or move the user's cache with XDG_CACHE_HOME"
+        ) from error
     return RowTable(folder)
 
 
@@ -111,8 +121,11 @@ def _home(whole: Part) -> Path:
     """``.clsgen`` beside the data; where that cannot be, a folder of the user's cache."""
     beside = Path(whole.path).resolve().parent
     # The mode is asked too: root may write everywhere, but a folder marked read-only is left as it is.
-    if whole.kind != "hub" and os.access(beside, os.W_OK) and beside.stat().st_mode & 0o222:
-        return beside / ".clsgen"
+    if whole.kind != "hub":
+        there = beside / ".clsgen"
+        place = there if there.exists() else beside
+        if place.is_dir() and os.access(place, os.W_OK) and place.stat().st_mode & 0o222:
+            return there
     return cache_dir() / "tables"
 
 
@@ -168,7 +181,7 @@ def build_table(whole: Part, recipe: Recipe, folder: Path, say: Callable[[str], 
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(exist_ok=True)
     parts = cut(whole)
-    missing = [(n, part) for n, part in enumerate(parts) if not (partial / f"part-{n:05d}.json").exists()]
+    missing = [(n, part) for n, part in enumerate(parts) if not _is_written(partial / f"part-{n:05d}")]
     if 0 < len(missing) < len(parts):
         say(f"going on with {partial}: {len(parts) - len(missing)} of {len(parts)} parts were done")
     bar = tqdm(total=len(parts), initial=len(parts) - len(missing), desc=f"tokenising {_name(whole)}", unit="part",
@@ -178,6 +191,15 @@ def build_table(whole: Part, recipe: Recipe, folder: Path, say: Callable[[str], 
             bar.update()
     _finish(whole, recipe, partial, len(parts))
     partial.rename(folder)
+
+
+def _is_written(part: Path) -> bool:
+    """Whether a part is there whole."""
+    try:
+        written = json.loads(part.with_name(f"{part.name}.json").read_text())
+        return bool(part.with_name(f"{part.name}.arrow").stat().st_size == written["bytes"])
+    except (OSError, ValueError):
+        return False
 
 
 def _each(missing: list[tuple[int, Part]], recipe: Recipe, partial: Path) -> Iterator[None]:
@@ -260,7 +282,8 @@ def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
     rejected.sort(key=lambda row: row.line)
     write_quarantine(target.with_name(f"{target.name}.rejected.jsonl"), rejected)
     aside = target.with_name(f"{target.name}.json.tmp")
-    aside.write_text(json.dumps({"sha256": digest.hexdigest()}))
+    size = os.path.getsize(f"{target}.arrow")
+    aside.write_text(json.dumps({"sha256": digest.hexdigest(), "bytes": size}))
     aside.rename(target.with_name(f"{target.name}.json"))
 
 
@@ -320,6 +343,11 @@ def _finish(whole: Part, recipe: Recipe, folder: Path, parts: int) -> None:
     kept, twice = _unique(whole, table)
     found = sorted(name for name in table["label"].take(kept).unique().to_pylist() if name is not None)
     labels = list(recipe.labels) if recipe.labels is not None else found
+    if len(labels) > _MOST_CLASSES:
+        raise DataError(
+            f"{whole.source} has {len(labels)} classes, the first {labels[:3]}; expected at most {_MOST_CLASSES}: see "
+            "that data.columns.label names the column of the classes"
+        )
     code = {name: index for index, name in enumerate(labels)}
     encoded = table["label"].combine_chunks().dictionary_encode()
     # A label that only rejected rows have is none of the classes.
@@ -364,6 +392,7 @@ def _finish(whole: Part, recipe: Recipe, folder: Path, parts: int) -> None:
     card = TableCard(
         source=whole.source,
         rows=len(kept),
+        stored=len(table),
         labels=labels,
         unlabelled=int((label_N < 0).sum()),
         unexplained=int((np.diff(start_N1) == 0).sum()),

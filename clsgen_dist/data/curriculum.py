@@ -22,11 +22,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clsgen_dist.data.order import Band, Segment, StageOrder
+from clsgen_dist.data.order import EDGE, Band, Segment, StageOrder
 from clsgen_dist.errors import SettingsError
 
 # N rows
 
+_MOST_BANDS = 100
 _SEGMENTS = 32
 """A growing pool is widened this often over a stage."""
 
@@ -91,11 +92,12 @@ def stage_faults(stages: Sequence[Stage]) -> list[str]:
         expect(stage.steps is None or stage.steps > 0, stage, "steps", "more than 0")
         expect(0 <= low < high <= 1, stage, "difficulty", "two rising quantiles from 0 to 1")
         expect(0 < stage.start <= 1, stage, "start", "a share above 0, up to 1")
-        expect(stage.jumps > 0, stage, "jumps", "1 or more")
+        expect(0 < stage.jumps <= _MOST_BANDS, stage, "jumps", f"1 to {_MOST_BANDS}")
         expect(0 <= stage.replay < 1, stage, "replay", "a share from 0 to below 1")
         expect(stage.replay == 0 or low > 0, stage, "replay", "0, as difficulty starts at 0: nothing is easier")
         shares = stage.bands or [1.0]
         expect(min(shares) >= 0 and sum(shares) > 0, stage, "bands", "shares of 0 or more, not all 0")
+        expect(len(shares) <= _MOST_BANDS, stage, "bands", f"at most {_MOST_BANDS} shares")
         expect(stage.lr_factor > 0, stage, "lr_factor", "more than 0")
         for field in ("max_prompt_length", "micro_batch_tokens"):
             expect((getattr(stage, field) or 1) > 0, stage, field, "more than 0")
@@ -254,7 +256,11 @@ class RunOrder:
 
 def stage_order(planned: PlannedStage, quantile_N: np.ndarray, seed: int) -> StageOrder:
     """The order of a planned stage; SettingsError if no row is as difficult as it asks."""
+    low, high = planned.stage.difficulty
+    above_N = quantile_N >= low - EDGE
     try:
+        if not (above_N & (quantile_N < high - EDGE if high < 1 else above_N)).any():  # a replay would go on without
+            raise ValueError(f"no row has a difficulty in {low:.3g}-{high:.3g}")
         return StageOrder(
             quantile_N, segments(planned.stage, planned.positions), planned.positions, (seed, planned.index)
         )

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clsgen_dist.cache import cache_dir
 from clsgen_dist.data.build import worker_pool
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.table import RowTable
@@ -41,6 +42,8 @@ _FIT_ROWS = 20_000
 _SMALL = 5000
 """Fewer rows are scored here: other processes take seconds to start."""
 _BLOCK = 4096
+_WORDS = r"(?u)[\u2e80-\U0003ffff]|[^\W\u2e80-\U0003ffff]+|[^\w\s]"
+"""A word, a character of a script without spaces, or a sign: no text is without any."""
 
 Scorer = Callable[[RowSet], np.ndarray]
 """``[N]`` difficulty of each row, NaN where unknown."""
@@ -103,7 +106,7 @@ def _fold_margins(folder: Path, fold: int) -> tuple[np.ndarray, np.ndarray]:
     fit = np.sort(np.random.default_rng(fold).permutation(fit)[:_FIT_ROWS])
     if len(np.unique(labels_N[fit])) < 2:
         return np.zeros(0, dtype=np.int64), np.zeros(0)
-    model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000))
+    model = make_pipeline(TfidfVectorizer(sublinear_tf=True, token_pattern=_WORDS), LogisticRegression(max_iter=1000))
     model.fit([table.example(int(row)).text for row in fit], labels_N[fit])
     rows, margins = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
     for numbers, texts in _text_blocks(table):
@@ -170,7 +173,10 @@ def _ranks(score_N: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 def score_file(rows: RowSet, name: str, made_of: object = None) -> Path:
     """Where a scorer's numbers are kept; ``made_of`` is what made them beside the row table."""
     key = hashlib.sha256(json.dumps([name, made_of]).encode()).hexdigest()[:12]
-    return rows.table.folder / "scores" / f"{name}-{key}.npy"
+    table = rows.table.folder
+    # Another user's table may be read, and not be written to.
+    home = table if os.access(table, os.W_OK) else cache_dir() / "scores" / table.name
+    return home / "scores" / f"{name}-{key}.npy"
 
 
 def cached(rows: RowSet, name: str) -> np.ndarray:
@@ -178,12 +184,20 @@ def cached(rows: RowSet, name: str) -> np.ndarray:
     from filelock import FileLock
 
     file = score_file(rows, name)
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
+    if (kept := load(file)) is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
-            if not file.exists():
-                save(file, OF_ROWS[name](rows))
-    return np.asarray(np.load(file))
+            if (kept := load(file)) is None:
+                save(file, kept := OF_ROWS[name](rows))
+    return np.asarray(kept)
+
+
+def load(file: Path) -> np.ndarray | None:
+    """An array that :func:`save` wrote, memory-mapped; None if it is not there, or damaged."""
+    try:
+        return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def save(file: Path, values: np.ndarray) -> None:

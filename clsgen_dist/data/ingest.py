@@ -24,6 +24,8 @@ from clsgen_dist.errors import DataError
 
 _RAW_LIMIT = 2000
 """Characters of a rejected row that the quarantine keeps."""
+_MOST_DIFFICULT = 1e100
+"""Beyond it, sums and differences of difficulties would not be numbers."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _to_example(
         raise Fault("neither label nor explanation: nothing to learn from this row")
     name = Path(source).name
     row_id = record.get(columns.id)
-    row_id = f"{name}:{line}" if row_id is None or row_id == "" else str(row_id)
+    row_id = f"{name}:{line}" if _is_missing(row_id) or row_id == "" else str(row_id)
     for part, value in (("text", text), ("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
         if value is not None:
             _check_characters(part, value)
@@ -183,8 +185,13 @@ def _to_example(
     )
 
 
+def _is_missing(value: Any) -> bool:
+    """None, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _label(value: Any, labels: list[str] | None) -> str | None:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, bool):
         value = "true" if value else "false"
@@ -205,7 +212,7 @@ def _explanations(record: dict[str, Any], columns: Columns) -> tuple[str, ...]:
         raise Fault(f"explanations have a wrong type: {type(several).__name__}, expected a list of strings")
     found: dict[str, None] = {}
     for value in ([] if one is None else [one]) + list(several or []):
-        if isinstance(value, float) and math.isnan(value):
+        if _is_missing(value):
             continue
         if not isinstance(value, str):
             raise Fault(f"explanation has a wrong type: {type(value).__name__}, expected a string")
@@ -221,7 +228,7 @@ def _difficulty(value: Any) -> float | None:
         number = float(value) if not isinstance(value, bool) else math.inf
     except (TypeError, ValueError, OverflowError):
         number = math.inf
-    if math.isinf(number):
+    if abs(number) > _MOST_DIFFICULT:
         raise Fault(f"difficulty is not a number: {str(value)[:40]!r}")
     return None if math.isnan(number) else number
 

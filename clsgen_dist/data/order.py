@@ -7,11 +7,15 @@ drawn afresh for each k (systematic sampling):
 
     showings of row i up to t  =  floor(Λ_i(t))  or  ceil(Λ_i(t)),    at random by seed, never more, never fewer
 
-and the stream is all showings in the order of their t. One segment over all rows is the usual thing: each epoch shows
-every row once, in an order of its own. Nothing here knows of ranks, batches or what was shown before.
+and the stream is all showings in the order of their t. For their number up to the stage's end to be P and not P on
+average, the last, fractional showing is drawn without replacement: of the n_g rows of one rate, for which Λ has the
+fraction f at the end, n_g·f (rounded by chance, so that all of them together are P) have their φ below f. One segment
+over all rows is the usual thing: each epoch shows every row once, in an order of its own. Nothing here knows of ranks,
+batches or what was shown before.
 
-Price: two bytes a row in memory. The positions are made in windows of about 262,000; one costs a pass over the rows
-(half a second for ten million) and a sort of the window.
+Price: two bytes a row in memory, and eight for a moment where a stage ends in the middle of an epoch. The positions are
+made in windows of about 262,000; one costs a pass over the rows (half a second for ten million) and a sort of the
+window.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ import numpy as np
 
 _WINDOW = 2**18
 _BLOCK = 2**18
+_LAST = 2**31
+"""Beyond the number of any showing: sets the draw of the last ones apart."""
+EDGE = 1e-7
+"""Quantiles are single precision: one so near to a band's edge is on it."""
 _DOMAIN = 0xC15
 """Sets our draws apart: numpy gives 0 and (0, 0, 0) the same stream, and users' sets are often drawn from seed 0."""
 
@@ -65,15 +73,18 @@ class StageOrder:
     def __init__(self, quantile_N: np.ndarray, segments: Sequence[Segment], positions: int, key: Sequence[int]) -> None:
         self.positions, self._key, self._rows = positions, [_DOMAIN, *map(int, key)], len(quantile_N)
         edges = sorted({0.0, 1.0, *(e for s in segments for b in s.bands for e in (b.low, b.high))})
-        self._group_N = (np.searchsorted(edges, quantile_N, side="right") - 1).clip(0, len(edges) - 2).astype(np.int16)
+        # A row on an edge belongs above it, whatever the last bits are.
+        above_N = np.searchsorted(np.array(edges) - EDGE, quantile_N, side="right") - 1
+        self._group_N = above_N.clip(0, len(edges) - 2).astype(np.int16)
         size_G = np.bincount(self._group_N, minlength=len(edges) - 1)
         rate_JG = np.stack([_rates(segment, np.array(edges), size_G) for segment in segments])
         lengths_J = np.array([s.positions for s in segments], dtype=np.float64)
-        # A tail at the last rates, since the showings up to `positions` are that many only on average.
-        tail = 4.0 * math.sqrt(positions * len(edges)) + 64.0
-        self._end_J = np.concatenate([[0.0], np.cumsum([*lengths_J, tail])])
-        steps_JG = np.concatenate([rate_JG * lengths_J[:, None], rate_JG[-1:] * tail])
+        lengths_J *= positions / lengths_J.sum()
+        # A tail at the last rates, lest the last bits of a sum leave out the last showing.
+        self._end_J = np.concatenate([[0.0], np.cumsum([*lengths_J, 1.0])])
+        steps_JG = np.concatenate([rate_JG * lengths_J[:, None], rate_JG[-1:]])
         self._sum_GJ = np.concatenate([np.zeros((1, steps_JG.shape[1])), np.cumsum(steps_JG, axis=0)]).T
+        self._last_G, self._fraction_G, self._chosen_G = self._draw_last(size_G)
         self._windows = max(1, math.ceil(positions / _WINDOW))
         self._before: dict[int, int] = {}
         self._window: tuple[int, int, np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -107,8 +118,36 @@ class StageOrder:
 
     def _phase(self, showing: int, block: slice) -> np.ndarray:
         """φ of a block's rows for their showing number ``showing``."""
+        phase_n = self._uniform(showing, block)
+        if showing in self._last_G:
+            group_n = self._group_N[block]
+            mine = self._last_G[group_n] == showing
+            phase_n[mine] = _bent(phase_n[mine], self._chosen_G[group_n[mine]], self._fraction_G[group_n[mine]])
+        return phase_n
+
+    def _uniform(self, showing: int, block: slice) -> np.ndarray:
         rng = np.random.default_rng([*self._key, showing, block.start // _BLOCK])
         return rng.random(block.stop - block.start)
+
+    def _draw_last(self, size_G: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``[G]`` number of each group's last showing, the fraction of it, and the φ below which a row has it."""
+        sum_G = self._sum_GJ[:, -2]
+        last_G = np.floor(sum_G).astype(np.int64)
+        fraction_G = sum_G - last_G
+        left = self.positions - int((last_G * size_G).sum())
+        # Rounded so that the groups' rows are that many in all: a grid of whole numbers over their sums, begun by chance.
+        ends_G = np.cumsum(fraction_G * size_G)
+        ends_G *= left / max(ends_G[-1], 1e-300)
+        ends_G[-1] = left
+        start = np.random.default_rng([*self._key, _LAST]).random()
+        rows_G = np.diff(np.floor(ends_G + start), prepend=0.0).astype(np.int64).clip(0, size_G)
+        chosen_G = np.where(rows_G > 0, 1.0, 0.0)
+        for showing in np.unique(last_G[(rows_G > 0) & (rows_G < size_G)]):
+            phase_N = np.concatenate([self._uniform(int(showing), block) for block in self._blocks()])
+            for group in np.flatnonzero((last_G == showing) & (rows_G > 0) & (rows_G < size_G)):
+                mine = np.partition(phase_N[self._group_N == group], rows_G[group])
+                chosen_G[group] = mine[rows_G[group]]
+        return last_G, fraction_G, chosen_G
 
     def _showings_before(self, time: float) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of rows, and how often each row was shown before ``time``."""
@@ -180,6 +219,13 @@ class StageOrder:
         x, y = self._end_J[keep], sums_J[keep]
         slope = np.maximum(y[at] - y[at - 1], 1e-300)
         return x[at - 1] + (target_p - y[at - 1]) / slope * (x[at] - x[at - 1])
+
+
+def _bent(phase: np.ndarray, chosen: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """φ mapped to [0, fraction) below ``chosen`` and to [fraction, 1) from there on."""
+    below = phase / np.maximum(chosen, 1e-300) * fraction
+    above = fraction + (phase - chosen) / np.maximum(1 - chosen, 1e-300) * (1 - fraction)
+    return np.where(phase < chosen, np.minimum(below, np.nextafter(fraction, 0)), above)
 
 
 def _rates(segment: Segment, edges: np.ndarray, size_G: np.ndarray) -> np.ndarray:

@@ -10,10 +10,12 @@ Price: one pass to count the lines of a JSONL file (about 2 GB/s), one to read t
 from __future__ import annotations
 
 import csv
+import dataclasses
 import difflib
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data.first_bytes import BYTE_ORDER_MARK, file_fault
 from clsgen_dist.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SUFFIXES = tuple(_KINDS)
+_DELIMITERS = ",;\t|"
 PART_BYTES = 16 * 2**20
 """Size of a JSONL part: a second's work for one core."""
 PART_ROWS = 65_536
@@ -58,7 +63,16 @@ class Part:
 
 
 def find_source(source: str) -> Part:
-    """A source as one part; DataError if there is no such thing."""
+    """A source as one part; DataError if there is no such thing, or it is no text of rows."""
+    if not source.strip():
+        raise DataError("a source is named '', expected a file, a folder or a hub id")
+    try:
+        return _find(source)
+    except OSError as error:
+        raise DataError(f"{source} cannot be opened ({error.strerror}); check its name and who may read it") from error
+
+
+def _find(source: str) -> Part:
     path, _, split = source.rpartition(":") if ":" in source and not os.path.exists(source) else (source, "", "")
     local = Path(path).expanduser()
     if local.is_dir():
@@ -71,13 +85,14 @@ def find_source(source: str) -> Part:
     if local.is_file() and split:
         raise DataError(f"{source}: a file has no splits; name the file alone, {path}")
     if local.is_file():
-        kind = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}.get(local.suffix)
+        kind = _KINDS.get(local.suffix)
         if kind is None:
             raise DataError(
                 f"{source}: files ending in {local.suffix!r} cannot be read; use one of {', '.join(SUFFIXES)}"
             )
-        if kind in ("jsonl", "csv"):
-            _refuse_utf16(local)
+        if kind != "parquet" and (fault := file_fault(local)):
+            raise DataError(f"{source} {fault.what}; {fault.remedy}")
+        os.close(os.open(local, os.O_RDONLY))  # whether we may read it shows here, not in a worker
         return Part(source, kind, str(local), "", 0, sys.maxsize, 1)
     if local.suffix in SUFFIXES or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise DataError(f"{source} does not exist (looked in {Path.cwd()}); check the path")
@@ -135,7 +150,7 @@ def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
         line = part.line - 1
         while file.tell() < part.stop and (data := file.readline()):
             line += 1
-            data = data.removeprefix(b"\xef\xbb\xbf") if line == 1 else data
+            data = data.removeprefix(BYTE_ORDER_MARK) if line == 1 else data
             if not data.strip():
                 continue
             raw = data.decode("utf-8", "backslashreplace").rstrip("\r\n")
@@ -160,9 +175,14 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
     with open(part.path, "rb") as file:
         # surrogateescape carries bad bytes through the parser, so that they are told of with their record's line.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
-        header = next(reader, [])
-        _require_text_column(part.source, header, columns)
+        first = text.readline()
+        text.seek(0)
+        reader = csv.reader(text, strict=True, delimiter=_delimiter(first, columns))
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise DataError(f"{part.source}: its header, line 1, is not CSV ({error}); mend its quotes") from None
+        _require_columns(part.source, header, columns)
         end = reader.line_num
         while True:
             line = end + 1
@@ -205,6 +225,14 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
             yield line, record, raw
 
 
+def _delimiter(header: str, columns: Columns) -> str:
+    """What separates the cells: a comma, or whatever makes the text column stand in the header by itself."""
+    for delimiter in _DELIMITERS:
+        if columns.text in [cell.strip().strip('"') for cell in header.split(delimiter)]:
+            return delimiter
+    return ","
+
+
 def _json_list(cell: str) -> Any:
     try:
         value = json.loads(cell)
@@ -220,36 +248,27 @@ def _decode(data: bytes) -> str:
         raise Fault(f"not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
 
 
-def _refuse_utf16(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(
-            f"{path} is UTF-16 (it starts with the bytes {start.hex(' ')}), expected UTF-8; convert it: "
-            f"iconv -f UTF-16 -t UTF-8 {path.name} > {path.stem}-utf8{path.suffix}"
-        )
-
-
 # --- Parquet, saved folders, the hub -------------------------------------------------------------------------------
 
 
 def _from_parquet(part: Part, columns: Columns) -> Iterator[Record]:
     table = _parquet(part)
     names = _class_names(table.schema_arrow, columns.label)
-    _require_text_column(part.source, table.schema_arrow.names, columns)
+    _require_columns(part.source, table.schema_arrow.names, columns)
     try:
         yield from _row_groups(table, part, columns, names)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these two kinds
+    except (OSError, ValueError, OverflowError) as error:  # pyarrow's own, and numbers and dates beyond Python's
         raise DataError(f"{part.source} cannot be read as Parquet ({error}); write it again") from error
 
 
 def _row_groups(table: Any, part: Part, columns: Columns, names: list[str] | None) -> Iterator[Record]:
     line = 0
+    wanted = [name for name in _wanted(columns) if name in table.schema_arrow.names]
     for group in range(table.metadata.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
         if line + rows > part.start and line < part.stop:
             at = line
-            for batch in table.iter_batches(_READ_ROWS, row_groups=[group]):
+            for batch in table.iter_batches(_READ_ROWS, row_groups=[group], columns=wanted):
                 first, last = max(part.start - at, 0), min(part.stop - at, len(batch))
                 if first < last:
                     yield from _named(batch.slice(first, last - first).to_pylist(), at + first + 1, names, columns)
@@ -259,7 +278,8 @@ def _row_groups(table: Any, part: Part, columns: Columns, names: list[str] | Non
 
 def _from_dataset(part: Part, columns: Columns) -> Iterator[Record]:
     data = dataset_of(part)
-    _require_text_column(part.source, data.column_names, columns)
+    _require_columns(part.source, data.column_names, columns)
+    data = data.select_columns([name for name in _wanted(columns) if name in data.column_names])
     stop = min(part.stop, len(data))
     for at in range(part.start, stop, _READ_ROWS):
         rows = data[at : min(at + _READ_ROWS, stop)]
@@ -308,12 +328,12 @@ def dataset_of(part: Part) -> Any:
         except Exception as error:  # offline, unknown, gated, no such split: the hub has an exception for each
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"{part.path!r} is no file or folder here, and the hub did not give it: {first}") from error
+    if not any((Path(part.path) / name).exists() for name in ("state.json", "dataset_dict.json")):
+        raise DataError(f"{part.path} is no folder of Dataset.save_to_disk; name a file in it, or save the set so")
     try:
         data = load_from_disk(part.path)
-    except FileNotFoundError:
-        raise DataError(
-            f"{part.path} is no folder of Dataset.save_to_disk; name a file in it, or save the set so"
-        ) from None
+    except Exception as error:  # cut JSON, Arrow files short or gone: datasets and pyarrow have an exception for each
+        raise DataError(f"{part.path} is a damaged folder of Dataset.save_to_disk ({error}); save it again") from error
     if not isinstance(data, DatasetDict):
         return data
     if part.split not in data:
@@ -321,11 +341,21 @@ def dataset_of(part: Part) -> Any:
     return data[part.split]
 
 
-def _require_text_column(source: str, found: Sequence[str], columns: Columns) -> None:
+def _wanted(columns: Columns) -> list[str]:
+    """The columns that are read; others may hold anything."""
+    return [name for name in dataclasses.astuple(columns) if name]
+
+
+def _require_columns(source: str, found: Sequence[str], columns: Columns) -> None:
+    twice = sorted({name for name in _wanted(columns) if list(found).count(name) > 1})
+    if twice:
+        raise DataError(f"{source} has {len(twice)} columns twice: {', '.join(twice)}; which one counts? Rename one")
     if columns.text in found:
         return
     near = difflib.get_close_matches(columns.text, found, n=1)
-    hint = f"; did you mean --data.columns.text {near[0]}?" if near else "; name it in data.columns.text"
+    flag = f"--data.columns.text={shlex.quote(near[0] if near else 'NAME')}"
     raise DataError(
-        f"{source} has the columns {', '.join(found) or '(none)'}, and no text column {columns.text!r}{hint}"
+        f"{source} has the columns {', '.join(map(repr, found)) or '(none)'}, and no text column {columns.text!r}; "
+        + (f"did you mean {near[0]!r}? Then say {flag}" if near else f"name it with {flag}")
+        + " (for `data check`: --columns.text)"
     )

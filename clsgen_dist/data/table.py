@@ -8,6 +8,7 @@ Price: milliseconds to open; 20 bytes a row, mapped, not read.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -32,6 +33,8 @@ class TableCard:
 
     source: str
     rows: int
+    stored: int
+    """Rows in the Arrow files: those that count, and those whose id was there before."""
     labels: list[str]
     unlabelled: int
     unexplained: int
@@ -45,10 +48,26 @@ class TableCard:
         return summary(self.rows, self.unlabelled, self.unexplained, Counter(self.rejected))
 
 
+class DamagedTableError(Exception):
+    """A table whose files are not as they were written."""
+
+
 class RowTable:
-    """A table on disk, opened. Rows are numbered from 0 in the order of the source, without the rejected ones."""
+    """A table on disk, opened. Rows are numbered from 0 in the order of the source, without the rejected ones.
+
+    Raises:
+        DamagedTableError: a file is missing, cut short, or of another table.
+    """
 
     def __init__(self, folder: Path) -> None:
+        try:
+            self._open(folder)
+        except (OSError, ValueError, TypeError, KeyError) as error:  # pyarrow and numpy have these for a broken file
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise  # the file may be whole: no permission, no memory, a server that does not answer
+            raise DamagedTableError(f"the table {folder} is damaged ({error})") from error
+
+    def _open(self, folder: Path) -> None:
         self.folder = folder
         card = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         self.card = TableCard(**card)
@@ -71,6 +90,9 @@ class RowTable:
                 self._batches.append(batch)
                 starts.append(starts[-1] + len(batch))
         self._starts = np.array(starts)
+        found = (len(self.label_N), len(self._place_N), len(self.explanation_start_N1) - 1, starts[-1])
+        if found != (*[self.card.rows] * 3, self.card.stored):
+            raise ValueError(f"rows found are {found}, expected {self.card.rows} and {self.card.stored} stored")
 
     def _column(self, name: str) -> np.ndarray:
         file = self.folder / f"{name}.npy"

@@ -23,7 +23,7 @@ from clsgen_dist.data.checks.page import page
 from clsgen_dist.data.checks.report import Checked, to_json, to_text
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data_verbs.common import writing
+from clsgen_dist.data_verbs.common import write_text
 from clsgen_dist.errors import DataError, SettingsError
 
 _ALL_TEMPLATE = 0.95
@@ -57,9 +57,9 @@ def check(
     checked = check_files(files, config, tokenizer, columns, near)
     print(to_text(checked))
     if json:
-        _write(json, to_json(checked))
+        write_text(Path(json), to_json(checked))
     if report:
-        _write(report, page(checked))
+        write_text(Path(report), page(checked))
         print(f"\npage: {report}")
     severities = {finding.severity for finding in checked.findings}
     if "error" in severities or (strict and "warning" in severities):
@@ -147,11 +147,3 @@ def find(measured: Measured, near: NearDuplicates, limits: Limits, train: int) -
             )
         )
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
-
-
-def _write(path: str, text: str) -> None:
-    file = Path(path)
-    aside = file.with_name(file.name + ".tmp")
-    with writing(file):
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(file)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clsgen_dist.config import Settings
+from clsgen_dist.data.checks.finding import visible
 from clsgen_dist.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ def read_recipe_rows(settings: Settings) -> tuple[Rows, RowSet]:
     return rows, rows.train
 
 
+def shortened(text: str, length: int = 40) -> str:
+    """A stranger's text on one line: at most so many characters, what neither shows nor is harmless made visible."""
+    line = visible(" ".join(text[: 8 * length].split()))
+    return line if len(line) <= length else line[: length - 2] + " …"
+
+
 def print_table(table: Sequence[Sequence[str]]) -> None:
     """A Markdown table, its first row the head."""
     widths = [max(len(row[c]) for row in table) for c in range(len(table[0]))]
@@ -67,6 +74,18 @@ def save_figure(figure: Any, path: Path) -> None:
     with writing(path):
         figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; through a link or into a device, as the shell would."""
+    with writing(path):
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        target = path.resolve()
+        aside = target.with_name(f"{target.name}.tmp")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(target)
 
 
 @contextlib.contextmanager

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure, writing
+from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure, shortened, write_text
 
 if TYPE_CHECKING:
     from clsgen_dist.data.loader import TrainStream
     from clsgen_dist.data.row_set import RowSet
 
 # N rows, B rows of a step
+
+_CLASSES = 8
+"""Classes that are shown by themselves."""
 
 
 def preview(settings: Settings, *, ranks: int, plot: str, plan: str | None) -> None:
@@ -34,8 +37,7 @@ def preview(settings: Settings, *, ranks: int, plot: str, plan: str | None) -> N
     _draw_preview(Path(plot), shown)
     print(f"\nplot  {plot}")
     if plan:
-        with writing(Path(plan)):
-            Path(plan).write_text(json.dumps(shown.plan(), indent=1) + "\n")
+        write_text(Path(plan), json.dumps(shown.plan(), indent=1) + "\n")
         print(f"plan  {plan}")
 
 
@@ -94,13 +96,15 @@ class _Shown:
 
     def table(self) -> list[list[str]]:
         """One line a stage."""
-        labels = self.labels
+        labels = self.labels[:_CLASSES]
         head = ["stage", "steps", "rows", "distinct", "tokens", "difficulty", "micro-steps", "efficiency", "shortened"]
-        table = [[*head, *labels]]
+        more = [f"other {len(self.labels) - len(labels)} classes"] if len(labels) < len(self.labels) else []
+        table = [[*head, *map(shortened, labels), *more]]
         for planned in self.stages:
             mine = range(planned.first_step, min(planned.first_step + planned.steps, self.steps))
             row_p = np.concatenate([self.rows[step] for step in mine])
             share = [f"{(self.label_N[row_p] == index).mean():.1%}" for index in range(len(labels))]
+            share += [f"{(self.label_N[row_p] >= len(labels)).mean():.1%}" for _ in more]
             tokens = np.array([self.tokens[step] for step in mine])
             waited = np.array([self.tokens[step] / self.loads[step].efficiency for step in mine])
             table.append(
@@ -134,11 +138,12 @@ def _draw_preview(path: Path, shown: _Shown) -> None:
     starts = [bucket[0] for bucket in buckets] + [shown.steps]
     axes[0].pcolormesh(starts, edges, density, cmap="viridis")
     axes[0].set_ylabel("difficulty quantile\n(brighter: more)")
-    for index, label in enumerate(shown.labels):
+    for index, label in enumerate(shown.labels[:_CLASSES]):
         share = [(shown.label_N[np.concatenate([shown.rows[s] for s in bucket])] == index).mean() for bucket in buckets]
-        axes[1].plot(centres, share, label=label)
+        axes[1].plot(centres, share, label=shortened(label))
     axes[1].set_ylim(0, 1)
-    axes[1].set_ylabel("share of rows")
+    more = f" (the first {_CLASSES} of {len(shown.labels)} classes)" if len(shown.labels) > _CLASSES else ""
+    axes[1].set_ylabel(f"share of rows{more}")
     axes[1].legend(frameon=False)
     axes[2].plot(shown.generation, label="generation weight")
     axes[2].plot(shown.classification, label="classification weight")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure
+from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure, shortened
 
 # N rows
 
 _EXCERPT = 160
+_DRAWN = 8
+"""Classes that are drawn."""
 
 
 def score(settings: Settings, *, show: int, plot: str) -> None:
@@ -26,7 +27,7 @@ def score(settings: Settings, *, show: int, plot: str) -> None:
     weights = settings.curriculum.difficulty
     scores = difficulty_scores(rows, weights, backbone=backbone_path(difficulty_model(settings)), compute=True)
     joined_N = combine(scores, weights, rows.label_N)
-    classes = [(name, rows.label_N == index) for index, name in enumerate(rows.table.card.labels)]
+    classes = [(shortened(name), rows.label_N == index) for index, name in enumerate(rows.table.card.labels)]
     classes += [("(no label)", rows.label_N < 0)]
     classes = [(name, mine_N) for name, mine_N in classes if mine_N.any()]
     table = [["scorer", "weight", "class", "rows", "known", "10 %", "median", "90 %"]]
@@ -42,10 +43,10 @@ def score(settings: Settings, *, show: int, plot: str) -> None:
         print(f"\n{title}:")
         for row in chosen:
             example = rows.table.example(int(row))
-            text = textwrap.shorten(example.text, _EXCERPT, placeholder=" ...")
-            print(f"  {joined_N[row]:.3f}  {example.source}  [{example.label}]  {text}")
+            label = shortened(example.label or "no label")
+            print(f"  {joined_N[row]:.3f}  {example.source}  [{label}]  {shortened(example.text, _EXCERPT)}")
             if example.explanations:
-                print(f"         {textwrap.shorten(example.explanations[0], _EXCERPT, placeholder=' ...')}")
+                print(f"         {shortened(example.explanations[0], _EXCERPT)}")
     _draw_scores(Path(plot), scores, classes)
     print(f"\nplot    {plot}\nscores  {rows.table.folder / 'scores'}")
 
@@ -54,14 +55,21 @@ def _print_agreement(scores: dict[str, np.ndarray]) -> None:
     """Rank correlation of the scorers: two that agree are one."""
     if len(scores) < 2:
         return
-    from scipy.stats import spearmanr
-
     names = list(scores)
     table = [["Spearman's rho", *names]]
     for a in names:
-        table.append([a, *(f"{spearmanr(scores[a], scores[b], nan_policy='omit').statistic:.2f}" for b in names)])
+        table.append([a, *(_rank_correlation(scores[a], scores[b]) for b in names)])
     print()
     print_table(table)
+
+
+def _rank_correlation(a_N: np.ndarray, b_N: np.ndarray) -> str:
+    from scipy.stats import spearmanr
+
+    both_N = ~np.isnan(a_N) & ~np.isnan(b_N)
+    if min(len(np.unique(a_N[both_N])), len(np.unique(b_N[both_N]))) < 2:
+        return "constant"
+    return f"{spearmanr(a_N[both_N], b_N[both_N]).statistic:.2f}"
 
 
 def _draw_scores(path: Path, scores: dict[str, np.ndarray], classes: list[tuple[str, np.ndarray]]) -> None:
@@ -69,12 +77,16 @@ def _draw_scores(path: Path, scores: dict[str, np.ndarray], classes: list[tuple[
     figure, axes = axes_of(len(scores), 2.4)
     for axis, (name, score_N) in zip(axes, scores.items(), strict=True):
         known = score_N[~np.isnan(score_N)]
-        low, high = np.quantile(known, [0, 0.995]) if len(known) else (0.0, 1.0)
-        edges = np.linspace(float(low), float(high) + 1e-9, 41)
-        for label, mine_N in classes:
+        low, high = (float(q) for q in np.quantile(known, [0, 0.995])) if len(known) else (0.0, 1.0)
+        if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value: a bar in the middle
+            half = max(abs(low), 1.0) / 2
+            low, high = low - half, high + half
+        edges = np.linspace(low, high, 41)
+        for label, mine_N in classes[:_DRAWN]:
             mine = score_N[mine_N & ~np.isnan(score_N)]
-            axis.hist(np.minimum(mine, edges[-1]), edges, histtype="step", density=True, label=f"{label} ({len(mine)})")
-        axis.set_title(name, loc="left")
+            if len(mine):
+                axis.hist(np.minimum(mine, high), edges, histtype="step", density=True, label=f"{label} ({len(mine)})")
+        axis.set_title(name + (f" (the first {_DRAWN} classes)" if len(classes) > _DRAWN else ""), loc="left")
         axis.set_ylabel("density")
         axis.legend(frameon=False)
     save_figure(figure, path)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def difficulty_scores(
     made_of = _made_of(rows, backbone)
     asked = [name for name in weights if name in OF_BACKBONE]
     files = {name: difficulty.score_file(rows, name, made_of) for name in asked}
-    missing = [name for name in asked if not files[name].exists()]
+    missing = [name for name in asked if difficulty.load(files[name]) is None]
     if missing and not compute:
         raise DataError(
             f"the scores {', '.join(missing)} of {rows.table.card.source} by {backbone} are not there yet; compute "
@@ -75,8 +76,9 @@ def difficulty_scores(
         )
     if missing:
         _Backbone(rows, backbone, say).score({name: files[name] for name in missing})
-    scores = {name: np.asarray(np.load(file)) for name, file in files.items()}
-    scores = {name: scores[name] if name in scores else difficulty.cached(rows, name) for name in weights}
+    scores = {
+        name: np.asarray(np.load(files[name])) if name in files else difficulty.cached(rows, name) for name in weights
+    }
     silent = [name for name, score_N in scores.items() if np.isnan(score_N).all()]
     if silent:
         raise DataError(
@@ -122,7 +124,7 @@ class _Backbone:
     def score(self, files: Mapping[str, Path]) -> None:
         """Write the files of the scorers named."""
         for file in files.values():
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         for name, of_block in (("loss_explanation", self._loss_explanation), ("loss_label", self._loss_label)):
             if name in files:
                 blocks = self._blocks(name, files[name], of_block)
@@ -147,22 +149,20 @@ class _Backbone:
         starts = range(0, len(self.rows), _BLOCK)
         files = {start: folder / f"{start:012d}.npy" for start in starts}
         with tqdm(total=len(files), desc=what, unit="block", disable=None, leave=False) as bar:
-            while missing := [start for start in starts if not files[start].exists()]:
+            blocks = {start: difficulty.load(file) for start, file in files.items()}
+            while missing := [start for start, block in blocks.items() if block is None]:
                 bar.update(len(files) - len(missing) - bar.n)
-                busy = 0
                 for start in missing:
-                    try:
-                        with FileLock(f"{files[start]}.lock", timeout=0):
-                            if not files[start].exists():
-                                stop = min(start + _BLOCK, len(self.rows))
-                                with torch.no_grad():
-                                    difficulty.save(files[start], of_block(np.arange(start, stop)))
-                                bar.update()
-                    except Timeout:
-                        busy += 1
-                if busy == len(missing):
+                    with suppress(Timeout), FileLock(f"{files[start]}.lock", timeout=0):
+                        if difficulty.load(files[start]) is None:
+                            stop = min(start + _BLOCK, len(self.rows))
+                            with torch.no_grad():
+                                difficulty.save(files[start], of_block(np.arange(start, stop)))
+                            bar.update()
+                blocks |= {start: difficulty.load(files[start]) for start in missing}
+                if all(blocks[start] is None for start in missing):
                     time.sleep(0.5)  # every block left is in the hands of another process
-        return [np.load(file, mmap_mode="r") for file in files.values()]
+        return [block for block in blocks.values() if block is not None]
 
     def _names(self) -> list[list[int]]:
         return self.rows.encoder.tokens_of(list(self.rows.table.card.labels))
@@ -197,7 +197,8 @@ class _Backbone:
 
     def _loss_label(self, row_R: np.ndarray) -> np.ndarray:
         names = [np.array(ids, dtype=np.int32) for ids in self._names()]
-        samples = [Sample(self.rows.sample(int(row)).prompt, name, -1) for row in row_R for name in names]
+        prompts = (self.rows.sample(int(row)).prompt for row in row_R)
+        samples = [Sample(prompt, name, -1) for prompt in prompts for name in names]
         logp_RC = -self._token_losses(samples)[:, 0].reshape(len(row_R), len(names))
         label_R = self.rows.label_N[row_R]
         own_R = logp_RC[np.arange(len(row_R)), label_R]

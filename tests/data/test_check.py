@@ -15,6 +15,7 @@ from clsgen_dist.data.checks.measure import sources_of
 from clsgen_dist.data.checks.page import page as html_of
 from clsgen_dist.data.checks.report import to_json, to_text
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data.read import find_source
 from clsgen_dist.data_verbs.check import check_files
 from clsgen_dist.errors import DataError, ModelError, SettingsError
 
@@ -163,12 +164,45 @@ def test_an_empty_file_is_an_error_and_the_other_files_are_still_checked(tmp_pat
     assert found["leakage"].count == 50
 
 
-def test_an_array_instead_of_lines_gets_the_command_that_turns_it(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "told", "remedy"),
+    [
+        (json.dumps(_rows(30), indent=1), "is one JSON value", "jq -c '.[]'"),
+        (json.dumps(_rows(30)), "is one JSON value", "jq -c '.[]'"),
+        (json.dumps(_rows(1)[0], indent=1), "is one JSON value", "jq -c '.'"),
+        ("\0" * 5000, "begins with NUL bytes", "write it again"),
+        ("\x1f\x8b\x08\0abc", "is packed with gzip", "gunzip"),
+    ],
+)
+def test_a_file_that_is_no_file_of_lines_gets_the_command_that_makes_it_one(tmp_path, text, told, remedy):
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps(_rows(30), indent=1))
-    finding = _found(str(path))["unusable-rows"]
-    assert finding.severity == "error"
-    assert "jq -c '.[]'" in finding.remedy
+    path.write_bytes(text.encode("latin-1"))
+    finding = _found(str(path))["format"]
+    assert finding.severity == "error" and told in finding.what and remedy in finding.remedy
+    with pytest.raises(DataError, match=told):
+        find_source(str(path))
+
+
+def test_lines_after_one_that_begins_like_an_array_are_still_rows(tmp_path, train):
+    path = train(_rows(200))
+    (tmp_path / "train.jsonl").write_text("[1, 2]\n" + (tmp_path / "train.jsonl").read_text())
+    assert _lines(_found(path)["unusable-rows"]) == [1]
+
+
+def test_a_text_of_200_000_combining_marks_takes_no_time(train):
+    rows = _rows(200)
+    rows[3]["text"] = rows[3]["text"] + "a" + "\u0301\u0327" * 100_000
+    start = time.monotonic()
+    assert set(_found(train(rows))) == {"truncation"}
+    assert time.monotonic() - start < 40  # a few seconds; quadratic time would be minutes
+
+
+def test_a_thousand_pairs_of_labels_are_one_warning_and_ten_examples(train):
+    names = [f"class {chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(100)]
+    rows = [{**row, "label": names[i % 100] if i < 300 else names[i % 100].upper()} for i, row in enumerate(_rows(600))]
+    checked = check_files([train(rows)])
+    told = [finding.what for finding in checked.findings if finding.code == "label-names"]
+    assert len(told) == 11 and told[0].startswith("100 groups of labels differ only in case or space")
 
 
 def test_unnamed_columns_are_named_from_the_row(train):

@@ -155,3 +155,10 @@ def test_a_short_last_step_cannot_be_filled_up_afterwards():
 
 def test_stages_need_names_of_their_own():
     assert "different names" in stage_faults([Stage(name="x", steps=1), Stage(name="x", steps=1)])[0]
+
+
+def test_a_stage_whose_own_rows_are_none_is_refused_though_it_replays():
+    quantile_N = quantiles(np.arange(7.0), np.array([0, 1, 0, 1, 0, 1, 0]), "easy_first", 0)
+    stage = Stage(name="hard", epochs=3, difficulty=(0.8, 1.0), replay=0.2)
+    with pytest.raises(SettingsError, match=r"stage 'hard': no row has a difficulty in 0.8-1 \(7 rows in all\)"):
+        stage_order(_plan(stage, rows=7), quantile_N, 0)

@@ -197,3 +197,17 @@ def test_a_scorer_that_knows_nothing_of_these_rows_is_refused(row_set):
 def test_an_unknown_scorer_is_refused_with_those_there_are(rows):
     with pytest.raises(DataError, match=r"names 'lenght', expected scorers among length, rarity, margin, given, loss"):
         difficulty_scores(rows, {"lenght": 1.0}, backbone="", compute=False)
+
+
+def test_margin_reads_texts_without_words(row_set):
+    rows = row_set([{"text": "🙂" if i % 2 else "!", "label": "ab"[i % 2]} for i in range(40)])
+    assert (difficulty.margin(rows) < 0).all()
+    rows = row_set([{"text": "好极了吧" if i % 2 else "坏极了吧", "label": "ab"[i % 2]} for i in range(40)])
+    assert (difficulty.margin(rows) < 0).all()  # by characters: the sentences have one sign that differs
+
+
+def test_a_damaged_score_is_computed_again(rows):
+    first = difficulty.cached(rows, "length").copy()
+    file = difficulty.score_file(rows, "length")
+    file.write_bytes(file.read_bytes()[:-50])
+    assert np.array_equal(difficulty.cached(rows, "length"), first)

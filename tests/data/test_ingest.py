@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -138,7 +139,7 @@ def test_csv_faults_have_the_line_their_record_starts_on(tmp_path):
 def test_a_missing_text_column_is_said_with_the_nearest(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("id,texts,label\na,b,c\n")
-    with pytest.raises(DataError, match=r"id, texts, label.*columns\.text texts"):
+    with pytest.raises(DataError, match=r"'id', 'texts', 'label'.*columns\.text=texts"):
         _read(path)
 
 
@@ -264,3 +265,67 @@ def test_parquet_faults_are_told_as_what_they_are(tmp_path):
     (tmp_path / "torn.parquet").write_bytes(data)
     with pytest.raises(DataError, match=r"torn.parquet cannot be read as Parquet"):
         _read(tmp_path / "torn.parquet", require_target=False)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_cells_may_be_separated_as_spreadsheets_do(tmp_path, name, delimiter):
+    path = tmp_path / name
+    path.write_text(f'id{delimiter}"text"{delimiter}label\na{delimiter}"one{delimiter}, two"{delimiter}x\n')
+    (example,) = _read(path).examples
+    assert (example.text, example.label) == (f"one{delimiter}, two", "x")
+
+
+@pytest.mark.parametrize("header", ['id,"text,label', 'id,"text" x,label'])
+def test_a_header_with_broken_quotes_is_told(tmp_path, header):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\na,b,c\n")
+    with pytest.raises(DataError, match=r"its header, line 1, is not CSV .*; mend its quotes"):
+        _read(path)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("id,text,label,text\na,one,x,two\n")
+    with pytest.raises(DataError, match="columns twice: text; which one counts"):
+        _read(tmp_path / "rows.csv")
+
+
+def test_columns_that_nobody_asked_for_are_not_read(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    beyond = pa.array([2**31 - 1, 0], type=pa.date32())  # the year 5,881,580
+    pq.write_table(pa.table({"text": ["a", "b"], "label": ["x", "y"], "when": beyond}), tmp_path / "rows.parquet")
+    assert [e.label for e in _read(tmp_path / "rows.parquet").examples] == ["x", "y"]
+
+
+def test_nothing_in_a_list_of_explanations_or_as_id_is_nothing(tmp_path):
+    rows = [
+        {"id": math.nan, "text": "a", "label": "x", "explanations": ["", None, " ", "why"]},
+        {"id": math.nan, "text": "b", "label": "   ", "explanation": "since"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = _read(path)
+    assert [(e.id, e.label, e.explanations) for e in read.examples] == [
+        ("rows.jsonl:1", "x", ("why",)),
+        ("rows.jsonl:2", None, ("since",)),
+    ]
+
+
+def test_what_cannot_be_opened_is_told_in_one_line(tmp_path):
+    (tmp_path / ("n" * 100)).mkdir()
+    with pytest.raises(DataError, match="cannot be opened .*too long"):
+        _read(tmp_path / ("n" * 300 + ".jsonl"))
+    with pytest.raises(DataError, match="expected a file, a folder or a hub id"):
+        _read("")
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_saved_folder_is_told_as_one(tmp_path, name):
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": ["a"], "label": ["x"]}).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / name).write_bytes((tmp_path / "set" / name).read_bytes()[:20])
+    with pytest.raises(DataError, match=r"damaged folder of Dataset.save_to_disk"):
+        _read(tmp_path / "set")

@@ -192,10 +192,12 @@ def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(tmp_path, 
         open_table(str(tmp_path / "rows.jsonl"), _recipe(encoder))
 
 
-def test_a_table_that_cannot_be_written_says_where_and_what_to_do(tmp_path, mixed, encoder):
+def test_a_table_that_cannot_be_written_says_where_and_what_to_do(tmp_path, mixed, encoder, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", mixed)
-    (tmp_path / ".clsgen").write_text("in the way")
-    with pytest.raises(DataError, match=r"cannot be written to .*\.clsgen.*XDG_CACHE_HOME"):
+    (tmp_path / ".clsgen").write_text("in the way")  # so the user's cache is taken
+    (tmp_path / "cache").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"cannot be kept in .*cache/clsgen_dist.*XDG_CACHE_HOME"):
         open_table(source, _recipe(encoder))
 
 
@@ -259,3 +261,44 @@ def _session(leader):
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
     return found
+
+
+@pytest.mark.parametrize("damage", ["card emptied", "part cut", "part gone", "column gone", "column cut"])
+def test_a_damaged_table_is_told_and_built_anew(tmp_path, mixed, encoder, damage):
+    source, said = _write(tmp_path / "rows.jsonl", mixed), []
+    whole = open_table(source, _recipe(encoder))
+    folder, sha256 = whole.folder, whole.card.sha256
+    file = folder / {"card": "table.json", "part": "part-00000.arrow", "column": "label.npy"}[damage.split()[0]]
+    if damage.endswith("gone"):
+        file.unlink()
+    else:
+        file.write_bytes(b"" if damage.endswith("emptied") else file.read_bytes()[:-30])
+    again = open_table(source, _recipe(encoder), said.append)
+    assert again.card.sha256 == sha256 and again.example(40).text == mixed[40]["text"]
+    assert len(said) == 1 and f"the table {folder} is damaged" in said[0] and said[0].endswith("it is built anew")
+
+
+def test_a_part_of_a_build_that_was_cut_short_is_written_again(tmp_path, mixed, encoder, monkeypatch):
+    source = _write(tmp_path / "rows.jsonl", mixed)
+    whole = open_table(source, _recipe(encoder))
+    partial = whole.folder.with_name(whole.folder.name + ".partial")
+    whole.folder.rename(partial)
+    part = partial / "part-00000.arrow"
+    part.write_bytes(part.read_bytes()[:-100])
+    assert open_table(source, _recipe(encoder)).card.sha256 == whole.card.sha256
+
+
+def test_another_users_cache_beside_the_data_is_left_alone(tmp_path, mixed, encoder, monkeypatch):
+    source = _write(tmp_path / "rows.jsonl", mixed)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / ".clsgen").mkdir(mode=0o555)
+    assert open_table(source, _recipe(encoder)).folder.parent == tmp_path / "cache" / "clsgen_dist" / "tables"
+
+
+def test_a_column_of_ids_taken_for_labels_is_refused(tmp_path, encoder, monkeypatch):
+    from clsgen_dist.data import build
+
+    monkeypatch.setattr(build, "_MOST_CLASSES", 30)
+    rows = [{"text": f"t{n}", "label": f"id {n}"} for n in range(40)]
+    with pytest.raises(DataError, match=r"has 40 classes, .* expected at most 30: see that data.columns.label names"):
+        open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))

@@ -6,6 +6,7 @@ should know. ``info``: nothing to do. The codes are stable; ``clsgen data check 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +14,7 @@ from typing import Literal
 from clsgen_dist.data.checks.measure import Split
 
 Severity = Literal["error", "warning", "info"]
-_LISTED = 8
+_LISTED, _LONGEST_NAME = 8, 60
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 
@@ -89,7 +90,17 @@ def rows_are(count: int, one: str, several: str) -> str:
     return f"1 row {one}" if count == 1 else f"{count} rows {several}"
 
 
+def visible(text: str) -> str:
+    """The text with control characters, lone surrogates and marks that turn its direction made visible."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", "\ufffd", text)
+
+
+def named(name: str) -> str:
+    """A class's name in quotes, not longer than a line."""
+    return repr(name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + " …")
+
+
 def listed(counts: dict[str, int]) -> str:
     """The first names with their counts."""
     more = f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else ""
-    return ", ".join(f"{name!r} ({count})" for name, count in list(counts.items())[:_LISTED]) + more
+    return ", ".join(f"{named(name)} ({count})" for name, count in list(counts.items())[:_LISTED]) + more

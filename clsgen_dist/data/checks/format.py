@@ -15,16 +15,10 @@ from clsgen_dist.data.checks.measure import Split
 def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
     name = (split.source.name,)
     path = split.source.path
-    if split.fault and split.fault != "empty":
-        yield Finding(
-            "encoding",
-            "error",
-            name,
-            f"{path} is {split.fault}, not UTF-8; nothing of it can be read",
-            f"iconv -f {split.fault} -t UTF-8 {path} > NEW",
-        )
+    if split.fault:
+        yield Finding(split.fault.kind, "error", name, f"{path} {split.fault.what}", split.fault.remedy)
         return
-    if split.fault or not split.total:
+    if not split.total:
         yield Finding("empty", "error", name, f"{path} holds no rows", "check what wrote the file, or leave it out")
         return
     if split.has_byte_order_mark:
@@ -64,8 +58,6 @@ def _mend(split: Split) -> str:
     kind = Counter(row.reason.split(":")[0] for row in split.rejected).most_common(1)[0][0]
     if kind == "not valid UTF-8":
         return f"if the file is Latin-1 (Windows): iconv -f WINDOWS-1252 -t UTF-8 {split.source.path} > NEW"
-    if kind.startswith("not JSON") and first.line == 1 and first.raw.lstrip().startswith("["):
-        return f"this looks like one JSON array; make it one object a line: jq -c '.[]' {split.source.path} > NEW.jsonl"
     if kind.startswith(("neither", "missing text")):
         columns = next((row for row in split.rejected if row.reason.startswith(kind)), first)
         try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clsgen_dist.data.checks.finding import Finding, Limits, Place, listed, place_of, rows_are
+from clsgen_dist.data.checks.finding import Finding, Limits, Place, listed, named, place_of, rows_are
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.checks.near import normalised
 
@@ -25,6 +25,7 @@ def class_counts(split: Split, names: Sequence[str]) -> dict[str, int]:
     return {name: counts[index] for index, name in enumerate(names) if counts[index]}
 
 
+_MOST_GROUPS = 10
 _MOST_NAMES = 200
 """With more classes, their names are not compared for slips: each would be held against each."""
 
@@ -42,7 +43,7 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
     counts = _folded(class_counts(split, names))
     labelled = sum(counts.values())
     if len(counts) < 2:
-        found = f"all {labelled} labelled rows are {next(iter(counts))!r}" if counts else "no row has a label"
+        found = f"all {labelled} labelled rows are {named(next(iter(counts)))}" if counts else "no row has a label"
         yield Finding(
             "one-class",
             "error" if is_train else "warning",
@@ -83,10 +84,10 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
             "imbalance",
             "warning",
             name,
-            f"{counts[commonest]} rows of {commonest!r} for {counts[rarest]} of {rarest!r} "
-            f"({counts[commonest] / counts[rarest]:.0f} to 1): a model that always says {commonest!r} is right in "
+            f"{counts[commonest]} rows of {named(commonest)} for {counts[rarest]} of {named(rarest)} "
+            f"({counts[commonest] / counts[rarest]:.0f} to 1): a model that always says {named(commonest)} is right in "
             f"{counts[commonest] / labelled:.0%} of the rows",
-            f"collect more rows of {rarest!r}; judge by AUROC and F1, never by accuracy",
+            f"collect more rows of {named(rarest)}; judge by AUROC and F1, never by accuracy",
             counts[rarest],
             labelled,
         )
@@ -108,9 +109,16 @@ def label_names(measured: Measured) -> Iterator[Finding]:
             if 20 * totals[same[key][0]] <= max(totals[i] for i in same[other]) and not any(c.isdigit() for c in key)
         ]
         alike += [([max(same[other], key=lambda i: totals[i]), *same[key]], "may be one misspelt") for other in near]
-    for group, how in alike:
-        if len(group) < 2:
-            continue
+    alike = [(group, how) for group, how in alike if len(group) > 1]
+    if len(alike) > _MOST_GROUPS:
+        yield Finding(
+            "label-names",
+            "warning",
+            tuple(split.source.name for split in measured.splits),
+            f"{len(alike)} groups of labels differ only in case or space, or by a slip; the first {_MOST_GROUPS} follow",
+            "see that data.columns.label names the column of the classes, and write each class in one way",
+        )
+    for group, how in alike[:_MOST_GROUPS]:
         rare = set(group[1:])
         rows = [
             place_of(split, row, names)
@@ -123,7 +131,7 @@ def label_names(measured: Measured) -> Iterator[Finding]:
             "warning",
             tuple(dict.fromkeys(place.split for place in rows)),
             f"the labels {listed({names[i]: totals[i] for i in group})} {how}, and would be classes of their own",
-            f"write {names[group[0]]!r} in these rows, or list the true classes in data.labels",
+            f"write {named(names[group[0]])} in these rows, or list the true classes in data.labels",
             len(rows),
             sum(totals.values()),
             rows,

@@ -17,7 +17,9 @@ from clsgen_dist.data.checks.near import Sketches, Template, normalised, text_ha
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.first_bytes import FileFault, file_fault, has_byte_order_mark
 from clsgen_dist.data.ingest import RejectedRow, unique_rows
+from clsgen_dist.data.read import SUFFIXES
 from clsgen_dist.errors import DataError
 
 _SAMPLE = 1000
@@ -42,7 +44,7 @@ class Split:
     """The rows of one source; row i of the arrays is the i-th usable row."""
 
     source: Source
-    fault: str | None = None
+    fault: FileFault | None = None
     """Why nothing of the file was read."""
     has_byte_order_mark: bool = False
     ids: list[str] = field(default_factory=list)
@@ -189,22 +191,16 @@ def _take(
     split.explanation_tokens.append(max(map(len, encoder.explanations(row.explanations)), default=0))
 
 
-def _look_at_bytes(path: str) -> tuple[str | None, bool]:
+def _look_at_bytes(path: str) -> tuple[FileFault | None, bool]:
     """What keeps a text file from being read at all, and whether it begins with UTF-8's byte order mark."""
     file = Path(path).expanduser()
-    if file.suffix not in (".jsonl", ".json", ".csv") or not file.is_file():
-        return None, False
-    with file.open("rb") as stream:
-        head = stream.read(4000)
-    if not head.strip():
-        return ("empty" if file.stat().st_size <= len(head) else None), False
-    if head[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
-        return "UTF-32", False
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "UTF-16", False
-    if head.count(0) > len(head) // 4:
-        return "UTF-16LE" if head[1:2] == b"\0" else "UTF-16BE", False
-    return None, head.startswith(b"\xef\xbb\xbf")
+    try:
+        if file.suffix not in SUFFIXES or file.suffix == ".parquet" or not file.is_file():
+            return None, False
+        fault = file_fault(file)
+        return fault, fault is None and has_byte_order_mark(file)
+    except OSError:
+        return None, False  # the reader meets it again, and says so
 
 
 def excerpts(source: str, columns: Columns, lines: set[int], length: int) -> Iterator[tuple[int, str]]:

@@ -22,6 +22,7 @@ Shapes: R distinct texts, P permutations, S splits.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,9 +48,24 @@ _LONGEST = 1_000_000
 _LEAST_SAMPLE = 50
 
 
+_MARKS = re.compile(r"[^\w\s\x00-\x7f]{31,}")
+"""Where more combining marks than any script needs may stand in a row: composing them takes quadratic time."""
+_MOST_MARKS = 30
+"""As Unicode's stream-safe format allows (UAX #15, section 13)."""
+
+
 def normalised(text: str) -> str:
     """The text without differences of case, white space and Unicode composition."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", _MARKS.sub(_fewer_marks, text)).casefold().split())
+
+
+def _fewer_marks(found: re.Match[str]) -> str:
+    kept, run = [], 0
+    for character in found[0]:
+        run = run + 1 if unicodedata.combining(character) else 0
+        if run <= _MOST_MARKS:
+            kept.append(character)
+    return "".join(kept)
 
 
 def text_hash(normal: str) -> int:

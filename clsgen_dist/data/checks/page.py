@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 from clsgen_dist.data.checks import plots
-from clsgen_dist.data.checks.finding import Finding, Place, shown
+from clsgen_dist.data.checks.finding import Finding, Place, shown, visible
 from clsgen_dist.data.checks.measure import excerpts
 from clsgen_dist.data.checks.report import Checked, classes, overview
 
@@ -142,7 +142,7 @@ def _place_row(checked: Checked, place: Place, detail: str, texts: dict[tuple[st
 
 def _visible(text: str) -> str:
     """Escaped, with what neither shows nor may stand in HTML made visible."""
-    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", "\ufffd", text))
+    return escape(visible(text))
 
 
 def _excerpts(checked: Checked) -> dict[tuple[str, int], str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, Place, shown
+from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, Place, named, shown
 from clsgen_dist.data.checks.labels import class_counts
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.example import Columns
@@ -71,7 +71,7 @@ def classes(splits: Sequence[Split], names: Sequence[str]) -> list[dict[str, str
     counts = {split.source.name: class_counts(split, names) for split in splits}
     return [
         {
-            "class": repr(name),
+            "class": named(name),
             **{
                 split: f"{c.get(name, 0)} ({c.get(name, 0) / max(1, sum(c.values())):.1%})"
                 for split, c in counts.items()
@@ -151,7 +151,7 @@ def _told(checked: Checked, place: Place) -> str:
     has_id = place.id is not None and not place.id.endswith(f":{place.line}")
     inside = ", ".join([*([place.id] if has_id and place.id else []), *([place.detail] if place.detail else [])])
     if place.like and place.label and place.like.label and place.label != place.like.label:
-        inside += f"{', ' if inside else ''}{place.label!r}, not {place.like.label!r}"
+        inside += f"{', ' if inside else ''}{named(place.label)}, not {named(place.like.label)}"
     like = f" = {checked.where(place.like)}" if place.like else ""
     return f"{checked.where(place)}{like}" + (f" ({inside})" if inside else "")
 

@@ -1,0 +1,77 @@
+"""What the first bytes of a text file say against reading it: another encoding, packed, one array instead of lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_HEAD = 4000
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class FileFault:
+    """Why nothing of a file can be read as it is."""
+
+    kind: Literal["empty", "encoding", "format"]
+    what: str
+    """Follows the file's name."""
+    remedy: str
+
+
+def file_fault(path: Path) -> FileFault | None:
+    """What keeps a .jsonl or .csv file from being read, None if nothing does; OSError where it cannot be opened."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if not head.strip():
+        whole = path.stat().st_size <= len(head)
+        return FileFault("empty", "holds no rows", "check what wrote the file, or leave it out") if whole else None
+    if head[:2] == b"\x1f\x8b":
+        return FileFault("format", "is packed with gzip", f"unpack it: gunzip -c {path} > NEW{path.suffix}")
+    if not head.strip(b"\0"):
+        return FileFault(
+            "format", "begins with NUL bytes, as files do whose writing was cut short by a crash", "write it again"
+        )
+    if encoding := _encoding(head):
+        return FileFault(
+            "encoding", f"is {encoding}, expected UTF-8", f"convert it: iconv -f {encoding} -t UTF-8 {path} > NEW"
+        )
+    if path.suffix != ".csv" and (command := _one_value(head)):
+        return FileFault(
+            "format",
+            "is one JSON value over the whole file, expected one object a line",
+            f"turn it: jq -c '{command}' {path} > NEW.jsonl",
+        )
+    return None
+
+
+def has_byte_order_mark(path: Path) -> bool:
+    """Whether the file begins with UTF-8's mark, which is skipped."""
+    with path.open("rb") as file:
+        return file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
+
+
+def _encoding(head: bytes) -> str | None:
+    if head[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "UTF-32"
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "UTF-16"
+    if head.count(0) > len(head) // 4:
+        return "UTF-16LE" if head[1:2] == b"\0" else "UTF-16BE"
+    return None
+
+
+def _one_value(head: bytes) -> str | None:
+    """jq's program that turns an array, or an object over several lines, into lines; None for a file of lines."""
+    first, *others = (line.strip() for line in head.removeprefix(BYTE_ORDER_MARK).strip().splitlines())
+    if first == b"{" and others and others[0].startswith(b'"'):
+        return "."
+    if not first.startswith(b"["):
+        return None
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):  # cut off by the line's end, or by ours
+        return ".[]" if first[1:].lstrip()[:1] in (b"", b"{") else None
+    return ".[]" if value and all(isinstance(item, dict) for item in value) else None
