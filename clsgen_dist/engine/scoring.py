@@ -259,12 +259,13 @@ def probing_run(states: Sequence[np.ndarray], label_N: np.ndarray) -> tuple[np.n
                     torch.nn.functional.cross_entropy(logits, label[batch]).backward()
                     optimizer.step()
     mean_N = np.where(label_N >= 0, sum_N / _PROBE_EPOCHS, np.nan)
-    return mean_N, np.sqrt(np.maximum(square_N / _PROBE_EPOCHS - mean_N**2, 0.0))
+    std_N: np.ndarray = np.sqrt(np.maximum(square_N / _PROBE_EPOCHS - mean_N**2, 0.0))
+    return mean_N, std_N
 
 
 def _moments(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """``[D]`` mean and standard deviation over all rows of the blocks, fp32."""
-    count, total, square = 0, np.float64(0), np.float64(0)
+    count, total, square = 0, np.zeros(1), np.zeros(1)
     for block in blocks:
         count += len(block)
         total = total + block.sum(axis=0, dtype=np.float64)

@@ -315,7 +315,7 @@ def test_nothing_in_a_list_of_explanations_or_as_id_is_nothing(tmp_path):
 
 def test_what_cannot_be_opened_is_told_in_one_line(tmp_path):
     (tmp_path / ("n" * 100)).mkdir()
-    with pytest.raises(DataError, match="cannot be opened .*too long"):
+    with pytest.raises(DataError, match=r"cannot be opened .*too long"):
         _read(tmp_path / ("n" * 300 + ".jsonl"))
     with pytest.raises(DataError, match="expected a file, a folder or a hub id"):
         _read("")

@@ -115,7 +115,7 @@ def label_names(measured: Measured) -> Iterator[Finding]:
             "label-names",
             "warning",
             tuple(split.source.name for split in measured.splits),
-            f"{len(alike)} groups of labels differ only in case or space, or by a slip; the first {_MOST_GROUPS} follow",
+            f"{len(alike)} groups of labels differ only in case or space, or by a slip; {_MOST_GROUPS} of them follow",
             "see that data.columns.label names the column of the classes, and write each class in one way",
         )
     for group, how in alike[:_MOST_GROUPS]:
