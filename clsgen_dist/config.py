@@ -182,7 +182,7 @@ class FaultSettings:
     rendezvous_timeout_s: int = 600
     """The ranks must all have come within so many seconds."""
     spike_factor: float = 10.0
-    """Leave out an update whose joint loss is more than this times the median of the last 64; 0 never does."""
+    """Leave out an update if a head's mean loss is more than this times the median of its last 64, and more than this many nats; 0 never does."""
     max_skipped: int = 3
     """After so many updates left out in a row, weights and optimizer go back to the last checkpoint, and the data goes on."""
     max_rollbacks: int = 2
@@ -213,7 +213,7 @@ class Settings:
     resume: str = "never"
     """`never`, `auto` (the newest valid checkpoint in output_dir, if any), or a checkpoint's folder."""
     overwrite: bool = False
-    """Delete the checkpoints and log of an earlier run in output_dir, instead of refusing to start over it."""
+    """Delete what an earlier run left in output_dir, instead of refusing to start over it; with a `resume` folder: the checkpoints later than that."""
     seed: int = 0
     """Seed of the order of rows, of new weights and of dropout."""
     deepspeed: str = "ds_configs/zero3.json"

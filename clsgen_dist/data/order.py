@@ -135,7 +135,7 @@ class StageOrder:
         last_G = np.floor(sum_G).astype(np.int64)
         fraction_G = sum_G - last_G
         left = self.positions - int((last_G * size_G).sum())
-        # Rounded so that all groups together are that many rows: a grid of whole numbers over their sums, begun by chance.
+        # Rounded so that all groups together are that many: a grid of whole numbers over their sums, begun by chance.
         ends_G = np.cumsum(fraction_G * size_G)
         ends_G *= left / max(ends_G[-1], 1e-300)
         ends_G[-1] = left

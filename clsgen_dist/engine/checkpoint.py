@@ -1,8 +1,9 @@
 """Checkpoints that count only when committed: which there are, whether they are whole, and how a run goes on from one.
 
-A checkpoint is DeepSpeed's sharded folder ``step-00000120/`` plus a marker, ``committed.json``: training state, and
-size and SHA-256 of every file. A folder without marker is a save that was killed, and is passed over; so is one whose
-checksums do not match, and it is named. The newest valid checkpoint wins. :mod:`clsgen_dist.engine.saver` writes them.
+A checkpoint is DeepSpeed's sharded folder ``step-00000120/`` plus a marker, ``committed.json``: training state, size
+and SHA-256 of every file, and a SHA-256 of the marker itself. A folder without marker is a save that was killed, and
+is passed over; so is one whose checksums do not match, and it is named. The newest valid checkpoint wins.
+:mod:`clsgen_dist.engine.saver` writes them.
 
 Frozen parameters are not written: they come again from the backbone, which is compared with the one that was trained
 (sum and sum of squares over all frozen parameters).
@@ -41,10 +42,17 @@ class TrainState:
     """Step of the best checkpoint so far."""
     best_value: float | None = None
     """Its dev metric."""
+    best_by: str | None = None
+    """What the best is the best by: the metric and the dev rows."""
     evaluations_without_gain: int = 0
     """For early stopping."""
     guard: GuardState = field(default_factory=GuardState)
     """Losses and skipped steps so far."""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that were not left out."""
+        return self.step - self.guard.skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,9 @@ class RunIdentity:
     batch_size: int
     finetune: str
     top_layers: int | None
+    lora: tuple[int, int] | None
+    """Rank and alpha, with LoRA."""
+    optimizer: str
     frozen_sum: float
     frozen_square_sum: float
 
@@ -72,12 +83,23 @@ def folder_name(step: int) -> str:
 def read_marker(folder: Path) -> dict[str, Any]:
     """The marker of a committed checkpoint; CheckpointError if there is none or it cannot be read."""
     try:
-        marker: dict[str, Any] = json.loads((folder / MARKER).read_text())
-        return marker
+        marker = json.loads((folder / MARKER).read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {MARKER}: its save was not finished, so it does not count") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / MARKER} cannot be read ({error}); use an earlier checkpoint") from None
+    if not isinstance(marker, dict) or marker.pop("sha256", None) != _digest(marker):
+        raise CheckpointError(f"{folder / MARKER} does not match its own checksum; use an earlier checkpoint")
+    return marker
+
+
+def commit(folder: Path, marker: dict[str, Any]) -> None:
+    """Publish a checkpoint's marker: from here on it counts."""
+    publish(folder / MARKER, json.dumps({**marker, "sha256": _digest(marker)}, indent=1))
+
+
+def _digest(marker: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
 
 
 def verify(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
@@ -102,18 +124,35 @@ def committed(root: Path) -> list[Path]:
     return sorted(p.parent for p in root.glob(f"step-*/{MARKER}"))
 
 
-def newest_valid(root: Path, report: Callable[[str], None], world: World | None = None) -> Path | None:
+def newest_valid(
+    root: Path, report: Callable[[str], None], world: World | None = None, *, good: bool = False
+) -> Path | None:
     """The newest checkpoint whose files are whole; damaged ones are reported and passed over.
 
-    Collective with a ``world``, whose ranks share the reading.
+    With ``good``, one that was written while steps were being left out is passed over too: its weights are those that
+    made the losses leap. Collective with a ``world``, whose ranks share the reading.
     """
     folders = committed(root) if world is None else world.broadcast(committed(root))
     for folder in reversed(folders):
         if fault := fault_of(folder, world):
             report(f"checkpoint {folder.name} is damaged and passed over: {fault}")
-        else:
+        elif not (good and read_marker(folder)["state"]["guard"]["in_a_row"]):
             return folder
     return None
+
+
+def later_than(root: Path, step: int) -> list[Path]:
+    """Committed checkpoints of later steps than this."""
+    return [folder for folder in committed(root) if int(folder.name.removeprefix("step-")) > step]
+
+
+def clear_after(root: Path, step: int) -> None:
+    """Delete what a run that goes on from ``step`` does not: later checkpoints, and saves and conversions cut short."""
+    for folder in later_than(root, step):
+        (folder / MARKER).unlink()
+    for folder in root.glob("step-*"):
+        if not (folder / MARKER).exists():
+            shutil.rmtree(folder)
 
 
 def fault_of(folder: Path, world: World | None = None) -> str | None:
@@ -146,20 +185,24 @@ def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunI
             f"{folder} is of another run: {'; '.join(differences)}. Restore those settings and rows, or start anew "
             "with another output_dir"
         )
+    restore_weights(engine, world, folder)
+    return _state_of(marker)
+
+
+def restore_weights(engine: Any, world: World, folder: Path) -> None:
+    """Weights and optimizer state of a checkpoint of this run, whatever number of ranks wrote it; collective."""
+    marker = read_marker(folder)
     if marker["world_size"] == world.size:
         path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    elif marker["identity"]["optimizer"] == "adamw_8bit":
+        raise CheckpointError(
+            f"{folder} was written by {marker['world_size']} ranks and this run has {world.size}: the state of "
+            "adamw_8bit cannot be shared out anew; go on with as many ranks, or train with adamw"
+        )
     else:
         path = _load_from_other_ranks(engine, world, folder)
     if path is None:
         raise CheckpointError(f"DeepSpeed could not load {folder}; use an earlier checkpoint")
-    return _state_of(marker)
-
-
-def restore_weights(engine: Any, folder: Path) -> None:
-    """Weights and optimizer state of a checkpoint that this very run wrote, and nothing else; collective."""
-    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
-    if path is None:
-        raise CheckpointError(f"DeepSpeed could not load {folder} again")
 
 
 def require_same_probe(folder: Path, now: dict[str, Any], tolerance: float) -> tuple[float, float]:
@@ -177,7 +220,9 @@ def require_same_probe(folder: Path, now: dict[str, Any], tolerance: float) -> t
 def _state_of(marker: dict[str, Any]) -> TrainState:
     state = dict(marker["state"])
     guard = state.pop("guard")
-    return TrainState(**state, guard=GuardState(**{**guard, "recent": tuple(guard["recent"])}))
+    for name in ("recent_generation", "recent_classification"):  # JSON has lists only
+        guard[name] = tuple(guard[name])
+    return TrainState(**state, guard=GuardState(**guard))
 
 
 def _load_from_other_ranks(engine: Any, world: World, folder: Path) -> str | None:
@@ -248,6 +293,8 @@ def _flat(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same(then: Any, now: Any) -> bool:
+    if isinstance(now, tuple):  # JSON has lists only
+        now = list(now)
     if isinstance(then, float) and isinstance(now, float):
         return abs(then - now) <= 1e-6 * max(abs(then), abs(now), 1.0)
     return bool(then == now)

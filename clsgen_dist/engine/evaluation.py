@@ -43,13 +43,33 @@ def evaluate(
     everything = [item for part in world.gather(found) for item in part]
     logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])
     generation, supervised, classification, labelled = world.sum(generation, supervised, classification, labelled)
-    return logits_NC, rows.label_N, mean(generation, supervised), mean(classification, labelled)
+    return logits_NC, rows.label_N, _mean(generation, supervised), _mean(classification, labelled)
+
+
+def _mean(total: float, count: float) -> float:
+    """A global mean; NaN where nothing was counted, infinite where the sum is no number."""
+    return mean(total if np.isfinite(total) else np.inf, count)
+
+
+def metric_fault(rows: RowSet, metric: str) -> str | None:
+    """Why the dev rows cannot say which checkpoint is the best; None if they can."""
+    classes = len(np.unique(rows.label_N[rows.label_N >= 0]))
+    needed = {"auroc": 2, "loss": 0}.get(metric, 1)
+    if classes >= needed:
+        return None
+    return (
+        f"train.best_metric is {metric}, but the labelled dev rows {rows.name} are of {classes} classes, expected "
+        f"{needed} or more; add rows, or set train.best_metric to loss"
+    )
 
 
 def dev_metrics(
     logits_NC: np.ndarray, labels_N: np.ndarray, positive: int, losses: tuple[float, float], weights: LossWeights
 ) -> dict[str, float]:
-    """AUROC, F1 at even odds, ECE and NLL of the labelled rows, and the losses."""
+    """AUROC, F1 at even odds, ECE and NLL of the labelled rows, and the losses.
+
+    A loss that is NaN was not there to be measured; one that is infinite was no number.
+    """
     from scipy.special import softmax
 
     from clsgen_dist.evaluate.calibration import ece
@@ -64,7 +84,9 @@ def dev_metrics(
         "loss": float(np.nansum([weights.generation * generation, weights.classification * classification])),
         "nll": classification,
     }
-    if len(labels_N):
+    if len(labels_N) and not np.isfinite(probabilities_NC).all():
+        metrics |= dict.fromkeys(("auroc", "ece", "f1"), float("nan"))
+    elif len(labels_N):
         metrics["auroc"] = auroc(probabilities_NC, labels_N, positive)
         metrics["ece"] = ece(probabilities_NC, labels_N, positive=positive)
         if probabilities_NC.shape[1] == 2:
@@ -75,7 +97,7 @@ def dev_metrics(
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether ``value`` beats ``best``; NaN never does."""
-    if np.isnan(value):
+    """Whether ``value`` beats ``best``; what is not finite never does."""
+    if not np.isfinite(value):
         return False
     return best is None or (value > best if metric in ("auroc", "f1") else value < best)

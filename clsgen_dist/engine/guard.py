@@ -10,7 +10,10 @@ A step is discarded by making its gradient NaN, before the last backward pass: D
 global gradient norm is not finite, on all ranks alike, and so do gradients that were not finite in the first place. No
 rank waits for another's verdict, and no number leaves the device for it.
 
-A leap is a loss of more than ``spike_factor`` times the median of the last good ones.
+A leap is the mean loss of one head (nats a token, nats a row) of more than ``spike_factor`` times the median of that
+head's last good ones, or times 1 nat where the median is less: a row that contradicts what was learnt by heart is no
+fault. Each head is compared with itself, and only where the step has rows for it, so that neither the mixture of
+rows nor weights that move look like a leap.
 """
 
 from __future__ import annotations
@@ -27,15 +30,17 @@ import torch
 from torch import Tensor
 
 SKIPPED_FILE = "skipped.jsonl"
-_REMEMBERED, _NEEDED = 64, 16
+_REMEMBERED, _NEEDED, _LEAST = 64, 16, 1.0
 
 
 @dataclass(frozen=True)
 class GuardState:
     """What the guard knows; part of the training state, so that a resumed run takes the same turns."""
 
-    recent: tuple[float, ...] = ()
-    """Joint losses of the last good steps."""
+    recent_generation: tuple[float, ...] = ()
+    """Generation losses of the last good steps that had supervised tokens."""
+    recent_classification: tuple[float, ...] = ()
+    """Classification losses of the last good steps that had labelled rows."""
     in_a_row: int = 0
     """Steps skipped since the last good one."""
     skipped: int = 0
@@ -43,21 +48,31 @@ class GuardState:
     rollbacks: int = 0
     """Times the weights went back to a checkpoint."""
 
-    def limit(self, spike_factor: float) -> float:
-        """The loss above which a step is a leap; infinite while too few are known, or with a factor of 0."""
-        if not spike_factor or len(self.recent) < _NEEDED:
-            return math.inf
-        return spike_factor * median(self.recent)
+    def limits(self, spike_factor: float) -> tuple[float, float]:
+        """Generation and classification loss above which a step is a leap; infinite while too few are known."""
+        return tuple(
+            spike_factor * max(median(recent), _LEAST) if spike_factor and len(recent) >= _NEEDED else math.inf
+            for recent in (self.recent_generation, self.recent_classification)
+        )  # type: ignore[return-value]
 
-    def after(self, loss: float, *, updated: bool) -> GuardState:
-        """The state after a step with this loss."""
-        if updated:
-            return dataclasses.replace(self, recent=(*self.recent, loss)[-_REMEMBERED:], in_a_row=0)
-        return dataclasses.replace(self, in_a_row=self.in_a_row + 1, skipped=self.skipped + 1)
+    def after(self, generation: float, classification: float, *, updated: bool) -> GuardState:
+        """The state after a step with these mean losses; NaN for a head that the step had nothing for."""
+        if not updated:
+            return dataclasses.replace(self, in_a_row=self.in_a_row + 1, skipped=self.skipped + 1)
+        return dataclasses.replace(
+            self,
+            recent_generation=_with(self.recent_generation, generation),
+            recent_classification=_with(self.recent_classification, classification),
+            in_a_row=0,
+        )
 
     def rolled_back(self) -> GuardState:
         """The state after going back to a checkpoint."""
         return dataclasses.replace(self, in_a_row=0, rollbacks=self.rollbacks + 1)
+
+
+def _with(recent: tuple[float, ...], loss: float) -> tuple[float, ...]:
+    return recent if math.isnan(loss) else (*recent, loss)[-_REMEMBERED:]
 
 
 def nan_above(loss: Tensor, limit: float) -> Tensor:
@@ -65,12 +80,13 @@ def nan_above(loss: Tensor, limit: float) -> Tensor:
     return torch.where(torch.isfinite(loss) & (loss <= limit), 1.0, float("nan"))
 
 
-def reason(loss: float, limit: float) -> str:
-    """Why a step was skipped, in words."""
-    if not math.isfinite(loss):
-        return f"the loss is {loss}"
-    if loss > limit:
-        return f"the loss is {loss:.4g}, more than the {limit:.4g} that recent steps allow"
+def reason(losses: tuple[float, float], limits: tuple[float, float], *, counted: tuple[bool, bool]) -> str:
+    """Why a step was skipped, in words; ``counted`` says which heads it had anything for."""
+    for name, loss, limit, there in zip(("generation", "classification"), losses, limits, counted, strict=True):
+        if there and not math.isfinite(loss):
+            return f"the {name} loss is {loss}"
+        if loss > limit:
+            return f"the {name} loss is {loss:.4g}, more than the {limit:.4g} that recent steps allow"
     return "a gradient is not finite"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clsgen_dist.config import DataSettings
+from clsgen_dist.config import DataSettings, Settings
 from clsgen_dist.data.build import Recipe, open_table
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
@@ -75,6 +75,22 @@ def read_rows(
         dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl", say)
         notes.append(f"dev: {_note(dev)}")
     return Rows(train, dev, labels, notes)
+
+
+def require_something_to_learn(rows: Rows, settings: Settings) -> None:
+    """DataError if no row carries a loss that counts and reaches what is trained."""
+    if isinstance(rows.train, ShardedRows):  # not known before they are here
+        return
+    card, loss = rows.train.table.card, settings.loss
+    explained = card.unexplained < card.rows and loss.generation_weight > 0 and settings.model.finetune != "head"
+    labelled = card.unlabelled < card.rows and loss.classification_weight > 0
+    if not explained and not labelled:
+        raise DataError(
+            f"{card.source}: {card.rows - card.unlabelled} of {card.rows} rows have a label and "
+            f"{card.rows - card.unexplained} an explanation, but loss.classification_weight is "
+            f"{loss.classification_weight}, loss.generation_weight {loss.generation_weight} and model.finetune "
+            f"{settings.model.finetune!r}: nothing would be learnt; name the columns, or change one of these"
+        )
 
 
 def _open(

@@ -10,7 +10,6 @@ Price: host memory for this rank's trained parameters and their optimizer state 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,7 +74,6 @@ class Saver:
             (folder / checkpoint.SETTINGS_FILE).write_text(settings_yaml)
         self.last_step = state.step
         self._marker = {
-            "format": 1,
             "world_size": self._world.size,
             "state": asdict(state),
             "identity": asdict(identity),
@@ -99,7 +97,7 @@ class Saver:
             files = {name: entry for part in parts for name, entry in part.items()}
             rest = [p.name for p in folder.iterdir() if p.is_file() and p.name not in files]
             marker["files"] = files | {name: checkpoint.seal(folder / name) for name in sorted(rest)}
-            checkpoint.publish(folder / checkpoint.MARKER, json.dumps(marker, indent=1))
+            checkpoint.commit(folder, marker)
             checkpoint.prune(self._root, keep_last=self._keep_last, best_step=marker["state"]["best_step"])
         self._world.barrier()
         return folder

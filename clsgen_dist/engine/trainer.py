@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,27 +24,27 @@ from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.shards import ShardedRows
 from clsgen_dist.engine import checkpoint, guard
-from clsgen_dist.engine.attempts import FILE as ATTEMPTS_FILE
 from clsgen_dist.engine.attempts import note_end, note_start, refuse_stuck
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, process_group
-from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better
+from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better, metric_fault
 from clsgen_dist.engine.optim import lr_factor, set_lr
+from clsgen_dist.engine.output import prepare_output
 from clsgen_dist.engine.pace import PaceMeter, waiting
 from clsgen_dist.engine.probe import probe_sample, score_probe
-from clsgen_dist.engine.rows import read_rows
+from clsgen_dist.engine.rows import read_rows, require_something_to_learn
 from clsgen_dist.engine.saver import Saver, checkpoint_bytes, require_room
 from clsgen_dist.engine.stop import StopRequest
 from clsgen_dist.engine.stream import plan_stream, weight_schedule
 from clsgen_dist.engine.watchdog import Watchdog
-from clsgen_dist.errors import CheckpointError, NonFiniteLossError, Preempted, SettingsError
+from clsgen_dist.errors import NonFiniteLossError, Preempted, SettingsError
 from clsgen_dist.loss.dual import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.loss.weights import LossWeights
 from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.track.progress import Progress
-from clsgen_dist.track.shown import ShownLog
+from clsgen_dist.track.shown import ShownLog, drop_steps_from
 from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
 
@@ -76,7 +75,7 @@ def train(settings: Settings) -> TrainResult:
         process_group(settings.train.collective_timeout_s, settings.faults.rendezvous_timeout_s) as world,
     ):
         say = _speaker(world)
-        resume_from = _prepare_output(settings, output, world, say)
+        resume_from = prepare_output(settings, world, say)
         backbone = backbone_path(settings.model.backbone)
         tokenizer = load_tokenizer(backbone)
         encoder = Encoder(
@@ -89,6 +88,11 @@ def train(settings: Settings) -> TrainResult:
         rows = read_rows(settings.data, encoder, quarantine, say, settings.seed, run=settings.output_dir)
         for note in rows.notes:
             say(note)
+        require_something_to_learn(rows, settings)
+        if rows.dev and (fault := metric_fault(rows.dev, settings.train.best_metric)):
+            if settings.train.early_stop_patience is not None:
+                raise SettingsError(fault)
+            say(f"{fault}. Until then the last checkpoint counts as the best")
         stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
         engine = build_engine(settings, zero, backbone, encoder, labels)
@@ -120,7 +124,8 @@ class _Run:
         self.output, self.checkpoints = output, output / "checkpoints"
         self.total_steps = min(stream.steps, settings.train.max_steps or stream.steps)
         self.last_step = min(self.total_steps, _end_of_stage(stream, settings.train.stop_at_stage))
-        self.state = TrainState(step=0)
+        self.best_by = f"{settings.train.best_metric} of {dev.name} ({dev.fingerprint})" if dev else None
+        self.state = TrainState(step=0, best_by=self.best_by)
         self.throughput = Throughput()
         self.settings_yaml = to_yaml(settings)
         self.saver = Saver(
@@ -140,6 +145,8 @@ class _Run:
             batch_size=settings.train.batch_size,
             finetune=settings.model.finetune,
             top_layers=settings.model.top_layers,
+            lora=(settings.model.lora_rank, settings.model.lora_alpha) if settings.model.finetune == "lora" else None,
+            optimizer=settings.optim.name,
             frozen_sum=frozen_sum,
             frozen_square_sum=frozen_square_sum,
         )
@@ -148,6 +155,11 @@ class _Run:
         """Resume if asked, then step until the stream ends, the dev metric stops improving, or a signal comes."""
         if resume_from is not None:
             self._resume(resume_from)
+        if self.world.is_main:
+            ours = resume_from is None or resume_from.parent == self.checkpoints
+            checkpoint.clear_after(self.checkpoints, self.state.step if ours else -1)
+            drop_steps_from(self.output / guard.SKIPPED_FILE, self.state.step + 1)
+        self.world.barrier()
         require_room(self.checkpoints, self.world, checkpoint_bytes(self.engine, self.world))
         main, faults = self.world.is_main, self.settings.faults
         if self.settings.resume == "auto" and self.state.step < self.last_step:
@@ -170,6 +182,11 @@ class _Run:
                 note_start(self.world, self.output, self.state.step)
                 self.stop.begin_steps()
                 self._walk()
+                if not self.state.updates:
+                    raise NonFiniteLossError(
+                        f"all {self.state.step} steps were left out, nothing was learnt; see their rows in "
+                        f"{self.output / guard.SKIPPED_FILE}, or lower optim.lr"
+                    )
         except BaseException as raised:
             error = raised
             raise
@@ -187,6 +204,11 @@ class _Run:
         then, now = checkpoint.require_same_probe(folder, scored, tolerance)
         if folder.parent == self.checkpoints:
             self.saver.last_step = self.state.step
+        if self.state.best_by != self.best_by:
+            self.say(f"what is best was decided by {self.state.best_by} and is now by {self.best_by}: sought anew")
+            self.state = dataclasses.replace(
+                self.state, best_by=self.best_by, best_step=None, best_value=None, evaluations_without_gain=0
+            )
         self.say(
             f"resumed from {folder} at step {self.state.step} of {self.total_steps}; "
             f"loss of a fixed text: {then:.6f} when saved, {now:.6f} now"
@@ -197,6 +219,10 @@ class _Run:
         pace = PaceMeter(self.world, self.output / "stragglers.jsonl")
         for step, waited in ahead(self.stream.step, self.state.step, self.last_step):
             if self._gave_up():
+                self.progress.note(
+                    f"step {self.state.step}: stopped, as {self.state.evaluations_without_gain} evaluations in a row "
+                    f"had no better {self.settings.train.best_metric} than {self.state.best_value}"
+                )
                 break
             counts = self._agree(step)
             for who in pace.step(self.state.step):
@@ -228,9 +254,11 @@ class _Run:
             if self.saver.last_step != self.state.step:
                 self._save()
             self._commit()
+            signal = self.stop.received or "a signal to another rank"
+            if not self.state.updates:
+                raise Preempted(f"{signal} came before anything was learnt: nothing to save. Start again")
             raise Preempted(
-                f"{self.stop.received or 'a signal to another rank'} came: the checkpoint of step {self.state.step} is "
-                f"written. Go on with --resume auto"
+                f"{signal} came: the checkpoint of step {self.state.step} is written. Go on with --resume auto"
             )
         return StepCounts(supervised, labelled, tokens)
 
@@ -244,7 +272,7 @@ class _Run:
         )
         rates = set_lr(self.engine.optimizer, factor)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
-        limit = self.state.guard.limit(self.settings.faults.spike_factor)
+        limits = self.state.guard.limits(self.settings.faults.spike_factor)
         for micro_step, batch in enumerate(batches):
             # Dropout is a function of the position too, so that no generator's state needs saving.
             torch.manual_seed(_dropout_seed(self.settings.seed, step, micro_step, self.world.rank))
@@ -257,7 +285,8 @@ class _Run:
             )
             if last:
                 self.world.all_reduce(sums)
-                loss = loss * guard.nan_above(joint_loss(sums[0], sums[1], counts, weights), limit)
+                for total, count, limit in zip(sums, (counts.supervised, counts.labelled), limits, strict=False):
+                    loss = loss * guard.nan_above(total / max(count, 1), limit)
             self.engine.backward(loss, scale_wrt_gas=False)
             if not last:
                 self.engine.step()
@@ -265,14 +294,14 @@ class _Run:
         self.engine.step()
         with waiting():
             generation_sum, classification_sum, hits = sums.tolist()
-        total = float(joint_loss(generation_sum, classification_sum, counts, weights))
-        self._guard(share, total, limit, updated=self.engine.skipped_steps == before)
+        losses = mean(generation_sum, counts.supervised), mean(classification_sum, counts.labelled)
+        self._guard(share, counts, losses, limits, updated=self.engine.skipped_steps == before)
         self.throughput.add(int(counts.tokens), int(counts.supervised))
         staged = bool(self.settings.curriculum.stages)
         return {
-            "loss/generation": mean(generation_sum, counts.supervised),
-            "loss/classification": mean(classification_sum, counts.labelled),
-            "loss/total": total,
+            "loss/generation": losses[0],
+            "loss/classification": losses[1],
+            "loss/total": float(joint_loss(generation_sum, classification_sum, counts, weights)),
             "accuracy/token": mean(hits, counts.supervised),
             "loss_weight/generation": weights.generation,
             "loss_weight/classification": weights.classification,
@@ -289,20 +318,28 @@ class _Run:
             **self.throughput.rates(),
         }
 
-    def _guard(self, share: Step, loss: float, limit: float, *, updated: bool) -> None:
+    def _guard(
+        self,
+        share: Step,
+        counts: StepCounts,
+        losses: tuple[float, float],
+        limits: tuple[float, float],
+        *,
+        updated: bool,
+    ) -> None:
         """Count a step that was left out, and go back to the last checkpoint when there are too many in a row."""
         faults, step = self.settings.faults, self.state.step + 1
-        self.state = dataclasses.replace(self.state, guard=self.state.guard.after(loss, updated=updated))
+        self.state = dataclasses.replace(self.state, guard=self.state.guard.after(*losses, updated=updated))
         if updated:
             return
-        why = guard.reason(loss, limit)
+        why = guard.reason(losses, limits, counted=(counts.supervised > 0, counts.labelled > 0))
         self.progress.note(f"step {step} left out: {why}; its rows are in {self.output / guard.SKIPPED_FILE}")
         if self.world.is_main:
             guard.write_skipped(self.output / guard.SKIPPED_FILE, step, why, share.ids)
         if self.state.guard.in_a_row < faults.max_skipped:
             return
         self._commit()
-        back = checkpoint.newest_valid(self.checkpoints, self.say, self.world)
+        back = checkpoint.newest_valid(self.checkpoints, self.say, self.world, good=True)
         if back is None or self.state.guard.rollbacks >= faults.max_rollbacks:
             raise NonFiniteLossError(
                 f"{self.state.guard.in_a_row} steps in a row up to step {step} were left out, the last because {why}, "
@@ -311,7 +348,7 @@ class _Run:
                 + f". Look at their rows in {self.output / guard.SKIPPED_FILE}, or lower optim.lr, and go on with "
                 "--resume auto"
             )  # fmt: skip
-        checkpoint.restore_weights(self.engine, back)
+        checkpoint.restore_weights(self.engine, self.world, back)
         self.state = dataclasses.replace(self.state, guard=self.state.guard.rolled_back())
         self.progress.note(f"step {step}: weights and optimizer are back at {back.name}; the data goes on")
 
@@ -329,7 +366,9 @@ class _Run:
             self._save()
 
     def _save(self) -> None:
-        """Begin a checkpoint of this step."""
+        """Begin a checkpoint of this step; none while nothing was learnt: other ranks could not go on from it."""
+        if not self.state.updates:
+            return
         start = time.perf_counter()
         with self.throughput.pause():
             self.log.flush()  # a checkpoint's own steps must not be missing from the curves of its resumption
@@ -396,43 +435,6 @@ class _Run:
     def _gave_up(self) -> bool:
         patience = self.settings.train.early_stop_patience
         return patience is not None and self.state.evaluations_without_gain >= patience
-
-
-def _prepare_output(settings: Settings, output: Path, world: World, say: Callable[[str], None]) -> Path | None:
-    """Make the output folder, and find the checkpoint to resume from; collective."""
-    root = output / "checkpoints"
-    found = None
-    if settings.resume == "auto":
-        found = checkpoint.newest_valid(root, say, world)
-        say("nothing to resume: starting at step 0" if found is None else f"newest valid checkpoint: {found.name}")
-    elif settings.resume != "never":
-        found = Path(settings.resume)
-        if fault := checkpoint.fault_of(found, world):
-            raise CheckpointError(fault)
-    fault = world.broadcast(_make_output(settings, output, root) if world.is_main else None)
-    if fault:
-        raise SettingsError(fault)
-    return found
-
-
-def _make_output(settings: Settings, output: Path, root: Path) -> str | None:
-    """The output folder with the run's settings in it; what forbids it, as text."""
-    try:
-        if settings.resume == "never" and settings.overwrite:
-            for part in (root, output / "tensorboard"):
-                shutil.rmtree(part, ignore_errors=True)
-            for name in ("rows.jsonl", guard.SKIPPED_FILE, ATTEMPTS_FILE, "stragglers.jsonl"):
-                (output / name).unlink(missing_ok=True)
-        if settings.resume == "never" and checkpoint.committed(root):
-            return (
-                f"{output} already holds checkpoints of a run; go on with it (--resume auto), choose another "
-                "--output_dir, or delete it (--overwrite true)"
-            )
-        output.mkdir(parents=True, exist_ok=True)
-        (output / checkpoint.SETTINGS_FILE).write_text(to_yaml(settings))
-    except OSError as error:
-        return f"output_dir {settings.output_dir!r} cannot be written ({error}); choose another --output_dir"
-    return None
 
 
 def _speaker(world: World) -> Callable[[str], None]:

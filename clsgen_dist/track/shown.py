@@ -22,11 +22,7 @@ class ShownLog:
         self._file = None
         if path is None:
             return
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines(True) if _step_of(line) < first_step]
-            aside = path.with_name(path.name + ".tmp")
-            aside.write_text("".join(kept))
-            os.replace(aside, path)
+        drop_steps_from(path, first_step)
         self._file = path.open("a", buffering=1)
 
     def step(self, step: int, stage: str, ids: Sequence[str]) -> None:
@@ -42,6 +38,15 @@ class ShownLog:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def drop_steps_from(path: Path, first_step: int) -> None:
+    """Leave out of a file of JSON lines those of ``first_step`` and later ones, which will come again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines(True) if _step_of(line) < first_step]
+        aside = path.with_name(path.name + ".tmp")
+        aside.write_text("".join(kept))
+        os.replace(aside, path)
 
 
 def _step_of(line: str) -> float:

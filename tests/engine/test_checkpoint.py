@@ -10,12 +10,12 @@ from clsgen_dist.engine import checkpoint
 from clsgen_dist.errors import CheckpointError
 
 
-def _commit(root, step, content=b"weights"):
+def _commit(root, step, content=b"weights", in_a_row=0):
     folder = root / checkpoint.folder_name(step)
     folder.mkdir(parents=True)
     (folder / "shard.pt").write_bytes(content)
     files = {"shard.pt": checkpoint.seal(folder / "shard.pt")}
-    checkpoint.publish(folder / checkpoint.MARKER, json.dumps({"files": files, "state": {"step": step}}))
+    checkpoint.commit(folder, {"files": files, "state": {"step": step, "guard": {"in_a_row": in_a_row}}})
     return folder
 
 
@@ -56,6 +56,47 @@ def test_an_unreadable_marker_is_damage_too(tmp_path):
     messages = []
     assert checkpoint.newest_valid(tmp_path, messages.append) is None
     assert "cannot be read" in messages[0]
+
+
+def test_a_marker_of_which_any_byte_has_changed_does_not_count(tmp_path):
+    _commit(tmp_path, 2)
+    marker = _commit(tmp_path, 4) / checkpoint.MARKER
+    whole = marker.read_bytes()
+    for at in range(len(whole)):
+        for bit in (1, 4):
+            changed = bytes([*whole[:at], whole[at] ^ bit, *whole[at + 1 :]])
+            marker.write_bytes(changed)
+            # White space between the words may change without changing them.
+            same = changed.isascii() and _is_same(changed, whole)
+            newest = checkpoint.newest_valid(tmp_path, lambda text: None)
+            assert newest.name == checkpoint.folder_name(4 if same else 2), (at, changed)
+    for text in ("{}", "[]", "null"):
+        marker.write_text(text)
+        assert checkpoint.newest_valid(tmp_path, lambda text: None).name == checkpoint.folder_name(2)
+
+
+def _is_same(changed, whole):
+    try:
+        return json.loads(changed) == json.loads(whole)
+    except ValueError:
+        return False
+
+
+def test_the_one_to_go_back_to_is_of_a_good_step(tmp_path):
+    _commit(tmp_path, 2)
+    _commit(tmp_path, 4, in_a_row=1)
+    assert checkpoint.newest_valid(tmp_path, print, good=True).name == checkpoint.folder_name(2)
+    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(4)
+
+
+def test_what_a_run_does_not_go_on_from_is_deleted(tmp_path):
+    for step in (2, 4, 6):
+        _commit(tmp_path, step)
+    (_commit(tmp_path, 3) / checkpoint.MARKER).unlink()  # a save that was killed
+    (tmp_path / "step-00000002.universal").mkdir()
+    assert [p.name for p in checkpoint.later_than(tmp_path, 4)] == [checkpoint.folder_name(6)]
+    checkpoint.clear_after(tmp_path, 4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.folder_name(s) for s in (2, 4)]
 
 
 def test_nothing_there_is_nothing_to_resume(tmp_path):

@@ -11,6 +11,7 @@ from clsgen_kernels import DualHeadOutput
 
 from clsgen_dist.engine.dist import _environment, ranks_here
 from clsgen_dist.engine.evaluation import dev_metrics, is_better
+from clsgen_dist.engine.guard import GuardState
 from clsgen_dist.engine.optim import lr_factor
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.loss.dual import LossWeights, StepCounts, backward_loss, mean
@@ -56,6 +57,28 @@ def test_better_means_higher_or_lower_by_the_metric_and_nan_is_never_better():
     assert is_better("auroc", 0.9, 0.8) and not is_better("auroc", 0.8, 0.9)
     assert is_better("nll", 0.1, 0.2) and not is_better("nll", 0.2, 0.1)
     assert is_better("ece", 0.5, None) and not is_better("auroc", float("nan"), None)
+    assert not is_better("loss", float("inf"), None)
+
+
+def test_a_loss_that_is_no_number_is_no_better_than_none_at_all():
+    logits, labels = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1])
+    absent = dev_metrics(logits, labels, 1, (math.nan, 0.25), LossWeights(1.0, 1.0))
+    assert absent["loss"] == 0.25
+    broken = dev_metrics(np.array([[math.nan, 0.0], [0.0, 2.0]]), labels, 1, (math.inf, 0.25), LossWeights(1.0, 1.0))
+    assert broken["loss"] == math.inf and math.isnan(broken["auroc"]) and math.isnan(broken["f1"])
+
+
+def test_each_head_is_compared_with_itself():
+    state = GuardState()
+    for _ in range(20):
+        state = state.after(2.0, math.nan, updated=True)
+    assert state.limits(10.0) == (20.0, math.inf)  # of classification nothing is known yet
+    for _ in range(20):
+        state = state.after(math.nan, 0.01, updated=True)
+    assert state.limits(10.0) == (20.0, 10.0)  # what was learnt by heart may be contradicted
+    assert state.limits(0.0) == (math.inf, math.inf)
+    skipped = state.after(99.0, 0.01, updated=False)
+    assert skipped.recent_generation == state.recent_generation and (skipped.in_a_row, skipped.skipped) == (1, 1)
 
 
 def test_ranks_come_from_slurm_when_no_launcher_says_them(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 
@@ -215,7 +216,7 @@ def test_bad_steps_are_left_out_by_all_ranks_counted_and_their_rows_written(run,
     skipped, shown = lines(tmp_path / "run/skipped.jsonl"), lines(tmp_path / "run/rows.jsonl")
     assert [line["step"] for line in skipped] == [3, 5, 24]
     reasons = [line["reason"] for line in skipped]
-    assert reasons[:2] == ["the loss is nan", "a gradient is not finite"]
+    assert reasons[:2] == ["the generation loss is nan", "a gradient is not finite"]
     assert "more than the" in reasons[2]
     assert [line["rows"] for line in skipped] == [shown[k]["rows"] for k in (2, 4, 23)]
     marker = checkpoint.read_marker(checkpoint.committed(tmp_path / "run/checkpoints")[-1])
@@ -251,3 +252,107 @@ def test_a_run_ends_after_a_stage_and_the_next_one_goes_on_as_if_it_had_not(run,
     assert same(tmp_path / "run", tmp_path / "truth")
     refused = run(tmp_path / "other", **options, train__stop_at_stage="hard")
     assert refused.status == [2, 2] and "expected one of the curriculum's stages ['easy', 'all']" in refused.text
+
+
+# --- heads apart, other ranks, other settings
+
+
+def test_rows_of_another_kind_are_no_leap(run, tmp_path):
+    """Labels cost 0.7 nats a row, explanations 11 a token: neither a mixture nor a stage of the other is a fault."""
+    path = tmp_path / "rows.jsonl"
+    labelled = [{"text": f"row {n}", "label": ("first", "second")[n % 2]} for n in range(40)]
+    explained = [{"text": f"text {n}", "explanation": f"because of {n}"} for n in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled + explained))
+    options = {"data__train": path, "train__batch_size": 1, "train__max_steps": "null", "train__epochs": 1}
+    done = run(tmp_path / "run", world=1, loss__generation_weight=4, checkpoint__every="null", **options)
+    assert done.status == [0] and "left out" not in done.text
+    assert len(lines(tmp_path / "run/rows.jsonl")) == 48
+
+
+def test_going_back_works_after_a_change_of_ranks(run, tmp_path):
+    bad = [{"what": "nan_loss", "steps": [5, 6, 7], "rank": 0}]
+    for before, after in ((2, 1), (1, 2)):
+        output = tmp_path / f"{before}-{after}"
+        assert run(output, world=before, train__max_steps=4).status == [0] * before
+        done = run(output, bad, world=after, checkpoint__every=50)
+        assert done.status == [0] * after, done.text
+        assert "weights and optimizer are back at step-00000004" in done.text
+        assert [line["step"] for line in lines(output / "skipped.jsonl")] == [5, 6, 7]
+
+
+def test_a_stop_while_steps_are_left_out_saves_nothing_to_go_back_to(run, tmp_path):
+    bad = [{"what": "nan_grad", "steps": [5, 6, 7], "rank": 0}]
+    stopped = run(tmp_path / "run", [*bad, {"what": "usr2", "step": 6, "rank": 1}])
+    assert stopped.status == [75, 75]
+    done = run(tmp_path / "run", bad)
+    assert done.status == [0, 0] and "step 7: weights and optimizer are back at step-00000004" in done.text
+    assert [line["step"] for line in lines(tmp_path / "run/skipped.jsonl")] == [5, 6, 7]
+
+
+def test_before_anything_is_learnt_nothing_is_saved(run, tmp_path):
+    bad = [{"what": "nan_grad", "step": 1, "rank": 0}]
+    stopped = run(tmp_path / "run", [*bad, {"what": "usr2", "step": 1, "rank": 1}])
+    assert stopped.status == [75, 75] and "came before anything was learnt: nothing to save" in stopped.text
+    assert not list((tmp_path / "run/checkpoints").glob("step-*"))
+    assert run(tmp_path / "run", bad, world=1).status == [0]
+
+
+def test_an_earlier_checkpoint_is_gone_on_from_only_when_the_later_ones_may_go(run, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    third = output / "checkpoints/step-00000006"
+    (output / "checkpoints/step-00000099").mkdir()  # a save that was killed
+    refused = run(output, resume=third)
+    assert refused.status == [2, 2] and "holds 3 checkpoints, up to step-00000012" in refused.text
+    stopped = run(output, [{"what": "usr2", "step": 8, "rank": 0}], resume=third, overwrite="true")
+    assert stopped.status == [75, 75], stopped.text
+    kept = sorted(p.name for p in (output / "checkpoints").glob("step-*"))
+    assert kept == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
+    assert run(output).status == [0, 0] and same(output, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "world", "expected"),
+    [
+        ({"optim__name": "adamw_8bit"}, {}, 1, "the state of adamw_8bit cannot be shared out anew"),
+        ({"optim__name": "adamw"}, {"optim__name": "adamw_8bit"}, 2, "optimizer was 'adamw' and is now 'adamw_8bit'"),
+        ({"model__finetune": "lora"}, {"model__lora_rank": 8}, 2, "lora was [4, 32] and is now (8, 32)"),
+    ],
+    ids=["8-bit state on other ranks", "another optimizer", "another rank of LoRA"],
+)
+def test_what_cannot_go_on_is_refused_in_one_line(run, tmp_path, first, then, world, expected):
+    assert run(tmp_path / "run", train__max_steps=2, **first).status == [0, 0]
+    refused = run(tmp_path / "run", world=world, **first | then)
+    assert refused.status == [2] * world and expected in refused.text and "Traceback" not in refused.text
+
+
+def test_dev_rows_that_cannot_say_what_is_best(run, tmp_path):
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text(json.dumps({"text": "one", "label": "first"}) + "\n")
+    options = {"data__dev": dev, "train__eval_every": 1, "train__max_steps": 3}
+    refused = run(tmp_path / "patient", world=1, **options, train__early_stop_patience=2)
+    assert refused.status == [2] and "best_metric is auroc, but the labelled dev rows" in refused.text
+    done = run(tmp_path / "run", world=1, **options)
+    assert done.status == [0] and "Until then the last checkpoint counts as the best" in done.text
+
+
+def test_the_best_by_one_metric_is_not_compared_with_another(run, tmp_path):
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text(
+        "".join(json.dumps({"text": f"row {n}", "label": ["first", "second"][n % 2]}) + "\n" for n in range(8))
+    )
+    options = {"data__dev": dev, "train__eval_every": 2, "train__early_stop_patience": 9}
+    assert run(tmp_path / "run", world=1, **options, train__max_steps=4, train__best_metric="nll").status == [0]
+    done = run(tmp_path / "run", world=1, **options, train__max_steps=6, train__best_metric="f1")
+    assert done.status == [0] and "is now by f1 of" in done.text and "sought anew" in done.text
+    marker = checkpoint.read_marker(checkpoint.committed(tmp_path / "run/checkpoints")[-1])
+    assert marker["state"]["best_step"] == 6 and 0 <= marker["state"]["best_value"] <= 1
+
+
+def test_rows_from_which_nothing_would_be_learnt_are_refused(run, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"row {n}", "label": ["first", "second"][n % 2]}) + "\n" for n in range(9))
+    )
+    refused = run(tmp_path / "run", world=1, data__train=path, loss__classification_weight=0)
+    assert refused.status == [2] and "9 of 9 rows have a label and 0 an explanation" in refused.text

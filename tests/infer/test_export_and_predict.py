@@ -110,9 +110,9 @@ def test_an_export_that_is_not_the_trained_model_is_found_out(exported, tmp_path
     run = tmp_path / "run"
     shutil.copytree(exported[0], run)
     for folder in checkpoint.committed(run / "checkpoints"):
-        marker = json.loads((folder / checkpoint.MARKER).read_text())
+        marker = checkpoint.read_marker(folder)
         marker["probe"]["token_losses"][0] += 0.01
-        (folder / checkpoint.MARKER).write_text(json.dumps(marker))
+        checkpoint.commit(folder, marker)
     with pytest.raises(ModelError, match="differ from the trained model's"):
         export(run, tmp_path / "model")
     assert not (tmp_path / "model").exists()

@@ -61,7 +61,7 @@ def test_every_option_at_once(kind, store_bytes):
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest), **options)
     got, grads = run(tensors, *rest, impl="triton", store_bytes=store_bytes, **options)
     assert_close(got, truth, 1e-6)
-    # The adapters' gradients go through one product more, whose fp32 error is the processor's: plain torch's is allowed.
+    # The adapters' gradients go through one product more, whose fp32 error is the processor's own.
     own = errors(_truth((tensors, *rest), **options)[1], truth_grads)
     for name, error in errors(grads, truth_grads).items():
         assert error <= own[name] + 1e-6, f"{name}: relative error {error:.1e}, plain torch's {own[name]:.1e}"
