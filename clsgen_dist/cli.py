@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     import argparse
@@ -301,7 +301,11 @@ def _run(
     from docstring_parser import parse
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            sys.exit(_complain(_refusal(message, [o for a in self._actions for o in a.option_strings])))
+
+    parser = Parser(
         prog=program or f"clsgen {function.__name__}",
         description=(function.__doc__ or "").split("\n\n")[0],
         allow_abbrev=False,
@@ -315,6 +319,24 @@ def _run(
     parser.add_function_arguments(function, None, as_positional=False, skip=skip)
     arguments = parser.instantiate(parser.parse_args(list(argv)))
     _guarded(lambda: function(**vars(arguments)))
+
+
+def _refusal(message: str, options: list[str]) -> str:
+    """The parser's complaint in one line, with the nearest option where it is about one."""
+    import difflib
+    import re
+    from dataclasses import fields
+
+    from clsgen_dist.data.example import Columns
+
+    if flag := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        wrong = flag[1].split("=")[0]
+    elif option := re.search(r"Option '([\w.]+)' is not accepted", message):  # the only group of options
+        wrong, options = f"--columns.{option[1]}", [f"--columns.{column.name}" for column in fields(Columns)]
+    else:
+        return " ".join(message.split())
+    near = difflib.get_close_matches(wrong, options, n=1)
+    return f"{wrong} is no option; " + (f"did you mean {near[0]}?" if near else "--help lists them")
 
 
 def _bytes(size: str) -> int:

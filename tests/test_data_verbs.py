@@ -71,6 +71,9 @@ def test_a_wrong_flag_is_answered(run_command):
     assert done.returncode == 2 and "did you mean 'curriculum.order'?" in done.stderr
     done = run_command("clsgen", "data", "previw", check=False)
     assert done.returncode == 2 and "did you mean 'preview'?" in done.stderr
+    for flag, expected in (("--columns.txt", "did you mean --columns.text?"), ("--nearr", "did you mean --near?")):
+        done = run_command("clsgen", "data", "check", flag, "a", "rows.jsonl", check=False)
+        assert done.returncode == 2 and done.stderr.strip() == f"error: {flag} is no option; {expected}"
     done = run_command("clsgen", "data", "score", "nowhere.jsonl", check=False)
     assert done.returncode == 2 and "nowhere.jsonl does not exist" in done.stderr
 
