@@ -119,10 +119,10 @@ def lengths(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Find
         longest = max(split.prompt_tokens)
         covers = int(np.percentile(split.prompt_tokens, 99))
         advice = f"raise data.max_prompt_length to {longest}"
-        if limit < covers < longest / 2:
-            advice = f"raise data.max_prompt_length to {covers} (fits 99 % of the rows)"
-        elif covers <= limit:
+        if covers <= limit or len(cut) == 1:
             advice = "shorten these texts, so that what decides is not in the middle"
+        elif covers < longest / 2:
+            advice = f"raise data.max_prompt_length to {covers} (fits 99 % of the rows)"
         yield Finding(
             "truncation",
             "warning",
