@@ -9,6 +9,7 @@ import torch
 from clsgen_dist.config import Settings, resolve_path
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.engine.dist import on_accelerator
+from clsgen_dist.engine.operators import build_operators
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
 from clsgen_dist.engine.zero import deepspeed_config, refuse_missing_kernels
 from clsgen_dist.model.backbone import (
@@ -53,6 +54,7 @@ def build_engine(
     from transformers.integrations import HfDeepSpeedConfig
 
     train, model, optim = settings.train, settings.model, settings.optim
+    build_operators(optim.name, config)
     zero3 = HfDeepSpeedConfig(config)  # transformers holds it weakly: it must live while the model is built
     lm = load_backbone(
         backbone,

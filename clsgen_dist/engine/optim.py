@@ -9,16 +9,10 @@ and bias alike with a rate of their own. The rate is a function of the step alon
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from clsgen_dist.cache import cache_dir
-from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.dual_head import DualHeadModel
 
 
@@ -54,39 +48,12 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas, eps=eps)
     if name == "cpu_adamw":
-        _build_cpu_adam()
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, betas=betas, eps=eps, adamw_mode=True)
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(groups, betas=betas, eps=eps)
-
-
-def _build_cpu_adam() -> None:
-    """Compile DeepSpeed's operator once (2 minutes); the other ranks wait. SettingsError without the tools for it.
-
-    A build that was killed leaves torch's own lock behind, on which the next one waits for ever. Whoever holds *our*
-    lock, which dies with its process, knows that no build is running, and removes it.
-    """
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-    from filelock import FileLock
-
-    beside_python = Path(sys.executable).parent  # where pip puts ninja, also when the environment is not activated
-    os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{beside_python}"
-    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
-    if missing:
-        raise SettingsError(
-            f"optim.name is cpu_adamw and {' and '.join(missing)} not found: DeepSpeed compiles it at first use; "
-            "install them (Debian: apt-get install g++ ninja-build), or set optim.name=adamw"
-        )
-    folder = cache_dir() / "torch_extensions"
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
-    with FileLock(folder / "build.lock"):
-        for stale in Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("**/cpu_adam/lock"):
-            stale.unlink()
-        CPUAdamBuilder().load(verbose=False)
 
 
 def lr_factor(step: int, total: int, *, warmup_fraction: float, final_fraction: float) -> float:
