@@ -124,7 +124,7 @@ class _Run:
         self.output, self.checkpoints = output, output / "checkpoints"
         self.total_steps = min(stream.steps, settings.train.max_steps or stream.steps)
         self.last_step = min(self.total_steps, _end_of_stage(stream, settings.train.stop_at_stage))
-        self.best_by = f"{settings.train.best_metric} of {dev.name} ({dev.fingerprint})" if dev else None
+        self.best_by = f"{settings.train.best_metric} of the dev rows {dev.fingerprint[:12]}" if dev else None
         self.state = TrainState(step=0, best_by=self.best_by)
         self.throughput = Throughput()
         self.settings_yaml = to_yaml(settings)
