@@ -11,9 +11,10 @@ Price: seconds for a model of 70B, whatever the number of tokens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -175,11 +176,9 @@ def meta_model(plan: ModelPlan, *, sequences_apart: bool) -> DualHeadModel:
     """
     from transformers import AutoModelForCausalLM
 
-    from clsgen_dist.model.attention import per_sequence
-
     config = open_config(plan.backbone)
     dtype = torch.bfloat16 if plan.bf16 else torch.float32
-    attention = per_sequence() if sequences_apart else _one_piece()
+    attention = _apart() if sequences_apart else _one_piece()
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         refuse_changed_logits(lm)
@@ -217,7 +216,7 @@ def rehearse(
     counter.leave_out([*model.parameters(), *model.buffers()])
     stage = _Stage(model, counter)
     _tell_backbone(model.lm.base_model, counter)
-    with counter:
+    with _deepspeeds_linear(counter), counter:
         output = model(**batch)
         loss = output.generation_loss.sum() + output.class_loss.sum()
         del output
@@ -244,6 +243,25 @@ def rehearse(
     )
 
 
+@contextlib.contextmanager
+def _deepspeeds_linear(counter: _Counter) -> Iterator[None]:
+    """Linear maps are DeepSpeed's, as under ZeRO-3: they keep their input even where the weight is frozen."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    def linear(*args: Any) -> Tensor:
+        counter.recomputing = _recomputing()  # asked here: an autograd function's forward runs without gradients
+        try:
+            return zero3_linear_wrap(*args)  # type: ignore[no-any-return]
+        finally:  # checkpointing ends a recomputation by an exception
+            counter.recomputing = False
+
+    plain, nn.functional.linear = nn.functional.linear, linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.functional.linear = plain
+
+
 def _quantised(lm: Any) -> set[int]:
     """Ids of the weights that bitsandbytes keeps in 4 bits: of linear maps, but for the LM head."""
     head = lm.get_output_embeddings()
@@ -267,7 +285,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.held = self.peak = 0
         self.flops = self.recomputed_flops = self.moved = 0.0
-        self.in_backbone = False
+        self.in_backbone = self.recomputing = False
         self._alive: dict[int, Any] = {}
         self._not_counted: set[int] = set()
 
@@ -286,7 +304,7 @@ class _Counter(TorchDispatchMode):
         if packet in flop_registry and "attention" not in packet.__name__:
             flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
             self.flops += flops
-            if _recomputing():
+            if self.recomputing or _recomputing():
                 self.recomputed_flops += flops
         elif self.in_backbone and not func.is_view and packet.__name__ not in _MOVES_NOTHING:
             self.moved += sum(_bytes(t) for t in torch.utils._pytree.tree_leaves((args, kwargs, out)))
@@ -332,7 +350,8 @@ def _tell_backbone(backbone: Any, counter: _Counter) -> None:
 class _Stage:
     """Notes which module runs when, where DeepSpeed's ZeRO-3 puts its hooks (``parameter_offload.py`` of 0.19.8).
 
-    A leaf unit's gradients wait until its backward is over, as they do there; others leave as soon as they are whole.
+    A leaf unit's gradients wait until its backward is over, and leave in the optimizer's order, group by group, as they
+    do there (``stage3.py``, ``create_reduce_and_remove_grad_hooks``); others leave as soon as they are whole.
     """
 
     def __init__(self, model: DualHeadModel, counter: _Counter) -> None:
@@ -340,6 +359,7 @@ class _Stage:
         self.events: list[Event] = []
         self._counter = counter
         self._number = {id(p): index for index, p in enumerate(model.parameters())}
+        self._place = _optimizer_order(model)
         self._waiting: dict[int, list[nn.Parameter]] = {}
         self._visit(model)
 
@@ -393,10 +413,26 @@ class _Stage:
 
     def backward_over(self, unit: int) -> None:
         """A module's backward is over: its gradients leave."""
-        for parameter in self._waiting.pop(unit, []):
+        for parameter in sorted(self._waiting.pop(unit, []), key=lambda p: self._place[id(p)]):
             self._note(Moment.GRADIENT, self._number[id(parameter)])
             parameter.grad = None
         self._note(Moment.POST_BACKWARD, unit)
+
+
+def _optimizer_order(model: nn.Module) -> dict[int, tuple[int, int]]:
+    """Place of each trained parameter, by id: the number of its optimizer group, and its own."""
+    groups: dict[tuple[bool, bool], int] = {}
+    place = {}
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if parameter.requires_grad:
+            group = groups.setdefault(optimizer_group(name, matrix=parameter.dim() > 1), len(groups))
+            place[id(parameter)] = (group, number)
+    return place
+
+
+def optimizer_group(name: str, *, matrix: bool) -> tuple[bool, bool]:
+    """Which of :func:`clsgen_dist.engine.optim.parameter_groups` a parameter is in: head or not, matrix or not."""
+    return name.startswith("classification_head."), matrix
 
 
 class _Backward:
@@ -476,6 +512,7 @@ def _batch(lengths: list[int], supervised: int) -> dict[str, Any]:
 
 
 _ONE_PIECE = "clsgen_one_piece"
+_APART = "clsgen_apart"
 
 
 def _one_piece() -> str:
@@ -489,23 +526,56 @@ def _one_piece() -> str:
 def _one_piece_attention(
     module: nn.Module, query_1HNE: Tensor, key_1KNE: Tensor, value_1KNE: Tensor, attention_mask: Any, **_: Any
 ) -> tuple[Tensor, None]:
-    return _FlashShapes.apply(query_1HNE.transpose(1, 2), key_1KNE.transpose(1, 2), value_1KNE.transpose(1, 2)), None
+    return _FlashShapes.apply(query_1HNE, key_1KNE, value_1KNE, None).transpose(1, 2), None
+
+
+def _apart() -> str:
+    """The same, once per sequence, as :func:`clsgen_dist.model.attention.per_sequence_attention` runs it.
+
+    On meta, scaled-dot-product attention itself would keep the scores of every pair, which no real device does.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_APART, _apart_attention)
+    return _APART
+
+
+def _apart_attention(
+    module: nn.Module,
+    query_1HNE: Tensor,
+    key_1KNE: Tensor,
+    value_1KNE: Tensor,
+    attention_mask: Any,
+    *,
+    cu_seq_lens_q: Tensor,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    from clsgen_dist.model.attention import window_mask
+
+    lengths = cu_seq_lens_q.diff().tolist()
+    outputs = [
+        _FlashShapes.apply(query, key, value, window_mask(query.shape[2], sliding_window, query.device))
+        for query, key, value in zip(*(t.split(lengths, 2) for t in (query_1HNE, key_1KNE, value_1KNE)), strict=True)
+    ]
+    return torch.cat(outputs, 2).transpose(1, 2), None
 
 
 class _FlashShapes(torch.autograd.Function):
-    """Shapes of flash-attention 2, forward and backward; values are not computed."""
+    """Shapes of flash-attention 2, forward and backward, of ``[1, H, T, E]``; values are not computed."""
 
     @staticmethod
-    def forward(ctx: Any, query_1NHE: Tensor, key_1NKE: Tensor, value_1NKE: Tensor) -> Tensor:
-        q, k, v = (t.contiguous() for t in (query_1NHE, key_1NKE, value_1NKE))
+    def forward(ctx: Any, query_1HTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = (t.transpose(1, 2).contiguous() for t in (query_1HTE, key_1KTE, value_1KTE))
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
-        ctx.save_for_backward(q, k, v, out, lse)
-        return out
+        ctx.save_for_backward(q, k, v, out, lse, mask)
+        return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        q, k, v, _, _ = ctx.saved_tensors
-        # An fp32 accumulator for the queries' gradient, as the kernel keeps one.
-        torch.empty_like(q, dtype=torch.float32)
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        q, k, v, *_ = ctx.saved_tensors
+        if q.dtype != torch.float32:
+            # An fp32 accumulator for the queries' gradient, as the kernel keeps one.
+            torch.empty_like(q, dtype=torch.float32)
+        return *(torch.empty_like(t).transpose(1, 2) for t in (q, k, v)), None

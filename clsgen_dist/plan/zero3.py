@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clsgen_dist.plan.rehearsal import Event, Moment, Rehearsal, Weight
+from clsgen_dist.plan.rehearsal import Event, Moment, Rehearsal, Weight, optimizer_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,7 +373,7 @@ def optimizer_groups(rehearsal: Rehearsal, zero: Sharding) -> list[int]:
     by_group: dict[tuple[bool, bool], list[int]] = {}
     for weight in rehearsal.weights:
         if weight.trainable:
-            key = (weight.name.startswith("classification_head."), weight.matrix)
+            key = optimizer_group(weight.name, matrix=weight.matrix)
             by_group.setdefault(key, []).append(zero.part(stored(weight)))
     return [size for group in by_group.values() for size in _sub_groups(group, zero.sub_group)]
 
