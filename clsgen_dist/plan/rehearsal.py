@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import textwrap
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,10 @@ class Event:
     """Most bytes held between the event before and this one."""
     held: int
     """Bytes held at this moment."""
+    peak_of_loss: int
+    """Of ``peak``, what the loss made."""
+    held_of_loss: int
+    """Of ``held``, what the loss made."""
     recompute: bool = False
     """Whether a forward runs inside the backward (activation checkpointing)."""
 
@@ -91,6 +96,8 @@ class Rehearsal:
     events: list[Event]
     tail_peak: int
     """Most bytes held after the last event."""
+    loss_workspace: int
+    """Most bytes that the loss held at once."""
     matmul_flops: float
     """FLOPs of matrix products, recomputation included, attention's products of queries with keys left out."""
     forward_flops: float
@@ -105,6 +112,10 @@ class Rehearsal:
     """Tokens of the micro-step."""
     bytes_per_element: int
     """Of weights, activations and gradients."""
+    positions: int | None
+    """Longest sequence that the backbone knows, if it says so."""
+    learned_positions: bool
+    """Whether a longer one would index past a table; rotary ones go on, untrained."""
 
     @property
     def parameters(self) -> int:
@@ -151,12 +162,11 @@ def open_config(path: str) -> Any:
     """The backbone's configuration; ModelError if there is none, or experts route its tokens."""
     from transformers import AutoConfig
 
-    try:
+    with _in_one_line(f"model.backbone {path!r} has no configuration that transformers reads"):
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise ModelError(f"model.backbone {path!r} has no configuration that transformers reads: {why}") from None
     text = config.get_text_config()
+    if not (getattr(text, "num_hidden_layers", None) or 0) > 0:
+        raise ModelError(f"model.backbone {path!r} has num_hidden_layers 0 or none, expected 1 or more in config.json")
     experts = next(
         (n for key in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(text, key, None))), 0
     )
@@ -166,6 +176,15 @@ def open_config(path: str) -> Any:
             "which a plan cannot know; name a dense backbone"
         )
     return config
+
+
+@contextlib.contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """What transformers raises inside, as a ModelError: each family checks its fields with errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{what}: {textwrap.shorten(f'{type(error).__name__}: {error}', 240)}") from error
 
 
 def meta_model(plan: ModelPlan, *, sequences_apart: bool) -> DualHeadModel:
@@ -180,7 +199,8 @@ def meta_model(plan: ModelPlan, *, sequences_apart: bool) -> DualHeadModel:
     dtype = torch.bfloat16 if plan.bf16 else torch.float32
     attention = _apart() if sequences_apart else _one_piece()
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        with _in_one_line(f"model.backbone {plan.backbone!r} has a configuration that transformers cannot build"):
+            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         refuse_changed_logits(lm)
         return build_model(
             lm,
@@ -232,7 +252,8 @@ def rehearse(
         weights,
         stage.units,
         stage.events,
-        counter.take_peak(),
+        counter.take_peak()[0],
+        counter.most_of_loss,
         counter.flops,
         forward_flops,
         counter.recomputed_flops,
@@ -240,6 +261,8 @@ def rehearse(
         forward_moved,
         sum(sequence_lengths),
         2 if plan.bf16 else 4,
+        getattr(model.lm.config.get_text_config(), "max_position_embeddings", None),  # type: ignore[operator, union-attr]
+        not any("Rotary" in type(module).__name__ for module in model.modules()),
     )
 
 
@@ -283,7 +306,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = 0
+        self.held = self.peak = self.held_of_loss = self.peak_of_loss = self.most_of_loss = 0
         self.flops = self.recomputed_flops = self.moved = 0.0
         self.in_backbone = self.recomputing = False
         self._alive: dict[int, Any] = {}
@@ -293,9 +316,10 @@ class _Counter(TorchDispatchMode):
         """Do not count what shares these tensors' memory: weights, buffers."""
         self._not_counted |= {t.untyped_storage()._cdata for t in tensors}
 
-    def take_peak(self) -> int:
-        """Most bytes held since the last call."""
-        peak, self.peak = self.peak, self.held
+    def take_peak(self) -> tuple[int, int]:
+        """Most bytes held since the last call, and of them what the loss made."""
+        peak = self.peak, self.peak_of_loss
+        self.peak, self.peak_of_loss = self.held, self.held_of_loss
         return peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -317,14 +341,19 @@ class _Counter(TorchDispatchMode):
             key = storage._cdata
             if key not in self._alive and key not in self._not_counted:
                 size = storage.nbytes()
-                self._alive[key] = weakref.finalize(storage, self._freed, key, size)
+                of_loss = 0 if self.in_backbone else size
+                self._alive[key] = weakref.finalize(storage, self._freed, key, size, of_loss)
                 self.held += size
-                self.peak = max(self.peak, self.held)
+                self.held_of_loss += of_loss
+                self.most_of_loss = max(self.most_of_loss, self.held_of_loss)
+                if self.held > self.peak:
+                    self.peak, self.peak_of_loss = self.held, self.held_of_loss
         return tensor
 
-    def _freed(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int, of_loss: int) -> None:
         self._alive.pop(key, None)
         self.held -= size
+        self.held_of_loss -= of_loss
 
 
 def _recomputing() -> bool:
@@ -365,7 +394,9 @@ class _Stage:
 
     def _note(self, moment: Moment, at: int) -> None:
         recompute = moment in (Moment.PRE_FORWARD, Moment.POST_FORWARD) and torch._C._current_graph_task_id() != -1
-        self.events.append(Event(moment, at, self._counter.take_peak(), self._counter.held, recompute))
+        counter = self._counter
+        peak, of_loss = counter.take_peak()
+        self.events.append(Event(moment, at, peak, counter.held, of_loss, counter.held_of_loss, recompute))
 
     def _visit(self, module: nn.Module) -> None:
         from deepspeed.utils import z3_leaf_module

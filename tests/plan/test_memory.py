@@ -200,3 +200,27 @@ def test_experts_and_missing_configurations_are_refused_in_one_line(backbones, t
         open_config(str(backbones / "experts"))
     with pytest.raises(ModelError, match="no configuration that transformers reads"):
         open_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "big"}, "expected int, got str"),
+        ({"hidden_size": 98}, "not a multiple of the number of attention heads"),
+        ({"num_hidden_layers": 0}, "has num_hidden_layers 0 or none"),
+    ],
+)
+def test_a_broken_configuration_is_refused_in_one_line(change, message, tmp_path):
+    values = {**LlamaConfig(**SHAPE).to_dict(), **change}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=message) as refused:
+        open_config(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_losss_part_is_a_tile_of_logits_and_its_gradients(made):
+    rehearsal = made(lengths=(64, 64))
+    tile = 16 * 1009 * 2  # 16 supervised tokens, the whole vocabulary
+    weight = 1009 * 96 * 2
+    assert tile + weight < rehearsal.loss_workspace < 3 * (tile + weight)
+    assert all(e.held_of_loss <= e.held and e.peak_of_loss <= e.peak for e in rehearsal.events)
