@@ -29,6 +29,7 @@ from clsgen_dist.config import ModelSettings
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model.backbone import build_model, refuse_changed_logits, set_zero3_units
 from clsgen_dist.model.dual_head import DualHeadModel
+from clsgen_dist.plan import attention_shapes
 
 # N packed tokens, S sequences, n supervised tokens
 
@@ -197,7 +198,7 @@ def meta_model(plan: ModelPlan, *, sequences_apart: bool) -> DualHeadModel:
 
     config = open_config(plan.backbone)
     dtype = torch.bfloat16 if plan.bf16 else torch.float32
-    attention = _apart() if sequences_apart else _one_piece()
+    attention = attention_shapes.apart() if sequences_apart else attention_shapes.one_piece()
     with torch.device("meta"):
         with _in_one_line(f"model.backbone {plan.backbone!r} has a configuration that transformers cannot build"):
             lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
@@ -540,73 +541,3 @@ def _batch(lengths: list[int], supervised: int) -> dict[str, Any]:
         "class_index_S": numbers(len(lengths)),
         "label_S": numbers(len(lengths)),
     }
-
-
-_ONE_PIECE = "clsgen_one_piece"
-_APART = "clsgen_apart"
-
-
-def _one_piece() -> str:
-    """An attention that keeps what flash-attention keeps: queries, keys, values, output, one number a row and head."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_ONE_PIECE, _one_piece_attention)
-    return _ONE_PIECE
-
-
-def _one_piece_attention(
-    module: nn.Module, query_1HNE: Tensor, key_1KNE: Tensor, value_1KNE: Tensor, attention_mask: Any, **_: Any
-) -> tuple[Tensor, None]:
-    return _FlashShapes.apply(query_1HNE, key_1KNE, value_1KNE, None).transpose(1, 2), None
-
-
-def _apart() -> str:
-    """The same, once per sequence, as :func:`clsgen_dist.model.attention.per_sequence_attention` runs it.
-
-    On meta, scaled-dot-product attention itself would keep the scores of every pair, which no real device does.
-    """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_APART, _apart_attention)
-    return _APART
-
-
-def _apart_attention(
-    module: nn.Module,
-    query_1HNE: Tensor,
-    key_1KNE: Tensor,
-    value_1KNE: Tensor,
-    attention_mask: Any,
-    *,
-    cu_seq_lens_q: Tensor,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    from clsgen_dist.model.attention import window_mask
-
-    lengths = cu_seq_lens_q.diff().tolist()
-    outputs = [
-        _FlashShapes.apply(query, key, value, window_mask(query.shape[2], sliding_window, query.device))
-        for query, key, value in zip(*(t.split(lengths, 2) for t in (query_1HNE, key_1KNE, value_1KNE)), strict=True)
-    ]
-    return torch.cat(outputs, 2).transpose(1, 2), None
-
-
-class _FlashShapes(torch.autograd.Function):
-    """Shapes of flash-attention 2, forward and backward, of ``[1, H, T, E]``; values are not computed."""
-
-    @staticmethod
-    def forward(ctx: Any, query_1HTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (t.transpose(1, 2).contiguous() for t in (query_1HTE, key_1KTE, value_1KTE))
-        out = torch.empty_like(q)
-        lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
-        ctx.save_for_backward(q, k, v, out, lse, mask)
-        return out.transpose(1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        q, k, v, *_ = ctx.saved_tensors
-        if q.dtype != torch.float32:
-            # An fp32 accumulator for the queries' gradient, as the kernel keeps one.
-            torch.empty_like(q, dtype=torch.float32)
-        return *(torch.empty_like(t).transpose(1, 2) for t in (q, k, v)), None

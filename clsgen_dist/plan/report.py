@@ -238,7 +238,7 @@ def draw(path: Path, plan: Plan) -> None:
     axes[1].axvspan(*good.flat, color="tab:green", alpha=0.1, label=f"within {FLAT:.1%} of the best")
     axes[1].set_xlabel("hours of work between saves")
     axes[1].set_ylabel("goodput")
-    axes[1].legend(frameon=False)
+    axes[1].legend(frameon=False, loc="lower center")
     save_figure(figure, path)
 
 
