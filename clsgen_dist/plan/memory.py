@@ -14,7 +14,8 @@ padded to W:
 
 hpZ adds e·P/h for the second copy. 4-bit weights keep a quarter of the elements, and 4 bytes a block of 64 that
 bitsandbytes does not shard. Offloaded parts are the host's; of weights on NVMe the host holds the buffers that they
-pass through, e·buffer_count·buffer_size (``partitioned_param_swapper.py``). A save that is written while training goes
+pass through, e·buffer_count·buffer_size (``partitioned_param_swapper.py``), and of the trained ones up to max_in_cpu
+elements. A save that is written while training goes
 on holds a copy of what it writes. On a GPU come what the CUDA context, NCCL and cuBLAS take
 outside the allocator, and an allowance for fragmentation: a share of all but weights, master, gradients, and optimizer.
 """
@@ -24,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clsgen_dist.plan.rehearsal import Rehearsal
-from clsgen_dist.plan.zero3 import Sharding, Walk, optimizer_groups, persistent, stored
+from clsgen_dist.plan.zero3 import Sharding, Walk, on_nvme, optimizer_groups, persistent, stored
 
 FRAGMENTATION = 0.1
 """Share of what comes and goes that the CUDA allocator is allowed to waste: an allowance, not a measurement."""
@@ -104,8 +105,10 @@ def memory(
         host |= {**optimizer_parts, "fp32 gradients": 4 * share}
         device |= dict.fromkeys(optimizer_parts, 0)
     if zero.offload_parameters == "nvme":
-        disk["weights"], device["weights"] = weights, 0
+        there = on_nvme(rehearsal, zero)
+        disk["weights"], device["weights"] = size * (there.frozen + there.trained), 0
         host["NVMe buffers"] = size * zero.nvme_buffers
+        host["weights"] = size * there.host
     elif zero.offload_parameters == "cpu":
         host["weights"], device["weights"] = weights, 0
     if checkpoint_copy:
@@ -130,7 +133,8 @@ def memory(
     if on_gpu:
         device["fragmentation allowance"] = round(FRAGMENTATION * (sum(moving.values()) + device["reduce bucket"]))
         device["CUDA, NCCL, cuBLAS"] = outside_allocator
-    return Memory({k: v for k, v in device.items() if v}, host, disk, moment)
+    device, host, disk = ({k: v for k, v in place.items() if v} for place in (device, host, disk))
+    return Memory(device, host, disk, moment)
 
 
 def _state_bytes(optimizer: str, elements: int) -> int:

@@ -28,7 +28,7 @@ from typing import Any
 from clsgen_dist.plan.cluster import Cluster
 from clsgen_dist.plan.communication import Flow
 from clsgen_dist.plan.rehearsal import Rehearsal
-from clsgen_dist.plan.zero3 import Sharding
+from clsgen_dist.plan.zero3 import Sharding, on_nvme
 
 _ADAM_DEVICE_BYTES = 50
 _ADAM_HOST_BYTES = 28
@@ -151,7 +151,9 @@ def _update(
         gathered = sum(f.whole_bytes / f.ranks for f in flows if f.kind.startswith("gather"))
         moved += gathered / pcie
         if zero.offload_parameters == "nvme" and cluster.nvme_gb_s is not None:
-            moved += (gathered + size * share) * on_node / (cluster.nvme_gb_s * 1e9)
+            there = on_nvme(rehearsal, zero)
+            read = gathered * (there.frozen + there.trained) * zero.ranks / rehearsal.parameters
+            moved += (read + size * there.trained) * on_node / (cluster.nvme_gb_s * 1e9)
     if zero.offload_optimizer == "none":
         return _ADAM_DEVICE_BYTES * share / _hbm(cluster), moved
     moved += size * share * (1 + 2 * (micro_steps - 1) + 1) / pcie

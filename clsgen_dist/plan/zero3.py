@@ -47,6 +47,8 @@ class Sharding:
     """``none``, ``cpu`` or ``nvme``."""
     nvme_buffers: int
     """Elements of host memory through which weights on NVMe pass."""
+    max_in_host: int
+    """Elements of trained weights that a rank keeps in host memory all the same."""
 
     def part(self, numel: int) -> int:
         """Elements of a rank's padded share of a parameter."""
@@ -76,6 +78,7 @@ def sharding(config: dict[str, Any], *, ranks: int, ranks_per_node: int) -> Shar
         offload_parameters=_device(zero.offload_param),
         offload_optimizer=_device(zero.offload_optimizer),
         nvme_buffers=int(zero.offload_param.buffer_count * zero.offload_param.buffer_size) if zero.offload_param else 0,
+        max_in_host=int(zero.offload_param.max_in_cpu) if zero.offload_param else 0,
     )
 
 
@@ -375,12 +378,45 @@ class _Coordinator:
 
 def optimizer_groups(rehearsal: Rehearsal, zero: Sharding) -> list[int]:
     """Elements of this rank's optimizer sub-groups: matrices and vectors of backbone and head apart."""
+    return [size for group in _groups(rehearsal, zero) for size in _sub_groups(group, zero.sub_group)]
+
+
+def _groups(rehearsal: Rehearsal, zero: Sharding) -> list[list[int]]:
+    """Elements of this rank's share of each trained parameter, by optimizer group."""
     by_group: dict[tuple[bool, bool], list[int]] = {}
     for weight in rehearsal.weights:
         if weight.trainable:
             key = optimizer_group(weight.name, matrix=weight.matrix)
             by_group.setdefault(key, []).append(zero.part(stored(weight)))
-    return [size for group in by_group.values() for size in _sub_groups(group, zero.sub_group)]
+    return list(by_group.values())
+
+
+@dataclass(frozen=True)
+class OnNVMe:
+    """Where a rank's weights are when they are offloaded to NVMe, in elements."""
+
+    frozen: int
+    """On the disk."""
+    trained: int
+    """On the disk."""
+    host: int
+    """Host memory taken for trained weights, up to ``max_in_cpu`` (``_create_param_groups_fp16_flat_cpu_memory``)."""
+
+
+def on_nvme(rehearsal: Rehearsal, zero: Sharding) -> OnNVMe:
+    """Frozen weights are on the disk; of the trained ones the sub-groups that found no room in host memory."""
+    frozen = sum(zero.part(stored(w)) for w in rehearsal.weights if not w.trainable)
+    trained = host = before = 0
+    for group in _groups(rehearsal, zero):
+        size = sum(group)
+        room = min(size, max(0, zero.max_in_host - before))
+        before += size
+        host += room
+        filled = 0
+        for sub_group in _sub_groups(group, zero.sub_group):
+            filled += sub_group
+            trained += sub_group if filled > room else 0
+    return OnNVMe(frozen, trained, host)
 
 
 def _sub_groups(parts: Sequence[int], limit: int) -> list[int]:

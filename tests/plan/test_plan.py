@@ -314,8 +314,11 @@ def test_fp32_is_timed_at_its_own_peak(recipe, h100):
         Planner(settings, dataclasses.replace(h100, tflops_fp32=None), STATED).plan(settings, nodes=2)
 
 
-def test_weights_on_nvme_are_on_the_disk_and_their_buffers_on_the_host(recipe, h100):
-    settings = recipe(deepspeed="ds_configs/zero3_nvme.json", optim__name="cpu_adamw")
+def test_weights_on_nvme_are_on_the_disk_and_their_buffers_on_the_host(recipe, h100, tmp_path):
+    zero = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    zero["zero_optimization"]["offload_param"]["max_in_cpu"] = 0
+    (tmp_path / "nvme.json").write_text(json.dumps(zero))
+    settings = recipe(deepspeed=tmp_path / "nvme.json", optim__name="cpu_adamw")
     plan = Planner(settings, h100, STATED).plan(settings, nodes=1)
     assert plan.memory.disk == {"weights": pytest.approx(2 * plan.rehearsal.parameters / 8, rel=0.001)}
     assert plan.memory.host["NVMe buffers"] == 5 * 1_100_000_000 * 2
@@ -327,6 +330,18 @@ def test_weights_on_nvme_are_on_the_disk_and_their_buffers_on_the_host(recipe, h
     slower = known.stages[0].time.offload - plan.stages[0].time.offload
     assert slower == pytest.approx((gathered + written) / 10e9, rel=0.001)
     assert not known.notes
+
+
+def test_trained_weights_stay_on_the_host_up_to_deepspeeds_limit_and_frozen_ones_do_not(recipe, h100):
+    settings = recipe(deepspeed="ds_configs/zero3_nvme.json", optim__name="cpu_adamw")  # max_in_cpu: 10⁹ elements
+    full = Planner(settings, h100, STATED).plan(settings, nodes=1)
+    assert not full.memory.disk
+    assert full.memory.host["weights"] == pytest.approx(2 * full.rehearsal.parameters / 8, rel=0.001)
+    settings.model.finetune = "lora"
+    lora = Planner(settings, h100, STATED).plan(settings, nodes=1)
+    frozen = lora.rehearsal.parameters - lora.rehearsal.trainable
+    assert lora.memory.disk["weights"] == pytest.approx(2 * frozen / 8, rel=0.001)
+    assert lora.memory.host["weights"] == pytest.approx(2 * lora.rehearsal.trainable / 8, rel=0.01)
 
 
 def test_hpz_across_nodes_is_said(recipe, h100, tmp_path):
