@@ -69,6 +69,7 @@ def test_shipped_clusters_are_read(path):
     cluster = load_cluster(path)
     assert cluster.gpus_per_node == 8
     assert cluster.between_gb_s < cluster.inside_gb_s < cluster.hbm_gb_s
+    assert 5 < cluster.peak(2) / cluster.peak(4) < 20  # bf16 on tensor cores, fp32 without
 
 
 @pytest.mark.parametrize(
