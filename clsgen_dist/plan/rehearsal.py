@@ -292,7 +292,7 @@ def _quantised(lm: Any) -> set[int]:
     return {id(m.weight) for m in lm.modules() if isinstance(m, nn.Linear) and m is not head}
 
 
-_MOVES_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
+_MOVES_NOTHING = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
 
 
 def _bytes(value: Any) -> int:
