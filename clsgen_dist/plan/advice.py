@@ -82,7 +82,7 @@ def _changes(plan: Plan, settings: Settings, nodes: int) -> Iterator[_Change]:
         checkpointing = _with(settings, activation_checkpointing=True)
         yield _Change(0, "train.activation_checkpointing true", checkpointing, nodes)
     budget = plan.workload.budget
-    while (budget := budget // 2) >= round(plan.workload.row_tokens):
+    while (budget := budget // 2) >= plan.workload.longest:
         smaller, names = _capped(settings, budget)
         yield _Change(1, f"{names} {budget}", smaller, nodes)
     for factor in (2, 4, 8):
@@ -111,7 +111,7 @@ def search(planner: Planner, plan: Plan) -> list[Plan]:
 
     The recipe itself is among them if it fits.
     """
-    longest = round(plan.workload.row_tokens)
+    longest = plan.workload.longest
     doubled = [longest << times for times in range(17) if longest << times <= max(_BUDGETS[-1], plan.workload.budget)]
     budgets = sorted({b for b in (*_BUDGETS, *doubled) if b >= longest} | {plan.workload.budget})
     around = {plan.nodes // 2, plan.nodes - 1, plan.nodes, plan.nodes + 1, 2 * plan.nodes} - {0}

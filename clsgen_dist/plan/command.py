@@ -73,13 +73,14 @@ def run_dry(settings: Settings, *, ranks: int, micro_steps: int, json_file: str 
 
 def _require_writable(file: str | None) -> None:
     """SettingsError now, rather than after the work, if the file cannot be written."""
-    if file is not None and not Path(file).is_file():
-        with writing(Path(file)):
-            Path(file).touch()
-            Path(file).unlink()
-    elif file is not None:
-        with writing(Path(file)), Path(file).open("a"):
-            pass
+    if file is None:
+        return
+    path = Path(file)
+    there = path.exists()
+    with writing(path), path.open("a"):
+        pass
+    if not there:
+        path.unlink()
 
 
 def _write_json(file: str, found: dict[str, Any]) -> None:
