@@ -449,6 +449,19 @@ def test_an_asynchronous_save_stops_the_steps_for_the_copy_alone_and_needs_host_
     assert not Planner(recipe(), small, STATED).plan(recipe(), nodes=2).fits
 
 
+def test_the_picture_says_total_and_limit_and_tells_its_lines_apart(planner, recipe, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append(figure))
+    plan = planner.plan(recipe(), nodes=2)
+    report.draw(tmp_path / "plan.png", plan)
+    memory, goodput = figures[0].axes
+    assert f"{plan.memory.device_total / 2**30:.1f}" in [text.get_text() for text in memory.texts]
+    assert "the GPU's 79.1 GiB" in [text.get_text() for text in memory.get_legend().get_texts()]
+    assert "loss workspace" in [text.get_text() for text in memory.get_legend().get_texts()]
+    colours = {line.get_color() for line in goodput.lines}
+    assert len(colours) == len(goodput.lines) == 4
+
+
 def test_faults_faster_than_restarts_are_said_and_end_at_once(recipe, h100, capsys):
     sick = dataclasses.replace(h100, failures_per_gpu_hour=1e6)
     plan = Planner(recipe(), sick, STATED).plan(recipe(), nodes=1)
