@@ -1,4 +1,4 @@
-"""The planner against what is known: real runs on CPU, DeepSpeed's estimators, published runs.
+"""The planner against what is known: real runs on CPU, DeepSpeed's estimators, published runs; and a table of goodput.
 
     python benchmarks/plan.py                       # everything, some minutes
     python benchmarks/plan.py --ranks 2             # memory and traffic of real engines on two ranks
@@ -256,6 +256,36 @@ def estimators(planned: Planned) -> None:
     table(rows)
 
 
+def goodput() -> None:
+    """Saves and faults of Llama-3-70B on 4,096 H100: a save of the plan's, and others."""
+    from clsgen_dist.config import parse_settings
+    from clsgen_dist.plan.cluster import load_cluster
+    from clsgen_dist.plan.goodput import Faults, simulate
+    from clsgen_dist.plan.plan import Planner, Stated
+
+    model = ROOT / "configs/models/llama-3-70b"
+    settings = parse_settings(["--config", str(ROOT / "configs/70b_zero3.yaml"), f"--model.backbone={model}"])
+    cluster = load_cluster(ROOT / "configs/clusters/h100.yaml")
+    plan = Planner(settings, cluster, Stated(rows=10**6)).plan(settings, nodes=512)
+    rows = [
+        ["stops for", "written in", "Young", "Daly", "to take", "goodput there", "at a quarter of it", "at four times"]
+    ]
+    saves = [(plan.stall_seconds, plan.write_seconds), (1, 60), (plan.write_seconds, 0), (60, 0), (300, 0)]
+    for stops, written in saves:
+        faults = Faults(
+            gpus=plan.ranks, per_gpu_hour=cluster.failures_per_gpu_hour, restart_hours=cluster.restart_minutes / 60,
+            save_hours=stops / 3600, write_hours=written / 3600,
+        )  # fmt: skip
+        best = simulate(faults)
+        less, more = simulate(faults, intervals=[best.advised / 4, best.advised * 4]).goodput
+        possible = best.advised / 4 >= faults.write_hours
+        times = [f"{60 * hours:.3g} min" for hours in (best.young, best.daly, best.advised)]
+        shares = [f"{best.at_advised:.2%}", f"{less:.2%}" if possible else "-", f"{more:.2%}"]
+        rows.append([f"{stops:.3g} s", f"{written:.3g} s" if written else "the same", *times, *shares])
+    print(f"Llama-3-70B, {plan.ranks:,} GPUs, a checkpoint of {plan.checkpoint_bytes / 1e9:,.0f} GB")
+    table(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", default="1,2,4", help="of the real runs, or none (default: %(default)s)")
@@ -266,6 +296,7 @@ def main() -> None:
         planned = Planned(Path(folder))
         estimators(planned)
         published_runs(planned)
+    goodput()
 
 
 if __name__ == "__main__":

@@ -218,9 +218,20 @@ def dryrun_main(argv: Sequence[str]) -> None:
 
 
 def _truth(text: str) -> bool:
+    import argparse
+
     if text not in ("true", "false"):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected true or false")
     return text == "true"
+
+
+def _whole(text: str) -> int:
+    import argparse
+
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a whole number") from None
 
 
 def _own_and_settings(
@@ -236,7 +247,13 @@ def _own_and_settings(
 
     from clsgen_dist.config import parse_settings
 
-    parser = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            sys.exit(
+                _complain(f"{message.removeprefix('argument ').replace(': ', ' ', 1)}; --help lists what there is")
+            )
+
+    parser = Parser(
         prog=f"clsgen {verb}",
         description=f"{description} Every setting may follow, as for `clsgen train`.",
         allow_abbrev=False,
@@ -245,12 +262,14 @@ def _own_and_settings(
     if file:
         parser.add_argument("file", metavar="FILE", help="training rows, in any format that data.train takes")
     for name, (kind, default, text) in options.items():
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
+        parser.add_argument(
+            f"--{name}", type=_whole if kind is int else kind, default=default, help=f"{text} (default: %(default)s)"
+        )
     mine, theirs = _split(argv, {f"--{name}" for name in (*options, "config")})
     own = parser.parse_args(mine)
     recipe = ["--config", _found(own.config)] if own.config else []
     given = ["--data.train", own.file, "--data.dev", "null"] if file else []
-    return own, parse_settings([*recipe, *theirs, *given], default_config="configs/recipe.yaml")
+    return own, parse_settings([*recipe, *theirs, *given], default_config="configs/recipe.yaml", also=tuple(options))
 
 
 def _found(recipe: str) -> str:

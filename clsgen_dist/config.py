@@ -358,15 +358,17 @@ def resolve_path(path: str) -> Path:
     raise SettingsError(f"{path!r} is not a file, neither in {Path.cwd()} nor in {ROOT}; check the path")
 
 
-def parse_settings(argv: Sequence[str] | None = None, *, default_config: str | None = None) -> Settings:
+def parse_settings(
+    argv: Sequence[str] | None = None, *, default_config: str | None = None, also: Sequence[str] = ()
+) -> Settings:
     """Settings from ``--config FILE`` and overrides; on bad input prints what is wrong and exits with status 2.
 
-    ``default_config`` is the recipe used when ``argv`` names none. The DeepSpeed launcher's own flag is dropped.
+    ``default_config`` is the recipe used when ``argv`` names none; ``also`` are flags of the verb, for hints. The DeepSpeed launcher's own flag is dropped.
     """
     args = [a for a in (sys.argv[1:] if argv is None else argv) if not re.fullmatch(r"--local[_-]rank=\d+", a)]
     if default_config and not any(a == "--config" or a.startswith("--config=") for a in args):
         args = ["--config", str(resolve_path(default_config)), *args]
-    parser = _parser()
+    parser = _parser(also)
     try:
         return _instantiate(parser, parser.parse_args(args))
     except SettingsError as error:
@@ -387,12 +389,12 @@ def to_yaml(settings: Settings) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
 
 
-def _parser() -> Any:
+def _parser(also: Sequence[str] = ()) -> Any:
     from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            sys.stderr.write(f"error: {message.strip()}{_did_you_mean(message)}\n")
+            sys.stderr.write(f"error: {message.strip()}{_did_you_mean(message, also)}\n")
             raise SystemExit(2)
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -432,7 +434,7 @@ def _setting_names(cls: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def _did_you_mean(message: str) -> str:
+def _did_you_mean(message: str, also: Sequence[str] = ()) -> str:
     """A hint to append to the parser's message: the nearest setting to the key it refused, or YAML's trap."""
     if flag := re.search(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
         wrong = flag[1]
@@ -449,5 +451,5 @@ def _did_you_mean(message: str) -> str:
     names = _setting_names(Settings)
     sections = sorted({name.split(".")[0] for name in names})
     of_stages = [field.name for field in dataclasses.fields(Stage)] if "." not in wrong else []
-    near = difflib.get_close_matches(wrong, of_stages + names + sections, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(wrong, [*also, *of_stages, *names, *sections], n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else "; --help lists the settings"

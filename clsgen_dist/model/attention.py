@@ -63,12 +63,12 @@ def per_sequence_attention(
         for query, key, value in zip(
             query_1HNE.split(lengths, 2), key_1KNE.split(lengths, 2), value_1KNE.split(lengths, 2), strict=True
         )
-        for mask in [_window(query.shape[2], sliding_window, query.device)]
+        for mask in [window_mask(query.shape[2], sliding_window, query.device)]
     ]
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 
-def _window(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+def window_mask(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
     """``[T, T]`` of what a token may see in a sliding window; None where causality says it all."""
     if sliding_window is None or length <= sliding_window:
         return None

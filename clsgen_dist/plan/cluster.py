@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ class Cluster:
     """Most that the file system takes from, or gives to, all nodes together."""
     batched_rows_s: float = 30000.0
     """Rows that a rank's loader turns into batches in a second, on one core; the default is docs/results.md's."""
+    tflops_fp32: float | None = None
+    """Peak of fp32 arithmetic without tensor cores, in TFLOP/s; needed for runs in fp32 alone."""
+    nvme_gb_s: float | None = None
+    """Rate of a node's local NVMe disks, for weights that are offloaded there; none: such runs are timed without."""
     failures_per_gpu_hour: float = 419 / (54 * 24 * 16384)
     """Unexpected stops; the default is Llama 3's: 419 in 54 days on 16,384 H100 (arXiv 2407.21783, section 3.3.4)."""
     restart_minutes: float = 10.0
@@ -70,6 +75,17 @@ class Cluster:
     def reserved_bytes(self) -> int:
         """Bytes outside torch's allocator."""
         return round(self.reserved_gib * GIB)
+
+    def peak(self, bytes_per_element: int) -> float:
+        """Peak FLOP/s of a GPU for elements of that size; SettingsError if the file does not say it."""
+        if bytes_per_element == 2:
+            return self.tflops * 1e12
+        if self.tflops_fp32 is None:
+            raise SettingsError(
+                f"train.precision is fp32, but the cluster {self.name!r} has no tflops_fp32; add the chip's fp32 peak "
+                "to its file, or set train.precision to bf16"
+            )
+        return self.tflops_fp32 * 1e12
 
 
 def load_cluster(path: Path) -> Cluster:
@@ -86,12 +102,23 @@ def load_cluster(path: Path) -> Cluster:
     missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
     faults = [f"{name!r} is missing" for name in missing]
     faults += [f"{name!r} is not known" for name in values if name not in fields]
-    for name, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name in fields and name != "name" and not (number and value > 0):
-            faults.append(f"{name} is {value!r}, expected a number above 0")
-        elif name in ("achievable", "achievable_attention", "achievable_hbm", "overlap") and value > 1:
-            faults.append(f"{name} is {value}, expected a share up to 1")
+    faults += [fault for name, value in values.items() if name in fields and (fault := _fault(name, value))]
     if faults:
         raise SettingsError(f"{path}: {'; '.join(faults)}; see configs/clusters/h100.yaml for every field")
-    return Cluster(**values)
+    return Cluster(**{**values, "gpus_per_node": int(values["gpus_per_node"])})
+
+
+def _fault(name: str, value: Any) -> str | None:
+    """What is wrong with a field, if anything."""
+    if name == "name":
+        return None if isinstance(value, str) and value else f"name is {value!r}, expected text"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and value > 0):
+        return f"{name} is {value!r}, expected a number above 0"
+    if not math.isfinite(value):
+        return f"{name} is {value!r}, expected a finite number"
+    if name == "gpus_per_node" and value != int(value):
+        return f"gpus_per_node is {value}, expected a whole number"
+    if name in ("achievable", "achievable_attention", "achievable_hbm", "overlap") and value > 1:
+        return f"{name} is {value}, expected a share up to 1"
+    return None

@@ -6,12 +6,15 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from clsgen_dist.config import Settings, resolve_path
+from clsgen_dist.data_verbs.common import writing
 from clsgen_dist.plan import report
+from clsgen_dist.plan.advice import advice, other_checkpointing, search
 from clsgen_dist.plan.cluster import load_cluster
 from clsgen_dist.plan.dry_run import dry_run, fake_ranks
-from clsgen_dist.plan.plan import Planner, Stated, advice, search
+from clsgen_dist.plan.plan import Planner, Stated
 from clsgen_dist.plan.workload import stated_workload
 
 
@@ -27,9 +30,12 @@ def run(
     plot: str | None,
 ) -> None:
     """Print the plan, and what to change where it does not fit; write JSON and pictures if asked."""
+    for file in (json_file, plot):
+        _require_writable(file)
     planner = Planner(settings, load_cluster(resolve_path(cluster)), stated, print)
     plan = planner.plan(settings, nodes=nodes, gpus_per_node=gpus_per_node)
-    report.print_plan(plan)
+    other = other_checkpointing(planner, plan)
+    report.print_plan(plan, other)
     changes = [] if plan.fits else advice(planner, plan)
     if changes:
         print("\nwhat to change:")
@@ -39,7 +45,7 @@ def run(
         print()
         report.print_search(found)
     if json_file:
-        report.write_json(Path(json_file), plan, changes, found)
+        _write_json(json_file, report.as_json(plan, other, changes, found))
         print(f"\njson  {json_file}")
     if plot:
         report.draw(Path(plot), plan)
@@ -48,6 +54,7 @@ def run(
 
 def run_dry(settings: Settings, *, ranks: int, micro_steps: int, json_file: str | None) -> None:
     """Print what one of so many ranks does; write all of it as JSON if asked. bf16 unless the recipe says otherwise."""
+    _require_writable(json_file)
     settings = copy.deepcopy(settings)
     if settings.train.precision == "auto":
         settings.train.precision = "bf16"  # as on the cluster that it is meant for
@@ -60,5 +67,22 @@ def run_dry(settings: Settings, *, ranks: int, micro_steps: int, json_file: str 
         )
     report.print_dry_run(found)
     if json_file:
-        Path(json_file).write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
+        _write_json(json_file, dataclasses.asdict(found))
         print(f"json  {json_file}")
+
+
+def _require_writable(file: str | None) -> None:
+    """SettingsError now, rather than after the work, if the file cannot be written."""
+    if file is None:
+        return
+    path = Path(file)
+    there = path.exists()
+    with writing(path), path.open("a"):
+        pass
+    if not there:
+        path.unlink()
+
+
+def _write_json(file: str, found: dict[str, Any]) -> None:
+    with writing(Path(file)):
+        Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

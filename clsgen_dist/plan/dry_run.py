@@ -203,14 +203,8 @@ def _train(
         labelled=float(world.size * sum(b.labelled for b in share.batches)),
         tokens=float(world.size * sum(b.tokens for b in share.batches)),
     )
-    update = engine.step
-
-    def step(*args: Any) -> None:
-        ledger.phase = "step"
-        update(*args)
-        ledger.phase = "forward"
-
-    engine.step = step
+    for name, phase in (("backward", "backward"), ("step", "step")):
+        setattr(engine, name, _in_phase(ledger, phase, getattr(engine, name)))
     ledger.phase = "forward"
     for number in range(WARM_UP + 1):
         ledger.take()
@@ -219,6 +213,18 @@ def _train(
         world.all_reduce(torch.zeros(5, dtype=torch.float64))
         run._step(number, taken, counts)
     return ledger.take()
+
+
+def _in_phase(ledger: _Ledger, phase: str, call: Any) -> Any:
+    """``call``, during which collectives are of that phase; the last gradients leave after autograd is through."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        before, ledger.phase = ledger.phase, phase
+        result = call(*args, **kwargs)
+        ledger.phase = before
+        return result
+
+    return called
 
 
 def _units(model: nn.Module) -> dict[str, int]:

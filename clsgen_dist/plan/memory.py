@@ -13,7 +13,10 @@ padded to W:
                     (4 bytes; in bf16 2 more while it is made) and what Adam computes on the way (4 on a GPU, 8 on CPU)
 
 hpZ adds e·P/h for the second copy. 4-bit weights keep a quarter of the elements, and 4 bytes a block of 64 that
-bitsandbytes does not shard. Offloaded parts are the host's. On a GPU come what the CUDA context, NCCL and cuBLAS take
+bitsandbytes does not shard. Offloaded parts are the host's; of weights on NVMe the host holds the buffers that they
+pass through, e·buffer_count·buffer_size (``partitioned_param_swapper.py``), and of the trained ones up to max_in_cpu
+elements. A save that is written while training goes
+on holds a copy of what it writes. On a GPU come what the CUDA context, NCCL and cuBLAS take
 outside the allocator, and an allowance for fragmentation: a share of all but weights, master, gradients, and optimizer.
 """
 
@@ -22,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clsgen_dist.plan.rehearsal import Rehearsal
-from clsgen_dist.plan.zero3 import Sharding, Walk, optimizer_groups, persistent, stored
+from clsgen_dist.plan.zero3 import Sharding, Walk, on_nvme, optimizer_groups, persistent, stored
 
 FRAGMENTATION = 0.1
 """Share of what comes and goes that the CUDA allocator is allowed to waste: an allowance, not a measurement."""
@@ -40,6 +43,8 @@ class Memory:
     """On the GPU (or, on CPU, in the process)."""
     host: dict[str, int] = field(default_factory=dict)
     """In the host's memory, of one rank."""
+    disk: dict[str, int] = field(default_factory=dict)
+    """On the node's NVMe disks, of one rank."""
     moment: str = ""
     """What the peak belongs to: the micro-step or the optimizer's step."""
 
@@ -62,10 +67,12 @@ def memory(
     optimizer: str,
     on_gpu: bool,
     outside_allocator: int = 0,
+    checkpoint_copy: int = 0,
 ) -> Memory:
     """All parts at the moment that needs most.
 
     ``optimizer``: as ``optim.name``. ``outside_allocator``: bytes that CUDA, NCCL and cuBLAS take, on a GPU.
+    ``checkpoint_copy``: bytes of this rank's share of a checkpoint, where a save copies it to the host first.
     """
     size = rehearsal.bytes_per_element
     parts = {number: zero.part(stored(w)) for number, w in enumerate(rehearsal.weights)}
@@ -91,13 +98,21 @@ def memory(
         "reduce bucket": size * zero.reduce_bucket if zero.contiguous_gradients and trained else 0,
     }
     host: dict[str, int] = {}
+    disk: dict[str, int] = {}
     offloaded = zero.offload_optimizer != "none"
     if offloaded:
         # The fp32 gradient of every sub-group stays allocated on the host.
         host |= {**optimizer_parts, "fp32 gradients": 4 * share}
         device |= dict.fromkeys(optimizer_parts, 0)
-    if zero.offload_parameters != "none":
+    if zero.offload_parameters == "nvme":
+        there = on_nvme(rehearsal, zero)
+        disk["weights"], device["weights"] = size * (there.frozen + there.trained), 0
+        host["NVMe buffers"] = size * zero.nvme_buffers
+        host["weights"] = size * there.host
+    elif zero.offload_parameters == "cpu":
         host["weights"], device["weights"] = weights, 0
+    if checkpoint_copy:
+        host["checkpoint copy"] = checkpoint_copy
     peak = walked.peak
     step_bytes = max(groups, default=0) * _step_bytes(optimizer, size, on_gpu=on_gpu)
     in_step = 0 if offloaded else step_bytes
@@ -105,7 +120,12 @@ def memory(
         in_step = max(groups, default=0) * (step_bytes // max(1, max(groups, default=1)) - 4)
     if peak.total >= in_step:
         moment = "micro-step"
-        moving = {"activations": peak.activations, "gathered weights": peak.gathered, "reducing": peak.reducing}
+        moving = {
+            "activations": peak.activations,
+            "loss workspace": peak.loss,
+            "gathered weights": peak.gathered,
+            "reducing": peak.reducing,
+        }
     else:
         moment = "optimizer step"
         moving = {"optimizer step": in_step}
@@ -113,7 +133,8 @@ def memory(
     if on_gpu:
         device["fragmentation allowance"] = round(FRAGMENTATION * (sum(moving.values()) + device["reduce bucket"]))
         device["CUDA, NCCL, cuBLAS"] = outside_allocator
-    return Memory({k: v for k, v in device.items() if v}, host, moment)
+    device, host, disk = ({k: v for k, v in place.items() if v} for place in (device, host, disk))
+    return Memory(device, host, disk, moment)
 
 
 def _state_bytes(optimizer: str, elements: int) -> int:

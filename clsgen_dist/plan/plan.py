@@ -1,4 +1,4 @@
-"""``clsgen plan``: a recipe on a cluster: does it fit, how long does it take, what does it cost; and what to change.
+"""``clsgen plan``: a recipe on a cluster: does it fit, how long does it take, what does it cost.
 
 It opens the recipe that ``train.py`` opens, plans the stages that it plans, fills in DeepSpeed's file as it does, and
 builds the model that it builds, without memory.
@@ -6,9 +6,8 @@ builds the model that it builds, without memory.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -96,6 +95,12 @@ class Plan:
         return sum(stage.gpu_hours for stage in self.stages)
 
     @property
+    def hours_with_faults(self) -> float | None:
+        """Of all stages with saves and faults; None if they would never end."""
+        good = self.goodput.at_advised
+        return self.hours / good if good > 1e-6 else None
+
+    @property
     def spare_bytes(self) -> int:
         """Memory of a GPU that is left; below 0 it does not fit."""
         return self.cluster.memory_bytes - self.memory.device_total
@@ -112,12 +117,12 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> float:
-        """Of one checkpoint, all ranks: only what is trained is written."""
-        return _CHECKPOINT_BYTES[self.settings.optim.name] * self.rehearsal.trainable
+        """Of one checkpoint, all ranks."""
+        return _checkpoint_bytes(self.settings, self.rehearsal)
 
     @property
-    def save_seconds(self) -> float:
-        """A save stops the run: files written, then read once for their checksums, by all nodes at once."""
+    def write_seconds(self) -> float:
+        """Of a save's files: written, then read once for their checksums, by all nodes at once."""
         cluster = self.cluster
         rates = [
             min(self.nodes * rate, cluster.disk_total_gb_s)
@@ -125,16 +130,63 @@ class Plan:
         ]
         return sum(self.checkpoint_bytes / 1e9 / rate for rate in rates)
 
+    @property
+    def stall_seconds(self) -> float:
+        """How long a save stops the run: for the copy of each rank's share to host memory, or until it is written."""
+        if not self.settings.checkpoint.asynchronous:
+            return self.write_seconds
+        share = self.checkpoint_bytes / self.ranks
+        if self.zero.offload_optimizer == "none":
+            return share / (self.cluster.pcie_gb_s * 1e9)
+        return 2 * share * self.gpus_per_node / (self.cluster.host_memory_gb_s * 1e9)  # read and written there
+
+    @property
+    def worst_shortfall(self) -> float:
+        """What lacks as a share of what there is, on the GPU or on the host, whichever is worse; below 0 it fits."""
+        host = _HOST_SHARE * self.cluster.host_memory_gib * GIB
+        return max(-self.spare_bytes / self.cluster.memory_bytes, -self.spare_host_bytes / host)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is odd about the plan, or left out of it, a line each."""
+        ranks, rows = self.ranks, self.settings.train.batch_size
+        longest, positions = self.workload.longest, self.rehearsal.positions
+        found = []
+        if rows < ranks:
+            found.append(
+                f"a step has {rows:,} rows for {ranks:,} ranks, so {ranks - rows:,} of them idle; raise "
+                "train.batch_size, or take fewer nodes"
+            )
+        if 1 < self.zero.ranks_per_node < self.zero.secondary_ranks:
+            found.append(
+                f"zero_hpz_partition_size is {self.zero.secondary_ranks}, but a node has {self.zero.ranks_per_node} "
+                "GPUs: its gathers leave the node, which hpZ is there to avoid; set it to the GPUs of a node"
+            )
+        if positions and longest > positions:
+            found.append(
+                f"rows have up to {longest:,} tokens, but the backbone knows {positions:,} positions "
+                "(max_position_embeddings): later ones are new to it; lower data.max_prompt_length"
+            )
+        if self.zero.offload_parameters == "nvme" and self.cluster.nvme_gb_s is None:
+            found.append("the cluster has no nvme_gb_s: reading weights from NVMe is not in the times")
+        return found
+
     @cached_property
     def goodput(self) -> Goodput:
-        """A month of this cluster with faults, against the interval between checkpoints."""
+        """This cluster with its faults in the long run, against the interval between checkpoints."""
         faults = Faults(
             gpus=self.ranks,
             per_gpu_hour=self.cluster.failures_per_gpu_hour,
             restart_hours=self.cluster.restart_minutes / 60,
-            save_hours=self.save_seconds / 3600,
+            save_hours=self.stall_seconds / 3600,
+            write_hours=self.write_seconds / 3600 if self.settings.checkpoint.asynchronous else 0.0,
         )
         return simulate(faults)
+
+
+def _checkpoint_bytes(settings: Settings, rehearsal: Rehearsal) -> float:
+    """Only what is trained is written."""
+    return _CHECKPOINT_BYTES[settings.optim.name] * rehearsal.trainable
 
 
 class Planner:
@@ -178,6 +230,11 @@ class Planner:
         zero = sharding(config, ranks=ranks, ranks_per_node=here)
         work = self._workload(settings, ranks)
         rehearsal = self._rehearsal(settings, work, bf16)
+        if rehearsal.learned_positions and rehearsal.positions and work.longest > rehearsal.positions:
+            raise SettingsError(
+                f"rows have up to {work.longest} tokens, but model.backbone has {rehearsal.positions} positions, and "
+                "none beyond; lower data.max_prompt_length (or --tokens_per_row), or name a backbone with longer ones"
+            )
         walked = walk(rehearsal, zero)
         needed = memory(
             rehearsal,
@@ -186,6 +243,9 @@ class Planner:
             optimizer=settings.optim.name,
             on_gpu=True,
             outside_allocator=self.cluster.reserved_bytes,
+            checkpoint_copy=round(_checkpoint_bytes(settings, rehearsal) / ranks)
+            if settings.checkpoint.asynchronous
+            else 0,
         )
         stages = [self._stage(stage, work, rehearsal, zero, walked) for stage in work.stages]
         longest = max(work.stages, key=lambda stage: stage.steps)
@@ -235,6 +295,7 @@ class Planner:
             fullest_tokens=stage.fullest,
             row_tokens=min(work.row_tokens, stage.fullest),
             rows=stage.rows / stage.steps,
+            tokens=stage.tokens / stage.steps,
         )
         hours = time.total * stage.steps / 3600
         return StagePlan(
@@ -244,82 +305,11 @@ class Planner:
             stage.tokens,
             stage.micro_steps,
             time,
-            time.mfu(self.cluster),
+            time.mfu,
             stage.tokens / (hours * 3600),
             hours,
             hours * zero.ranks,
         )
-
-
-def advice(planner: Planner, plan: Plan) -> list[str]:
-    """What to change, one at a time, if it does not fit: what fits then, or comes nearest."""
-    tried: list[tuple[str, Plan]] = []
-    for text, settings, nodes in _changes(plan):
-        try:
-            tried.append((text, planner.plan(settings, nodes=nodes, gpus_per_node=plan.gpus_per_node)))
-        except SettingsError:
-            continue
-    good = sorted((p.gpu_hours, text) for text, p in tried if p.fits)
-    if good:
-        return [f"{text}: fits, {hours:,.0f} GPU-hours" for hours, text in good]
-    tried.sort(key=lambda item: -item[1].spare_bytes)
-    return [f"{text}: {-p.spare_bytes / GIB:.1f} GiB too much still" for text, p in tried if p.spare_bytes < 0]
-
-
-def _changes(plan: Plan) -> Iterator[tuple[str, Settings, int]]:
-    """One change each, the mildest first."""
-    settings, train = plan.settings, plan.settings.train
-    if not train.activation_checkpointing:
-        yield "train.activation_checkpointing true", _with(settings, activation_checkpointing=True), plan.nodes
-    longest = round(plan.workload.row_tokens)
-    budget = train.micro_batch_tokens
-    while (budget := budget // 2) >= longest:
-        smaller = _with(settings, micro_batch_tokens=budget, activation_checkpointing=True)
-        text = f"train.micro_batch_tokens {budget}"
-        yield text if train.activation_checkpointing else f"{text} and checkpointing", smaller, plan.nodes
-    for factor in (2, 4, 8):
-        yield f"{plan.nodes * factor} nodes", _with(settings, activation_checkpointing=True), plan.nodes * factor
-    if plan.zero.offload_optimizer == "none":
-        yield "ds_configs/zero3_offload.json (weights and optimizer on the host)", _offloaded(settings), plan.nodes
-    if settings.model.finetune == "full":
-        lora = copy.deepcopy(settings)
-        lora.model.finetune = "lora"
-        yield "model.finetune lora", lora, plan.nodes
-
-
-def search(planner: Planner, plan: Plan) -> list[Plan]:
-    """Micro-batch, checkpointing, offloading and nodes tried together; those that fit, the fewest GPU-hours first."""
-    longest = round(plan.workload.row_tokens)
-    budgets = [b for b in (1024, 2048, 4096, 8192, 16384, 32768, 65536) if b >= longest]
-    nodes = sorted({1, 2, 4, 8, 16, 32, 64} | {plan.nodes})
-    found = []
-    for settings in (plan.settings, _offloaded(plan.settings)):
-        if settings is not plan.settings and plan.zero.offload_optimizer != "none":
-            continue
-        for budget in budgets:
-            for checkpointing in (False, True):
-                other = _with(settings, micro_batch_tokens=budget, activation_checkpointing=checkpointing)
-                for number in nodes:
-                    try:
-                        made = planner.plan(other, nodes=number, gpus_per_node=plan.gpus_per_node)
-                    except SettingsError:
-                        continue
-                    found += [made] if made.fits else []
-    return sorted(found, key=lambda p: (p.gpu_hours, p.nodes))
-
-
-def _with(settings: Settings, **train: Any) -> Settings:
-    other = copy.deepcopy(settings)
-    for name, value in train.items():
-        setattr(other.train, name, value)
-    return other
-
-
-def _offloaded(settings: Settings) -> Settings:
-    other = copy.deepcopy(settings)
-    other.deepspeed = "ds_configs/zero3_offload.json"
-    other.optim.name = "cpu_adamw"
-    return other
 
 
 def _read_rows(settings: Settings, backbone: str, say: Callable[[str], None]) -> Any:

@@ -11,9 +11,11 @@ Price: seconds for a model of 70B, whatever the number of tokens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import textwrap
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -27,6 +29,7 @@ from clsgen_dist.config import ModelSettings
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model.backbone import build_model, refuse_changed_logits, set_zero3_units
 from clsgen_dist.model.dual_head import DualHeadModel
+from clsgen_dist.plan import attention_shapes
 
 # N packed tokens, S sequences, n supervised tokens
 
@@ -53,6 +56,10 @@ class Event:
     """Most bytes held between the event before and this one."""
     held: int
     """Bytes held at this moment."""
+    peak_of_loss: int
+    """Of ``peak``, what the loss made."""
+    held_of_loss: int
+    """Of ``held``, what the loss made."""
     recompute: bool = False
     """Whether a forward runs inside the backward (activation checkpointing)."""
 
@@ -90,6 +97,8 @@ class Rehearsal:
     events: list[Event]
     tail_peak: int
     """Most bytes held after the last event."""
+    loss_workspace: int
+    """Most bytes that the loss held at once."""
     matmul_flops: float
     """FLOPs of matrix products, recomputation included, attention's products of queries with keys left out."""
     forward_flops: float
@@ -104,6 +113,10 @@ class Rehearsal:
     """Tokens of the micro-step."""
     bytes_per_element: int
     """Of weights, activations and gradients."""
+    positions: int | None
+    """Longest sequence that the backbone knows, if it says so."""
+    learned_positions: bool
+    """Whether a longer one would index past a table; rotary ones go on, untrained."""
 
     @property
     def parameters(self) -> int:
@@ -150,12 +163,11 @@ def open_config(path: str) -> Any:
     """The backbone's configuration; ModelError if there is none, or experts route its tokens."""
     from transformers import AutoConfig
 
-    try:
+    with _in_one_line(f"model.backbone {path!r} has no configuration that transformers reads"):
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise ModelError(f"model.backbone {path!r} has no configuration that transformers reads: {why}") from None
     text = config.get_text_config()
+    if not (getattr(text, "num_hidden_layers", None) or 0) > 0:
+        raise ModelError(f"model.backbone {path!r} has num_hidden_layers 0 or none, expected 1 or more in config.json")
     experts = next(
         (n for key in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(text, key, None))), 0
     )
@@ -167,6 +179,15 @@ def open_config(path: str) -> Any:
     return config
 
 
+@contextlib.contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """What transformers raises inside, as a ModelError: each family checks its fields with errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{what}: {textwrap.shorten(f'{type(error).__name__}: {error}', 240)}") from error
+
+
 def meta_model(plan: ModelPlan, *, sequences_apart: bool) -> DualHeadModel:
     """The dual-head model that would train, without memory.
 
@@ -175,13 +196,12 @@ def meta_model(plan: ModelPlan, *, sequences_apart: bool) -> DualHeadModel:
     """
     from transformers import AutoModelForCausalLM
 
-    from clsgen_dist.model.attention import per_sequence
-
     config = open_config(plan.backbone)
     dtype = torch.bfloat16 if plan.bf16 else torch.float32
-    attention = per_sequence() if sequences_apart else _one_piece()
+    attention = attention_shapes.apart() if sequences_apart else attention_shapes.one_piece()
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        with _in_one_line(f"model.backbone {plan.backbone!r} has a configuration that transformers cannot build"):
+            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         refuse_changed_logits(lm)
         return build_model(
             lm,
@@ -217,7 +237,7 @@ def rehearse(
     counter.leave_out([*model.parameters(), *model.buffers()])
     stage = _Stage(model, counter)
     _tell_backbone(model.lm.base_model, counter)
-    with counter:
+    with _deepspeeds_linear(counter), counter:
         output = model(**batch)
         loss = output.generation_loss.sum() + output.class_loss.sum()
         del output
@@ -233,7 +253,8 @@ def rehearse(
         weights,
         stage.units,
         stage.events,
-        counter.take_peak(),
+        counter.take_peak()[0],
+        counter.most_of_loss,
         counter.flops,
         forward_flops,
         counter.recomputed_flops,
@@ -241,7 +262,28 @@ def rehearse(
         forward_moved,
         sum(sequence_lengths),
         2 if plan.bf16 else 4,
+        getattr(model.lm.config.get_text_config(), "max_position_embeddings", None),  # type: ignore[operator, union-attr]
+        not any("Rotary" in type(module).__name__ for module in model.modules()),
     )
+
+
+@contextlib.contextmanager
+def _deepspeeds_linear(counter: _Counter) -> Iterator[None]:
+    """Linear maps are DeepSpeed's, as under ZeRO-3: they keep their input even where the weight is frozen."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    def linear(*args: Any) -> Tensor:
+        counter.recomputing = _recomputing()  # asked here: an autograd function's forward runs without gradients
+        try:
+            return zero3_linear_wrap(*args)  # type: ignore[no-any-return]
+        finally:  # checkpointing ends a recomputation by an exception
+            counter.recomputing = False
+
+    plain, nn.functional.linear = nn.functional.linear, linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.functional.linear = plain
 
 
 def _quantised(lm: Any) -> set[int]:
@@ -250,7 +292,7 @@ def _quantised(lm: Any) -> set[int]:
     return {id(m.weight) for m in lm.modules() if isinstance(m, nn.Linear) and m is not head}
 
 
-_MOVES_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
+_MOVES_NOTHING = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
 
 
 def _bytes(value: Any) -> int:
@@ -265,9 +307,9 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = 0
+        self.held = self.peak = self.held_of_loss = self.peak_of_loss = self.most_of_loss = 0
         self.flops = self.recomputed_flops = self.moved = 0.0
-        self.in_backbone = False
+        self.in_backbone = self.recomputing = False
         self._alive: dict[int, Any] = {}
         self._not_counted: set[int] = set()
 
@@ -275,9 +317,10 @@ class _Counter(TorchDispatchMode):
         """Do not count what shares these tensors' memory: weights, buffers."""
         self._not_counted |= {t.untyped_storage()._cdata for t in tensors}
 
-    def take_peak(self) -> int:
-        """Most bytes held since the last call."""
-        peak, self.peak = self.peak, self.held
+    def take_peak(self) -> tuple[int, int]:
+        """Most bytes held since the last call, and of them what the loss made."""
+        peak = self.peak, self.peak_of_loss
+        self.peak, self.peak_of_loss = self.held, self.held_of_loss
         return peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -286,7 +329,7 @@ class _Counter(TorchDispatchMode):
         if packet in flop_registry and "attention" not in packet.__name__:
             flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
             self.flops += flops
-            if _recomputing():
+            if self.recomputing or _recomputing():
                 self.recomputed_flops += flops
         elif self.in_backbone and not func.is_view and packet.__name__ not in _MOVES_NOTHING:
             self.moved += sum(_bytes(t) for t in torch.utils._pytree.tree_leaves((args, kwargs, out)))
@@ -299,14 +342,19 @@ class _Counter(TorchDispatchMode):
             key = storage._cdata
             if key not in self._alive and key not in self._not_counted:
                 size = storage.nbytes()
-                self._alive[key] = weakref.finalize(storage, self._freed, key, size)
+                of_loss = 0 if self.in_backbone else size
+                self._alive[key] = weakref.finalize(storage, self._freed, key, size, of_loss)
                 self.held += size
-                self.peak = max(self.peak, self.held)
+                self.held_of_loss += of_loss
+                self.most_of_loss = max(self.most_of_loss, self.held_of_loss)
+                if self.held > self.peak:
+                    self.peak, self.peak_of_loss = self.held, self.held_of_loss
         return tensor
 
-    def _freed(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int, of_loss: int) -> None:
         self._alive.pop(key, None)
         self.held -= size
+        self.held_of_loss -= of_loss
 
 
 def _recomputing() -> bool:
@@ -332,7 +380,8 @@ def _tell_backbone(backbone: Any, counter: _Counter) -> None:
 class _Stage:
     """Notes which module runs when, where DeepSpeed's ZeRO-3 puts its hooks (``parameter_offload.py`` of 0.19.8).
 
-    A leaf unit's gradients wait until its backward is over, as they do there; others leave as soon as they are whole.
+    A leaf unit's gradients wait until its backward is over, and leave in the optimizer's order, group by group, as they
+    do there (``stage3.py``, ``create_reduce_and_remove_grad_hooks``); others leave as soon as they are whole.
     """
 
     def __init__(self, model: DualHeadModel, counter: _Counter) -> None:
@@ -340,12 +389,15 @@ class _Stage:
         self.events: list[Event] = []
         self._counter = counter
         self._number = {id(p): index for index, p in enumerate(model.parameters())}
+        self._place = _optimizer_order(model)
         self._waiting: dict[int, list[nn.Parameter]] = {}
         self._visit(model)
 
     def _note(self, moment: Moment, at: int) -> None:
         recompute = moment in (Moment.PRE_FORWARD, Moment.POST_FORWARD) and torch._C._current_graph_task_id() != -1
-        self.events.append(Event(moment, at, self._counter.take_peak(), self._counter.held, recompute))
+        counter = self._counter
+        peak, of_loss = counter.take_peak()
+        self.events.append(Event(moment, at, peak, counter.held, of_loss, counter.held_of_loss, recompute))
 
     def _visit(self, module: nn.Module) -> None:
         from deepspeed.utils import z3_leaf_module
@@ -393,10 +445,26 @@ class _Stage:
 
     def backward_over(self, unit: int) -> None:
         """A module's backward is over: its gradients leave."""
-        for parameter in self._waiting.pop(unit, []):
+        for parameter in sorted(self._waiting.pop(unit, []), key=lambda p: self._place[id(p)]):
             self._note(Moment.GRADIENT, self._number[id(parameter)])
             parameter.grad = None
         self._note(Moment.POST_BACKWARD, unit)
+
+
+def _optimizer_order(model: nn.Module) -> dict[int, tuple[int, int]]:
+    """Place of each trained parameter, by id: the number of its optimizer group, and its own."""
+    groups: dict[tuple[bool, bool], int] = {}
+    place = {}
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if parameter.requires_grad:
+            group = groups.setdefault(optimizer_group(name, matrix=parameter.dim() > 1), len(groups))
+            place[id(parameter)] = (group, number)
+    return place
+
+
+def optimizer_group(name: str, *, matrix: bool) -> tuple[bool, bool]:
+    """Which of :func:`clsgen_dist.engine.optim.parameter_groups` a parameter is in: head or not, matrix or not."""
+    return name.startswith("classification_head."), matrix
 
 
 class _Backward:
@@ -473,39 +541,3 @@ def _batch(lengths: list[int], supervised: int) -> dict[str, Any]:
         "class_index_S": numbers(len(lengths)),
         "label_S": numbers(len(lengths)),
     }
-
-
-_ONE_PIECE = "clsgen_one_piece"
-
-
-def _one_piece() -> str:
-    """An attention that keeps what flash-attention keeps: queries, keys, values, output, one number a row and head."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_ONE_PIECE, _one_piece_attention)
-    return _ONE_PIECE
-
-
-def _one_piece_attention(
-    module: nn.Module, query_1HNE: Tensor, key_1KNE: Tensor, value_1KNE: Tensor, attention_mask: Any, **_: Any
-) -> tuple[Tensor, None]:
-    return _FlashShapes.apply(query_1HNE.transpose(1, 2), key_1KNE.transpose(1, 2), value_1KNE.transpose(1, 2)), None
-
-
-class _FlashShapes(torch.autograd.Function):
-    """Shapes of flash-attention 2, forward and backward; values are not computed."""
-
-    @staticmethod
-    def forward(ctx: Any, query_1NHE: Tensor, key_1NKE: Tensor, value_1NKE: Tensor) -> Tensor:
-        q, k, v = (t.contiguous() for t in (query_1NHE, key_1NKE, value_1NKE))
-        out = torch.empty_like(q)
-        lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
-        ctx.save_for_backward(q, k, v, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        q, k, v, _, _ = ctx.saved_tensors
-        # An fp32 accumulator for the queries' gradient, as the kernel keeps one.
-        torch.empty_like(q, dtype=torch.float32)
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,32 @@ from typing import Any
 from clsgen_dist.data_verbs.common import axes_of, print_table, save_figure
 from clsgen_dist.plan.cluster import GIB
 from clsgen_dist.plan.dry_run import DryRun
+from clsgen_dist.plan.goodput import FLAT
 from clsgen_dist.plan.plan import Plan
 
 
-def print_plan(plan: Plan) -> None:
-    """Memory, traffic, time and cost, checkpoints and faults, one table each."""
+def print_plan(plan: Plan, other: Plan) -> None:
+    """Memory, traffic, time and cost, checkpoints and faults, one table each.
+
+    ``other``: the same with activation checkpointing turned over.
+    """
     made, cluster, memory = plan.rehearsal, plan.cluster, plan.memory
     print(f"{plan.settings.model.backbone}: {made.parameters:,} parameters, {made.trainable:,} trained")
-    print(f"{plan.nodes} x {plan.gpus_per_node} GPUs: {cluster.name}")
+    print(f"{plan.nodes} x {plan.gpus_per_node} GPUs: {cluster.name}; {_precision(plan)}")
     print(f"rows: {plan.workload.note}")
     print(f"memory at a full micro-batch of {plan.workload.budget:,} tokens\n")
-    rows = [[part, _gib(size), _gib(memory.host.get(part, 0))] for part, size in memory.device.items()]
-    rows += [[part, _gib(0), _gib(size)] for part, size in memory.host.items() if part not in memory.device]
-    total = ["all, at the " + memory.moment, _gib(memory.device_total), _gib(memory.host_total)]
-    print_table([["memory of a rank, GiB", "GPU", "host"], *rows, total])
-    print(f"\n{verdict(plan)}\n")
+    head = ["GPU", "host", *(["NVMe"] if memory.disk else [])]
+    places = (memory.device, memory.host, memory.disk)[: len(head)]
+    rows = [[part, *[_gib(place.get(part, 0)) for place in places]] for part in _parts(plan)]
+    total = ["all, at the " + memory.moment, *[_gib(sum(place.values())) for place in places]]
+    print_table([["memory of a rank, GiB", *head], *rows, total])
+    sizes = activations(plan, other)
+    print(
+        f"\nactivations: {_gib(sizes['with_checkpointing'])} GiB with checkpointing, "
+        f"{_gib(sizes['without_checkpointing'])} without; the loss holds {_gib(sizes['loss_workspace'])} at most"
+    )
+    print(verdict(plan))
+    print("".join(f"note: {note}\n" for note in plan.notes))
     print_table(
         [
             ["an optimizer step moves", "GB a rank", "calls", "s"],
@@ -36,25 +47,51 @@ def print_plan(plan: Plan) -> None:
         ]
     )
     print()
-    head = "stage,steps,tokens,micro-steps,compute s,exposed s,optimizer s,offload s,data wait s,step s,MFU,"
-    head += "tokens/s,tokens/s/GPU,hours,GPU-hours"
-    print_table([head.split(","), *[_stage_row(plan, stage) for stage in plan.stages]])
+    titles = "stage,steps,tokens,micro-steps,compute s,exposed s,optimizer s,offload s,data wait s,step s,MFU,"
+    titles += "tokens/s,tokens/s/GPU,hours,GPU-hours"
+    print_table([titles.split(","), *[_stage_row(plan, stage) for stage in plan.stages]])
     print()
-    good = plan.goodput
-    per_step = plan.stages[0].time.total
-    print_table(
-        [
-            ["checkpoints and faults", ""],
-            ["a checkpoint", f"{plan.checkpoint_bytes / 1e9:,.1f} GB, {plan.save_seconds:.1f} s"],
-            ["mean time between faults", f"{good.mean_hours:,.1f} h"],
-            ["best interval, simulated", _interval(good.best_interval, per_step)],
-            ["best interval, Young", _interval(good.young, per_step)],
-            ["best interval, Daly", _interval(good.daly, per_step)],
-            ["goodput over a month, at best", f"{good.best:.2%}"],
-            ["all stages with saves and faults", f"{plan.hours / max(good.best, 1e-9):,.1f} h"],
-            ["", f"{plan.gpu_hours / max(good.best, 1e-9):,.0f} GPU-hours"],
-        ]
-    )
+    print_table([["checkpoints and faults", ""], *_fault_rows(plan)])
+
+
+def _parts(plan: Plan) -> list[str]:
+    """All parts of memory, wherever they lie."""
+    return list(dict.fromkeys([*plan.memory.device, *plan.memory.host, *plan.memory.disk]))
+
+
+def _precision(plan: Plan) -> str:
+    size = plan.rehearsal.bytes_per_element
+    return f"{'bf16' if size == 2 else 'fp32'}, {plan.cluster.peak(size) / 1e12:,.1f} TFLOP/s at most"
+
+
+def activations(plan: Plan, other: Plan) -> dict[str, int]:
+    """Bytes of activations at a micro-step's peak, both ways, and the most that the loss holds at any moment."""
+    mine, theirs = (p.walked.peak.activations for p in (plan, other))
+    with_, without = (mine, theirs) if plan.settings.train.activation_checkpointing else (theirs, mine)
+    return {
+        "with_checkpointing": with_,
+        "without_checkpointing": without,
+        "loss_workspace": plan.rehearsal.loss_workspace,
+    }
+
+
+def _fault_rows(plan: Plan) -> list[list[str]]:
+    good, per_step = plan.goodput, max(plan.stages, key=lambda stage: stage.hours).time.total
+    whole = plan.hours_with_faults
+    asynchronous = plan.settings.checkpoint.asynchronous
+    return [
+        ["a checkpoint", f"{plan.checkpoint_bytes / 1e9:,.1f} GB"],
+        ["a save stops the steps for", f"{plan.stall_seconds:.3f} s"],
+        ["its files are written in", f"{plan.write_seconds:.1f} s{' meanwhile' if asynchronous else ''}"],
+        ["mean time between faults", f"{good.mean_hours:,.1f} h"],
+        ["interval between saves, Daly", _interval(good.daly, plan.hours, per_step)],
+        ["the same, Young", _interval(good.young, plan.hours, per_step)],
+        ["to take (no shorter than the write)", _interval(good.advised, plan.hours, per_step)],
+        ["goodput there, simulated", f"{good.at_advised:.2%}"],
+        [f"within {FLAT:.1%} of the best", f"{good.flat[0]:.3g} to {good.flat[1]:.3g} h"],
+        ["all stages with saves and faults", "never: faults come too fast" if whole is None else f"{whole:,.1f} h"],
+        ["", "-" if whole is None else f"{whole * plan.ranks:,.0f} GPU-hours"],
+    ]
 
 
 def print_dry_run(found: DryRun) -> None:
@@ -109,7 +146,7 @@ def print_search(found: Sequence[Plan], shown: int = 8) -> None:
         table.append(
             [
                 str(plan.nodes),
-                str(train.micro_batch_tokens),
+                ", ".join([str(train.micro_batch_tokens), *_of_stages(plan)]),
                 "yes" if train.activation_checkpointing else "no",
                 plan.zero.offload_optimizer,
                 f"{plan.memory.device_total / GIB:.1f}",
@@ -122,16 +159,31 @@ def print_search(found: Sequence[Plan], shown: int = 8) -> None:
     print_table(table)
 
 
-def as_json(plan: Plan, advice: Sequence[str], found: Sequence[Plan]) -> dict[str, Any]:
-    """Everything that is printed, in bytes and seconds."""
+def _of_stages(plan: Plan) -> list[str]:
+    """Stages with a micro-batch of their own."""
+    return [f"{s.name}: {s.micro_batch_tokens}" for s in plan.settings.curriculum.stages if s.micro_batch_tokens]
+
+
+def as_json(plan: Plan, other: Plan, advice: Sequence[str], found: Sequence[Plan]) -> dict[str, Any]:
+    """Everything that is printed, in bytes and seconds; hours that never end are null."""
+    whole = plan.hours_with_faults
     return {
+        "backbone": plan.settings.model.backbone,
+        "precision": _precision(plan),
+        "rows": plan.workload.note,
+        "full_micro_batch_tokens": plan.workload.budget,
+        "verdict": verdict(plan),
+        "notes": plan.notes,
+        "activations": activations(plan, other),
         "cluster": dataclasses.asdict(plan.cluster),
         "nodes": plan.nodes,
+        "gpus_per_node": plan.gpus_per_node,
         "gpus": plan.ranks,
         "parameters": plan.rehearsal.parameters,
         "trained_parameters": plan.rehearsal.trainable,
         "fits": plan.fits,
         "spare_bytes": plan.spare_bytes,
+        "spare_host_bytes": plan.spare_host_bytes,
         "memory": dataclasses.asdict(plan.memory),
         "micro_batch_tokens": plan.settings.train.micro_batch_tokens,
         "activation_checkpointing": plan.settings.train.activation_checkpointing,
@@ -142,17 +194,26 @@ def as_json(plan: Plan, advice: Sequence[str], found: Sequence[Plan]) -> dict[st
         "stages": [{**dataclasses.asdict(s), "step_seconds": s.time.total} for s in plan.stages],
         "hours": plan.hours,
         "gpu_hours": plan.gpu_hours,
-        "checkpoint": {"bytes": plan.checkpoint_bytes, "save_seconds": plan.save_seconds},
+        "hours_with_faults": whole,
+        "gpu_hours_with_faults": None if whole is None else whole * plan.ranks,
+        "checkpoint": {
+            "bytes": plan.checkpoint_bytes,
+            "asynchronous": plan.settings.checkpoint.asynchronous,
+            "stall_seconds": plan.stall_seconds,
+            "write_seconds": plan.write_seconds,
+        },
         "goodput": dataclasses.asdict(plan.goodput),
         "advice": list(advice),
         "search": [
             {
                 "nodes": p.nodes,
                 "micro_batch_tokens": p.settings.train.micro_batch_tokens,
+                "stages": {s.name: s.micro_batch_tokens for s in p.settings.curriculum.stages if s.micro_batch_tokens},
                 "activation_checkpointing": p.settings.train.activation_checkpointing,
                 "deepspeed": p.settings.deepspeed,
                 "optimizer": p.settings.optim.name,
                 "device_bytes": p.memory.device_total,
+                "mfu": max(p.stages, key=lambda stage: stage.hours).mfu,
                 "hours": p.hours,
                 "gpu_hours": p.gpu_hours,
             }
@@ -161,37 +222,44 @@ def as_json(plan: Plan, advice: Sequence[str], found: Sequence[Plan]) -> dict[st
     }
 
 
-def write_json(path: Path, plan: Plan, advice: Sequence[str], found: Sequence[Plan]) -> None:
-    """:func:`as_json` into a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(as_json(plan, advice, found), indent=1) + "\n")
-
-
 def draw(path: Path, plan: Plan) -> None:
     """Memory by part as one bar for GPU and host, and goodput against the interval between checkpoints."""
-    figure, axes = axes_of(2, 3.2)
-    parts = list(dict.fromkeys([*plan.memory.device, *plan.memory.host]))
-    colours = _colours(len(parts))
+    figure, axes = axes_of(2, 3.6)
+    _draw_memory(axes[0], plan)
+    good = plan.goodput
+    axes[1].semilogx(good.intervals, good.goodput, color="black")
+    lines = (
+        (good.young, "Young", "tab:blue"),
+        (good.daly, "Daly", "tab:orange"),
+        (good.advised, "to take", "tab:green"),
+    )
+    for (hours, name, colour), style in zip(lines, ("--", "-.", ":"), strict=True):
+        axes[1].axvline(hours, linestyle=style, label=f"{name} {hours:.3g} h", color=colour)
+    axes[1].axvspan(*good.flat, color="tab:green", alpha=0.1, label=f"within {FLAT:.1%} of the best")
+    axes[1].set_xlabel("hours of work between saves")
+    axes[1].set_ylabel("goodput")
+    axes[1].legend(frameon=False, loc="lower center")
+    save_figure(figure, path)
+
+
+def _draw_memory(axis: Any, plan: Plan) -> None:
+    parts = _parts(plan)
+    colours = dict(zip(parts, _colours(len(parts)), strict=True))
     for place, sizes in enumerate((plan.memory.device, plan.memory.host)):
         left = 0.0
-        for part, colour in zip(parts, colours, strict=True):
-            width = sizes.get(part, 0) / GIB
-            axes[0].barh(place, width, left=left, color=colour, label=part if place == 0 or left == 0 else None)
-            left += width
-    axes[0].axvline(plan.cluster.memory_gib, color="red", linestyle="--")
-    axes[0].set_yticks([0, 1], ["GPU", "host"])
-    axes[0].set_xlabel(f"GiB of a rank at the {plan.memory.moment}; dashed: the GPU's memory")
-    handles, labels = axes[0].get_legend_handles_labels()
+        for part, size in sizes.items():
+            axis.barh(place, size / GIB, left=left, color=colours[part], label=part)
+            left += size / GIB
+        axis.annotate(f"{left:.1f}", (left, place), xytext=(4, 0), textcoords="offset points", va="center")
+    limit = plan.cluster.memory_gib
+    axis.axvline(limit, color="red", linestyle="--", label=f"the GPU's {limit:.1f} GiB")
+    axis.margins(x=0.1)
+    axis.set_yticks([0, 1], ["GPU", "host"])
+    axis.set_xlabel(f"GiB of a rank at the {plan.memory.moment}")
+    handles, labels = axis.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    axes[0].legend(unique.values(), unique.keys(), frameon=False, fontsize=7, ncols=3)
-    good = plan.goodput
-    axes[1].semilogx(good.intervals, good.goodput)
-    for hours, name in ((good.young, "Young"), (good.daly, "Daly"), (good.best_interval, "simulated best")):
-        axes[1].axvline(hours, linestyle=":", label=f"{name} {hours:.2f} h", color=_colours(3)[len(name) % 3])
-    axes[1].set_xlabel("hours of work between checkpoints")
-    axes[1].set_ylabel("goodput")
-    axes[1].legend(frameon=False)
-    save_figure(figure, path)
+    axis.legend(unique.values(), unique.keys(), frameon=False, fontsize=7, ncols=5, loc="lower left",
+                bbox_to_anchor=(0, 1))  # fmt: skip
 
 
 def _colours(number: int) -> Any:
@@ -204,8 +272,10 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size else "-"
 
 
-def _interval(hours: float, step_seconds: float) -> str:
-    return f"{hours:.2f} h: checkpoint.every {max(1, round(hours * 3600 / step_seconds))}"
+def _interval(hours: float, run_hours: float, step_seconds: float) -> str:
+    if hours >= run_hours:
+        return f"{hours:.3g} h, longer than the run: save at its end"
+    return f"{hours:.3g} h: checkpoint.every {max(1, math.ceil(hours * 3600 / step_seconds))}"
 
 
 def _stage_row(plan: Plan, stage: Any) -> list[str]:

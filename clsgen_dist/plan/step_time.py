@@ -11,11 +11,12 @@
               beside the compute but for the share (1 - overlap); without it, one after the other
     optimizer 50 bytes moved in GPU memory for each trained element of the rank (unfused AdamW: gradient, moments,
               master and their intermediates); offloaded: 28 bytes in host memory, gradients down in each micro-step
-              (and up and down again to be added to, but for the first), weights up; not overlapped
+              (and up and down again to be added to, but for the first), weights up; not overlapped. Weights on NVMe are
+              read from it for each gather and written back once a step, if the cluster's file says how fast
     data      the loader is a thread three steps ahead: waited for only where a step's rows take longer than the step
 
-MFU = model FLOPs / (time · peak), model FLOPs being those above without recomputation, attention's backward counted
-twice its forward.
+MFU = model FLOPs / (ranks · time · peak), model FLOPs being those above without recomputation, for the tokens of all
+ranks (the fuller ones set the time), attention's backward counted twice its forward. The peak is that of the precision.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 from clsgen_dist.plan.cluster import Cluster
 from clsgen_dist.plan.communication import Flow
 from clsgen_dist.plan.rehearsal import Rehearsal
-from clsgen_dist.plan.zero3 import Sharding
+from clsgen_dist.plan.zero3 import Sharding, on_nvme
 
 _ADAM_DEVICE_BYTES = 50
 _ADAM_HOST_BYTES = 28
@@ -46,26 +47,32 @@ class StepTime:
     offload: float
     data_wait: float
     model_flops: float
-    """Of one rank, without recomputation."""
+    """Of the mean rank, without recomputation."""
+    peak: float
+    """FLOP/s of a GPU in the precision of the run."""
 
     @property
     def total(self) -> float:
         """Seconds of the step."""
         return self.compute + self.exposed_links + self.optimizer + self.offload + self.data_wait
 
-    def mfu(self, cluster: Cluster) -> float:
-        """Model FLOPs utilisation of the chip's dense peak."""
-        return self.model_flops / (self.total * cluster.tflops * 1e12)
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation of the peak."""
+        return self.model_flops / (self.total * self.peak)
 
 
 def attention_flops(config: Any, lengths: Sequence[float]) -> float:
-    """Forward FLOPs of all layers' scores and sums over packed causal sequences, sliding windows cut."""
+    """Forward FLOPs of all layers' scores and sums over packed causal sequences, sliding windows cut.
+
+    A configuration that has a window and does not say which layers (Mistral, Phi-3) means all of them.
+    """
     text = config.get_text_config()
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     layers = text.num_hidden_layers
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
     window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
     total = 0.0
     for kind in kinds:
         for length in lengths:
@@ -86,15 +93,17 @@ def step_time(
     fullest_tokens: float,
     row_tokens: float,
     rows: float,
+    tokens: float,
 ) -> StepTime:
     """Seconds of a step of ``micro_steps`` micro-steps whose fullest rank has ``fullest_tokens``.
 
-    ``rows``: of the whole step. Sequences are taken to have ``row_tokens`` each.
+    ``rows``, ``tokens``: of the whole step, all ranks. Sequences are taken to have ``row_tokens`` each.
     """
     checkpointed = rehearsal.recomputed_flops > 0
     share = fullest_tokens / rehearsal.tokens
-    attention = attention_flops(config, [row_tokens]) * fullest_tokens / row_tokens
-    peak = cluster.tflops * 1e12
+    attention_per_token = attention_flops(config, [row_tokens]) / row_tokens
+    attention = attention_per_token * fullest_tokens
+    peak = cluster.peak(rehearsal.bytes_per_element)
     products, scores, bandwidth = peak * cluster.achievable, peak * cluster.achievable_attention, _hbm(cluster)
     forward = (rehearsal.forward_flops * share / products + attention / scores
                + rehearsal.forward_moved_bytes * share / bandwidth)  # fmt: skip
@@ -110,13 +119,14 @@ def step_time(
         + after
     )
     optimizer, offload = _update(rehearsal, zero, flows, cluster, micro_steps)
-    model = (rehearsal.matmul_flops - rehearsal.recomputed_flops) * share + 3 * attention
+    per_token = (rehearsal.matmul_flops - rehearsal.recomputed_flops) / rehearsal.tokens + 3 * attention_per_token
     compute = whole * micro_steps
     busy = compute + exposed + optimizer + offload
     wait = max(0.0, rows / zero.ranks / cluster.batched_rows_s - busy)
     return StepTime(
-        compute, exposed, sent_forward + sent_backward + after, optimizer, offload, wait, model * micro_steps
-    )
+        compute, exposed, sent_forward + sent_backward + after, optimizer, offload, wait,
+        per_token * tokens / zero.ranks, peak,
+    )  # fmt: skip
 
 
 def _hbm(cluster: Cluster) -> float:
@@ -135,12 +145,16 @@ def _update(
     size = rehearsal.bytes_per_element
     share = rehearsal.trainable / zero.ranks
     pcie = cluster.pcie_gb_s * 1e9
+    on_node = min(zero.ranks_per_node, zero.ranks)
     moved = 0.0
     if zero.offload_parameters != "none":
         gathered = sum(f.whole_bytes / f.ranks for f in flows if f.kind.startswith("gather"))
         moved += gathered / pcie
+        if zero.offload_parameters == "nvme" and cluster.nvme_gb_s is not None:
+            there = on_nvme(rehearsal, zero)
+            read = gathered * (there.frozen + there.trained) * zero.ranks / rehearsal.parameters
+            moved += (read + size * there.trained) * on_node / (cluster.nvme_gb_s * 1e9)
     if zero.offload_optimizer == "none":
         return _ADAM_DEVICE_BYTES * share / _hbm(cluster), moved
     moved += size * share * (1 + 2 * (micro_steps - 1) + 1) / pcie
-    on_node = min(zero.ranks_per_node, zero.ranks)
     return _ADAM_HOST_BYTES * share * on_node / (cluster.host_memory_gb_s * 1e9), moved

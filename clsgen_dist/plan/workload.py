@@ -14,7 +14,7 @@ import numpy as np
 
 from clsgen_dist.config import Settings
 from clsgen_dist.data.curriculum import PlannedStage, plan_stages
-from clsgen_dist.data.pack import Bins, pack
+from clsgen_dist.data.pack import Bins
 from clsgen_dist.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Workload:
     stages: list[StageLoad]
     row_tokens: float
     """Mean length of a row."""
+    longest: int
+    """Tokens of the longest row."""
     supervised_share: float
     """Of all tokens, those that carry generation loss."""
     budget: int
@@ -79,7 +81,8 @@ def workload_of_rows(settings: Settings, rows: Rows, *, ranks: int) -> Workload:
     train = rows.train
     if not isinstance(train, RowSet):
         raise SettingsError("data.stream_window is set: state the rows with --rows and --tokens_per_row")
-    stream = plan_stream(settings, rows, rank=0, world_size=ranks)
+    # More ranks than rows in a step: one row each, and nothing for the others.
+    stream = plan_stream(settings, rows, rank=0, world_size=min(ranks, settings.train.batch_size))
     total = min(stream.steps, settings.train.max_steps or stream.steps)
     stages, lengths, prompts = [], [], []
     for planned in stream.stages:
@@ -99,7 +102,8 @@ def workload_of_rows(settings: Settings, rows: Rows, *, ranks: int) -> Workload:
     length_p = np.concatenate(lengths)
     supervised = 1 - np.concatenate(prompts).sum() / length_p.sum()
     note = f"rows of {train.name}: {len(train)}, {length_p.mean():.0f} tokens each, {supervised:.0%} supervised"
-    return Workload(stages, float(length_p.mean()), float(supervised), _budget(settings), note)
+    longest = max(train.longest(planned.stage.max_prompt_length) for planned in stream.stages)
+    return Workload(stages, float(length_p.mean()), longest, float(supervised), _budget(settings), note)
 
 
 def stated_workload(
@@ -122,7 +126,7 @@ def stated_workload(
         raise SettingsError(
             f"--supervised_per_row is {supervised} of --tokens_per_row {length}, expected 0 or more, and fewer"
         )
-    stages = []
+    stages, lengths = [], []
     for planned in plan_stages(
         settings.curriculum.stages,
         rows=number,
@@ -139,13 +143,13 @@ def stated_workload(
                 f"micro_batch_tokens is {budget}, but a row has {cut} tokens; raise it, or state --tokens_per_row"
             )
         steps = min(planned.steps, (train.max_steps or planned.first_step + planned.steps) - planned.first_step)
-        length_B = np.full(train.batch_size, cut)
-        load = _fullest(pack(length_B, budget=budget, ranks=ranks), length_B)
+        load = _fullest_alike(train.batch_size, cut, budget=budget, ranks=ranks)
+        lengths.append(cut)
         stages.append(_stage(planned, steps, train.batch_size, cut, [load]))
     note = f"{number:,} rows of {length} tokens, {supervised} of them supervised"
     if rows is None or tokens_per_row is None:
         note = f"assumed: {note} (state --rows, --tokens_per_row, --supervised_per_row)"
-    return Workload(stages, length, supervised / length, _budget(settings), note)
+    return Workload(stages, length, max(lengths), supervised / length, _budget(settings), note)
 
 
 def _budget(settings: Settings) -> int:
@@ -157,6 +161,13 @@ def _budget(settings: Settings) -> int:
 def _fullest(bins: Bins, length_B: np.ndarray) -> list[int]:
     """Tokens of the fullest rank in each micro-step."""
     return [max(int(length_B[rows].sum()) for rows in step) for step in bins]
+
+
+def _fullest_alike(rows: int, length: int, *, budget: int, ranks: int) -> list[int]:
+    """:func:`_fullest` of rows of one length, which packing spreads evenly, without packing them."""
+    micro_steps = -(-rows // (budget // length * ranks))
+    each, over = divmod(rows, micro_steps * ranks)
+    return [length * (each + (step * ranks < over)) for step in range(micro_steps)]
 
 
 def _stage(planned: PlannedStage, steps: int, batch_size: int, row_tokens: float, loads: list[list[int]]) -> StageLoad:

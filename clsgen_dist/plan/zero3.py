@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clsgen_dist.plan.rehearsal import Event, Moment, Rehearsal, Weight
+from clsgen_dist.plan.rehearsal import Event, Moment, Rehearsal, Weight, optimizer_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,10 @@ class Sharding:
     """``none``, ``cpu`` or ``nvme``."""
     offload_optimizer: str
     """``none``, ``cpu`` or ``nvme``."""
+    nvme_buffers: int
+    """Elements of host memory through which weights on NVMe pass."""
+    max_in_host: int
+    """Elements of trained weights that a rank keeps in host memory all the same."""
 
     def part(self, numel: int) -> int:
         """Elements of a rank's padded share of a parameter."""
@@ -73,6 +77,8 @@ def sharding(config: dict[str, Any], *, ranks: int, ranks_per_node: int) -> Shar
         quantised_gradients=zero.zero_quantized_gradients,
         offload_parameters=_device(zero.offload_param),
         offload_optimizer=_device(zero.offload_optimizer),
+        nvme_buffers=int(zero.offload_param.buffer_count * zero.offload_param.buffer_size) if zero.offload_param else 0,
+        max_in_host=int(zero.offload_param.max_in_cpu) if zero.offload_param else 0,
     )
 
 
@@ -122,7 +128,9 @@ class Peak:
     """Where a micro-step needs most, in bytes above what is always there."""
 
     activations: int
-    """Activations, workspace, and gradients of the layer in course."""
+    """Activations, workspace of the backbone, and gradients of the layer in course."""
+    loss: int
+    """What the loss made and holds: a tile of logits, states of supervised tokens, gradients of heads and states."""
     gathered: int
     """Weights gathered, flat buffers of gathers included, persistent ones not."""
     reducing: int
@@ -131,7 +139,7 @@ class Peak:
     @property
     def total(self) -> int:
         """Their sum."""
-        return self.activations + self.gathered + self.reducing
+        return self.activations + self.loss + self.gathered + self.reducing
 
 
 @dataclass
@@ -140,7 +148,7 @@ class MicroStep:
 
     gathers: list[Gather] = field(default_factory=list)
     reductions: list[Reduction] = field(default_factory=list)
-    peak: Peak = field(default_factory=lambda: Peak(0, 0, 0))
+    peak: Peak = field(default_factory=lambda: Peak(0, 0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -218,23 +226,23 @@ class _Coordinator:
         self.bucket: list[int] = []
         self.unbucketed = 0
         for event in self.rehearsal.events:
-            self._see(event.peak, 0)
+            self._see(event.peak, event.peak_of_loss, 0)
             if event.moment is Moment.GRADIENT:
                 self._collect(event)
             elif event.moment in (Moment.PRE_FORWARD, Moment.PRE_BACKWARD):
                 self._fetch(event)
             else:
                 self._release(event)
-        self._reduce(self.rehearsal.events[-1].held)
-        self._see(self.rehearsal.tail_peak, 0)
+        self._reduce(self.rehearsal.events[-1])
+        self._see(self.rehearsal.tail_peak, 0, 0)
         for at in self.in_backward:  # modules whose inputs carry no gradient never say that their backward is over
             for number in {*self.rehearsal.units[at].weights, *self.recompute_of.get(at, ())} - self.persistent:
                 self.active[number].discard(at)
                 self._let_go(number)
 
-    def _see(self, activations: int, extra_elements: int) -> None:
+    def _see(self, held: int, of_loss: int, extra_elements: int) -> None:
         size = self.rehearsal.bytes_per_element
-        now = Peak(activations, self.gathered * size, (self.unbucketed + extra_elements) * size)
+        now = Peak(held - of_loss, of_loss, self.gathered * size, (self.unbucketed + extra_elements) * size)
         if now.total > self.done.peak.total:
             self.done.peak = now
 
@@ -246,7 +254,7 @@ class _Coordinator:
         if backward:
             self.in_backward[event.at] = None
         self._gather([n for n in unit.weights if self.status[n] == _ABSENT], backward or event.recompute)
-        self._see(event.held, 0)
+        self._see(event.held, event.held_of_loss, 0)
         for number in unit.weights:
             self.active[number].add(event.at)
             if event.recompute and not backward and self.in_backward and not self.rehearsal.weights[number].trainable:
@@ -254,7 +262,7 @@ class _Coordinator:
                 self.recompute_of.setdefault(owner, set()).add(number)
                 self.active[number].add(owner)
             self._wait(number)
-        self._see(event.held, 0)
+        self._see(event.held, event.held_of_loss, 0)
         needed = {n for n in unit.weights if self.latest[n] < self.step}
         taken: set[int] = set()
         while self.queue and len(taken) < len(needed):
@@ -262,7 +270,7 @@ class _Coordinator:
             self.latest[number] = at
             taken.add(number)
         self._prefetch(backward or event.recompute)
-        self._see(event.held, 0)
+        self._see(event.held, event.held_of_loss, 0)
         self.step += 1
 
     def _prefetch(self, backward: bool) -> None:
@@ -352,30 +360,63 @@ class _Coordinator:
         numel = self.numel[event.at]
         filled = sum(self.numel[n] for n in self.bucket)
         if self.bucket and filled + numel > self.zero.reduce_bucket:
-            self._reduce(event.held)
+            self._reduce(event)
             filled = 0
         self.bucket.append(event.at)
         if not self.zero.contiguous_gradients or filled + numel > self.zero.reduce_bucket:
             self.unbucketed += numel
 
-    def _reduce(self, held: int) -> None:
+    def _reduce(self, event: Event) -> None:
         if not self.bucket:
             return
         whole = sum(self.zero.part(self.numel[n]) for n in self.bucket) * self.zero.ranks
         in_place = len(self.bucket) == 1 and self.numel[self.bucket[0]] % self.zero.ranks == 0
-        self._see(held, 0 if in_place else whole)
+        self._see(event.held, event.held_of_loss, 0 if in_place else whole)
         self.done.reductions.append(Reduction(whole, len(self.bucket)))
         self.bucket, self.unbucketed = [], 0
 
 
 def optimizer_groups(rehearsal: Rehearsal, zero: Sharding) -> list[int]:
     """Elements of this rank's optimizer sub-groups: matrices and vectors of backbone and head apart."""
+    return [size for group in _groups(rehearsal, zero) for size in _sub_groups(group, zero.sub_group)]
+
+
+def _groups(rehearsal: Rehearsal, zero: Sharding) -> list[list[int]]:
+    """Elements of this rank's share of each trained parameter, by optimizer group."""
     by_group: dict[tuple[bool, bool], list[int]] = {}
     for weight in rehearsal.weights:
         if weight.trainable:
-            key = (weight.name.startswith("classification_head."), weight.matrix)
+            key = optimizer_group(weight.name, matrix=weight.matrix)
             by_group.setdefault(key, []).append(zero.part(stored(weight)))
-    return [size for group in by_group.values() for size in _sub_groups(group, zero.sub_group)]
+    return list(by_group.values())
+
+
+@dataclass(frozen=True)
+class OnNVMe:
+    """Where a rank's weights are when they are offloaded to NVMe, in elements."""
+
+    frozen: int
+    """On the disk."""
+    trained: int
+    """On the disk."""
+    host: int
+    """Host memory taken for trained weights, up to ``max_in_cpu`` (``_create_param_groups_fp16_flat_cpu_memory``)."""
+
+
+def on_nvme(rehearsal: Rehearsal, zero: Sharding) -> OnNVMe:
+    """Frozen weights are on the disk; of the trained ones the sub-groups that found no room in host memory."""
+    frozen = sum(zero.part(stored(w)) for w in rehearsal.weights if not w.trainable)
+    trained = host = before = 0
+    for group in _groups(rehearsal, zero):
+        size = sum(group)
+        room = min(size, max(0, zero.max_in_host - before))
+        before += size
+        host += room
+        filled = 0
+        for sub_group in _sub_groups(group, zero.sub_group):
+            filled += sub_group
+            trained += sub_group if filled > room else 0
+    return OnNVMe(frozen, trained, host)
 
 
 def _sub_groups(parts: Sequence[int], limit: int) -> list[int]:

@@ -7,6 +7,8 @@ import resource
 
 import pytest
 
+from clsgen_dist.cli import main
+
 MODELS = "configs/models"
 
 
@@ -46,3 +48,19 @@ def test_bad_input_is_one_line(run_command):
     ):
         done = run_command("clsgen", "dryrun", "--config", "configs/8b_lora.yaml", *words, check=False)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ranks", "x"], "--ranks is 'x', expected a whole number"),
+        (["--rank", "8"], "--rank 8; did you mean 'ranks'?"),
+        (["--json", "."], ". cannot be written"),
+    ],
+)
+def test_what_is_wrong_with_its_own_flags_is_said_before_the_work(flags, message, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["dryrun", "--config", "configs/8b_lora.yaml", *flags])
+    assert refused.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1

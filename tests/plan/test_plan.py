@@ -8,17 +8,21 @@ import math
 
 import numpy as np
 import pytest
-from transformers import LlamaConfig
+import yaml
+from transformers import GPT2Config, LlamaConfig, MistralConfig
 
 from clsgen_dist.cli import main
 from clsgen_dist.config import ROOT, parse_settings
+from clsgen_dist.data.pack import pack
 from clsgen_dist.errors import SettingsError
+from clsgen_dist.plan import report
+from clsgen_dist.plan.advice import advice, search
 from clsgen_dist.plan.cluster import load_cluster
 from clsgen_dist.plan.communication import Flow
-from clsgen_dist.plan.goodput import Faults, daly, kept_hours, simulate, young
-from clsgen_dist.plan.plan import Planner, Stated, advice, search
+from clsgen_dist.plan.goodput import FLAT, Faults, daly, simulate, young
+from clsgen_dist.plan.plan import Planner, Stated
 from clsgen_dist.plan.step_time import attention_flops
-from clsgen_dist.plan.workload import stated_workload, workload_of_rows
+from clsgen_dist.plan.workload import _fullest, _fullest_alike, stated_workload, workload_of_rows
 
 CLUSTERS = sorted((ROOT / "configs/clusters").glob("*.yaml"))
 
@@ -65,6 +69,7 @@ def test_shipped_clusters_are_read(path):
     cluster = load_cluster(path)
     assert cluster.gpus_per_node == 8
     assert cluster.between_gb_s < cluster.inside_gb_s < cluster.hbm_gb_s
+    assert 5 < cluster.peak(2) / cluster.peak(4) < 20  # bf16 on tensor cores, fp32 without
 
 
 @pytest.mark.parametrize(
@@ -73,13 +78,16 @@ def test_shipped_clusters_are_read(path):
         ({"tflops": None}, "'tflops' is missing"),
         ({"flops": 1}, "'flops' is not known"),
         ({"memory_gib": "80 GB"}, "memory_gib is '80 GB', expected a number above 0"),
+        ({"memory_gib": math.inf}, "memory_gib is inf, expected a finite number"),
+        ({"gpus_per_node": 2.5}, "gpus_per_node is 2.5, expected a whole number"),
+        ({"name": 5}, "name is 5, expected text"),
         ({"overlap": 1.5}, "overlap is 1.5, expected a share up to 1"),
     ],
 )
 def test_a_wrong_cluster_file_is_refused_with_its_field(change, message, h100, tmp_path):
     values = {k: v for k, v in {**dataclasses.asdict(h100), **change}.items() if v is not None}
     path = tmp_path / "cluster.yaml"
-    path.write_text(json.dumps(values))
+    path.write_text(yaml.safe_dump(values))
     with pytest.raises(SettingsError, match=message):
         load_cluster(path)
 
@@ -101,6 +109,11 @@ def test_attention_costs_a_triangle_and_in_a_window_a_band():
     config.layer_types, config.sliding_window = ["sliding_attention"] * 3, 10
     assert attention_flops(config, [100]) == 3 * 4 * 64 * (10 * 10 / 2 + 90 * 10)
     assert attention_flops(config, [8]) == 3 * 4 * 64 * 8 * 8 / 2
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+    for window in (10, None):  # Mistral does not say which layers have the window: all of them
+        config = MistralConfig(**shape, sliding_window=window)
+        seen = 10 if window else 100
+        assert attention_flops(config, [100]) == 3 * 4 * 64 * (seen * seen / 2 + (100 - seen) * seen)
 
 
 # --- what a run asks
@@ -114,6 +127,13 @@ def test_stated_rows_are_packed_by_the_code_that_packs_training(recipe):
     assert stage.fullest == (5 * 6000 + 3000) / 6  # the last micro-step has single rows
     with pytest.raises(SettingsError, match="a row has 9000 tokens"):
         stated_workload(recipe(), ranks=6, rows=1000, tokens_per_row=9000, supervised_per_row=100)
+
+
+@pytest.mark.parametrize(("rows", "length", "ranks"), [(64, 3000, 6), (64, 4097, 100), (7, 10, 3), (500, 2000, 16)])
+def test_rows_of_one_length_need_no_packing(rows, length, ranks):
+    length_B = np.full(rows, length)
+    packed = _fullest(pack(length_B, budget=8192, ranks=ranks), length_B)
+    assert _fullest_alike(rows, length, budget=8192, ranks=ranks) == packed
 
 
 def test_rows_at_hand_give_the_steps_and_tokens_of_the_run(recipe, row_set, mixed):
@@ -131,6 +151,8 @@ def test_rows_at_hand_give_the_steps_and_tokens_of_the_run(recipe, row_set, mixe
     lengths = [stream.bins(k)[2] for k in range(stream.steps)]
     assert stage.tokens == pytest.approx(sum(map(np.sum, lengths)))
     every = [s for rank in range(3) for k in range(stream.steps) for s in _shares(settings, rows, rank, k)]
+    # With more ranks than rows in a step, the others have nothing; a million of them cost no more to plan.
+    assert workload_of_rows(settings, rows, ranks=10**6) == workload_of_rows(settings, rows, ranks=8)
     assert work.supervised_share == pytest.approx(sum(b.supervised for b in every) / sum(map(np.sum, lengths)))
 
 
@@ -166,15 +188,83 @@ def test_an_odd_number_of_gpus_is_planned(planner, recipe):
         planner.plan(recipe(), nodes=1, gpus_per_node=9)
 
 
-def test_what_does_not_fit_is_said_with_changes_that_do(recipe, h100):
+def tight(h100, plan, *, gpu=0.0, host=0.0):
+    """The cluster with so many bytes less on a GPU, or on a host, than the plan needs."""
+    needed = plan.memory.host_total * plan.gpus_per_node / 0.9
+    return dataclasses.replace(
+        h100,
+        memory_gib=(plan.memory.device_total - gpu) / 2**30 if gpu else h100.memory_gib,
+        host_memory_gib=(needed - host) / 2**30 if host else h100.host_memory_gib,
+    )
+
+
+def advised(cluster, settings, nodes=1):
+    planner = Planner(settings, cluster, STATED)
+    plan = planner.plan(settings, nodes=nodes)
+    assert not plan.fits
+    return advice(planner, plan)
+
+
+def test_advice_changes_one_thing_where_one_is_enough(recipe, h100):
     small = dataclasses.replace(h100, memory_gib=24)
     settings = recipe(train__micro_batch_tokens=32768)
-    planner = Planner(settings, small, STATED)
-    plan = planner.plan(settings, nodes=1)
-    assert not plan.fits and plan.spare_bytes < 0
-    told = advice(planner, plan)
+    told = advised(small, settings)
     assert told and all("fits" in line for line in told)
-    assert any("checkpointing" in line for line in told)
+    assert any(line.startswith("train.activation_checkpointing true: fits") for line in told)
+    assert not any(" and train." in line for line in told)
+    assert not any("nodes" in line for line in told)  # activations do not shrink with nodes
+
+
+def test_advice_names_both_where_two_are_needed(recipe, h100):
+    long = dataclasses.replace(STATED, tokens_per_row=8000)  # no smaller micro-batch holds a row
+    both = Planner(recipe(), h100, long).plan(recipe(train__activation_checkpointing="true"), nodes=8)
+    planner = Planner(recipe(), tight(h100, both, gpu=-1e8), long)
+    told = advice(planner, planner.plan(recipe(), nodes=1))
+    assert told[0] == "no single change suffices; two together do:"
+    assert any(line.startswith("train.activation_checkpointing true and 8 nodes: fits") for line in told)
+    assert all(" and " in line for line in told[1:])
+
+
+def test_advice_says_what_comes_nearest_where_nothing_suffices(recipe, h100):
+    told = advised(dataclasses.replace(h100, memory_gib=3, reserved_gib=2.5), recipe())
+    assert told[0] == "no single change suffices, nor do two; the nearest:"
+    assert all("GiB too much for a GPU still" in line for line in told[1:])
+
+
+def test_advice_frees_the_host_where_the_host_is_short(recipe, h100):
+    settings = recipe(deepspeed="ds_configs/zero3_offload.json", optim__name="cpu_adamw")
+    plan = Planner(settings, h100, STATED).plan(settings, nodes=1)
+    told = advised(tight(h100, plan, host=1e9), settings)
+    assert any(line.startswith("ds_configs/zero3.json with adamw (nothing on the host): fits") for line in told)
+    assert any(line.startswith("checkpoint.asynchronous false") for line in told)
+    assert any(line.startswith("2 nodes: fits") for line in told)
+
+
+@pytest.fixture(scope="module")
+def staged(backbone, tmp_path_factory):
+    path = tmp_path_factory.mktemp("staged") / "recipe.yaml"
+    text = (ROOT / "configs/recipe.yaml").read_text()
+    stages = [{"name": "short", "epochs": 1, "micro_batch_tokens": 65536}, {"name": "all", "epochs": 1}]
+    path.write_text(text + "\n" + yaml.safe_dump({"curriculum": {"stages": stages}}))
+    flags = ["--data.train=nowhere.jsonl", f"--model.backbone={backbone}", "--model.finetune=full",
+             "--train.micro_batch_tokens=16384", "--train.batch_size=64"]  # fmt: skip
+    return parse_settings(["--config", str(path), *flags])
+
+
+def test_a_stage_with_a_micro_batch_of_its_own_is_capped_by_name(staged, h100):
+    long = dataclasses.replace(STATED, tokens_per_row=16384)
+    planner = Planner(staged, h100, long)
+    plan = planner.plan(staged, nodes=1)
+    assert plan.workload.budget == 65536
+    short = Planner(staged, tight(h100, plan, gpu=5e9), long)
+    told = advice(short, short.plan(staged, nodes=1))
+    assert any(line.startswith("micro_batch_tokens of stage 'short' 32768: fits") for line in told)
+    found = search(planner, plan)
+    assert found
+    for other in found:
+        budgets = {other.settings.train.micro_batch_tokens, other.settings.curriculum.stages[0].micro_batch_tokens}
+        assert other.workload.budget == max(budgets)
+    assert {other.workload.budget for other in found} == {16384, 32768, 65536}
 
 
 def test_the_search_gives_only_what_fits_the_cheapest_first(recipe, h100):
@@ -186,6 +276,95 @@ def test_the_search_gives_only_what_fits_the_cheapest_first(recipe, h100):
     cost = [plan.gpu_hours for plan in found]
     assert cost == sorted(cost)
     assert {plan.settings.train.activation_checkpointing for plan in found} == {True, False}
+    assert {plan.nodes for plan in found} >= {1, 2, 3, 4}
+
+
+def test_the_search_has_the_recipe_itself_if_it_fits(recipe, h100):
+    long = Stated(rows=10_000, tokens_per_row=70_001, supervised_per_row=128)  # longer than any budget tried by rote
+    settings = recipe(train__micro_batch_tokens=90_000, train__activation_checkpointing="true")
+    planner = Planner(settings, h100, long)
+    plan = planner.plan(settings, nodes=5)
+    assert plan.fits
+    found = search(planner, plan)
+    assert [p.nodes for p in found if p.settings == settings and p.nodes == 5] == [5]
+    assert {p.nodes for p in found} >= {4, 5, 6}
+
+
+# --- what is used, and what is odd
+
+
+def test_idle_ranks_lower_the_utilisation_and_are_said(planner, recipe):
+    busy = planner.plan(recipe(), nodes=8)  # 64 rows, 64 ranks
+    idle = planner.plan(recipe(), nodes=16)
+    assert not busy.notes
+    assert idle.notes == [
+        "a step has 64 rows for 128 ranks, so 64 of them idle; raise train.batch_size, or take fewer nodes"
+    ]
+    rate = [plan.stages[0].mfu / (plan.stages[0].tokens_per_second / plan.ranks) for plan in (busy, idle)]
+    assert rate[0] == pytest.approx(rate[1])  # FLOPs of a token do not depend on who is idle
+    assert idle.stages[0].mfu < 0.6 * busy.stages[0].mfu
+
+
+def test_fp32_is_timed_at_its_own_peak(recipe, h100):
+    settings = recipe(train__precision="fp32")
+    wide, narrow = (Planner(s, h100, STATED).plan(s, nodes=2).stages[0] for s in (settings, recipe()))
+    assert wide.time.peak == 67e12 and narrow.time.peak == 989e12
+    assert wide.time.compute > 8 * narrow.time.compute
+    assert wide.mfu < h100.achievable
+    with pytest.raises(SettingsError, match="has no tflops_fp32"):
+        Planner(settings, dataclasses.replace(h100, tflops_fp32=None), STATED).plan(settings, nodes=2)
+
+
+def test_weights_on_nvme_are_on_the_disk_and_their_buffers_on_the_host(recipe, h100, tmp_path):
+    zero = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    zero["zero_optimization"]["offload_param"]["max_in_cpu"] = 0
+    (tmp_path / "nvme.json").write_text(json.dumps(zero))
+    settings = recipe(deepspeed=tmp_path / "nvme.json", optim__name="cpu_adamw")
+    plan = Planner(settings, h100, STATED).plan(settings, nodes=1)
+    assert plan.memory.disk == {"weights": pytest.approx(2 * plan.rehearsal.parameters / 8, rel=0.001)}
+    assert plan.memory.host["NVMe buffers"] == 5 * 1_100_000_000 * 2
+    assert not {"weights"} & {*plan.memory.device, *plan.memory.host}
+    assert plan.notes == ["the cluster has no nvme_gb_s: reading weights from NVMe is not in the times"]
+    known = Planner(settings, dataclasses.replace(h100, nvme_gb_s=10), STATED).plan(settings, nodes=1)
+    gathered = sum(f.whole_bytes for f in known.flows if f.kind.startswith("gather"))
+    written = 2 * known.rehearsal.trainable
+    slower = known.stages[0].time.offload - plan.stages[0].time.offload
+    assert slower == pytest.approx((gathered + written) / 10e9, rel=0.001)
+    assert not known.notes
+
+
+def test_trained_weights_stay_on_the_host_up_to_deepspeeds_limit_and_frozen_ones_do_not(recipe, h100):
+    settings = recipe(deepspeed="ds_configs/zero3_nvme.json", optim__name="cpu_adamw")  # max_in_cpu: 10⁹ elements
+    full = Planner(settings, h100, STATED).plan(settings, nodes=1)
+    assert not full.memory.disk
+    assert full.memory.host["weights"] == pytest.approx(2 * full.rehearsal.parameters / 8, rel=0.001)
+    settings.model.finetune = "lora"
+    lora = Planner(settings, h100, STATED).plan(settings, nodes=1)
+    frozen = lora.rehearsal.parameters - lora.rehearsal.trainable
+    assert lora.memory.disk["weights"] == pytest.approx(2 * frozen / 8, rel=0.001)
+    assert lora.memory.host["weights"] == pytest.approx(2 * lora.rehearsal.trainable / 8, rel=0.01)
+
+
+def test_hpz_across_nodes_is_said(recipe, h100, tmp_path):
+    zero = json.loads((ROOT / "ds_configs/zero3.json").read_text())
+    zero["zero_optimization"]["zero_hpz_partition_size"] = 16
+    (tmp_path / "hpz.json").write_text(json.dumps(zero))
+    settings = recipe(deepspeed=tmp_path / "hpz.json")
+    (note,) = Planner(settings, h100, STATED).plan(settings, nodes=4).notes
+    assert note.startswith("zero_hpz_partition_size is 16, but a node has 8 GPUs")
+
+
+def test_rows_longer_than_the_positions_are_refused_where_learnt_and_said_where_rotary(recipe, h100, tmp_path):
+    shape = {"vocab_size": 500, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1000}
+    GPT2Config(**shape).save_pretrained(tmp_path)
+    settings = recipe(model__backbone=tmp_path)
+    with pytest.raises(SettingsError, match=r"rows have up to 1024 tokens, but model\.backbone has 1000 positions"):
+        Planner(settings, h100, STATED).plan(settings, nodes=1)
+    short = dataclasses.replace(STATED, tokens_per_row=1000)
+    assert not Planner(settings, h100, short).plan(settings, nodes=1).notes
+    long = dataclasses.replace(STATED, tokens_per_row=4096)
+    (note,) = Planner(recipe(), h100, long).plan(recipe(), nodes=1).notes
+    assert note.startswith("rows have up to 4,096 tokens, but the backbone knows 2,048 positions")
 
 
 def test_lora_reduces_only_what_it_trains_and_its_checkpoint_is_small(planner, recipe, h100):
@@ -219,24 +398,83 @@ def test_hpz_keeps_gathers_in_the_node_and_costs_a_second_copy(planner, recipe, 
 # --- faults
 
 
-def test_without_faults_only_saves_cost(h100):
-    faults = Faults(gpus=1, per_gpu_hour=1e-12, restart_hours=1, save_hours=0.1)
-    assert kept_hours(faults, 0.9, 100, np.random.default_rng(0)) == pytest.approx(90)
+def exact(faults, interval):
+    """Goodput in the long run: expected saves between two faults, which come without memory."""
+    mean = faults.mean_hours
+    lost = math.exp(-(faults.restart_hours + faults.write_hours) / mean)
+    return interval / mean * lost / math.expm1((interval + faults.save_hours) / mean)
 
 
-def test_the_simulated_best_interval_is_youngs_and_dalys():
+@pytest.mark.parametrize(
+    ("gpus", "save", "write"), [(4096, 0.02, 0), (4096, 1e-5, 0.3), (8, 0.1, 0), (200_000, 0.02, 0.01)]
+)
+def test_the_simulation_comes_to_the_expected_goodput_for_rare_and_for_many_faults(gpus, save, write):
+    faults = Faults(
+        gpus=gpus, per_gpu_hour=419 / (54 * 24 * 16384), restart_hours=0.2, save_hours=save, write_hours=write
+    )
+    found = simulate(faults)
+    for interval, share in zip(found.intervals, found.goodput, strict=True):
+        assert 1 - share == pytest.approx(1 - exact(faults, interval), rel=0.03)
+    assert found.at_advised == pytest.approx(found.at(found.advised), abs=0.002)
+
+
+def test_dalys_interval_is_as_good_as_the_best_one_tried():
     faults = Faults(gpus=4096, per_gpu_hour=419 / (54 * 24 * 16384), restart_hours=0.2, save_hours=0.02)
     assert faults.mean_hours == pytest.approx(12.4, rel=0.01)
-    found = simulate(faults, draws=200)
+    found = simulate(faults)
     assert young(0.02, 12.37) == pytest.approx(0.703, rel=0.01)
-    assert found.daly == pytest.approx(daly(0.02, faults.mean_hours))
-    # The optimum is flat: the suggested interval loses next to nothing against the best one tried.
-    assert found.at(found.daly) > found.best - 0.002
-    assert found.young / 2.5 < found.best_interval < found.young * 2.5
-    # First order: 1 - δ/τ - τ/2M - R/M.
-    expected = 1 - 0.02 / 0.703 - 0.703 / (2 * 12.37) - 0.2 / 12.37
-    assert found.at(0.703) == pytest.approx(expected, abs=0.01)
-    assert found.goodput[0] < found.best and found.goodput[-1] < found.best
+    assert found.advised == found.daly == daly(0.02, faults.mean_hours)
+    assert found.at_advised > max(found.goodput) - FLAT
+    assert found.flat[0] <= found.daly <= found.flat[1]
+    assert found.goodput[0] < found.at_advised > found.goodput[-1]
+
+
+def test_no_interval_is_shorter_than_the_write():
+    found = simulate(Faults(gpus=4096, per_gpu_hour=2e-5, restart_hours=0.2, save_hours=1e-6, write_hours=0.5))
+    assert found.daly < 0.5 == found.advised
+    assert min(found.intervals) == pytest.approx(0.5)
+
+
+def test_an_asynchronous_save_stops_the_steps_for_the_copy_alone_and_needs_host_memory(planner, recipe, h100):
+    copied = planner.plan(recipe(), nodes=2)
+    share = 12 * copied.rehearsal.trainable / 16
+    assert copied.stall_seconds == pytest.approx(share / (h100.pcie_gb_s * 1e9))
+    assert copied.memory.host == {"checkpoint copy": pytest.approx(share, abs=1)}
+    waited = planner.plan(recipe(checkpoint__asynchronous="false"), nodes=2)
+    assert waited.stall_seconds == waited.write_seconds == copied.write_seconds > 15 * copied.stall_seconds
+    assert not waited.memory.host
+    assert copied.goodput.advised >= copied.write_seconds / 3600
+    assert copied.goodput.at_advised > waited.goodput.at_advised
+    small = dataclasses.replace(h100, host_memory_gib=copied.memory.host_total * 8 / 0.9 / 2**30 - 0.1)
+    assert not Planner(recipe(), small, STATED).plan(recipe(), nodes=2).fits
+
+
+def test_the_picture_says_total_and_limit_and_tells_its_lines_apart(planner, recipe, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append(figure))
+    plan = planner.plan(recipe(), nodes=2)
+    report.draw(tmp_path / "plan.png", plan)
+    memory, goodput = figures[0].axes
+    assert f"{plan.memory.device_total / 2**30:.1f}" in [text.get_text() for text in memory.texts]
+    assert "the GPU's 79.1 GiB" in [text.get_text() for text in memory.get_legend().get_texts()]
+    assert "loss workspace" in [text.get_text() for text in memory.get_legend().get_texts()]
+    colours = {line.get_color() for line in goodput.lines}
+    assert len(colours) == len(goodput.lines) == 4
+
+
+def test_faults_faster_than_restarts_are_said_and_end_at_once(recipe, h100, capsys):
+    sick = dataclasses.replace(h100, failures_per_gpu_hour=1e6)
+    plan = Planner(recipe(), sick, STATED).plan(recipe(), nodes=1)
+    assert plan.hours_with_faults is None
+    report.print_plan(plan, plan)
+    assert "never: faults come too fast" in capsys.readouterr().out
+
+
+def test_an_interval_beyond_the_run_says_so(planner, recipe, capsys):
+    plan = planner.plan(recipe(train__max_steps=3, checkpoint__asynchronous="false"), nodes=1)
+    assert plan.goodput.daly > plan.hours
+    report.print_plan(plan, plan)
+    assert "longer than the run: save at its end" in capsys.readouterr().out
 
 
 # --- the command
@@ -250,12 +488,17 @@ def test_the_verb_prints_and_writes_the_plan(recipe, backbone, tmp_path, capsys)
     )  # fmt: skip
     told = capsys.readouterr().out
     assert "rows/train.jsonl is not at hand" in told and "assumed: 1,000,000 rows of 1024 tokens" in told
-    assert "fits:" in told and "best interval, Daly" in told and "that fit, the cheapest first" in told
+    assert "fits:" in told and "interval between saves, Daly" in told and "that fit, the cheapest first" in told
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["gpus"] == 16 and plan["fits"]
     assert plan["gpu_hours"] == pytest.approx(plan["hours"] * 16)
     total = sum(plan["memory"]["device"].values())
     assert plan["spare_bytes"] == pytest.approx(plan["cluster"]["memory_gib"] * 2**30 - total, abs=1)
+    assert plan["activations"]["with_checkpointing"] < plan["activations"]["without_checkpointing"]
+    assert 0 < plan["activations"]["loss_workspace"] < plan["activations"]["without_checkpointing"]
+    assert plan["backbone"] == str(backbone) and "1,000,000 rows" in plan["rows"] and plan["precision"] in told
+    assert plan["hours_with_faults"] == pytest.approx(plan["hours"] / plan["goodput"]["at_advised"])
+    assert plan["checkpoint"]["stall_seconds"] < plan["checkpoint"]["write_seconds"]
     assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -263,6 +506,11 @@ def test_the_verb_prints_and_writes_the_plan(recipe, backbone, tmp_path, capsys)
     ("flags", "message"),
     [
         (["--nodes", "0"], "--nodes is 0, expected 1 or more"),
+        (["--nodes", "x"], "--nodes is 'x', expected a whole number"),
+        (["--search", "yes"], "--search is 'yes', expected true or false"),
+        (["--nodez", "3"], "--nodez 3; did you mean 'nodes'?"),
+        (["--json", "."], "cannot be written"),
+        (["--plot", "/proc/none/plan.png"], "cannot be written"),
         (["--cluster", "h900.yaml"], "'h900.yaml' is not a file"),
         (["--tokens_per_row", "100", "--supervised_per_row", "100"], "--supervised_per_row is 100 of"),
         (["--optim.name", "adamw_8bit", "--deepspeed", "ds_configs/zero3_offload.json"], "cannot be offloaded"),
@@ -272,4 +520,5 @@ def test_bad_input_is_one_line_and_status_two(flags, message, backbone, capsys):
     with pytest.raises(SystemExit) as refused:
         main(["plan", "--config", "configs/recipe.yaml", f"--model.backbone={backbone}", *flags])
     assert refused.value.code == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert message in told.err and told.err.count("\n") == 1
