@@ -20,13 +20,12 @@ import itertools
 import json
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,10 +35,8 @@ from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.ingest import RejectedRow, duplicate, iter_rows, kind_of, write_quarantine
 from clsgen_dist.data.read import Part, cut, find_source
 from clsgen_dist.data.table import DamagedTableError, RowTable, TableCard
+from clsgen_dist.data.workers import worker_pool
 from clsgen_dist.errors import DataError
-
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
 
 _FORMAT = 2
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 2**22
@@ -227,31 +224,6 @@ def _each(missing: list[tuple[int, Part]], recipe: Recipe, partial: Path) -> Ite
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def worker_pool(workers: int) -> Executor:
-    """Fresh processes, which end with this one and leave Ctrl-C and Slurm's signals to it."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_become_worker)
-
-
-def _become_worker() -> None:
-    import multiprocessing
-    import signal
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each: the processes share them out
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _write_part(part: Part, recipe: Recipe, target: Path) -> None:

@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.cache import cache_dir
-from clsgen_dist.data.build import worker_pool
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.table import RowTable
+from clsgen_dist.data.workers import worker_pool
 
 # N rows, C classes
 
