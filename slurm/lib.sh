@@ -167,7 +167,7 @@ step() {
     while wait "$pid" || status=$?; kill -0 "$pid" 2>/dev/null; do status=0; done
     if [[ -s $CLSGEN_LOGS/failed ]]; then
         ended=$(head -n 1 "$CLSGEN_LOGS/failed")
-    elif [[ -e $CLSGEN_LOGS/$name.done ]]; then
+    elif [[ -s $CLSGEN_LOGS/$name.done ]]; then
         ended=0
     else
         ended="$((status ? status : 1)) srun (it ended with $status, and task 0 did not say that all was done)"
@@ -306,7 +306,7 @@ train() {
         run scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="<names in $OUTPUT/bad_nodes>"
         return
     fi
-    if [[ -n ${SLURM_ARRAY_JOB_ID:-} && -e $array_done ]]; then
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} && -s $array_done ]]; then
         say "a task of this array has done all of it ($array_done): nothing is left to do"
         exit 0
     fi

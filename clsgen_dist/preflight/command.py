@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch.distributed as torch_dist
 
-from clsgen_dist.engine.dist import launched_ranks, node_name, open_store, ranks_here
+from clsgen_dist.engine.dist import launched_ranks, node_name, open_store, ranks_here, tasks_by_node
 from clsgen_dist.errors import BadNodeError, SettingsError
 from clsgen_dist.preflight import links, node, verdict
 
@@ -32,9 +32,10 @@ def preflight(output_dir: str, timeout_s: int = 120) -> None:
     output = Path(output_dir)
     ranks, rank, local_rank = launched_ranks(), int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     local_ranks = ranks_here()
-    if ranks % local_ranks:
+    by_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(local_ranks))
+    if ranks % local_ranks or len(set(tasks_by_node(by_node))) > 1:
         raise SettingsError(
-            f"{ranks} ranks, {local_ranks} on this node: expected as many on each node; give --nodes and "
+            f"{ranks} ranks, {by_node} on a node: expected as many on each node; give --nodes and "
             "--ntasks-per-node, or leave the preflight out (PREFLIGHT=0)"
         )
     start = time.monotonic()
