@@ -5,7 +5,7 @@
 | 0 | done | nothing |
 | 1 | crash, hang, a rank that never came, a bad node | try again, a bounded number of times |
 | 2 | bad settings, rows or files; a run that diverged or makes no progress | stop: trying again cannot help |
-| 75 | asked to stop, checkpoint written | start again with ``--resume auto`` |
+| 75 | asked to stop; the checkpoint is written, if there was a step | start again with ``--resume auto`` |
 | 130 | Ctrl-C | nothing |
 """
 
@@ -43,6 +43,16 @@ class NonFiniteLossError(UserError, RuntimeError):
 
 class NoProgressError(UserError, RuntimeError):
     """Restart after restart began at the same step."""
+
+
+class OwnerError(UserError, RuntimeError):
+    """Another run writes to this run's folder."""
+
+
+class DiskFullError(UserError, RuntimeError):
+    """No room, or no quota, for what a run writes besides its checkpoints."""
+
+    on_all_ranks = False
 
 
 class RendezvousError(UserError, RuntimeError):

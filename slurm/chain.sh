@@ -4,31 +4,37 @@
 #   slurm/chain.sh slurm/train_70b.sh easy=2 hard=8 -- --data.train rows.jsonl
 #
 # The next stage resumes the last checkpoint of the one before, on other ranks too. A job that is requeued keeps its
-# place in the chain. SBATCH_FLAGS has flags for each sbatch, like "--partition=gpu --account=lab". DRY_RUN=1 shows the
-# submissions.
+# place in the chain; once a stage has failed, Slurm ends those after it. SBATCH_FLAGS has flags for each sbatch, like
+# "--partition=gpu --account=lab", or "--array=1-9%1" where jobs may not requeue themselves. Nodes that OUTPUT/bad_nodes
+# lists are left out. DRY_RUN=1 shows the submissions.
 set -euo pipefail
 
-(($# >= 2)) || {
-    echo "usage: slurm/chain.sh JOB_SCRIPT STAGE=NODES... [-- ARGUMENTS FOR train.py]" >&2
+die() {
+    printf 'error: %s\n' "$*" >&2
     exit 2
 }
+
+(($# >= 1)) || die "usage: slurm/chain.sh JOB_SCRIPT STAGE=NODES... [-- ARGUMENTS FOR train.py]"
 script=$1
 shift
+[[ -r $script ]] || die "'$script' is no job script that can be read, like slurm/train_70b.sh"
 stages=()
 while (($#)) && [[ $1 != -- ]]; do
-    [[ $1 =~ ^[^=]+=[1-9][0-9]*$ ]] || {
-        echo "error: '$1' is no STAGE=NODES, like easy=2" >&2
-        exit 2
-    }
+    [[ $1 =~ ^[^=]+=[1-9][0-9]*$ ]] || die "'$1' is no STAGE=NODES, like easy=2"
     stages+=("$1")
     shift
 done
 (($#)) && shift
+((${#stages[@]})) || die "no stages: name at least one STAGE=NODES, like easy=2, before --"
 
 read -ra flags <<<"${SBATCH_FLAGS:-}"
+# The script itself says where its runs go: OUTPUT=${OUTPUT:-...}
+eval "$(grep -m 1 '^OUTPUT=' "$script")"
+bad=$(cut -d ' ' -f 1 "${OUTPUT:-}/bad_nodes" 2>/dev/null | sort -u | paste -sd ,) || true
 before=
 for stage in "${stages[@]}"; do
-    submit=(sbatch --parsable ${flags[@]+"${flags[@]}"} --nodes="${stage#*=}" ${before:+"--dependency=afterok:$before"})
+    submit=(sbatch --parsable ${bad:+"--exclude=$bad"} ${flags[@]+"${flags[@]}"} --nodes="${stage#*=}")
+    submit+=(${before:+"--dependency=afterok:$before" --kill-on-invalid-dep=yes})
     submit+=("$script" --train.stop_at_stage "${stage%%=*}" "$@")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         printf '%q ' "${submit[@]}"

@@ -3,10 +3,17 @@
 #
 #   RECIPE   YAML recipe                       OUTPUT   the run's folder, seen by all nodes
 #
-# The tasks run train.py, one per GPU. How a task ends decides what becomes of the job (clsgen_dist/errors.py):
-#   0 done · 2 a person must mend it: no requeue · 75 asked to stop, checkpoint written: requeue · else crash: requeue
-#   until this job has crashed MAX_RESTARTS times. train.py itself refuses (2) when restarts make no progress.
+# A job has two steps, each with one task per GPU: a look at the nodes, then train.py. How a task ends decides what becomes
+# of the job (clsgen_dist/errors.py), in finish():
+#   0 done · 2 a person must mend it: no requeue · 75 asked to stop: requeue · else crash: requeue until this job has
+#   crashed MAX_RESTARTS times. train.py itself refuses (2) when starts make no progress.
 set -euo pipefail
+
+# USR2 comes here when the site or scancel names the batch shell (--signal=B:, --batch): the tasks are asked, as if it had
+# come to them. TERM reaches the tasks by itself. This script waits for them in both cases.
+asked='' fate=''
+trap 'asked=USR2; ask_tasks' USR2
+trap 'asked=TERM; ask_slurm' TERM
 
 say() { printf '== %s %s\n' "$(date '+%F %T')" "$*"; }
 
@@ -28,156 +35,243 @@ run() {
     fi
 }
 
+ask_tasks() { scancel --signal=USR2 "$SLURM_JOB_ID" || true; }
+
+# What Slurm means by TERM: it asks (preemption's grace, the time limit), it has put the job back into the queue itself (a lost
+# node, scontrol requeue, preemption), or someone has cancelled the job.
+ask_slurm() {
+    local job
+    job=$(scontrol show job -o "$SLURM_JOB_ID") || true
+    if [[ $job == *' JobState=RUNNING '* || $job == *' Reason=TimeLimit '* ]]; then
+        fate=
+    elif [[ $job == *" Restarts=$((${SLURM_RESTART_COUNT:-0} + 1)) "* ]]; then
+        fate="Slurm starts it again by itself"
+    else
+        fate="cancelled, so not started again"
+    fi
+    say "TERM: waiting for the tasks"
+}
+
 # Site settings: slurm/cluster.env, or the file that CLSGEN_CLUSTER_ENV names.
 load_site() {
     local file=${CLSGEN_CLUSTER_ENV:-$ROOT/slurm/cluster.env}
     if [[ -f $file ]]; then
         # shellcheck source=/dev/null
-        source "$file"
+        source "$file" || die "$file ends with status $?: its last command failed; make that an if, or mend it"
     elif [[ -n ${CLSGEN_CLUSTER_ENV:-} ]]; then
         die "CLSGEN_CLUSTER_ENV names $file, which is not there"
     fi
 }
 
-# Where rank 0 listens: the job's first node, on a port that other jobs of this node are unlikely to have.
+# Where rank 0 listens: the job's first node, on a port that other jobs of this node are unlikely to have, below those that
+# the kernel gives to outgoing connections. Who the ranks are, srun says, not the shell that submitted.
 rendezvous() {
-    local hosts
-    hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    export CLSGEN_NODES=$hosts
-    export MASTER_ADDR=${CLSGEN_MASTER_ADDR:-${hosts%%$'\n'*}}
-    export MASTER_PORT=${CLSGEN_MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+    CLSGEN_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null) || CLSGEN_NODES=$SLURM_JOB_NODELIST
+    export CLSGEN_NODES
+    export MASTER_ADDR=${CLSGEN_MASTER_ADDR:-${CLSGEN_NODES%%$'\n'*}}
+    export MASTER_PORT=${CLSGEN_MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
+    unset RANK LOCAL_RANK WORLD_SIZE LOCAL_SIZE LOCAL_WORLD_SIZE
 }
 
-# What ran, on what: appended for each start.
+# What ran, on what: appended for each start. A tool that hangs, as on a sick chip, must not hold up the job: the preflight
+# is there to name it.
 record() {
-    {
-        echo "--- $(date '+%F %T') job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
-        git -C "$ROOT" describe --always --dirty 2>/dev/null || echo "no git here"
-        nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo "no nvidia-smi here"
-        "$PYTHON" -m pip freeze 2>/dev/null | grep -iE '^(torch|deepspeed|transformers|triton|flash|bitsandbytes|peft)' || true
-    } >>"$OUTPUT/environment.txt"
+    echo "--- $(date '+%F %T') job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
+    run timeout -k 5 20 git -C "$ROOT" describe --always --dirty || echo "no git here"
+    run timeout -k 5 20 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "no nvidia-smi here"
+    run timeout -k 5 60 "$PYTHON" -m pip freeze || echo "no pip here"
 }
 
-# The words before the command that put it into a container; none without.
+# The words before a command that put it into a container, one a line; none without. Under pyxis srun does it.
 container() {
+    local mount name
     case ${CONTAINER:-none} in
-        none | pyxis) ;;
-        apptainer) printf '%s\n' apptainer exec --nv --bind "${CONTAINER_MOUNTS:-$ROOT}" "$CONTAINER_IMAGE" ;;
-        enroot) printf '%s\n' enroot start --mount "${CONTAINER_MOUNTS:-$ROOT}" "$CONTAINER_IMAGE" ;;
+        none | pyxis) return ;;
+        apptainer) printf '%s\n' apptainer exec --nv --pwd "$ROOT" --bind "$(join , "${mounts[@]}")" ;;
+        enroot) # takes along no environment, and knows no folder to start in
+            printf '%s\n' enroot start
+            for mount in "${mounts[@]}"; do printf '%s\n' --mount "$mount"; done
+            for name in $(environment); do printf '%s\n' --env "$name"; done
+            ;;
         *) die "CONTAINER is '$CONTAINER', expected none, pyxis, enroot or apptainer" ;;
     esac
+    echo "$CONTAINER_IMAGE"
+    # shellcheck disable=SC2016  # expands in the container
+    [[ $CONTAINER != enroot ]] || printf '%s\n' bash -c 'cd "$0" && exec "$@"' "$ROOT"
 }
 
-# What each task runs. Bash stays in between, for two things: a log per rank (rank 0's is the job's main log too), and a
-# list of who ended badly and how, the first one first: srun kills the others then and reports the highest status, which
-# is often theirs. 75 ends as 0, or srun would kill the other ranks on their way out.
+# Names that tasks need from their environment.
+environment() {
+    {
+        compgen -e | grep -E '^(SLURM|CLSGEN|MASTER|NCCL|GLOO|TORCH|HF|OMP|CUDA|PYTHON)' || true
+        printf '%s\n' SLURM_{PROCID,LOCALID,NODEID,NTASKS,STEP_TASKS_PER_NODE} SLURMD_NODENAME CUDA_VISIBLE_DEVICES
+    } | sort -u
+}
+
+# join SEPARATOR WORD...
+join() {
+    local IFS=$1
+    shift
+    echo "$*"
+}
+
+# What each task runs, with the step's name (preflight, rank) as $0. Bash stays in between, for three things: a log per task
+# (task 0's is the job's main log too); $0.done as proof that task 0 ended well, since srun says 0 too when it loses its
+# node; and in `failed` who ended badly and how, the first one first: srun kills the others then and reports the highest
+# status, which is often theirs.
+#
+# 75 ends as 0, once it is written down, or srun would kill the other ranks on their way out. In the preflight task 0 judges,
+# and must outlive the others to do so: they always end with 0.
+#
 # Signals are the trainer's business: bash and tee outlive them, the trainer has handlers of its own.
 task() {
     # shellcheck disable=SC2016  # expands in the task
     printf '%s' '
         trap : USR2 TERM
-        log=$CLSGEN_LOGS/rank-$SLURM_PROCID.log
+        log=$CLSGEN_LOGS/$0-$SLURM_PROCID.log
         if [ "$SLURM_PROCID" = 0 ]; then "$@" 2>&1 | (trap "" USR2 TERM; exec tee -a "$log"); status=${PIPESTATUS[0]}
         else "$@" >>"$log" 2>&1; status=$?; fi
-        [ "$status" = 0 ] || echo "$status rank $SLURM_PROCID on ${SLURMD_NODENAME:-?}" >>"$CLSGEN_LOGS/failed"
-        [ "$status" = 75 ] && exit 0
+        [ "$0" = preflight ] && [ "$SLURM_PROCID" != 0 ] && exit 0
+        if [ "$status" != 0 ]; then
+            echo "$status $0 $SLURM_PROCID on ${SLURMD_NODENAME:-?}" >>"$CLSGEN_LOGS/failed" || exit "$status"
+            [ "$status" != 75 ] || exit 0
+        elif [ "$SLURM_PROCID" = 0 ]; then date >"$CLSGEN_LOGS/$0.done" || exit 1; fi
         exit "$status"'
 }
 
-# The array's other tasks have nothing left to do.
-end_array() { [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || run scancel --state=PENDING "$SLURM_ARRAY_JOB_ID"; }
-
-# Look at the nodes before each start: chips, disks, speed, links. The job is requeued without those that are bad.
-preflight() {
-    [[ ${PREFLIGHT:-1} == 1 ]] || return 0
-    local status=0 known log=$CLSGEN_LOGS/preflight.log
-    known=$(bad_nodes | wc -l)
-    local -a command=("$PYTHON" -m clsgen_dist preflight --output_dir "$OUTPUT")
+# step NAME SRUN_FLAG... -- COMMAND...: run it as the job's tasks, wait for their end, also when a signal interrupts the wait,
+# and leave in `ended` how that was: its first word is the status.
+step() {
+    local name=$1 status=0 pid
+    shift
+    local -a srun=(srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+    if [[ ${CONTAINER:-none} == pyxis ]]; then
+        srun+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$ROOT" --container-mounts="$(join , "${mounts[@]}")")
+    fi
+    while [[ $1 != -- ]]; do
+        srun+=("$1")
+        shift
+    done
+    shift
+    srun+=(bash -c "$(task)" "$name" ${words[@]+"${words[@]}"} "$@")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
-        run srun --wait=0 --time=15 "${task_flags[@]}" "$@" "${command[@]}"
+        run "${srun[@]}"
         return
     fi
-    srun --wait=0 --time=15 "${task_flags[@]}" "$@" "${command[@]}" >"$log" 2>&1 || status=$?
-    ((status == 0)) && { say "$(tail -n 1 "$log")"; return; }
-    tail -n 20 "$log"
-    case $status in 2 | 126 | 127)
-        say "the preflight cannot run (status $status): see $log; mend it, or set PREFLIGHT=0"
-        exit 2
-        ;;
-    esac
-    # No verdict: rank 0, which judges, is gone.
-    (($(bad_nodes | wc -l) > known)) || echo "${CLSGEN_NODES%%$'\n'*} $(date '+%FT%T') no verdict came from it" >>"$OUTPUT/bad_nodes"
-    leave_out
+    if [[ -n $asked ]]; then
+        ended="143 $asked came before step '$name'"
+        return
+    fi
+    "${srun[@]}" &
+    pid=$!
+    while wait "$pid" || status=$?; kill -0 "$pid" 2>/dev/null; do status=0; done
+    if [[ -s $CLSGEN_LOGS/failed ]]; then
+        ended=$(head -n 1 "$CLSGEN_LOGS/failed")
+    elif [[ -s $CLSGEN_LOGS/$name.done ]]; then
+        ended=0
+    else
+        ended="$((status ? status : 1)) srun (it ended with $status, and task 0 did not say that all was done)"
+    fi
 }
 
-bad_nodes() { [[ ! -f $OUTPUT/bad_nodes ]] || cut -d ' ' -f 1 "$OUTPUT/bad_nodes"; }
+# The nodes that were found bad, by name.
+bad_nodes() { [[ ! -f $OUTPUT/bad_nodes ]] || cut -d ' ' -f 1 "$OUTPUT/bad_nodes" | sort -u; }
 
-# Requeue the job on other nodes than the bad ones, as long as there are enough, and not too many were found bad.
+# Look at the nodes before each start: chips, disks, speed, links. Those with a verdict against them are left out; without a
+# verdict nobody is blamed.
+preflight() {
+    [[ ${PREFLIGHT:-1} == 1 ]] || return 0
+    # The wait: longer than rank 0 takes for its verdict once another is gone (preflight/command.py).
+    local -a look=(step preflight --wait=600 --time=15 -- "$PYTHON" -m clsgen_dist preflight --output_dir "$OUTPUT")
+    if [[ ${DRY_RUN:-0} == 1 ]]; then
+        "${look[@]}"
+        return
+    fi
+    local before
+    before=$(bad_nodes | wc -l)
+    grep -qxF -f <(bad_nodes) <<<"$CLSGEN_NODES" && leave_out
+    "${look[@]}" >/dev/null
+    if [[ $ended == 0 ]]; then
+        say "$(tail -n 1 "$CLSGEN_LOGS/preflight-0.log")"
+        return
+    fi
+    grep -h '^error:' "$CLSGEN_LOGS"/preflight-*.log | sort -u | head -n 20 | grep . || tail -n 20 "$CLSGEN_LOGS/preflight-0.log"
+    (($(bad_nodes | wc -l) == before)) || leave_out
+    finish
+}
+
+# Start again without the bad nodes, as long as there are enough others, and not too many were found bad.
 leave_out() {
-    local bad left
-    bad=$(bad_nodes | sort -u)
+    local bad left excluded
+    bad=$(bad_nodes)
     if (($(wc -l <<<"$bad") > ${MAX_BAD_NODES:-8})); then
-        say "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, mend it, delete the file"
-        exit 2
+        give_up "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, mend it, delete the file"
     fi
-    left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxF "$bad" || true)
+    excluded=$(scontrol show job -o "$SLURM_JOB_ID" | grep -o ' ExcNodeList=[^( ]*' | cut -d = -f 2) || true
+    bad=$({ echo "$bad"; [[ -z $excluded ]] || scontrol show hostnames "$excluded"; } | sort -u)
+    left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %T' | grep -vE ' (down|drain|fail|maint|unk)|\*$' | cut -d ' ' -f 1 |
+        sort -u | grep -cvxF "$bad") || true
     if ((left < SLURM_JOB_NUM_NODES)); then
-        say "$left nodes are left besides the bad ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, mend them, delete their lines"
-        exit 2
+        give_up "$left nodes are left besides bad, excluded and drained ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, mend them, delete their lines"
     fi
-    trap '' TERM # requeueing ends this script too, and what comes after it must still be said
-    bad=${bad//$'\n'/,}
+    bad=$(paste -sd , <<<"$bad")
+    # Says that a running task cannot be changed, having changed those that wait.
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || scontrol update JobId="$SLURM_ARRAY_JOB_ID" ExcNodeList="$bad" >/dev/null 2>&1 || true
+    again "bad nodes left out: $bad" 1 scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad"
+}
+
+# again WHY STATUS [COMMAND...]: this job once more, from its last checkpoint, with COMMAND once it is back in the queue; of an
+# array (sbatch --array=1-9%1) the next task, for sites whose jobs may not requeue themselves. STATUS ends the job where
+# nothing comes after it.
+again() {
+    local why=$1 status=$2 error
+    shift 2
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
-        scontrol update JobId="$SLURM_ARRAY_JOB_ID" ExcNodeList="$bad" || say "no task of the array is left"
-        requeue "bad nodes left out: $bad"
+        if [[ -z $(squeue -h -t PENDING -j "$SLURM_ARRAY_JOB_ID") ]]; then
+            say "$why: no task of the array is left; submit it again"
+            exit "$status"
+        fi
+        say "$why: the next task of the array goes on"
+        exit 0 # what waits for the array (afterok) waits for all its tasks to end well
     fi
-    requeue "bad nodes left out: $bad"
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad"
+    trap '' TERM # requeueing ends this script too, and what comes after it must still be done
+    if ! error=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
+        say "$why: not requeued ($error); submit again, or as an array of jobs one after the other: sbatch --array=1-9%1"
+        exit "$status"
+    fi
+    say "$why: requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
+    "$@"
     exit 0
 }
 
-# How often this job has crashed; stops that were asked for, bad nodes and lost nodes do not count.
-crashes() { find "$OUTPUT/logs" -path "*/$SLURM_JOB_ID.*/failed" -exec head -qn 1 {} + | grep -cv '^75 ' || true; }
-
-# TERM comes to this script when someone cancels the job, who does not want it back, and at the time limit.
-cancelled=0
-terminated() {
-    (($(date +%s) + 60 >= ${SLURM_JOB_END_TIME:-9999999999})) || cancelled=1
-    say "TERM: waiting for the tasks"
+# give_up WHY [STATUS]: the job ends, and with it what is left of its array.
+give_up() {
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || scancel --state=PENDING "$SLURM_ARRAY_JOB_ID"
+    say "$1"
+    exit "${2:-2}"
 }
 
-# Run srun and wait for its end, also when a signal interrupts the wait; its status is ours.
-start_tasks() {
-    local status
-    local -a flags=(--kill-on-bad-exit=1 --wait=60 "${task_flags[@]}")
-    if [[ ${DRY_RUN:-0} == 1 ]]; then
-        run srun "${flags[@]}" bash -c "$(task)" task "$@"
-        return
-    fi
-    srun "${flags[@]}" bash -c "$(task)" task "$@" &
-    local tasks=$!
-    trap terminated TERM
-    while :; do
-        status=0
-        wait "$tasks" || status=$?
-        kill -0 "$tasks" 2>/dev/null || break
-    done
-    return "$status"
-}
+# How often this job has crashed. Stops that were asked for, bad nodes, and what Slurm requeues by itself do not count.
+crashes() { find "$OUTPUT/logs" -path "*/$SLURM_JOB_ID.*/crash" | wc -l; }
 
-# requeue WHY [STATUS]: the same job once more, from its last checkpoint; of an array (sbatch --array=1-9%1) the next task,
-# for sites whose jobs may not requeue themselves.
-requeue() {
-    if ((cancelled)); then
-        say "$1: cancelled, so not started again"
+# What becomes of the job, by how its step ended.
+finish() {
+    local status=${ended%% *} most=${MAX_RESTARTS:-20}
+    if [[ $status == 0 ]]; then
+        [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || date >"$array_done"
+        say "done"
+        exit 0
+    elif [[ -n $fate ]]; then
+        say "status $ended: $fate"
         exit 143
+    elif [[ $status == 75 ]]; then
+        again "asked to stop" 75
+    elif [[ $status == 2 || $status == 126 || $status == 127 ]]; then
+        give_up "status $ended: see $CLSGEN_LOGS; mend it, then sbatch again"
     fi
-    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
-        say "$1: the next task of the array goes on"
-        exit "${2:-0}"
-    fi
-    say "$1: requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
-    run scontrol requeue "$SLURM_JOB_ID"
+    echo "$ended" >"$CLSGEN_LOGS/crash" || give_up "status $ended, and $CLSGEN_LOGS cannot be written: make room, then sbatch again"
+    (($(crashes) <= most)) || give_up "status $ended, crash number $(crashes) of this job (MAX_RESTARTS is $most): giving up; see $CLSGEN_LOGS" "$status"
+    again "status $ended" "$status"
 }
 
 # train ARGUMENTS...: the whole job. ARGUMENTS go to train.py.
@@ -187,42 +281,38 @@ train() {
     need RECIPE "set it in the job script, like RECIPE=configs/70b_zero3.yaml"
     need OUTPUT "set it in the job script, to a folder that all nodes see"
     need SLURM_JOB_ID "this runs under Slurm: sbatch slurm/train_70b.sh (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
-    PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
-    local prefix
-    local -a words=() task_flags=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
-    [[ ${CONTAINER:-none} == pyxis ]] && task_flags+=(--container-image="$CONTAINER_IMAGE" --container-mounts="${CONTAINER_MOUNTS:-$ROOT}")
-    local -a command=("${PYTHON}" "$ROOT/train.py" --config "$RECIPE" --output_dir "$OUTPUT" --resume auto "$@")
-    [[ -n ${CLSGEN_COMMAND:-} ]] && command=(bash -c "$CLSGEN_COMMAND")
     [[ ${CONTAINER:-none} == none ]] || need CONTAINER_IMAGE "name the image in slurm/cluster.env"
+    cd "$ROOT"
+    OUTPUT=$(realpath -m "$OUTPUT")
+    PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+    export ROOT OUTPUT CLSGEN_LOGS=$OUTPUT/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+    export PYTHONPATH=$ROOT:$ROOT/kernels${PYTHONPATH:+:$PYTHONPATH}
+    rendezvous
+    local prefix ended='' array_done=$OUTPUT/logs/${SLURM_ARRAY_JOB_ID:-}.done
+    local -a mounts=("$ROOT:$ROOT" "$OUTPUT:$OUTPUT" ${CONTAINER_MOUNTS:+"$CONTAINER_MOUNTS"}) words=()
+    IFS=, read -ra mounts <<<"$(join , "${mounts[@]}")"
     prefix=$(container) || exit 2
     [[ -z $prefix ]] || mapfile -t words <<<"$prefix"
-    export CLSGEN_LOGS=$OUTPUT/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-    export PYTHONPATH=$ROOT:$ROOT/kernels${PYTHONPATH:+:$PYTHONPATH}
-    cd "$ROOT"
-    run mkdir -p "$CLSGEN_LOGS"
-    rendezvous
-    [[ ${DRY_RUN:-0} == 1 ]] || record
-    preflight "${words[@]}"
-    local status=0
-    start_tasks "${words[@]}" "${command[@]}" || status=$?
-    [[ ${DRY_RUN:-0} == 1 ]] && return
-    ((status == 0)) || [[ -s $CLSGEN_LOGS/failed ]] || echo "$status srun" >"$CLSGEN_LOGS/failed"
-    local first=$status
-    [[ -s $CLSGEN_LOGS/failed ]] && first=$(head -n 1 "$CLSGEN_LOGS/failed")
-    status=${first%% *}
-    if ((status == 75)); then
-        requeue "asked to stop, checkpoint written"
-    elif ((status == 0)); then
-        end_array
-        say "done"
-    elif ((status == 2)); then
-        end_array
-        say "status $first: see $CLSGEN_LOGS; mend it, then sbatch again"
-        exit 2
-    elif (($(crashes) <= ${MAX_RESTARTS:-20})); then
-        requeue "status $first" "$status"
-    else
-        say "status $first, crash number $(crashes) of this job (MAX_RESTARTS is ${MAX_RESTARTS:-20}): giving up; see $CLSGEN_LOGS"
-        exit "$status"
+    # The job's own settings come last: a --config among ARGUMENTS must not move the run.
+    local -a command=("$PYTHON" "$ROOT/train.py" --config "$RECIPE" "$@" --output_dir "$OUTPUT" --resume auto)
+    [[ -z ${CLSGEN_COMMAND:-} ]] || command=(bash -c "$CLSGEN_COMMAND")
+    if [[ ${DRY_RUN:-0} == 1 ]]; then
+        run mkdir -p "$CLSGEN_LOGS"
+        record
+        preflight
+        step rank --wait=60 -- "${command[@]}"
+        echo "# To start again, and where nodes are bad:"
+        run scontrol requeue "$SLURM_JOB_ID"
+        run scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="<names in $OUTPUT/bad_nodes>"
+        return
     fi
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} && -s $array_done ]]; then
+        say "a task of this array has done all of it ($array_done): nothing is left to do"
+        exit 0
+    fi
+    { mkdir -p "$CLSGEN_LOGS" && date >"$CLSGEN_LOGS/started"; } || die "$CLSGEN_LOGS cannot be written: make room, or set OUTPUT to another folder"
+    record >>"$OUTPUT/environment.txt" 2>&1
+    preflight
+    step rank --wait=60 -- "${command[@]}"
+    finish
 }

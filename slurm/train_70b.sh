@@ -14,8 +14,11 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
+set -euo pipefail
 RECIPE=${RECIPE:-configs/70b_zero3.yaml}
 OUTPUT=${OUTPUT:-runs/70b}
+lib=${CLSGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/lib.sh
+[[ -r $lib ]] || { echo "error: $lib is not there: submit from the checkout, or set CLSGEN_ROOT to it" >&2; exit 2; }
 # shellcheck source=slurm/lib.sh
-source "${CLSGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/lib.sh"
+source "$lib"
 train "$@"

@@ -243,3 +243,14 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., An
     assert server.stdin
     server.stdin.close()
     server.wait(timeout=30)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 kB, mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs root, to mount a small disk")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)

@@ -1,29 +1,73 @@
 """Every start of a run, in ``attempts.jsonl``: a chain of restarts that gets nowhere stops, and says why.
 
     {"start": "2026-03-01T12:00:00+00:00", "step": 120, "ranks": 64, "job": "4711", "restarts": 3}
-    {"end": "RuntimeError", "step": 133, "why": "..."}
+    {"end": "RuntimeError", "step": 133, "status": 1, "why": "..."}
 
-A start is without an end where the process was killed.
+A start is noted before anything is loaded. It is without an end where the process was killed, or stopped before the
+first step. Its step is that of the newest checkpoint, which may turn out to be damaged: it tells whether there is a
+newer one than at the start before.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from clsgen_dist.engine.dist import World
-from clsgen_dist.errors import NoProgressError
+from clsgen_dist.errors import NoProgressError, OwnerError
 
 FILE = "attempts.jsonl"
 
 
-def refuse_stuck(world: World, output: Path, step: int, limit: int) -> None:
-    """NoProgressError, on all ranks, if the last ``limit`` starts all began at this step as this one would."""
-    if fault := world.broadcast(_stuck(output / FILE, step, limit) if world.is_main else None):
-        raise NoProgressError(fault)
+class Attempt:
+    """A start of a run and how it ended, noted where ``is_main``.
+
+    Args:
+        output: the run's folder.
+        step: where it begins.
+        ranks: how many take part.
+        limit: so many starts in a row may begin at one step; None: any number.
+        anew: forget the starts so far.
+
+    Raises:
+        NoProgressError: the last ``limit`` starts all began at this step.
+    """
+
+    def __init__(
+        self, output: Path, *, is_main: bool, step: int, ranks: int, limit: int | None, anew: bool = False
+    ) -> None:
+        self._file, self._is_main, self._step, self._ranks = output / FILE, is_main, step, ranks
+        self._limit, self._anew = limit, anew
+        self.reached: Callable[[], int] = lambda: step
+        """The step that is done."""
+
+    def __enter__(self) -> Attempt:
+        if not self._is_main:
+            return self
+        if self._anew:
+            self._file.unlink(missing_ok=True)
+        if self._limit is not None and (fault := _stuck(self._file, self._step, self._limit)):
+            raise NoProgressError(fault)
+        note = {"start": datetime.now(UTC).isoformat(timespec="seconds"), "step": self._step, "ranks": self._ranks}
+        if "SLURM_JOB_ID" in os.environ:
+            restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+            note |= {"job": os.environ["SLURM_JOB_ID"], "restarts": restarts}
+        _append(self._file, note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_main or isinstance(error, OwnerError):  # the file is another's by now
+            return
+        note: dict[str, Any] = {"end": "done" if error is None else type(error).__name__, "step": self.reached()}
+        if error is not None:
+            note |= {"status": getattr(error, "exit_code", 1), "why": str(error)[:500]}
+        _append(self._file, note)
 
 
 def _stuck(file: Path, step: int, limit: int) -> str | None:
@@ -34,37 +78,17 @@ def _stuck(file: Path, step: int, limit: int) -> str | None:
             if line["step"] != step:
                 break
             stuck += 1
-        elif line["end"] in ("done", "KeyboardInterrupt"):
+        elif line["end"] in ("done", "KeyboardInterrupt") or line.get("status") == 2:  # a person started what followed
             break
         else:
             why.append(f"after step {line['step']}: {line['why']}")
     if stuck < limit:
         return None
-    told = f" The last ends: {'; '.join(why[:3])}." if why else " They were killed without a word."
+    told = f" The last ends: {'; '.join(why[:3])}." if why else " They were killed, or stopped before the first step."
     return (
         f"{stuck} starts in a row began at step {step} and none came to its next checkpoint (faults.max_stuck_starts "
         f"is {limit}).{told} Mend that, then delete {file} and start again"
     )
-
-
-def note_start(world: World, output: Path, step: int) -> None:
-    """A start, from a step; rank 0 writes."""
-    if not world.is_main:
-        return
-    note: dict[str, Any] = {"start": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "ranks": world.size}
-    if "SLURM_JOB_ID" in os.environ:
-        note |= {"job": os.environ["SLURM_JOB_ID"], "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
-    _append(output / FILE, note)
-
-
-def note_end(world: World, output: Path, step: int, error: BaseException | None) -> None:
-    """How it ended, after a step; rank 0 writes."""
-    if not world.is_main:
-        return
-    note: dict[str, Any] = {"end": "done" if error is None else type(error).__name__, "step": step}
-    if error is not None:
-        note["why"] = str(error)[:500]
-    _append(output / FILE, note)
 
 
 def _append(path: Path, note: dict[str, Any]) -> None:

@@ -174,10 +174,21 @@ def launched_ranks() -> int:
 
 def ranks_here() -> int:
     """Ranks on this machine, as the launcher says: deepspeed, torchrun, Slurm."""
-    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
+    if "SLURM_STEP_TASKS_PER_NODE" in os.environ:
+        return tasks_by_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[int(os.environ.get("SLURM_NODEID", "0"))]
     return 1
+
+
+def tasks_by_node(text: str) -> list[int]:
+    """Slurm's short form in full: ``2(x3),1`` is [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(times or 1)
+    return counts
 
 
 def quieten() -> None:

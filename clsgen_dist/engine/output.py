@@ -8,7 +8,6 @@ from pathlib import Path
 
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.engine import checkpoint, guard
-from clsgen_dist.engine.attempts import FILE as ATTEMPTS_FILE
 from clsgen_dist.engine.dist import World
 from clsgen_dist.errors import CheckpointError, SettingsError
 
@@ -65,7 +64,7 @@ def _make(settings: Settings, output: Path, root: Path) -> str | None:
         if settings.resume == "never" and settings.overwrite:
             for part in (root, output / "tensorboard"):
                 shutil.rmtree(part, ignore_errors=True)
-            for name in ("rows.jsonl", guard.SKIPPED_FILE, ATTEMPTS_FILE, "stragglers.jsonl"):
+            for name in ("rows.jsonl", guard.SKIPPED_FILE, "stragglers.jsonl"):
                 (output / name).unlink(missing_ok=True)
         if settings.resume == "never" and checkpoint.committed(root):
             return (

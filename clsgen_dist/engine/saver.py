@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,8 @@ class Saver:
         self._marker: dict[str, Any] | None = None
         self.last_step: int | None = None
         """Step of the last save."""
+        self.require_ours: Callable[[], None] = lambda: None
+        """Raises, on all ranks, if the folder has another owner by now; collective."""
 
     @property
     def written(self) -> bool:
@@ -62,6 +65,7 @@ class Saver:
             CheckpointError: the disk has no room for it.
         """
         self.finish()
+        self.require_ours()
         require_room(self._root, self._world, checkpoint_bytes(self._engine, self._world))
         folder = self._root / checkpoint.folder_name(state.step)
         if self._world.is_main and folder.exists():  # an uncommitted leftover
@@ -89,6 +93,7 @@ class Saver:
         if self._marker is None:
             return None
         marker, self._marker = self._marker, None
+        self.require_ours()
         folder = self._root / checkpoint.folder_name(marker["state"]["step"])
         parts = self._world.gather(self._writer.result())
         if failed := [f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, str)]:

@@ -2,11 +2,13 @@
 
 A signal may reach one rank or all, in the middle of anything. It only leaves a note here; the ranks agree on it in the
 all-reduce that begins each step, save once, and end with status 75. Before the first step there is nothing to save, and
-the process ends at once. Worker processes leave these signals to their parent.
+the process ends at once, from within the handler: what is raised there ends up in whatever is being imported or loaded,
+and libraries make other errors of it, or none. Worker processes leave these signals to their parent.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -31,9 +33,12 @@ class StopRequest:
         self._stepping = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number).name
+        name = signal.Signals(number).name
         if not self._stepping:
-            raise Preempted(f"{self.received} came before the first step: nothing to save. Start again")
+            line = f"{Preempted.label}: {name} came before the first step: nothing to save. Start again\n"
+            os.write(2, line.encode())  # not print: it may be printing that was interrupted
+            os._exit(Preempted.exit_code)
+        self.received = self.received or name
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -7,10 +7,13 @@ numbers besides ZeRO-3's own traffic.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,14 @@ from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.shards import ShardedRows
 from clsgen_dist.engine import checkpoint, guard
-from clsgen_dist.engine.attempts import note_end, note_start, refuse_stuck
+from clsgen_dist.engine.attempts import Attempt
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, process_group
 from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better, metric_fault
 from clsgen_dist.engine.optim import lr_factor, set_lr
 from clsgen_dist.engine.output import prepare_output
+from clsgen_dist.engine.owner import Owner
 from clsgen_dist.engine.pace import PaceMeter, waiting
 from clsgen_dist.engine.probe import probe_sample, score_probe
 from clsgen_dist.engine.rows import read_rows, require_something_to_learn
@@ -38,7 +42,7 @@ from clsgen_dist.engine.saver import Saver, checkpoint_bytes, require_room
 from clsgen_dist.engine.stop import StopRequest
 from clsgen_dist.engine.stream import plan_stream, weight_schedule
 from clsgen_dist.engine.watchdog import Watchdog
-from clsgen_dist.errors import NonFiniteLossError, Preempted, SettingsError
+from clsgen_dist.errors import DiskFullError, NonFiniteLossError, Preempted, SettingsError
 from clsgen_dist.loss.dual import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.loss.weights import LossWeights
 from clsgen_dist.model.backbone import backbone_path, load_tokenizer
@@ -64,14 +68,28 @@ def train(settings: Settings) -> TrainResult:
     Raises:
         SettingsError, DataError, CheckpointError, NoProgressError, FileNotFoundError: what the user can mend, said
             before training.
+        OwnerError: another run writes to the folder; before training, or at a save.
+        DiskFullError: a file besides the checkpoints could not be written.
         RendezvousError: the ranks did not meet.
         NonFiniteLossError: the run diverged; the checkpoints before it are whole.
         Preempted: SIGUSR2 or SIGTERM came; the last checkpoint is of the step after which it stopped.
     """
     output = Path(settings.output_dir)
-    zero = zero_config(settings, launched_ranks())
+    ranks = launched_ranks()
+    zero = zero_config(settings, ranks)
+    is_main = os.environ["RANK"] == "0"
     with (
         StopRequest() as stop,
+        _full_disk_told(output),
+        Owner(output, is_main=is_main) as owner,
+        Attempt(
+            output,
+            is_main=is_main,
+            step=_newest_step(settings, output),
+            ranks=ranks,
+            limit=settings.faults.max_stuck_starts if settings.resume == "auto" else None,
+            anew=settings.resume == "never" and settings.overwrite,
+        ) as attempt,
         process_group(settings.train.collective_timeout_s, settings.faults.rendezvous_timeout_s) as world,
     ):
         say = _speaker(world)
@@ -97,6 +115,8 @@ def train(settings: Settings) -> TrainResult:
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
         engine = build_engine(settings, zero, backbone, encoder, labels)
         run = _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, stop, say)
+        run.saver.require_ours = lambda: owner.require(world)
+        attempt.reached = lambda: run.state.step
         result = run.go(resume_from)
         if isinstance(rows.train, ShardedRows):
             rows.train.close()
@@ -161,37 +181,29 @@ class _Run:
             drop_steps_from(self.output / guard.SKIPPED_FILE, self.state.step + 1)
         self.world.barrier()
         require_room(self.checkpoints, self.world, checkpoint_bytes(self.engine, self.world))
-        main, faults = self.world.is_main, self.settings.faults
-        if self.settings.resume == "auto" and self.state.step < self.last_step:
-            refuse_stuck(self.world, self.output, self.state.step, faults.max_stuck_starts)
-        error: BaseException | None = None
-        try:
-            with (
-                TensorBoardLog(
-                    self.output / "tensorboard" if main else None,
-                    settings_text=self.settings_yaml,
-                    first_step=self.state.step + 1 if self.state.step else 0,
-                ) as self.log,
-                Progress(self.total_steps, start=self.state.step, enabled=main) as self.progress,
-                ShownLog(
-                    self.output / "rows.jsonl" if main and self.settings.train.log_rows else None,
-                    first_step=self.state.step + 1,
-                ) as self.shown,
-                Watchdog(self.output / f"stacks/rank-{self.world.rank}.txt", faults.hang_timeout_s) as self.watchdog,
-            ):
-                note_start(self.world, self.output, self.state.step)
-                self.stop.begin_steps()
-                self._walk()
-                if not self.state.updates:
-                    raise NonFiniteLossError(
-                        f"all {self.state.step} steps were left out, nothing was learnt; see their rows in "
-                        f"{self.output / guard.SKIPPED_FILE}, or lower optim.lr"
-                    )
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            note_end(self.world, self.output, self.state.step, error)
+        main = self.world.is_main
+        with (
+            TensorBoardLog(
+                self.output / "tensorboard" if main else None,
+                settings_text=self.settings_yaml,
+                first_step=self.state.step + 1 if self.state.step else 0,
+            ) as self.log,
+            Progress(self.total_steps, start=self.state.step, enabled=main) as self.progress,
+            ShownLog(
+                self.output / "rows.jsonl" if main and self.settings.train.log_rows else None,
+                first_step=self.state.step + 1,
+            ) as self.shown,
+            Watchdog(
+                self.output / f"stacks/rank-{self.world.rank}.txt", self.settings.faults.hang_timeout_s
+            ) as self.watchdog,
+        ):
+            self.stop.begin_steps()
+            self._walk()
+            if not self.state.updates:
+                raise NonFiniteLossError(
+                    f"all {self.state.step} steps were left out, nothing was learnt; see their rows in "
+                    f"{self.output / guard.SKIPPED_FILE}, or lower optim.lr"
+                )
         best = self.state.best_step if self.state.best_step is not None else self.state.step
         result = TrainResult(self.state, self.checkpoints / checkpoint.folder_name(best))
         self.say(f"{'best' if self.state.best_step is not None else 'last'} checkpoint: {result.checkpoint}")
@@ -435,6 +447,27 @@ class _Run:
     def _gave_up(self) -> bool:
         patience = self.settings.train.early_stop_patience
         return patience is not None and self.state.evaluations_without_gain >= patience
+
+
+@contextlib.contextmanager
+def _full_disk_told(output: Path) -> Iterator[None]:
+    """No room or quota, wherever it shows first, is for the user to mend; other errors of a disk are crashes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"{error.filename or output} cannot be written ({error.strerror}): make room on the disk of {output}, or "
+            "ask for more quota, then go on with --resume auto"
+        ) from error
+
+
+def _newest_step(settings: Settings, output: Path) -> int:
+    """Step of the checkpoint that a run means to go on from, by its name: nothing is read."""
+    folders = checkpoint.committed(output / "checkpoints") if settings.resume == "auto" else [Path(settings.resume)]
+    number = folders[-1].name.removeprefix("step-") if folders else ""
+    return int(number) if number.isdigit() else 0
 
 
 def _speaker(world: World) -> Callable[[str], None]:

@@ -3,11 +3,13 @@
 The timer is the interpreter's own (:func:`faulthandler.dump_traceback_later`): a C thread that needs no lock of Python,
 so it fires also while the main thread waits in a collective for a rank that is dead, stopped or asleep. It writes the
 stack of every thread to ``stacks/rank-N.txt`` and ends the process with status 1; the launcher then ends the others.
+The file keeps those of earlier starts.
 """
 
 from __future__ import annotations
 
 import faulthandler
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
@@ -25,11 +27,11 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w")
+        self._file = self._path.open("a")
         self._file.write(
-            f"Below, if anything: the stacks of this rank after {self._timeout_s:g} s without progress "
-            "(faults.hang_timeout_s), when it ended itself. A rank that waits in a collective is not the one that "
-            "hangs: look for the one whose file has other stacks, or none.\n"
+            f"--- start of {datetime.now(UTC).isoformat(timespec='seconds')}. Below, if anything: the stacks of this "
+            f"rank after {self._timeout_s:g} s without progress (faults.hang_timeout_s), when it ended itself. A rank "
+            "that waits in a collective is not the one that hangs: look for the one with other stacks, or none.\n"
         )
         self._file.flush()
         self.beat()

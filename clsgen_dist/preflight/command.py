@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import torch.distributed as torch_dist
 
-from clsgen_dist.engine.dist import launched_ranks, node_name, open_store, ranks_here
+from clsgen_dist.engine.dist import launched_ranks, node_name, open_store, ranks_here, tasks_by_node
 from clsgen_dist.errors import BadNodeError, SettingsError
 from clsgen_dist.preflight import links, node, verdict
-
-T = TypeVar("T")
 
 
 def preflight(output_dir: str, timeout_s: int = 120) -> None:
@@ -37,15 +32,22 @@ def preflight(output_dir: str, timeout_s: int = 120) -> None:
     output = Path(output_dir)
     ranks, rank, local_rank = launched_ranks(), int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     local_ranks = ranks_here()
-    if ranks % local_ranks:
-        raise SettingsError(f"{ranks} ranks, {local_ranks} on this node: expected as many on each node")
+    by_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(local_ranks))
+    if ranks % local_ranks or len(set(tasks_by_node(by_node))) > 1:
+        raise SettingsError(
+            f"{ranks} ranks, {by_node} on a node: expected as many on each node; give --nodes and "
+            "--ntasks-per-node, or leave the preflight out (PREFLIGHT=0)"
+        )
     start = time.monotonic()
-    report = node.check(rank, node_name(), local_rank, local_ranks, [output, Path(tempfile.gettempdir())])
+    # Before others look for it: one folder for all, whose faults are no node's.
+    if rank == 0 and (fault := node.disk_fault(output, room=True)):
+        raise SettingsError(f"{fault}; make room, or choose another output_dir")
     store = open_store(rank, timeout_s)
+    report = node.check(rank, node_name(), local_rank, local_ranks, output)
     store.set(f"report-{rank}", json.dumps(asdict(report)))
     names: list[str] | None
     if rank == 0:
-        reports = _collect(store, "report", ranks, timeout_s, lambda text: node.Report(**text))
+        reports = _reports(store, ranks, timeout_s)
         names = _names(reports, local_ranks)
         bad = verdict.judge_alone(reports, names)
         names = None if any(r is None for r in reports) else names
@@ -55,22 +57,21 @@ def preflight(output_dir: str, timeout_s: int = 120) -> None:
         names = json.loads(store.get("names"))
     if names is not None:  # all are there: their links can be measured
         device = node.chip(local_rank)
-        mine = links.measure(store, names, rank // local_ranks, local_rank, local_ranks, device, timeout_s=30)
-        store.set(f"links-{rank}", json.dumps([asdict(link) for link in mine]))
+        mine = links.measure(store, names, rank // local_ranks, local_rank, local_ranks, device, timeout_s / 4)
+        for number, link in enumerate(mine):
+            store.set(f"link-{rank}-{number}", json.dumps(asdict(link)))
+        store.set(f"measured-{rank}", "")
     if rank != 0:
         store.wait(["judged"], timedelta(seconds=10 * timeout_s))
         return
     measured: list[links.Link] = []
     if names is not None:
-        answers = _collect(store, "links", ranks, 10 * timeout_s, lambda text: [links.Link(**link) for link in text])
-        for number, answer in enumerate(answers):
-            if answer is None:
-                bad.setdefault(names[number // local_ranks], []).append(
-                    f"rank {number} ended while links were measured"
-                )
-        measured = [link for answer in answers for link in answer or ()]
-        for name, reasons in verdict.judge_links(measured, report.device).items():
-            bad.setdefault(name, []).extend(reasons)
+        measured, gone = _links(store, ranks, quiet_s=timeout_s / 4 * 2.5)
+        for number in gone:
+            bad.setdefault(names[number // local_ranks], []).append(f"rank {number} ended while links were measured")
+        if not gone:  # else others waited for it, and for those that had waited: the next start measures again
+            for name, reasons in verdict.judge_links(measured, report.device).items():
+                bad.setdefault(name, []).extend(reasons)
     _write(output, reports, measured, bad)
     store.set("judged", "")
     print(f"preflight: {ranks} ranks in {time.monotonic() - start:.1f} s, {len(bad) or 'no'} bad nodes", flush=True)
@@ -79,16 +80,32 @@ def preflight(output_dir: str, timeout_s: int = 120) -> None:
         raise BadNodeError("; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in sorted(bad.items())))
 
 
-def _collect(
-    store: torch_dist.Store, key: str, ranks: int, timeout_s: float, parse: Callable[..., T]
-) -> list[T | None]:
-    """What every rank has put under ``key``; None for those that have not within the time."""
+def _reports(store: torch_dist.Store, ranks: int, timeout_s: float) -> list[node.Report | None]:
+    """Every rank's report; None for those that have not come within the time."""
     deadline = time.monotonic() + timeout_s
     missing = set(range(ranks))
     while missing and time.monotonic() < deadline:
-        missing -= {rank for rank in missing if store.check([f"{key}-{rank}"])}
+        missing -= {rank for rank in missing if store.check([f"report-{rank}"])}
         time.sleep(0.05 if missing else 0)
-    return [None if rank in missing else parse(json.loads(store.get(f"{key}-{rank}"))) for rank in range(ranks)]
+    return [None if r in missing else node.Report(**json.loads(store.get(f"report-{r}"))) for r in range(ranks)]
+
+
+def _links(store: torch_dist.Store, ranks: int, quiet_s: float) -> tuple[list[links.Link], list[int]]:
+    """All links measured, and the ranks that did not come to the end: silent for so long as no link takes."""
+    found: list[links.Link] = []
+    count = dict.fromkeys(range(ranks), 0)
+    deadline = time.monotonic() + quiet_s
+    while count and time.monotonic() < deadline:
+        for rank in list(count):
+            ended = store.check([f"measured-{rank}"])  # asked first: the last link is there then
+            while store.check([key := f"link-{rank}-{count[rank]}"]):
+                found.append(links.Link(**json.loads(store.get(key))))
+                count[rank] += 1
+                deadline = time.monotonic() + quiet_s
+            if ended:
+                del count[rank]
+        time.sleep(0.05 if count else 0)
+    return found, sorted(count)
 
 
 def _names(reports: list[node.Report | None], local_ranks: int) -> list[str]:
@@ -113,6 +130,8 @@ def _write(
                 "time": now,
                 "job": os.environ.get("SLURM_JOB_ID"),
                 "node": name,
+                "chips": [chip for report in here for chip in report.chips],
+                "software": here[0].software if here else {},
                 "devices": sorted({report.device for report in here}),
                 "matmul_ms": [report.matmul_ms for report in here],
                 "gb_per_s": {

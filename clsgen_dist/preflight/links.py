@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -41,25 +42,24 @@ def pairings(nodes: int, rounds: int = ROUNDS) -> list[list[tuple[int, int]]]:
 
 def measure(
     store: torch_dist.Store, names: list[str], node: int, local_rank: int, local_ranks: int, device: torch.device,
-    timeout_s: int,
-) -> list[Link]:  # fmt: skip
-    """This rank's links, with all other ranks measuring at the same time."""
-    links = []
+    timeout_s: float,
+) -> Iterator[Link]:  # fmt: skip
+    """This rank's links, one after the other, with all other ranks measuring at the same time.
+
+    One that carries nothing is told after ``timeout_s`` twice: until the two have met, and until their sum is there.
+    """
     if local_ranks > 1:
         prefix = torch_dist.PrefixStore(f"inside-{node}", store)
-        links.append(
-            Link(names[node], names[node], _all_reduce(prefix, local_rank, local_ranks, device, timeout_s)),
-        )
+        yield Link(names[node], names[node], _all_reduce(prefix, local_rank, local_ranks, device, timeout_s))
     for number, pairs in enumerate(pairings(len(names))):
         for a, b in pairs:
             if node in (a, b):
                 prefix = torch_dist.PrefixStore(f"round-{number}-{a}-{b}-{local_rank}", store)
                 rate = _all_reduce(prefix, int(node == b), 2, device, timeout_s)
-                links.append(Link(names[node], names[b if node == a else a], rate))
-    return links
+                yield Link(names[node], names[b if node == a else a], rate)
 
 
-def _all_reduce(store: torch_dist.Store, rank: int, size: int, device: torch.device, timeout_s: int) -> float | None:
+def _all_reduce(store: torch_dist.Store, rank: int, size: int, device: torch.device, timeout_s: float) -> float | None:
     """Bus bandwidth (GB/s: 2 (n-1)/n of the bytes over the time, as nccl-tests count) of the fastest of a few."""
     values = torch.ones(_BYTES[device.type] // 4, device=device)
     times = []

@@ -28,23 +28,34 @@ class Report:
     device: str = "none"
     matmul_ms: float | None = None
     """Fastest of several products of square matrices; None if the chip could not be used."""
+    chips: list[str] = field(default_factory=list)
+    """What ``nvidia-smi`` says of the node's GPUs: name, driver, memory."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Versions that nodes must have in common."""
     notes: list[str] = field(default_factory=list)
     """What could not be looked at."""
     faults: list[str] = field(default_factory=list)
 
 
-def check(rank: int, node: str, local_rank: int, local_ranks: int, folders: list[Path]) -> Report:
+def check(rank: int, node: str, local_rank: int, local_ranks: int, output: Path) -> Report:
     """Everything a rank can see alone; the node's first rank looks at chips and disks for all of them."""
-    report = Report(rank, node)
+    report = Report(rank, node, software=_software())
     if local_rank == 0:
         check_chips(report, local_ranks)
-        for folder in folders:
-            check_disk(report, folder)
+        for fault in (disk_fault(output), disk_fault(Path(tempfile.gettempdir()), room=True)):
+            report.faults += [fault] if fault else []
     try:
         report.device, report.matmul_ms = _timed_matmul(local_rank)
     except (RuntimeError, AssertionError) as error:  # a chip that is missing, lost or broken
         report.faults.append(f"chip {local_rank} computes nothing: {str(error).strip().splitlines()[0][:200]}")
     return report
+
+
+def _software() -> dict[str, str]:
+    versions = {"torch": str(torch.__version__), "cuda": torch.version.cuda, "hip": torch.version.hip}
+    if torch.cuda.is_available():
+        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return {name: version for name, version in versions.items() if version}
 
 
 def check_chips(report: Report, needed: int) -> None:
@@ -55,6 +66,9 @@ def check_chips(report: Report, needed: int) -> None:
     seen = _lines(report, "--query-gpu=index,ecc.errors.uncorrected.volatile.total,retired_pages.pending")
     if seen is not None and len(seen) < needed:
         report.faults.append(f"{len(seen)} GPUs are there, {needed} are needed")
+    if seen is not None:
+        chips = _lines(report, "--query-gpu=name,driver_version,memory.total")
+        report.chips = [", ".join(words) for words in chips or ()]
     for index, errors, pending in (line for line in seen or () if len(line) == 3):
         if errors.isdigit() and int(errors) > 0:
             report.faults.append(f"GPU {index} has {errors} uncorrected ECC errors")
@@ -100,22 +114,23 @@ def _check_xids(report: Report) -> None:
             report.faults.append(f"Xid {xid} on {bus} within the last hour")
 
 
-def check_disk(report: Report, folder: Path) -> None:
-    """A file can be written and read back, and there is room for more."""
+def disk_fault(folder: Path, *, room: bool = False) -> str | None:
+    """Why no file can be written there, None if all is well; with ``room`` the folder is made, and must take more."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if room:
+            folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"clsgen" * 1000)
             file.flush()
             os.fsync(file.fileno())
         disk = os.statvfs(folder)
     except OSError as error:
-        report.faults.append(f"{folder} cannot be written: {error.strerror}")
-        return
-    if disk.f_bavail * disk.f_frsize < _MIN_FREE_BYTES:
-        report.faults.append(f"{folder} has {disk.f_bavail * disk.f_frsize / 1e9:.2f} GB free, less than 1")
-    if disk.f_files and disk.f_favail < _MIN_FREE_FILES:
-        report.faults.append(f"{folder} has {disk.f_favail} inodes free, less than {_MIN_FREE_FILES}")
+        return f"{folder} cannot be written: {error.strerror}"
+    if room and disk.f_bavail * disk.f_frsize < _MIN_FREE_BYTES:
+        return f"{folder} has {disk.f_bavail * disk.f_frsize / 1e9:.2f} GB free, less than 1"
+    if room and disk.f_files and disk.f_favail < _MIN_FREE_FILES:
+        return f"{folder} has {disk.f_favail} inodes free, less than {_MIN_FREE_FILES}"
+    return None
 
 
 def _timed_matmul(local_rank: int) -> tuple[str, float]:

@@ -5,7 +5,7 @@
 where    start (before rows are planned), step (before a step's forward passes), save:copy, save:write, save:written,
          save:marker, save:committed
 what     kill, stop (SIGSTOP), usr2, term (to oneself), sleep (``seconds``), raise, full (the disk), nan_loss, nan_grad,
-         spike (a loss times ``factor``)
+         spike (a loss times ``factor``), write (``text`` to ``path``)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -99,6 +100,8 @@ def _happen(fault: dict[str, Any]) -> None:
             os.kill(os.getpid(), number)
     elif what == "sleep":
         time.sleep(fault["seconds"])
+    elif what == "write":
+        Path(fault["path"]).write_text(fault["text"])
     elif what == "raise":
         raise RuntimeError("a fault that a test asked for")
     elif what == "full":

@@ -98,10 +98,31 @@ def test_all_ranks_stop_at_one_boundary_with_one_checkpoint_and_go_on(run, undis
     assert [line.get("end") for line in lines(output / "attempts.jsonl")] == [None, "Preempted", None, "done"]
 
 
-def test_asked_before_the_first_step_there_is_nothing_to_save(run, tmp_path):
-    stopped = run(tmp_path / "run", [{"what": "term", "where": "start"}])
-    assert stopped.status == [75, 75] and "before the first step" in stopped.text
+def test_asked_before_the_first_step_there_is_nothing_to_save_and_again_and_again_gets_nowhere(run, tmp_path):
+    asked = [{"what": "term", "where": "start"}]
+    stopped = run(tmp_path / "run", asked)
+    assert stopped.status == [75, 75] and "stopped: SIGTERM came before the first step" in stopped.text
     assert not checkpoint.committed(tmp_path / "run/checkpoints")
+    assert [run(tmp_path / "run", asked, world=1).status for _ in range(2)] == [[75]] * 2
+    refused = run(tmp_path / "run", world=1)
+    assert refused.status == [2] and "3 starts in a row began at step 0" in refused.text
+    assert "killed, or stopped before the first step" in refused.text
+
+
+# --- one run in a folder
+
+
+def test_a_run_whose_folder_another_has_taken_over_ends_at_its_next_save_without_writing(run, tmp_path):
+    output = tmp_path / "run"
+    other = {"token": "other", "job": "7", "restart": 1, "host": "n7", "pid": 7, "born": "7", "time": "now"}
+    taken = {"what": "write", "step": 4, "rank": 0, "path": str(output / "owner"), "text": json.dumps(other)}
+    lost = run(output, [taken])
+    assert lost.status == [2, 2] and "belongs to job 7, process 7 on n7 by now" in lost.logs[0], lost.text
+    steps = [checkpoint.read_marker(c)["state"]["step"] for c in checkpoint.committed(output / "checkpoints")]
+    assert max(steps, default=0) <= 2 and not list((output / "checkpoints").glob("step-*4"))
+    assert "end" not in lines(output / "attempts.jsonl")[-1]
+    assert json.loads((output / "owner").read_text()) == other
+    assert run(output).status == [0, 0] and not (output / "owner").exists()  # nobody lives there
 
 
 # --- killed, stopped, stuck
@@ -147,6 +168,12 @@ def test_a_full_disk_is_told_by_all_ranks_and_the_checkpoint_before_stands(run, 
     assert checkpoint.read_marker(newest)["state"]["step"] == 2
 
 
+def test_a_disk_that_fills_up_in_a_step_is_told_in_one_line(run, tmp_path):
+    full = run(tmp_path / "run", [{"what": "full", "step": 3}])
+    assert full.status == [2, 2] and "Traceback" not in full.text
+    assert f"make room on the disk of {tmp_path}/run" in full.logs[0]
+
+
 @pytest.mark.parametrize("options", ["size=300k", "size=64m,nr_inodes=9"], ids=["full disk", "out of inodes"])
 def test_what_the_next_checkpoint_needs_is_asked_for_before_the_first_step(run, tmp_path, options):
     disk = tmp_path / "disk"
@@ -164,8 +191,8 @@ def test_what_the_next_checkpoint_needs_is_asked_for_before_the_first_step(run, 
 def test_restarts_that_get_nowhere_stop_and_say_why(run, tmp_path):
     fault = [{"what": "raise", "step": 2}]
     assert [run(tmp_path / "run", fault).status for _ in range(3)] == [[1, 1]] * 3
-    stopped = run(tmp_path / "run", fault)
-    assert stopped.status == [2, 2]
+    stopped = run(tmp_path / "run", fault, world=1)
+    assert stopped.status == [2]
     assert (
         "3 starts in a row began at step 0" in stopped.text
         and "after step 1: a fault that a test asked for" in stopped.text

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from clsgen_dist.preflight.links import Link, pairings
-from clsgen_dist.preflight.node import Report, check_chips, check_disk
+from clsgen_dist.preflight.node import Report, check_chips, disk_fault
 from clsgen_dist.preflight.verdict import judge_alone, judge_links
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,15 +93,14 @@ def test_what_the_chips_tool_and_the_kernel_say_becomes_faults(tools):
 
 
 def test_a_disk_that_takes_no_file_is_a_fault(tmp_path):
-    report = Report(0, "n0")
-    check_disk(report, tmp_path / "new")
-    assert report.faults == []
+    assert disk_fault(tmp_path / "new", room=True) is None
     (tmp_path / "file").write_text("")
-    check_disk(report, tmp_path / "file")
-    assert report.faults == [f"{tmp_path}/file cannot be written: File exists"]
+    assert disk_fault(tmp_path / "file", room=True) == f"{tmp_path}/file cannot be written: File exists"
+    # A node without the shared file system must not make a folder of its own.
+    assert disk_fault(tmp_path / "none") == f"{tmp_path}/none cannot be written: No such file or directory"
 
 
-def _ranks(tmp_path, which, free_port, *arguments):
+def _ranks(tmp_path, which, free_port, *arguments, start=("-m", "clsgen_dist")):
     started = []
     for rank in which:
         env = {
@@ -108,7 +108,7 @@ def _ranks(tmp_path, which, free_port, *arguments):
             "SLURMD_NODENAME": f"n{rank // 2}", "CLSGEN_NODES": "n0\nn1", "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": free_port, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{ROOT}:{ROOT}/kernels",
         }  # fmt: skip
-        words = [sys.executable, "-m", "clsgen_dist", "preflight", "--output_dir", str(tmp_path / "run"), *arguments]
+        words = [sys.executable, *start, "preflight", "--output_dir", str(tmp_path / "run"), *arguments]
         started.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return [(process.communicate(timeout=100)[0], process.returncode) for process in started]
 
@@ -128,3 +128,31 @@ def test_four_ranks_measure_their_links_and_a_missing_one_is_named(tmp_path, fre
     assert "error: n1: rank 3 did not come" in ends[0][0]
     (bad,) = (tmp_path / "run/bad_nodes").read_text().splitlines()
     assert bad.startswith("n1 ") and bad.endswith(" rank 3 did not come")
+
+
+DIES = """
+import os, sys
+from clsgen_dist import cli
+from clsgen_dist.preflight import links
+all_reduce = links._all_reduce
+links._all_reduce = lambda store, rank, size, *rest: (
+    os.kill(os.getpid(), 9) if os.environ["RANK"] == "3" and len(done) else done.append(size)
+) or all_reduce(store, rank, size, *rest)
+done = []
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_rank_that_dies_while_links_are_measured_is_named_and_those_it_met_are_not(tmp_path, free_port):
+    start = time.monotonic()
+    ends = _ranks(tmp_path, range(4), free_port(), "--timeout_s", "24", start=("-c", DIES))
+    assert [status for _, status in ends] == [1, 0, 0, -9], ends
+    assert "error: n1: rank 3 ended while links were measured\n" in ends[0][0]
+    (bad,) = (tmp_path / "run/bad_nodes").read_text().splitlines()
+    assert bad.startswith("n1 ") and time.monotonic() - start < 60
+
+
+def test_a_full_disk_that_all_nodes_share_is_no_nodes_fault(tmp_path, free_port, small_disk):
+    ((text, status),) = _ranks(small_disk, [0], free_port())
+    assert status == 2 and f"error: {small_disk}/run has 0.00 GB free, less than 1; make room" in text, text
+    assert not (small_disk / "run/bad_nodes").exists()

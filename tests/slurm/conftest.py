@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: two nodes of two fake GPUs, started for the tests and stopped by its pid files."""
+"""A real Slurm on this machine: three nodes of two fake GPUs, started for the tests and stopped by its pid files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NODES = ("n0", "n1")
+NODES = ("n0", "n1", "n2")
+SMALL = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-task=1", "--mem=500", "--time=60")
 
 
 def _free_ports(count: int) -> list[int]:
@@ -68,7 +70,7 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
 MpiDefault=none
-KillWait=5
+KillWait=10
 SwitchType=switch/none
 {nodes}
 PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
@@ -88,7 +90,7 @@ PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
             subprocess.run(["slurmd", "-N", name], env=env, check=True)
             pids.append(folder / f"slurmd.{name}.pid")
         deadline = time.monotonic() + 30
-        while _say(env, "sinfo", "-h", "-t", "idle", "-o", "%D") != "2":
+        while _say(env, "sinfo", "-h", "-t", "idle", "-o", "%D") != str(len(NODES)):
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()[-3000:]
             time.sleep(0.2)
         yield _tools(env)
@@ -128,4 +130,52 @@ def _tools(env: dict[str, str]) -> SimpleNamespace:
             time.sleep(0.3)
         return now
 
-    return SimpleNamespace(env=env, sbatch=sbatch, state=state, wait=wait, say=lambda *words: _say(env, *words))
+    def start(job: str, restart: int, timeout: float = 60) -> None:
+        """Until the job runs for this restart, which is started at once."""
+        deadline = time.monotonic() + timeout
+        while (now := state(job))["JobState"] != "RUNNING" or now["Restarts"] != str(restart):
+            if now["JobState"] == "PENDING" and now.get("Reason") == "BeginTime":
+                _say(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
+            assert time.monotonic() < deadline, now
+            time.sleep(0.3)
+
+    return SimpleNamespace(
+        env=env, sbatch=sbatch, state=state, wait=wait, start=start, say=lambda *words: _say(env, *words), small=SMALL
+    )  # fmt: skip
+
+
+@pytest.fixture
+def job(slurm, tmp_path):
+    """``job(*arguments, command=…)`` submits train_8b.sh on two small nodes; returns its number."""
+    site = tmp_path / "cluster.env"
+    site.write_text(
+        f"PYTHON=${{PYTHON:-{sys.executable}}}\nexport GLOO_SOCKET_IFNAME=lo\nCLSGEN_MASTER_ADDR=127.0.0.1\n"
+        "MAX_RESTARTS=2\nPREFLIGHT=${PREFLIGHT:-0}\n"
+    )
+
+    def submit(*arguments, flags=(), command=None, **more):
+        settings = {"OUTPUT": tmp_path / "run", "CLSGEN_CLUSTER_ENV": site, **more}
+        if command is not None:
+            settings["CLSGEN_COMMAND"] = command
+        log = f"--output={tmp_path}/job.log"
+        return slurm.sbatch(*SMALL, log, *flags, "slurm/train_8b.sh", *arguments, **settings)
+
+    def reach(what, count=1, timeout=90):
+        """Wait until so many files of this pattern are in the run's folder."""
+        deadline = time.monotonic() + timeout
+        while len(list(submit.output.glob(what))) < count:
+            assert time.monotonic() < deadline, submit.log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def tool(name, script):
+        """A program of this name that the job finds first; returns its path."""
+        folder = tmp_path / "tools"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+        if str(folder) not in site.read_text():
+            site.write_text(f"{site.read_text()}export PATH={folder}:$PATH\n")
+        return folder / name
+
+    submit.log, submit.output, submit.reach, submit.tool = tmp_path / "job.log", tmp_path / "run", reach, tool
+    return submit

@@ -1,0 +1,87 @@
+"""Who owns a run's folder: a living process or job keeps it, a restart of the same job takes it over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from clsgen_dist.engine.owner import Owner
+from clsgen_dist.engine.watchdog import Watchdog
+from clsgen_dist.errors import OwnerError, SettingsError
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """``job(number, restart)``: this process is of that job from here on."""
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def be(number, restart=0):
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+
+    return be
+
+
+def test_a_living_process_keeps_its_folder_and_a_dead_one_does_not(job, tmp_path):
+    with Owner(tmp_path, is_main=True):
+        claim = json.loads((tmp_path / "owner").read_text())
+        with pytest.raises(OwnerError, match=rf"belongs to process {os.getpid()} on .*choose another --output_dir"):
+            Owner(tmp_path, is_main=True).__enter__()
+        with Owner(tmp_path, is_main=False):
+            pass
+        assert json.loads((tmp_path / "owner").read_text()) == claim
+    assert not (tmp_path / "owner").exists()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "owner").write_text(json.dumps(claim | {"pid": dead.pid}))
+    with Owner(tmp_path, is_main=True):
+        pass
+    (tmp_path / "owner").write_text(json.dumps(claim | {"born": "1"}))  # another process of that number
+    with Owner(tmp_path, is_main=True):
+        pass
+
+
+def test_a_restarted_job_takes_over_and_what_is_left_of_it_finds_out(job, tmp_path):
+    job("7")
+    left = Owner(tmp_path, is_main=True).__enter__()
+    job("7", 1)
+    with Owner(tmp_path, is_main=True):
+        assert "belongs to job 7" in left._lost()
+        left.__exit__(None, None, None)
+        assert (tmp_path / "owner").exists()  # not its own any more
+    assert "belongs to nobody" in left._lost()
+
+
+@pytest.mark.parametrize(("state", "kept"), [("RUNNING", True), ("COMPLETING", False), ("", False)])
+def test_another_job_keeps_its_folder_while_slurm_says_that_it_runs(job, tmp_path, monkeypatch, state, kept):
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n[ $4 = 7 ] && echo {state}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    claim = {"token": "t", "job": "7", "restart": 0, "host": "elsewhere", "pid": 1, "born": "1", "time": "then"}
+    (tmp_path / "owner").write_text(json.dumps(claim))
+    job("8")
+    if kept:
+        with pytest.raises(OwnerError, match="belongs to job 7, which runs, since then"):
+            Owner(tmp_path, is_main=True).__enter__()
+    else:
+        Owner(tmp_path, is_main=True).__enter__()
+
+
+def test_a_folder_that_cannot_be_written_is_named(job, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"output_dir .*file/run' cannot be written"):
+        Owner(tmp_path / "file/run", is_main=True).__enter__()
+
+
+def test_stacks_of_earlier_starts_are_kept(tmp_path):
+    for _ in range(2):
+        with Watchdog(tmp_path / "rank-0.txt", 60):
+            pass
+        with (tmp_path / "rank-0.txt").open("a") as file:
+            file.write("Thread 0x1\n")
+    assert (tmp_path / "rank-0.txt").read_text().count("Thread 0x1") == 2

@@ -1,0 +1,94 @@
+"""A job per stage, and arrays of jobs one after the other, on a real Slurm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+
+@pytest.fixture
+def chain(slurm, job, tmp_path):
+    """``chain(*words)`` submits train_8b.sh in stages; returns the jobs' numbers. Each logs to chain-JOB.log."""
+
+    def submit(*words, flags="", **more):
+        settings = {"OUTPUT": job.output, "CLSGEN_CLUSTER_ENV": tmp_path / "cluster.env", **more}
+        small = [f for f in slurm.small if "nodes=" not in f]
+        settings["SBATCH_FLAGS"] = " ".join([*small, f"--output={tmp_path}/chain-%A.log", "--open-mode=append", flags])
+        env = {**slurm.env, **{key: str(value) for key, value in settings.items()}}
+        command = ["bash", "slurm/chain.sh", "slurm/train_8b.sh", *words]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [line.split("job ")[1].split()[0] for line in done.stdout.splitlines()]
+
+    return submit
+
+
+def _gone(slurm, *numbers):
+    deadline = time.monotonic() + 90
+    while left := slurm.say("squeue", "-h", "-j", ",".join(numbers)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.3)
+
+
+def test_a_chain_walks_the_stages_each_on_its_own_nodes(slurm, job, chain, recipe, tmp_path):
+    """On one node, then on two: the second stage resumes on twice the ranks, and rows go on as in one run."""
+    stages = "[{name: easy, steps: 4, difficulty: [0, 0.5]}, {name: hard, steps: 4}]"
+    options = {"data__train": "demo:breast-cancer/train", "curriculum__stages": stages, "train__log_rows": "true"}
+    arguments = ["--", "--config", "configs/demo.yaml", *recipe(job.output, **options)]
+    first, second = chain("easy=1", "hard=2", *arguments)
+    assert slurm.state(second)["Dependency"].startswith(f"afterok:{first}")
+    for number, nodes in ((first, "1"), (second, "2")):
+        ended = slurm.wait(number)
+        text = (tmp_path / f"chain-{number}.log").read_text()
+        assert (ended["JobState"], ended["NumNodes"]) == ("COMPLETED", nodes), text[-3000:]
+    assert "resumed from" in text and "at step 4 of 8" in text
+    shown = [json.loads(line) for line in (job.output / "rows.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in shown] == list(range(1, 9))
+    starts = [json.loads(line) for line in (job.output / "attempts.jsonl").read_text().splitlines()]
+    assert [(start["ranks"], start["step"]) for start in starts if "start" in start] == [(1, 0), (2, 4)]
+
+
+def test_a_chain_ends_with_the_stage_that_fails(slurm, chain, tmp_path):
+    first, second = chain("easy=1", "hard=1", CLSGEN_COMMAND="exit 2")
+    _gone(slurm, first, second)
+    assert slurm.state(first)["JobState"] == "FAILED" and slurm.state(second)["JobState"] == "CANCELLED"
+    assert not (tmp_path / f"chain-{second}.log").exists()
+
+
+def test_a_chain_of_arrays_goes_on_task_by_task_and_stage_by_stage(slurm, chain, tmp_path):
+    count = "n=$(($(cat $OUTPUT/n 2>/dev/null || echo 0) + 1)); echo $n >$OUTPUT/n"
+    command = f"{count}; case $n in 1) exit 75;; 2) exit 1;; esac"
+    first, second = chain("easy=1", "hard=1", flags="--array=1-4%1", CLSGEN_COMMAND=command)
+    _gone(slurm, first, second)
+    text, then = ((tmp_path / f"chain-{number}.log").read_text() for number in (first, second))
+    told = [line.split(" ", 3)[3] for line in text.splitlines() if line.startswith("== ")]
+    assert (
+        told[:3]
+        == [
+            "asked to stop: the next task of the array goes on",
+            told[1],
+            "done",
+        ]
+        and told[1].startswith("status 1 rank 0 on ")
+        and told[1].endswith("the next task of the array goes on")
+    ), text
+    assert told[3].startswith("a task of this array has done all of it") and len(told) == 4
+    assert then.count("== ") == 4 and then.count(" done\n") == 1 and "requeued" not in text + then
+
+
+def test_an_array_that_runs_out_or_fails_for_good_does_not_end_well(slurm, job):
+    array = job(command="exit 75", flags=("--array=1-2%1", "--open-mode=append"))
+    _gone(slurm, array)
+    assert job.log.read_text().count("asked to stop: the next task of the array goes on") == 1
+    assert "asked to stop: no task of the array is left; submit it again" in job.log.read_text()
+    assert slurm.state(f"{array}_2")["ExitCode"] == "75:0"
+    array = job(command="exit 2", flags=("--array=1-9%1", "--open-mode=append"))
+    _gone(slurm, array)
+    assert job.log.read_text().count("mend it, then sbatch again") == 1

@@ -1,0 +1,92 @@
+"""Bad nodes are left out, and nobody is blamed without a verdict: on a real Slurm of three nodes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+
+def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job):
+    job.tool(
+        "nvidia-smi",
+        "errors=0; [ $SLURMD_NODENAME = n0 ] && errors=7\n"
+        "case $1 in --query-gpu=index*) echo 0, $errors, No;; --query-gpu=name*) echo H100, 570, 80 GB;; esac",
+    )
+    number = job(command="echo on $SLURMD_NODENAME", flags=("--nodes=1", "--exclude=n2"), PREFLIGHT=1)
+    ended = slurm.wait(number)
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["Restarts"], ended["BatchHost"]) == ("COMPLETED", "1", "n1"), (ended, text)
+    assert ended["ExcNodeList"] in ("n[0,2]", "n0,n2")  # what the user left out stays out
+    assert "error: n0: GPU 0 has 7 uncorrected ECC errors" in text and "bad nodes left out: n0,n2: requeued" in text
+    assert "1 ranks in" in text and "on n1" in text and "on n0" not in text
+    (bad,) = (job.output / "bad_nodes").read_text().splitlines()
+    assert bad.startswith("n0 ")
+    looks = [json.loads(line) for line in (job.output / "preflight.jsonl").read_text().splitlines()]
+    assert [look["node"] for look in looks] == ["n0", "n1"]
+    assert looks[0]["chips"] == ["H100, 570, 80 GB"] and looks[0]["software"]["torch"]
+
+    # What was found out once is not measured again; nodes that are drained are none to go to.
+    slurm.say("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
+    try:
+        again = job(command="echo never", flags=("--nodes=2", "--nodelist=n0,n1"), PREFLIGHT=1)
+        ended = slurm.wait(again)
+    finally:
+        slurm.say("scontrol", "update", "NodeName=n2", "State=RESUME")
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), text
+    assert "1 nodes are left besides bad, excluded and drained ones, 2 are needed" in text and "never" not in text
+    assert not list((job.output / f"logs/{again}.0").glob("preflight*"))
+
+
+def test_an_array_leaves_a_bad_node_to_others(slurm, job):
+    job.output.mkdir()
+    (job.output / "bad_nodes").write_text("n0 2026-03-01 slow\n")
+    array = job(command="echo on $SLURMD_NODENAME", flags=("--nodes=1", "--array=1-2%1"), PREFLIGHT=1, PYTHON="true")
+    deadline = time.monotonic() + 60
+    while slurm.say("squeue", "-h", "-j", array):
+        assert time.monotonic() < deadline, job.log.read_text()
+        time.sleep(0.3)
+    text = job.log.read_text()
+    assert "bad nodes left out: n0: the next task of the array goes on" in text and "on n1" in text, text
+    assert text.rstrip().endswith("done")
+
+
+def test_a_rank_that_cannot_start_or_hangs_is_named_and_costs_no_more_than_the_verdict(slurm, job):
+    """n1 has no Python, then n2 hangs: each is left out, until too few are left."""
+    python = job.tool(
+        "python",
+        "case $*:$SLURMD_NODENAME in *preflight*:n1) exit 127;; *preflight*:n2) exec sleep 300;; esac\n"
+        f'[[ $* = *preflight* ]] && set -- "$@" --timeout_s 8; exec {sys.executable} "$@"',
+    )
+    start = time.monotonic()
+    ended = slurm.wait(job(command="echo never", PREFLIGHT=1, PYTHON=python), timeout=200)
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "1"), text
+    assert "error: n1: rank 1 did not come" in text and "bad nodes left out: n1: requeued" in text
+    assert "error: n2: rank 1 did not come" in text and "1 nodes are left" in text and "never" not in text
+    assert time.monotonic() - start < 90
+
+
+def test_without_a_verdict_nobody_is_blamed(slurm, job):
+    """Stopped in the preflight, then a preflight that cannot work, then all is well."""
+    python = job.tool(
+        "python",
+        "case $*:${SLURM_RESTART_COUNT:-0} in *preflight*:0) touch $OUTPUT/up-$SLURM_PROCID; exec sleep 300;;\n"
+        "*preflight*:1) echo 'error: rank 0 cannot listen'; exit 1;; *preflight*) echo fine;; esac",
+    )
+    number = job(command="echo trained", PREFLIGHT=1, PYTHON=python)
+    job.reach("up-*", 2)
+    slurm.say("scancel", "--signal=USR2", number)
+    ended = slurm.wait(number)
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), text
+    assert "status 140 preflight 0 on n0: requeued" in text
+    assert "error: rank 0 cannot listen\n" in text and "status 1 preflight 0 on n0: requeued" in text
+    assert not (job.output / "bad_nodes").exists() and text.count("trained") == 1
+    # Both count: a job that is stopped before it trains, again and again, must end.
+    assert len(list((job.output / "logs").glob(f"{number}.*/crash"))) == 2
