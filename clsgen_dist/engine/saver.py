@@ -10,11 +10,12 @@ Price: host memory for this rank's trained parameters and their optimizer state 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.dist import World
 from clsgen_dist.errors import CheckpointError
+
+_MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
+"""Of a network's file system, not of its room."""
 
 
 class Saver:
@@ -89,6 +93,7 @@ class Saver:
 
         Raises:
             CheckpointError: a rank could not write its files.
+            RuntimeError: the same, for a fault of the file system that may pass.
         """
         if self._marker is None:
             return None
@@ -96,8 +101,12 @@ class Saver:
         self.require_ours()
         folder = self._root / checkpoint.folder_name(marker["state"]["step"])
         parts = self._world.gather(self._writer.result())
-        if failed := [f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, str)]:
-            raise CheckpointError(f"{folder} was not written ({'; '.join(failed[:4])}); the one before it stands")
+        failed = [f"rank {rank}: {part.why}" for rank, part in enumerate(parts) if isinstance(part, _Unwritten)]
+        if failed:
+            told = f"{folder} was not written ({'; '.join(failed[:4])}); the one before it stands"
+            if any(isinstance(part, _Unwritten) and part.may_pass for part in parts):
+                raise RuntimeError(told)  # a crash: another start may do better
+            raise CheckpointError(told)
         if self._world.is_main:
             files = {name: entry for part in parts for name, entry in part.items()}
             rest = [p.name for p in folder.iterdir() if p.is_file() and p.name not in files]
@@ -143,12 +152,22 @@ class _ShardWriter(CheckpointEngine):
     def done(self) -> bool:
         return all(file.done() for file in self._files)
 
-    def result(self) -> dict[str, Any] | str:
-        """Size and checksum of each file, once written; what went wrong, as text."""
+    def result(self) -> dict[str, Any] | _Unwritten:
+        """Size and checksum of each file, once written; else what went wrong."""
         try:
             return dict(file.result() for file in self._files)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
-            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return _Unwritten(why, may_pass=isinstance(error, OSError) and error.errno in _MAY_PASS)
+
+
+@dataclass(frozen=True)
+class _Unwritten:
+    """Why a rank could not write its files."""
+
+    why: str
+    may_pass: bool
+    """Whether it may go by itself, as a file server that does not answer."""
 
 
 def _write(state_dict: Any, path: Path) -> tuple[str, dict[str, Any]]:

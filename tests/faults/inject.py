@@ -104,5 +104,7 @@ def _happen(fault: dict[str, Any]) -> None:
         Path(fault["path"]).write_text(fault["text"])
     elif what == "raise":
         raise RuntimeError("a fault that a test asked for")
+    elif what == "stale":
+        raise OSError(errno.ESTALE, "Stale file handle")
     elif what == "full":
         raise OSError(errno.ENOSPC, "No space left on device")

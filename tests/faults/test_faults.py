@@ -166,6 +166,8 @@ def test_a_full_disk_is_told_by_all_ranks_and_the_checkpoint_before_stands(run, 
     assert full.status == [2, 2] and "rank 1: OSError: [Errno 28] No space left on device" in full.logs[0]
     newest = checkpoint.newest_valid(tmp_path / "run/checkpoints", print)
     assert checkpoint.read_marker(newest)["state"]["step"] == 2
+    stale = run(tmp_path / "run", [{"what": "stale", "where": "save:write", "steps": [4, 5, 6], "rank": 0}])
+    assert stale.status == [1, 1] and "OSError: [Errno 116] Stale file handle" in stale.logs[0]  # may pass: a crash
 
 
 def test_a_disk_that_fills_up_in_a_step_is_told_in_one_line(run, tmp_path):

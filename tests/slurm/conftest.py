@@ -123,7 +123,12 @@ def _tools(env: dict[str, str]) -> SimpleNamespace:
     def wait(job: str, timeout: float = 120) -> dict[str, str]:
         """Until the job has ended for good; a requeued one is started at once."""
         deadline = time.monotonic() + timeout
-        while (now := state(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
+        while True:
+            now = state(job)
+            if now["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
+                time.sleep(1)  # on its way back into the queue a job shows how it ended for a moment
+                if state(job)["JobState"] == now["JobState"]:
+                    break
             if now["JobState"] == "PENDING" and now.get("Reason") == "BeginTime":
                 _say(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
             assert time.monotonic() < deadline, now
