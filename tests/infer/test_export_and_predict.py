@@ -103,6 +103,23 @@ def test_a_tampered_head_is_refused(exported, tmp_path):
         Predictor(folder)
 
 
+def test_an_export_that_was_wrong_once_is_made_again_and_told(exported, tmp_path, monkeypatch):
+    from clsgen_dist.infer import export as module
+
+    verify, said = module._verify_probe, []
+
+    def wrong_at_first(folder, probe, say):
+        if not said:
+            probe = {**probe, "class_logits": [value + 0.01 for value in probe["class_logits"]]}
+        verify(folder, probe, say)
+
+    monkeypatch.setattr(module, "_verify_probe", wrong_at_first)
+    export(exported[0], tmp_path / "model", say=said.append)
+    assert (tmp_path / "model/clsgen.json").exists()
+    assert "differ from the trained model's" in said[0] and said[0].endswith("once more from the start")
+    assert said[1].startswith("verified by reloading")
+
+
 def test_an_export_that_is_not_the_trained_model_is_found_out(exported, tmp_path):
     """The probe's figures in the marker are what the training engine computed: change them, and verification fails."""
     import shutil
