@@ -125,6 +125,8 @@ def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job,
     number = job("--config", "configs/demo.yaml", *flags, PREFLIGHT=1)
     shown = job.output / "rows.jsonl"
     job.reach("rows.jsonl")
+    while len(shown.read_text().splitlines()) < 3:  # something to save
+        time.sleep(0.1)
     slurm.say("scancel", "--signal=USR2", number)  # as --signal=USR2@600 does before the time limit
     ended = slurm.wait(number)
     text = job.log.read_text()
