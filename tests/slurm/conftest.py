@@ -107,6 +107,15 @@ def _say(env: dict[str, str], *words: str) -> str:
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
+def _start_now(env: dict[str, str], job: str) -> None:
+    """Start a requeued job, which would wait for two minutes.
+
+    Not within the second in which it was requeued: the nodes, which revoked its credential then, would refuse it.
+    """
+    time.sleep(2)
+    _say(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
 def _tools(env: dict[str, str]) -> SimpleNamespace:
     def sbatch(*words: str, check: bool = True, **more: object) -> str:
         extra = {key: str(value) for key, value in more.items()}
@@ -123,14 +132,9 @@ def _tools(env: dict[str, str]) -> SimpleNamespace:
     def wait(job: str, timeout: float = 120) -> dict[str, str]:
         """Until the job has ended for good; a requeued one is started at once."""
         deadline = time.monotonic() + timeout
-        while True:
-            now = state(job)
-            if now["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
-                time.sleep(1)  # on its way back into the queue a job shows how it ended for a moment
-                if state(job)["JobState"] == now["JobState"]:
-                    break
+        while (now := state(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
             if now["JobState"] == "PENDING" and now.get("Reason") == "BeginTime":
-                _say(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
+                _start_now(env, job)
             assert time.monotonic() < deadline, now
             time.sleep(0.3)
         return now
@@ -140,12 +144,13 @@ def _tools(env: dict[str, str]) -> SimpleNamespace:
         deadline = time.monotonic() + timeout
         while (now := state(job))["JobState"] != "RUNNING" or now["Restarts"] != str(restart):
             if now["JobState"] == "PENDING" and now.get("Reason") == "BeginTime":
-                _say(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
+                _start_now(env, job)
             assert time.monotonic() < deadline, now
             time.sleep(0.3)
 
     return SimpleNamespace(
-        env=env, sbatch=sbatch, state=state, wait=wait, start=start, say=lambda *words: _say(env, *words), small=SMALL
+        env=env, sbatch=sbatch, state=state, wait=wait, start=start, start_now=lambda job: _start_now(env, job),
+        say=lambda *words: _say(env, *words), small=SMALL,
     )  # fmt: skip
 
 

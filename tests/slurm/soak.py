@@ -62,7 +62,7 @@ def test_random_kills_change_nothing(slurm, recipe, train, tmp_path):
     due = start + dice.uniform(0.5, 1.5) * EVERY
     while (now := slurm.state(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
         if now["JobState"] == "PENDING" and now.get("Reason") == "BeginTime":
-            slurm.say("scontrol", "update", f"JobId={job}", "StartTime=now")
+            slurm.start_now(job)
         if time.monotonic() > due and (ranks := _ranks(output)):
             dice.choice(ranks).send_signal(signal.SIGKILL)
             kills += 1
