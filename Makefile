@@ -12,7 +12,7 @@ demo: setup
 	@$(BIN)/clsgen demo
 
 test: setup lint
-	@echo "== tests: everything this machine can test; 20 to 25 minutes on 2 CPU cores"
+	@echo "== tests: everything this machine can test; half an hour on 2 busy CPU cores"
 	@$(PYTEST) --durations=15
 
 test-fast: setup
