@@ -57,7 +57,7 @@ def model(kind: str, attention: str) -> Any:
     """The dual-head model with LoRA on the upper half of its layers."""
     import torch
 
-    from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone
+    from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, open_backbone
 
     if kind == "tiny":
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -69,7 +69,7 @@ def model(kind: str, attention: str) -> Any:
             )
         )
     else:
-        lm = load_backbone(backbone_path("demo:smollm2-135m"), dtype=torch.float32)
+        lm = load_backbone(open_backbone(backbone_path("demo:smollm2-135m")), dtype=torch.float32, attention="sdpa")
     lm.set_attn_implementation(attention)
     dual = build_model(
         lm,

@@ -59,7 +59,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     from clsgen_dist.engine.rows import read_rows
     from clsgen_dist.engine.stream import plan_stream
     from clsgen_dist.model.attention import per_sequence
-    from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer
+    from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer, open_backbone
 
     settings = parse_settings([f"--train.batch_size={micro}"], default_config="configs/demo.yaml")
     path = backbone_path(settings.model.backbone)
@@ -74,7 +74,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
             )
         )
     else:
-        lm = load_backbone(path, dtype=torch.float32)
+        lm = load_backbone(open_backbone(path), dtype=torch.float32, attention="sdpa")
     layers = lm.config.num_hidden_layers
     dual = build_model(
         lm,

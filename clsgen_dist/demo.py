@@ -108,12 +108,14 @@ def _demo_baselines(
     from clsgen_dist.evaluate.report import linear_baseline, score
     from clsgen_dist.infer.predict import classification_states
     from clsgen_dist.model import smollm2
-    from clsgen_dist.model.backbone import backbone_path, load_backbone
+    from clsgen_dist.model.backbone import backbone_path, load_backbone, open_backbone
 
     splits = breast_cancer.load_splits(seed)
     train, test = splits["train"], splits["test"]
     numbers = linear_baseline(train.numbers, train.is_malignant, test.numbers)
-    lm = load_backbone(backbone_path(f"demo:{smollm2.NAME}"), dtype=torch.float32).eval()
+    lm = load_backbone(
+        open_backbone(backbone_path(f"demo:{smollm2.NAME}")), dtype=torch.float32, attention="sdpa"
+    ).eval()
     train_states, test_states = (
         classification_states(lm, [predictor.encoder.prompt(r.text)[0] for r in rows], predictor.encoder.end_token)
         for rows in (train_rows, held_out)

@@ -64,6 +64,8 @@ class TrainStream:
         self.rows, self.order, self.stages = rows, order, order.stages
         self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
         self.rank, self.world_size = rank, world_size
+        self.padded = False
+        """Whether the backbone sees rows padded, which then must fit the token budget with their padding."""
         self.steps = self.stages[-1].first_step + self.stages[-1].steps
 
     def stage_of(self, step: int) -> PlannedStage:
@@ -82,7 +84,7 @@ class TrainStream:
         row_B, showing_B = self.chosen(step)
         length_B = self.rows.lengths(row_B, showing_B, stage.max_prompt_length)
         budget = stage.micro_batch_tokens or self.micro_batch_tokens
-        return row_B, showing_B, length_B, pack(length_B, budget=budget, ranks=self.world_size)
+        return row_B, showing_B, length_B, pack(length_B, budget=budget, ranks=self.world_size, padded=self.padded)
 
     def step(self, step: int) -> Step:
         """This rank's micro-batches of an optimizer step."""
@@ -117,7 +119,9 @@ def ahead(make: Callable[[int], Step], first: int, last: int) -> Iterator[tuple[
             thread.shutdown(wait=True, cancel_futures=True)
 
 
-def evaluation_batches(rows: RowSet, *, rank: int, world_size: int, budget: int) -> Iterator[tuple[np.ndarray, Batch]]:
+def evaluation_batches(
+    rows: RowSet, *, rank: int, world_size: int, budget: int, padded: bool = False
+) -> Iterator[tuple[np.ndarray, Batch]]:
     """This rank's share of the rows with their numbers; equally many batches on every rank.
 
     Each row comes with its first explanation. ``budget`` is the tokens of a batch; rows are packed a block at a time.
@@ -126,7 +130,7 @@ def evaluation_batches(rows: RowSet, *, rank: int, world_size: int, budget: int)
     for start in range(0, len(rows), block):
         row_B = np.arange(start, min(start + block, len(rows)))
         showing_B = rows.first_showing(row_B)
-        for ranks in pack(rows.lengths(row_B, showing_B), budget=budget, ranks=world_size):
+        for ranks in pack(rows.lengths(row_B, showing_B), budget=budget, ranks=world_size, padded=padded):
             mine = ranks[rank]
             samples = [rows.sample(int(row_B[at]), int(showing_B[at])) for at in mine]
             yield row_B[mine], collate(samples) if samples else stand_in(rows.encoder.end_token)

@@ -112,8 +112,10 @@ Bins = list[list[np.ndarray]]
 """``bins[micro_step][rank]``: which of the rows, in rising order; may be empty."""
 
 
-def pack(length_R: np.ndarray, *, budget: int, ranks: int) -> Bins:
+def pack(length_R: np.ndarray, *, budget: int, ranks: int, padded: bool = False) -> Bins:
     """The rows in bins of at most ``budget`` tokens, the same number of micro-steps for every rank.
+
+    ``padded``: rows of a bin count as long as the longest of them.
 
     Raises:
         ValueError: a row is longer than the budget.
@@ -121,10 +123,11 @@ def pack(length_R: np.ndarray, *, budget: int, ranks: int) -> Bins:
     if len(length_R) and length_R.max() > budget:
         raise ValueError(f"a row has {length_R.max()} tokens, more than the budget of {budget}")
     longest_first = np.argsort(-length_R, kind="stable")
-    fitted = _best_fit(length_R, longest_first, budget)
+    fitted = (_alike if padded else _best_fit)(length_R, longest_first, budget)
     micro_steps = max(1, -(-len(fitted) // ranks))
     empty = [np.zeros(0, dtype=np.int64)] * (micro_steps * ranks - len(fitted))
-    bins = _even(length_R, longest_first, micro_steps * ranks, budget) or fitted + empty
+    even = _even_alike if padded else _even
+    bins = even(length_R, longest_first, micro_steps * ranks, budget) or fitted + empty
     fullest_first = sorted(bins, key=lambda rows: -int(length_R[rows].sum()))
     steps = [fullest_first[m * ranks : (m + 1) * ranks] for m in range(micro_steps)]
     return [step if m % 2 == 0 else step[::-1] for m, step in enumerate(steps)]
@@ -142,6 +145,28 @@ def _even(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: i
         heapq.heapreplace(loads, (load, emptiest))
         bins[emptiest].append(int(row))
     return [np.sort(np.array(rows, dtype=np.int64)) for rows in bins]
+
+
+def _alike(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Longest row first, as many rows together as fit when all are padded to the first: the least padding."""
+    bins: list[list[int]] = []
+    for row in longest_first:
+        if not bins or length_R[bins[-1][0]] * (len(bins[-1]) + 1) > budget:
+            bins.append([])
+        bins[-1].append(int(row))
+    return [np.sort(np.array(rows, dtype=np.int64)) for rows in bins]
+
+
+def _even_alike(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: int) -> list[np.ndarray] | None:
+    """The same in ``count`` bins, at the smallest budget that needs no more."""
+    if not len(length_R):
+        return None
+    low, high = int(length_R.max()), budget
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_alike(length_R, longest_first, middle)) <= count else (middle + 1, high)
+    bins = _alike(length_R, longest_first, low)
+    return bins + [np.zeros(0, dtype=np.int64)] * (count - len(bins))
 
 
 def _best_fit(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> list[np.ndarray]:

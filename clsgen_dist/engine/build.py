@@ -13,7 +13,9 @@ from clsgen_dist.engine.operators import build_operators
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
 from clsgen_dist.engine.zero import deepspeed_config, refuse_missing_kernels
 from clsgen_dist.model.backbone import (
+    Backbone,
     build_model,
+    checkpoint_activations,
     choose_attention,
     label_start_tokens,
     load_backbone,
@@ -40,15 +42,13 @@ def zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
 def build_engine(
     settings: Settings,
     config: dict[str, Any],
-    backbone: str,
+    backbone: Backbone,
     encoder: Encoder | None,
     labels: LabelSpace,
-    *,
-    weights: bool = True,
 ) -> Any:
     """Model, optimizer and ZeRO-3 engine.
 
-    Without ``encoder`` the head starts at zero; without ``weights`` the backbone is built from its configuration alone.
+    Without ``encoder`` the head starts at zero.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
@@ -59,9 +59,8 @@ def build_engine(
     lm = load_backbone(
         backbone,
         dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
-        attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True),
+        attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True, lm=backbone.meta),
         load_in_4bit=model.load_in_4bit,
-        weights=weights,
     )
     dual_head = build_model(
         lm,
@@ -79,7 +78,7 @@ def build_engine(
         seed=settings.seed,
     )
     if train.activation_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        checkpoint_activations(lm)
     # ZeRO-3 keeps one dtype in its flat groups, with fp32 masters beside them; new weights were drawn in fp32.
     for parameter in dual_head.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_tensor"):

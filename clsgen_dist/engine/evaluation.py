@@ -21,17 +21,26 @@ from clsgen_dist.loss.weights import LossWeights
 
 
 def evaluate(
-    engine: Any, rows: RowSet, world: World, *, budget: int, beat: Callable[[], None] = lambda: None
+    engine: Any,
+    rows: RowSet,
+    world: World,
+    *,
+    budget: int,
+    padded: bool = False,
+    beat: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean losses (generation, classification).
 
-    ``budget`` is the tokens of a batch; ``beat`` is called after each. Collective; every rank gets the same answer.
+    ``budget`` is the tokens of a batch, padding included where rows are ``padded``; ``beat`` is called after each.
+    Collective; every rank gets the same answer.
     """
     engine.eval()
     found: list[tuple[int, np.ndarray]] = []
     generation = supervised = classification = labelled = 0.0
     with torch.no_grad():
-        for indices, batch in evaluation_batches(rows, rank=world.rank, world_size=world.size, budget=budget):
+        for indices, batch in evaluation_batches(
+            rows, rank=world.rank, world_size=world.size, budget=budget, padded=padded
+        ):
             output = engine(**batch.inputs(world.device))
             found += zip(indices.tolist(), output.class_logits.cpu().numpy(), strict=False)  # a stand-in has no index
             generation += output.generation_loss.sum().item()

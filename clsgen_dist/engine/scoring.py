@@ -33,8 +33,10 @@ import torch
 from clsgen_dist.data import difficulty
 from clsgen_dist.data.pack import Batch, Sample, collate, pack
 from clsgen_dist.data.row_set import RowSet
+from clsgen_dist.engine.probe import probe_sample
 from clsgen_dist.errors import DataError
-from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone
+from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
+from clsgen_dist.model.self_test import self_test
 
 # N rows, R rows of a block, C classes, D hidden
 
@@ -100,10 +102,11 @@ class _Backbone:
         self.rows, self.backbone, self.say = rows, backbone, say
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device.type == "cuda"
+        opened = open_backbone(backbone)
         lm: Any = load_backbone(
-            backbone,
+            opened,
             dtype=torch.bfloat16 if on_gpu else torch.float32,
-            attention=choose_attention("auto", on_gpu=on_gpu, packed=True),
+            attention=choose_attention("auto", on_gpu=on_gpu, packed=True, lm=opened.meta),
         )
         self.model = build_model(
             lm.to(self.device),
@@ -119,6 +122,10 @@ class _Backbone:
             seed=0,
         ).to(self.device)
         self.model.eval()
+        with torch.no_grad():
+            found = self_test(self.model, probe_sample(rows.encoder))
+        found.require_trainable(backbone)
+        self.model.layout = found.layout
         self.budget = max(4096, rows.longest() + max(map(len, self._names()), default=0))
 
     def score(self, files: Mapping[str, Path]) -> None:
@@ -171,7 +178,7 @@ class _Backbone:
         """``[samples, 2]`` sum of the supervised tokens' losses, and their number."""
         lengths = np.array([len(s.prompt) + len(s.explanation) for s in samples])
         sums = np.zeros((len(samples), 2))
-        for [packed] in pack(lengths, budget=self.budget, ranks=1):
+        for [packed] in pack(lengths, budget=self.budget, ranks=1, padded=self.model.layout == "padded"):
             batch = collate([samples[int(i)] for i in packed])
             losses = self.model(**batch.inputs(self.device)).generation_loss.double().cpu().numpy()
             counts = np.array([len(samples[int(i)].explanation) for i in packed])
@@ -210,7 +217,7 @@ class _Backbone:
         samples = [Sample(self.rows.sample(int(row)).prompt, empty, -1) for row in row_R]
         lengths = np.array([len(s.prompt) for s in samples])
         state_RD: np.ndarray | None = None
-        for [packed] in pack(lengths, budget=self.budget, ranks=1):
+        for [packed] in pack(lengths, budget=self.budget, ranks=1, padded=self.model.layout == "padded"):
             batch: Batch = collate([samples[int(i)] for i in packed])
             inputs = batch.inputs(self.device)
             names = ("input_ids_N", "position_N", "sequence_start_S1", "longest")

@@ -45,8 +45,9 @@ from clsgen_dist.engine.watchdog import Watchdog
 from clsgen_dist.errors import DiskFullError, NonFiniteLossError, Preempted, SettingsError
 from clsgen_dist.loss.dual import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.loss.weights import LossWeights
-from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backbone, require_finite
 from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.model.self_test import SelfTest, self_test
 from clsgen_dist.track.progress import Progress
 from clsgen_dist.track.shown import ShownLog, drop_steps_from
 from clsgen_dist.track.tensorboard import TensorBoardLog
@@ -95,6 +96,9 @@ def train(settings: Settings) -> TrainResult:
         say = _speaker(world)
         resume_from = prepare_output(settings, world, say)
         backbone = backbone_path(settings.model.backbone)
+        opened = open_backbone(backbone)
+        if settings.model.finetune != "head" and opened.weights is not None:
+            opened.weights.require_way_back()
         tokenizer = load_tokenizer(backbone)
         encoder = Encoder(
             tokenizer,
@@ -113,8 +117,17 @@ def train(settings: Settings) -> TrainResult:
             say(f"{fault}. Until then the last checkpoint counts as the best")
         stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
-        engine = build_engine(settings, zero, backbone, encoder, labels)
-        run = _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, stop, say)
+        engine = build_engine(settings, zero, opened, encoder, labels)
+        probe = probe_sample(encoder)
+        require_finite(engine.module, world)
+        found = _self_test(engine, probe)
+        found.require_trainable(settings.model.backbone)
+        engine.module.layout = found.layout
+        stream.padded = found.layout == "padded"
+        if stream.padded:
+            why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
+            say(f"rows are padded, not packed: {why}")
+        run = _Run(settings, world, engine, stream, rows.dev, labels, probe, output, stop, say)
         run.saver.require_ours = lambda: owner.require(world)
         attempt.reached = lambda: run.state.step
         result = run.go(resume_from)
@@ -414,6 +427,7 @@ class _Run:
                 dev,
                 self.world,
                 budget=train.micro_batch_tokens,
+                padded=self.stream.padded,
                 beat=self.watchdog.beat,
             )
             # One rank decides, so that all take the same turn whatever their floating point does.
@@ -468,6 +482,17 @@ def _newest_step(settings: Settings, output: Path) -> int:
     folders = checkpoint.committed(output / "checkpoints") if settings.resume == "auto" else [Path(settings.resume)]
     number = folders[-1].name.removeprefix("step-") if folders else ""
     return int(number) if number.isdigit() else 0
+
+
+def _self_test(engine: Any, sample: Sample) -> SelfTest:
+    """What the loaded backbone says of itself; collective."""
+    engine.eval()
+    with torch.no_grad():
+        found: SelfTest = engine(inside=lambda model: self_test(model, sample))
+    if found.refusal:  # a pass that was broken off leaves weights gathered
+        engine.optimizer.parameter_offload.partition_all_parameters()
+    engine.train()
+    return found
 
 
 def _speaker(world: World) -> Callable[[str], None]:

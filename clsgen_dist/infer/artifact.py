@@ -1,7 +1,7 @@
 """The exported folder: an ordinary causal-LM folder, plus the classification head and what it means.
 
 config.json, model*.safetensors, tokenizer…   opens in transformers, vLLM and converters as it is
-classification_head.safetensors               weight [C, D], bias [C]; fp32
+classification_head/weights.safetensors       weight [C, D], bias [C]; fp32
 clsgen.json                                   labels, prompt, calibration, threshold, fingerprints
 """
 
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from clsgen_dist.errors import ModelError
 
-HEAD_FILE = "classification_head.safetensors"
+HEAD_FILE = "classification_head/weights.safetensors"
+"""In a folder of its own: engines that load every ``*.safetensors`` they find would take it for backbone weights."""
+_OLDER_HEAD_FILE = "classification_head.safetensors"
 META_FILE = "clsgen.json"
 FORMAT = 1
 
@@ -82,6 +84,8 @@ def read_head(folder: Path, card: ModelCard) -> tuple[Tensor, Tensor]:
     from safetensors.torch import load_file
 
     path = folder / HEAD_FILE
+    if not path.is_file() and (folder / _OLDER_HEAD_FILE).is_file():
+        path = folder / _OLDER_HEAD_FILE
     if not path.is_file():
         raise ModelError(f"{path} is missing: the classification head did not come along; export the model again")
     tensors = load_file(path)

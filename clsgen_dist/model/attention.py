@@ -11,27 +11,26 @@ transformers' own, with its block-diagonal mask: the reference.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clsgen_dist.errors import ModelError
-
-# N packed tokens, H heads, K key-value heads, E head size
+# N packed tokens, S sequences, T tokens of the longest, H heads, K key-value heads, E head size
 
 _PER_SEQUENCE = "clsgen_per_sequence"
 
 
 def per_sequence_attention(
     module: nn.Module,
-    query_1HNE: Tensor,
-    key_1KNE: Tensor,
-    value_1KNE: Tensor,
+    query_SHTE: Tensor,
+    key_SKTE: Tensor,
+    value_SKTE: Tensor,
     attention_mask: Tensor | None,
     *,
-    cu_seq_lens_q: Tensor,
+    cu_seq_lens_q: Tensor | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -39,33 +38,58 @@ def per_sequence_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence, ``[1, N, H, E]``; the arguments are those of transformers' interface.
+    """Causal attention inside each sequence, ``[S, T, H, E]``; the arguments are those of transformers' interface.
 
-    ModelError for soft caps and attention sinks, which scaled-dot-product attention does not know.
+    Packed (``S = 1``): one call for each sequence between ``cu_seq_lens_q``. Without them each of the S rows is a
+    sequence of its own, padded on the right if at all, so that causality alone keeps it right.
     """
-    if softcap is not None or s_aux is not None:
-        raise ModelError(
-            f"{type(module).__name__} caps its attention scores or has attention sinks, which model.attention=sdpa "
-            "would leave out; set model.attention to eager, or to flash_attention_2 on a GPU"
-        )
-    lengths = cu_seq_lens_q.diff().tolist()
+    lengths = [query_SHTE.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
     outputs = [
-        F.scaled_dot_product_attention(
+        _attend(query, key, value, mask, dropout, scaling, softcap, s_aux)
+        for query, key, value in zip(
+            query_SHTE.split(lengths, 2), key_SKTE.split(lengths, 2), value_SKTE.split(lengths, 2), strict=True
+        )
+        for mask in [window_mask(query.shape[2], sliding_window, query.device)]
+    ]
+    return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scale: float | None,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """Causal attention over whole rows; written out where scores are capped (Gemma 2) or have sinks (gpt-oss)."""
+    if softcap is None and sinks_H is None:
+        return F.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=mask,
             dropout_p=dropout,
             is_causal=mask is None,
-            scale=scaling,
+            scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        for query, key, value in zip(
-            query_1HNE.split(lengths, 2), key_1KNE.split(lengths, 2), value_1KNE.split(lengths, 2), strict=True
-        )
-        for mask in [window_mask(query.shape[2], sliding_window, query.device)]
-    ]
-    return torch.cat(outputs, 2).transpose(1, 2), None
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    scores_SHTT = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores_SHTT = softcap * torch.tanh(scores_SHTT / softcap)
+    length = query.shape[2]
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    scores_SHTT = scores_SHTT.masked_fill(~mask, torch.finfo(scores_SHTT.dtype).min)
+    if sinks_H is not None:
+        sinks = sinks_H.reshape(1, -1, 1, 1).expand(len(query), -1, length, 1)
+        scores_SHTT = torch.cat([scores_SHTT, sinks.to(scores_SHTT.dtype)], dim=-1)
+    weights_SHTT = scores_SHTT.softmax(dim=-1, dtype=torch.float32).to(query.dtype)[..., :length]
+    return F.dropout(weights_SHTT, dropout) @ value
 
 
 def window_mask(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
@@ -85,6 +109,19 @@ def per_sequence() -> str:
     return _PER_SEQUENCE
 
 
+def takes_any_attention(lm: Any) -> bool:
+    """Whether the family attends through transformers' interface, where ours is registered."""
+    return bool(getattr(lm, "_supports_attention_backend", False))
+
+
+def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments that a backbone's forward knows."""
+    parameters = inspect.signature(module.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return inputs
+    return {name: value for name, value in inputs.items() if name in parameters}
+
+
 def packed_inputs(input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Tensor, longest: int) -> dict[str, Any]:
     """Keyword arguments of a transformers backbone for packed sequences."""
     return {
@@ -99,14 +136,12 @@ def packed_inputs(input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Te
     }
 
 
-def refuse_unpackable(lm: nn.Module) -> None:
-    """ModelError if a layer of the backbone would carry something from one packed sequence into the next."""
-    config = lm.config.get_text_config()  # type: ignore[operator, union-attr]
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    strange = sorted(kinds - {"full_attention", "sliding_attention"})
-    if strange or not getattr(lm, "_supports_attention_backend", False):
-        why = f"it has layers of the kind {', '.join(strange)}" if strange else "it has an attention of its own"
-        raise ModelError(
-            f"{type(lm).__name__} cannot be trained on packed sequences: {why}; use a backbone that attends through "
-            "transformers' attention interface in every layer (Llama, Qwen, Mistral, Gemma 3 ...)"
-        )
+def padded_inputs(input_ids_N: Tensor, position_N: Tensor, row_N: Tensor, rows: int, longest: int) -> dict[str, Any]:
+    """Keyword arguments for the same sequences as rows of a batch, padded on the right.
+
+    What comes after a row's end cannot reach it in a causal model, so no mask is needed: rows are as they are alone.
+    """
+    ids_ST = input_ids_N.new_full((rows, longest), int(input_ids_N[0]))
+    ids_ST[row_N, position_N] = input_ids_N
+    positions_ST = torch.arange(longest, device=input_ids_N.device).expand(rows, -1)
+    return {"input_ids": ids_ST, "position_ids": positions_ST, "attention_mask": None, "use_cache": False}

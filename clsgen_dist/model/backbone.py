@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,30 @@ from torch import nn
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model import smollm2
-from clsgen_dist.model.attention import per_sequence, refuse_unpackable
+from clsgen_dist.model.attention import per_sequence, takes_any_attention
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
+from clsgen_dist.model.families import open_config
+from clsgen_dist.model.weight_files import WeightFiles, WeightMap
 
 _DEMO = f"demo:{smollm2.NAME}"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone that can be trained and exported, before its weights are read."""
+
+    path: str
+    """Its folder."""
+    config: Any
+    meta: Any
+    """The model without memory."""
+    weights: WeightMap | None
+    """Where its files' tensors go; None for one that is only built from its configuration."""
+
+    @property
+    def unties(self) -> bool:
+        """Whether the files hold a head of its own that the configuration calls tied to the embedding."""
+        return self.weights is not None and _ties(self.config) != _ties(open_config(self.path))
 
 
 def backbone_path(name: str) -> str:
@@ -32,9 +53,81 @@ def backbone_path(name: str) -> str:
     if name.startswith("demo:"):
         raise ModelError(f"model.backbone {name!r} is not known; the embedded backbone is {_DEMO!r}")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not (Path(name).expanduser() / "config.json").is_file():
-        raise ModelError(f"model.backbone {name!r} is no folder with a config.json; check the path")
+    if looks_local and not Path(name).expanduser().is_dir():
+        raise ModelError(f"model.backbone {name!r} is no folder; check the path")
     return str(Path(name).expanduser()) if looks_local or Path(name).is_dir() else name
+
+
+def open_backbone(path: str, *, weights: bool = True) -> Backbone:
+    """Look at a backbone before anything is read or trained: can it learn here, is it whole, can it be exported?
+
+    Not while ZeRO-3's configuration is alive, which would partition the model that is only looked at.
+
+    Raises:
+        ModelError: no causal language model of transformers' own; weights that are missing or of another model.
+    """
+    config = open_config(path)
+    if not weights:
+        lm = _meta_model(config)
+        refuse_changed_logits(lm)
+        return Backbone(path, config, lm, None)
+    files = WeightFiles(_local_folder(path))
+    found = WeightMap(files, _meta_model(config))
+    if differing := found.differing_ties():
+        # transformers would tie them under ZeRO-3, where it compares two empty shards, and drop one without a word.
+        _untie(config)
+        found = WeightMap(files, _meta_model(config))
+        if still := found.differing_ties():
+            raise ModelError(
+                f"{path}: {' and '.join(still[0])} are one weight by the configuration and two in the files "
+                f"({len(differing)} such pairs); mend config.json"
+            )
+    refuse_changed_logits(found.lm)
+    found.require_complete()
+    return Backbone(str(files.folder), config, found.lm, found)
+
+
+def _meta_model(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        try:
+            return AutoModelForCausalLM.from_config(config)
+        except (ValueError, ImportError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+            raise ModelError(
+                f"transformers cannot build {config.model_type!r} from its configuration here: "
+                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ) from error
+
+
+def _ties(config: Any) -> bool:
+    return bool(config.get_text_config(decoder=True).tie_word_embeddings)
+
+
+def _untie(config: Any) -> None:
+    for part in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
+        part.tie_word_embeddings = False
+
+
+def _local_folder(name: str) -> Path:
+    """The folder of a hub id, fetched if need be; safetensors where there are any."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "model*.safetensors"]))
+        if not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"]))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.backbone {name!r} cannot be fetched ({str(error).splitlines()[0]}); name a folder, or a hub id "
+            "that this machine reaches or has in its cache"
+        ) from error
+    return folder
+
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "NOTICE*"]
 
 
 def load_tokenizer(path: str) -> Any:
@@ -51,41 +144,43 @@ def load_tokenizer(path: str) -> Any:
         ) from error
 
 
-def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False) -> str:
+def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False, lm: Any = None) -> str:
     """The attention kernel for ``attn_implementation``; ModelError if the one asked for is not there.
 
-    ``packed``: for packed sequences, on which SDPA runs once per sequence.
+    ``packed``: for packed sequences, on which SDPA runs once per sequence. ``lm``: the model (on meta, say) whose
+    family must know the kernel; not every family does.
     """
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    there = {
+    flash = lm is None or getattr(lm, "_supports_flash_attn", False)
+    installed = {
         "flash_attention_3": on_gpu and is_flash_attn_3_available(),
         "flash_attention_2": on_gpu and is_flash_attn_2_available(),
-        "sdpa": True,
+    }
+    there = {
+        **{name: found and flash for name, found in installed.items()},
+        "sdpa": lm is None or getattr(lm, "_supports_sdpa", False) or takes_any_attention(lm),
         "eager": True,
     }
     if wanted == "auto":
         wanted = next(name for name, available in there.items() if available)
     if not there[wanted]:
-        raise ModelError(
-            f"model.attention is {wanted!r}, which needs a GPU and the flash-attn package (pip install '.[gpu]'); "
-            "use model.attention=auto"
+        why = (
+            f"which {type(lm).__name__} does not have"
+            if wanted == "sdpa" or installed[wanted]
+            else "which needs a GPU and the flash-attn package (pip install '.[gpu]')"
         )
-    return per_sequence() if packed and wanted == "sdpa" else wanted
+        raise ModelError(f"model.attention is {wanted!r}, {why}; use model.attention=auto")
+    return per_sequence() if packed and wanted == "sdpa" and (lm is None or takes_any_attention(lm)) else wanted
 
 
-def load_backbone(
-    path: str, *, dtype: torch.dtype, attention: str = "sdpa", load_in_4bit: bool = False, weights: bool = True
-) -> nn.Module:
-    """An ``AutoModelForCausalLM``; partitioned as it loads when ZeRO-3 is on. Without ``weights`` it is just built."""
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, load_in_4bit: bool = False) -> nn.Module:
+    """The causal LM with its weights, partitioned as it loads when ZeRO-3 is on; just built where there are none."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    lm: nn.Module
-    if not weights:
-        config = AutoConfig.from_pretrained(path)
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-        refuse_changed_logits(lm)
-        return lm
+    if backbone.weights is None:
+        built: nn.Module = AutoModelForCausalLM.from_config(backbone.config, dtype=dtype, attn_implementation=attention)
+        return built
     options: dict[str, Any] = {}
     if load_in_4bit:
         if not torch.cuda.is_available():
@@ -97,8 +192,9 @@ def load_backbone(
             # Shards of quantised weights must look like the other parameters to ZeRO-3.
             bnb_4bit_quant_storage=dtype,
         )
-    lm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
-    refuse_changed_logits(lm)
+    lm: nn.Module = AutoModelForCausalLM.from_pretrained(
+        backbone.path, config=backbone.config, dtype=dtype, attn_implementation=attention, **options
+    )
     return lm
 
 
@@ -141,7 +237,6 @@ def build_model(
     the same of the classification token's state; or at zero, for None. New weights are drawn from ``seed`` alike on
     every rank.
     """
-    refuse_unpackable(lm)
     torch.manual_seed(seed)
     lm.requires_grad_(finetune == "full" and top_layers is None)
     stack_name, layers = _layer_stack(lm)
@@ -153,7 +248,7 @@ def build_model(
     elif finetune == "full" and top_layers is not None:
         for index in chosen:
             layers[index].requires_grad_(True)
-        for parameter in _after(lm.base_model, layers):  # type: ignore[arg-type]
+        for parameter in _final_norm(lm, stack_name):
             parameter.requires_grad_(True)
     head = ClassificationHead(_head_start(lm, classes, label_tokens), head_dropout)
     return DualHeadModel(lm, head, loss_impl)
@@ -186,12 +281,49 @@ def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def _layer_stack(lm: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder layers: the longest ModuleList of the backbone."""
-    stacks = [(name, m) for name, m in lm.named_modules() if isinstance(m, nn.ModuleList)]
+def _layer_stack(lm: Any) -> tuple[str, nn.ModuleList]:
+    """Name and list of the text decoder's layers: of its ModuleLists the one as long as the configuration says."""
+    decoder = lm.get_decoder()
+    prefix = next((f"{name}." for name, module in lm.named_modules() if module is decoder and name), "")
+    stacks = [(prefix + name, m) for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)]
     if not stacks:
         raise ModelError(f"{type(lm).__name__} has no list of layers; only layered decoders can be trained here")
-    return max(stacks, key=lambda item: len(item[1]))
+    layers = getattr(lm.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    return max(stacks, key=lambda item: (len(item[1]) == layers, len(item[1])))
+
+
+def checkpoint_activations(lm: Any) -> None:
+    """Recompute activations in the backward pass, in the layers that have one.
+
+    transformers turns checkpointing on in every layer and makes the embeddings' output require a gradient; frozen
+    layers below the first that learns would then run forward twice and backward once, for nothing.
+    """
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.disable_input_require_grads()
+    _, layers = _layer_stack(lm)
+    embedded = any(p.requires_grad for p in lm.get_input_embeddings().parameters())
+    for index, layer in enumerate(layers):
+        if embedded or any(p.requires_grad for earlier in layers[: index + 1] for p in earlier.parameters()):
+            break
+        for module in layer.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                setattr(module, "gradient_checkpointing", False)  # noqa: B010 (mypy takes it for a submodule)
+
+
+def require_finite(model: nn.Module, world: Any) -> None:
+    """ModelError naming the parameters that hold NaN or infinity; collective over the ranks of ``world``."""
+    found = []
+    for name, parameter in model.named_parameters():
+        values = getattr(parameter, "ds_tensor", parameter)
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            found.append(name.removeprefix("lm."))
+    names = sorted({name for part in world.gather(found) for name in part})
+    if names:
+        raise ModelError(
+            f"the backbone's weights hold NaN or infinity: {', '.join(names[:3])}"
+            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            + "; fetch or convert it again"
+        )
 
 
 def set_zero3_units(dual_head: DualHeadModel) -> None:
@@ -214,11 +346,13 @@ def set_zero3_units(dual_head: DualHeadModel) -> None:
         zero.register_external_parameter(dual_head, parameter)
 
 
-def _after(backbone: nn.Module, layers: nn.ModuleList) -> list[nn.Parameter]:
-    """Parameters of the backbone's own modules that come after its layers: the final norm."""
-    children = list(backbone.children())
-    place = next(i for i, child in enumerate(children) if child is layers)
-    return [p for child in children[place + 1 :] for p in child.parameters()]
+def _final_norm(lm: nn.Module, stack_name: str) -> list[nn.Parameter]:
+    """Parameters of what the decoder does after its layers, declared after them or (OPT) called final."""
+    parent, _, stack = stack_name.rpartition(".")
+    children = list(lm.get_submodule(parent).named_children())
+    place = next(i for i, (name, _) in enumerate(children) if name == stack)
+    after = [m for i, (name, m) in enumerate(children) if i > place or name.startswith("final")]
+    return [p for module in after for p in module.parameters()]
 
 
 def _inject_lora(
@@ -232,7 +366,13 @@ def _inject_lora(
         rf"{re.escape(stack_name)}\.({'|'.join(map(str, chosen))})\.({'|'.join(re.escape(n) for n in sorted(linear))})"
     )
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, task_type="CAUSAL_LM", bias="none"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=pattern,
+        task_type="CAUSAL_LM",
+        bias="none",
+        fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in layers[chosen[0]].modules()),
     )
     inject_adapter_in_model(config, lm)
 

@@ -12,13 +12,14 @@ Under ZeRO-3 everything here must run inside ``engine(...)``: reading ``lm_head.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from clsgen_kernels import DualHeadOutput, dual_head_loss
 from torch import Tensor, nn
 
-from clsgen_dist.model.attention import packed_inputs
+from clsgen_dist.model.attention import accepted, packed_inputs, padded_inputs
 
 # N packed tokens, S sequences, n supervised tokens, D hidden, C classes
 
@@ -53,6 +54,9 @@ class DualHeadModel(nn.Module):
         lm: an ``AutoModelForCausalLM``, possibly with LoRA layers injected.
         head: the classification head.
         loss_impl: see :func:`clsgen_kernels.dual_head_loss`.
+
+    ``layout`` says how the backbone sees the sequences of a batch: ``"packed"`` end to end, or ``"padded"`` as rows,
+    for layers that carry something along the sequence (:mod:`clsgen_dist.model.self_test` decides).
     """
 
     def __init__(self, lm: nn.Module, head: ClassificationHead, loss_impl: str = "auto") -> None:
@@ -60,14 +64,25 @@ class DualHeadModel(nn.Module):
         self.lm = lm
         self.classification_head = head
         self.loss_impl = loss_impl
+        self.layout: Literal["packed", "padded"] = "packed"
 
     def hidden_states(self, input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Tensor, longest: int) -> Tensor:
         """``[N, D]`` states after the final norm, of packed sequences."""
         lm: Any = self.lm
-        inputs = packed_inputs(input_ids_N, position_N, sequence_start_S1, longest)
-        return lm.base_model(**inputs).last_hidden_state[0]
+        backbone = lm.base_model
+        if self.layout == "packed":
+            inputs = packed_inputs(input_ids_N, position_N, sequence_start_S1, longest)
+            return backbone(**inputs).last_hidden_state[0]
+        rows = len(sequence_start_S1) - 1
+        row_N = torch.arange(rows, device=input_ids_N.device).repeat_interleave(sequence_start_S1.diff())
+        inputs = accepted(backbone, padded_inputs(input_ids_N, position_N, row_N, rows, longest))
+        return backbone(**inputs).last_hidden_state[row_N, position_N]
 
-    def forward(
+    def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
+        """Both losses of a batch; or what ``inside`` gives of this model, which under ZeRO-3 must run in here."""
+        return self.losses(**batch) if inside is None else inside(self)
+
+    def losses(
         self,
         input_ids_N: Tensor,
         position_N: Tensor,

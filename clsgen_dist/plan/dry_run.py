@@ -50,7 +50,7 @@ from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.dist import World, quieten
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.loss.dual import StepCounts
-from clsgen_dist.model.backbone import backbone_path
+from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.plan.rehearsal import open_config
 
@@ -138,12 +138,13 @@ def dry_run(
         raise SettingsError("model.load_in_4bit needs a GPU to quantise on, also in a dry run; set it to false")
     backbone = backbone_path(settings.model.backbone)
     open_config(backbone)
+    opened = open_backbone(backbone, weights=False)
     config = zero_config(settings, world.size)
     labels = LabelSpace.of([f"class {number}" for number in range(classes)], "class 0")
     share = _share(lengths, supervised, micro_steps)
     ledger = _Ledger(world.size)
     with _stand_ins(), FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        engine = build_engine(settings, config, backbone, None, labels, weights=False)
+        engine = build_engine(settings, config, opened, None, labels)
         named = dict(engine.module.named_parameters())
         found = DryRun(
             world.size,

@@ -14,7 +14,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from clsgen_dist.engine.dist import process_group
 from clsgen_dist.engine.zero import deepspeed_config
-from clsgen_dist.model.backbone import load_backbone
+from clsgen_dist.model.backbone import load_backbone, open_backbone
 
 
 def anonymous_mb() -> float:
@@ -54,6 +54,7 @@ def main() -> None:
             bf16=False,
             optimizer="adamw",
         )
+        opened = open_backbone(path)
         alive = HfDeepSpeedConfig(config)
         # What imports and first uses allocate is not the model's.
         AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
@@ -78,7 +79,7 @@ def main() -> None:
         modeling._load_state_dict_into_zero3_model = remember
         watch = Watch()
         watch.start()
-        model = load_backbone(path, dtype=torch.float32)
+        model = load_backbone(opened, dtype=torch.float32, attention="sdpa")
         watch.done = True
         watch.join()
         report: dict[str, float] = {

@@ -15,7 +15,7 @@ from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.optim import lr_factor, parameter_groups
 from clsgen_dist.engine.stream import plan_stream
 from clsgen_dist.infer.export import _trained_tensors, export
-from clsgen_dist.model.backbone import build_model, label_start_tokens, load_backbone, load_tokenizer
+from clsgen_dist.model.backbone import build_model, label_start_tokens, load_backbone, load_tokenizer, open_backbone
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -36,7 +36,7 @@ def _plain_torch(settings) -> dict[str, torch.Tensor]:
     )
     rows = read_rows(settings.data, encoder, None)
     model = build_model(
-        load_backbone(settings.model.backbone, dtype=torch.float32),
+        load_backbone(open_backbone(settings.model.backbone), dtype=torch.float32, attention="sdpa"),
         classes=2,
         label_tokens=label_start_tokens(encoder, rows.labels),
         finetune=settings.model.finetune,

@@ -11,32 +11,47 @@ from clsgen_dist.data.pack import Sample, collate, pack
 from clsgen_dist.errors import ModelError
 from clsgen_dist.loss.dual import StepCounts, backward_loss
 from clsgen_dist.loss.weights import LossWeights
-from clsgen_dist.model.attention import per_sequence
+from clsgen_dist.model.attention import packed_inputs, per_sequence
 from clsgen_dist.model.backbone import build_model
+from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
+from clsgen_dist.model.self_test import self_test
 
+HYBRIDS = {
+    # Layers that carry something along the sequence: linear attention, short convolutions, state spaces.
+    "Qwen3Next": {
+        "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "num_hidden_layers": 4,
+    },
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
+    "FalconH1": {
+        "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+        "mamba_chunk_size": 4,
+    },
+}  # fmt: skip
 FAMILIES = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma3"]
 
 
-def _lm(family, attention):
+def _lm(family, attention, **changes):
     config_class = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(family, f"{family}Config"))
     torch.manual_seed(0)
     sliding = {"sliding_window": 5} if family in ("Mistral", "Gemma3") else {}
-    config = config_class(
-        vocab_size=99,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        **sliding,
-    )
+    sizes = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    config = config_class(**sizes | sliding | changes)
     return getattr(transformers, f"{family}ForCausalLM")._from_config(config, attn_implementation=attention)
 
 
-def _model(family, attention):
+def _model(family, attention, **changes):
     return build_model(
-        _lm(family, attention),
+        _lm(family, attention, **changes),
         classes=3,
         label_tokens=None,
         finetune="full",
@@ -115,17 +130,80 @@ def test_the_families_hidden_states_times_the_lm_head_are_their_logits(family, s
         torch.testing.assert_close(hidden @ lm.get_output_embeddings().weight.T, plain)
 
 
-def test_a_backbone_that_would_carry_state_between_sequences_is_refused():
-    config = transformers.Qwen3NextConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8,
-        shared_expert_intermediate_size=8, linear_num_key_heads=1, linear_num_value_heads=1,
-        linear_key_head_dim=8, linear_value_head_dim=8,
+@pytest.mark.parametrize("family", ["Llama", *HYBRIDS])
+def test_padded_rows_have_the_losses_and_gradients_of_rows_alone(family, samples):
+    changes = HYBRIDS.get(family, {})
+    alone = _model(family, "eager", **changes)
+    alone.layout = "padded"
+    truth = _gradients(alone, [[i] for i in range(len(samples))], samples)
+    for attention in ("eager", per_sequence()):
+        model = _model(family, attention, **changes)
+        model.layout = "padded"
+        losses, gradients = _gradients(model, [[0, 2, 3, 6], [1, 4, 5]], samples)
+        np.testing.assert_allclose(losses, truth[0], rtol=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(
+                gradient, truth[1][name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@torch.no_grad()
+def _tested(model):
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(3, 99, 40).astype(np.int32)
+    return self_test(model.eval(), Sample(tokens[:30], tokens[30:], -1))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
+def test_the_self_test_packs_where_packed_rows_are_what_they_are_alone(family, samples):
+    """Whatever it says of a family, losses in that layout are those of rows alone."""
+    changes = HYBRIDS.get(family, {})
+    model = _model(family, per_sequence(), **changes)
+    found = _tested(model)
+    found.require_trainable(family)
+    assert family in HYBRIDS or found.layout == "packed"
+    assert (found.layout == "packed") == (found.refusal is None and found.leak < 1e-5)
+    model.layout = "padded"
+    truth = _gradients(model.train(), [[i] for i in range(len(samples))], samples)[0]
+    model.layout = found.layout
+    np.testing.assert_allclose(_gradients(model, [[0, 2, 3, 6], [1, 4, 5]], samples)[0], truth, rtol=1e-5)
+
+
+def test_a_model_that_sees_what_comes_later_is_refused():
+    config = transformers.BertConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    lm = transformers.BertLMHeadModel(config)
+    with pytest.raises(ModelError, match="is not causal"):
+        _tested(DualHeadModel(lm, ClassificationHead(torch.zeros(2, 32), 0.0))).require_trainable("bert")
+
+
+def test_a_model_that_scales_its_logits_is_refused():
+    config = transformers.GraniteConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, logits_scaling=8.0,
     )  # fmt: skip
-    with torch.device("meta"):
-        lm = transformers.Qwen3NextForCausalLM(config)
-    with pytest.raises(ModelError, match="cannot be trained on packed sequences: it has layers of the kind linear"):
-        build_model(
-            lm, classes=2, label_tokens=None, finetune="full", top_layers=None, lora_rank=1, lora_alpha=1,
-            lora_dropout=0.0, head_dropout=0.0, loss_impl="auto", seed=0,
-        )  # fmt: skip
+    lm = transformers.GraniteForCausalLM._from_config(config, attn_implementation=per_sequence())
+    with pytest.raises(ModelError, match="changes its logits after the LM head"):
+        _tested(DualHeadModel(lm, ClassificationHead(torch.zeros(2, 32), 0.0))).require_trainable("granite")
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_capped_scores_and_attention_sinks_equal_transformers_own(sinks):
+    """Gemma 2's soft cap and gpt-oss's sinks, packed, against eager attention over each row alone."""
+    torch.manual_seed(0)
+    kind, changes = (
+        ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 4})
+        if sinks
+        else ("Gemma2", {"query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": None})
+    )
+    ours, theirs = (_lm(kind, attention, **changes) for attention in (per_sequence(), "eager"))
+    theirs.load_state_dict(ours.state_dict())
+    rows = [torch.randint(3, 99, (length,)) for length in (9, 4, 12)]
+    start = torch.tensor([0, 9, 13, 25], dtype=torch.int32)
+    with torch.no_grad():
+        packed = ours.base_model(
+            **packed_inputs(torch.cat(rows), torch.cat([torch.arange(len(r)) for r in rows]), start, 12)
+        ).last_hidden_state[0]
+        alone = torch.cat([theirs.base_model(row[None], use_cache=False).last_hidden_state[0] for row in rows])
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)

@@ -29,6 +29,7 @@ from clsgen_dist.data.pack import Load, Sample, collate
 from clsgen_dist.engine import trainer
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.dist import process_group
+from clsgen_dist.model.backbone import open_backbone
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.plan.dry_run import held_by_part
 
@@ -118,7 +119,9 @@ def measure(case, world):
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model.backbone))
     gc.collect()
     before = allocated()
-    engine = build_engine(settings, config, settings.model.backbone, None, LabelSpace.of(["a", "b"], "b"))
+    engine = build_engine(
+        settings, config, open_backbone(settings.model.backbone), None, LabelSpace.of(["a", "b"], "b")
+    )
     stream = SimpleNamespace(steps=9, rows=[], stages=[step.stage])
     stop = SimpleNamespace(received=None)
     run = trainer._Run(settings, world, engine, stream, None, None, None, Path(case["name"]), stop, print)

@@ -1,0 +1,125 @@
+"""The trained model's weights, written as the base's files hold them.
+
+The base's tensors are streamed group by group (:mod:`clsgen_dist.model.weight_files`). A trained parameter takes the
+place of the base's, a LoRA update is added to it (``W + (alpha/r)·B A``, in fp32), and what was not trained is copied
+byte by byte. Trained tensors are put together from the memory-mapped ZeRO shards one at a time.
+
+Price: memory of one output shard and one group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clsgen_dist.errors import ModelError
+from clsgen_dist.model.weight_files import Group, WeightMap
+
+_LM, HEAD = "lm.", "classification_head."
+
+
+def trained_tensors(source: Path) -> dict[str, Any]:
+    """Trained parameters by name; each is put together from the ZeRO shards only when ``contiguous()`` is called."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        tensors: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
+            str(source.parent), tag=source.name, exclude_frozen_parameters=True, lazy_mode=True
+        )
+    return tensors
+
+
+class Merge:
+    """Trained tensors waiting for their place among the base's.
+
+    Args:
+        trained: as :func:`trained_tensors` gives them, without the classification head.
+        base: the base's files.
+        scale: alpha / rank of LoRA.
+    """
+
+    def __init__(self, trained: dict[str, Any], base: WeightMap, scale: float) -> None:
+        self._trained, self._base, self._scale = trained, base, scale
+
+    def groups(self) -> list[Group]:
+        """Groups to write, in the files' order; a tied weight is written once."""
+        return [group for group in self._base.groups if not self._base.repeats(group)]
+
+    def require_all_placed(self) -> None:
+        """ModelError if a trained tensor has no counterpart in the base: it would be lost."""
+        placed = {key for group in self._base.groups for name in group.shapes for key in self._keys(name)}
+        if left := sorted(self._trained.keys() - placed):
+            raise ModelError(
+                f"these trained tensors have no counterpart in {self._base.files.folder}: {', '.join(left[:3])}"
+            )
+
+    def tensors(self, group: Group) -> dict[str, Tensor]:
+        """A group's tensors after training, under their names in the files and in the base's dtype."""
+        base = self._base.files.read(group.names)
+        if not any(key in self._trained for name in group.shapes for key in self._keys(name)):
+            return base
+        parameters = self._base.to_parameters(group, base)
+        return self._base.to_files(group, {name: self._merged(name, tensor) for name, tensor in parameters.items()})
+
+    def _keys(self, name: str) -> list[str]:
+        """Names of the trained tensors that change a parameter."""
+        module = _LM + name.removesuffix(".weight")
+        lora = [f"{module}.lora_A.default.weight", f"{module}.lora_B.default.weight"]
+        return [*(_LM + alias for alias in sorted(self._base.aliases(name))), *lora]
+
+    def _merged(self, name: str, tensor: Tensor) -> Tensor:
+        *whole, down, up = self._keys(name)
+        for key in whole:
+            if key in self._trained:
+                return self._take(key).to(tensor.dtype)
+        if down not in self._trained:
+            return tensor
+        update = self._take(up) @ self._take(down)
+        if type(self._base.lm.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D":
+            update = update.T  # GPT-2 keeps its linear maps [in, out]
+        return (tensor.float() + self._scale * update).to(tensor.dtype)
+
+    def _take(self, key: str) -> Tensor:
+        tensor: Tensor = self._trained[key].contiguous().detach().float()
+        return tensor
+
+
+def write_shards(folder: Path, base: WeightMap, merge: Merge, max_shard_bytes: int) -> None:
+    """Write the merged weights as ``model*.safetensors`` of at most ``max_shard_bytes``, but for larger groups."""
+    from safetensors.torch import save_file
+
+    plan = list(_plan(base, merge.groups(), max_shard_bytes))
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, groups in enumerate(plan, start=1):
+        file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
+        shard: dict[str, Tensor] = {}
+        for group in groups:
+            tensors = merge.tensors(group) if group.shapes else base.files.read(group.names)
+            shard |= {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+        total += sum(t.numel() * t.element_size() for t in shard.values())
+    if len(plan) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _plan(base: WeightMap, groups: list[Group], max_shard_bytes: int) -> Iterator[list[Group]]:
+    """Groups of each output shard; tensors that no parameter takes come along as they are."""
+    shard: list[Group] = []
+    filled = 0
+    for group in [*groups, *(Group(name, {name: None}) for name in base.unused)]:
+        size = sum(base.files.size(name) for name in group.names)
+        if shard and filled + size > max_shard_bytes:
+            yield shard
+            shard, filled = [], 0
+        shard.append(group)
+        filled += size
+    yield shard

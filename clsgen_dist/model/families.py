@@ -1,0 +1,93 @@
+"""What a backbone must be to be trained here, read off its configuration before anything else is.
+
+A causal language model of transformers' own code, in full precision: each of the others is refused in one line that
+says what to take instead. Whether its layers can be packed and its logits are ``hidden @ weight.T`` is measured on the
+loaded model (:mod:`clsgen_dist.model.self_test`), not guessed from its name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clsgen_dist.errors import ModelError
+
+_MERGED = "merge it into its base (peft: merge_and_unload, then save_pretrained) and name that folder"
+
+
+def open_config(path: str) -> Any:
+    """The configuration of a folder or hub id; ModelError if no decoder that can be trained here is behind it."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    fields = _config_fields(path)
+    _refuse_remote_code(path, fields)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"the configuration of model.backbone {path!r} cannot be read: {_first_line(error)}; name a folder with "
+            "the model's files, or a hub id that this machine reaches or has in its cache"
+        ) from error
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model.backbone {path!r} is an encoder-decoder ({kind}); the classification token must be the last prompt "
+            "token of a decoder: use a causal language model (Llama, Qwen, Mistral, Gemma ...)"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"model.backbone {path!r} is of the type {kind!r}, which is no causal language model in transformers; use "
+            "one that AutoModelForCausalLM opens"
+        )
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise ModelError(
+            f"model.backbone {path!r} is quantised ({getattr(method, 'value', method)}), and an update cannot be "
+            "merged into quantised weights; name the model in full precision (with model.load_in_4bit=true to hold it "
+            "in 4 bits while adapters train)"
+        )
+    return config
+
+
+def _config_fields(path: str) -> dict[str, Any]:
+    """``config.json`` of a local folder as it stands; empty for a hub id, which transformers looks up."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return {}
+    file = folder / "config.json"
+    if not file.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(f"model.backbone {path!r} holds an adapter, not a model; {_MERGED}")
+        raise ModelError(f"model.backbone {path!r} has no config.json; name a folder that from_pretrained opens")
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({_first_line(error)}); copy it from the model again") from error
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise ModelError(f"{file} has no model_type, so transformers cannot tell which model it is; copy it again")
+    if any(folder.glob("adapter_model*")) and (folder / "adapter_config.json").is_file():
+        raise ModelError(f"model.backbone {path!r} holds an adapter beside a model; {_MERGED}")
+    return fields
+
+
+def _refuse_remote_code(path: str, fields: dict[str, Any]) -> None:
+    from transformers import CONFIG_MAPPING
+
+    kind = fields.get("model_type")
+    if not fields or kind in CONFIG_MAPPING:
+        return
+    if "auto_map" in fields:
+        raise ModelError(
+            f"model.backbone {path!r} brings code of its own ({kind}), which is not run here; use a model that "
+            "transformers has built in"
+        )
+    raise ModelError(
+        f"model.backbone {path!r} is of the type {kind!r}, which this version of transformers does not know; upgrade "
+        "transformers, or use another model"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,134 @@
+"""What a loaded backbone is asked before its first step, on three short sequences.
+
+1. Is it causal? Two rows that begin alike must have like states there; else the head would see the label.
+2. Do its states times the output embedding give its logits? The loss multiplies just that.
+3. Do packed sequences leave each other alone? Linear attention, convolutions and state-space layers carry something
+   from one token to the next, and not every implementation of them heeds where a sequence begins. So the first
+   sequence is exchanged for another: the states of those after it must not move. Where they do, the rows of a batch
+   are padded instead: more tokens, the same losses.
+
+Price: four forward passes of about 60 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clsgen_dist.data.pack import Sample, collate
+from clsgen_dist.errors import ModelError
+from clsgen_dist.model.attention import accepted, packed_inputs, padded_inputs
+from clsgen_dist.model.dual_head import DualHeadModel
+
+# N packed tokens, S sequences, T tokens of the longest, D hidden, V vocabulary
+
+_ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest difference of two ways to the same state, relative to its norm: rounding, of many layers, in that dtype."""
+_REPEATED = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""The same for one way taken twice, with shapes alike: nearly none."""
+_SHARED = 6
+"""Tokens with which the first and the last sequence begin alike."""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Largest differences of two states (or logits) that should be one, relative to their norm."""
+
+    causal: float
+    logits: float
+    packed: float
+    """Packed against padded; infinite where the backbone does not take packed sequences at all."""
+    leak: float
+    """What exchanging the first packed sequence does to those after it."""
+    rounding: float
+    """What ``causal``, ``logits`` and ``packed`` may be."""
+    repeated: float
+    """What ``leak`` may be."""
+    refusal: str | None = None
+    """Why packed sequences were not taken."""
+
+    @property
+    def layout(self) -> Literal["packed", "padded"]:
+        """How sequences are to be laid out for this backbone."""
+        return "packed" if self.packed <= self.rounding and self.leak <= self.repeated else "padded"
+
+    def require_trainable(self, name: str) -> None:
+        """ModelError if the backbone cannot be trained in either layout."""
+        if self.causal == float("inf"):
+            raise ModelError(f"{name} gives NaN for plain text, from finite weights; use another backbone or precision")
+        if not self.causal <= self.rounding:
+            raise ModelError(
+                f"{name} is not causal: states of a row's beginning change with what follows (by {self.causal:.1e}), "
+                "so the head would see the label; use a causal language model"
+            )
+        if not self.logits <= self.rounding:
+            raise ModelError(
+                f"{name} changes its logits after the LM head (by {self.logits:.1e} of them), which the loss does not "
+                "do yet; use a backbone whose logits are hidden states times the output embedding (Llama, Qwen ...)"
+            )
+
+
+def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
+    """Ask a model in evaluation mode; ``sample`` is some plain text of 24 tokens or more.
+
+    Under ZeRO-3 collective, through ``engine(inside=...)``. Where ``refusal`` is set, a forward pass was broken off.
+    """
+    lm: Any = model.lm
+    backbone = lm.base_model
+    tokens = np.concatenate([sample.prompt, sample.explanation])
+    third = max(len(tokens) // 3, _SHARED + 1)
+    first, second = tokens[: 2 * third], tokens[third : 2 * third]
+    like_first = np.concatenate([first[:_SHARED], tokens[::-1][: third + 1]])
+    batch = _batch([first, second, like_first], lm)
+    ids_N, position_N, start_S1, longest = batch
+    row_N = torch.arange(3, device=ids_N.device).repeat_interleave(start_S1.diff())
+
+    inputs = padded_inputs(ids_N, position_N, row_N, 3, longest)
+    padded_STD = backbone(**accepted(backbone, inputs)).last_hidden_state
+    padded_ND = padded_STD[row_N, position_N]
+    logits_NV = lm(**accepted(lm, inputs)).logits[row_N, position_N]
+    weight_VD = lm.get_output_embeddings().weight
+    fits = padded_ND.shape[-1] == (getattr(weight_VD, "ds_shape", None) or weight_VD.shape)[1]
+    logits = _difference(padded_ND @ weight_VD.T, logits_NV) if fits else float("inf")
+
+    packed = leak = float("inf")
+    refusal = None
+    inputs = packed_inputs(*batch)
+    if accepted(backbone, inputs) == inputs:
+        try:
+            packed_ND = backbone(**inputs).last_hidden_state[0]
+            packed = _difference(packed_ND, padded_ND)
+            other = packed_inputs(*_batch([first[::-1], second, like_first], lm))
+            after = len(first)
+            leak = _difference(backbone(**other).last_hidden_state[0, after:], packed_ND[after:])
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+            refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return SelfTest(
+        causal=_difference(padded_STD[0, :_SHARED], padded_STD[2, :_SHARED]),
+        logits=logits,
+        packed=packed,
+        leak=leak,
+        rounding=_ROUNDING.get(padded_ND.dtype, 1e-1),
+        repeated=_REPEATED.get(padded_ND.dtype, 2e-2),
+        refusal=refusal,
+    )
+
+
+def _batch(rows: Sequence[np.ndarray], lm: Any) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Ids ``[N]``, positions ``[N]``, starts ``[S + 1]`` and the longest of rows, on the model's device."""
+    nothing = np.zeros(0, dtype=np.int32)
+    batch = collate([Sample(row, nothing, -1) for row in rows]).inputs(next(lm.parameters()).device)
+    return batch["input_ids_N"], batch["position_N"], batch["sequence_start_S1"], batch["longest"]
+
+
+def _difference(one_ND: Tensor, other_ND: Tensor) -> float:
+    """Largest norm of a row's difference over the larger of its norms; infinite where a value is no number."""
+    one_ND, other_ND = one_ND.float(), other_ND.float()
+    scale_N = torch.maximum(one_ND.norm(dim=-1), other_ND.norm(dim=-1)).clamp(min=1e-30)
+    worst = ((one_ND - other_ND).norm(dim=-1) / scale_N).max().item()
+    return worst if worst == worst else float("inf")
