@@ -19,7 +19,7 @@ from clsgen_dist.engine import checkpoint
 from clsgen_dist.errors import CheckpointError, ModelError
 from clsgen_dist.infer.artifact import HEAD_FILE, ModelCard, head_fingerprint
 from clsgen_dist.infer.hub_files import copy_small_files, write_config, write_readme
-from clsgen_dist.infer.merge import HEAD, Merge, trained_tensors, write_shards
+from clsgen_dist.infer.merge import Merge, trained_tensors, write_shards
 from clsgen_dist.infer.verify import LogitsDifferError, verify_probe, verify_shapes, write_evidence
 from clsgen_dist.model.backbone import Backbone, backbone_path, open_backbone
 from clsgen_dist.model.label_space import LabelSpace
@@ -122,8 +122,8 @@ def _opened(source: Path, settings: Settings) -> tuple[Backbone, Merge, dict[str
     """The base, its trained weights, and the classification head."""
     base = open_backbone(backbone_path(settings.model.backbone))
     assert base.weights is not None
-    trained = trained_tensors(source)
-    head = {name: trained.pop(f"{HEAD}{name}").contiguous().detach().float() for name in ("weight", "bias")}
+    tensors = trained_tensors(source)
+    head = {name: tensors[f"classification_head.{name}"].contiguous().detach().float() for name in ("weight", "bias")}
+    trained = {name.removeprefix("lm."): tensor for name, tensor in tensors.items() if name.startswith("lm.")}
     merge = Merge(trained, base.weights, scale=settings.model.lora_alpha / settings.model.lora_rank)
-    merge.require_all_placed()
     return base, merge, head

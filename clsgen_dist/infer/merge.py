@@ -18,10 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clsgen_dist.errors import ModelError
 from clsgen_dist.model.weight_files import Group, WeightMap
-
-_LM, HEAD = "lm.", "classification_head."
 
 
 def trained_tensors(source: Path) -> dict[str, Any]:
@@ -39,42 +36,36 @@ class Merge:
     """Trained tensors waiting for their place among the base's.
 
     Args:
-        trained: as :func:`trained_tensors` gives them, without the classification head.
+        trained: tensors by the LM's own names for them.
         base: the base's files.
         scale: alpha / rank of LoRA.
+
+    Raises:
+        ModelError: a trained tensor has no place among the base's.
     """
 
     def __init__(self, trained: dict[str, Any], base: WeightMap, scale: float) -> None:
+        base.require_place(trained)
         self._trained, self._base, self._scale = trained, base, scale
 
     def groups(self) -> list[Group]:
         """Groups to write, in the files' order; a tied weight is written once."""
         return [group for group in self._base.groups if not self._base.repeats(group)]
 
-    def require_all_placed(self) -> None:
-        """ModelError if a trained tensor has no counterpart in the base: it would be lost."""
-        placed = {key for group in self._base.groups for name in group.shapes for key in self._keys(name)}
-        if left := sorted(self._trained.keys() - placed):
-            raise ModelError(
-                f"these trained tensors have no counterpart in {self._base.files.folder}: {', '.join(left[:3])}"
-            )
-
     def tensors(self, group: Group) -> dict[str, Tensor]:
         """A group's tensors after training, under their names in the files and in the base's dtype."""
         base = self._base.files.read(group.names)
-        if not any(key in self._trained for name in group.shapes for key in self._keys(name)):
+        if not any(self._is_trained(name) for name in group.shapes):
             return base
         parameters = self._base.to_parameters(group, base)
         return self._base.to_files(group, {name: self._merged(name, tensor) for name, tensor in parameters.items()})
 
-    def _keys(self, name: str) -> list[str]:
-        """Names of the trained tensors that change a parameter."""
-        module = _LM + name.removesuffix(".weight")
-        lora = [f"{module}.lora_A.default.weight", f"{module}.lora_B.default.weight"]
-        return [*(_LM + alias for alias in sorted(self._base.aliases(name))), *lora]
+    def _is_trained(self, name: str) -> bool:
+        whole, down, _ = self._base.trained_as(name)
+        return any(key in self._trained for key in (*whole, down))
 
     def _merged(self, name: str, tensor: Tensor) -> Tensor:
-        *whole, down, up = self._keys(name)
+        whole, down, up = self._base.trained_as(name)
         for key in whole:
             if key in self._trained:
                 return self._take(key).to(tensor.dtype)

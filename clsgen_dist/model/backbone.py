@@ -244,7 +244,7 @@ def build_model(
         raise ModelError(f"model.top_layers is {top_layers}, but the backbone has {len(layers)} layers; lower it")
     chosen = list(range(len(layers) - (top_layers or len(layers)), len(layers)))
     if finetune == "lora":
-        _inject_lora(lm, layers, stack_name, chosen, lora_rank, lora_alpha, lora_dropout)
+        _inject_lora(layers, chosen, lora_rank, lora_alpha, lora_dropout)
     elif finetune == "full" and top_layers is not None:
         for index in chosen:
             layers[index].requires_grad_(True)
@@ -355,26 +355,31 @@ def _final_norm(lm: nn.Module, stack_name: str) -> list[nn.Parameter]:
     return [p for module in after for p in module.parameters()]
 
 
-def _inject_lora(
-    lm: nn.Module, layers: nn.ModuleList, stack_name: str, chosen: list[int], rank: int, alpha: int, dropout: float
-) -> None:
-    """LoRA on every linear layer of the chosen decoder layers; the LM head and embeddings stay as they are."""
+def _inject_lora(layers: nn.ModuleList, chosen: list[int], rank: int, alpha: int, dropout: float) -> None:
+    """LoRA on every linear layer of the chosen decoder layers; the LM head and embeddings stay as they are.
+
+    Experts that are stacked into one tensor are no linear layers: they stay as they are too. peft is given the layers
+    without the model, as it would otherwise turn names of other linear layers into those of experts.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = {name for index in chosen for name, m in layers[index].named_modules() if _is_linear(m)}
-    pattern = (
-        rf"{re.escape(stack_name)}\.({'|'.join(map(str, chosen))})\.({'|'.join(re.escape(n) for n in sorted(linear))})"
-    )
+    names = [f"{index}.{name}" for index in chosen for name, m in layers[index].named_modules() if _is_linear(m)]
+    names = [name for name in names if not _read_raw(layers, name)]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=pattern,
-        task_type="CAUSAL_LM",
+        target_modules="|".join(map(re.escape, names)),
         bias="none",
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in layers[chosen[0]].modules()),
     )
-    inject_adapter_in_model(config, lm)
+    inject_adapter_in_model(config, layers)
+
+
+def _read_raw(layers: nn.ModuleList, name: str) -> bool:
+    """Whether a layer is a state-space mixer's output map, whose weight a fused kernel reads without calling it."""
+    parent = layers.get_submodule(name.rpartition(".")[0])
+    return name.endswith(".out_proj") and all(hasattr(parent, part) for part in ("A_log", "D", "conv1d"))
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -265,6 +265,26 @@ class WeightMap:
         source = ties.get(name, name)
         return {source, *(target for target, of in ties.items() if of == source)}
 
+    def trained_as(self, name: str) -> tuple[list[str], str, str]:
+        """Names under which a parameter may have been trained: its own and its ties', and LoRA's A and B."""
+        module = name.removesuffix(".weight")
+        return sorted(self.aliases(name)), f"{module}.lora_A.default.weight", f"{module}.lora_B.default.weight"
+
+    def require_place(self, trained: Iterable[str]) -> None:
+        """ModelError if something that learns changes no tensor of the files: an export would lose it."""
+        placed = {
+            name
+            for group in self.groups
+            for parameter in group.shapes
+            for whole, down, up in [self.trained_as(parameter)]
+            for name in (*whole, down, up)
+        }
+        if left := sorted(set(trained) - placed):
+            raise ModelError(
+                f"{_some(left)} of {type(self.lm).__name__} could be trained but not exported: no tensor in "
+                f"{self.files.folder} belongs to it. Set model.finetune to head, or use another backbone"
+            )
+
     def repeats(self, group: Group) -> bool:
         """Whether a group is a tied weight's second copy."""
         source = getattr(self.lm, "all_tied_weights_keys", {}).get(group.target)
