@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model.attention import per_sequence
 from clsgen_dist.model.backbone import (
     backbone_path,
     build_model,
+    checkpoint_activations,
     choose_attention,
     label_start_tokens,
     load_backbone,
@@ -125,3 +128,19 @@ def test_attention_is_chosen_by_what_is_there(tiny_backbone):
 def test_a_backbone_out_of_reach_is_answered_in_one_line():
     with pytest.raises(ModelError, match=r"'nobody/nothing' has no tokenizer that can be read here"):
         load_tokenizer("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("finetune", "top_layers", "recomputed"), [("head", None, 0), ("full", 1, 1), ("full", None, 4)]
+)
+def test_only_layers_with_a_backward_pass_are_recomputed(tiny_backbone, finetune, top_layers, recomputed):
+    """transformers' own switch runs frozen layers twice forward and once backward, for nothing."""
+    model = _model(tiny_backbone, finetune=finetune, top_layers=top_layers).train()
+    checkpoint_activations(model.lm)
+    passes = []
+    for layer in model.lm.model.layers:
+        layer.self_attn.register_forward_hook(lambda *_: passes.append(1))
+    batch = collate([Sample(np.arange(3, 20, dtype=np.int32), np.arange(20, 30, dtype=np.int32), 1)])
+    output = model(**batch.inputs())
+    (output.generation_loss.sum() + output.class_loss.sum()).backward()
+    assert len(passes) == 4 + recomputed
