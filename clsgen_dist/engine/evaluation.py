@@ -88,10 +88,9 @@ def dev_metrics(
     probabilities_NC, labels_N = softmax(logits_NC[labelled], axis=1), labels_N[labelled]
     generation, classification = losses
     metrics = {
-        "loss_generation": generation,
-        "loss_classification": classification,
+        "loss/generation": generation,
+        "loss/classification": classification,
         "loss": float(np.nansum([weights.generation * generation, weights.classification * classification])),
-        "nll": classification,
     }
     if len(labels_N) and not np.isfinite(probabilities_NC).all():
         metrics |= dict.fromkeys(("auroc", "ece", "f1"), float("nan"))
@@ -103,6 +102,11 @@ def dev_metrics(
         else:
             metrics["f1"] = macro_f1(probabilities_NC.argmax(axis=1), labels_N)
     return metrics
+
+
+def metric_name(best_metric: str) -> str:
+    """How :func:`dev_metrics` calls what ``train.best_metric`` names: the NLL is the classification loss."""
+    return "loss/classification" if best_metric == "nll" else best_metric
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:

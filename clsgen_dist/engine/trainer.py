@@ -31,7 +31,7 @@ from clsgen_dist.engine.attempts import Attempt
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, process_group
-from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better, metric_fault
+from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better, metric_fault, metric_name
 from clsgen_dist.engine.optim import lr_factor, set_lr
 from clsgen_dist.engine.output import prepare_output
 from clsgen_dist.engine.owner import Owner
@@ -446,7 +446,7 @@ class _Run:
         self.progress.note(
             f"step {self.state.step} dev: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         )
-        value = metrics.get(train.best_metric, float("nan"))
+        value = metrics.get(metric_name(train.best_metric), float("nan"))
         best = is_better(train.best_metric, value, self.state.best_value)
         if best:
             self.state = dataclasses.replace(

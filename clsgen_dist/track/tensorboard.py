@@ -1,9 +1,11 @@
 """The run as TensorBoard shows it: both losses on one chart, the dev metrics, the reliability diagram, the settings.
 
-Scalars keep the tag they come with, so a tag in the trainer is the tag on the screen; the trainer's are the constants
-below. A loss without rows in a step is NaN and its point is left out: a written NaN would show as a triangle and break
-the smoothed curve. The custom-scalars page ("losses") draws generation and classification on one chart, so that one
-loss starving the other is seen at a glance.
+Scalars keep the tag they come with, so a tag in the trainer is the tag on the screen. A loss without rows in a step is
+NaN and its point is left out: a written NaN would show as a triangle and break the smoothed curve.
+
+Generation and classification loss are drawn on one chart, so that one starving the other is seen at a glance.
+TensorBoard gives a colour to each run, not to each tag: so each of the two is written once more, under one tag, into a
+run of its own (``generation/`` and ``classification/`` in the log's folder).
 
 Only rank 0 writes; on every other rank ``log_dir`` is None and each call returns at once. A resumed run names the first
 step it will write: TensorBoard then hides what the killed run had logged from that step on. (Its default, fast loader
@@ -19,7 +21,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clsgen_dist.track.reliability import Reliability, draw_reliability
 
@@ -28,30 +30,19 @@ if TYPE_CHECKING:
 
 LOSS_GENERATION = "loss/generation"
 LOSS_CLASSIFICATION = "loss/classification"
-LOSS_TOTAL = "loss/total"
-WEIGHT_GENERATION = "loss_weight/generation"
-WEIGHT_CLASSIFICATION = "loss_weight/classification"
-LR = "optim/lr"
-LR_HEAD = "optim/lr_head"
-GRAD_NORM = "optim/grad_norm"
-SKIPPED_STEPS = "optim/skipped_steps"
 TOKENS_PER_SECOND = "speed/tokens_per_second"
 SUPERVISED_TOKENS_PER_SECOND = "speed/supervised_tokens_per_second"
-PEAK_MEMORY_GIB = "memory/peak_gib"
 
 DEV = "dev/"
 """Prefix of what is measured on the dev rows: the metric ``loss/generation`` becomes ``dev/loss/generation``."""
-DEV_RELIABILITY = f"{DEV}reliability"
-SETTINGS = "settings"
 
-# Tags are regular expressions to the front end: unanchored, "loss/generation" would also draw the dev loss.
+_CURVES = {LOSS_GENERATION: "generation", LOSS_CLASSIFICATION: "classification"}
+"""The losses that are drawn on one chart, and the run of its own that each is drawn in."""
+_TRAIN_CHART, _DEV_CHART = "both_losses/train", "both_losses/dev"
 _LAYOUT = {
     "losses": {
-        "generation and classification": ["Multiline", [f"^{LOSS_GENERATION}$", f"^{LOSS_CLASSIFICATION}$"]],
-        "generation and classification, dev": [
-            "Multiline",
-            [f"^{DEV}{LOSS_GENERATION}$", f"^{DEV}{LOSS_CLASSIFICATION}$"],
-        ],
+        "generation and classification": ["Multiline", [f"^{_TRAIN_CHART}$"]],
+        "generation and classification, dev": ["Multiline", [f"^{_DEV_CHART}$"]],
     }
 }
 
@@ -66,23 +57,29 @@ class TensorBoardLog:
         settings are logged again at ``first_step``, next to those the run started with.
         """
         self._writer: SummaryWriter | None = None
+        self._curves: dict[str, SummaryWriter] = {}
         if log_dir is None:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(log_dir), purge_step=first_step if first_step > 0 else None, flush_secs=10)
+        options: dict[str, Any] = {"purge_step": first_step if first_step > 0 else None, "flush_secs": 10}
+        self._writer = SummaryWriter(str(log_dir), **options)
+        self._curves = {tag: SummaryWriter(str(log_dir / run), **options) for tag, run in _CURVES.items()}
         self._writer.add_custom_scalars(_LAYOUT)
-        self._writer.add_text(SETTINGS, _code_block(settings_text), first_step)
+        self._writer.add_text("settings", _code_block(settings_text), first_step)
         # A page opened before the first step already shows the layout and the settings.
-        self._writer.flush()
+        self.flush()
 
     def step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes each scalar under its own tag; NaN (a loss without rows in this step) leaves no point."""
         if self._writer is None:
             return
         for tag, value in scalars.items():
-            if not math.isnan(value):
-                self._writer.add_scalar(tag, value, step)
+            if math.isnan(value):
+                continue
+            self._writer.add_scalar(tag, value, step)
+            if curve := self._curves.get(tag.removeprefix(DEV)):
+                curve.add_scalar(_DEV_CHART if tag.startswith(DEV) else _TRAIN_CHART, value, step)
 
     def evaluation(self, step: int, metrics: Mapping[str, float], reliability: Reliability | None) -> None:
         """Writes ``dev/<name>`` for each metric, and the diagram if there is one; on disk when it returns."""
@@ -91,19 +88,22 @@ class TensorBoardLog:
         self.step(step, {f"{DEV}{name}": value for name, value in metrics.items()})
         if reliability is not None:
             image_HWC = draw_reliability(reliability, f"Reliability on dev, step {step}")
-            self._writer.add_image(DEV_RELIABILITY, image_HWC, step, dataformats="HWC")
-        self._writer.flush()
+            self._writer.add_image(f"{DEV}reliability", image_HWC, step, dataformats="HWC")
+        self.flush()
 
     def flush(self) -> None:
         """Put everything logged so far on the disk."""
-        if self._writer is not None:
-            self._writer.flush()
+        for writer in self._writers():
+            writer.flush()
 
     def close(self) -> None:
         """Writes what is queued and ends the writer; later calls write nothing."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        for writer in self._writers():
+            writer.close()
+        self._writer, self._curves = None, {}
+
+    def _writers(self) -> list[SummaryWriter]:
+        return [] if self._writer is None else [self._writer, *self._curves.values()]
 
     def __enter__(self) -> TensorBoardLog:
         return self

@@ -14,7 +14,9 @@ from clsgen_dist.engine.rows import read_rows
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.engine.optim import lr_factor, parameter_groups
 from clsgen_dist.engine.stream import plan_stream
-from clsgen_dist.infer.export import _trained_tensors, export
+from clsgen_dist.infer.artifact import HEAD_FILE
+from clsgen_dist.infer.export import export
+from clsgen_dist.infer.merge import trained_tensors
 from clsgen_dist.model.backbone import build_model, label_start_tokens, load_backbone, load_tokenizer, open_backbone
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -72,7 +74,7 @@ def _plain_torch(settings) -> dict[str, torch.Tensor]:
 
 def _trained(output):
     folder = checkpoint.committed(output / "checkpoints")[-1]
-    tensors = {name: tensor.contiguous().detach().clone() for name, tensor in _trained_tensors(folder).items()}
+    tensors = {name: tensor.contiguous().detach().clone() for name, tensor in trained_tensors(folder).items()}
     tied = tensors.pop("lm.lm_head.weight", None)
     assert tied is None or torch.equal(tied, tensors["lm.model.embed_tokens.weight"])
     return tensors
@@ -212,4 +214,4 @@ def test_bf16_trains_the_head_and_the_adapters_with_fp32_masters(ranks, recipe, 
     assert {flat.dtype for flat in state["fp32_flat_groups"]} == {torch.float32}
     assert all(p["exp_avg"].abs().sum() > 0 for p in state["optimizer_state_dict"]["state"].values())
     export(tmp_path / "run", tmp_path / "exported", max_shard_bytes=10**9, verify_logits=True)
-    assert (tmp_path / "exported/classification_head.safetensors").exists()
+    assert (tmp_path / "exported" / HEAD_FILE).exists()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.errors import ModelError
-from clsgen_dist.infer.artifact import ModelCard, read_head
+from clsgen_dist.infer.artifact import HEAD_FILE, ModelCard, read_head
 from clsgen_dist.infer.export import export
 from clsgen_dist.infer.predict import Predictor
 
@@ -94,10 +94,13 @@ def test_a_tampered_head_is_refused(exported, tmp_path):
 
     folder = tmp_path / "model"
     shutil.copytree(exported[1], folder)
-    tensors = load_file(folder / "classification_head.safetensors")
-    save_file({**tensors, "bias": tensors["bias"] + 1}, folder / "classification_head.safetensors")
+    tensors = load_file(folder / HEAD_FILE)
+    save_file({**tensors, "bias": tensors["bias"] + 1}, folder / HEAD_FILE)
     with pytest.raises(ModelError, match="does not match its fingerprint"):
         Predictor(folder)
+    save_file(tensors, folder / "classification_head.safetensors")
+    (folder / HEAD_FILE).unlink()
+    Predictor(folder)  # where earlier versions wrote it
     (folder / "classification_head.safetensors").unlink()
     with pytest.raises(ModelError, match="is missing"):
         Predictor(folder)
@@ -106,17 +109,20 @@ def test_a_tampered_head_is_refused(exported, tmp_path):
 def test_an_export_that_was_wrong_once_is_made_again_and_told(exported, tmp_path, monkeypatch):
     from clsgen_dist.infer import export as module
 
-    verify, said = module._verify_probe, []
+    verify, said = module.verify_probe, []
 
     def wrong_at_first(folder, probe, say):
         if not said:
             probe = {**probe, "class_logits": [value + 0.01 for value in probe["class_logits"]]}
         verify(folder, probe, say)
 
-    monkeypatch.setattr(module, "_verify_probe", wrong_at_first)
+    monkeypatch.setattr(module, "verify_probe", wrong_at_first)
     export(exported[0], tmp_path / "model", say=said.append)
     assert (tmp_path / "model/clsgen.json").exists()
-    assert "differ from the trained model's" in said[0] and said[0].endswith("once more from the start")
+    assert "differ from the trained model's" in said[0] and "once more from the start" in said[0]
+    evidence = json.loads((tmp_path / "model.differed.json").read_text())
+    assert evidence["written_unlike_second_merge"] == [] == evidence["loaded_unlike_written"]
+    assert max(evidence["difference_when_loaded_again"]) < 1e-4  # the fault was in the comparison, as it was made here
     assert said[1].startswith("verified by reloading")
 
 

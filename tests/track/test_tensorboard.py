@@ -90,13 +90,13 @@ def test_both_losses_share_a_chart_and_the_dev_losses_another(tmp_path: Path) ->
     TensorBoardLog(tmp_path, settings_text="").close()
     (event,) = read(tmp_path).Tensors("custom_scalars__config__")
     (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
-    tags = [LOSS_GENERATION, LOSS_CLASSIFICATION, "dev/loss/generation", "dev/loss/classification", "loss/total"]
+    tags = [LOSS_GENERATION, "dev/loss/generation", "loss/total", "both_losses/train", "both_losses/dev"]
     drawn = {
         chart.title: [tag for tag in tags if any(re.search(pattern, tag) for pattern in chart.multiline.tag)]
         for chart in category.chart
     }
     assert category.title == "losses"
-    assert drawn == {"generation and classification": tags[:2], "generation and classification, dev": tags[2:4]}
+    assert drawn == {"generation and classification": tags[3:4], "generation and classification, dev": tags[4:]}
 
 
 def test_the_reliability_diagram_comes_back_as_it_was_drawn(tmp_path: Path) -> None:
@@ -151,26 +151,25 @@ return {
   legend: all(card.shadowRoot, ".match-list-entry").filter(seen).map(n => n.innerText.trim().replace(/\\s+/g, " ")),
   curves: all(card.shadowRoot, "path.line").filter(seen).filter(n => getComputedStyle(n).stroke !== "none")
     .map(n => n.getAttribute("d")),
+  colours: all(card.shadowRoot, "path.line").filter(seen).map(n => getComputedStyle(n).stroke)
+    .filter(stroke => stroke !== "none"),
 };
 """
 
 
-@pytest.fixture
-def losses(tmp_path: Path) -> dict[str, np.ndarray]:
-    """The two curves of 20 points that are in the log ``tmp_path / "run"``, beside another tag."""
-    steps = np.arange(20)
-    losses = {LOSS_GENERATION: 2.4 - 0.05 * steps, LOSS_CLASSIFICATION: 0.7 + 0.2 * np.cos(steps)}
-    with TensorBoardLog(tmp_path / "run", settings_text="seed: 1") as log:
-        for step in steps:
-            log.step(int(step), {"loss/total": 5.0, **{tag: float(values[step]) for tag, values in losses.items()}})
-    return losses
+@pytest.fixture(scope="module")
+def run_folder(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run of six steps, with two evaluations."""
+    output = tmp_path_factory.mktemp("run") / "run"
+    train(output, ranks=1, data__dev="demo:breast-cancer/dev", train__max_steps=6, train__eval_every=3)
+    return output
 
 
 @pytest.fixture
-def tensorboard_url(tmp_path: Path, losses: dict[str, np.ndarray]) -> Iterator[str]:
-    """The address of a real TensorBoard on the log of both losses; it picks its own free port."""
+def tensorboard_url(tmp_path: Path, run_folder: Path) -> Iterator[str]:
+    """The address of a real TensorBoard on the log of a real run; it picks its own free port."""
     said = tmp_path / "tensorboard.txt"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run_folder)]
     with said.open("w") as output:
         server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", "0"], stdout=output, stderr=output)
     try:
@@ -225,18 +224,19 @@ def vertices(path: str) -> np.ndarray:
     return np.array([[float(x) for x in corner.split(",")] for corner in re.split("[ML]", path) if corner])
 
 
+@pytest.mark.dist
 @pytest.mark.browser
-def test_a_browser_draws_both_losses_on_one_chart(
-    browser: Any, tensorboard_url: str, losses: dict[str, np.ndarray], tmp_path: Path
+def test_a_browser_draws_both_losses_of_a_run_on_one_chart_in_two_colours(
+    browser: Any, tensorboard_url: str, run_folder: Path, tmp_path: Path
 ) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    def chart_with_two(what: str) -> dict[str, Any]:
+    def chart_with_two(title: str, what: str) -> dict[str, Any]:
         """The chart once it shows two curves, or two lines of legend, and has come to rest."""
         before: list[str] = []
 
         def look(_: Any) -> Any:
-            chart = browser.execute_script(CHART_OF_TITLE, "generation and classification")
+            chart = browser.execute_script(CHART_OF_TITLE, title)
             now = chart[what] if chart else []
             at_rest = len(now) >= 2 and now == before
             before[:] = now
@@ -245,19 +245,27 @@ def test_a_browser_draws_both_losses_on_one_chart(
         return WebDriverWait(browser, 30, poll_frequency=0.2).until(look, f"the chart does not show two {what}")
 
     browser.get(f"{tensorboard_url}#custom_scalars&_smoothingWeight=0")
-    try:
-        chart = chart_with_two("curves")
-        chart["toggle"].click()
-        legend = chart_with_two("legend")["legend"]
-    finally:
-        browser.save_screenshot(str(tmp_path / "custom_scalars.png"))
-    curves = [vertices(path) for path in chart["curves"]]
-
-    assert sorted(re.sub(r"^\W+|\W+$", "", line) for line in legend) == sorted(losses)
-    assert [len(curve) for curve in curves] == [20, 20]
-    # One chart has one y axis: a single straight line takes the values of both losses to the pixels of both curves.
-    curves.sort(key=lambda curve: curve[:, 1].mean())
-    values, pixels = np.concatenate(list(losses.values())), np.concatenate([curve[:, 1] for curve in curves])
-    slope, offset = np.polyfit(values, pixels, 1)
-    assert slope < -20, "pixels count from the top, and the chart is more than 20 of them high"
-    np.testing.assert_allclose(slope * values + offset, pixels, atol=0.1)
+    for title, prefix in (("generation and classification", ""), ("generation and classification, dev", "dev/")):
+        try:
+            chart = chart_with_two(title, "curves")
+            chart["toggle"].click()
+            legend = chart_with_two(title, "legend")["legend"]
+        finally:
+            browser.save_screenshot(str(tmp_path / "custom_scalars.png"))
+        assert {run for line in legend for run in ("generation", "classification") if f"/{run}" in f"/{line}"} == {
+            "generation",
+            "classification",
+        }
+        assert len(set(chart["colours"])) == 2, "the curves cannot be told from each other"
+        logged = [points(run_folder / "tensorboard", prefix + tag) for tag in (LOSS_GENERATION, LOSS_CLASSIFICATION)]
+        curves = [vertices(path) for path in chart["curves"]]
+        assert sorted(map(len, curves)) == sorted(map(len, logged))
+        # One chart has one y axis: a single straight line takes the values of both losses to the pixels of both curves.
+        values = np.concatenate([[value.expected for _, value in curve] for curve in logged])
+        fits = []
+        for order in (curves, curves[::-1]):
+            pixels = np.concatenate([curve[:, 1] for curve in order])
+            slope, offset = np.polyfit(values, pixels, 1)
+            fits.append((np.abs(slope * values + offset - pixels).max(), slope))
+        worst, slope = min(fits)
+        assert worst < 0.1 and -slope * np.ptp(values) > 20, "pixels count from the top; the chart is over 20 high"
