@@ -26,6 +26,7 @@ _VERBS = {
     "evaluate": "measure an exported model on held-out rows",
     "data": "look at rows before training: check, score, preview",
     "demo": "train, export, calibrate and evaluate the embedded demo",
+    "init": "copy recipes, DeepSpeed files and Slurm scripts into a folder, to change them there",
 }
 _DATA_VERBS = {
     "check": "format, balance, lengths, duplicates, leakage and truncation of one file or several splits",
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _dispatch(program: str, verbs: dict[str, str], argv: Sequence[str], function: str) -> None:
     """List the verbs, or call the one that ``argv`` names with the rest of it."""
-    args = list(argv)
+    # `deepspeed --module clsgen_dist train …` puts its own flag first.
+    args = [a for a in argv if not a.startswith("--local_rank=")]
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, verbs))
         print(f"usage: {program} VERB [options]   ({program} VERB --help lists them)\n")
@@ -120,6 +122,33 @@ def evaluate_main(argv: Sequence[str]) -> None:
     from clsgen_dist.infer.commands import evaluate
 
     _run(evaluate, argv)
+
+
+def init_main(argv: Sequence[str]) -> None:
+    """``clsgen init``."""
+
+    def init(to: str = ".") -> None:
+        """Copy configs/, ds_configs/ and slurm/ of this version into a folder; what is there already is left alone.
+
+        Args:
+            to: The folder; made if it is not there.
+        """
+        import shutil
+        from pathlib import Path
+
+        from clsgen_dist.config import SHIPPED
+
+        for name in ("configs", "ds_configs", "slurm"):
+            for source in sorted(p for p in (SHIPPED / name).rglob("*") if p.is_file() and p.suffix != ".pyc"):
+                target = Path(to) / source.relative_to(SHIPPED)
+                if target.exists():
+                    print(f"left alone  {target}")
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+                print(f"copied      {target}")
+
+    _run(init, argv)
 
 
 def data_main(argv: Sequence[str]) -> None:

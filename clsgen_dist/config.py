@@ -21,8 +21,9 @@ from clsgen_dist.data.curriculum import Direction, Stage, stage_faults
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import SettingsError
 
-ROOT = Path(__file__).resolve().parent.parent
-"""The checkout (or site-packages): recipes and DeepSpeed files are looked for here after the working directory."""
+_PACKAGE = Path(__file__).resolve().parent
+SHIPPED = _PACKAGE.parent if (_PACKAGE.parent / "ds_configs").is_dir() else _PACKAGE / "shipped"
+"""Holds ``configs/``, ``ds_configs/`` and ``slurm/``: the checkout, or a folder of the installed package."""
 
 
 @dataclass(kw_only=True)
@@ -351,11 +352,11 @@ def _not_finite(value: Any, name: str = "") -> list[tuple[str, float]]:
 
 
 def resolve_path(path: str) -> Path:
-    """``path`` from the working directory or, for shipped files, from the checkout; SettingsError if in neither."""
-    for candidate in (Path(path), ROOT / path):
+    """``path`` from the working directory or, failing that, as one of ours; SettingsError if it is neither."""
+    for candidate in (Path(path), SHIPPED / path):
         if candidate.is_file():
             return candidate
-    raise SettingsError(f"{path!r} is not a file, neither in {Path.cwd()} nor in {ROOT}; check the path")
+    raise SettingsError(f"{path!r} is not a file, neither in {Path.cwd()} nor in {SHIPPED}; check the path")
 
 
 def parse_settings(
@@ -369,11 +370,20 @@ def parse_settings(
     if default_config and not any(a == "--config" or a.startswith("--config=") for a in args):
         args = ["--config", str(resolve_path(default_config)), *args]
     parser = _parser(also)
+    args = [_shipped_recipe(arg, before) for arg, before in zip(args, ["", *args], strict=False)]
     try:
         return _instantiate(parser, parser.parse_args(args))
     except SettingsError as error:
         parser.error(str(error))
         raise  # not reached: error() exits
+
+
+def _shipped_recipe(arg: str, before: str) -> str:
+    """A flag or its value; the value of ``--config`` as a path of ours where it is none from here."""
+    flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
+    if (equals or before == "--config") and not Path(value).exists() and (SHIPPED / value).is_file():
+        return f"{flag}{equals}{SHIPPED / value}"
+    return arg
 
 
 def settings_from_yaml(text: str) -> Settings:

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clsgen_dist.config import ROOT
 from clsgen_dist.data.demos import breast_cancer
 from clsgen_dist.errors import UserError
 
@@ -89,7 +88,7 @@ def _train(run: Path, ranks: int, seed: int) -> None:
     """Run the launcher as a user would; DemoError if it fails."""
     command = [
         *(str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(_free_port())),
-        *("--log_level", "warning", str(ROOT / "train.py"), "--overwrite", "true"),
+        *("--log_level", "warning", "--module", "clsgen_dist", "train", "--overwrite", "true"),
         *("--output_dir", str(run), "--seed", str(seed)),
         *("--data.train", _rows("train", seed), "--data.dev", _rows("dev", seed)),
     ]
