@@ -12,8 +12,10 @@ Frozen parameters are not written: they come again from the backbone, which is c
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +31,20 @@ from clsgen_dist.engine.guard import GuardState
 from clsgen_dist.errors import CheckpointError
 
 MARKER = "committed.json"
+_SAVING, _DELETING = "saving", "deleting"
+LEFTOVER = (_SAVING, _DELETING)
+"""Files that say of a folder without marker that it is ours, and may go."""
 SETTINGS_FILE = "settings.yaml"
+
+
+_NOTE = """Checkpoints of a clsgen_dist run, in DeepSpeed's sharded format. A folder counts if it holds committed.json.
+
+A model to use:    clsgen export --checkpoint RUN --output DIR
+To go on:          clsgen train ... --resume auto
+
+zero_to_fp32.py, which DeepSpeed copies into each folder, gives the trained tensors alone: without the backbone's frozen
+weights, and with LoRA updates apart.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +111,10 @@ def read_marker(folder: Path) -> dict[str, Any]:
 def commit(folder: Path, marker: dict[str, Any]) -> None:
     """Publish a checkpoint's marker: from here on it counts."""
     publish(folder / MARKER, json.dumps({**marker, "sha256": _digest(marker)}, indent=1))
+    (folder / _SAVING).unlink(missing_ok=True)
+    publish(folder.parent / "latest", folder.name)
+    if not (note := folder.parent / "README.txt").exists():
+        note.write_text(_NOTE)
 
 
 def _digest(marker: dict[str, Any]) -> str:
@@ -119,9 +138,26 @@ def verify(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
     return marker
 
 
+def step_of(folder: Path) -> int | None:
+    """The step in a checkpoint folder's name; None for any other name, and for links: those are somebody else's."""
+    name = re.fullmatch(r"step-(\d{8})", folder.name)
+    return int(name[1]) if name and folder.is_dir() and not folder.is_symlink() else None
+
+
 def committed(root: Path) -> list[Path]:
     """Committed checkpoint folders under ``root``, oldest first; not verified."""
-    return sorted(p.parent for p in root.glob(f"step-*/{MARKER}"))
+    return sorted(p.parent for p in root.glob(f"step-*/{MARKER}") if step_of(p.parent) is not None)
+
+
+def unmarked(root: Path) -> list[Path]:
+    """Folders named as checkpoints that hold weights, but neither marker nor a sign of ours that they are leftovers."""
+    return sorted(
+        folder
+        for folder in root.glob("step-*")
+        if step_of(folder) is not None
+        and not any((folder / sign).exists() for sign in (MARKER, *LEFTOVER))
+        and any(folder.glob("*_states.pt"))
+    )
 
 
 def newest_valid(
@@ -143,16 +179,42 @@ def newest_valid(
 
 def later_than(root: Path, step: int) -> list[Path]:
     """Committed checkpoints of later steps than this."""
-    return [folder for folder in committed(root) if int(folder.name.removeprefix("step-")) > step]
+    return [folder for folder in committed(root) if (step_of(folder) or 0) > step]
 
 
 def clear_after(root: Path, step: int) -> None:
-    """Delete what a run that goes on from ``step`` does not: later checkpoints, and saves and conversions cut short."""
+    """Delete what a run that goes on from ``step`` does not: later checkpoints, and saves and conversions cut short.
+
+    Only what is ours for certain: exact names, with our marker or a sign that we left there. Copies and folders of
+    other names stay.
+    """
     for folder in later_than(root, step):
-        (folder / MARKER).unlink()
+        delete(folder)
     for folder in root.glob("step-*"):
-        if not (folder / MARKER).exists():
+        is_leftover = step_of(folder) is not None and any((folder / sign).exists() for sign in LEFTOVER)
+        is_conversion = re.fullmatch(r"step-\d{8}\.universal", folder.name) and not folder.is_symlink()
+        if is_leftover or is_conversion:
             shutil.rmtree(folder)
+
+
+def begin_folder(folder: Path, report: Callable[[str], None]) -> None:
+    """Make the folder of a save, signed as not finished; one of that name that is not ours is moved aside."""
+    if folder.exists() or folder.is_symlink():
+        if any((folder / sign).exists() for sign in (MARKER, *LEFTOVER)) and not folder.is_symlink():
+            shutil.rmtree(folder)
+        else:
+            names = (folder.with_name(f"{folder.name}.aside-{number}") for number in itertools.count(1))
+            aside = next(path for path in names if not path.exists())
+            folder.rename(aside)
+            report(f"{folder} was there and has no {MARKER}: moved to {aside.name}")
+    folder.mkdir(parents=True)
+    (folder / _SAVING).touch()
+
+
+def delete(folder: Path) -> None:
+    """Delete a committed checkpoint; killed half-way, it is known as a leftover."""
+    (folder / MARKER).rename(folder / _DELETING)
+    shutil.rmtree(folder)
 
 
 def fault_of(folder: Path, world: World | None = None) -> str | None:
@@ -265,8 +327,7 @@ def prune(root: Path, *, keep_last: int, best_step: int | None) -> None:
     keep = {folder_name(best_step)} if best_step is not None else set()
     for folder in committed(root)[:-keep_last]:
         if folder.name not in keep:
-            (folder / MARKER).unlink()
-            shutil.rmtree(folder)
+            delete(folder)
 
 
 def frozen_sums(model: torch.nn.Module, world: World) -> tuple[float, float]:

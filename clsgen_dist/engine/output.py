@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +38,12 @@ def _newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None
             f"every checkpoint in {root} is damaged; put one back from elsewhere, or start over: --resume never "
             "--overwrite true"
         )
+    if found is None and (unmarked := world.broadcast(checkpoint.unmarked(root))):
+        raise CheckpointError(
+            f"{root} holds {len(unmarked)} folders with weights, up to {unmarked[-1].name}, and none has its "
+            f"{checkpoint.MARKER}: they are not taken for whole, nor written over. Put the markers back, or move the "
+            "folders away to start over"
+        )
     say("nothing to resume: starting at step 0" if found is None else f"newest valid checkpoint: {found.name}")
     return found
 
@@ -62,11 +67,12 @@ def _make(settings: Settings, output: Path, root: Path) -> str | None:
     """The output folder with the run's settings in it; what forbids it, as text."""
     try:
         if settings.resume == "never" and settings.overwrite:
-            for part in (root, output / "tensorboard"):
-                shutil.rmtree(part, ignore_errors=True)
+            checkpoint.clear_after(root, -1)
+            for events in (output / "tensorboard").rglob("events.out.tfevents.*"):
+                events.unlink()
             for name in ("rows.jsonl", guard.SKIPPED_FILE, "stragglers.jsonl"):
                 (output / name).unlink(missing_ok=True)
-        if settings.resume == "never" and checkpoint.committed(root):
+        if settings.resume == "never" and (checkpoint.committed(root) or checkpoint.unmarked(root)):
             return (
                 f"{output} already holds checkpoints of a run; go on with it (--resume auto), choose another "
                 "--output_dir, or delete it (--overwrite true)"

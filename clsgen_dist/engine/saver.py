@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -72,8 +71,8 @@ class Saver:
         self.require_ours()
         require_room(self._root, self._world, checkpoint_bytes(self._engine, self._world))
         folder = self._root / checkpoint.folder_name(state.step)
-        if self._world.is_main and folder.exists():  # an uncommitted leftover
-            shutil.rmtree(folder)
+        if self._world.is_main:
+            checkpoint.begin_folder(folder, print)
         self._world.barrier()
         self._engine.save_checkpoint(
             str(self._root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
@@ -109,7 +108,7 @@ class Saver:
             raise CheckpointError(told)
         if self._world.is_main:
             files = {name: entry for part in parts for name, entry in part.items()}
-            rest = [p.name for p in folder.iterdir() if p.is_file() and p.name not in files]
+            rest = [p.name for p in folder.iterdir() if p.is_file() and p.name not in (*files, *checkpoint.LEFTOVER)]
             marker["files"] = files | {name: checkpoint.seal(folder / name) for name in sorted(rest)}
             checkpoint.commit(folder, marker)
             checkpoint.prune(self._root, keep_last=self._keep_last, best_step=marker["state"]["best_step"])

@@ -92,11 +92,11 @@ def test_the_one_to_go_back_to_is_of_a_good_step(tmp_path):
 def test_what_a_run_does_not_go_on_from_is_deleted(tmp_path):
     for step in (2, 4, 6):
         _commit(tmp_path, step)
-    (_commit(tmp_path, 3) / checkpoint.MARKER).unlink()  # a save that was killed
+    checkpoint.begin_folder(tmp_path / checkpoint.folder_name(3), print)  # a save that is killed
     (tmp_path / "step-00000002.universal").mkdir()
     assert [p.name for p in checkpoint.later_than(tmp_path, 4)] == [checkpoint.folder_name(6)]
     checkpoint.clear_after(tmp_path, 4)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.folder_name(s) for s in (2, 4)]
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == [checkpoint.folder_name(s) for s in (2, 4)]
 
 
 def test_nothing_there_is_nothing_to_resume(tmp_path):
@@ -108,4 +108,57 @@ def test_pruning_keeps_the_last_and_the_best(tmp_path):
         _commit(tmp_path, step)
     checkpoint.prune(tmp_path, keep_last=2, best_step=3)
     assert [p.name for p in checkpoint.committed(tmp_path)] == [checkpoint.folder_name(s) for s in (3, 5, 6)]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("step-*"))) == 3
+
+
+def _operators(root):
+    """What people keep beside checkpoints."""
+    _commit(root, 40).rename(root / "step-00000040-good")
+    _commit(root, 30).rename(root / "step-30.bak")
+    (root / "step-mine").mkdir()
+    (root / "step-mine/notes.txt").write_text("mine")
+    (root / "best").mkdir()
+    (root / "step-00000050").symlink_to(root / "step-mine")
+    return sorted(p.name for p in root.iterdir() if p.is_dir())
+
+
+def test_what_people_keep_beside_checkpoints_is_neither_read_nor_deleted(tmp_path):
+    theirs = _operators(tmp_path)
+    for step in (10, 20, 60):
+        _commit(tmp_path, step)
+    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(60)
+    checkpoint.clear_after(tmp_path, 20)
+    checkpoint.prune(tmp_path, keep_last=1, best_step=None)
+    checkpoint.clear_after(tmp_path, -1)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == theirs
+    assert (tmp_path / "step-mine/notes.txt").read_text() == "mine"
+
+
+def test_a_save_and_a_deletion_cut_short_are_known_as_leftovers(tmp_path):
+    checkpoint.begin_folder(tmp_path / checkpoint.folder_name(4), print)
+    (tmp_path / checkpoint.folder_name(4) / "mp_rank_00_model_states.pt").write_bytes(b"half")
+    deleted = _commit(tmp_path, 2)
+    (deleted / checkpoint.MARKER).rename(deleted / "deleting")
+    (deleted / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    assert checkpoint.unmarked(tmp_path) == []
+    checkpoint.clear_after(tmp_path, 9)
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_whole_shards_whose_marker_is_lost_stay_and_are_named(tmp_path):
+    lost = _commit(tmp_path, 4)
+    (lost / "mp_rank_00_model_states.pt").write_bytes(b"weights")
+    (lost / checkpoint.MARKER).unlink()
+    checkpoint.clear_after(tmp_path, -1)
+    assert checkpoint.unmarked(tmp_path) == [lost]
+    said = []
+    checkpoint.begin_folder(lost, said.append)
+    assert (tmp_path / "step-00000004.aside-1/mp_rank_00_model_states.pt").read_bytes() == b"weights"
+    assert said and "moved to step-00000004.aside-1" in said[0]
+
+
+def test_the_newest_commit_is_what_other_tools_find_as_latest(tmp_path):
+    _commit(tmp_path, 2)
+    _commit(tmp_path, 4)
+    assert (tmp_path / "latest").read_text() == checkpoint.folder_name(4)
+    assert "clsgen export" in (tmp_path / "README.txt").read_text()
