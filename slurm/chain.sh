@@ -29,7 +29,11 @@ done
 
 read -ra flags <<<"${SBATCH_FLAGS:-}"
 # The script itself says where its runs go: OUTPUT=${OUTPUT:-...}
-eval "$(grep -m 1 '^OUTPUT=' "$script")"
+OUTPUT=$(
+    set +u
+    eval "$(grep -E '^(export )?[A-Za-z_]+=' "$script")" >/dev/null
+    printf %s "${OUTPUT:-}"
+)
 bad=$(cut -d ' ' -f 1 "${OUTPUT:-}/bad_nodes" 2>/dev/null | sort -u | paste -sd ,) || true
 before=
 for stage in "${stages[@]}"; do
@@ -42,6 +46,7 @@ for stage in "${stages[@]}"; do
         before="<job of ${stage%%=*}>"
     else
         before=$("${submit[@]}")
+        before=${before%%;*} # of a federation: job;cluster
         echo "stage ${stage%%=*}: job $before on ${stage#*=} nodes"
     fi
 done

@@ -3,10 +3,10 @@
 #
 #   RECIPE   YAML recipe                       OUTPUT   the run's folder, seen by all nodes
 #
-# A job has two steps, each with one task per GPU: a look at the nodes, then train.py. How a task ends decides what becomes
+# A job has two steps, each with one task per GPU: a look at the nodes, then clsgen train. How a task ends decides what becomes
 # of the job (clsgen_dist/errors.py), in finish():
 #   0 done · 2 a person must mend it: no requeue · 75 asked to stop: requeue · else crash: requeue until this job has
-#   crashed MAX_RESTARTS times. train.py itself refuses (2) when starts make no progress.
+#   crashed MAX_RESTARTS times. The trainer itself refuses (2) when starts make no progress.
 set -euo pipefail
 
 # USR2 comes here when the site or scancel names the batch shell (--signal=B:, --batch): the tasks are asked, as if it had
@@ -37,12 +37,29 @@ run() {
 
 ask_tasks() { scancel --signal=USR2 "$SLURM_JOB_ID" || true; }
 
+# patient SECONDS COMMAND...: a Slurm command's answer. Controllers restart: while scontrol says that none is up, the command is
+# asked again, for so long; what it says while one is up is final.
+patient() {
+    local until=$((SECONDS + $1)) answer status
+    shift
+    while true; do
+        status=0
+        answer=$("$@" 2>&1) || status=$?
+        if ((status == 0 || SECONDS >= until)) || timeout 20 scontrol ping 2>/dev/null | grep -q ' UP'; then
+            printf '%s\n' "$answer"
+            return "$status"
+        fi
+        sleep 5
+    done
+}
+
 # What Slurm means by TERM: it asks (preemption's grace, the time limit), it has put the job back into the queue itself (a lost
-# node, scontrol requeue, preemption), or someone has cancelled the job.
+# node, scontrol requeue, preemption), or someone has cancelled the job. Where the controller does not answer, nobody knows:
+# then a stop that ends well is followed by a requeue.
 ask_slurm() {
     local job
-    job=$(scontrol show job -o "$SLURM_JOB_ID") || true
-    if [[ $job == *' JobState=RUNNING '* || $job == *' Reason=TimeLimit '* ]]; then
+    job=$(patient 10 scontrol show job -o "$SLURM_JOB_ID") || job=
+    if [[ -z $job || $job == *' JobState=RUNNING '* || $job == *' Reason=TimeLimit '* ]]; then
         fate=
     elif [[ $job == *" Restarts=$((${SLURM_RESTART_COUNT:-0} + 1)) "* ]]; then
         fate="Slurm starts it again by itself"
@@ -56,8 +73,10 @@ ask_slurm() {
 load_site() {
     local file=${CLSGEN_CLUSTER_ENV:-$ROOT/slurm/cluster.env}
     if [[ -f $file ]]; then
+        set +u # site files and the modules that they load name variables that are not set
         # shellcheck source=/dev/null
         source "$file" || die "$file ends with status $?: its last command failed; make that an if, or mend it"
+        set -u
     elif [[ -n ${CLSGEN_CLUSTER_ENV:-} ]]; then
         die "CLSGEN_CLUSTER_ENV names $file, which is not there"
     fi
@@ -71,6 +90,38 @@ rendezvous() {
     export MASTER_ADDR=${CLSGEN_MASTER_ADDR:-${CLSGEN_NODES%%$'\n'*}}
     export MASTER_PORT=${CLSGEN_MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
     unset RANK LOCAL_RANK WORLD_SIZE LOCAL_SIZE LOCAL_WORLD_SIZE
+    [[ ${DRY_RUN:-0} != 1 && -z ${CLSGEN_MASTER_ADDR:-} ]] || return 0
+    # A node's name in Slurm need not be one that DNS knows; its address is.
+    getent ahosts "$MASTER_ADDR" >/dev/null && return
+    local address
+    address=$(patient 60 scontrol show node -o "$MASTER_ADDR" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2) || address=
+    if [[ -z $address ]] || ! getent ahosts "$address" >/dev/null; then
+        die "the first node's name '$MASTER_ADDR' does not resolve, nor its NodeAddr '$address': set CLSGEN_MASTER_ADDR to an address of it that the other nodes reach"
+    fi
+    export MASTER_ADDR=$address
+}
+
+# What would make the job run something else than it was told, or for ever.
+refuse_contradictions() {
+    local word name
+    for word; do
+        case $word in
+            --output_dir | --output_dir=*) die "$word: the job's folder is OUTPUT; set that, as bad nodes and logs are kept there too" ;;
+            --resume | --resume=* | --overwrite | --overwrite=*) die "$word: a job always goes on from its last checkpoint; to start over give OUTPUT another folder" ;;
+        esac
+    done
+    for name in MAX_RESTARTS MAX_BAD_NODES PREFLIGHT PREFLIGHT_TIMEOUT; do
+        [[ ${!name:-0} =~ ^[0-9]+$ ]] || die "$name is '${!name}', expected a whole number"
+    done
+    # With --export=NONE nothing of the submitting shell comes along, and the script's own RECIPE and OUTPUT would be taken.
+    if [[ ,${SLURM_EXPORT_ENV:-ALL}, == *,@(NONE|NIL),* && ${EXPORT_NONE_OK:-0} != 1 ]]; then
+        die "--export=${SLURM_EXPORT_ENV} (or SBATCH_EXPORT): RECIPE and OUTPUT of the submitting shell are not here; say --export=ALL, or --export=NONE,EXPORT_NONE_OK=1 where the script sets them itself"
+    fi
+    local limit lead=${SIGNAL_LEAD:-600}
+    if [[ ${DRY_RUN:-0} != 1 && -n ${SLURM_JOB_END_TIME:-} && -n ${SLURM_JOB_START_TIME:-} ]]; then
+        limit=$((SLURM_JOB_END_TIME - SLURM_JOB_START_TIME))
+        ((limit > 2 * lead)) || die "--time is $limit s, and the job is asked to stop $lead s before its end (--signal): give it more than $((2 * lead)) s"
+    fi
 }
 
 # What ran, on what: appended for each start. A tool that hangs, as on a sick chip, must not hold up the job: the preflight
@@ -82,12 +133,21 @@ record() {
     run timeout -k 5 60 "$PYTHON" -m pip freeze || echo "no pip here"
 }
 
+# The code may have changed while the job waited in the queue: that is said.
+compare_code() {
+    local now before file=$OUTPUT/logs/commit
+    now=$(timeout -k 5 20 git -C "$ROOT" describe --always --dirty 2>/dev/null) || return 0
+    before=$(tail -n 1 "$file" 2>/dev/null) || before=$now
+    [[ $before == "$now" ]] || say "the code is another one than at the last start: $before, now $now"
+    [[ $before == "$now" && -f $file ]] || echo "$now" >>"$file"
+}
+
 # The words before a command that put it into a container, one a line; none without. Under pyxis srun does it.
 container() {
     local mount name
     case ${CONTAINER:-none} in
         none | pyxis) return ;;
-        apptainer) printf '%s\n' apptainer exec --nv --pwd "$ROOT" --bind "$(join , "${mounts[@]}")" ;;
+        apptainer) printf '%s\n' apptainer exec "$([[ -e /dev/kfd ]] && echo --rocm || echo --nv)" --pwd "$ROOT" --bind "$(join , "${mounts[@]}")" ;;
         enroot) # takes along no environment, and knows no folder to start in
             printf '%s\n' enroot start
             for mount in "${mounts[@]}"; do printf '%s\n' --mount "$mount"; done
@@ -103,7 +163,7 @@ container() {
 # Names that tasks need from their environment.
 environment() {
     {
-        compgen -e | grep -E '^(SLURM|CLSGEN|MASTER|NCCL|GLOO|TORCH|HF|OMP|CUDA|PYTHON)' || true
+        compgen -e | grep -E '^(SLURM|CLSGEN|MASTER|NCCL|RCCL|GLOO|TORCH|HF|OMP|CUDA|ROCR|HIP|NVIDIA|FI_|UCX_|LD_LIBRARY_PATH|PYTHON)' || true
         printf '%s\n' SLURM_{PROCID,LOCALID,NODEID,NTASKS,STEP_TASKS_PER_NODE} SLURMD_NODENAME CUDA_VISIBLE_DEVICES
     } | sort -u
 }
@@ -144,7 +204,12 @@ task() {
 step() {
     local name=$1 status=0 pid
     shift
-    local -a srun=(srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+    # All of the job's nodes, whatever became of some of them meanwhile; ranks of a node next to each other.
+    local -a srun=(srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --distribution=block)
+    srun+=(${SLURM_JOB_NUM_NODES:+--nodes="$SLURM_JOB_NUM_NODES"} ${SLURM_NTASKS:+--ntasks="$SLURM_NTASKS"})
+    local -a more
+    read -ra more <<<"${SRUN_FLAGS:-}"
+    srun+=(${more[@]+"${more[@]}"})
     if [[ ${CONTAINER:-none} == pyxis ]]; then
         srun+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$ROOT" --container-mounts="$(join , "${mounts[@]}")")
     fi
@@ -182,7 +247,9 @@ bad_nodes() { [[ ! -f $OUTPUT/bad_nodes ]] || cut -d ' ' -f 1 "$OUTPUT/bad_nodes
 preflight() {
     [[ ${PREFLIGHT:-1} == 1 ]] || return 0
     # The wait: longer than rank 0 takes for its verdict once another is gone (preflight/command.py).
-    local -a look=(step preflight --wait=600 --time=15 -- "$PYTHON" -m clsgen_dist preflight --output_dir "$OUTPUT")
+    local timeout=${PREFLIGHT_TIMEOUT:-300}
+    local -a look=(step preflight --wait=$((timeout * 5)) --time=$((10 + timeout / 10)) -- "$PYTHON" -m clsgen_dist preflight
+        --output_dir "$OUTPUT" --timeout_s "$timeout")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         "${look[@]}"
         return
@@ -202,14 +269,19 @@ preflight() {
 
 # Start again without the bad nodes, as long as there are enough others, and not too many were found bad.
 leave_out() {
-    local bad left excluded
+    local bad left excluded job required
     bad=$(bad_nodes)
     if (($(wc -l <<<"$bad") > ${MAX_BAD_NODES:-8})); then
         give_up "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, mend it, delete the file"
     fi
-    excluded=$(scontrol show job -o "$SLURM_JOB_ID" | grep -o ' ExcNodeList=[^( ]*' | cut -d = -f 2) || true
+    job=$(patient 300 scontrol show job -o "$SLURM_JOB_ID") || job=
+    required=$(grep -o ' ReqNodeList=[^( ]*' <<<"$job" | cut -d = -f 2) || true
+    if [[ -n $required ]] && required=$(scontrol show hostnames "$required" | grep -xF "$bad"); then
+        give_up "--nodelist asks for ${required//$'\n'/, }, which was found bad: see $OUTPUT/bad_nodes; submit without it, or mend it and delete its line"
+    fi
+    excluded=$(grep -o ' ExcNodeList=[^( ]*' <<<"$job" | cut -d = -f 2) || true
     bad=$({ echo "$bad"; [[ -z $excluded ]] || scontrol show hostnames "$excluded"; } | sort -u)
-    left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %T' | grep -vE ' (down|drain|fail|maint|unk)|\*$' | cut -d ' ' -f 1 |
+    left=$(patient 300 sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %T' | grep -vE ' (down|drain|fail|maint|unk)|\*$' | cut -d ' ' -f 1 |
         sort -u | grep -cvxF "$bad") || true
     if ((left < SLURM_JOB_NUM_NODES)); then
         give_up "$left nodes are left besides bad, excluded and drained ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, mend them, delete their lines"
@@ -217,7 +289,7 @@ leave_out() {
     bad=$(paste -sd , <<<"$bad")
     # Says that a running task cannot be changed, having changed those that wait.
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || scontrol update JobId="$SLURM_ARRAY_JOB_ID" ExcNodeList="$bad" >/dev/null 2>&1 || true
-    again "bad nodes left out: $bad" 1 scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad"
+    again "bad nodes left out: $bad" 1 patient 300 scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad"
 }
 
 # again WHY STATUS [COMMAND...]: this job once more, from its last checkpoint, with COMMAND once it is back in the queue; of an
@@ -227,7 +299,7 @@ again() {
     local why=$1 status=$2 error
     shift 2
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
-        if [[ -z $(squeue -h -t PENDING -j "$SLURM_ARRAY_JOB_ID") ]]; then
+        if [[ -z $(patient 300 squeue -h -t PENDING -j "$SLURM_ARRAY_JOB_ID") ]]; then
             say "$why: no task of the array is left; submit it again"
             exit "$status"
         fi
@@ -235,7 +307,7 @@ again() {
         exit 0 # what waits for the array (afterok) waits for all its tasks to end well
     fi
     trap '' TERM # requeueing ends this script too, and what comes after it must still be done
-    if ! error=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
+    if ! error=$(patient 300 scontrol requeue "$SLURM_JOB_ID"); then
         say "$why: not requeued ($error); submit again, or as an array of jobs one after the other: sbatch --array=1-9%1"
         exit "$status"
     fi
@@ -246,7 +318,7 @@ again() {
 
 # give_up WHY [STATUS]: the job ends, and with it what is left of its array.
 give_up() {
-    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || scancel --state=PENDING "$SLURM_ARRAY_JOB_ID"
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || patient 300 scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" || true
     say "$1"
     exit "${2:-2}"
 }
@@ -274,13 +346,27 @@ finish() {
     again "status $ended" "$status"
 }
 
-# train ARGUMENTS...: the whole job. ARGUMENTS go to train.py.
+# Tasks of an array write to one folder, so one runs at a time: also where %1 was forgotten. A task that was started beside
+# another ends by itself, and leaves those that wait alone.
+one_at_a_time() {
+    [[ -n ${SLURM_ARRAY_JOB_ID:-} ]] || return 0
+    scontrol update JobId="$SLURM_ARRAY_JOB_ID" ArrayTaskThrottle=1 >/dev/null 2>&1 || true
+    local first
+    first=$(patient 300 squeue -h -t RUNNING -j "$SLURM_ARRAY_JOB_ID" -o %K | sort -n | head -n 1) || first=
+    if [[ -n $first && $first != "${SLURM_ARRAY_TASK_ID:-}" ]]; then
+        say "task $first of this array is running: this one ends (submit with --array=1-9%1)"
+        exit 0
+    fi
+}
+
+# train ARGUMENTS...: the whole job. ARGUMENTS go to clsgen train.
 train() {
     ROOT=${CLSGEN_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
     load_site
     need RECIPE "set it in the job script, like RECIPE=configs/70b_zero3.yaml"
     need OUTPUT "set it in the job script, to a folder that all nodes see"
     need SLURM_JOB_ID "this runs under Slurm: sbatch slurm/train_70b.sh (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
+    refuse_contradictions "$@"
     [[ ${CONTAINER:-none} == none ]] || need CONTAINER_IMAGE "name the image in slurm/cluster.env"
     cd "$ROOT"
     OUTPUT=$(realpath -m "$OUTPUT")
@@ -294,7 +380,7 @@ train() {
     prefix=$(container) || exit 2
     [[ -z $prefix ]] || mapfile -t words <<<"$prefix"
     # The job's own settings come last: a --config among ARGUMENTS must not move the run.
-    local -a command=("$PYTHON" "$ROOT/train.py" --config "$RECIPE" "$@" --output_dir "$OUTPUT" --resume auto)
+    local -a command=("$PYTHON" -m clsgen_dist train --config "$RECIPE" "$@" --output_dir "$OUTPUT" --resume auto)
     [[ -z ${CLSGEN_COMMAND:-} ]] || command=(bash -c "$CLSGEN_COMMAND")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         run mkdir -p "$CLSGEN_LOGS"
@@ -311,7 +397,9 @@ train() {
         exit 0
     fi
     { mkdir -p "$CLSGEN_LOGS" && date >"$CLSGEN_LOGS/started"; } || die "$CLSGEN_LOGS cannot be written: make room, or set OUTPUT to another folder"
-    record >>"$OUTPUT/environment.txt" 2>&1
+    one_at_a_time
+    compare_code
+    record >>"$OUTPUT/environment.txt" 2>&1 & # not while the GPUs wait
     preflight
     step rank --wait=60 -- "${command[@]}"
     finish

@@ -20,7 +20,7 @@ from clsgen_dist.errors import BadNodeError, SettingsError
 from clsgen_dist.preflight import links, node, verdict
 
 
-def preflight(output_dir: str, timeout_s: int = 120) -> None:
+def preflight(output_dir: str, timeout_s: int = 300) -> None:
     """Look at every node for some seconds before a job trains on it: chips and their errors, disks, speed, links.
 
     Writes a line per node to OUTPUT_DIR/preflight.jsonl, and bad nodes with their reasons to OUTPUT_DIR/bad_nodes.
@@ -37,6 +37,12 @@ def preflight(output_dir: str, timeout_s: int = 120) -> None:
         raise SettingsError(
             f"{ranks} ranks, {by_node} on a node: expected as many on each node; give --nodes and "
             "--ntasks-per-node, or leave the preflight out (PREFLIGHT=0)"
+        )
+    node_id = int(os.environ.get("SLURM_NODEID", rank // local_ranks))
+    if node_id != rank // local_ranks:
+        raise SettingsError(
+            f"rank {rank} is on node number {node_id}, expected {rank // local_ranks}: ranks of a node must follow "
+            "each other; use srun --distribution=block"
         )
     start = time.monotonic()
     # Before others look for it: one folder for all, whose faults are no node's.

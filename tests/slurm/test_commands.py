@@ -28,6 +28,7 @@ def test_dry_run_shows_the_commands_and_runs_none(tmp_path):
         done = _dry(script, *words, OUTPUT=str(output), PATH="/usr/sbin:/usr/bin:/bin", PYTHON="/opt/python")
         assert done.returncode == 0 and not done.stderr, done.stderr
         look, train = (line for line in done.stdout.splitlines() if line.startswith("srun --export=ALL"))
+        assert "--distribution=block" in look and "--timeout_s 300" in look and "-m clsgen_dist train" in train
         assert f"/opt/python -m clsgen_dist preflight --output_dir {output}" in look
         # Whatever recipe the user names, the run stays where its job looks for it.
         assert f"--config configs/{recipe}.yaml --config mine.yaml --train.max_steps 3" in train
@@ -66,7 +67,8 @@ def test_what_is_missing_or_wrong_is_named_with_its_remedy(tmp_path):
         done = _bash(*command, **more)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "DRY_RUN": "1"}
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "DRY_RUN": "1"}
+    there_run = str(tmp_path / "run")
     site = tmp_path / "cluster.env"
     site.write_text("[[ -f nothing ]] && PYTHON=/opt/python\n")
     script = "slurm/train_8b.sh"
@@ -80,6 +82,12 @@ def test_what_is_missing_or_wrong_is_named_with_its_remedy(tmp_path):
         refused("CONTAINER_IMAGE is not set; name the image", script, CONTAINER=container, **job)
     there = str(tmp_path)
     refused("submit from the checkout, or set CLSGEN_ROOT to it", ROOT / script, cwd=tmp_path, SLURM_SUBMIT_DIR=there)
+    for word in ("--output_dir=x", "--resume", "--overwrite"):
+        refused(f"{word}: ", script, word, **job)
+    refused("MAX_RESTARTS is 'many', expected a whole number", script, MAX_RESTARTS="many", **job)
+    refused("--export=NONE (or SBATCH_EXPORT)", script, SLURM_EXPORT_ENV="NONE", **job)
+    times = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "1540", "DRY_RUN": "0", "OUTPUT": there_run}
+    refused("--time is 540 s", script, **{**job, **times})
     chain = "slurm/chain.sh"
     refused("usage: slurm/chain.sh", chain)
     refused("'easy' is no STAGE=NODES, like easy=2", chain, script, "easy")
