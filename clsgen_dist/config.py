@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
+from clsgen_dist.data.cells import class_name
 from clsgen_dist.data.curriculum import Direction, Stage, stage_faults
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import SettingsError
@@ -36,7 +38,7 @@ class DataSettings:
     columns: Columns = field(default_factory=Columns)
     """How your columns are called."""
     labels: list[str] | None = None
-    """The classes in order; none: the sorted labels of the training rows."""
+    """The classes in order, read as the rows' labels are (1.0 is the class 1); none: the sorted labels of the training rows."""
     positive_label: str | None = None
     """Binary: the class whose probability is reported, and F1's positive; none: the last of `labels`."""
     max_bad_fraction: float = 0.01
@@ -47,6 +49,13 @@ class DataSettings:
     """Longest prompt in tokens; a longer one loses the middle of its text (never the question), counted."""
     max_explanation_length: int = 256
     """Longest explanation in tokens; a row with a longer one is quarantined, since no explanation is cut."""
+
+    def __post_init__(self) -> None:
+        """Classes are named as in the rows, however they are written here."""
+        if self.labels is not None:
+            self.labels = [class_name(name) for name in self.labels]
+        if self.positive_label is not None:
+            self.positive_label = class_name(self.positive_label)
 
 
 @dataclass(kw_only=True)
@@ -329,6 +338,8 @@ def _faults(s: Settings) -> list[str | None]:
         faults.append(f"curriculum.difficulty is {s.curriculum.difficulty}, expected scorers with weights above 0")
     if data.labels is not None and len(set(data.labels)) < max(2, len(data.labels)):
         faults.append(f"data.labels is {data.labels}, expected two or more different names")
+    if "" in (data.labels or []):
+        faults.append(f"data.labels is {data.labels}, expected no empty name: a row without label has no class")
     if data.labels and data.positive_label and data.positive_label not in data.labels:
         faults.append(f"data.positive_label is {data.positive_label!r}, expected one of data.labels {data.labels}")
     if model.load_in_4bit and model.finetune == "full":
@@ -390,20 +401,52 @@ def to_yaml(settings: Settings) -> str:
 
 
 def _parser(also: Sequence[str] = ()) -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+    import yaml
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_loader, set_parsing_settings
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            sys.stderr.write(f"error: {message.strip()}{_did_you_mean(message, also)}\n")
+            sys.stderr.write(f"error: {' '.join(message.split())}{_did_you_mean(message, also)}\n")
             raise SystemExit(2)
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader(_YAML_AS_WRITTEN, _load_as_written, (yaml.YAMLError,))
     parser = Parser(
-        description="Train a dual-head model. Example: --config configs/demo.yaml --train.epochs 3", allow_abbrev=False
+        description="Train a dual-head model. Example: --config configs/demo.yaml --train.epochs 3",
+        allow_abbrev=False,
+        parser_mode=_YAML_AS_WRITTEN,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; the flags after it override it")
     parser.add_class_arguments(Settings, None)
     return parser
+
+
+_YAML_AS_WRITTEN = "yaml as written"
+
+
+def _load_as_written(text: str) -> Any:
+    """YAML whose scalars stay strings, but for null: the class ``no`` is no truth value, ``010`` not eight.
+
+    A setting that is a number or truth value is read as one by its type.
+    """
+    import yaml
+
+    value = yaml.load(text, Loader=_as_written_loader())
+    # `Be brief:` is a text for a setting, as in the parser's own loader.
+    return text if isinstance(value, dict) and value and text.strip() == f"{next(iter(value))}:" else value
+
+
+@functools.cache
+def _as_written_loader() -> Any:
+    import yaml
+
+    class Loader(yaml.BaseLoader):
+        """All scalars are strings, but for null."""
+
+    null = "tag:yaml.org,2002:null"
+    Loader.add_implicit_resolver(null, re.compile("(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+    Loader.add_constructor(null, lambda loader, node: None)
+    return Loader
 
 
 def _instantiate(parser: Any, parsed: Any) -> Settings:
@@ -442,8 +485,10 @@ def _did_you_mean(message: str, also: Sequence[str] = ()) -> str:
         wrong = f"{option[1]}.{option[2]}"
     elif option := re.search(r"Option '([\w.]+)' is not accepted", message):
         wrong = option[1]
-    elif re.search(r"Expected a <class 'str'>\. Got value: (True|False)", message):
-        return '; YAML reads yes, no, on and off as truth values: quote the names, like ["no", "yes"]'
+    elif re.search(r"data\.labels.*Got value: None", message, re.DOTALL):
+        return '; null is no name in YAML: quote the class, like ["null", "yes"]'
+    elif 'key "data.labels"' in message:
+        return "; write the classes as a list of names, like [no, yes]"
     else:
         return ""
     if known := _ELSEWHERE.get(wrong.split(".")[-1]):

@@ -171,7 +171,8 @@ def test_an_empty_file_is_an_error_and_the_other_files_are_still_checked(tmp_pat
         (json.dumps(_rows(30)), "is one JSON value", "jq -c '.[]'"),
         (json.dumps(_rows(1)[0], indent=1), "is one JSON value", "jq -c '.'"),
         ("\0" * 5000, "begins with NUL bytes", "write it again"),
-        ("\x1f\x8b\x08\0abc", "is packed with gzip", "gunzip"),
+        ("\x1f\x8b\x08\0abc", "is packed with gzip", "name it so: mv"),
+        ("PK\x03\x04abc", "is a zip archive or an Excel workbook", "save the sheet as CSV UTF-8"),
     ],
 )
 def test_a_file_that_is_no_file_of_lines_gets_the_command_that_makes_it_one(tmp_path, text, told, remedy):
@@ -202,7 +203,7 @@ def test_a_thousand_pairs_of_labels_are_one_warning_and_ten_examples(train):
     rows = [{**row, "label": names[i % 100] if i < 300 else names[i % 100].upper()} for i, row in enumerate(_rows(600))]
     checked = check_files([train(rows)])
     told = [finding.what for finding in checked.findings if finding.code == "label-names"]
-    assert len(told) == 11 and told[0].startswith("100 groups of labels differ only in case or space")
+    assert len(told) == 11 and told[0].startswith("100 groups of labels look alike")
 
 
 def test_unnamed_columns_are_named_from_the_row(train):
@@ -247,15 +248,17 @@ def test_rows_without_any_label_are_an_error(train):
     assert "no row has a label" in found["one-class"].what
 
 
-def test_labels_that_differ_in_case_or_space_are_told_with_their_rows(train):
+def test_labels_that_look_alike_are_told_with_their_rows(train):
+    """Case, full-width letters, a letter of another alphabet; a blank at the end makes no class."""
     rows = _rows(200, labels=["benign", "malignant"])
     rows[10]["label"] = "Benign "
-    rows[12]["label"] = "BENIGN"
+    rows[12]["label"] = "ｂenign"
+    rows[14]["label"] = "b\u0435nign"
     found = _found(train(rows))
     assert list(found) == ["label-names"]  # and not also a class of one row
     finding = found["label-names"]
-    assert (finding.severity, _lines(finding)) == ("warning", [11, 13])
-    assert "'benign' (98)" in finding.what and "'Benign ' (1)" in finding.what
+    assert (finding.severity, _lines(finding)) == ("warning", [11, 13, 15])
+    assert "'benign' (97)" in finding.what and "'Benign' (1)" in finding.what
     assert "write 'benign'" in finding.remedy
 
 
