@@ -357,7 +357,8 @@ def _refusal(message: str, options: list[str]) -> str:
     elif option := re.search(r"Option '([\w.]+)' is not accepted", message):  # the only group of options
         wrong, options = f"--columns.{option[1]}", [f"--columns.{column.name}" for column in fields(Columns)]
     else:
-        return " ".join(message.split())
+        hint = "; write a value that begins with a dash as --NAME=VALUE" if "expected one argument" in message else ""
+        return " ".join(message.split()) + hint
     near = difflib.get_close_matches(wrong, options, n=1)
     return f"{wrong} is no option; " + (f"did you mean {near[0]}?" if near else "--help lists them")
 

@@ -37,9 +37,9 @@ _ONLY_MARKS = re.compile(r"[-\u2010-\u2015.?\u2026/\s\[\]()]+")
 _INVISIBLE = re.compile(
     "[\x01-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
-    # Joiners have a meaning in Persian, in scripts of India and in emoji; beside ASCII they have none.
-    "|(?<![^\\x00-\\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\\x00-\\x7f])"
 )
+_JOINERS = re.compile("(?<![^\\x00-\\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\\x00-\\x7f])")
+"""Joiners have a meaning in Persian, in scripts of India and in emoji; beside ASCII they have none."""
 _DECIMAL = re.compile(r"-?(?:0|[1-9]\d*)\.\d+(?:[eE][-+]?\d+)?")
 _MOST_DIGITS = 30
 _SHORT = 100
@@ -73,9 +73,11 @@ _EXAMPLE = 40
 
 def clean_name(name: str) -> str:
     """The name as it looks: composed (NFC), white space of any kind as one space, nothing invisible."""
-    if not (name.isascii() and name.isprintable()):
-        name = _INVISIBLE.sub("", unicodedata.normalize("NFC", name))
-    return " ".join(name.split())
+    name = " ".join(name.split())
+    if name.isascii() and name.isprintable():
+        return name
+    visible = _JOINERS.sub("", _INVISIBLE.sub("", name))
+    return " ".join(unicodedata.normalize("NFC", visible).split())
 
 
 def is_blank(text: str) -> bool:
@@ -163,6 +165,7 @@ class ClassNames:
 
 
 def _begin(text: str) -> str:
+    text = text.replace("\n", " ")
     return text if len(text) <= _EXAMPLE else f"{text[:_EXAMPLE]} …"
 
 
@@ -202,7 +205,8 @@ def _texts(cell: Any, notices: Notices) -> Iterator[str]:
                 notices.append((Notice.BRACKETED, _begin(value)))
             yield value
         else:
-            notices.append((Notice.LIST_TEXT, _begin(value)))
+            if _json_list(value) is None:  # JSON is how a list is meant to be written into a cell
+                notices.append((Notice.LIST_TEXT, _begin(value)))
             yield from _texts(items, notices)
 
 

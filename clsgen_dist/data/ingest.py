@@ -337,7 +337,7 @@ def refuse_if_too_bad(
         return
     where = f" All of them are in {quarantine}." if quarantine else ""
     much = f"more than {setting} {max_bad_fraction:.1%} allows" if rows else "so no row is left"
-    remedy = f"Mend the rows, or raise the fraction, {setting}" if rows else "Mend the rows, or name the columns"
+    remedy = f"Fix the rows, or raise {setting}" if rows else "Fix the rows, or name the columns"
     bad = f"{rejected} of {total} rows are bad ({rejected / total:.1%})"
     raise DataError(f"{source}: {bad}, {much}. {places(first)}.{where} {remedy}")
 

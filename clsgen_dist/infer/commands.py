@@ -256,12 +256,12 @@ def labelled_rows(
         setting="--max_bad_fraction",
     )
     if rows.rejected:
-        print(f"{source}: {len(rows.rejected)} bad rows are left out: {places(rows.rejected)}", file=sys.stderr)
+        print(f"{source}: bad rows left out: {len(rows.rejected)}; {places(rows.rejected)}", file=sys.stderr)
     labelled = [example for example in rows.examples if example.label is not None]
     if not labelled:
         raise DataError(f"{source} has no labelled row; name the label column with --columns.label")
     if len(labelled) < len(rows.examples):
-        print(f"{source}: {len(rows.examples) - len(labelled)} rows without label are left out")
+        print(f"{source}: rows without label left out: {len(rows.examples) - len(labelled)}")
     return dataclasses.replace(rows, examples=labelled)
 
 

@@ -113,7 +113,7 @@ def test_too_many_bad_rows_end_the_run_with_counts_places_and_remedy(tmp_path):
     assert len(_read(path, max_bad_fraction=0.25).rejected) == 1
     with pytest.raises(DataError) as stop:
         _read(path, max_bad_fraction=0.24, quarantine=tmp_path / "q.jsonl")
-    for part in ("1 of 4 rows", "25.0%", "rows.jsonl:4: empty text", "q.jsonl", "raise the fraction"):
+    for part in ("1 of 4 rows", "25.0%", "rows.jsonl:4: empty text", "q.jsonl", "or raise data.max_bad_fraction"):
         assert part in str(stop.value)
 
 

@@ -36,7 +36,9 @@ def test_bad_rows_are_quarantined_with_file_line_and_reason(tmp_path, encoder):
         "explanation of 101 tokens is longer than data.max_explanation_length 64",
     }  # fmt: skip
     assert "6 rejected" in rows.notes[0]
-    with pytest.raises(DataError, match=r"6 of 13 rows are bad \(46.2%\).*quarantine-train.jsonl.*raise the fraction"):
+    with pytest.raises(
+        DataError, match=r"6 of 13 rows are bad \(46.2%\).*quarantine-train.jsonl.*raise data.max_bad_fraction"
+    ):
         read_rows(_data(path), encoder, out)
     _write(tmp_path / "rows.jsonl", GOOD)
     read_rows(_data(path), encoder, out)
