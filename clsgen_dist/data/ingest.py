@@ -240,7 +240,11 @@ def _to_example(
     explanations = explanations_of((record.get(columns.explanation), record.get(columns.explanations)), notices)
     difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
     if require_target and label is None and not explanations:
-        raise Fault("neither label nor explanation: nothing to learn from this row")
+        hint = next(
+            (f"; list {cell!r} in data.labels, if it is a class" for n, cell in notices if n == Notice.MISSING_LABEL),
+            "",
+        )
+        raise Fault(f"neither label nor explanation: nothing to learn from this row{hint}")
     row_id = _id(record.get(columns.id)) or source
     for part, value in (("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
         if value is not None:

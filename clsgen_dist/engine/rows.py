@@ -71,7 +71,7 @@ def read_rows(
     if len(labels) < 2:
         raise DataError(
             f"{data.train}: found the classes {labels}, expected two or more; check data.columns.label "
-            f"({data.columns.label!r}), or name the classes in data.labels"
+            f"({data.columns.label!r}), or name the classes in data.labels. {notes[0]}"
         )
     dev = None
     if data.dev is not None:

@@ -262,6 +262,42 @@ def test_labels_that_look_alike_are_told_with_their_rows(train):
     assert "write 'benign'" in finding.remedy
 
 
+@pytest.mark.parametrize(
+    ("change", "code", "told"),
+    [
+        ({"label": "None"}, "missing-label", "'None' (2)"),
+        ({"explanation": "nan"}, "missing-explanation", "'nan' (2)"),
+        ({"explanation": "['since', 'so']"}, "list-text", "its items are read as explanations"),
+        ({"explanation": "[since, so]"}, "bracketed", "may be a list without quotes"),
+        ({"label": "yes\u200b"}, "hidden-characters", "'yes\\u200b' (2)"),
+        ({"label": "ye\u0301s"}, "hidden-characters", "it is read without them"),
+        ({"label": "none"}, "missing-class", "'none' (2) may stand for a missing label"),
+    ],
+)
+def test_cells_that_are_read_otherwise_than_they_look_are_told_with_their_rows(change, code, told, train):
+    rows = _rows(200)
+    for row in (rows[20], rows[50]):
+        row.update(change)
+    finding = _found(train(rows))[code]
+    assert (finding.severity, _lines(finding), told in finding.what) == ("warning", [21, 51], True)
+    assert finding.remedy
+
+
+def test_labels_like_floats_and_texts_like_nothing_are_told(train):
+    rows = _rows(200, labels=["0.0", "1.0"])
+    rows[7]["text"] = "null"
+    found = _found(train(rows))
+    assert set(found) == {"respelt-label", "placeholder-text"}
+    assert found["respelt-label"].count == 200 and _lines(found["placeholder-text"]) == [8]
+
+
+def test_a_list_that_cannot_be_read_is_unusable(train):
+    rows = _rows(200)
+    rows[20]["explanation"] = "['it's', 'so']"
+    finding = _found(train(rows))["unusable-rows"]
+    assert _lines(finding) == [21] and "1 unreadable list" in finding.what
+
+
 def test_a_rare_label_close_to_a_common_one_may_be_misspelt(train):
     rows = _rows(200, labels=["benign", "malignant"])
     rows[11]["label"] = "maligant"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from clsgen_dist.evaluate.bootstrap import bootstrap_interval
 from clsgen_dist.evaluate.calibration import ece, nll, reliability_bins
 from clsgen_dist.evaluate.classification import auroc, f1_at, macro_f1, predicted_class
+from clsgen_dist.evaluate.report import Report, score, text_baseline
 
 
 def _binary(p):
@@ -85,3 +88,21 @@ def test_resamples_without_value_are_dropped_and_counted():
     interval = bootstrap_interval(lambda i: auroc(probabilities[i], labels[i], 1), 6, resamples=200)
     assert 0 < interval.dropped < 200
     assert np.isfinite([interval.low, interval.high]).all()
+
+
+def test_a_report_on_one_class_has_no_auroc_and_says_so_to_people_and_programs():
+    scores = score("model", _binary([0.2, 0.9, 0.4]), np.array([1, 1, 1]), positive=1, threshold=None)
+    report = Report(3, [scores], notes=["no row of the class 'no': AUROC needs two classes"])
+    assert "| n/a " in report.text() and report.text().endswith(
+        "note: no row of the class 'no': AUROC needs two classes"
+    )
+    read = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert read["scores"][0]["auroc"] is None and read["scores"][0]["nll"] == pytest.approx(scores.nll)
+
+
+def test_the_text_baseline_takes_what_training_rows_there_are():
+    texts, new = ["good day", "bad day", "good night", "bad night"], ["good", "bad"]
+    assert text_baseline(texts, np.array([1, 1, 1, 1]), new, 2) is None
+    assert text_baseline(["!", "?"], np.array([0, 1]), new, 2) is None
+    probabilities = text_baseline(texts, np.array([3, 1, 3, 1]), new, 4)
+    assert probabilities.argmax(axis=1).tolist() == [3, 1] and probabilities[:, [0, 2]].sum() == 0
