@@ -406,47 +406,54 @@ def _parser(also: Sequence[str] = ()) -> Any:
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            sys.stderr.write(f"error: {' '.join(message.split())}{_did_you_mean(message, also)}\n")
+            sys.stderr.write(f"error: {_one_line(message)}{_did_you_mean(message, also)}\n")
             raise SystemExit(2)
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_loader(_YAML_AS_WRITTEN, _load_as_written, (yaml.YAMLError,))
+    set_loader(_YAML, _load_yaml, (yaml.YAMLError,))
     parser = Parser(
         description="Train a dual-head model. Example: --config configs/demo.yaml --train.epochs 3",
         allow_abbrev=False,
-        parser_mode=_YAML_AS_WRITTEN,
+        parser_mode=_YAML,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; the flags after it override it")
     parser.add_class_arguments(Settings, None)
     return parser
 
 
-_YAML_AS_WRITTEN = "yaml as written"
+_YAML = "yaml, names as written"
 
 
-def _load_as_written(text: str) -> Any:
-    """YAML whose scalars stay strings, but for null: the class ``no`` is no truth value, ``010`` not eight.
+def _load_yaml(text: str) -> Any:
+    """YAML as the parser reads it, but that names of classes stay as they are written.
 
-    A setting that is a number or truth value is read as one by its type.
+    There ``no`` is no truth value, ``010`` not eight and ``1.10`` not 1.1: a list of plain values (on the command line),
+    and ``labels`` and ``positive_label`` in a recipe. Other settings read such strings as their type says.
     """
     import yaml
+    from jsonargparse import get_loader
 
-    value = yaml.load(text, Loader=_as_written_loader())
-    # `Be brief:` is a text for a setting, as in the parser's own loader.
-    return text if isinstance(value, dict) and value and text.strip() == f"{next(iter(value))}:" else value
+    value = get_loader("yaml")(text)
+    if not isinstance(value, (dict, list)):
+        return value
+    written = yaml.load(text, Loader=_as_written_loader())
+    if isinstance(value, list):
+        return value if any(isinstance(item, (dict, list)) for item in value) else written
+    for typed, plain in ((value, written), (value.get("data"), written.get("data"))):
+        if isinstance(typed, dict):
+            typed.update({name: plain[name] for name in ("labels", "positive_label") if name in typed})
+    return value
 
 
 @functools.cache
 def _as_written_loader() -> Any:
     import yaml
 
-    class Loader(yaml.BaseLoader):
-        """All scalars are strings, but for null."""
-
-    null = "tag:yaml.org,2002:null"
-    Loader.add_implicit_resolver(null, re.compile("(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-    Loader.add_constructor(null, lambda loader, node: None)
-    return Loader
+    kept = {
+        first: [(tag, form) for tag, form in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return type("Loader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": kept})
 
 
 def _instantiate(parser: Any, parsed: Any) -> Settings:
@@ -475,6 +482,15 @@ def _setting_names(cls: Any, prefix: str = "") -> list[str]:
     for name, kind in get_type_hints(cls).items():
         names += _setting_names(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
     return names
+
+
+def _one_line(message: str) -> str:
+    """The parser's complaint; of what a setting could have been, the first reason."""
+    message = " ".join(message.split())
+    several = (
+        r'Parser key "([\w.]+)": Does not validate .*? Errors: - (.*?)(?: - .*?)? Given value type: .*? Given value: '
+    )
+    return re.sub(several + "(.*)", r"\1 is \3. \2", message)
 
 
 def _did_you_mean(message: str, also: Sequence[str] = ()) -> str:

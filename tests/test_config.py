@@ -60,15 +60,19 @@ def test_labels_are_names_as_they_are_written(written, labels, tmp_path):
         assert (data.labels, data.positive_label) == (labels, labels[-1])
 
 
-def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path):
+def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "data: {train: a, stream_window: null}\nmodel: {backbone: b}\noptim: {lr: 1e-3, betas: [0.8, 0.9]}\n"
-        "train: {batch_size: 8, epochs: 2, activation_checkpointing: yes}\nprompt: {system: 5, question: 'a: b'}\n"
+        "data: &rows {train: a, stream_window: null}\nmodel: {backbone: b}\noptim: {lr: 1e-3, betas: [0.8, 0.9]}\n"
+        "curriculum: {stages: [{name: a, epochs: 0.5}]}\n"
+        "train: {batch_size: 8, epochs: 2, activation_checkpointing: yes}\nprompt: {system: '5', question: 'a: b'}\n"
     )
     settings = parse_settings(["--config", str(recipe), "--prompt.question", "Is it so:"])
     assert (settings.optim.lr, settings.optim.betas, settings.train.batch_size) == (0.001, (0.8, 0.9), 8)
     assert (settings.train.epochs, settings.train.activation_checkpointing) == (2.0, True)
+    with pytest.raises(SystemExit):
+        parse_settings(["--config", str(recipe), "--print_config"])
+    assert "'8'" not in (shown := capsys.readouterr().out) and "batch_size: 8\n" in shown and "epochs: 0.5\n" in shown
     assert (settings.data.stream_window, settings.prompt.system, settings.prompt.question) == (None, "5", "Is it so:")
 
 

@@ -56,7 +56,9 @@ def file_fault(path: Path) -> FileFault | None:
         whole = len(head) < _HEAD or path.stat().st_size == _HEAD
         return FileFault("empty", "holds no rows", "check what wrote the file, or leave it out") if whole else None
     if head[:2] == b"\x1f\x8b":
-        return FileFault("format", "is packed with gzip", f"name it so: mv {path} {path}.gz")
+        return FileFault(
+            "format", "is packed with gzip", f"name it {path.name}.gz, or unpack it: gunzip -c {path} > NEW"
+        )
     if head[:4] == b"PK\x03\x04":
         return FileFault("format", "is a zip archive or an Excel workbook", "save the sheet as CSV UTF-8, or unpack it")
     if not head.strip(b"\0"):

@@ -171,7 +171,7 @@ def test_an_empty_file_is_an_error_and_the_other_files_are_still_checked(tmp_pat
         (json.dumps(_rows(30)), "is one JSON value", "jq -c '.[]'"),
         (json.dumps(_rows(1)[0], indent=1), "is one JSON value", "jq -c '.'"),
         ("\0" * 5000, "begins with NUL bytes", "write it again"),
-        ("\x1f\x8b\x08\0abc", "is packed with gzip", "name it so: mv"),
+        ("\x1f\x8b\x08\0abc", "is packed with gzip", "name it rows.json.gz, or unpack it: gunzip"),
         ("PK\x03\x04abc", "is a zip archive or an Excel workbook", "save the sheet as CSV UTF-8"),
     ],
 )
