@@ -73,7 +73,7 @@ def file_fault(path: Path) -> FileFault | None:
         return FileFault(
             "format",
             "is one JSON value over the whole file, expected one object a line",
-            f"turn it: {'zcat' if is_gzip_name(path) else 'cat'} {path} | jq -c '{command}' > NEW.jsonl",
+            f"turn it: jq -c '{command}' {f'<(zcat {path})' if is_gzip_name(path) else path} > NEW.jsonl",
         )
     return None
 

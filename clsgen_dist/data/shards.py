@@ -231,6 +231,8 @@ class ShardedRows:
                     shutil.copyfile(table.quarantine, listed)
                 self._say(f"{name}: {table.card.summary()}; see {listed}")
                 refuse_if_too_bad(name, len(table), bad, table.rejected(), self.max_bad_fraction, listed)
+            elif table.card.noticed:
+                self._say(f"{name}: {table.card.summary()}")
         return table
 
     def _folder(self, shard: int) -> Path:
