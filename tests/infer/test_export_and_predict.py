@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -211,19 +210,24 @@ def held_out(exported, tmp_path):
     return write
 
 
+one_export = pytest.mark.parametrize("exported", ["full, untied"], indirect=True)
+
+
+@one_export
 def test_bad_rows_are_told_in_the_commands_own_terms_and_left_out_if_few(exported, held_out, capsys):
     from clsgen_dist.infer.commands import calibrate, evaluate
 
     model, rows = str(exported[1]), held_out(*["benign", "malignant"] * 10, "weird", 0.5)
-    for command in (calibrate, functools.partial(evaluate, explain=False)):
+    for command in (calibrate, evaluate):
         with pytest.raises(
             DataError, match=r"2 of 22 rows are bad.* --max_bad_fraction 1.0% .*jsonl:21: unknown label"
         ):
             command(model, rows)
-        command(model, rows, max_bad_fraction=0.1)
-        assert "bad rows left out: 2; " in capsys.readouterr().err
+    calibrate(model, rows, max_bad_fraction=0.1)
+    assert "bad rows left out: 2; " in capsys.readouterr().err
 
 
+@one_export
 def test_one_class_is_refused_to_calibrate_on_and_makes_a_partial_report(exported, held_out, capsys, tmp_path):
     from clsgen_dist.infer.commands import calibrate, evaluate
 
