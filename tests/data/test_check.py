@@ -528,6 +528,7 @@ def test_splits_are_named_after_files_given_names_and_hub_splits(tmp_path):
     assert [s.name for s in sources_of([a, f"held-out={b}", "owner/name:test"])] == ["rows", "held-out", "test"]
     assert [s.name for s in sources_of([a, b])] == [a, b]
     assert sources_of([f"held-out={b}"])[0].path == b
+    assert [s.name for s in sources_of(["rows/train.jsonl.gz", "rows/Test.CSV.GZ"])] == ["train", "Test"]
     with pytest.raises(DataError, match="given 2 times"):
         sources_of([a, a])
 

@@ -18,7 +18,7 @@ from clsgen_dist.data.checks.near import Sketches, Template, normalised, text_ha
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.first_bytes import FileFault, file_fault, has_byte_order_mark, kind_of_file
+from clsgen_dist.data.first_bytes import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file
 from clsgen_dist.data.ingest import RejectedRow, unique_rows
 from clsgen_dist.errors import DataError
 
@@ -119,7 +119,8 @@ def sources_of(files: Sequence[str]) -> list[Source]:
 def _stem(path: str) -> str:
     if ":" in path and not Path(path).exists():
         return path.rpartition(":")[2].rpartition("/")[2]
-    return Path(path).stem
+    file = Path(path)
+    return Path(file.stem).stem if is_gzip_name(file) else file.stem
 
 
 def measure(
