@@ -133,10 +133,13 @@ class ClassNames:
 
     def __init__(self, names: Sequence[str] | None) -> None:
         self.names = list(names) if names is not None else None
+        self._listed = frozenset(names or ())
         self._known = {class_name(name): name for name in names or ()}
 
     def read(self, value: Any, notices: Notices) -> str | None:
         """The class of a cell, None without one; Fault if it can be none of the label space."""
+        if isinstance(value, str) and value in self._listed:
+            return value
         if is_missing(value):
             return None
         if isinstance(value, (list, tuple)):

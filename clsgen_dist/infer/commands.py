@@ -161,6 +161,8 @@ def evaluate(
     trained_on = labelled_rows(predictor, train, columns, max_bad_fraction) if train else None
     predictions = predict_rows(predictor, rows.examples, batch_size, explain)
     report = build_report(predictor, rows.examples, predictions, trained_on.examples if trained_on else None)
+    if rows.rejected:
+        report = dataclasses.replace(report, notes=[f"bad rows left out: {len(rows.rejected)}", *report.notes])
     print(report.text())
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)

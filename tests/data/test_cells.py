@@ -172,6 +172,11 @@ def test_an_export_finds_its_own_names_however_rows_spell_them():
     """Names of an older run need not be as they would be read today."""
     assert _label(0.0, ["0.0", "1.0"])[0] == _label("0", ["0.0", "1.0"])[0] == "0.0"
     assert _label(True, ["False", "True"])[0] == "True"
+    assert [_label(name, ["1", "1.0", "odd "]) for name in ("1", "1.0", "odd ")] == [
+        ("1", []),
+        ("1.0", []),
+        ("odd ", []),
+    ]
 
 
 @pytest.mark.parametrize("value", [0.5, "0.5", "-1.25", np.float64(2.5)])
