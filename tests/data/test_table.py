@@ -143,6 +143,7 @@ def test_a_table_of_other_reading_rules_is_built_again(tmp_path, mixed, encoder,
 
 def test_what_was_read_otherwise_than_it_looks_is_counted_over_all_parts(tmp_path, encoder, monkeypatch):
     monkeypatch.setattr(read, "PART_BYTES", 300)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # in this process
     rows = [{"text": f"t{n}", "label": ("0.0", "1.0", "nan")[n % 3], "explanation": "['a', 'b']"} for n in range(30)]
     table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
     assert len(list(table.folder.glob("part-*.arrow"))) > 3
