@@ -114,7 +114,7 @@ def predict_main(argv: Sequence[str]) -> None:
     """``clsgen predict``."""
     from clsgen_dist.infer.commands import predict
 
-    _run(predict, argv)
+    _run(predict, argv, verbatim=("text",))
 
 
 def evaluate_main(argv: Sequence[str]) -> None:
@@ -341,10 +341,12 @@ def _run(
     program: str | None = None,
     positional: str | None = None,
     switches: Sequence[str] = (),
+    verbatim: Sequence[str] = (),
 ) -> None:
     """Parse ``argv`` by the function's signature and docstring, and call it.
 
-    ``positional`` is the parameter that takes all bare words; ``switches`` are those that are true when named.
+    ``positional`` is the parameter that takes all bare words; ``switches`` are those that are true when named;
+    ``verbatim`` are texts, in which ``null`` and ``[1]`` have no meaning.
     """
     from docstring_parser import parse
     from jsonargparse import ArgumentParser
@@ -363,7 +365,9 @@ def _run(
         parser.add_argument(positional, nargs="*", type=str, metavar="FILE", help=told[positional])
     for switch in switches:
         parser.add_argument(f"--{switch}", action="store_true", help=told[switch])
-    skip: set[str | int] = {*switches, *([positional] if positional else [])}
+    for name in verbatim:
+        parser.add_argument(f"--{name}", type=str, help=told[name])
+    skip: set[str | int] = {*switches, *verbatim, *([positional] if positional else [])}
     parser.add_function_arguments(function, None, as_positional=False, skip=skip)
     arguments = parser.instantiate(parser.parse_args(list(argv)))
     _guarded(lambda: function(**vars(arguments)))
@@ -382,7 +386,8 @@ def _refusal(message: str, options: list[str]) -> str:
     elif option := re.search(r"Option '([\w.]+)' is not accepted", message):  # the only group of options
         wrong, options = f"--columns.{option[1]}", [f"--columns.{column.name}" for column in fields(Columns)]
     else:
-        return " ".join(message.split())
+        hint = "; write a value that begins with a dash as --NAME=VALUE" if "expected one argument" in message else ""
+        return " ".join(message.split()) + hint
     near = difflib.get_close_matches(wrong, options, n=1)
     return f"{wrong} is no option; " + (f"did you mean {near[0]}?" if near else "--help lists them")
 

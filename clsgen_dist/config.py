@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
+from clsgen_dist.data.cells import class_name
 from clsgen_dist.data.curriculum import Direction, Stage, stage_faults
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import SettingsError
@@ -37,7 +39,7 @@ class DataSettings:
     columns: Columns = field(default_factory=Columns)
     """How your columns are called."""
     labels: list[str] | None = None
-    """The classes in order; none: the sorted labels of the training rows."""
+    """The classes in order, read as the rows' labels are (1.0 is the class 1); none: the sorted labels of the training rows."""
     positive_label: str | None = None
     """Binary: the class whose probability is reported, and F1's positive; none: the last of `labels`."""
     max_bad_fraction: float = 0.01
@@ -48,6 +50,13 @@ class DataSettings:
     """Longest prompt in tokens; a longer one loses the middle of its text (never the question), counted."""
     max_explanation_length: int = 256
     """Longest explanation in tokens; a row with a longer one is quarantined, since no explanation is cut."""
+
+    def __post_init__(self) -> None:
+        """Classes are named as in the rows, however they are written here."""
+        if self.labels is not None:
+            self.labels = [class_name(name) for name in self.labels]
+        if self.positive_label is not None:
+            self.positive_label = class_name(self.positive_label)
 
 
 @dataclass(kw_only=True)
@@ -330,6 +339,8 @@ def _faults(s: Settings) -> list[str | None]:
         faults.append(f"curriculum.difficulty is {s.curriculum.difficulty}, expected scorers with weights above 0")
     if data.labels is not None and len(set(data.labels)) < max(2, len(data.labels)):
         faults.append(f"data.labels is {data.labels}, expected two or more different names")
+    if "" in (data.labels or []):
+        faults.append(f"data.labels is {data.labels}, expected no empty name: a row without label has no class")
     if data.labels and data.positive_label and data.positive_label not in data.labels:
         faults.append(f"data.positive_label is {data.positive_label!r}, expected one of data.labels {data.labels}")
     if model.load_in_4bit and model.finetune == "full":
@@ -400,20 +411,59 @@ def to_yaml(settings: Settings) -> str:
 
 
 def _parser(also: Sequence[str] = ()) -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+    import yaml
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_loader, set_parsing_settings
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            sys.stderr.write(f"error: {message.strip()}{_did_you_mean(message, also)}\n")
+            sys.stderr.write(f"error: {_one_line(message)}{_did_you_mean(message, also)}\n")
             raise SystemExit(2)
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader(_YAML, _load_yaml, (yaml.YAMLError,))
     parser = Parser(
-        description="Train a dual-head model. Example: --config configs/demo.yaml --train.epochs 3", allow_abbrev=False
+        description="Train a dual-head model. Example: --config configs/demo.yaml --train.epochs 3",
+        allow_abbrev=False,
+        parser_mode=_YAML,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; the flags after it override it")
     parser.add_class_arguments(Settings, None)
     return parser
+
+
+_YAML = "yaml, names as written"
+
+
+def _load_yaml(text: str) -> Any:
+    """YAML as the parser reads it, but that names of classes stay as they are written.
+
+    There ``no`` is no truth value, ``010`` not eight and ``1.10`` not 1.1: a list of plain values (on the command line),
+    and ``labels`` and ``positive_label`` in a recipe. Other settings read such strings as their type says.
+    """
+    import yaml
+    from jsonargparse import get_loader
+
+    value = get_loader("yaml")(text)
+    if not isinstance(value, (dict, list)):
+        return value
+    written = yaml.load(text, Loader=_as_written_loader())
+    if isinstance(value, list):
+        return value if any(isinstance(item, (dict, list)) for item in value) else written
+    for typed, plain in ((value, written), (value.get("data"), written.get("data"))):
+        if isinstance(typed, dict):
+            typed.update({name: plain[name] for name in ("labels", "positive_label") if name in typed})
+    return value
+
+
+@functools.cache
+def _as_written_loader() -> Any:
+    import yaml
+
+    kept = {
+        first: [(tag, form) for tag, form in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return type("Loader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": kept})
 
 
 def _instantiate(parser: Any, parsed: Any) -> Settings:
@@ -444,6 +494,15 @@ def _setting_names(cls: Any, prefix: str = "") -> list[str]:
     return names
 
 
+def _one_line(message: str) -> str:
+    """The parser's complaint; of what a setting could have been, the first reason."""
+    message = " ".join(message.split())
+    several = (
+        r'Parser key "([\w.]+)": Does not validate .*? Errors: - (.*?)(?: - .*?)? Given value type: .*? Given value: '
+    )
+    return re.sub(several + "(.*)", r"\1 is \3. \2", message)
+
+
 def _did_you_mean(message: str, also: Sequence[str] = ()) -> str:
     """A hint to append to the parser's message: the nearest setting to the key it refused, or YAML's trap."""
     if flag := re.search(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
@@ -452,8 +511,10 @@ def _did_you_mean(message: str, also: Sequence[str] = ()) -> str:
         wrong = f"{option[1]}.{option[2]}"
     elif option := re.search(r"Option '([\w.]+)' is not accepted", message):
         wrong = option[1]
-    elif re.search(r"Expected a <class 'str'>\. Got value: (True|False)", message):
-        return '; YAML reads yes, no, on and off as truth values: quote the names, like ["no", "yes"]'
+    elif re.search(r"data\.labels.*Got value: None", message, re.DOTALL):
+        return '; null is no name in YAML: quote the class, like ["null", "yes"]'
+    elif 'key "data.labels"' in message:
+        return "; write the classes as a list of names, like [no, yes]"
     else:
         return ""
     if known := _ELSEWHERE.get(wrong.split(".")[-1]):

@@ -8,7 +8,6 @@ note's words, on the raw numbers behind the note, and on the frozen backbone's s
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import socket
 import subprocess
@@ -79,7 +78,7 @@ def demo(
             "explanation's evidence is true to the note": float(np.mean(true_evidence)),
         },
     )
-    (run / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+    (run / "report.json").write_text(report.to_json())
     _print(report, held_out, predicted[:predictions], run, model)
     print(f"took {trained - start:.0f} s to train, {time.monotonic() - trained:.0f} s for everything after")
 

@@ -34,6 +34,49 @@ def test_written_settings_read_back_equal():
 
 
 @pytest.mark.parametrize(
+    ("written", "labels"),
+    [
+        ("[no, yes]", ["no", "yes"]),
+        ("[on, off]", ["on", "off"]),
+        ("[0, 1]", ["0", "1"]),
+        ("[1.0, 2.0]", ["1", "2"]),
+        ("[-1, 0, 0.5]", ["-1", "0", "0.5"]),
+        ("[True, false]", ["true", "false"]),
+        ("[007, 1_000, 12:30, 2024-01-01]", ["007", "1_000", "12:30", "2024-01-01"]),
+        ('["null", None, nan]', ["null", "None", "nan"]),
+        ('["odd ", "fi\u00adne"]', ["odd", "fine"]),
+    ],
+)
+def test_labels_are_names_as_they_are_written(written, labels, tmp_path):
+    """In the file and on the command line, with the positive one among them; YAML's types have no say."""
+    recipe = tmp_path / "recipe.yaml"
+    positive = written.strip("[]").split(", ")[-1]
+    recipe.write_text(
+        f"data: {{train: a, labels: {written}, positive_label: {positive}}}\nmodel: {{backbone: b}}\n", "utf-8"
+    )
+    in_file = parse_settings(["--config", str(recipe)]).data
+    flags = ["--data.labels", written, "--data.positive_label", positive.strip('"')]
+    for data in (in_file, parse_settings([*NEEDED, *flags]).data):
+        assert (data.labels, data.positive_label) == (labels, labels[-1])
+
+
+def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: &rows {train: a, stream_window: null}\nmodel: {backbone: b}\noptim: {lr: 1e-3, betas: [0.8, 0.9]}\n"
+        "curriculum: {stages: [{name: a, epochs: 0.5}]}\n"
+        "train: {batch_size: 8, epochs: 2, activation_checkpointing: yes}\nprompt: {system: '5', question: 'a: b'}\n"
+    )
+    settings = parse_settings(["--config", str(recipe), "--prompt.question", "Is it so:"])
+    assert (settings.optim.lr, settings.optim.betas, settings.train.batch_size) == (0.001, (0.8, 0.9), 8)
+    assert (settings.train.epochs, settings.train.activation_checkpointing) == (2.0, True)
+    with pytest.raises(SystemExit):
+        parse_settings(["--config", str(recipe), "--print_config"])
+    assert "'8'" not in (shown := capsys.readouterr().out) and "batch_size: 8\n" in shown and "epochs: 0.5\n" in shown
+    assert (settings.data.stream_window, settings.prompt.system, settings.prompt.question) == (None, "5", "Is it so:")
+
+
+@pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (["--trian.epochs", "3"], "did you mean 'train.epochs'?"),
@@ -58,7 +101,11 @@ def test_written_settings_read_back_equal():
         (["--data.stream_window", "2"], "needs data.labels"),
         (["--curriculum.difficulty", "{}"], "expected scorers with weights above 0"),
         (["--data.labels", "[a]"], "two or more different names"),
-        (["--data.labels", "[no, yes]"], 'quote the names, like ["no", "yes"]'),
+        (["--data.labels", "[null, x]"], 'quote the class, like ["null", "yes"]'),
+        (["--data.labels", '["", x]'], "expected no empty name"),
+        (["--data.labels", "[1, 1.0]"], "['1', '1'], expected two or more different names"),
+        (["--data.labels", '["odd", "odd\u200b"]'], "two or more different names"),
+        (["--data.labels", "no,yes"], "write the classes as a list of names, like [no, yes]"),
         (["--data.labels", "[a, b]", "--data.positive_label", "c"], "one of data.labels"),
         (["--train.eval_every", "5"], "data.dev is not set"),
         (["--train.early_stop_patience", "2"], "nothing is compared"),

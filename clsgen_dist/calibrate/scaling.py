@@ -13,11 +13,13 @@ dozen passes over ``N x C`` numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from clsgen_dist.data.checks.finding import MOST_LISTED, listed, named
 from clsgen_dist.errors import DataError
 
 # N rows, C classes
@@ -99,8 +101,6 @@ def _check(logits_NC: np.ndarray, labels_N: np.ndarray) -> None:
         raise DataError(f"logits of {classes} class(es), expected 2 or more to fit a calibration")
     if not np.isfinite(logits_NC).all():
         raise DataError("some logits are not finite; the model diverged, use an earlier checkpoint")
-    if len(labels_N) < _LEAST_ROWS:
-        raise DataError(f"{len(labels_N)} labelled rows, expected {_LEAST_ROWS} or more to fit a calibration")
     # Rows without label carry -1, which numpy would take for the last class.
     outside = np.setdiff1d(labels_N, np.arange(classes)).tolist()
     if outside or not np.issubdtype(labels_N.dtype, np.integer):
@@ -108,6 +108,17 @@ def _check(logits_NC: np.ndarray, labels_N: np.ndarray) -> None:
             f"labels {outside or labels_N.dtype} are no class indices, expected integers from 0 to {classes - 1}; "
             "leave out rows without label"
         )
-    missing = set(range(classes)) - set(np.unique(labels_N).tolist())
-    if missing:
-        raise DataError(f"no row of class {sorted(missing)} (by index); calibration needs rows of every class")
+    require_rows(labels_N, [str(index) for index in range(classes)])
+
+
+def require_rows(labels_N: np.ndarray, names: Sequence[str]) -> None:
+    """DataError, by the classes' names, if these labels are too few to fit a calibration."""
+    counts_C = np.bincount(labels_N, minlength=len(names)).tolist()
+    if missing := [name for name, count in zip(names, counts_C, strict=True) if not count]:
+        there = {name: count for name, count in zip(names, counts_C, strict=True) if count}
+        raise DataError(
+            f"no row of the class {', '.join(map(named, missing[:MOST_LISTED]))}, only of {listed(there)}; calibration "
+            "needs rows of every class: add some"
+        )
+    if len(labels_N) < _LEAST_ROWS:
+        raise DataError(f"{len(labels_N)} labelled rows, expected {_LEAST_ROWS} or more to fit a calibration")

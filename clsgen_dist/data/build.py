@@ -32,13 +32,22 @@ import pyarrow as pa
 
 from clsgen_dist.cache import cache_dir
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.ingest import RejectedRow, duplicate, iter_rows, kind_of, write_quarantine
+from clsgen_dist.data.ingest import (
+    Noticed,
+    RejectedRow,
+    add_notices,
+    duplicate,
+    iter_rows,
+    kind_of,
+    write_quarantine,
+)
 from clsgen_dist.data.read import Part, cut, find_source
 from clsgen_dist.data.table import DamagedTableError, RowTable, TableCard
 from clsgen_dist.data.workers import worker_pool
 from clsgen_dist.errors import DataError
 
-_FORMAT = 2
+FORMAT = 3
+"""Of tables on disk, and of the rules by which cells are read: with another number they are built again."""
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 2**22
 """A record batch is full with either: long texts are not gathered a thousand at a time."""
 _SAMPLED_BLOCKS, _BLOCK = 64, 65_536
@@ -133,7 +142,7 @@ def _name(whole: Part) -> str:
 
 def _key(whole: Part, recipe: Recipe) -> str:
     made_of = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "source": [whole.kind, str(Path(whole.path).resolve()) if whole.kind != "hub" else whole.path, whole.split],
         "content": _content(whole),
         "columns": asdict(recipe.columns),
@@ -230,6 +239,7 @@ def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
     """``target.arrow``, ``target.rejected.jsonl``, and last ``target.json``, which says that the part is done."""
     digest = hashlib.sha256()
     rejected: list[RejectedRow] = []
+    noticed: Noticed = {}
     pending: list[Example] = []
     held = 0
     with pa.OSFile(f"{target}.arrow", "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
@@ -244,6 +254,7 @@ def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
             if isinstance(row, RejectedRow):
                 rejected.append(row)
                 continue
+            add_notices(noticed, row.notices)
             pending.append(row)
             held += len(row.text) + sum(map(len, row.explanations))
             if len(pending) == _BATCH_ROWS or held > _BATCH_CHARACTERS:
@@ -255,7 +266,7 @@ def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
     write_quarantine(target.with_name(f"{target.name}.rejected.jsonl"), rejected)
     aside = target.with_name(f"{target.name}.json.tmp")
     size = os.path.getsize(f"{target}.arrow")
-    aside.write_text(json.dumps({"sha256": digest.hexdigest(), "bytes": size}))
+    aside.write_text(json.dumps({"sha256": digest.hexdigest(), "bytes": size, "noticed": noticed}))
     aside.rename(target.with_name(f"{target.name}.json"))
 
 
@@ -360,7 +371,12 @@ def _finish(whole: Part, recipe: Recipe, folder: Path, parts: int) -> None:
             yield row
 
     write_quarantine(folder / "quarantine.jsonl", counted())
-    digests = [json.loads((folder / f"part-{n:05d}.json").read_text())["sha256"] for n in range(parts)]
+    written = [json.loads((folder / f"part-{n:05d}.json").read_text()) for n in range(parts)]
+    digests = [part["sha256"] for part in written]
+    noticed: Noticed = {}
+    for part in written:
+        for notice, (count, cell) in part["noticed"].items():
+            noticed[notice] = (noticed.get(notice, (0, ""))[0] + count, noticed.get(notice, (0, cell))[1])
     card = TableCard(
         source=whole.source,
         rows=len(kept),
@@ -369,6 +385,7 @@ def _finish(whole: Part, recipe: Recipe, folder: Path, parts: int) -> None:
         unlabelled=int((label_N < 0).sum()),
         unexplained=int((np.diff(start_N1) == 0).sum()),
         rejected=dict(reasons),
+        noticed=noticed,
         sha256=hashlib.sha256(json.dumps([digests, labels]).encode()).hexdigest(),
     )
     (folder / "table.json").write_text(json.dumps(asdict(card), ensure_ascii=False), encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from clsgen_dist.data.cells import Notice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +21,8 @@ class Example:
     """How hard the user says it is; higher is harder."""
     source: str = ""
     """Where it came from, like ``train.jsonl:17``."""
+    notices: tuple[tuple[Notice, str], ...] = field(default=(), compare=False)
+    """What was read as something else than it looks, with the cell's beginning; counted, and not kept in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)

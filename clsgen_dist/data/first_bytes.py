@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 _HEAD = 4000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_KINDS = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    ".parquet": "parquet",
+}
+SUFFIXES = tuple(_KINDS)
+
+
+def kind_of_file(path: Path) -> str | None:
+    """jsonl, csv or parquet by the name's end, in any case, text also as ``.gz``; None for other names."""
+    name = path.name.lower()
+    kind = _KINDS.get(Path(name.removesuffix(".gz")).suffix)
+    return None if kind == "parquet" and name.endswith(".gz") else kind
+
+
+def is_gzip_name(path: Path) -> bool:
+    """Whether the file is unpacked as it is read."""
+    return path.suffix.lower() == ".gz"
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The file's bytes, unpacked where its name ends in ``.gz``."""
+    return cast(BinaryIO, gzip.open(path)) if is_gzip_name(path) else path.open("rb")
 
 
 @dataclass(frozen=True)
@@ -23,13 +47,20 @@ class FileFault:
 
 def file_fault(path: Path) -> FileFault | None:
     """What keeps a .jsonl or .csv file from being read, None if nothing does; OSError where it cannot be opened."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    try:
+        with open_bytes(path) as file:
+            head = file.read(_HEAD)
+    except (gzip.BadGzipFile, EOFError) as error:
+        return FileFault("format", f"is no whole gzip file ({error})", "write it again, or name it without .gz")
     if not head.strip():
-        whole = path.stat().st_size <= len(head)
+        whole = len(head) < _HEAD or path.stat().st_size == _HEAD
         return FileFault("empty", "holds no rows", "check what wrote the file, or leave it out") if whole else None
     if head[:2] == b"\x1f\x8b":
-        return FileFault("format", "is packed with gzip", f"unpack it: gunzip -c {path} > NEW{path.suffix}")
+        return FileFault(
+            "format", "is packed with gzip", f"name it {path.name}.gz, or unpack it: gunzip -c {path} > NEW"
+        )
+    if head[:4] == b"PK\x03\x04":
+        return FileFault("format", "is a zip archive or an Excel workbook", "save the sheet as CSV UTF-8, or unpack it")
     if not head.strip(b"\0"):
         return FileFault(
             "format", "begins with NUL bytes, as files do whose writing was cut short by a crash", "write it again"
@@ -38,18 +69,18 @@ def file_fault(path: Path) -> FileFault | None:
         return FileFault(
             "encoding", f"is {encoding}, expected UTF-8", f"convert it: iconv -f {encoding} -t UTF-8 {path} > NEW"
         )
-    if path.suffix != ".csv" and (command := _one_value(head)):
+    if kind_of_file(path) == "jsonl" and (command := _one_value(head)):
         return FileFault(
             "format",
             "is one JSON value over the whole file, expected one object a line",
-            f"turn it: jq -c '{command}' {path} > NEW.jsonl",
+            f"turn it: jq -c '{command}' {f'<(zcat {path})' if is_gzip_name(path) else path} > NEW.jsonl",
         )
     return None
 
 
 def has_byte_order_mark(path: Path) -> bool:
     """Whether the file begins with UTF-8's mark, which is skipped."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         return file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
 
 

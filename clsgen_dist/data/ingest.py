@@ -1,13 +1,15 @@
 """Rows in: records of any source become checked examples, and nothing is lost in silence.
 
-One validator turns records (:mod:`clsgen_dist.data.read`) into examples. Each rejected row is kept with its reason,
-counted, and written to a quarantine file; more of them than ``max_bad_fraction`` end the run.
+One validator turns records (:mod:`clsgen_dist.data.read`) into examples, cell by cell (:mod:`clsgen_dist.data.cells`).
+Each rejected row is kept with its reason, counted, and written to a quarantine file; more of them than
+``max_bad_fraction`` end the run. Rows to predict are :class:`TextRow`: nothing of them counts but the text.
 
-Price: one pass; about 100,000 short rows a second and core.
+Price: one pass; about 50,000 short rows a second and core, a third of it for JSON.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import math
@@ -18,8 +20,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.data.cells import (
+    MISSING_WORDS,
+    ClassNames,
+    Fault,
+    Notice,
+    Notices,
+    clean_name,
+    explanations_of,
+    is_missing,
+)
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.read import Fault, Part, find_source, read_part
+from clsgen_dist.data.read import Part, find_source, read_part
 from clsgen_dist.errors import DataError
 
 _RAW_LIMIT = 2000
@@ -51,12 +63,28 @@ class Ingested:
 
     def summary(self) -> str:
         """One line for people."""
+        noticed: Noticed = {}
+        for example in self.examples:
+            add_notices(noticed, example.notices)
         return summary(
             len(self.examples),
             sum(e.label is None for e in self.examples),
             sum(not e.explanations for e in self.examples),
             Counter(kind_of(row.reason) for row in self.rejected),
+            noticed,
         )
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A row to predict."""
+
+    line: int
+    id: str
+    """As it came; ``file:line`` without one."""
+    text: str
+    fault: str | None = None
+    """Why it cannot be predicted; None if it can."""
 
 
 def iter_rows(
@@ -66,14 +94,32 @@ def iter_rows(
 
     ``labels`` is the label space, None takes any; ``require_target`` rejects rows with neither label nor explanation.
     """
-    known = list(labels) if labels is not None else None
+    known, name = ClassNames(labels), Path(part.source).name
     for line, record, raw in read_part(part, columns):
         try:
             if isinstance(record, Fault):
                 raise record
-            yield _to_example(record, columns, part.source, line, known, require_target)
+            yield _to_example(record, columns, f"{name}:{line}", known, require_target)
         except Fault as fault:
             yield RejectedRow(part.source, line, str(fault), raw[:_RAW_LIMIT])
+
+
+def read_texts(source: str, columns: Columns) -> list[TextRow]:
+    """Every row of a source in its order, whatever else it holds; DataError if the source as a whole cannot be used."""
+    part = find_source(source)
+    only = dataclasses.replace(columns, label="", explanation="", explanations="", difficulty=None)
+    rows: list[TextRow] = []
+    for line, record, _ in read_part(part, only):
+        row_id = f"{Path(source).name}:{line}"
+        try:
+            if isinstance(record, Fault):
+                raise record
+            given = record.get(columns.id)
+            row_id = row_id if is_missing(given) else str(given)
+            rows.append(TextRow(line, row_id, _text(record, columns)))
+        except Fault as fault:
+            rows.append(TextRow(line, row_id, "", str(fault)))
+    return rows
 
 
 def read_examples(
@@ -84,6 +130,7 @@ def read_examples(
     max_bad_fraction: float,
     quarantine: Path | None,
     require_target: bool = True,
+    setting: str = "data.max_bad_fraction",
 ) -> Ingested:
     """Read a source whole into memory and check its rows: for sets to predict or measure on.
 
@@ -95,6 +142,7 @@ def read_examples(
         max_bad_fraction: more rejected rows than this share raise.
         quarantine: JSONL file for rejected rows; None keeps them in the result only.
         require_target: reject rows with neither label nor explanation.
+        setting: what ``max_bad_fraction`` is called where the user sets it.
 
     Raises:
         DataError: the source cannot be read, has no usable row, or too many bad ones.
@@ -108,7 +156,7 @@ def read_examples(
             examples.append(row)
     if quarantine is not None:
         write_quarantine(quarantine, rejected)
-    refuse_if_too_bad(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine)
+    refuse_if_too_bad(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine, setting)
     known = list(labels) if labels is not None else sorted({e.label for e in examples if e.label is not None})
     return Ingested(examples, rejected, known)
 
@@ -145,13 +193,36 @@ def duplicate(row: Example, source: str, first: str) -> RejectedRow:
     )
 
 
-def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str]) -> str:
+Noticed = dict[str, tuple[int, str]]
+"""Notices of many rows: by kind, how many, and the first one's cell."""
+
+
+def add_notices(noticed: Noticed, notices: Iterable[tuple[Notice, str]]) -> None:
+    """Count a row's notices."""
+    for notice, cell in notices:
+        count, first = noticed.get(notice, (0, cell))
+        noticed[notice] = (count + 1, first)
+
+
+_NOTICED = {
+    Notice.MISSING_LABEL: "labels like {} taken as missing",
+    Notice.MISSING_EXPLANATION: "explanations like {} taken as missing",
+    Notice.LIST_TEXT: "explanation lists read from their text",
+    Notice.RESPELT_LABEL: "labels like {} read as the class they mean",
+    Notice.HIDDEN_CHARACTERS: "labels cleared of invisible characters",
+    Notice.BRACKETED: "explanations in brackets, like {}, kept as they are",
+    Notice.PLACEHOLDER_TEXT: "texts like {} kept as they are",
+}
+
+
+def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str], noticed: Noticed) -> str:
     """What came of a source, in one line for people; ``reasons`` counts the rejected rows."""
     parts = [f"{rows} rows"]
     parts += [f"{unlabelled} without label"] if unlabelled else []
     parts += [f"{unexplained} without explanation"] if unexplained else []
     if reasons:
         parts.append(f"{reasons.total()} rejected ({', '.join(f'{n} {r}' for r, n in reasons.most_common())})")
+    parts += [f"{count} {_NOTICED[Notice(notice)].format(repr(cell))}" for notice, (count, cell) in noticed.items()]
     return ", ".join(parts)
 
 
@@ -159,70 +230,59 @@ def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str])
 
 
 def _to_example(
-    record: dict[str, Any], columns: Columns, source: str, line: int, labels: list[str] | None, require_target: bool
+    record: dict[str, Any], columns: Columns, source: str, labels: ClassNames, require_target: bool
 ) -> Example:
+    notices: Notices = []
+    text = _text(record, columns)
+    if len(text) < 10 and text.strip() in MISSING_WORDS:
+        notices.append((Notice.PLACEHOLDER_TEXT, text))
+    label = labels.read(record.get(columns.label), notices)
+    explanations = explanations_of((record.get(columns.explanation), record.get(columns.explanations)), notices)
+    difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
+    if require_target and label is None and not explanations:
+        hint = next(
+            (f"; list {cell!r} in data.labels, if it is a class" for n, cell in notices if n == Notice.MISSING_LABEL),
+            "",
+        )
+        raise Fault(f"neither label nor explanation: nothing to learn from this row{hint}")
+    row_id = _id(record.get(columns.id)) or source
+    for part, value in (("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
+        if value is not None:
+            _check_characters(part, value)
+    return Example(
+        id=row_id,
+        text=text,
+        label=label,
+        explanations=explanations,
+        difficulty=difficulty,
+        source=source,
+        notices=tuple(notices),
+    )
+
+
+def _text(record: dict[str, Any], columns: Columns) -> str:
     if columns.text not in record:
         near = difflib.get_close_matches(columns.text, list(record), n=1)
         raise Fault(f"missing text: no column {columns.text!r}" + (f", but {near[0]!r}" if near else ""))
     text = record[columns.text]
-    if text is not None and not isinstance(text, str):
-        raise Fault(f"text is not a string: {type(text).__name__}")
-    if text is None or not text.strip():
+    if is_missing(text):
         raise Fault("empty text")
-    label = _label(record.get(columns.label), labels)
-    explanations = _explanations(record, columns)
-    difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
-    if require_target and label is None and not explanations:
-        raise Fault("neither label nor explanation: nothing to learn from this row")
-    name = Path(source).name
-    row_id = record.get(columns.id)
-    row_id = f"{name}:{line}" if _is_missing(row_id) or row_id == "" else str(row_id)
-    for part, value in (("text", text), ("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
-        if value is not None:
-            _check_characters(part, value)
-    return Example(
-        id=row_id, text=text, label=label, explanations=explanations, difficulty=difficulty, source=f"{name}:{line}"
-    )
+    if not isinstance(text, str):
+        raise Fault(f"text is not a string: {type(text).__name__}")
+    _check_characters("text", text)
+    return text
 
 
-def _is_missing(value: Any) -> bool:
-    """None, or the NaN that pandas writes for it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _label(value: Any, labels: list[str] | None) -> str | None:
-    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, bool):
-        value = "true" if value else "false"
-    elif isinstance(value, int):
-        value = str(value)
-    elif not isinstance(value, str):
-        raise Fault(f"label has a wrong type: {type(value).__name__}, expected a class name")
-    if labels is not None and value not in labels:
-        near = difflib.get_close_matches(value, labels, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise Fault(f"unknown label: {value!r} is not in the label space {labels}{hint}")
-    return str(value)
-
-
-def _explanations(record: dict[str, Any], columns: Columns) -> tuple[str, ...]:
-    one, several = record.get(columns.explanation), record.get(columns.explanations)
-    if several is not None and not isinstance(several, (list, tuple)):
-        raise Fault(f"explanations have a wrong type: {type(several).__name__}, expected a list of strings")
-    found: dict[str, None] = {}
-    for value in ([] if one is None else [one]) + list(several or []):
-        if _is_missing(value):
-            continue
-        if not isinstance(value, str):
-            raise Fault(f"explanation has a wrong type: {type(value).__name__}, expected a string")
-        if value.strip():
-            found.setdefault(value)
-    return tuple(found)
+def _id(value: Any) -> str:
+    """An id that looks the same is the same; empty without one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    name = "" if is_missing(value) else clean_name(str(value))
+    return "" if name in MISSING_WORDS else name
 
 
 def _difficulty(value: Any) -> float | None:
-    if value is None or value == "":
+    if is_missing(value) or (isinstance(value, str) and value.strip() in MISSING_WORDS):
         return None
     try:
         number = float(value) if not isinstance(value, bool) else math.inf
@@ -234,6 +294,8 @@ def _difficulty(value: Any) -> float | None:
 
 
 def _check_characters(part: str, value: str) -> None:
+    if value.isascii() and "\0" not in value:
+        return
     if "\0" in value:
         raise Fault(f"NUL character: in the {part}, at {value.index(chr(0))}")
     try:
@@ -271,6 +333,7 @@ def refuse_if_too_bad(
     first: Iterable[RejectedRow],
     max_bad_fraction: float,
     quarantine: Path | None,
+    setting: str = "data.max_bad_fraction",
 ) -> None:
     """DataError if a source of so many good and bad rows cannot be used; ``first`` are some of the bad."""
     total = rows + rejected
@@ -278,9 +341,13 @@ def refuse_if_too_bad(
         raise DataError(f"{source} holds no rows")
     if rows and rejected <= max_bad_fraction * total:
         return
-    shown = "; ".join(f"{row.source}:{row.line}: {row.reason}" for row, _ in zip(first, range(3), strict=False))
     where = f" All of them are in {quarantine}." if quarantine else ""
-    raise DataError(
-        f"{source}: {rejected} of {total} rows are bad ({rejected / total:.1%}), more than "
-        f"data.max_bad_fraction {max_bad_fraction:.1%} allows. {shown}.{where} Mend the rows, or raise the fraction"
-    )
+    much = f"more than {setting} {max_bad_fraction:.1%} allows" if rows else "so no row is left"
+    remedy = f"Fix the rows, or raise {setting}" if rows else "Fix the rows, or name the columns"
+    bad = f"{rejected} of {total} rows are bad ({rejected / total:.1%})"
+    raise DataError(f"{source}: {bad}, {much}. {places(first)}.{where} {remedy}")
+
+
+def places(rejected: Iterable[RejectedRow]) -> str:
+    """Where the first rejected rows are, and why."""
+    return "; ".join(f"{row.source}:{row.line}: {row.reason}" for row, _ in zip(rejected, range(3), strict=False))

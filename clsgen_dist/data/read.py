@@ -1,8 +1,9 @@
 """Files and the hub as records, in parts that separate processes can read.
 
 A source is cut into parts: byte ranges of a JSONL file, row ranges of Parquet files, saved folders and hub sets; a CSV
-file is one part, since a quoted cell may hold line breaks. Each part knows the line it starts at, so a bad row has its
-file and line whoever reads it. JSONL and CSV are read here, in binary; the rest through pyarrow and ``datasets``.
+file is one part, since a quoted cell may hold line breaks, and so is a gzipped file. Each part knows the line it starts
+at, so a bad row has its file and line whoever reads it. JSONL and CSV are read here, in binary; the rest through
+pyarrow and ``datasets``.
 
 Price: one pass to count the lines of a JSONL file (about 2 GB/s), one to read them; memory of a part's batch.
 """
@@ -12,32 +13,40 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import gzip
 import io
+import itertools
 import json
 import os
+import re
 import shlex
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.data.cells import Fault, clean_name
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.first_bytes import BYTE_ORDER_MARK, file_fault
+from clsgen_dist.data.first_bytes import (
+    BYTE_ORDER_MARK,
+    SUFFIXES,
+    file_fault,
+    is_gzip_name,
+    kind_of_file,
+    open_bytes,
+)
 from clsgen_dist.errors import DataError
 
-_KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-SUFFIXES = tuple(_KINDS)
 _DELIMITERS = ",;\t|"
 PART_BYTES = 16 * 2**20
 """Size of a JSONL part: a second's work for one core."""
 PART_ROWS = 65_536
 """Rows of a part elsewhere."""
 _READ_ROWS = 1024
-
-
-class Fault(Exception):
-    """Why a row is rejected: a stable phrase, then detail behind a colon."""
+_MOST_COLUMNS = 1000
+"""Names of JSON objects that are remembered."""
 
 
 Record = tuple[int, "dict[str, Any] | Fault", str]
@@ -85,40 +94,45 @@ def _find(source: str) -> Part:
     if local.is_file() and split:
         raise DataError(f"{source}: a file has no splits; name the file alone, {path}")
     if local.is_file():
-        kind = _KINDS.get(local.suffix)
+        kind = kind_of_file(local)
         if kind is None:
             raise DataError(
-                f"{source}: files ending in {local.suffix!r} cannot be read; use one of {', '.join(SUFFIXES)}"
+                f"{source}: files ending in {local.suffix!r} cannot be read; use one of {', '.join(SUFFIXES)} (text "
+                "also with .gz)"
             )
         if kind != "parquet" and (fault := file_fault(local)):
             raise DataError(f"{source} {fault.what}; {fault.remedy}")
         os.close(os.open(local, os.O_RDONLY))  # whether we may read it shows here, not in a worker
         return Part(source, kind, str(local), "", 0, sys.maxsize, 1)
-    if local.suffix in SUFFIXES or path.startswith((".", "/", "~")) or path.count("/") > 1:
+    if kind_of_file(local) or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise DataError(f"{source} does not exist (looked in {Path.cwd()}); check the path")
     return Part(source, "hub", path, split or "train", 0, sys.maxsize, 1)
 
 
 def cut(whole: Part) -> list[Part]:
     """The parts of a source, in order."""
+    if whole.kind == "csv" or is_gzip_name(Path(whole.path)):
+        return [whole]
     if whole.kind == "jsonl":
         return _cut_jsonl(whole)
-    if whole.kind == "csv":
-        return [replace(whole, stop=os.path.getsize(whole.path))]
     rows = _parquet(whole).metadata.num_rows if whole.kind == "parquet" else len(dataset_of(whole))
     starts = range(0, max(rows, 1), PART_ROWS)
     return [replace(whole, start=at, stop=min(at + PART_ROWS, rows), line=at + 1) for at in starts]
 
 
 def read_part(part: Part, columns: Columns) -> Iterator[Record]:
-    """The records of a part, in order; DataError if the source as a whole cannot be used."""
-    return {
+    """The records of a part, in order, the columns named as ``columns`` does; DataError if the source is unusable."""
+    reader = {
         "jsonl": _from_jsonl,
         "csv": _from_csv,
         "parquet": _from_parquet,
         "folder": _from_dataset,
         "hub": _from_dataset,
-    }[part.kind](part, columns)
+    }[part.kind]
+    try:
+        yield from reader(part, columns)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{part.source} is no whole gzip file ({error}); write it again") from error
 
 
 # --- JSONL ---------------------------------------------------------------------------------------------------------
@@ -143,7 +157,8 @@ def _cut_jsonl(whole: Part) -> list[Part]:
 
 
 def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
-    with open(part.path, "rb") as file:
+    names = _Names(columns)
+    with open_bytes(Path(part.path)) as file:
         if part.start:
             file.seek(part.start - 1)
             file.readline()
@@ -162,7 +177,7 @@ def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
                 yield line, Fault(f"not JSON: {error}"), raw
             else:
                 if isinstance(record, dict):
-                    yield line, record, raw
+                    yield line, names.renamed(record), raw
                 else:
                     yield line, Fault(f"not a JSON object: {type(record).__name__}"), raw
 
@@ -170,20 +185,29 @@ def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
 # --- CSV -----------------------------------------------------------------------------------------------------------
 
 
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+"""What Excel writes, and reads, above the header: how cells are separated."""
+
+
 def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
-    with open(part.path, "rb") as file:
+    names = _Names(columns)
+    with open_bytes(Path(part.path)) as file:
         # surrogateescape carries bad bytes through the parser, so that they are told of with their record's line.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        first = text.readline()
-        text.seek(0)
-        reader = csv.reader(text, strict=True, delimiter=_delimiter(first, columns))
+        first, above = text.readline(), 0
+        if separator := _SEPARATOR_LINE.fullmatch(first):
+            first, above = text.readline(), 1
+        delimiter = separator[1] if separator else _delimiter(first, names)
+        reader = csv.reader(itertools.chain([first], text), strict=True, delimiter=delimiter)
         try:
-            header = next(reader, [])
+            header = [names.of(name) for name in next(reader, [])]
         except csv.Error as error:
-            raise DataError(f"{part.source}: its header, line 1, is not CSV ({error}); mend its quotes") from None
+            raise DataError(
+                f"{part.source}: its header, line {above + 1}, is not CSV ({error}); mend its quotes"
+            ) from None
         _require_columns(part.source, header, columns)
-        end = reader.line_num
+        end = reader.line_num + above
         while True:
             line = end + 1
             try:
@@ -192,21 +216,21 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
                 return
             except csv.Error as error:
                 if "unexpected end" in str(error):
+                    rest = reader.line_num + above - line + 1
                     raise DataError(
                         f"{part.source}: a quote opened in the record of line {line} is never closed, so the rest of "
-                        f"the file, {reader.line_num - line + 1} lines, would be one cell; close it, or double a quote "
-                        "that is meant as one"
+                        f"the file, {rest} lines, would be one cell; close it, or double a quote that is meant as one"
                     ) from None
-                if reader.line_num > line:
+                end = reader.line_num + above
+                if end > line:
                     raise DataError(
                         f"{part.source}: a quote opened in the record of line {line} closes only in line "
-                        f"{reader.line_num}, and not at the end of a cell; close it where its cell ends, or double a "
+                        f"{end}, and not at the end of a cell; close it where its cell ends, or double a "
                         "quote that is meant as one"
                     ) from None
-                end = reader.line_num
                 yield line, Fault(f"not CSV: {error}"), ""
                 continue
-            end = reader.line_num
+            end = reader.line_num + above
             if not cells:
                 continue
             raw = ",".join(cells).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -218,27 +242,15 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
             except Fault as fault:
                 yield line, fault, raw
                 continue
-            record: dict[str, Any] = {name: cell or None for name, cell in zip(header, cells, strict=True)}
-            several = record.get(columns.explanations)
-            if isinstance(several, str):
-                record[columns.explanations] = _json_list(several)
-            yield line, record, raw
+            yield line, {name: cell or None for name, cell in zip(header, cells, strict=True)}, raw
 
 
-def _delimiter(header: str, columns: Columns) -> str:
-    """What separates the cells: a comma, or whatever makes the text column stand in the header by itself."""
+def _delimiter(header: str, names: _Names) -> str:
+    """What separates the cells: what makes the text column stand in the header by itself, else what is most there."""
     for delimiter in _DELIMITERS:
-        if columns.text in [cell.strip().strip('"') for cell in header.split(delimiter)]:
+        if names.text in [names.of(cell.strip().strip('"')) for cell in header.split(delimiter)]:
             return delimiter
-    return ","
-
-
-def _json_list(cell: str) -> Any:
-    try:
-        value = json.loads(cell)
-    except json.JSONDecodeError:
-        return [cell]
-    return value if isinstance(value, list) else [cell]
+    return max(_DELIMITERS, key=header.count)
 
 
 def _decode(data: bytes) -> str:
@@ -253,50 +265,56 @@ def _decode(data: bytes) -> str:
 
 def _from_parquet(part: Part, columns: Columns) -> Iterator[Record]:
     table = _parquet(part)
-    names = _class_names(table.schema_arrow, columns.label)
-    _require_columns(part.source, table.schema_arrow.names, columns)
+    names = _Names(columns)
+    _require_columns(part.source, [names.of(name) for name in table.schema_arrow.names], columns)
     try:
-        yield from _row_groups(table, part, columns, names)
+        yield from _row_groups(table, part, names)
     except (OSError, ValueError, OverflowError) as error:  # pyarrow's own, and numbers and dates beyond Python's
         raise DataError(f"{part.source} cannot be read as Parquet ({error}); write it again") from error
 
 
-def _row_groups(table: Any, part: Part, columns: Columns, names: list[str] | None) -> Iterator[Record]:
+def _row_groups(table: Any, part: Part, names: _Names) -> Iterator[Record]:
     line = 0
-    wanted = [name for name in _wanted(columns) if name in table.schema_arrow.names]
+    wanted = {name: names.of(name) for name in table.schema_arrow.names if names.of(name) in names.wanted}
+    classes = _class_names(table.schema_arrow, {known: name for name, known in wanted.items()}.get(names.label, ""))
     for group in range(table.metadata.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
         if line + rows > part.start and line < part.stop:
             at = line
-            for batch in table.iter_batches(_READ_ROWS, row_groups=[group], columns=wanted):
+            for batch in table.iter_batches(_READ_ROWS, row_groups=[group], columns=list(wanted)):
                 first, last = max(part.start - at, 0), min(part.stop - at, len(batch))
                 if first < last:
-                    yield from _named(batch.slice(first, last - first).to_pylist(), at + first + 1, names, columns)
+                    known = batch.rename_columns([wanted[name] for name in batch.schema.names])
+                    records = known.slice(first, last - first).to_pylist()
+                    yield from _named(records, at + first + 1, classes, names.label)
                 at += len(batch)
         line += rows
 
 
 def _from_dataset(part: Part, columns: Columns) -> Iterator[Record]:
-    data = dataset_of(part)
-    _require_columns(part.source, data.column_names, columns)
-    data = data.select_columns([name for name in _wanted(columns) if name in data.column_names])
+    names = _Names(columns)
+    data = dataset_of(part).with_format(None)  # a set may be saved as one that gives arrays of numpy or torch
+    _require_columns(part.source, [names.of(name) for name in data.column_names], columns)
+    wanted = {name: names.of(name) for name in data.column_names if names.of(name) in names.wanted}
+    data = data.select_columns(list(wanted)).rename_columns(wanted)
+    classes = getattr(data.features.get(names.label), "names", None)
     stop = min(part.stop, len(data))
     for at in range(part.start, stop, _READ_ROWS):
         rows = data[at : min(at + _READ_ROWS, stop)]
         records = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
-        yield from _named(records, at + 1, getattr(data.features.get(columns.label), "names", None), columns)
+        yield from _named(records, at + 1, classes, names.label)
 
 
-def _named(records: list[dict[str, Any]], line: int, names: list[str] | None, columns: Columns) -> Iterator[Record]:
+def _named(records: list[dict[str, Any]], line: int, classes: list[str] | None, column: str) -> Iterator[Record]:
     """The records, with class names for label numbers."""
     for number, record in enumerate(records, start=line):
         raw = json.dumps(record, default=str, ensure_ascii=False)
-        label = record.get(columns.label)
-        if names and isinstance(label, int):
-            if label >= len(names):
-                yield number, Fault(f"unknown label: number {label}, but the set names {len(names)} classes"), raw
+        label = record.get(column)
+        if classes and isinstance(label, int):
+            if label >= len(classes):
+                yield number, Fault(f"unknown label: number {label}, but the set names {len(classes)} classes"), raw
                 continue
-            record[columns.label] = None if label < 0 else names[label]
+            record[column] = None if label < 0 else classes[label]
         yield number, record, raw
 
 
@@ -341,13 +359,34 @@ def dataset_of(part: Part) -> Any:
     return data[part.split]
 
 
-def _wanted(columns: Columns) -> list[str]:
-    """The columns that are read; others may hold anything."""
-    return [name for name in dataclasses.astuple(columns) if name]
+class _Names:
+    """The columns that are read, however invisibly their names differ in a source; others may hold anything."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.wanted = {name for name in dataclasses.astuple(columns) if name}
+        self.text, self.label = columns.text, columns.label
+        self._by_look = {clean_name(name): name for name in self.wanted}
+        self._as_written: set[str] = set()
+
+    def of(self, name: str) -> str:
+        """The name that the settings have for a source's column; its own where they have none."""
+        return name if name in self.wanted else self._by_look.get(clean_name(name), name)
+
+    def renamed(self, record: dict[str, Any]) -> dict[str, Any] | Fault:
+        """A JSON object with its names as the settings write them."""
+        if record.keys() <= self._as_written:
+            return record
+        names = {name: self.of(name) for name in record}
+        if len(self._as_written) < _MOST_COLUMNS:
+            self._as_written |= {name for name, known in names.items() if name == known}
+        if len(set(names.values())) < len(names):
+            twice = next(name for name in self.wanted if list(names.values()).count(name) > 1)
+            return Fault(f"column twice: {twice!r}, but for invisible characters; which one counts?")
+        return {known: record[name] for name, known in names.items()}
 
 
 def _require_columns(source: str, found: Sequence[str], columns: Columns) -> None:
-    twice = sorted({name for name in _wanted(columns) if list(found).count(name) > 1})
+    twice = sorted({name for name in _Names(columns).wanted if list(found).count(name) > 1})
     if twice:
         raise DataError(f"{source} has {len(twice)} columns twice: {', '.join(twice)}; which one counts? Rename one")
     if columns.text in found:

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from clsgen_dist.cache import cache_dir
-from clsgen_dist.data.build import Recipe, build_table
+from clsgen_dist.data.build import FORMAT, Recipe, build_table
 from clsgen_dist.data.curriculum import PlannedStage, shown_by
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.ingest import refuse_if_too_bad
@@ -231,13 +231,15 @@ class ShardedRows:
                     shutil.copyfile(table.quarantine, listed)
                 self._say(f"{name}: {table.card.summary()}; see {listed}")
                 refuse_if_too_bad(name, len(table), bad, table.rejected(), self.max_bad_fraction, listed)
+            elif table.card.noticed:
+                self._say(f"{name}: {table.card.summary()}")
         return table
 
     def _folder(self, shard: int) -> Path:
         if shard not in self._folders:
             recipe, marks = self._recipe, _marks_of(self._files, self.names[shard])
             of_recipe = (recipe.labels, recipe.max_explanation_length, recipe.end_token, recipe.tokenizer)
-            made_of = (self.names[shard], self._footers[shard], marks, *of_recipe, repr(recipe.columns))
+            made_of = (FORMAT, self.names[shard], self._footers[shard], marks, *of_recipe, repr(recipe.columns))
             key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
             self._folders[shard] = self._home / f"{shard:05d}-{key}"
         return self._folders[shard]

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from clsgen_dist.data.encode import Ids
 from clsgen_dist.data.example import Example
-from clsgen_dist.data.ingest import RejectedRow, summary
+from clsgen_dist.data.ingest import Noticed, RejectedRow, summary
 
 # N rows of a table
 
@@ -40,12 +40,14 @@ class TableCard:
     unexplained: int
     rejected: dict[str, int]
     """Rejected rows by the kind of reason."""
+    noticed: Noticed
+    """What was read as something else than it looks."""
     sha256: str
     """Fingerprint of the rows in their order."""
 
     def summary(self) -> str:
         """One line for people."""
-        return summary(self.rows, self.unlabelled, self.unexplained, Counter(self.rejected))
+        return summary(self.rows, self.unlabelled, self.unexplained, Counter(self.rejected), self.noticed)
 
 
 class DamagedTableError(Exception):

@@ -1,8 +1,8 @@
 """``clsgen data check FILE…``: what to run on rows before anything is trained on them.
 
-Each FILE is a split. In ``checks``, ``measure`` reads it once, ``near`` finds near duplicates, ``format``, ``labels``
-and ``copies`` say what is wrong, ``report`` prints it and ``page`` writes the page. Exit status: 0 nothing that stops
-training, 1 there are errors (with ``--strict`` warnings too), 2 the command itself is wrong.
+Each FILE is a split. In ``checks``, ``measure`` reads it once, ``near`` finds near duplicates, ``format``, ``cells``,
+``labels`` and ``copies`` say what is wrong, ``report`` prints it and ``page`` writes the page. Exit status: 0 nothing
+that stops training, 1 there are errors (with ``--strict`` warnings too), 2 the command itself is wrong.
 
 Price: 100,000 short rows in three files in about 20 s on one core, of which loading libraries and tokenizer takes 5.
 """
@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from clsgen_dist.config import DataSettings, PromptSettings, parse_settings, resolve_path
+from clsgen_dist.data.checks.cells import cells
 from clsgen_dist.data.checks.copies import copies_within, leakage
 from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits
 from clsgen_dist.data.checks.format import explanations, lengths, unreadable
-from clsgen_dist.data.checks.labels import conflicts, label_names, labels, unseen_classes
+from clsgen_dist.data.checks.labels import conflicts, label_names, labels, missing_names, unseen_classes
 from clsgen_dist.data.checks.measure import Measured, measure, sources_of
 from clsgen_dist.data.checks.near import NearDuplicates, near_duplicates
 from clsgen_dist.data.checks.page import page
@@ -126,6 +127,8 @@ def find(measured: Measured, near: NearDuplicates, limits: Limits, train: int) -
         found += unreadable(split, limits)
         if len(split):
             found += labels(split, measured.label_names, is_train=index == train)
+            found += missing_names(split, measured)
+            found += cells(split, measured.label_names)
             found += explanations(split, measured.label_names, limits)
             found += lengths(split, measured.label_names, limits)
             found += copies_within(measured, index, near, limits)

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from clsgen_dist.config import DataSettings, Settings
 from clsgen_dist.data.build import Recipe, open_table
+from clsgen_dist.data.checks.finding import MOST_LISTED, listed
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.ingest import refuse_if_too_bad
@@ -27,7 +30,7 @@ class Rows:
     labels: list[str]
     """Class names in the order of the head's logits."""
     notes: list[str]
-    """One line per file: rows kept, rejected, shortened."""
+    """For people: of each file the rows kept, rejected and shortened; the classes of the training rows."""
 
 
 def read_rows(
@@ -64,11 +67,11 @@ def read_rows(
     else:
         train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl", say)
         labels = train.table.card.labels
-        notes = [f"train: {_note(train)}"]
+        notes = [f"train: {_note(train)}", _classes(train)]
     if len(labels) < 2:
         raise DataError(
             f"{data.train}: found the classes {labels}, expected two or more; check data.columns.label "
-            f"({data.columns.label!r}), or name the classes in data.labels"
+            f"({data.columns.label!r}), or name the classes in data.labels. {notes[0]}"
         )
     dev = None
     if data.dev is not None:
@@ -123,6 +126,16 @@ def _recipe(data: DataSettings, labels: list[str] | None, encoder: Encoder) -> R
         end_token=encoder.end_token,
         tokenizer=encoder.tokenizer_key,
     )
+
+
+def _classes(rows: RowSet) -> str:
+    """The classes with their rows, in the order of the logits; of many, the largest."""
+    names = rows.table.card.labels
+    counts = np.bincount(rows.label_N[rows.label_N >= 0], minlength=len(names)).tolist()
+    found = list(zip(names, counts, strict=True))
+    if len(found) > MOST_LISTED:
+        found.sort(key=lambda item: -item[1])
+    return f"{len(names)} classes: {listed(dict(found))}"
 
 
 def _note(rows: RowSet) -> str:

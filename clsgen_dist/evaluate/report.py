@@ -6,8 +6,12 @@ very same rows: the majority class, and, given training rows, logistic regressio
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +55,12 @@ class Report:
     explanations: dict[str, float] = field(default_factory=dict)
     """Shares in [0, 1] by name."""
     recalibration: list[Change] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the rows could not tell, and why."""
+
+    def to_json(self) -> str:
+        """The report for programs; a figure that does not exist is null."""
+        return json.dumps(_without_nan(asdict(self)), indent=2) + "\n"
 
     def table(self) -> str:
         """The report as a Markdown table."""
@@ -74,7 +84,7 @@ class Report:
         shares = [f"{name}: {share:.1%}" for name, share in self.explanations.items()]
         changes = [f"{c.measure} {_cell(c.difference, c.interval, sign='+')}" for c in self.recalibration]
         told = [f"recalibrated - raw: {', '.join(changes)}"] if changes else []
-        return "\n".join([self.table(), *told, *shares])
+        return "\n".join([self.table(), *told, *shares, *(f"note: {note}" for note in self.notes)])
 
 
 def score(
@@ -147,8 +157,13 @@ def linear_baseline(train_features: np.ndarray, train_labels: np.ndarray, featur
     return np.asarray(model.fit(train_features, train_labels).predict_proba(features))
 
 
-def text_baseline(train_texts: Sequence[str], train_labels: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Logistic regression on TF-IDF of word pairs: probabilities ``[rows, C]``."""
+def text_baseline(
+    train_texts: Sequence[str], train_labels: np.ndarray, texts: Sequence[str], classes: int
+) -> np.ndarray | None:
+    """Logistic regression on TF-IDF of word pairs: probabilities ``[rows, C]``, 0 for a class without training rows.
+
+    None where nothing can be fitted: one class only, or texts without words.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -156,7 +171,12 @@ def text_baseline(train_texts: Sequence[str], train_labels: np.ndarray, texts: S
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 3), sublinear_tf=True), LogisticRegression(max_iter=2000, C=10)
     )
-    return np.asarray(model.fit(train_texts, train_labels).predict_proba(texts))
+    if len(np.unique(train_labels)) < 2 or not any(re.search(r"\w\w", text) for text in train_texts):
+        return None
+    fitted = model.fit(train_texts, train_labels)
+    probabilities_NC = np.zeros((len(texts), classes))
+    probabilities_NC[:, fitted.classes_] = fitted.predict_proba(texts)
+    return probabilities_NC
 
 
 def names_decided_class(explanations: Sequence[str], decided: Sequence[str], labels: Sequence[str]) -> float:
@@ -170,7 +190,17 @@ def names_decided_class(explanations: Sequence[str], decided: Sequence[str], lab
 
 
 def _cell(value: float, interval: Interval, sign: str = "") -> str:
+    if np.isnan(value):
+        return "n/a"
     return f"{value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

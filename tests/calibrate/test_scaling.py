@@ -86,7 +86,7 @@ def test_json_round_trip():
     ("logits", "labels", "message"),
     [
         (np.zeros((4, 2)), [0, 1, 0, 1], "10 or more"),
-        (np.zeros((20, 2)), [0] * 20, r"no row of class \[1\]"),
+        (np.zeros((20, 2)), [0] * 20, r"no row of the class '1', only of '0' \(20\)"),
         (np.full((20, 2), np.nan), [0, 1] * 10, "not finite"),
         (np.zeros((20, 2)), [0, 1], "beside 2 labels"),
         (np.zeros((21, 2)), [-1] + [0, 1] * 10, r"labels \[-1\] are no class indices"),

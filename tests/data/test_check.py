@@ -171,7 +171,8 @@ def test_an_empty_file_is_an_error_and_the_other_files_are_still_checked(tmp_pat
         (json.dumps(_rows(30)), "is one JSON value", "jq -c '.[]'"),
         (json.dumps(_rows(1)[0], indent=1), "is one JSON value", "jq -c '.'"),
         ("\0" * 5000, "begins with NUL bytes", "write it again"),
-        ("\x1f\x8b\x08\0abc", "is packed with gzip", "gunzip"),
+        ("\x1f\x8b\x08\0abc", "is packed with gzip", "name it rows.json.gz, or unpack it: gunzip"),
+        ("PK\x03\x04abc", "is a zip archive or an Excel workbook", "save the sheet as CSV UTF-8"),
     ],
 )
 def test_a_file_that_is_no_file_of_lines_gets_the_command_that_makes_it_one(tmp_path, text, told, remedy):
@@ -202,7 +203,7 @@ def test_a_thousand_pairs_of_labels_are_one_warning_and_ten_examples(train):
     rows = [{**row, "label": names[i % 100] if i < 300 else names[i % 100].upper()} for i, row in enumerate(_rows(600))]
     checked = check_files([train(rows)])
     told = [finding.what for finding in checked.findings if finding.code == "label-names"]
-    assert len(told) == 11 and told[0].startswith("100 groups of labels differ only in case or space")
+    assert len(told) == 11 and told[0].startswith("100 groups of labels look alike")
 
 
 def test_unnamed_columns_are_named_from_the_row(train):
@@ -247,16 +248,54 @@ def test_rows_without_any_label_are_an_error(train):
     assert "no row has a label" in found["one-class"].what
 
 
-def test_labels_that_differ_in_case_or_space_are_told_with_their_rows(train):
+def test_labels_that_look_alike_are_told_with_their_rows(train):
+    """Case, full-width letters, a letter of another alphabet; a blank at the end makes no class."""
     rows = _rows(200, labels=["benign", "malignant"])
     rows[10]["label"] = "Benign "
-    rows[12]["label"] = "BENIGN"
+    rows[12]["label"] = "ｂenign"
+    rows[14]["label"] = "b\u0435nign"
     found = _found(train(rows))
     assert list(found) == ["label-names"]  # and not also a class of one row
     finding = found["label-names"]
-    assert (finding.severity, _lines(finding)) == ("warning", [11, 13])
-    assert "'benign' (98)" in finding.what and "'Benign ' (1)" in finding.what
+    assert (finding.severity, _lines(finding)) == ("warning", [11, 13, 15])
+    assert "'benign' (97)" in finding.what and "'Benign' (1)" in finding.what
     assert "write 'benign'" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "told"),
+    [
+        ({"label": "None"}, "missing-label", "'None' (2)"),
+        ({"explanation": "nan"}, "missing-explanation", "'nan' (2)"),
+        ({"explanation": "['since', 'so']"}, "list-text", "its items are read as explanations"),
+        ({"explanation": "[since, so]"}, "bracketed", "may be a list without quotes"),
+        ({"label": "yes\u200b"}, "hidden-characters", "'yes\\u200b' (2)"),
+        ({"label": "ye\u0301s"}, "hidden-characters", "it is read without them"),
+        ({"label": "none"}, "missing-class", "'none' (2) may stand for a missing label"),
+    ],
+)
+def test_cells_that_are_read_otherwise_than_they_look_are_told_with_their_rows(change, code, told, train):
+    rows = _rows(200)
+    for row in (rows[20], rows[50]):
+        row.update(change)
+    finding = _found(train(rows))[code]
+    assert (finding.severity, _lines(finding), told in finding.what) == ("warning", [21, 51], True)
+    assert finding.remedy
+
+
+def test_labels_like_floats_and_texts_like_nothing_are_told(train):
+    rows = _rows(200, labels=["0.0", "1.0"])
+    rows[7]["text"] = "null"
+    found = _found(train(rows))
+    assert set(found) == {"respelt-label", "placeholder-text"}
+    assert found["respelt-label"].count == 200 and _lines(found["placeholder-text"]) == [8]
+
+
+def test_a_list_that_cannot_be_read_is_unusable(train):
+    rows = _rows(200)
+    rows[20]["explanation"] = "['it's', 'so']"
+    finding = _found(train(rows))["unusable-rows"]
+    assert _lines(finding) == [21] and "1 unreadable list" in finding.what
 
 
 def test_a_rare_label_close_to_a_common_one_may_be_misspelt(train):
@@ -489,6 +528,7 @@ def test_splits_are_named_after_files_given_names_and_hub_splits(tmp_path):
     assert [s.name for s in sources_of([a, f"held-out={b}", "owner/name:test"])] == ["rows", "held-out", "test"]
     assert [s.name for s in sources_of([a, b])] == [a, b]
     assert sources_of([f"held-out={b}"])[0].path == b
+    assert [s.name for s in sources_of(["rows/train.jsonl.gz", "rows/Test.CSV.GZ"])] == ["train", "Test"]
     with pytest.raises(DataError, match="given 2 times"):
         sources_of([a, a])
 

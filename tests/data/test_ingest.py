@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import math
 
 import pytest
 
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.ingest import read_examples
+from clsgen_dist.data.ingest import read_examples, read_texts
 from clsgen_dist.errors import DataError
 
 GOOD = [
@@ -28,31 +30,38 @@ def _jsonl(path, rows):
     return path
 
 
-def _write(kind, tmp_path):
+KINDS = ["jsonl", "JSONL.gz", "csv", "tsv", "CSV.GZ", "Parquet", "saved", "saved splits", "saved as numpy"]
+
+
+def _write(kind, tmp_path, rows=GOOD):
+    """The rows in a format; names are upper case here and there, as on other systems."""
     from datasets import Dataset, DatasetDict
 
-    if kind == "jsonl":
-        return _jsonl(tmp_path / "rows.jsonl", GOOD)
-    if kind == "csv":
-        import csv
-
-        with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.DictWriter(file, ["id", "text", "label", "explanations"])
+    path = tmp_path / f"rows.{kind}"
+    opened = gzip.open if kind.lower().endswith(".gz") else open
+    if kind.lower().startswith("jsonl"):
+        with opened(path, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return path
+    if kind.lower().startswith(("csv", "tsv")):
+        with opened(path, "wt", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
             writer.writeheader()
-            writer.writerows({**row, "explanations": json.dumps(row["explanations"])} for row in GOOD)
-        return tmp_path / "rows.csv"
-    table = Dataset.from_list(GOOD)
-    if kind == "parquet":
-        table.to_parquet(tmp_path / "rows.parquet")
-        return tmp_path / "rows.parquet"
-    if kind == "saved":
-        table.save_to_disk(tmp_path / "saved")
-        return tmp_path / "saved"
-    DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(tmp_path / "splits")
-    return f"{tmp_path / 'splits'}:train"
+            as_json = ({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
+            writer.writerows(as_json)
+        return path
+    table = Dataset.from_list(rows)
+    if kind == "Parquet":
+        table.to_parquet(path)
+    elif kind == "saved splits":
+        DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(tmp_path / "splits")
+        return f"{tmp_path / 'splits'}:train"
+    else:
+        (table.with_format("numpy") if kind == "saved as numpy" else table).save_to_disk(path)
+    return path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved", "saved splits"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_format_gives_the_same_examples(kind, tmp_path):
     read = _read(_write(kind, tmp_path))
     assert [(e.id, e.text, e.label, e.explanations) for e in read.examples] == [
@@ -60,6 +69,37 @@ def test_every_format_gives_the_same_examples(kind, tmp_path):
     ]
     assert read.labels == ["no", "yes"]
     assert read.rejected == []
+
+
+ODD = [
+    {"\ufeffid ": "a", "te\u200bxt": "null", "label\u00a0": label, "explanation": explanation}
+    for label, explanation in ((0.0, "['one', 'two']"), (1.0, "['one' 'two']"), (None, "three"), (0.5, "nan"))
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_and_column_names_mean_the_same_in_every_format(kind, tmp_path):
+    """Floats with a gap, as pandas writes whole numbers; lists in text; names nobody sees the marks of."""
+    rows = [{**row, "\ufeffid ": f"{row[chr(0xFEFF) + 'id ']}{n}"} for n, row in enumerate(ODD)]
+    read = _read(_write(kind, tmp_path, rows))
+    assert [(e.id, e.text, e.label, e.explanations) for e in read.examples] == [
+        ("a0", "null", "0", ("one", "two")),
+        ("a1", "null", "1", ("one", "two")),
+        ("a2", "null", None, ("three",)),
+    ]
+    [rejected] = read.rejected
+    assert (rejected.line - (kind[:3].lower() in ("csv", "tsv")), rejected.reason[:32]) == (
+        4,
+        "label is a number that is not wh",
+    )
+    for part in ("2 labels like '0.0' read as", "2 explanation lists read from their text", "3 texts like 'null' kept"):
+        assert part in read.summary()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truth_values_are_the_same_classes_in_every_format(kind, tmp_path):
+    read = _read(_write(kind, tmp_path, [{"text": "a", "label": True}, {"text": "b", "label": False}]))
+    assert [e.label for e in read.examples] == ["true", "false"]
 
 
 FAULTS = [
@@ -73,9 +113,9 @@ FAULTS = [
         b'{"text": "x", "label": "yess"}',
         "unknown label: 'yess' is not in the label space ['no', 'yes']; did you mean 'yes'",
     ),
-    (b'{"text": "x", "label": ["yes"]}', "label has a wrong type: list"),
+    (b'{"text": "x", "label": ["yes"]}', "label is a list: ['yes']; write one class name"),
     (b'{"text": "x", "explanation": 5}', "explanation has a wrong type: int"),
-    (b'{"text": "x", "explanations": "not a list"}', "explanations have a wrong type: str"),
+    (b'{"text": "x", "explanations": [["nested"]]}', "explanation has a wrong type: list"),
     (b'{"text": "x\xff", "label": "yes"}', "not valid UTF-8: byte 0xff at offset 11"),
     (b'{"text": "x\\u0000", "label": "yes"}', "NUL character: in the text, at 1"),
     (b'{"text": "x", "label": "yes", "explanation": "y\\u0000"}', "NUL character: in the explanation"),
@@ -113,7 +153,7 @@ def test_too_many_bad_rows_end_the_run_with_counts_places_and_remedy(tmp_path):
     assert len(_read(path, max_bad_fraction=0.25).rejected) == 1
     with pytest.raises(DataError) as stop:
         _read(path, max_bad_fraction=0.24, quarantine=tmp_path / "q.jsonl")
-    for part in ("1 of 4 rows", "25.0%", "rows.jsonl:4: empty text", "q.jsonl", "raise the fraction"):
+    for part in ("1 of 4 rows", "25.0%", "rows.jsonl:4: empty text", "q.jsonl", "or raise data.max_bad_fraction"):
         assert part in str(stop.value)
 
 
@@ -329,3 +369,82 @@ def test_a_damaged_saved_folder_is_told_as_one(tmp_path, name):
     (tmp_path / "set" / name).write_bytes((tmp_path / "set" / name).read_bytes()[:20])
     with pytest.raises(DataError, match=r"damaged folder of Dataset.save_to_disk"):
         _read(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "first", ["sep=,", "SEP=;", '"sep=|"', "\ufeffsep=;", "sep=\t"], ids=["comma", "semicolon", "quoted", "bom", "tab"]
+)
+def test_excels_line_of_the_separator_is_no_header(first, tmp_path):
+    mark = first.strip('"')[-1]
+    rows = [["id", "text", "label"], ["a", "one\nline", "x"], ["b", "", "y"], ["c", "fine", "x"]]
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        file.write(first + "\r\n")
+        csv.writer(file, delimiter=mark).writerows(rows)
+    read = _read(tmp_path / "rows.csv")
+    assert [(e.id, e.source) for e in read.examples] == [("a", "rows.csv:3"), ("c", "rows.csv:6")]
+    assert [(r.line, r.reason) for r in read.rejected] == [(5, "empty text")]
+
+
+def test_a_packed_file_that_is_cut_or_not_packed_is_told(tmp_path):
+    whole = gzip.compress(
+        "".join(json.dumps({"text": f"t {n}", "label": "xy"[n % 2]}) + "\n" for n in range(5000)).encode()
+    )
+    for name, data, expected in (
+        ("cut.jsonl.gz", whole[:-2000], "is no whole gzip file"),
+        ("plain.csv.gz", b"text,label\na,b\n", "is no whole gzip file"),
+        ("rows.parquet.gz", whole, "files ending in '.gz' cannot be read"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=expected):
+            _read(tmp_path / name)
+
+
+def test_columns_that_look_the_same_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label,label\u00a0\na,x,y\n", encoding="utf-8")
+    with pytest.raises(DataError, match="columns twice: label"):
+        _read(tmp_path / "rows.csv")
+    read = _read(_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "text\u200b": "b", "label": "x"}, *GOOD]))
+    assert [(r.line, r.reason[:12]) for r in read.rejected] == [(1, "column twice")]
+
+
+def test_ids_that_look_the_same_are_the_same(tmp_path):
+    rows = [
+        {"id": i, "text": f"t{n}", "label": "x"} for n, i in enumerate(["a", "a\u200b ", 1, 1.0, "1", "nan", "NaN"])
+    ]
+    read = _read(_jsonl(tmp_path / "rows.jsonl", rows))
+    assert [e.id for e in read.examples] == ["a", "1", "rows.jsonl:6", "rows.jsonl:7"]
+    assert {r.reason.split(":")[0] for r in read.rejected} == {"duplicate id"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_to_predict_are_all_there_in_their_order(kind, tmp_path):
+    """Labels, explanations and ids are not looked at, whatever they hold."""
+    rows = [
+        {"id": "a", "text": "one", "label": "['x', 'y']", "explanations": "['cut"},
+        {"id": "a", "text": "null", "label": "0.5", "explanations": "nan"},
+        {"id": None, "text": " ", "label": None, "explanations": None},
+        {"id": "1.0", "text": None, "label": "\x00", "explanations": ""},
+        {"id": "e", "text": "NaN\x00", "label": "x", "explanations": "y"},
+        {"id": "f", "text": "[1]", "label": "x", "explanations": "y"},
+    ]
+    read = read_texts(str(_write(kind, tmp_path, rows)), Columns())
+    assert [row.text for row in read] == ["one", "null", "", "", "", "[1]"]
+    assert [(row.fault or "ok").split(":")[0] for row in read] == [
+        *("ok", "ok", "empty text", "empty text", "NUL character", "ok")
+    ]
+    assert [row.id for row in read if "rows" not in row.id and "splits" not in row.id] == ["a", "a", "1.0", "e", "f"]
+
+
+def test_what_is_no_row_at_all_is_answered_too(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n{broken\n[1]\n{"text": 5}\n{"txt": "b"}\n{"text": "\xff"}\n{"text": "c"}\n')
+    read = read_texts(str(path), Columns())
+    assert [(row.line, (row.fault or "ok").split(":")[0]) for row in read] == [
+        (1, "ok"),
+        (3, "not JSON"),
+        (4, "not a JSON object"),
+        (5, "text is not a string"),
+        (6, "missing text"),
+        (7, "not valid UTF-8"),
+        (8, "ok"),
+    ]

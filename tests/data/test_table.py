@@ -132,6 +132,26 @@ def test_a_table_is_built_once_and_again_when_anything_that_made_it_changes(tmp_
     assert len(others) == 5 and first not in others
 
 
+def test_a_table_of_other_reading_rules_is_built_again(tmp_path, mixed, encoder, monkeypatch):
+    from clsgen_dist.data import build
+
+    source = _write(tmp_path / "rows.jsonl", mixed)
+    now = open_table(source, _recipe(encoder)).folder
+    monkeypatch.setattr(build, "FORMAT", build.FORMAT - 1)
+    assert open_table(source, _recipe(encoder)).folder != now
+
+
+def test_what_was_read_otherwise_than_it_looks_is_counted_over_all_parts(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr(read, "PART_BYTES", 300)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # in this process
+    rows = [{"text": f"t{n}", "label": ("0.0", "1.0", "nan")[n % 3], "explanation": "['a', 'b']"} for n in range(30)]
+    table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
+    assert len(list(table.folder.glob("part-*.arrow"))) > 3
+    counts = {notice: count for notice, (count, _) in table.card.noticed.items()}
+    assert counts == {"respelt-label": 20, "missing-label": 10, "list-text": 30}
+    assert "20 labels like '0.0' read as the class they mean" in table.card.summary()
+
+
 def test_where_the_data_cannot_be_written_beside_the_users_cache_is_taken(tmp_path, mixed, encoder, monkeypatch):
     (tmp_path / "data").mkdir()
     source = _write(tmp_path / "data" / "rows.jsonl", mixed)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from clsgen_dist.data.example import Example
+from clsgen_dist.evaluate import report as report_module
 from clsgen_dist.evaluate.bootstrap import bootstrap_interval
 from clsgen_dist.evaluate.calibration import ece, nll, reliability_bins
 from clsgen_dist.evaluate.classification import auroc, f1_at, macro_f1, predicted_class
+from clsgen_dist.evaluate.report import Report, score, text_baseline
+from clsgen_dist.infer.commands import build_report
 
 
 def _binary(p):
@@ -85,3 +93,37 @@ def test_resamples_without_value_are_dropped_and_counted():
     interval = bootstrap_interval(lambda i: auroc(probabilities[i], labels[i], 1), 6, resamples=200)
     assert 0 < interval.dropped < 200
     assert np.isfinite([interval.low, interval.high]).all()
+
+
+def test_a_report_on_one_class_has_no_auroc_and_says_so_to_people_and_programs():
+    scores = score("model", _binary([0.2, 0.9, 0.4]), np.array([1, 1, 1]), positive=1, threshold=None)
+    report = Report(3, [scores], notes=["no row of the class 'no': AUROC needs two classes"])
+    assert "| n/a " in report.text() and report.text().endswith(
+        "note: no row of the class 'no': AUROC needs two classes"
+    )
+    read = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert read["scores"][0]["auroc"] is None and read["scores"][0]["nll"] == pytest.approx(scores.nll)
+
+
+def test_the_text_baseline_takes_what_training_rows_there_are():
+    texts, new = ["good day", "bad day", "good night", "bad night"], ["good", "bad"]
+    assert text_baseline(texts, np.array([1, 1, 1, 1]), new, 2) is None
+    assert text_baseline(["!", "?"], np.array([0, 1]), new, 2) is None
+    probabilities = text_baseline(texts, np.array([3, 1, 3, 1]), new, 4)
+    assert probabilities.argmax(axis=1).tolist() == [3, 1] and probabilities[:, [0, 2]].sum() == 0
+
+
+def test_a_class_without_held_out_or_training_rows_leaves_the_rest_of_the_report(monkeypatch):
+    monkeypatch.setattr(report_module, "bootstrap_interval", partial(bootstrap_interval, resamples=10))
+    card = SimpleNamespace(labels=["a", "b", "c"], calibration=None, threshold=None)
+    predictor = SimpleNamespace(card=card, positive=2)
+    examples = [Example(id=str(n), text=f"word{n % 2} so", label="ab"[n % 2]) for n in range(12)]
+    logits = [(1.0, 0.0, 0.5) if n % 2 == 0 else (0.0, 1.0, 0.5) for n in range(12)]
+    predictions = [SimpleNamespace(logits=x, explanation=None, label="a") for x in logits]
+    report = build_report(predictor, examples, predictions, examples)
+    assert report.notes == ["no row of the class 'c': AUROC and F1 are of the other classes"]
+    assert [(s.name, s.auroc) for s in report.scores] == [
+        ("dual head, raw", 1.0),
+        ("majority class", 0.5),
+        ("TF-IDF logistic regression", 1.0),
+    ]

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clsgen_dist.cli import main
 from clsgen_dist.engine import checkpoint
-from clsgen_dist.errors import ModelError
+from clsgen_dist.errors import DataError, ModelError
 from clsgen_dist.infer.artifact import HEAD_FILE, ModelCard, read_head
 from clsgen_dist.infer.export import export
-from clsgen_dist.infer.predict import Predictor
+from clsgen_dist.infer.predict import Prediction, Predictor
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -147,18 +148,19 @@ def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_pa
     rows = [
         {"id": "r1", "body": "Size high."},
         {"id": "r2", "body": ""},
-        {"id": "r3", "body": "Size low.", "label": "not looked at"},
+        {"id": "r1", "body": "Size low.", "label": ["not looked at"], "explanation": 5},
+        {"body": None},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     done = run_command(
         *("clsgen", "predict", "--model", model, "--input", str(tmp_path / "rows.jsonl")),
         *("--output", str(tmp_path / "out.jsonl"), "--columns.text", "body", "--max_new_tokens", "4"),
     )
-    assert "1 rejected" in done.stdout
+    assert "wrote 4 rows" in done.stdout and "2 of 4 rows have an error instead: " in done.stderr
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [a["id"] for a in answers] == ["r1", "r3"]
-    assert set(answers[0]) == {"id", "label", "probabilities", "explanation"}
-    assert "empty text" in (tmp_path / "out.jsonl.quarantine.jsonl").read_text()
+    assert [a["id"] for a in answers] == ["r1", "r2", "r1", "rows.jsonl:4"]
+    assert set(answers[0]) == set(answers[2]) == {"id", "label", "probabilities", "explanation"}
+    assert answers[1] == {"id": "r2", "error": "empty text"} and answers[3]["error"] == "empty text"
 
     one = json.loads(
         run_command("clsgen", "predict", "--model", model, "--text", "Size high.", "--explain", "false").stdout
@@ -181,9 +183,74 @@ def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_pa
     assert scores["TF-IDF logistic regression"]["auroc"] > 0.9
 
 
+@pytest.mark.parametrize("text", ["null", "5", "true", "[1]", "{a: b}", "-", " padded ", "~"])
+def test_a_text_on_the_command_line_is_taken_as_it_is(text, monkeypatch, capsys):
+    from clsgen_dist.infer import commands
+
+    seen = []
+
+    class Fake:
+        def __init__(self, folder):
+            pass
+
+        def predict(self, texts, **options):
+            seen.extend(texts)
+            return [Prediction(label="a", probabilities={"a": 1.0}, explanation=None, truncated=False, logits=(1.0,))]
+
+    monkeypatch.setattr(commands, "Predictor", Fake)
+    main(["predict", "--model", "m", "--text", text])
+    main(["predict", "--model", "m", f"--text={text}"])
+    assert seen == [text, text] and json.loads(capsys.readouterr().out.splitlines()[0])["label"] == "a"
+
+
+@pytest.fixture
+def held_out(exported, tmp_path):
+    """``held_out(*labels)``: rows with these labels, as a file."""
+
+    def write(*labels):
+        path = tmp_path / "held_out.jsonl"
+        rows = [{"text": f"Size high, case {n}.", "label": x, "explanation": n} for n, x in enumerate(labels)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+one_export = pytest.mark.parametrize("exported", ["full, untied"], indirect=True)
+
+
+@one_export
+def test_bad_rows_are_told_in_the_commands_own_terms_and_left_out_if_few(exported, held_out, capsys):
+    from clsgen_dist.infer.commands import calibrate, evaluate
+
+    model, rows = str(exported[1]), held_out(*["benign", "malignant"] * 10, "weird", 0.5)
+    for command in (calibrate, evaluate):
+        with pytest.raises(
+            DataError, match=r"2 of 22 rows are bad.* --max_bad_fraction 1.0% .*jsonl:21: unknown label"
+        ):
+            command(model, rows)
+    calibrate(model, rows, max_bad_fraction=0.1)
+    assert "bad rows left out: 2; " in capsys.readouterr().err
+
+
+@one_export
+def test_one_class_is_refused_to_calibrate_on_and_makes_a_partial_report(exported, held_out, capsys, tmp_path):
+    from clsgen_dist.infer.commands import calibrate, evaluate
+
+    model, rows = str(exported[1]), held_out(*["benign"] * 12)
+    with pytest.raises(DataError, match=r"held_out.jsonl: no row of the class 'malignant', only of 'benign' \(12\)"):
+        calibrate(model, rows)
+    evaluate(model, rows, train=rows, output=str(tmp_path / "report.json"), explain=False)
+    told = capsys.readouterr().out
+    assert "n/a" in told and "note: no row of the class 'malignant': AUROC needs two classes" in told
+    assert "note: no TF-IDF baseline" in told
+    assert json.loads((tmp_path / "report.json").read_text())["scores"][0]["auroc"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (("predict", "--model", "nowhere", "--text", "--x"), "as --NAME=VALUE"),
         (("predict", "--model", "nowhere", "--text", "x"), "no exported dual-head model"),
         (("predict", "--model", "nowhere"), "give either --text"),
         (("export", "--checkpoint", "nowhere", "--output", "out"), "no valid checkpoint"),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from clsgen_dist.data.checks.measure import Split
+if TYPE_CHECKING:
+    from clsgen_dist.data.checks.measure import Split
 
 Severity = Literal["error", "warning", "info"]
-_LISTED, _LONGEST_NAME = 8, 60
+MOST_LISTED, _LONGEST_NAME = 8, 60
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 
@@ -91,8 +92,12 @@ def rows_are(count: int, one: str, several: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters, lone surrogates and marks that turn its direction made visible."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", "\ufffd", text)
+    """The text with control characters, lone surrogates, zero-width and direction marks made visible."""
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]",
+        "\ufffd",
+        text,
+    )
 
 
 def named(name: str) -> str:
@@ -102,5 +107,5 @@ def named(name: str) -> str:
 
 def listed(counts: dict[str, int]) -> str:
     """The first names with their counts."""
-    more = f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else ""
-    return ", ".join(f"{named(name)} ({count})" for name, count in list(counts.items())[:_LISTED]) + more
+    more = f" and {len(counts) - MOST_LISTED} more" if len(counts) > MOST_LISTED else ""
+    return ", ".join(f"{named(name)} ({count})" for name, count in list(counts.items())[:MOST_LISTED]) + more

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from clsgen_dist.data.cells import MISSING_WORDS
 from clsgen_dist.data.checks.finding import Finding, Limits, Place, listed, named, place_of, rows_are
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.checks.near import normalised
@@ -26,15 +27,25 @@ def class_counts(split: Split, names: Sequence[str]) -> dict[str, int]:
 
 
 _MOST_GROUPS = 10
+_MISSING = frozenset(word.casefold() for word in MISSING_WORDS)
 _MOST_NAMES = 200
 """With more classes, their names are not compared for slips: each would be held against each."""
 
 
+_LOOKALIKES = str.maketrans("асԁеһіјкмոорԛѕтѵԝхуαικνορτυχ", "acdehijkmnopqstvwxyaikvoptux")
+"""Small letters of the Cyrillic, Greek and Armenian alphabets that look like Latin ones (Unicode TS 39)."""
+
+
+def _look(name: str) -> str:
+    """What two names that could be taken for each other have in common."""
+    return normalised(name).translate(_LOOKALIKES)
+
+
 def _folded(counts: dict[str, int]) -> dict[str, int]:
-    """Classes whose names differ only in case or space as one, under the commonest name."""
+    """Classes whose names look alike as one, under the commonest name."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(counts, key=lambda name: -counts[name]):
-        groups[normalised(name)].append(name)
+        groups[_look(name)].append(name)
     return {group[0]: sum(counts[name] for name in group) for group in groups.values()}
 
 
@@ -99,8 +110,8 @@ def label_names(measured: Measured) -> Iterator[Finding]:
     same: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
         if totals[index]:
-            same[normalised(name)].append(index)
-    alike = [(sorted(group, key=lambda i: -totals[i]), "differ only in case or space") for group in same.values()]
+            same[_look(name)].append(index)
+    alike = [(sorted(group, key=lambda i: -totals[i]), "look alike") for group in same.values()]
     folded = sorted(same, key=lambda key: -max(totals[i] for i in same[key]))
     for place, key in enumerate(folded if len(folded) <= _MOST_NAMES else []):
         near = [
@@ -115,7 +126,7 @@ def label_names(measured: Measured) -> Iterator[Finding]:
             "label-names",
             "warning",
             tuple(split.source.name for split in measured.splits),
-            f"{len(alike)} groups of labels differ only in case or space, or by a slip; {_MOST_GROUPS} of them follow",
+            f"{len(alike)} groups of labels look alike, or differ by a slip; {_MOST_GROUPS} of them follow",
             "see that data.columns.label names the column of the classes, and write each class in one way",
         )
     for group, how in alike[:_MOST_GROUPS]:
@@ -134,6 +145,27 @@ def label_names(measured: Measured) -> Iterator[Finding]:
             f"write {named(names[group[0]])} in these rows, or list the true classes in data.labels",
             len(rows),
             sum(totals.values()),
+            rows,
+        )
+
+
+def missing_names(split: Split, measured: Measured) -> Iterator[Finding]:
+    names = measured.label_names
+    found = {name: count for name, count in class_counts(split, names).items() if name.casefold() in _MISSING}
+    if found and not measured.labels_are_listed:
+        rows = [
+            place_of(split, row, names)
+            for row, label in enumerate(split.labels)
+            if label >= 0 and names[label] in found
+        ]
+        yield Finding(
+            "missing-class",
+            "warning",
+            (split.source.name,),
+            f"the class {listed(found)} may stand for a missing label; it is read as a class",
+            "leave these cells empty, if they have no label",
+            len(rows),
+            len(split),
             rows,
         )
 

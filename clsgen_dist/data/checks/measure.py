@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+from clsgen_dist.data.cells import Notice
 from clsgen_dist.data.checks.near import Sketches, Template, normalised, text_hash
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.first_bytes import FileFault, file_fault, has_byte_order_mark
+from clsgen_dist.data.first_bytes import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file
 from clsgen_dist.data.ingest import RejectedRow, unique_rows
-from clsgen_dist.data.read import SUFFIXES
 from clsgen_dist.errors import DataError
 
 _SAMPLE = 1000
@@ -62,6 +62,8 @@ class Split:
     explanations: array[int] = field(default_factory=lambda: array("i"))
     mojibake: list[int] = field(default_factory=list)
     """Rows whose text or explanation looks wrongly decoded."""
+    notices: dict[Notice, list[tuple[int, str]]] = field(default_factory=dict)
+    """Rows with cells that were read as something else than they look, and the cell's beginning."""
     rejected: list[RejectedRow] = field(default_factory=list)
     """Rows that training would not take."""
 
@@ -81,6 +83,8 @@ class Measured:
     splits: list[Split]
     label_names: list[str]
     """In the order they were met, or the recipe's."""
+    labels_are_listed: bool
+    """Whether they are the recipe's."""
     sketches: Sketches
     sketch_split: list[int]
     """Split of each sketch."""
@@ -115,7 +119,8 @@ def sources_of(files: Sequence[str]) -> list[Source]:
 def _stem(path: str) -> str:
     if ":" in path and not Path(path).exists():
         return path.rpartition(":")[2].rpartition("/")[2]
-    return Path(path).stem
+    file = Path(path)
+    return Path(file.stem).stem if is_gzip_name(file) else file.stem
 
 
 def measure(
@@ -143,7 +148,7 @@ def measure(
     rows = [None if split.fault else unique_rows(split.source.path, columns=columns, labels=labels) for split in splits]
     sketches: Sketches | None = None
     names = {name: index for index, name in enumerate(labels or [])}
-    measured = Measured(splits, [], Sketches(Template.none()), [], [], Template.none())
+    measured = Measured(splits, [], labels is not None, Sketches(Template.none()), [], [], Template.none())
     for index, (split, split_rows) in enumerate(zip(splits, rows, strict=True)):
         if split_rows is None:
             continue
@@ -181,6 +186,8 @@ def _take(
         measured.sketch_row.append(len(split))
     if _MOJIBAKE.search(row.text) or any(map(_MOJIBAKE.search, row.explanations)):
         split.mojibake.append(len(split))
+    for notice, cell in row.notices:
+        split.notices.setdefault(notice, []).append((len(split), cell))
     split.hashes.append(digest)
     split.sketches.append(seen[digest])
     split.ids.append(row.id)
@@ -195,7 +202,7 @@ def _look_at_bytes(path: str) -> tuple[FileFault | None, bool]:
     """What keeps a text file from being read at all, and whether it begins with UTF-8's byte order mark."""
     file = Path(path).expanduser()
     try:
-        if file.suffix not in SUFFIXES or file.suffix == ".parquet" or not file.is_file():
+        if kind_of_file(file) not in ("jsonl", "csv") or not file.is_file():
             return None, False
         fault = file_fault(file)
         return fault, fault is None and has_byte_order_mark(file)

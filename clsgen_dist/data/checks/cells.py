@@ -1,0 +1,58 @@
+"""Cells that were read as something else than they look (:class:`clsgen_dist.data.cells.Notice`), by kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from clsgen_dist.data.cells import Notice
+from clsgen_dist.data.checks.finding import Finding, listed, place_of, rows_are
+from clsgen_dist.data.checks.measure import Split
+
+_TOLD = {
+    Notice.MISSING_LABEL: (
+        "a word for a missing value as label: {}; it is read as no label",
+        "leave these cells empty; if it is a class, list it in data.labels",
+    ),
+    Notice.MISSING_EXPLANATION: (
+        "a word for a missing value as explanation: {}; it is read as no explanation",
+        "leave these cells empty",
+    ),
+    Notice.LIST_TEXT: (
+        "the text of a list as explanation, like {}; its items are read as explanations",
+        "see that they are what you mean, or write the column as JSON",
+    ),
+    Notice.RESPELT_LABEL: (
+        "a label spelt like a float or truth value: {}; it is read as the class that it means, like '0' for 0.0",
+        "write 0 or true, so that every file and program names the class alike",
+    ),
+    Notice.HIDDEN_CHARACTERS: (
+        "a label with characters that nobody sees: {}; it is read without them",
+        "delete zero-width, non-breaking and direction marks there, and compose accents (NFC)",
+    ),
+    Notice.BRACKETED: (
+        "an explanation in brackets, like {}, which may be a list without quotes; it is kept as one text",
+        "if it is a list, write it as JSON",
+    ),
+    Notice.PLACEHOLDER_TEXT: (
+        "a word for a missing value as text: {}; it is kept",
+        "delete these rows, if their text is missing",
+    ),
+}
+
+
+def cells(split: Split, names: Sequence[str]) -> Iterator[Finding]:
+    for notice, found in split.notices.items():
+        what, remedy = _TOLD[notice]
+        rows = sorted({row for row, _ in found})
+        first, counts = dict(reversed(found)), dict(Counter(cell for _, cell in found).most_common())
+        yield Finding(
+            notice.value,
+            "warning",
+            (split.source.name,),
+            f"{rows_are(len(rows), 'has', 'have')} " + what.format(listed(counts)),
+            remedy,
+            len(rows),
+            len(split),
+            [place_of(split, row, names, repr(first[row])) for row in rows],
+        )
