@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.encode import Encoder
@@ -37,6 +38,7 @@ from clsgen_dist.engine.output import prepare_output
 from clsgen_dist.engine.owner import Owner
 from clsgen_dist.engine.pace import PaceMeter, waiting
 from clsgen_dist.engine.probe import probe_sample, score_probe
+from clsgen_dist.engine.prompt import prompt_of_run
 from clsgen_dist.engine.rows import read_rows, require_something_to_learn
 from clsgen_dist.engine.saver import Saver, checkpoint_bytes, require_room
 from clsgen_dist.engine.stop import StopRequest
@@ -46,6 +48,7 @@ from clsgen_dist.errors import DiskFullError, NonFiniteLossError, Preempted, Set
 from clsgen_dist.loss.dual import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.loss.weights import LossWeights
 from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+from clsgen_dist.model.context import require_context, require_embedded
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.track.progress import Progress
 from clsgen_dist.track.shown import ShownLog, drop_steps_from
@@ -96,12 +99,11 @@ def train(settings: Settings) -> TrainResult:
         resume_from = prepare_output(settings, world, say)
         backbone = backbone_path(settings.model.backbone)
         tokenizer = load_tokenizer(backbone)
-        encoder = Encoder(
-            tokenizer,
-            system=settings.prompt.system,
-            question=settings.prompt.question,
-            max_prompt_length=settings.data.max_prompt_length,
-        )
+        prompt = prompt_of_run(settings.prompt, tokenizer, resume_from, world)
+        encoder = Encoder(tokenizer, max_prompt_length=settings.data.max_prompt_length, rendered=prompt)
+        config = AutoConfig.from_pretrained(backbone)
+        require_context(config, settings.data.max_prompt_length, settings.data.max_explanation_length)
+        require_embedded(tokenizer, encoder, config)
         quarantine = output if world.is_main else None
         rows = read_rows(settings.data, encoder, quarantine, say, settings.seed, run=settings.output_dir)
         for note in rows.notes:
@@ -115,6 +117,7 @@ def train(settings: Settings) -> TrainResult:
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
         engine = build_engine(settings, zero, backbone, encoder, labels)
         run = _Run(settings, world, engine, stream, rows.dev, labels, probe_sample(encoder), output, stop, say)
+        run.saver.prompt = prompt.to_json()
         run.saver.require_ours = lambda: owner.require(world)
         attempt.reached = lambda: run.state.step
         result = run.go(resume_from)

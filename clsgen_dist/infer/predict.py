@@ -19,9 +19,11 @@ from torch import Tensor
 
 from clsgen_dist.calibrate.scaling import AffineCalibration
 from clsgen_dist.data.encode import Encoder, Ids
-from clsgen_dist.errors import ModelError
+from clsgen_dist.data.prompt import kept_prompt
+from clsgen_dist.errors import ModelError, SettingsError
 from clsgen_dist.evaluate.classification import predicted_class
 from clsgen_dist.infer.artifact import ModelCard, read_head
+from clsgen_dist.model.context import context_length
 
 # S sequences of a batch, T padded length, D hidden, V vocabulary, C classes
 
@@ -54,7 +56,7 @@ class Predictor:
     """
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         from clsgen_dist.model.backbone import choose_attention
 
@@ -68,12 +70,11 @@ class Predictor:
         self.lm = lm.to(self.device).eval()
         if self._head[0].shape != (len(self.card.labels), self.lm.config.get_text_config().hidden_size):
             raise ModelError(f"{folder}: the head's shape {tuple(weight_CD.shape)} does not fit labels and backbone")
-        self.encoder = Encoder(
-            self.tokenizer,
-            system=self.card.system,
-            question=self.card.question,
-            max_prompt_length=self.card.max_prompt_length,
-        )
+        prompt = kept_prompt(self.card.prompt, self.tokenizer, system=self.card.system, question=self.card.question)
+        self.encoder = Encoder(self.tokenizer, max_prompt_length=self.card.max_prompt_length, rendered=prompt)
+        end = self.encoder.end_token
+        # Not the base's, whose penalties, beams and forced tokens would make something else of greedy decoding.
+        self.lm.generation_config = GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end)
         self.positive = self.card.labels.index(self.card.positive_label)
         self.calibration = (
             AffineCalibration.from_json(self.card.calibration)
@@ -105,12 +106,25 @@ class Predictor:
         """(index of the text, its prediction) as batches finish; the longest prompts first, so memory peaks early."""
         prompts = [self.encoder.prompt(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: -len(prompts[i][0]))
-        longest = max_new_tokens or self.card.max_explanation_length
+        longest = self.card.max_explanation_length if max_new_tokens is None else max_new_tokens
+        if explain and max_new_tokens is not None and order:
+            self._require_room(len(prompts[order[0]][0]), max_new_tokens)
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             logits_SC, explanations = self._batch([prompts[i][0] for i in indices], longest if explain else 0)
             for row, index in enumerate(indices):
                 yield index, self._prediction(logits_SC[row], explanations[row], prompts[index][1])
+
+    def _require_room(self, prompt: int, new_tokens: int) -> None:
+        """SettingsError if so many new tokens cannot follow a prompt of this length."""
+        context = context_length(self.lm.config)
+        if new_tokens < 1:
+            raise SettingsError(f"--max_new_tokens is {new_tokens}, expected 1 or more (--explain false asks for none)")
+        if context is not None and prompt + new_tokens > context:
+            raise SettingsError(
+                f"--max_new_tokens is {new_tokens}, which after a prompt of {prompt} tokens goes beyond the model's "
+                f"context of {context}; lower it to {context - prompt}"
+            )
 
     def _batch(self, prompts: Sequence[Ids], new_tokens: int) -> tuple[np.ndarray, list[str | None]]:
         ids_ST, mask_ST = left_padded(prompts, self.encoder.end_token, self.device)
@@ -133,9 +147,6 @@ class Predictor:
             attention_mask=torch.cat([mask_ST, torch.ones_like(first_S1)], dim=1),
             past_key_values=cache,
             max_new_tokens=new_tokens - 1,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end,
         )
         return generated[:, ids_ST.shape[1] :]
 

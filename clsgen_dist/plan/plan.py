@@ -319,8 +319,7 @@ def _read_rows(settings: Settings, backbone: str, say: Callable[[str], None]) ->
 
     encoder = Encoder(
         load_tokenizer(backbone),
-        system=settings.prompt.system,
-        question=settings.prompt.question,
+        **vars(settings.prompt),
         max_prompt_length=settings.data.max_prompt_length,
     )
     return read_rows(settings.data, encoder, None, say)
