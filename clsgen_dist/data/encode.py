@@ -135,8 +135,8 @@ def plain_tokens(tokenizer: Any, prompt: RenderedPrompt) -> FastTokens | SlowTok
     else:
         tokens_of = SlowTokens(tokenizer, sorted(control))
     # These two mark nothing: one stands for characters that the vocabulary lacks, the other fills up batches.
-    harmless = {tokenizer.unk_token_id, tokenizer.pad_token_id}
-    forbidden = set(control.values()) - (harmless - {prompt.end_token, *prompt.prefix_ids, *prompt.suffix_ids})
+    harmless = {tokenizer.unk_token_id, *({tokenizer.pad_token_id} - {*prompt.prefix_ids, *prompt.suffix_ids})}
+    forbidden = set(control.values()) - (harmless - {prompt.end_token})
     texts = [text for content in control for text in (content, f"a {content} b") if content.strip()]
     texts.append(_UNKNOWN_CHARACTERS)
     for text, ids in zip(texts, tokens_of(texts), strict=True):

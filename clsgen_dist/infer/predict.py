@@ -65,16 +65,18 @@ class Predictor:
         weight_CD, bias_C = read_head(folder, self.card)
         self._head = (weight_CD.to(self.device), bias_C.to(self.device))
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        attention = choose_attention("auto", on_gpu=self.device.type != "cpu")
-        lm: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
-        self.lm = lm.to(self.device).eval()
-        if self._head[0].shape != (len(self.card.labels), self.lm.config.get_text_config().hidden_size):
-            raise ModelError(f"{folder}: the head's shape {tuple(weight_CD.shape)} does not fit labels and backbone")
         prompt = kept_prompt(self.card.prompt, self.tokenizer, system=self.card.system, question=self.card.question)
         self.encoder = Encoder(self.tokenizer, max_prompt_length=self.card.max_prompt_length, rendered=prompt)
         end = self.encoder.end_token
-        # Not the base's, whose penalties, beams and forced tokens would make something else of greedy decoding.
-        self.lm.generation_config = GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end)
+        lm: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            attn_implementation=choose_attention("auto", on_gpu=self.device.type != "cpu"),
+            # Not the base's, whose penalties, beams and forced tokens would make something else of greedy decoding.
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end),
+        )
+        self.lm = lm.to(self.device).eval()
+        if self._head[0].shape != (len(self.card.labels), self.lm.config.get_text_config().hidden_size):
+            raise ModelError(f"{folder}: the head's shape {tuple(weight_CD.shape)} does not fit labels and backbone")
         self.positive = self.card.labels.index(self.card.positive_label)
         self.calibration = (
             AffineCalibration.from_json(self.card.calibration)

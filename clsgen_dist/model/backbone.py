@@ -78,7 +78,7 @@ def load_backbone(
     path: str, *, dtype: torch.dtype, attention: str = "sdpa", load_in_4bit: bool = False, weights: bool = True
 ) -> nn.Module:
     """An ``AutoModelForCausalLM``; partitioned as it loads when ZeRO-3 is on. Without ``weights`` it is just built."""
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
     lm: nn.Module
     if not weights:
@@ -86,7 +86,8 @@ def load_backbone(
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         refuse_changed_logits(lm)
         return lm
-    options: dict[str, Any] = {}
+    # Its own might be one that transformers refuses, and nothing is generated here.
+    options: dict[str, Any] = {"generation_config": GenerationConfig()}
     if load_in_4bit:
         if not torch.cuda.is_available():
             raise ModelError("model.load_in_4bit needs CUDA, and there is none here; set it to false")
