@@ -13,6 +13,7 @@ belongs to the prompt (an empty ``<think>`` block, the channel of the final answ
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -166,37 +167,35 @@ def _rendered(
 
     user = {"role": "user", "content": f"{_TEXT}\n\n{question}"}
     turns = [{"role": "system", "content": system}, user] if system else [user]
+    alone = None  # what the template makes of the user's message without a system message
+    if system:
+        with contextlib.suppress(Exception):  # some demand one
+            alone = render(user, opens=True)
     try:
         opened = render(*turns, opens=True)
         finished = render(*turns, {"role": "assistant", "content": _ANSWER})
-        alone = render(user, opens=True) if system else ""
     except Exception as error:  # a template is a program, and raises what it likes
-        if system and _renders(render, user):
-            raise ModelError(f"the chat template has no system message ({_first_line(error)}); {_NO_SYSTEM}") from error
+        why = str(error).strip().partition("\n")[0]
+        if alone is not None:
+            raise ModelError(f"the chat template has no system message ({why}); {_NO_SYSTEM}") from error
         raise ModelError(
-            f"the chat template cannot be rendered ({type(error).__name__}: {_first_line(error)}); give the variables "
-            "it needs in prompt.template_kwargs, or choose another template with prompt.chat_template"
+            f"the chat template cannot be rendered ({type(error).__name__}: {why}); set prompt.system if it wants one, "
+            "give the variables it needs in prompt.template_kwargs, or choose another template with "
+            "prompt.chat_template"
         ) from error
-    if system and (opened == alone or system.strip() not in opened):
-        raise ModelError(f"the chat template does not put prompt.system into the prompt; {_NO_SYSTEM}")
     if opened.count(_TEXT) != 1 or question.strip() not in opened.partition(_TEXT)[2] or finished.count(_ANSWER) != 1:
         raise ModelError(
             "the chat template does not render the user's message and the assistant's exactly once and as they are; "
             "choose another with prompt.chat_template: the name of one, a .jinja file, or 'plain' for none"
         )
+    if system and (opened == alone or system.strip() not in opened):
+        raise ModelError(f"the chat template does not put prompt.system into the prompt; {_NO_SYSTEM}")
     before, after = opened.split(_TEXT)
     until_answer, tail = finished.split(_ANSWER)
     if until_answer.startswith(opened) and until_answer[len(opened) :].strip():
         after += until_answer[len(opened) :]
     question_end = after.rfind(question.strip()) + len(question.strip()) if question.strip() else 0
     return before, after[:question_end] + _without_open_thoughts(after[question_end:]), tail
-
-
-def _renders(render: Callable[..., str], *messages: dict[str, str]) -> bool:
-    try:
-        return bool(render(*messages, opens=True))
-    except Exception:  # what it says was said of the whole prompt already
-        return False
 
 
 def _without_open_thoughts(opening: str) -> str:
@@ -259,10 +258,6 @@ def _after_text(ids: Callable[[str], list[int]], after: str) -> list[int]:
     """The suffix's tokens as they follow a text: without the space that some tokenizers put before each text."""
     start, whole = ids("x"), ids("x" + after)
     return whole[len(start) :] if whole[: len(start)] == start else ids(after)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or "no reason given"
 
 
 def _as_first_rendered(tokenizer: Any, system: str | None, question: str) -> RenderedPrompt:

@@ -68,6 +68,13 @@ def test_a_template_that_changes_what_the_user_says_is_refused(of):
         _render(_change(of))
 
 
+def test_a_template_that_wants_a_system_message_gets_one_or_says_so():
+    wants = NO_SYSTEM.replace("== 'system'", "!= 'system'").replace("not supported", "first")
+    assert _render(wants, system="Be brief.").prefix.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    with pytest.raises(ModelError, match=r"System role first.*set prompt\.system"):
+        _render(wants)
+
+
 def test_a_template_that_trims_is_fine():
     assert _render(_change("m.content | trim")).suffix == "\n\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
