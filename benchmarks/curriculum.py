@@ -84,8 +84,7 @@ def epochs_for(tokens: int, name: str, arm: str, seed: int, model: str, output: 
         if rows is None:
             encoder = Encoder(
                 load_tokenizer(backbone_path(settings.model.backbone)),
-                system=settings.prompt.system,
-                question=settings.prompt.question,
+                **vars(settings.prompt),
                 max_prompt_length=settings.data.max_prompt_length,
             )
             rows = read_rows(settings.data, encoder, None)

@@ -67,6 +67,10 @@ class PromptSettings:
     """System message; none: whatever the chat template puts there itself."""
     question: str = "Classify the text above and explain your decision in one sentence."
     """The task, put after the text."""
+    chat_template: str | None = None
+    """Which chat template: the name of one of the tokenizer's, a .jinja file, or `plain` for none; none: the tokenizer's default."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the template, like `{date_string: 1 Jan 2026}`; `enable_thinking` and `thinking` are false unless set here."""
 
 
 @dataclass(kw_only=True)

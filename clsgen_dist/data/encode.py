@@ -4,56 +4,72 @@
                                                            ^ classification token        ^ supervised up to here
 
 The classification token is the last prompt token, so the head never sees label or explanation, and its index is kept
-explicitly: padding side and packing cannot move it. User text is tokenised apart from the template by a tokenizer
-that knows no control tokens: ``<|im_end|>`` in a row stays text. A prompt that is too long loses the middle of its
-*text*; template, question and explanation are never cut.
+explicitly: padding side and packing cannot move it. User text is tokenised apart from the template, as the tokenizer
+does it but blind to control tokens: ``<|im_end|>`` in a row stays text, an added word of a trade stays one token. A
+prompt that is too long loses the middle of its *text*; template, question and explanation are never cut.
 
 Price: one pass of the tokenizer over each text; about 20,000 short rows a second and core.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from clsgen_dist.data.prompt import RenderedPrompt, render_prompt, special_tokens
 from clsgen_dist.errors import ModelError, SettingsError
 
 Ids = npt.NDArray[np.int32]
 """Token ids, or lengths in tokens."""
 
-_SLOT = "CLSGENROWTEXTGOESHERE"
-"""Stands for the user's text while the chat template is rendered; no white space, since templates trim."""
 _ELLIPSIS = " ... "
 _LEAST_TEXT_TOKENS = 8
+_UNKNOWN_CHARACTERS = "\U0010fffd \ue000 \u0378"
+"""Of no script; a vocabulary without bytes makes its unknown token of them."""
 
 
 class Encoder:
     """Encodes rows for one tokenizer and one prompt.
 
     Args:
-        tokenizer: a transformers tokenizer; its chat template is used if it has one, else a plain layout.
-        system: system message; None leaves the template's own.
-        question: the task, put after the text.
+        tokenizer: a transformers tokenizer.
         max_prompt_length: longest prompt in tokens, see above.
+        rendered: the prompt; None renders one from the rest, see :func:`clsgen_dist.data.prompt.render_prompt`.
 
     Raises:
-        SettingsError: the prompt leaves no room for a text.
-        ModelError: the template drops the text, or the tokenizer cannot tell user text from its control tokens.
+        SettingsError: the prompt leaves no room for a text, or there is no such template.
+        ModelError: the template cannot say this prompt, or user text could forge control tokens.
     """
 
-    def __init__(self, tokenizer: Any, *, system: str | None, question: str, max_prompt_length: int) -> None:
-        before, after, end = _render(tokenizer, system, question)
-        self._prefix = _ids(tokenizer(before, add_special_tokens=not tokenizer.chat_template)["input_ids"])
-        self._suffix = _ids(tokenizer(after, add_special_tokens=False)["input_ids"])
-        self.end_token: int = _end_token(tokenizer, end)
-        self.tokens_of = plain_tokens(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_prompt_length: int,
+        system: str | None = None,
+        question: str = "",
+        chat_template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        rendered: RenderedPrompt | None = None,
+    ) -> None:
+        self.rendered = rendered or render_prompt(
+            tokenizer, system=system, question=question, chat_template=chat_template, template_kwargs=template_kwargs
+        )
+        """The prompt around each text, to be kept with what is trained on it."""
+        self._prefix, self._suffix = _ids(self.rendered.prefix_ids), _ids(self.rendered.suffix_ids)
+        self.end_token: int = self.rendered.end_token
+        self.tokens_of = plain_tokens(tokenizer, self.rendered)
         """Token ids of each text, control tokens excluded: ``tokens_of(texts) -> [ids, …]``."""
-        self.tokenizer_key = getattr(self.tokens_of, "spec", None) or f"{tokenizer.name_or_path}/{len(tokenizer)}"
-        """What tells this tokenizer from another."""
+        self.tokenizer_key = self.tokens_of.spec
+        """What tells this tokenizer, and what it takes for control tokens, from another."""
         self._ellipsis = _ids(self.tokens_of([_ELLIPSIS])[0])
         self.frame = len(self._prefix) + len(self._suffix)
         """Tokens of a prompt besides its text."""
@@ -99,64 +115,49 @@ def _ids(tokens: Sequence[int]) -> Ids:
     return np.asarray(tokens, dtype=np.int32)
 
 
-def _render(tokenizer: Any, system: str | None, question: str) -> tuple[str, str, str]:
-    """Template text before the row's text, between it and the explanation, and after the explanation."""
-    if not tokenizer.chat_template:
-        return f"{system}\n\n" if system else "", f"\n\n{question}\n", ""
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": f"{_SLOT}\n\n{question}"})
-    opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    closed = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": _SLOT}], tokenize=False)
-    if opened.count(_SLOT) != 1 or closed.count(_SLOT) != 2:
-        raise ModelError(
-            "the tokenizer's chat template does not render the user's message exactly once; "
-            "give the backbone's folder a chat_template.jinja that does"
-        )
-    before, after = opened.split(_SLOT)
-    return before, after, closed.rsplit(_SLOT, 1)[1]
+def plain_tokens(tokenizer: Any, prompt: RenderedPrompt) -> FastTokens | SlowTokens:
+    """Texts to token ids as the tokenizer does it, but never a control token; ModelError if there is no such way.
 
-
-def _end_token(tokenizer: Any, end: str) -> int:
-    """The token that closes an assistant's turn: what the template puts there, else the end of sequence."""
-    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
-    if ids and ids[0] in tokenizer.added_tokens_decoder:
-        return int(ids[0])
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has neither a token that ends a turn nor an eos_token; set one in its config")
-    return int(tokenizer.eos_token_id)
-
-
-def plain_tokens(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
-    """A function from texts to token ids that can never yield a control token; ModelError if there is none."""
-    control = set(tokenizer.added_tokens_decoder)
+    Control tokens are those that the tokenizer calls special, those by which the prompt marks turns, and its end token.
+    """
+    known = tokenizer.added_tokens_decoder
+    marks = {*special_tokens(tokenizer), *prompt.control}
+    control = {token.content: id for id, token in known.items() if token.content in marks}
+    control[str(tokenizer.convert_ids_to_tokens(prompt.end_token))] = prompt.end_token
+    tokens_of: FastTokens | SlowTokens
     if tokenizer.is_fast:
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        spec["added_tokens"], spec["post_processor"], spec["truncation"], spec["padding"] = [], None, None, None
-        tokens_of: Callable[[Sequence[str]], list[list[int]]] = FastTokens(json.dumps(spec))
+        spec["post_processor"], spec["truncation"], spec["padding"] = None, None, None
+        # None may be taken out: the others would get its id. A special one can be told to be passed over.
+        for token in spec["added_tokens"]:
+            token["special"] = token["content"] in control
+        tokens_of = FastTokens(json.dumps(spec))
     else:
-
-        def tokens_of(texts: Sequence[str]) -> list[list[int]]:
-            return [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
-
-    for token in tokenizer.added_tokens_decoder.values():
-        texts = (token.content, f"a {token.content} b")
-        forged = [t for t, ids in zip(texts, tokens_of(texts), strict=True) if control & set(ids)]
-        if forged and token.content.strip():
+        tokens_of = SlowTokens(tokenizer, sorted(control))
+    # These two mark nothing: one stands for characters that the vocabulary lacks, the other fills up batches.
+    harmless = {tokenizer.unk_token_id, *({tokenizer.pad_token_id} - {*prompt.prefix_ids, *prompt.suffix_ids})}
+    forbidden = set(control.values()) - (harmless - {prompt.end_token})
+    texts = [text for content in control for text in (content, f"a {content} b") if content.strip()]
+    texts.append(_UNKNOWN_CHARACTERS)
+    for text, ids in zip(texts, tokens_of(texts), strict=True):
+        if not forbidden.isdisjoint(ids):
             raise ModelError(
-                f"this tokenizer turns the user text {forged[0]!r} into its control token; rows could forge turns, so "
-                "it is refused: use the fast version of the tokenizer"
+                f"this tokenizer turns the user text {text!r} into its control token; rows could forge turns, so it is "
+                "refused: its vocabulary must not hold the token as an ordinary piece; use the fast version of the "
+                "tokenizer, or a chat template with other marks (prompt.chat_template)"
             )
     return tokens_of
 
 
 class FastTokens:
-    """A tokenizer of the ``tokenizers`` library; other processes rebuild it from ``spec``, its JSON."""
+    """A tokenizer of the ``tokenizers`` library, blind to special tokens; other processes rebuild it from ``spec``."""
 
     def __init__(self, spec: str) -> None:
         from tokenizers import Tokenizer
 
         self.spec = spec
         self._tokenizer = Tokenizer.from_str(spec)
+        self._tokenizer.encode_special_tokens = True
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; on all cores."""
@@ -164,3 +165,35 @@ class FastTokens:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return FastTokens, (self.spec,)
+
+
+class SlowTokens:
+    """A tokenizer in Python: a text is cut at control tokens, and these are tokenised blind to any added token."""
+
+    def __init__(self, tokenizer: Any, control: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        longest_first = sorted(control, key=len, reverse=True)
+        self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self.spec = f"{_digest_of_files(tokenizer)}/{list(control)}"
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, one after the other."""
+        return [self._ids(text) for text in texts]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for place, piece in enumerate(self._cut.split(text)):
+            if piece:
+                options = {"add_special_tokens": False, "split_special_tokens": place % 2 == 1}
+                ids += self._tokenizer(piece, **options)["input_ids"]
+        return ids
+
+
+def _digest_of_files(tokenizer: Any) -> str:
+    """SHA-256 of what the tokenizer saves: vocabulary, merges, added tokens, options."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -92,9 +92,7 @@ def check_files(
         raise DataError("name the files to check, like rows/train.jsonl rows/test.jsonl, or a recipe with --config")
     sources = sources_of(files)
     vocabulary = load_tokenizer(backbone_path(tokenizer or backbone))
-    encoder = Encoder(
-        vocabulary, system=prompt.system, question=prompt.question, max_prompt_length=data.max_prompt_length
-    )
+    encoder = Encoder(vocabulary, **vars(prompt), max_prompt_length=data.max_prompt_length)
     measured = measure(
         sources,
         columns=columns or data.columns,

@@ -29,8 +29,7 @@ def read_recipe_rows(settings: Settings) -> tuple[Rows, RowSet]:
         )
     encoder = Encoder(
         load_tokenizer(backbone_path(settings.model.backbone)),
-        system=settings.prompt.system,
-        question=settings.prompt.question,
+        **vars(settings.prompt),
         max_prompt_length=settings.data.max_prompt_length,
     )
     rows = read_rows(settings.data, encoder, None, print)

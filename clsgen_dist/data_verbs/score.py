@@ -18,14 +18,20 @@ _DRAWN = 8
 
 def score(settings: Settings, *, show: int, plot: str) -> None:
     """Score the training rows' difficulty, print its distribution and its extremes, and draw it."""
+    from transformers import AutoConfig
+
     from clsgen_dist.data.difficulty import combine
-    from clsgen_dist.engine.scoring import difficulty_scores
+    from clsgen_dist.engine.scoring import OF_BACKBONE, difficulty_scores
     from clsgen_dist.engine.stream import difficulty_model
     from clsgen_dist.model.backbone import backbone_path
+    from clsgen_dist.model.context import require_context
 
+    weights, data = settings.curriculum.difficulty, settings.data
+    backbone = backbone_path(difficulty_model(settings))
+    if not set(weights).isdisjoint(OF_BACKBONE):
+        require_context(AutoConfig.from_pretrained(backbone), data.max_prompt_length, data.max_explanation_length)
     _, rows = read_recipe_rows(settings)
-    weights = settings.curriculum.difficulty
-    scores = difficulty_scores(rows, weights, backbone=backbone_path(difficulty_model(settings)), compute=True)
+    scores = difficulty_scores(rows, weights, backbone=backbone, compute=True)
     joined_N = combine(scores, weights, rows.label_N)
     classes = [(shortened(name), rows.label_N == index) for index, name in enumerate(rows.table.card.labels)]
     classes += [("(no label)", rows.label_N < 0)]

@@ -48,6 +48,8 @@ class Saver:
         """Step of the last save."""
         self.require_ours: Callable[[], None] = lambda: None
         """Raises, on all ranks, if the folder has another owner by now; collective."""
+        self.prompt: dict[str, Any] = {}
+        """The run's rendered prompt, kept with each checkpoint."""
 
     @property
     def written(self) -> bool:
@@ -85,6 +87,7 @@ class Saver:
             "state": asdict(state),
             "identity": asdict(identity),
             "probe": probe,
+            "prompt": self.prompt,
         }
 
     def finish(self) -> Path | None:

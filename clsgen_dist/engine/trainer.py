@@ -37,6 +37,7 @@ from clsgen_dist.engine.output import prepare_output
 from clsgen_dist.engine.owner import Owner
 from clsgen_dist.engine.pace import PaceMeter, waiting
 from clsgen_dist.engine.probe import probe_sample, score_probe
+from clsgen_dist.engine.prompt import prompt_of_run
 from clsgen_dist.engine.rows import read_rows, require_something_to_learn
 from clsgen_dist.engine.saver import Saver, checkpoint_bytes, require_room
 from clsgen_dist.engine.stop import StopRequest
@@ -46,6 +47,7 @@ from clsgen_dist.errors import DiskFullError, NonFiniteLossError, Preempted, Set
 from clsgen_dist.loss.dual import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.loss.weights import LossWeights
 from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backbone, require_finite
+from clsgen_dist.model.context import require_context, require_embedded
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
 from clsgen_dist.track.progress import Progress
@@ -100,12 +102,10 @@ def train(settings: Settings) -> TrainResult:
         if settings.model.finetune != "head" and opened.weights is not None:
             opened.weights.require_way_back()
         tokenizer = load_tokenizer(backbone)
-        encoder = Encoder(
-            tokenizer,
-            system=settings.prompt.system,
-            question=settings.prompt.question,
-            max_prompt_length=settings.data.max_prompt_length,
-        )
+        prompt = prompt_of_run(settings.prompt, tokenizer, resume_from, world)
+        encoder = Encoder(tokenizer, max_prompt_length=settings.data.max_prompt_length, rendered=prompt)
+        require_context(opened.config, settings.data.max_prompt_length, settings.data.max_explanation_length)
+        require_embedded(tokenizer, encoder, opened.config)
         quarantine = output if world.is_main else None
         rows = read_rows(settings.data, encoder, quarantine, say, settings.seed, run=settings.output_dir)
         for note in rows.notes:
@@ -128,6 +128,7 @@ def train(settings: Settings) -> TrainResult:
             why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
             say(f"rows are padded, not packed: {why}")
         run = _Run(settings, world, engine, stream, rows.dev, labels, probe, output, stop, say)
+        run.saver.prompt = prompt.to_json()
         run.saver.require_ours = lambda: owner.require(world)
         attempt.reached = lambda: run.state.step
         result = run.go(resume_from)

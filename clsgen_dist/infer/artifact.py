@@ -22,7 +22,9 @@ HEAD_FILE = "classification_head/weights.safetensors"
 """In a folder of its own: engines that load every ``*.safetensors`` they find would take it for backbone weights."""
 _OLDER_HEAD_FILE = "classification_head.safetensors"
 META_FILE = "clsgen.json"
-FORMAT = 1
+FORMAT = 2
+_READ = (1, 2)
+"""1 has no ``prompt``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class ModelCard:
     """Binary: the positive class is decided at this calibrated probability; None: 0.5."""
     calibrated_on: dict[str, Any] | None = None
     """Source and number of the rows that calibration and threshold were fitted on."""
+    prompt: dict[str, Any] | None = None
+    """The prompt as it was rendered for training, see :class:`clsgen_dist.data.prompt.RenderedPrompt`."""
     format_version: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -64,9 +68,10 @@ class ModelCard:
             ) from None
         except json.JSONDecodeError as error:
             raise ModelError(f"{folder / META_FILE} is not valid JSON ({error}); export the model again") from None
-        if fields.get("format_version") != FORMAT:
+        if fields.get("format_version") not in _READ:
             raise ModelError(
-                f"{folder / META_FILE} has format_version {fields.get('format_version')!r}, this version reads {FORMAT}"
+                f"{folder / META_FILE} has format_version {fields.get('format_version')!r}, this version reads "
+                f"{' and '.join(map(str, _READ))}; use a later version of clsgen_dist"
             )
         return cls(**fields)
 

@@ -105,6 +105,7 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
         positive_label=labels.positive,
         system=settings.prompt.system,
         question=settings.prompt.question,
+        prompt=marker.get("prompt"),
         max_prompt_length=settings.data.max_prompt_length,
         max_explanation_length=settings.data.max_explanation_length,
         head_sha256=head_fingerprint(head["weight"], head["bias"]),

@@ -99,9 +99,10 @@ def write_evidence(
 
 
 def _load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
+    # Not the base's, which might be one that transformers refuses: nothing is generated here.
+    return AutoModelForCausalLM.from_pretrained(folder, generation_config=GenerationConfig()).eval()
 
 
 @torch.no_grad()

@@ -176,12 +176,13 @@ def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False, lm: Any
 
 def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, load_in_4bit: bool = False) -> nn.Module:
     """The causal LM with its weights, partitioned as it loads when ZeRO-3 is on; just built where there are none."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
     if backbone.weights is None:
         built: nn.Module = AutoModelForCausalLM.from_config(backbone.config, dtype=dtype, attn_implementation=attention)
         return built
-    options: dict[str, Any] = {}
+    # Its own might be one that transformers refuses, and nothing is generated here.
+    options: dict[str, Any] = {"generation_config": GenerationConfig()}
     if load_in_4bit:
         if not torch.cuda.is_available():
             raise ModelError("model.load_in_4bit needs CUDA, and there is none here; set it to false")

@@ -27,7 +27,7 @@ from clsgen_dist.model.dual_head import DualHeadModel
 
 # N packed tokens, S sequences, T tokens of the longest, D hidden, V vocabulary
 
-_ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of two ways to the same state, relative to its norm: rounding, of many layers, in that dtype."""
 _REPEATED = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """The same for one way taken twice, with shapes alike: nearly none."""
@@ -94,7 +94,7 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
     logits_NV = lm(**accepted(lm, inputs)).logits[row_N, position_N]
     weight_VD = lm.get_output_embeddings().weight
     fits = padded_ND.shape[-1] == (getattr(weight_VD, "ds_shape", None) or weight_VD.shape)[1]
-    logits = _difference(padded_ND @ weight_VD.T, logits_NV) if fits else float("inf")
+    logits = relative_difference(padded_ND @ weight_VD.T, logits_NV) if fits else float("inf")
 
     packed = leak = float("inf")
     refusal = None
@@ -102,18 +102,18 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
     if accepted(backbone, inputs) == inputs:
         try:
             packed_ND = backbone(**inputs).last_hidden_state[0]
-            packed = _difference(packed_ND, padded_ND)
+            packed = relative_difference(packed_ND, padded_ND)
             other = packed_inputs(*_batch([first[::-1], second, like_first], lm))
             after = len(first)
-            leak = _difference(backbone(**other).last_hidden_state[0, after:], packed_ND[after:])
+            leak = relative_difference(backbone(**other).last_hidden_state[0, after:], packed_ND[after:])
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
     return SelfTest(
-        causal=_difference(padded_STD[0, :_SHARED], padded_STD[2, :_SHARED]),
+        causal=relative_difference(padded_STD[0, :_SHARED], padded_STD[2, :_SHARED]),
         logits=logits,
         packed=packed,
         leak=leak,
-        rounding=_ROUNDING.get(padded_ND.dtype, 1e-1),
+        rounding=ROUNDING.get(padded_ND.dtype, 1e-1),
         repeated=_REPEATED.get(padded_ND.dtype, 2e-2),
         refusal=refusal,
     )
@@ -126,7 +126,7 @@ def _batch(rows: Sequence[np.ndarray], lm: Any) -> tuple[Tensor, Tensor, Tensor,
     return batch["input_ids_N"], batch["position_N"], batch["sequence_start_S1"], batch["longest"]
 
 
-def _difference(one_ND: Tensor, other_ND: Tensor) -> float:
+def relative_difference(one_ND: Tensor, other_ND: Tensor) -> float:
     """Largest norm of a row's difference over the larger of its norms; infinite where a value is no number."""
     one_ND, other_ND = one_ND.float(), other_ND.float()
     scale_N = torch.maximum(one_ND.norm(dim=-1), other_ND.norm(dim=-1)).clamp(min=1e-30)

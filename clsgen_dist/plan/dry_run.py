@@ -51,6 +51,7 @@ from clsgen_dist.engine.dist import World, quieten
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.loss.dual import StepCounts
 from clsgen_dist.model.backbone import backbone_path, open_backbone
+from clsgen_dist.model.context import require_context
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.plan.rehearsal import open_config
 
@@ -137,7 +138,8 @@ def dry_run(
     if settings.model.load_in_4bit:
         raise SettingsError("model.load_in_4bit needs a GPU to quantise on, also in a dry run; set it to false")
     backbone = backbone_path(settings.model.backbone)
-    open_config(backbone)
+    data = settings.data
+    require_context(open_config(backbone), data.max_prompt_length, data.max_explanation_length)
     opened = open_backbone(backbone, weights=False)
     config = zero_config(settings, world.size)
     labels = LabelSpace.of([f"class {number}" for number in range(classes)], "class 0")

@@ -16,6 +16,7 @@ from clsgen_dist.config import Settings, resolve_path
 from clsgen_dist.engine.zero import deepspeed_config
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
+from clsgen_dist.model.context import require_context
 from clsgen_dist.plan.cluster import GIB, Cluster
 from clsgen_dist.plan.communication import Flow, flows
 from clsgen_dist.plan.goodput import Faults, Goodput, simulate
@@ -201,6 +202,8 @@ class Planner:
         self.cluster, self.stated, self.say = cluster, stated, say
         self._backbone = backbone_path(settings.model.backbone)
         self._config = open_config(self._backbone)
+        if not stated.any:
+            require_context(self._config, settings.data.max_prompt_length, settings.data.max_explanation_length)
         self._rows = None if stated.any or not rows_at_hand(settings) else _read_rows(settings, self._backbone, say)
         if self._rows is None and not stated.any:
             say(f"{settings.data.train} is not at hand: rows are assumed")
@@ -319,8 +322,7 @@ def _read_rows(settings: Settings, backbone: str, say: Callable[[str], None]) ->
 
     encoder = Encoder(
         load_tokenizer(backbone),
-        system=settings.prompt.system,
-        question=settings.prompt.question,
+        **vars(settings.prompt),
         max_prompt_length=settings.data.max_prompt_length,
     )
     return read_rows(settings.data, encoder, None, say)
