@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest
 # Waiting threads that spin take the core from the rank that works.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-fast lint setup clean
+.PHONY: demo test test-long test-fast lint setup clean
 
 demo: setup
 	@echo "== demo: training, export, calibration, evaluation; 6 to 7 minutes on 2 CPU cores"
@@ -15,9 +15,14 @@ test: setup lint
 	@echo "== tests: everything this machine can test; half an hour on 2 busy CPU cores"
 	@$(PYTEST) --durations=15
 
+# Soak, measured planner runs, engine variants that compile. docs/results.md says when they last ran whole.
+test-long: setup
+	@echo "== tests marked long: what make test leaves out"
+	@$(PYTEST) -m long --durations=15
+
 test-fast: setup
 	@echo "== tests without the long ones; about 1 minute"
-	@$(PYTEST) -m "not slow and not dist and not browser"
+	@$(PYTEST) -m "not long and not slow and not dist and not browser"
 
 lint: setup
 	@echo "== ruff, mypy, shellcheck"
