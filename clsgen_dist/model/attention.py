@@ -51,7 +51,7 @@ def per_sequence_attention(
         )
         for mask in [window_mask(query.shape[2], sliding_window, query.device)]
     ]
-    return torch.cat(outputs, 2).transpose(1, 2), None
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
 def _attend(

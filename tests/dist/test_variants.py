@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from clsgen_dist.config import ROOT
+from clsgen_dist.config import SHIPPED
 from clsgen_dist.engine import checkpoint
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -20,7 +20,7 @@ def variant(recipe, train, tmp_path):
     """``variant(name, **changes)``: three steps with a shipped file; its sections take the changes."""
 
     def run(name, *, check=True, sections=None, **options):
-        config = json.loads((ROOT / f"ds_configs/{name}.json").read_text())
+        config = json.loads((SHIPPED / f"ds_configs/{name}.json").read_text())
         zero = config["zero_optimization"]
         zero["stage3_param_persistence_threshold"] = 0
         for section, change in (sections or {}).items():
@@ -86,7 +86,7 @@ def test_quantised_traffic_is_refused_without_a_gpu(variant, key):
 
 
 def test_ulysses_is_refused_by_name(recipe, train, tmp_path):
-    config = json.loads((ROOT / "ds_configs/zero3.json").read_text())
+    config = json.loads((SHIPPED / "ds_configs/zero3.json").read_text())
     file = tmp_path / "ulysses.json"
     file.write_text(json.dumps({**config, "sequence_parallel_size": 2, "data_parallel_size": 1}))
     done = train(tmp_path / "run", check=False, deepspeed=file, **RUN)

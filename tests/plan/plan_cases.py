@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from clsgen_dist.config import ROOT, settings_from_yaml, to_yaml
+from clsgen_dist.config import SHIPPED, settings_from_yaml, to_yaml
 from clsgen_dist.plan.communication import Flow, flows
 from clsgen_dist.plan.memory import Memory, memory
 from clsgen_dist.plan.rehearsal import ModelPlan, rehearse
@@ -120,7 +120,7 @@ def prepare(folder: Path, cases: Sequence[Case]) -> Path:
             config = getattr(transformers, f"{family}Config")(**{**_COMMON, **shape})
             name = f"{family.removesuffix('Text')}ForCausalLM"
             getattr(transformers, name)(config).save_pretrained(backbone)
-        zero = json.loads((ROOT / "ds_configs/zero3.json").read_text())
+        zero = json.loads((SHIPPED / "ds_configs/zero3.json").read_text())
         zero["zero_optimization"].update(case.zero)
         zero["zero_force_ds_cpu_optimizer"] = False
         file = folder / f"zero-{number}.json"
@@ -165,7 +165,7 @@ def measure(cases: Path, ranks: int, port: str, timeout: float = 600) -> dict[st
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "MKL_DISABLE_FAST_MM": "1",  # else the first large product leaves it 17 MB of buffers, which count as used
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+        "PYTHONPATH": f"{SHIPPED}:{SHIPPED / 'kernels'}",
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:

@@ -11,7 +11,7 @@ from collections import Counter
 import plan_cases as cases
 import pytest
 
-from clsgen_dist.config import ROOT
+from clsgen_dist.config import SHIPPED
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -38,7 +38,7 @@ def rehearsed(measured):
         "                        supervised=case['supervised'], micro_steps=case['micro_steps'])\n"
         "        print(json.dumps({'name': case['name'], **dataclasses.asdict(found)}))\n"
     )
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": f"{SHIPPED}:{SHIPPED / 'kernels'}", "OMP_NUM_THREADS": "1"}
     told = json.dumps([written for written, _ in measured.values() if written["name"] != "warm-up"])
     done = subprocess.run([sys.executable, "-c", script], input=told, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

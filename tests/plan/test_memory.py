@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import LlamaConfig, MixtralConfig
 
-from clsgen_dist.config import ROOT
+from clsgen_dist.config import SHIPPED
 from clsgen_dist.errors import ModelError
 from clsgen_dist.plan.memory import memory
 from clsgen_dist.plan.rehearsal import ModelPlan, Moment, open_config, rehearse
@@ -64,7 +64,7 @@ def made(backbones):
 
 
 def zero_of(ranks, **settings):
-    config = json.loads((ROOT / "ds_configs/zero3.json").read_text())
+    config = json.loads((SHIPPED / "ds_configs/zero3.json").read_text())
     config["zero_optimization"].update(settings)
     return sharding(config, ranks=ranks, ranks_per_node=8)
 

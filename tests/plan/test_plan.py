@@ -12,7 +12,7 @@ import yaml
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
 from clsgen_dist.cli import main
-from clsgen_dist.config import ROOT, parse_settings
+from clsgen_dist.config import SHIPPED, parse_settings
 from clsgen_dist.data.pack import pack
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.plan import report
@@ -24,12 +24,12 @@ from clsgen_dist.plan.plan import Planner, Stated
 from clsgen_dist.plan.step_time import attention_flops
 from clsgen_dist.plan.workload import _fullest, _fullest_alike, stated_workload, workload_of_rows
 
-CLUSTERS = sorted((ROOT / "configs/clusters").glob("*.yaml"))
+CLUSTERS = sorted((SHIPPED / "configs/clusters").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def h100():
-    return load_cluster(ROOT / "configs/clusters/h100.yaml")
+    return load_cluster(SHIPPED / "configs/clusters/h100.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_advice_frees_the_host_where_the_host_is_short(recipe, h100):
 @pytest.fixture(scope="module")
 def staged(backbone, tmp_path_factory):
     path = tmp_path_factory.mktemp("staged") / "recipe.yaml"
-    text = (ROOT / "configs/recipe.yaml").read_text()
+    text = (SHIPPED / "configs/recipe.yaml").read_text()
     stages = [{"name": "short", "epochs": 1, "micro_batch_tokens": 65536}, {"name": "all", "epochs": 1}]
     path.write_text(text + "\n" + yaml.safe_dump({"curriculum": {"stages": stages}}))
     flags = ["--data.train=nowhere.jsonl", f"--model.backbone={backbone}", "--model.finetune=full",
@@ -316,7 +316,7 @@ def test_fp32_is_timed_at_its_own_peak(recipe, h100):
 
 
 def test_weights_on_nvme_are_on_the_disk_and_their_buffers_on_the_host(recipe, h100, tmp_path):
-    zero = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    zero = json.loads((SHIPPED / "ds_configs/zero3_nvme.json").read_text())
     zero["zero_optimization"]["offload_param"]["max_in_cpu"] = 0
     (tmp_path / "nvme.json").write_text(json.dumps(zero))
     settings = recipe(deepspeed=tmp_path / "nvme.json", optim__name="cpu_adamw")
@@ -346,7 +346,7 @@ def test_trained_weights_stay_on_the_host_up_to_deepspeeds_limit_and_frozen_ones
 
 
 def test_hpz_across_nodes_is_said(recipe, h100, tmp_path):
-    zero = json.loads((ROOT / "ds_configs/zero3.json").read_text())
+    zero = json.loads((SHIPPED / "ds_configs/zero3.json").read_text())
     zero["zero_optimization"]["zero_hpz_partition_size"] = 16
     (tmp_path / "hpz.json").write_text(json.dumps(zero))
     settings = recipe(deepspeed=tmp_path / "hpz.json")
@@ -379,7 +379,7 @@ def test_lora_reduces_only_what_it_trains_and_its_checkpoint_is_small(planner, r
 
 
 def test_hpz_keeps_gathers_in_the_node_and_costs_a_second_copy(planner, recipe, tmp_path):
-    zero = json.loads((ROOT / "ds_configs/zero3.json").read_text())
+    zero = json.loads((SHIPPED / "ds_configs/zero3.json").read_text())
     # Large weights are let go, so that there is a backward gather at all.
     zero["zero_optimization"].update(stage3_max_reuse_distance=0, stage3_prefetch_bucket_size=10_000_000)
     plans = []
