@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -404,8 +403,10 @@ def _bytes(size: str) -> int:
 
 def _guarded(run: Callable[[], None]) -> None:
     """Run; what the user can mend becomes one clear line and the error's status, Ctrl-C status 130."""
-    warnings.filterwarnings("ignore", message=".*torch.utils._pytree.*|.*pkg_resources.*")
     from clsgen_dist.errors import UserError
+    from clsgen_dist.quiet import quieten
+
+    quieten()
 
     try:
         run()

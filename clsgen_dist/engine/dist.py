@@ -8,10 +8,8 @@ rank calls each of them equally often, with tensors of one shape.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +19,7 @@ import torch
 import torch.distributed as torch_dist
 
 from clsgen_dist.errors import RendezvousError, SettingsError
+from clsgen_dist.quiet import quieten
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,10 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
     Raises:
         RendezvousError: the ranks did not meet within ``rendezvous_timeout_s``; says who is missing.
     """
+    quieten()
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    quieten()
     # The shared-memory op serves inference only, takes a minute to compile, and a killed compile blocks the next.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
@@ -189,13 +188,6 @@ def tasks_by_node(text: str) -> list[int]:
         count, _, times = part.rstrip(")").partition("(x")
         counts += [int(count)] * int(times or 1)
     return counts
-
-
-def quieten() -> None:
-    """Silence what users can do nothing about: DeepSpeed calling renamed torch functions, start-up chatter."""
-    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _environment() -> None:

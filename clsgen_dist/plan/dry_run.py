@@ -47,13 +47,14 @@ from clsgen_dist.data.curriculum import PlannedStage, Stage
 from clsgen_dist.data.loader import Step
 from clsgen_dist.data.pack import Load, Sample, collate
 from clsgen_dist.engine.build import build_engine, zero_config
-from clsgen_dist.engine.dist import World, quieten
+from clsgen_dist.engine.dist import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.loss.dual import StepCounts
 from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.context import require_context
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.plan.rehearsal import open_config
+from clsgen_dist.quiet import quieten
 
 WARM_UP = 2
 """Optimizer steps before the one that is noted: DeepSpeed records the order of modules, then follows it."""
