@@ -38,19 +38,24 @@ run() {
 ask_tasks() { scancel --signal=USR2 "$SLURM_JOB_ID" || true; }
 
 # patient SECONDS COMMAND...: a Slurm command's answer. Controllers restart: while scontrol says that none is up, the command is
-# asked again, for so long; what it says while one is up is final.
+# asked again, for so long, and once more when one is up; what it says then is final.
 patient() {
-    local until=$((SECONDS + $1)) answer status
+    local until=$((SECONDS + $1)) answer status was_up=0
     shift
     while true; do
         status=0
-        answer=$("$@" 2>&1) || status=$?
-        if ((status == 0 || SECONDS >= until)) || timeout 20 scontrol ping 2>/dev/null | grep -q ' UP'; then
-            printf '%s\n' "$answer"
-            return "$status"
+        answer=$(timeout 60 "$@") || status=$?
+        ((status != 0 && SECONDS < until)) || break
+        if timeout 20 scontrol ping 2>/dev/null | grep -q ' UP'; then
+            ((!was_up)) || break
+            was_up=1
+        else
+            was_up=0
         fi
         sleep 5
     done
+    printf '%s\n' "$answer"
+    return "$status"
 }
 
 # What Slurm means by TERM: it asks (preemption's grace, the time limit), it has put the job back into the queue itself (a lost
@@ -58,7 +63,7 @@ patient() {
 # then a stop that ends well is followed by a requeue.
 ask_slurm() {
     local job
-    job=$(patient 10 scontrol show job -o "$SLURM_JOB_ID") || job=
+    job=$(timeout 10 scontrol show job -o "$SLURM_JOB_ID") || job= # Slurm kills 30 s after TERM: no second try
     if [[ -z $job || $job == *' JobState=RUNNING '* || $job == *' Reason=TimeLimit '* ]]; then
         fate=
     elif [[ $job == *" Restarts=$((${SLURM_RESTART_COUNT:-0} + 1)) "* ]]; then
@@ -110,8 +115,8 @@ refuse_contradictions() {
             --resume | --resume=* | --overwrite | --overwrite=*) die "$word: a job always goes on from its last checkpoint; to start over give OUTPUT another folder" ;;
         esac
     done
-    for name in MAX_RESTARTS MAX_BAD_NODES PREFLIGHT PREFLIGHT_TIMEOUT; do
-        [[ ${!name:-0} =~ ^[0-9]+$ ]] || die "$name is '${!name}', expected a whole number"
+    for name in MAX_RESTARTS MAX_BAD_NODES PREFLIGHT PREFLIGHT_TIMEOUT SIGNAL_LEAD; do
+        [[ ${!name:-0} =~ ^(0|[1-9][0-9]*)$ ]] || die "$name is '${!name}', expected a whole number"
     done
     # With --export=NONE nothing of the submitting shell comes along, and the script's own RECIPE and OUTPUT would be taken.
     if [[ ,${SLURM_EXPORT_ENV:-ALL}, == *,@(NONE|NIL),* && ${EXPORT_NONE_OK:-0} != 1 ]]; then
@@ -269,7 +274,7 @@ preflight() {
 
 # Start again without the bad nodes, as long as there are enough others, and not too many were found bad.
 leave_out() {
-    local bad left excluded job required
+    local bad nodes left excluded job required
     bad=$(bad_nodes)
     if (($(wc -l <<<"$bad") > ${MAX_BAD_NODES:-8})); then
         give_up "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, mend it, delete the file"
@@ -281,10 +286,12 @@ leave_out() {
     fi
     excluded=$(grep -o ' ExcNodeList=[^( ]*' <<<"$job" | cut -d = -f 2) || true
     bad=$({ echo "$bad"; [[ -z $excluded ]] || scontrol show hostnames "$excluded"; } | sort -u)
-    left=$(patient 300 sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %T' | grep -vE ' (down|drain|fail|maint|unk)|\*$' | cut -d ' ' -f 1 |
-        sort -u | grep -cvxF "$bad") || true
-    if ((left < SLURM_JOB_NUM_NODES)); then
-        give_up "$left nodes are left besides bad, excluded and drained ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, mend them, delete their lines"
+    # Where nobody can say how many there are, Slurm's queue is left to find out.
+    if nodes=$(patient 300 sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %T'); then
+        left=$(grep -vE ' (down|drain|fail|maint|unk)|\*$' <<<"$nodes" | cut -d ' ' -f 1 | sort -u | grep -cvxF "$bad") || true
+        if ((left < SLURM_JOB_NUM_NODES)); then
+            give_up "$left nodes are left besides bad, excluded and drained ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, mend them, delete their lines"
+        fi
     fi
     bad=$(paste -sd , <<<"$bad")
     # Says that a running task cannot be changed, having changed those that wait.
@@ -296,10 +303,10 @@ leave_out() {
 # array (sbatch --array=1-9%1) the next task, for sites whose jobs may not requeue themselves. STATUS ends the job where
 # nothing comes after it.
 again() {
-    local why=$1 status=$2 error
+    local why=$1 status=$2 error waiting
     shift 2
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
-        if [[ -z $(patient 300 squeue -h -t PENDING -j "$SLURM_ARRAY_JOB_ID") ]]; then
+        if waiting=$(patient 300 squeue -h -t PENDING -j "$SLURM_ARRAY_JOB_ID") && [[ -z $waiting ]]; then
             say "$why: no task of the array is left; submit it again"
             exit "$status"
         fi
@@ -307,7 +314,7 @@ again() {
         exit 0 # what waits for the array (afterok) waits for all its tasks to end well
     fi
     trap '' TERM # requeueing ends this script too, and what comes after it must still be done
-    if ! error=$(patient 300 scontrol requeue "$SLURM_JOB_ID"); then
+    if ! error=$(patient 300 scontrol requeue "$SLURM_JOB_ID" 2>&1); then
         say "$why: not requeued ($error); submit again, or as an array of jobs one after the other: sbatch --array=1-9%1"
         exit "$status"
     fi

@@ -116,12 +116,15 @@ def _born(pid: int) -> str | None:
 
 
 def _runs(job: str) -> bool:
-    """Whether Slurm, where it can be asked, says that a job runs."""
+    """Whether a job runs as far as Slurm can be asked; where its controller does not answer, it may, so it does."""
     if shutil.which("squeue") is None:
         return False
     try:
         words = ["squeue", "--noheader", "--format=%T", "--jobs", job]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        return False
+        if done.returncode:  # no such job any more, or nobody to ask
+            ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=60)
+            return " UP" not in ping.stdout
+    except (subprocess.TimeoutExpired, FileNotFoundError):
+        return True
     return done.stdout.strip() in ("RUNNING", "SUSPENDED")

@@ -79,7 +79,7 @@ class Predictor:
             generation_config=GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end),
         )
         self.lm = lm.to(self.device).eval()
-        if self._head[0].shape != (len(self.card.labels), self.lm.config.get_text_config().hidden_size):
+        if self._head[0].shape != (len(self.card.labels), self.lm.get_output_embeddings().weight.shape[1]):
             raise ModelError(f"{folder}: the head's shape {tuple(weight_CD.shape)} does not fit labels and backbone")
         self._may_pad = self._padding_is_harmless()
         self.positive = self.card.labels.index(self.card.positive_label)

@@ -263,9 +263,9 @@ def label_start_tokens(encoder: Encoder, labels: Sequence[str]) -> list[int] | N
 
 def _head_start(lm: Any, classes: int, label_tokens: Sequence[int] | None) -> torch.Tensor:
     """``[C, D]`` where the head starts."""
-    if label_tokens is None:
-        return torch.zeros(classes, lm.config.get_text_config().hidden_size)
     weight_VD = lm.get_output_embeddings().weight
+    if label_tokens is None:
+        return torch.zeros(classes, getattr(weight_VD, "ds_shape", weight_VD.shape)[1])
     with gathered([weight_VD]):
         return weight_VD.detach()[list(label_tokens)].float()
 

@@ -7,7 +7,7 @@
    sequence is exchanged for another: the states of those after it must not move. Where they do, the rows of a batch
    are padded instead: more tokens, the same losses.
 
-Price: four forward passes of about 60 tokens.
+Price: five forward passes of at most 60 tokens.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ class SelfTest:
 
     causal: float
     logits: float
+    padded: float
+    """A padded row against the row alone."""
     packed: float
     """Packed against padded; infinite where the backbone does not take packed sequences at all."""
     leak: float
     """What exchanging the first packed sequence does to those after it."""
     rounding: float
-    """What ``causal``, ``logits`` and ``packed`` may be."""
+    """What ``causal``, ``logits``, ``padded`` and ``packed`` may be."""
     repeated: float
     """What ``leak`` may be."""
     refusal: str | None = None
@@ -71,12 +73,20 @@ class SelfTest:
                 f"{name} changes its logits after the LM head (by {self.logits:.1e} of them), which the loss does not "
                 "do yet; use a backbone whose logits are hidden states times the output embedding (Llama, Qwen ...)"
             )
+        if self.layout == "padded" and not self.padded <= self.rounding:
+            raise ModelError(
+                f"{name} gives a row other states beside others than alone (by {self.padded:.1e}), packed or padded, "
+                "so it cannot be trained in batches; use another backbone"
+            )
 
 
 def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
     """Ask a model in evaluation mode; ``sample`` is some plain text of 24 tokens or more.
 
     Under ZeRO-3 collective, through ``engine(inside=...)``. Where ``refusal`` is set, a forward pass was broken off.
+
+    Raises:
+        ModelError: the backbone does not run as it is called here, not even on padded rows.
     """
     lm: Any = model.lm
     backbone = lm.base_model
@@ -89,9 +99,18 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
     row_N = torch.arange(3, device=ids_N.device).repeat_interleave(start_S1.diff())
 
     inputs = padded_inputs(ids_N, position_N, row_N, 3, longest)
-    padded_STD = backbone(**accepted(backbone, inputs)).last_hidden_state
+    short_N, short_position_N, _, length = _batch([second], lm)
+    alone = padded_inputs(short_N, short_position_N, torch.zeros_like(short_position_N), 1, length)
+    try:
+        padded_STD = backbone(**accepted(backbone, inputs)).last_hidden_state
+        logits_NV = lm(**accepted(lm, inputs)).logits[row_N, position_N]
+        alone_TD = backbone(**accepted(backbone, alone)).last_hidden_state[0]
+    except _FAULTS as error:
+        raise ModelError(
+            f"{type(lm).__name__} does not run on plain text with attention {lm.config._attn_implementation!r}: "
+            f"{_one_line(error)}; set model.attention to eager, or use another backbone"
+        ) from error
     padded_ND = padded_STD[row_N, position_N]
-    logits_NV = lm(**accepted(lm, inputs)).logits[row_N, position_N]
     weight_VD = lm.get_output_embeddings().weight
     fits = padded_ND.shape[-1] == (getattr(weight_VD, "ds_shape", None) or weight_VD.shape)[1]
     logits = relative_difference(padded_ND @ weight_VD.T, logits_NV) if fits else float("inf")
@@ -106,17 +125,26 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
             other = packed_inputs(*_batch([first[::-1], second, like_first], lm))
             after = len(first)
             leak = relative_difference(backbone(**other).last_hidden_state[0, after:], packed_ND[after:])
-        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-            refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except _FAULTS as error:
+            refusal = _one_line(error)
     return SelfTest(
         causal=relative_difference(padded_STD[0, :_SHARED], padded_STD[2, :_SHARED]),
         logits=logits,
+        padded=relative_difference(padded_STD[1, :length], alone_TD),
         packed=packed,
         leak=leak,
         rounding=ROUNDING.get(padded_ND.dtype, 1e-1),
         repeated=_REPEATED.get(padded_ND.dtype, 2e-2),
         refusal=refusal,
     )
+
+
+_FAULTS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError)
+"""What a family raises that cannot take such inputs."""
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _batch(rows: Sequence[np.ndarray], lm: Any) -> tuple[Tensor, Tensor, Tensor, int]:

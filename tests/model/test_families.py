@@ -1,0 +1,162 @@
+"""Every family that transformers opens as a causal language model: does it train here, packed or padded, and export?
+
+The table in docs/backbones.md is what this finds: ``python -m tests.model.test_families`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clsgen_dist.data.pack import Sample, collate
+from clsgen_dist.errors import ModelError
+from clsgen_dist.infer.merge import Merge, write_shards
+from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
+from clsgen_dist.model.self_test import self_test
+from tests.model.tiny_families import MODEL_TYPES, NOT_DECODERS, tiny_config
+
+TABLE = Path(__file__).resolve().parents[2] / "docs/backbones.md"
+BEGIN, END = "<!-- families -->\n", "<!-- /families -->"
+LARGEST = 3_000_000
+
+
+def look(kind: str, folder: Path) -> tuple[str, str]:
+    """What a family can do (``packed``, ``padded``, ``refused`` or ``not tried``), and why not."""
+    from transformers import AutoModelForCausalLM
+
+    if kind in NOT_DECODERS:
+        return "refused", f"no decoder of text alone: {NOT_DECODERS[kind]}"
+    try:
+        config = tiny_config(kind)
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        return "not tried", f"no tiny configuration of it is known ({type(error).__name__})"
+    if sum(p.numel() for p in lm.parameters()) > LARGEST:
+        return "not tried", "no tiny configuration of it is known"
+    torch.manual_seed(0)
+    base = folder / "base"
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    try:
+        opened = open_backbone(str(base))
+        opened.weights.require_way_back()
+        attention = choose_attention("auto", on_gpu=False, packed=True, lm=opened.meta)
+        model = build_model(
+            load_backbone(opened, dtype=torch.float32, attention=attention),
+            classes=2, label_tokens=None, finetune="full", top_layers=None, lora_rank=2, lora_alpha=4,
+            lora_dropout=0.0, head_dropout=0.0, loss_impl="reference", seed=0,
+        )  # fmt: skip
+        opened.weights.require_place(name for name, _ in model.lm.named_parameters())
+        tokens = np.random.default_rng(0).integers(3, 80, 30).astype(np.int32)
+        with torch.no_grad():
+            found = self_test(model.eval(), Sample(tokens[:20], tokens[20:], -1))
+        found.require_trainable(kind)
+    except ModelError as error:
+        return "refused", _reason(str(error))
+    model.layout = found.layout
+    _trains(model.train(), tokens)
+    _exports(model.lm, opened, folder / "out")
+    return found.layout, ""
+
+
+def _trains(model, tokens) -> None:
+    batch = collate([Sample(tokens[:9], tokens[9:15], 1), Sample(tokens[15:20], tokens[20:22], 0)])
+    output = model(**batch.inputs())
+    (output.generation_loss.sum() + output.class_loss.sum()).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) > 5 and all(bool(torch.isfinite(g).all()) for g in gradients)
+
+
+def _exports(lm, opened, folder: Path) -> None:
+    """Other weights in place of the base's: reloaded, the folder is the model that has them."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    trained = {name: parameter.detach() for name, parameter in lm.named_parameters()}
+    folder.mkdir()
+    write_shards(folder, opened.weights, Merge(trained, opened.weights, scale=1.0), 10**9)
+    opened.config.save_pretrained(folder)
+    again = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    assert again.keys() == trained.keys()
+    for name, parameter in again.items():
+        assert torch.equal(parameter, trained[name]), name
+
+
+def _reason(text: str) -> str:
+    """A refusal as the table has it: by its kind."""
+    for words, reason in (
+        ("changes its logits", "its logits are scaled, capped or biased"),
+        ("is not causal", "not causal"),
+        ("is no causal language model", "its text part has no class of its own"),
+        ("encoder-decoder", "encoder-decoder"),
+        ("beside others than alone", "rows in a batch change each other"),
+        ("does not run on plain text", "does not run on plain text alone"),
+        ("gives NaN", "NaN in a tiny model"),
+        ("could be trained but not exported", "trained weights could not be written back"),
+        ("start at random", "not all of its weights are in its files"),
+        ("list of layers", "no list of layers"),
+    ):
+        if words in text:
+            return reason
+    return text[:80]
+
+
+def _table() -> dict[str, tuple[str, str]]:
+    text = TABLE.read_text(encoding="utf-8")
+    rows = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {kind.strip("`"): (found, why) for kind, found, why in cells}
+
+
+def test_the_table_has_every_family():
+    assert sorted(_table()) == MODEL_TYPES
+
+
+KNOWN = [
+    "llama",
+    "qwen3",
+    "gemma3_text",
+    "gpt2",
+    "mixtral",
+    "qwen3_next",
+    "lfm2",
+    "falcon_h1",
+    "opt",
+    "gpt_oss",
+    "bloom",
+]
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in KNOWN else pytest.mark.long) for k in MODEL_TYPES])
+def test_a_family_does_what_the_table_says(kind, tmp_path):
+    assert look(kind, tmp_path) == _table()[kind]
+
+
+def main() -> None:
+    """Write the table into docs/backbones.md."""
+    warnings.filterwarnings("ignore")
+    lines = ["| family | rows are | why not |\n", "|---|---|---|\n"]
+    for kind in MODEL_TYPES:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found, why = look(kind, Path(folder))
+            except Exception as error:
+                found, why = "FAULT", f"{type(error).__name__}: {str(error)[:100]}"
+        print(kind, found, why, file=sys.stderr, flush=True)
+        lines.append(f"| `{kind}` | {found} | {why} |\n")
+    text = TABLE.read_text(encoding="utf-8")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    TABLE.write_text(before + "".join(lines) + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
