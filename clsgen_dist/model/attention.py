@@ -43,6 +43,8 @@ def per_sequence_attention(
     Packed (``S = 1``): one call for each sequence between ``cu_seq_lens_q``. Without them each of the S rows is a
     sequence of its own, padded on the right if at all, so that causality alone keeps it right.
     """
+    if attention_mask is not None:
+        raise ValueError(f"{type(module).__name__} has a mask of its own, which this attention would leave out")
     lengths = [query_SHTE.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
     outputs = [
         _attend(query, key, value, mask, dropout, scaling, softcap, s_aux)
