@@ -53,8 +53,9 @@ def backbone_path(name: str) -> str:
     if name.startswith("demo:"):
         raise ModelError(f"model.backbone {name!r} is not known; the embedded backbone is {_DEMO!r}")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).expanduser().is_dir():
-        raise ModelError(f"model.backbone {name!r} is no folder; check the path")
+    folder = Path(name).expanduser()
+    if looks_local and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+        raise ModelError(f"model.backbone {name!r} is no folder with a config.json; check the path")
     return str(Path(name).expanduser()) if looks_local or Path(name).is_dir() else name
 
 
