@@ -140,7 +140,7 @@ record() {
 
 # The code may have changed while the job waited in the queue: that is said.
 compare_code() {
-    local now before file=$OUTPUT/logs/commit
+    local now before file=$OUTPUT/code_version
     now=$(timeout -k 5 20 git -C "$ROOT" describe --always --dirty 2>/dev/null) || return 0
     before=$(tail -n 1 "$file" 2>/dev/null) || before=$now
     [[ $before == "$now" ]] || say "the code is another one than at the last start: $before, now $now"
