@@ -108,11 +108,19 @@ rendezvous() {
 
 # What would make the job run something else than it was told, or for ever.
 refuse_contradictions() {
-    local word name
-    for word; do
-        case $word in
-            --output_dir | --output_dir=*) die "$word: the job's folder is OUTPUT; set that, as bad nodes and logs are kept there too" ;;
-            --resume | --resume=* | --overwrite | --overwrite=*) die "$word: a job always goes on from its last checkpoint; to start over give OUTPUT another folder" ;;
+    local word flag value name
+    while (($#)); do
+        word=$1 flag=${1%%=*} value=${2:-}
+        shift
+        [[ $word != *=* ]] || value=${word#*=}
+        case $flag in
+            --output_dir)
+                [[ $(realpath -m "$value") == "$OUTPUT" ]] || die "$word: the job's folder is OUTPUT, $OUTPUT; set that, as bad nodes and logs are kept there too"
+                ;;
+            --resume)
+                [[ $value == auto ]] || die "$word: a job always goes on from its last checkpoint; to start over give OUTPUT another folder"
+                ;;
+            --overwrite) die "$word: a job always goes on from its last checkpoint; to start over give OUTPUT another folder" ;;
         esac
     done
     for name in MAX_RESTARTS MAX_BAD_NODES PREFLIGHT PREFLIGHT_TIMEOUT SIGNAL_LEAD; do
@@ -373,10 +381,10 @@ train() {
     need RECIPE "set it in the job script, like RECIPE=configs/70b_zero3.yaml"
     need OUTPUT "set it in the job script, to a folder that all nodes see"
     need SLURM_JOB_ID "this runs under Slurm: sbatch slurm/train_70b.sh (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
-    refuse_contradictions "$@"
     [[ ${CONTAINER:-none} == none ]] || need CONTAINER_IMAGE "name the image in slurm/cluster.env"
     cd "$ROOT"
     OUTPUT=$(realpath -m "$OUTPUT")
+    refuse_contradictions "$@"
     PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
     export ROOT OUTPUT CLSGEN_LOGS=$OUTPUT/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
     export PYTHONPATH=$ROOT:$ROOT/kernels${PYTHONPATH:+:$PYTHONPATH}

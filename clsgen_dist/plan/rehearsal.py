@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from clsgen_dist.config import ModelSettings
 from clsgen_dist.errors import ModelError
-from clsgen_dist.model.backbone import build_model, refuse_changed_logits, set_zero3_units
+from clsgen_dist.model.backbone import build_model, checkpoint_activations, refuse_changed_logits, set_zero3_units
 from clsgen_dist.model.dual_head import DualHeadModel
 from clsgen_dist.plan import attention_shapes
 
@@ -230,7 +230,7 @@ def rehearse(
     model = meta_model(plan, sequences_apart=sequences_apart)
     model.train()
     if activation_checkpointing:
-        model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        checkpoint_activations(model.lm)
     set_zero3_units(model)
     batch = _batch(list(sequence_lengths), supervised)
     counter = _Counter()

@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(undisturbed, train, tmp_p
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    (output / "checkpoints" / checkpoint.folder_name(99)).mkdir()  # a save that was killed
+    checkpoint.begin_folder(output / "checkpoints" / checkpoint.folder_name(99), print)  # a save that is killed
     done = train(output, **RUN, resume="auto")
     assert f"{newest.name} is damaged and passed over" in done.stdout
     assert victim.name in done.stdout

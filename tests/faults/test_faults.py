@@ -330,7 +330,7 @@ def test_an_earlier_checkpoint_is_gone_on_from_only_when_the_later_ones_may_go(r
     output = tmp_path / "run"
     shutil.copytree(undisturbed, output)
     third = output / "checkpoints/step-00000006"
-    (output / "checkpoints/step-00000099").mkdir()  # a save that was killed
+    checkpoint.begin_folder(output / "checkpoints/step-00000099", print)  # a save that is killed
     refused = run(output, resume=third)
     assert refused.status == [2, 2] and "holds 3 checkpoints, up to step-00000012" in refused.text
     stopped = run(output, [{"what": "usr2", "step": 8, "rank": 0}], resume=third, overwrite="true")
