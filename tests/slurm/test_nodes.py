@@ -33,7 +33,7 @@ def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job):
     # What was found out once is not measured again; nodes that are drained are none to go to.
     slurm.say("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
     try:
-        again = job(command="echo never", flags=("--nodes=2", "--nodelist=n0,n1"), PREFLIGHT=1)
+        again = job(command="echo never", flags=("--nodes=2",), PREFLIGHT=1)
         ended = slurm.wait(again)
     finally:
         slurm.say("scontrol", "update", "NodeName=n2", "State=RESUME")
@@ -41,6 +41,11 @@ def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job):
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), text
     assert "1 nodes are left besides bad, excluded and drained ones, 2 are needed" in text and "never" not in text
     assert not list((job.output / f"logs/{again}.0").glob("preflight*"))
+
+    # It would wait for ever for a node that it asks for and may not have.
+    ended = slurm.wait(job(command="echo never", flags=("--nodes=1", "--nodelist=n0"), PREFLIGHT=1))
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
+    assert "--nodelist asks for n0, which was found bad" in job.log.read_text()
 
 
 def test_an_array_leaves_a_bad_node_to_others(slurm, job):
