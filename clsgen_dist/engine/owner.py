@@ -116,15 +116,20 @@ def _born(pid: int) -> str | None:
 
 
 def _runs(job: str) -> bool:
-    """Whether a job runs as far as Slurm can be asked; where its controller does not answer, it may, so it does."""
+    """Whether a job runs, as far as Slurm can be asked.
+
+    Where its controller does not answer a job, the other may run, so it does. Outside a job Slurm's commands may lie about
+    without any controller: what they cannot say means nothing there.
+    """
     if shutil.which("squeue") is None:
         return False
+    unknown = "SLURM_JOB_ID" in os.environ
     try:
         words = ["squeue", "--noheader", "--format=%T", "--jobs", job]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
         if done.returncode:  # no such job any more, or nobody to ask
             ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=60)
-            return " UP" not in ping.stdout
+            return unknown and " UP" not in ping.stdout
     except (subprocess.TimeoutExpired, FileNotFoundError):
-        return True
+        return unknown
     return done.stdout.strip() in ("RUNNING", "SUSPENDED")

@@ -72,6 +72,28 @@ def test_another_job_keeps_its_folder_while_slurm_says_that_it_runs(job, tmp_pat
         Owner(tmp_path, is_main=True).__enter__()
 
 
+@pytest.mark.parametrize(
+    ("ping", "number", "kept"),
+    [("DOWN", "8", True), ("UP", "8", False), ("DOWN", None, False)],
+    ids=["no answer", "no such job", "outside a job"],
+)
+def test_a_controller_that_does_not_answer_gives_no_folder_away(job, tmp_path, monkeypatch, ping, number, kept):
+    for name, body in (("squeue", "exit 1"), ("scontrol", f"echo Slurmctld is {ping}")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    claim = {"token": "t", "job": "7", "restart": 0, "host": "elsewhere", "pid": 1, "born": "1", "time": "then"}
+    (tmp_path / "owner").write_text(json.dumps(claim))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if number:
+        job(number)
+    if kept:
+        with pytest.raises(OwnerError, match="belongs to job 7"):
+            Owner(tmp_path, is_main=True).__enter__()
+    else:
+        Owner(tmp_path, is_main=True).__enter__()
+
+
 def test_a_folder_that_cannot_be_written_is_named(job, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"output_dir .*file/run' cannot be written"):
