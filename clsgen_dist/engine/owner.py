@@ -118,8 +118,8 @@ def _born(pid: int) -> str | None:
 def _runs(job: str) -> bool:
     """Whether a job runs, as far as Slurm can be asked.
 
-    Where its controller does not answer a job, the other may run, so it does. Outside a job Slurm's commands may lie about
-    without any controller: what they cannot say means nothing there.
+    Where its controller does not answer a job, the other may run, so it does. Outside a job Slurm's commands may lie
+    about without any controller: what they cannot say means nothing there.
     """
     if shutil.which("squeue") is None:
         return False
