@@ -6,7 +6,8 @@
 # The next stage resumes the last checkpoint of the one before, on other ranks too. A job that is requeued keeps its
 # place in the chain; once a stage has failed, Slurm ends those after it. SBATCH_FLAGS has flags for each sbatch, like
 # "--partition=gpu --account=lab", or "--array=1-9%1" where jobs may not requeue themselves. Nodes that OUTPUT/bad_nodes
-# lists are left out. DRY_RUN=1 shows the submissions.
+# lists are left out. A stage that Slurm could not start as the nodes are now is refused before any is submitted
+# (CHECK_STAGES=0 leaves that out). DRY_RUN=1 shows the submissions.
 set -euo pipefail
 
 die() {
@@ -27,7 +28,8 @@ done
 (($#)) && shift
 ((${#stages[@]})) || die "no stages: name at least one STAGE=NODES, like easy=2, before --"
 
-read -ra flags <<<"${SBATCH_FLAGS:-}"
+xargs -n 1 <<<"${SBATCH_FLAGS:-}" >/dev/null 2>&1 || die "SBATCH_FLAGS is '$SBATCH_FLAGS', where a quote is open"
+mapfile -t flags < <(xargs -rn 1 printf '%s\n' <<<"${SBATCH_FLAGS:-}")
 # The script itself says where its runs go: OUTPUT=${OUTPUT:-...}
 OUTPUT=$(
     set +u
@@ -35,6 +37,12 @@ OUTPUT=$(
     printf %s "${OUTPUT:-}"
 )
 bad=$(cut -d ' ' -f 1 "${OUTPUT:-}/bad_nodes" 2>/dev/null | sort -u | paste -sd ,) || true
+# Slurm takes a stage that waits for another on trust: one that no nodes can ever run would be found out when its turn has come.
+for stage in "${stages[@]}"; do
+    [[ ${DRY_RUN:-0} != 1 && ${CHECK_STAGES:-1} == 1 ]] || break
+    told=$(sbatch --test-only ${bad:+"--exclude=$bad"} ${flags[@]+"${flags[@]}"} --nodes="${stage#*=}" "$script" 2>&1) ||
+        die "stage $stage cannot start as the nodes are now: ${told//$'\n'/; }. Nothing was submitted. Where nodes are only down for a while: CHECK_STAGES=0"
+done
 before=
 for stage in "${stages[@]}"; do
     submit=(sbatch --parsable ${bad:+"--exclude=$bad"} ${flags[@]+"${flags[@]}"} --nodes="${stage#*=}")

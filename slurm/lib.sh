@@ -126,6 +126,7 @@ refuse_contradictions() {
     for name in MAX_RESTARTS MAX_BAD_NODES PREFLIGHT PREFLIGHT_TIMEOUT SIGNAL_LEAD; do
         [[ ${!name:-0} =~ ^(0|[1-9][0-9]*)$ ]] || die "$name is '${!name}', expected a whole number"
     done
+    xargs -n 1 <<<"${SRUN_FLAGS:-}" >/dev/null 2>&1 || die "SRUN_FLAGS is '$SRUN_FLAGS', where a quote is open"
     # With --export=NONE nothing of the submitting shell comes along, and the script's own RECIPE and OUTPUT would be taken.
     if [[ ,${SLURM_EXPORT_ENV:-ALL}, == *,@(NONE|NIL),* && ${EXPORT_NONE_OK:-0} != 1 ]]; then
         die "--export=${SLURM_EXPORT_ENV} (or SBATCH_EXPORT): RECIPE and OUTPUT of the submitting shell are not here; say --export=ALL, or --export=NONE,EXPORT_NONE_OK=1 where the script sets them itself"
@@ -221,7 +222,7 @@ step() {
     local -a srun=(srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --distribution=block)
     srun+=(${SLURM_JOB_NUM_NODES:+--nodes="$SLURM_JOB_NUM_NODES"} ${SLURM_NTASKS:+--ntasks="$SLURM_NTASKS"})
     local -a more
-    read -ra more <<<"${SRUN_FLAGS:-}"
+    mapfile -t more < <(xargs -rn 1 printf '%s\n' <<<"${SRUN_FLAGS:-}")
     srun+=(${more[@]+"${more[@]}"})
     if [[ ${CONTAINER:-none} == pyxis ]]; then
         srun+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$ROOT" --container-mounts="$(join , "${mounts[@]}")")
@@ -245,6 +246,10 @@ step() {
     while wait "$pid" || status=$?; kill -0 "$pid" 2>/dev/null; do status=0; done
     if [[ -s $CLSGEN_LOGS/failed ]]; then
         ended=$(head -n 1 "$CLSGEN_LOGS/failed")
+        # srun that loses a task asks the others to stop: that is no stop that anybody asked this job for.
+        if [[ $ended == 75\ * && $status != 0 && -z $asked ]]; then
+            ended=$(grep -v -m 1 '^75 ' "$CLSGEN_LOGS/failed") || ended="$status srun (it lost a task that said nothing, and stopped the others)"
+        fi
     elif [[ -s $CLSGEN_LOGS/$name.done ]]; then
         ended=0
     else
@@ -362,14 +367,16 @@ finish() {
 }
 
 # Tasks of an array write to one folder, so one runs at a time: also where %1 was forgotten. A task that was started beside
-# another ends by itself, and leaves those that wait alone.
+# another goes back into the queue, to take its turn; where it may not, it ends.
 one_at_a_time() {
     [[ -n ${SLURM_ARRAY_JOB_ID:-} ]] || return 0
     scontrol update JobId="$SLURM_ARRAY_JOB_ID" ArrayTaskThrottle=1 >/dev/null 2>&1 || true
     local first
     first=$(patient 300 squeue -h -t RUNNING -j "$SLURM_ARRAY_JOB_ID" -o %K | sort -n | head -n 1) || first=
     if [[ -n $first && $first != "${SLURM_ARRAY_TASK_ID:-}" ]]; then
-        say "task $first of this array is running: this one ends (submit with --array=1-9%1)"
+        say "task $first of this array is running: this one waits for its turn (submit with --array=1-9%1)"
+        trap '' TERM # requeueing ends this script too
+        patient 300 scontrol requeue "$SLURM_JOB_ID" >/dev/null 2>&1 || say "it may not be requeued, so it ends"
         exit 0
     fi
 }

@@ -4,7 +4,8 @@
     {"end": "RuntimeError", "step": 133, "status": 1, "why": "..."}
 
 A start is noted before anything is loaded. It is without an end where the process was killed, or stopped before the
-first step. Its step is that of the newest checkpoint, which may turn out to be damaged: it tells whether there is a
+first step; where Slurm itself took the job away (a lost node, preemption, ``scontrol requeue``), which a job's logs
+show, it does not count. Its step is that of the newest checkpoint, which may turn out to be damaged: it tells whether there is a
 newer one than at the start before.
 """
 
@@ -72,15 +73,18 @@ class Attempt:
 
 def _stuck(file: Path, step: int, limit: int) -> str | None:
     stuck = 0
+    ended = False
     why: list[str] = []
     for line in reversed(_read(file)):
         if "start" in line:
             if line["step"] != step:
                 break
-            stuck += 1
+            stuck += ended or not _taken_by_slurm(file.parent, line)
+            ended = False
         elif line["end"] in ("done", "KeyboardInterrupt") or line.get("status") == 2:  # a person started what followed
             break
         else:
+            ended = True
             why.append(f"after step {line['step']}: {line['why']}")
     if stuck < limit:
         return None
@@ -89,6 +93,12 @@ def _stuck(file: Path, step: int, limit: int) -> str | None:
         f"{stuck} starts in a row began at step {step} and none came to its next checkpoint (faults.max_stuck_starts "
         f"is {limit}).{told} Mend that, then delete {file} and start again"
     )
+
+
+def _taken_by_slurm(output: Path, start: dict[str, Any]) -> bool:
+    """Whether a start without an end was one of a job that did not see its tasks fail (``crash``, by slurm/lib.sh)."""
+    logs = output / f"logs/{start.get('job')}.{start.get('restarts')}"
+    return (logs / "started").exists() and not (logs / "crash").exists()
 
 
 def _append(path: Path, note: dict[str, Any]) -> None:

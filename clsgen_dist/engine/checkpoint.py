@@ -254,6 +254,8 @@ def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunI
 def restore_weights(engine: Any, world: World, folder: Path) -> None:
     """Weights and optimizer state of a checkpoint of this run, whatever number of ranks wrote it; collective."""
     marker = read_marker(folder)
+    # DeepSpeed loads a group's options too: rates, decay and betas stay those of the settings.
+    options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     if marker["world_size"] == world.size:
         path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
     elif marker["identity"]["optimizer"] == "adamw_8bit":
@@ -265,6 +267,8 @@ def restore_weights(engine: Any, world: World, folder: Path) -> None:
         path = _load_from_other_ranks(engine, world, folder)
     if path is None:
         raise CheckpointError(f"DeepSpeed could not load {folder}; use an earlier checkpoint")
+    for group, own in zip(engine.optimizer.param_groups, options, strict=True):
+        group.update(own)
 
 
 def require_same_probe(folder: Path, now: dict[str, Any], tolerance: float) -> tuple[float, float]:
@@ -303,16 +307,12 @@ def _load_from_other_ranks(engine: Any, world: World, folder: Path) -> str | Non
         failed = done.stderr[-2000:] if done.returncode else None
     if failed := world.broadcast(failed):
         raise CheckpointError(f"{folder} could not be converted for {world.size} ranks:\n{failed}")
-    # The loader gives every parameter group the options of the first one.
-    options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     engine._config.load_universal_checkpoint = True
     try:
         path, _ = engine.load_checkpoint(str(folder.parent), tag=universal.name, load_module_strict=False)
     finally:
         engine._config.load_universal_checkpoint = False
-    for group, own in zip(engine.optimizer.param_groups, options, strict=True):
-        group.update(own)
-    # ... and all parameters one and the same tensor of Adam's step, which then counts once for each of them.
+    # The loader gives all parameters one and the same tensor of Adam's step, which then counts once for each of them.
     for parameter_state in engine.optimizer.optimizer.state.values():
         if isinstance(step := parameter_state.get("step"), torch.Tensor):
             parameter_state["step"] = step.clone()

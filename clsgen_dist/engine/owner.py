@@ -17,6 +17,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +25,12 @@ from types import TracebackType
 from typing import Any
 
 from clsgen_dist.engine.checkpoint import publish
-from clsgen_dist.engine.dist import World
+from clsgen_dist.engine.dist import World, node_name
 from clsgen_dist.errors import OwnerError, SettingsError
 
 FILE = "owner"
+_SEEN_WITHIN_S = 90
+"""Network file systems show a new file on other nodes up to a minute later."""
 
 
 class Owner:
@@ -77,8 +80,31 @@ class Owner:
         if fault := world.broadcast(self._lost() if world.is_main else None):
             raise OwnerError(fault)
 
+    def require_seen(self, world: World) -> None:
+        """SettingsError, on all ranks, if the folder of some rank is not that of rank 0: a node's own disk; collective."""
+        claim = world.broadcast(self._claim)
+        deadline = time.monotonic() + _SEEN_WITHIN_S
+        while not (seen := self._holds(claim)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        blind = [node for node in world.gather(None if seen else node_name()) if node]
+        if blind:
+            raise SettingsError(
+                f"output_dir {str(self._output)!r} is another folder on {', '.join(sorted(set(blind)))} than on "
+                f"{claim['host']}, where rank 0 runs: choose one that all nodes share"
+            )
+
+    def _holds(self, claim: dict[str, Any]) -> bool:
+        try:
+            os.listdir(self._output)  # has network file systems look anew
+            return (self._read() or {}).get("token") == claim["token"]
+        except (OSError, OwnerError):
+            return False
+
     def _lost(self) -> str | None:
-        now = self._read() or {}
+        try:
+            now = self._read() or {}
+        except OwnerError as error:
+            return str(error)
         if now.get("token") == self._claim["token"]:
             return None
         whose = f"job {now['job']}, process {now['pid']} on {now['host']}" if now else "nobody"
@@ -88,11 +114,21 @@ class Owner:
         )
 
     def _read(self) -> dict[str, Any] | None:
+        """What the file says, None without one; OwnerError if that is not what a run writes."""
         try:
-            claim: dict[str, Any] = json.loads(self._file.read_text())
-            return claim
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            text = self._file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        try:
+            claim = json.loads(text)
+            if self._claim.keys() <= claim.keys():
+                return dict(claim)
+        except (ValueError, AttributeError):
+            pass
+        raise OwnerError(
+            f"{self._file} is damaged, so nobody knows whether another run writes to this folder: make sure that none "
+            "does, then delete that file"
+        )
 
     def _life_of(self, claim: dict[str, Any]) -> str | None:
         """Who lives of an owner, in words; None if nobody does."""

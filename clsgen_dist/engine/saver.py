@@ -198,17 +198,18 @@ def checkpoint_bytes(engine: Any, world: World) -> int:
     return int(world.sum(mine)[0])
 
 
-def require_room(root: Path, world: World, needed: int) -> None:
-    """CheckpointError, on all ranks, if the disk of ``root`` has not so many bytes, or no inodes; collective."""
+def require_room(root: Path, world: World, needed: int, checkpoints: int = 1) -> None:
+    """CheckpointError, on all ranks, if the disk of ``root`` cannot take so many more of so many bytes; collective."""
     fault = None
+    what = "the next checkpoint" if checkpoints == 1 else f"{checkpoints} checkpoints"
     if world.is_main:
         root.mkdir(parents=True, exist_ok=True)
-        disk, files = os.statvfs(root), 2 * world.size + 8
+        disk, files = os.statvfs(root), checkpoints * (2 * world.size + 8)
         free = disk.f_bavail * disk.f_frsize
-        if free < needed * 1.02:
-            fault = f"{needed / 1e9:.3g} GB for the next checkpoint, but it has {free / 1e9:.3g} GB free"
+        if free < checkpoints * needed * 1.02:
+            fault = f"{checkpoints * needed / 1e9:.3g} GB for {what}, but it has {free / 1e9:.3g} GB free"
         elif disk.f_files and disk.f_favail < files:
-            fault = f"{files} files for the next checkpoint, but it has {disk.f_favail} inodes free"
+            fault = f"{files} files for {what}, but it has {disk.f_favail} inodes free"
     if fault := world.broadcast(fault):
         raise CheckpointError(
             f"the disk of {root} needs {fault}; make room, lower checkpoint.keep_last, or move output_dir, then go on "

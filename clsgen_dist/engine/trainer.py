@@ -29,6 +29,7 @@ from clsgen_dist.data.shards import ShardedRows
 from clsgen_dist.engine import checkpoint, guard
 from clsgen_dist.engine.attempts import Attempt
 from clsgen_dist.engine.build import build_engine, zero_config
+from clsgen_dist.engine.changes import changed_settings
 from clsgen_dist.engine.checkpoint import RunIdentity, TrainState
 from clsgen_dist.engine.dist import World, launched_ranks, process_group
 from clsgen_dist.engine.evaluation import dev_metrics, evaluate, is_better, metric_fault, metric_name
@@ -95,8 +96,11 @@ def train(settings: Settings) -> TrainResult:
         ) as attempt,
         process_group(settings.train.collective_timeout_s, settings.faults.rendezvous_timeout_s) as world,
     ):
+        owner.require_seen(world)
         say = _speaker(world)
         resume_from = prepare_output(settings, world, say)
+        if resume_from is not None and (changed := changed_settings(settings, resume_from)):
+            say(f"settings changed since {resume_from.name} was written: {'; '.join(changed)}")
         backbone = backbone_path(settings.model.backbone)
         opened = open_backbone(backbone)
         if settings.model.finetune != "head" and opened.weights is not None:
@@ -194,7 +198,8 @@ class _Run:
             checkpoint.clear_after(self.checkpoints, self.state.step if ours else -1)
             drop_steps_from(self.output / guard.SKIPPED_FILE, self.state.step + 1)
         self.world.barrier()
-        require_room(self.checkpoints, self.world, checkpoint_bytes(self.engine, self.world))
+        size = checkpoint_bytes(self.engine, self.world)
+        require_room(self.checkpoints, self.world, size, self.world.broadcast(self._checkpoints_to_come()))
         main = self.world.is_main
         with (
             TensorBoardLog(
@@ -222,6 +227,15 @@ class _Run:
         result = TrainResult(self.state, self.checkpoints / checkpoint.folder_name(best))
         self.say(f"{'best' if self.state.best_step is not None else 'last'} checkpoint: {result.checkpoint}")
         return result
+
+    def _checkpoints_to_come(self) -> int:
+        """How many more the disk will hold at once: those kept, the best, and the one that is being written."""
+        train, kept = self.settings.train, self.settings.checkpoint
+        left, there = self.last_step - self.state.step, len(checkpoint.committed(self.checkpoints))
+        saves = 1 + left // kept.every if kept.every else 1
+        saves += left // train.eval_every if self.dev and train.eval_every else 0
+        most = kept.keep_last + 1 + bool(self.dev)
+        return max(1, min(most - there, saves))
 
     def _resume(self, folder: Path) -> None:
         self.state = checkpoint.load(self.engine, self.world, folder, self.identity)

@@ -1,14 +1,18 @@
 """Ends a process that is stuck, and says where: no hang outlasts ``faults.hang_timeout_s``.
 
-The timer is the interpreter's own (:func:`faulthandler.dump_traceback_later`): a C thread that needs no lock of Python,
-so it fires also while the main thread waits in a collective for a rank that is dead, stopped or asleep. It writes the
-stack of every thread to ``stacks/rank-N.txt`` and ends the process with status 1; the launcher then ends the others.
-The file keeps those of earlier starts.
+A thread looks once a second whether there was progress; it runs also while the main thread waits in a collective for a
+rank that is dead, stopped or asleep. Once the time is up it writes the stack of every thread to ``stacks/rank-N.txt``
+and ends the process with status 1; the launcher then ends the others. The file keeps those of earlier starts.
+
+Only time in which the process could run counts: a job that ``scontrol suspend`` stopped for hours is not stuck.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import os
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +24,12 @@ class Watchdog:
     def __init__(self, file: Path, timeout_s: float) -> None:
         """``file`` takes the stacks."""
         self._path, self._timeout_s = file, timeout_s
+        self._idle_s = 0.0
+        self._over = threading.Event()
 
     def beat(self) -> None:
         """There is progress; the time starts anew."""
-        faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._file)
+        self._idle_s = 0.0
 
     def __enter__(self) -> Watchdog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,11 +40,27 @@ class Watchdog:
             "that waits in a collective is not the one that hangs: look for the one with other stacks, or none.\n"
         )
         self._file.flush()
-        self.beat()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
         return self
+
+    def _watch(self) -> None:
+        tick = min(1.0, self._timeout_s / 10)
+        before = time.monotonic()
+        while not self._over.wait(tick):
+            now = time.monotonic()
+            # A wait much longer than asked for: the process was stopped, or had no processor.
+            self._idle_s += min(now - before, 2 * tick)
+            before = now
+            if self._idle_s > self._timeout_s:
+                self._file.write(f"no progress for {self._timeout_s:g} s\n")
+                self._file.flush()
+                faulthandler.dump_traceback(file=self._file, all_threads=True)
+                os._exit(1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        faulthandler.cancel_dump_traceback_later()
+        self._over.set()
+        self._thread.join()
         self._file.close()

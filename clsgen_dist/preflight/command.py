@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,10 @@ import torch.distributed as torch_dist
 from clsgen_dist.engine.dist import launched_ranks, node_name, open_store, ranks_here, tasks_by_node
 from clsgen_dist.errors import BadNodeError, SettingsError
 from clsgen_dist.preflight import links, node, verdict
+
+
+_TOKEN_FILE = "preflight.token"
+"""In it rank 0 writes what the other nodes must read."""
 
 
 def preflight(output_dir: str, timeout_s: int = 300) -> None:
@@ -49,12 +54,28 @@ def preflight(output_dir: str, timeout_s: int = 300) -> None:
     if rank == 0 and (fault := node.disk_fault(output, room=True)):
         raise SettingsError(f"{fault}; make room, or choose another output_dir")
     store = open_store(rank, timeout_s)
+    if rank == 0:
+        token = uuid.uuid4().hex
+        (output / _TOKEN_FILE).write_text(token)
+        store.set("token", token)
+    token = store.get("token").decode()
     report = node.check(rank, node_name(), local_rank, local_ranks, output)
+    report.shares = local_rank != 0 or node.holds(output / _TOKEN_FILE, token, within_s=min(60, timeout_s / 4))
     store.set(f"report-{rank}", json.dumps(asdict(report)))
     names: list[str] | None
     if rank == 0:
         reports = _reports(store, ranks, timeout_s)
         names = _names(reports, local_ranks)
+        (output / _TOKEN_FILE).unlink(missing_ok=True)
+        blind = {r.node for r in reports if r and not r.shares}
+        if blind and {r.node for r in reports if r} == {report.node, *blind}:  # no node's fault
+            store.set("names", "null")
+            store.set("judged", "")
+            time.sleep(0.5)
+            raise SettingsError(
+                f"{output} is another folder on {', '.join(sorted(blind))} than on {report.node}: set OUTPUT "
+                "(output_dir) to a folder that all nodes share"
+            )
         bad = verdict.judge_alone(reports, names)
         names = None if any(r is None for r in reports) else names
         store.set("names", json.dumps(names))

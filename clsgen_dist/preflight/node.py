@@ -35,6 +35,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     """What could not be looked at."""
     faults: list[str] = field(default_factory=list)
+    shares: bool = True
+    """Whether the run's folder is the one that rank 0 sees."""
 
 
 def check(rank: int, node: str, local_rank: int, local_ranks: int, output: Path) -> Report:
@@ -131,6 +133,21 @@ def disk_fault(folder: Path, *, room: bool = False) -> str | None:
     if room and disk.f_files and disk.f_favail < _MIN_FREE_FILES:
         return f"{folder} has {disk.f_favail} inodes free, less than {_MIN_FREE_FILES}"
     return None
+
+
+def holds(file: Path, token: str, *, within_s: float) -> bool:
+    """Whether a file comes to hold the token; network file systems may take their time to show it."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            os.listdir(file.parent)  # has them look anew
+            if file.read_text() == token:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
 
 
 def _timed_matmul(local_rank: int) -> tuple[str, float]:

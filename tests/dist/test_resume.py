@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,8 +157,6 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(undisturbed):
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(undisturbed, train, tmp_path):
-    import shutil
-
     output = tmp_path / "run"
     shutil.copytree(undisturbed, output)
     newest = checkpoint.committed(output / "checkpoints")[-1]
@@ -209,10 +208,35 @@ def test_what_would_not_go_on_as_before_is_refused(undisturbed, train, tmp_path)
     for overrides, expected in (
         ({"seed": 5}, "seed was 0 and is now 5"),
         ({"curriculum__order": "hard_first"}, "difficulty of the rows (sha256) was"),
+        ({"data__positive_label": "benign"}, "data.positive_label malignant -> benign"),
     ):
         done = train(undisturbed, check=False, **{**RUN, "resume": "auto", **overrides})
         assert done.returncode != 0
         assert expected in done.stderr
+
+
+def test_other_rates_and_weights_are_told_and_take_effect(undisturbed, train, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    shutil.rmtree(checkpoint.committed(output / "checkpoints")[-1])
+    changed = {"optim__lr": 2e-3, "optim__weight_decay": 0.5, "optim__betas": "[0.8, 0.9]", "loss__generation_weight": 4.0}
+    done = train(output, **RUN, resume="auto", **changed)
+    told = next(line for line in done.stdout.splitlines() if line.startswith("settings changed since step-00000022"))
+    assert "optim.lr 0.001 -> 0.002; " in told and "loss.generation_weight 2.0 -> 4.0; " in told
+    rates = [_curve(folder, "optim/lr") for folder in (undisturbed, output)]
+    for step in (23, 24):
+        assert rates[1][step] == pytest.approx(2 * rates[0][step])
+    assert _curve(output, "loss_weight/generation")[23] == pytest.approx(4.0)
+    groups = next(iter(_states(output).values()))["optimizer_state_dict"]["optimizer_state_dict"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5} and {tuple(g["betas"]) for g in groups} == {(0.8, 0.9)}
+
+
+def _curve(output: Path, tag: str) -> dict[int, float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
+    log.Reload()
+    return {event.step: event.value for event in log.Scalars(tag)}
 
 
 def test_an_output_folder_in_use_is_not_overwritten_by_accident(undisturbed, train):

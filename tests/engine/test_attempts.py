@@ -59,3 +59,23 @@ with StopRequest() as stop:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 75 and "went on" not in done.stdout
     assert done.stderr == f"stopped: {name} came before the first step: nothing to save. Start again\n"
+
+
+def test_what_slurm_took_away_by_itself_is_no_failed_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+    def killed(restart, crash):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        Attempt(tmp_path, is_main=True, step=0, ranks=1, limit=2).__enter__()  # and never an end
+        logs = tmp_path / f"logs/7.{restart}"
+        logs.mkdir(parents=True)
+        (logs / "started").touch()
+        if crash:
+            (logs / "crash").touch()
+
+    for restart in range(4):
+        killed(restart, crash=False)
+    killed(4, crash=True)
+    killed(5, crash=True)
+    with pytest.raises(NoProgressError, match="2 starts in a row began at step 0"):
+        killed(6, crash=False)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,3 +110,55 @@ def test_stacks_of_earlier_starts_are_kept(tmp_path):
         with (tmp_path / "rank-0.txt").open("a") as file:
             file.write("Thread 0x1\n")
     assert (tmp_path / "rank-0.txt").read_text().count("Thread 0x1") == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"job": "7"}', b"\xff\xfe"])
+def test_a_damaged_owner_file_gives_the_folder_to_nobody(job, tmp_path, damage):
+    owner = Owner(tmp_path, is_main=True).__enter__()
+    (tmp_path / "owner").write_bytes(damage)
+    assert "is damaged" in owner._lost()
+    owner.__exit__(None, None, None)
+    with pytest.raises(OwnerError, match="owner is damaged, .* make sure that none does, then delete that file"):
+        Owner(tmp_path, is_main=True).__enter__()
+    assert (tmp_path / "owner").read_bytes() == damage
+
+
+def test_a_folder_that_other_nodes_do_not_share_is_named_and_the_node_is_not_blamed(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("clsgen_dist.engine.owner._SEEN_WITHIN_S", 1)
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    first = Owner(tmp_path / "run", is_main=True).__enter__()
+    world = SimpleNamespace(broadcast=lambda value: first._claim, gather=lambda value: [None, value])
+    first.require_seen(world)
+    Owner(tmp_path / "run", is_main=False).require_seen(world)
+    for own in (tmp_path / "none", tmp_path / "old"):
+        if own.name == "old":  # of a run before
+            own.mkdir()
+            (own / "owner").write_text(json.dumps({**first._claim, "token": "another"}))
+        with pytest.raises(SettingsError, match=r"output_dir .* is another folder on n7 than on .*all nodes share"):
+            Owner(own, is_main=False).require_seen(world)
+
+
+def test_time_in_which_a_process_was_stopped_is_no_hang(tmp_path):
+    """``scontrol suspend`` stops all of a job, for longer than ``faults.hang_timeout_s``."""
+    code = """
+import sys, time
+from pathlib import Path
+from clsgen_dist.engine.watchdog import Watchdog
+with Watchdog(Path(sys.argv[1]), 2):
+    print("up", flush=True)
+    for _ in range(int(sys.argv[2])):
+        time.sleep(0.1)
+print("went on")
+"""
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "stacks"), "10"], stdout=subprocess.PIPE, text=True
+    )
+    assert started.stdout.readline() == "up\n"
+    started.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    started.send_signal(signal.SIGCONT)
+    assert (started.communicate(timeout=20)[0], started.returncode) == ("went on\n", 0)
+    assert "no progress for" not in (tmp_path / "stacks").read_text()
+    stuck = subprocess.run([sys.executable, "-c", code, str(tmp_path / "stacks"), "100"], capture_output=True, text=True)
+    assert (stuck.stdout, stuck.returncode) == ("up\n", 1)
+    assert "no progress for 2 s\n" in (tmp_path / "stacks").read_text()

@@ -100,7 +100,7 @@ def test_a_disk_that_takes_no_file_is_a_fault(tmp_path):
     assert disk_fault(tmp_path / "none") == f"{tmp_path}/none cannot be written: No such file or directory"
 
 
-def _ranks(tmp_path, which, free_port, *arguments, start=("-m", "clsgen_dist")):
+def _ranks(tmp_path, which, free_port, *arguments, start=("-m", "clsgen_dist"), own_disk=None):
     started = []
     for rank in which:
         env = {
@@ -108,7 +108,9 @@ def _ranks(tmp_path, which, free_port, *arguments, start=("-m", "clsgen_dist")):
             "SLURMD_NODENAME": f"n{rank // 2}", "CLSGEN_NODES": "n0\nn1", "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": free_port, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{ROOT}:{ROOT}/kernels",
         }  # fmt: skip
-        words = [sys.executable, *start, "preflight", "--output_dir", str(tmp_path / "run"), *arguments]
+        words = [sys.executable, *start, "preflight", "--output_dir", *arguments]
+        folder = own_disk if own_disk and rank // 2 == 1 else tmp_path / "run"
+        words.insert(words.index("--output_dir") + 1, str(folder))
         started.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return [(process.communicate(timeout=100)[0], process.returncode) for process in started]
 
@@ -156,3 +158,15 @@ def test_a_full_disk_that_all_nodes_share_is_no_nodes_fault(tmp_path, free_port,
     ((text, status),) = _ranks(small_disk, [0], free_port())
     assert status == 2 and f"error: {small_disk}/run has 0.00 GB free, less than 1; make room" in text, text
     assert not (small_disk / "run/bad_nodes").exists()
+
+
+def test_a_folder_on_a_nodes_own_disk_is_no_nodes_fault(tmp_path, free_port):
+    ends = _ranks(tmp_path, range(4), free_port(), "--timeout_s", "12", own_disk=tmp_path / "none")
+    assert [status for _, status in ends] == [2, 0, 0, 0], ends
+    assert f"error: {tmp_path}/run is another folder on n1 than on n0: set OUTPUT" in ends[0][0]
+    assert not (tmp_path / "run/bad_nodes").exists()
+
+
+def test_a_node_that_alone_does_not_see_the_folder_is_bad():
+    reports = [Report(rank, f"n{rank}", "H100", 1.0, shares=rank != 2) for rank in range(4)]
+    assert judge_alone(reports, ["n0", "n1", "n2", "n3"]) == {"n2": ["the run's folder is another one here"]}

@@ -17,13 +17,15 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 def chain(slurm, job, tmp_path):
     """``chain(*words)`` submits train_8b.sh in stages; returns the jobs' numbers. Each logs to chain-JOB.log."""
 
-    def submit(*words, flags="", **more):
+    def submit(*words, flags="", check=True, **more):
         settings = {"OUTPUT": job.output, "CLSGEN_CLUSTER_ENV": tmp_path / "cluster.env", **more}
         small = [f for f in slurm.small if "nodes=" not in f]
         settings["SBATCH_FLAGS"] = " ".join([*small, f"--output={tmp_path}/chain-%A.log", "--open-mode=append", flags])
         env = {**slurm.env, **{key: str(value) for key, value in settings.items()}}
         command = ["bash", "slurm/chain.sh", "slurm/train_8b.sh", *words]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        if not check:
+            return done
         assert done.returncode == 0, done.stderr
         return [line.split("job ")[1].split()[0] for line in done.stdout.splitlines()]
 
@@ -62,6 +64,17 @@ def test_a_chain_ends_with_the_stage_that_fails(slurm, chain, tmp_path):
     assert not (tmp_path / f"chain-{second}.log").exists()
 
 
+def test_a_stage_that_no_nodes_can_run_is_refused_before_any_is_submitted(slurm, chain):
+    refused = chain("easy=1", "hard=9", check=False, flags="--comment='none of these'", CLSGEN_COMMAND="exit 0")
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert "stage hard=9 cannot start as the nodes are now: allocation failure: Requested node" in refused.stderr
+    assert "none of these" not in slurm.say("squeue", "-h", "-o", "%k")
+    first, second = chain("easy=1", "hard=9", CLSGEN_COMMAND="sleep 60", CHECK_STAGES=0)
+    slurm.say("scancel", first, second)
+    refused = chain("easy=1", check=False, flags="--comment='never closed")
+    assert refused.returncode == 2 and "where a quote is open" in refused.stderr
+
+
 def test_a_chain_of_arrays_goes_on_task_by_task_and_stage_by_stage(slurm, chain, tmp_path):
     count = "n=$(($(cat $OUTPUT/n 2>/dev/null || echo 0) + 1)); echo $n >$OUTPUT/n"
     command = f"{count}; case $n in 1) exit 75;; 2) exit 1;; esac"
@@ -81,6 +94,22 @@ def test_a_chain_of_arrays_goes_on_task_by_task_and_stage_by_stage(slurm, chain,
     ), text
     assert told[3].startswith("a task of this array has done all of it") and len(told) == 4
     assert then.count("== ") == 4 and then.count(" done\n") == 1 and "requeued" not in text + then
+
+
+def test_tasks_of_an_array_that_start_together_take_turns(slurm, job):
+    count = "n=$(($(cat $OUTPUT/n 2>/dev/null || echo 0) + 1)); echo $n >$OUTPUT/n"
+    command = f"{count}; [ $n = 2 ] || {{ sleep 4; exit 75; }}"
+    array = job(command=command, flags=("--nodes=1", "--array=1-2", "--open-mode=append"))
+    deadline = time.monotonic() + 60
+    while left := slurm.say("squeue", "-h", "-j", array, "-o", "%A %r"):
+        for number in (line.split()[0] for line in left.splitlines() if "BeginTime" in line):
+            slurm.start_now(number)
+        assert time.monotonic() < deadline, left
+        time.sleep(0.3)
+    text = job.log.read_text()
+    assert "of this array is running: this one waits for its turn" in text, text
+    assert "asked to stop: the next task of the array goes on" in text and text.endswith(" done\n"), text
+    assert (job.output / "n").read_text().strip() == "2"
 
 
 def test_an_array_that_runs_out_or_fails_for_good_does_not_end_well(slurm, job):

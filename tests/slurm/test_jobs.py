@@ -34,6 +34,15 @@ def test_how_tasks_end_decides_what_becomes_of_the_job(slurm, job, command, stat
         assert "crash number 3 of this job (MAX_RESTARTS is 2): giving up" in text
 
 
+def test_a_killed_wrapper_is_a_crash_and_no_stop(slurm, job):
+    """srun then asks the other task to stop, which it does in good order; SRUN_FLAGS keep their quotes."""
+    command = "trap 'exit 75' TERM; [ $SLURM_PROCID = 1 ] && { sleep 1; kill -9 $PPID; }; while :; do sleep 0.1; done"
+    ended = slurm.wait(job(command=command, SRUN_FLAGS="--job-name='two words' --wait=5"))
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "2"), text
+    assert "crash number 3 of this job (MAX_RESTARTS is 2): giving up" in text and "asked to stop" not in text
+
+
 def test_nothing_is_done_without_proof(slurm, job, small_disk):
     """srun that ends with 0 having lost its node, and a disk so full that not even the stop can be written down."""
     output = small_disk / "run"
