@@ -414,6 +414,9 @@ def _guarded(run: Callable[[], None]) -> None:
         if os.environ.get("RANK", "0") == "0" or not error.on_all_ranks:
             print(f"{error.label}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        what = f"{error.filename} may not be read or written by this user" if error.filename else "something is not allowed"
+        sys.exit(_complain(f"{what} ({error.strerror}); have its owner allow it, or name another"))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -385,7 +385,10 @@ def parse_settings(
     if default_config and not any(a == "--config" or a.startswith("--config=") for a in args):
         args = ["--config", str(resolve_path(default_config)), *args]
     parser = _parser(also)
-    args = [_shipped_recipe(arg, before) for arg, before in zip(args, ["", *args], strict=False)]
+    try:
+        args = [_shipped_recipe(arg, before) for arg, before in zip(args, ["", *args], strict=False)]
+    except PermissionError as error:
+        parser.error(f"{error.filename} may not be read by this user ({error.strerror})")
     try:
         return _instantiate(parser, parser.parse_args(args))
     except SettingsError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from clsgen_dist.config import parse_settings, settings_from_yaml, to_yaml
+from clsgen_dist.config import SHIPPED, parse_settings, settings_from_yaml, to_yaml
 from clsgen_dist.engine.zero import deepspeed_config
 from clsgen_dist.errors import SettingsError
 
@@ -209,3 +212,23 @@ def test_broken_json_is_named(tmp_path):
     path.write_text("{")
     with pytest.raises(SettingsError, match=r"zero\.json is not valid JSON"):
         deepspeed_config(path, **FILL)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_what_may_not_be_read_is_said_in_one_line(tmp_path):
+    (tmp_path / "locked/run").mkdir(parents=True)
+    (tmp_path / "locked").chmod(0o700)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to("/tmp/") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "clsgen_dist"]
+    if subprocess.run([*other, "--help"], cwd=SHIPPED, capture_output=True).returncode:
+        pytest.skip("another user may not run this Python")
+    env = {**os.environ, "PYTHONPATH": f"{SHIPPED}:{SHIPPED}/kernels", "HOME": "/nowhere"}
+    for words, expected in (
+        (["export", "--checkpoint", "locked/run", "--output", "x"], "locked/run/committed.json may not be read or"),
+        (["train", "--config", "locked/recipe.yaml"], "locked/recipe.yaml may not be read by this user (Permission"),
+    ):
+        done = subprocess.run([*other, *words], env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert f"error: {expected}" in done.stderr

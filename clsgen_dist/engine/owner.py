@@ -55,12 +55,12 @@ class Owner:
 
     def __enter__(self) -> Owner:
         if self._is_main:
-            if (other := self._read()) and (life := self._life_of(other)):
-                raise OwnerError(
-                    f"{self._output} belongs to {life}, since {other['time']}: wait for its end, end it, or choose "
-                    "another --output_dir"
-                )
             try:
+                if (other := self._read()) and (life := self._life_of(other)):
+                    raise OwnerError(
+                        f"{self._output} belongs to {life}, since {other['time']}: wait for its end, end it, or choose "
+                        "another --output_dir"
+                    )
                 self._output.mkdir(parents=True, exist_ok=True)
                 publish(self._file, json.dumps(self._claim))
             except OSError as error:

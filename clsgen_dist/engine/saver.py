@@ -198,6 +198,12 @@ def checkpoint_bytes(engine: Any, world: World) -> int:
     return int(world.sum(mine)[0])
 
 
+def most_at_once(steps: int, every: int | None, eval_every: int | None, keep_last: int) -> int:
+    """Most checkpoints that lie on the disk at once: those kept, the best, and the one that is being written."""
+    saves = 1 + (steps // every if every else 0) + (steps // eval_every if eval_every else 0)
+    return min(saves, keep_last + 1 + (eval_every is not None))
+
+
 def require_room(root: Path, world: World, needed: int, checkpoints: int = 1) -> None:
     """CheckpointError, on all ranks, if the disk of ``root`` cannot take so many more of so many bytes; collective."""
     fault = None

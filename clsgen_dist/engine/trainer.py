@@ -40,7 +40,7 @@ from clsgen_dist.engine.pace import PaceMeter, waiting
 from clsgen_dist.engine.probe import probe_sample, score_probe
 from clsgen_dist.engine.prompt import prompt_of_run
 from clsgen_dist.engine.rows import read_rows, require_something_to_learn
-from clsgen_dist.engine.saver import Saver, checkpoint_bytes, require_room
+from clsgen_dist.engine.saver import Saver, checkpoint_bytes, most_at_once, require_room
 from clsgen_dist.engine.stop import StopRequest
 from clsgen_dist.engine.stream import plan_stream, weight_schedule
 from clsgen_dist.engine.watchdog import Watchdog
@@ -199,7 +199,11 @@ class _Run:
             drop_steps_from(self.output / guard.SKIPPED_FILE, self.state.step + 1)
         self.world.barrier()
         size = checkpoint_bytes(self.engine, self.world)
-        require_room(self.checkpoints, self.world, size, self.world.broadcast(self._checkpoints_to_come()))
+        train, kept = self.settings.train, self.settings.checkpoint
+        to_come = most_at_once(
+            self.last_step - self.state.step, kept.every, train.eval_every if self.dev else None, kept.keep_last
+        ) - len(self.world.broadcast(checkpoint.committed(self.checkpoints)))
+        require_room(self.checkpoints, self.world, size, max(1, to_come))
         main = self.world.is_main
         with (
             TensorBoardLog(
@@ -227,15 +231,6 @@ class _Run:
         result = TrainResult(self.state, self.checkpoints / checkpoint.folder_name(best))
         self.say(f"{'best' if self.state.best_step is not None else 'last'} checkpoint: {result.checkpoint}")
         return result
-
-    def _checkpoints_to_come(self) -> int:
-        """How many more the disk will hold at once: those kept, the best, and the one that is being written."""
-        train, kept = self.settings.train, self.settings.checkpoint
-        left, there = self.last_step - self.state.step, len(checkpoint.committed(self.checkpoints))
-        saves = 1 + left // kept.every if kept.every else 1
-        saves += left // train.eval_every if self.dev and train.eval_every else 0
-        most = kept.keep_last + 1 + bool(self.dev)
-        return max(1, min(most - there, saves))
 
     def _resume(self, folder: Path) -> None:
         self.state = checkpoint.load(self.engine, self.world, folder, self.identity)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
 from clsgen_dist.engine import checkpoint
+from clsgen_dist.engine.saver import most_at_once, require_room
 from clsgen_dist.errors import CheckpointError
 
 
@@ -162,3 +165,18 @@ def test_the_newest_commit_is_what_other_tools_find_as_latest(tmp_path):
     _commit(tmp_path, 4)
     assert (tmp_path / "latest").read_text() == checkpoint.folder_name(4)
     assert "clsgen export" in (tmp_path / "README.txt").read_text()
+
+
+def test_room_is_asked_for_all_checkpoints_that_a_run_will_hold(tmp_path):
+    world = SimpleNamespace(is_main=True, size=2, broadcast=lambda value: value)
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    require_room(tmp_path, world, free // 4, 3)
+    with pytest.raises(CheckpointError, match=r"needs .* GB for 5 checkpoints, but it has .* lower checkpoint.keep_last"):
+        require_room(tmp_path, world, free // 4, 5)
+
+
+def test_the_most_checkpoints_that_lie_on_the_disk_at_once():
+    assert most_at_once(100, 10, None, 2) == 3
+    assert most_at_once(100, 10, 20, 2) == 4
+    assert most_at_once(100, None, None, 2) == 1
+    assert most_at_once(100, 60, None, 5) == 2
