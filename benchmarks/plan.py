@@ -256,11 +256,11 @@ def estimators(planned: Planned) -> None:
     table(rows)
 
 
-def goodput() -> None:
+def saves_and_faults() -> None:
     """Saves and faults of Llama-3-70B on 4,096 H100: a save of the plan's, and others."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.plan.cluster import load_cluster
-    from clsgen_dist.plan.goodput import Faults, simulate
+    from clsgen_dist.plan.goodput import Faults, goodput, kept_share
     from clsgen_dist.plan.plan import Planner, Stated
 
     model = ROOT / "configs/models/llama-3-70b"
@@ -276,8 +276,8 @@ def goodput() -> None:
             gpus=plan.ranks, per_gpu_hour=cluster.failures_per_gpu_hour, restart_hours=cluster.restart_minutes / 60,
             save_hours=stops / 3600, write_hours=written / 3600,
         )  # fmt: skip
-        best = simulate(faults)
-        less, more = simulate(faults, intervals=[best.advised / 4, best.advised * 4]).goodput
+        best = goodput(faults)
+        less, more = (kept_share(faults, interval) for interval in (best.advised / 4, best.advised * 4))
         possible = best.advised / 4 >= faults.write_hours
         times = [f"{60 * hours:.3g} min" for hours in (best.young, best.daly, best.advised)]
         shares = [f"{best.at_advised:.2%}", f"{less:.2%}" if possible else "-", f"{more:.2%}"]
@@ -296,7 +296,7 @@ def main() -> None:
         planned = Planned(Path(folder))
         estimators(planned)
         published_runs(planned)
-    goodput()
+    saves_and_faults()
 
 
 if __name__ == "__main__":

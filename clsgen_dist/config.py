@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn, get_type_hints
 from clsgen_dist.data.cells import class_name
 from clsgen_dist.data.curriculum import Direction, Stage, stage_faults
 from clsgen_dist.data.example import Columns
+from clsgen_dist.duplicate_keys import duplicate_key
 from clsgen_dist.errors import SettingsError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -453,6 +454,8 @@ def _load_yaml(text: str) -> Any:
     value = get_loader("yaml")(text)
     if not isinstance(value, (dict, list)):
         return value
+    if twice := duplicate_key(text):
+        raise yaml.YAMLError(twice)
     written = yaml.load(text, Loader=_as_written_loader())
     if isinstance(value, list):
         return value if any(isinstance(item, (dict, list)) for item in value) else written

@@ -66,6 +66,24 @@ def axes_of(rows: int, height: float) -> tuple[Any, Any]:
     return figure, axes[:, 0]
 
 
+def require_writable(file: str | None, *, picture: bool = False) -> None:
+    """SettingsError now, rather than after the work, if the file cannot be written or is no picture that we can draw."""
+    if file is None:
+        return
+    path = Path(file)
+    if picture:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = FigureCanvasBase.get_supported_filetypes()
+        if path.suffix and path.suffix[1:].lower() not in known:
+            raise SettingsError(f"{path} cannot be written: {path.suffix} is none of {', '.join(sorted(known))}; use .png")
+    there = path.exists()
+    with writing(path), path.open("a"):
+        pass
+    if not there:
+        path.unlink()
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG, making its folder."""
     import matplotlib.pyplot as plt

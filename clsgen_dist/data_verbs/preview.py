@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure, shortened, write_text
+from clsgen_dist.data_verbs.common import (
+    axes_of,
+    print_table,
+    read_recipe_rows,
+    require_writable,
+    save_figure,
+    shortened,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from clsgen_dist.data.loader import TrainStream
@@ -31,6 +39,8 @@ def preview(settings: Settings, *, ranks: int, plot: str, plan: str | None) -> N
     """
     from clsgen_dist.engine.stream import plan_stream
 
+    require_writable(plot, picture=True)
+    require_writable(plan)
     both, rows = read_recipe_rows(settings)
     shown = _Shown(settings, plan_stream(settings, both, rank=0, world_size=ranks), rows)
     print_table(shown.table())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, save_figure, shortened
+from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, require_writable, save_figure, shortened
 
 # N rows
 
@@ -26,6 +26,7 @@ def score(settings: Settings, *, show: int, plot: str) -> None:
     from clsgen_dist.model.backbone import backbone_path
     from clsgen_dist.model.context import require_context
 
+    require_writable(plot, picture=True)
     weights, data = settings.curriculum.difficulty, settings.data
     backbone = backbone_path(difficulty_model(settings))
     if not set(weights).isdisjoint(OF_BACKBONE):

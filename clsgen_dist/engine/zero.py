@@ -34,8 +34,8 @@ def deepspeed_config(
             that does not go with the file's offloading; every fault is named.
     """
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        config: dict[str, Any] = json.loads(path.read_text(), object_pairs_hook=_each_once)
+    except ValueError as error:
         raise SettingsError(f"{path} is not valid JSON ({error}); fix the file that `deepspeed` names") from None
     share = math.ceil(batch_size / world_size)
     filled = {
@@ -50,6 +50,14 @@ def deepspeed_config(
     if faults:
         raise SettingsError("; ".join(f"{path.name}: {fault}" for fault in faults))
     return config
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for a name that is there twice, of which Python would take the last."""
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice!r} is there twice in one object; keep one of them")
+    return dict(pairs)
 
 
 def _fill(config: dict[str, Any], filled: dict[str, Any]) -> list[str]:

@@ -36,6 +36,26 @@ def other_checkpointing(planner: Planner, plan: Plan) -> Plan:
     return planner.plan(other, nodes=plan.nodes, gpus_per_node=plan.gpus_per_node)
 
 
+def fewest_nodes(planner: Planner, settings: Settings, most: int, gpus_per_node: int, least: int = 1) -> int | None:
+    """The fewest nodes from ``least`` to ``most`` on which the settings fit; None if even ``most`` do not suffice.
+
+    More nodes never need more memory each, so the search halves the range.
+    """
+
+    def fits(nodes: int) -> bool:
+        try:
+            return planner.plan(settings, nodes=nodes, gpus_per_node=gpus_per_node).fits
+        except SettingsError:  # training would refuse it
+            return False
+
+    if least > most or not fits(most):
+        return None
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if fits(middle) else (middle + 1, most)
+    return most
+
+
 def advice(planner: Planner, plan: Plan) -> list[str]:
     """What to change if it does not fit: single changes that mend it; else two together; else what comes nearest."""
 
@@ -49,14 +69,14 @@ def advice(planner: Planner, plan: Plan) -> list[str]:
             tried.append((change.text, made))
         return tried
 
-    singles = list(_changes(plan, plan.settings, plan.nodes))
+    singles = list(_changes(planner, plan, plan.settings, plan.nodes))
     one = try_out(singles)
     if good := _that_fit(one):
         return good
     two = try_out(
         second._replace(text=f"{first.text} and {second.text}")
         for first in singles
-        for second in _changes(plan, first.settings, first.nodes)
+        for second in _changes(planner, plan, first.settings, first.nodes)
         if first.about < second.about
     )
     if good := _that_fit(two):
@@ -76,7 +96,7 @@ def _lacking(plan: Plan) -> str:
     return ", ".join(lacks) + " still"
 
 
-def _changes(plan: Plan, settings: Settings, nodes: int) -> Iterator[_Change]:
+def _changes(planner: Planner, plan: Plan, settings: Settings, nodes: int) -> Iterator[_Change]:
     """One change each to ``settings`` on ``nodes``, the mildest first."""
     if not settings.train.activation_checkpointing:
         checkpointing = _with(settings, activation_checkpointing=True)
@@ -85,8 +105,8 @@ def _changes(plan: Plan, settings: Settings, nodes: int) -> Iterator[_Change]:
     while (budget := budget // 2) >= plan.workload.longest:
         smaller, names = _capped(settings, budget)
         yield _Change(1, f"{names} {budget}", smaller, nodes)
-    for factor in (2, 4, 8):
-        yield _Change(2, f"{nodes * factor} nodes", settings, nodes * factor)
+    enough = fewest_nodes(planner, settings, 8 * nodes, plan.gpus_per_node, least=nodes + 1) or 8 * nodes
+    yield _Change(2, f"{enough} nodes", settings, enough)
     if plan.zero.offload_optimizer == "none":
         text = "ds_configs/zero3_offload.json with cpu_adamw (weights and optimizer on the host)"
         yield _Change(3, text, _offloaded(settings), nodes)
@@ -100,10 +120,18 @@ def _changes(plan: Plan, settings: Settings, nodes: int) -> Iterator[_Change]:
         waiting = copy.deepcopy(settings)
         waiting.checkpoint.asynchronous = False
         yield _Change(4, "checkpoint.asynchronous false (no copy on the host)", waiting, nodes)
+    if settings.optim.name == "adamw" and plan.zero.offload_optimizer == "none":
+        smaller = copy.deepcopy(settings)
+        smaller.optim.name = "adamw_8bit"
+        yield _Change(5, "optim.name adamw_8bit", smaller, nodes)
+    if settings.model.finetune == "lora" and not settings.model.load_in_4bit:
+        quantised = copy.deepcopy(settings)
+        quantised.model.load_in_4bit = True
+        yield _Change(6, "model.load_in_4bit true", quantised, nodes)
     if settings.model.finetune == "full":
         lora = copy.deepcopy(settings)
         lora.model.finetune = "lora"
-        yield _Change(5, "model.finetune lora", lora, nodes)
+        yield _Change(7, "model.finetune lora", lora, nodes)
 
 
 def search(planner: Planner, plan: Plan) -> list[Plan]:
@@ -114,7 +142,7 @@ def search(planner: Planner, plan: Plan) -> list[Plan]:
     longest = plan.workload.longest
     doubled = [longest << times for times in range(17) if longest << times <= max(_BUDGETS[-1], plan.workload.budget)]
     budgets = sorted({b for b in (*_BUDGETS, *doubled) if b >= longest} | {plan.workload.budget})
-    around = {plan.nodes // 2, plan.nodes - 1, plan.nodes, plan.nodes + 1, 2 * plan.nodes} - {0}
+    most = max(_NODES[-1], 2 * plan.nodes)
     found = [plan] if plan.fits else []
     for settings in (plan.settings, _offloaded(plan.settings)):
         if settings is not plan.settings and plan.zero.offload_optimizer != "none":
@@ -122,8 +150,11 @@ def search(planner: Planner, plan: Plan) -> list[Plan]:
         for budget, checkpointing in itertools.product(budgets, (False, True)):
             capped, _ = _capped(settings, budget)
             other = _with(capped, micro_batch_tokens=budget, activation_checkpointing=checkpointing)
-            for number in sorted({*_NODES, *around}):
-                if other == plan.settings and number == plan.nodes:
+            fewest = fewest_nodes(planner, other, most, plan.gpus_per_node)
+            if fewest is None:
+                continue
+            for number in sorted({fewest, plan.nodes - 1, plan.nodes, plan.nodes + 1, 2 * plan.nodes, *_NODES}):
+                if number < fewest or (other == plan.settings and number == plan.nodes):
                     continue
                 try:
                     made = planner.plan(other, nodes=number, gpus_per_node=plan.gpus_per_node)

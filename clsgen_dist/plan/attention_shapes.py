@@ -1,6 +1,7 @@
 """Attention on the meta device: what the kernels of a run keep and need, without the work.
 
-Flash-attention keeps queries, keys, values, output, and one number a row and head; so does scaled-dot-product attention
+``eager`` keeps the scores of every pair, once in fp32 and once in the model's dtype, and its products are products like
+others. Flash-attention keeps queries, keys, values, output, and one number a row and head; so does scaled-dot-product attention
 on every real device. On meta it would keep the scores of every pair.
 """
 
@@ -17,6 +18,7 @@ from clsgen_dist.model.attention import window_mask
 
 _ONE_PIECE = "clsgen_one_piece"
 _APART = "clsgen_apart"
+_EAGER = "clsgen_eager"
 
 
 def one_piece() -> str:
@@ -58,6 +60,38 @@ def _apart_attention(
         for query, key, value in zip(*(t.split(lengths, 2) for t in (query_1HNE, key_1KNE, value_1KNE)), strict=True)
     ]
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def eager() -> str:
+    """Make the attention that writes all scores down known to transformers, once per sequence; returns its name.
+
+    transformers runs it over rows padded to one length, which rows of one length are.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_EAGER, _eager_attention)
+    return _EAGER
+
+
+def _eager_attention(
+    module: nn.Module,
+    query_1HNE: Tensor,
+    key_1KNE: Tensor,
+    value_1KNE: Tensor,
+    attention_mask: Any,
+    *,
+    cu_seq_lens_q: Tensor,
+    scaling: float = 1.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    lengths, groups = cu_seq_lens_q.diff().tolist(), query_1HNE.shape[1] // key_1KNE.shape[1]
+    outputs = []
+    for query, key, value in zip(*(t.split(lengths, 2) for t in (query_1HNE, key_1KNE, value_1KNE)), strict=True):
+        key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+        score = query @ key.mT * scaling
+        score = score + torch.empty_like(score[:, :1])  # the mask
+        outputs.append(score.softmax(-1, dtype=torch.float32).to(query.dtype) @ value)
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
 class _FlashShapes(torch.autograd.Function):

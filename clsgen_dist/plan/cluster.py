@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.duplicate_keys import duplicate_key
 from clsgen_dist.errors import SettingsError
 
 GIB = 2**30
@@ -63,6 +64,12 @@ class Cluster:
     """Rate of a node's local NVMe disks, for weights that are offloaded there; none: such runs are timed without."""
     failures_per_gpu_hour: float = 419 / (54 * 24 * 16384)
     """Unexpected stops; the default is Llama 3's: 419 in 54 days on 16,384 H100 (arXiv 2407.21783, section 3.3.4)."""
+    staging_gb_s: float = 0.113
+    """Rate at which a GPU's share of a checkpoint is copied to host memory in a running job, all told; the default is
+    KempnerForge's: 60 s for 2.45 TB on 360 H200 (its benchmarks/175b_360gpu). PCIe is not what limits it: torchtitan's
+    pinned memory took 0.78 s for a 70B model on 1,856 (PyTorch blog, 2025-04-30)."""
+    staging_total_gb_s: float = 41.0
+    """The same of all GPUs together, from the same measurement: which of both limits a save is not known."""
     restart_minutes: float = 10.0
     """From a fault to the next step: detection, requeue, start, loading."""
 
@@ -93,16 +100,22 @@ def load_cluster(path: Path) -> Cluster:
     import yaml
 
     try:
-        values: Any = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        values: Any = yaml.safe_load(text)
+        twice = duplicate_key(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML ({error}); fix the file that --cluster names") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path} holds {type(values).__name__}, expected fields like those of configs/clusters")
+    if twice:
+        raise SettingsError(f"{path}: {twice}")
     fields = {f.name: f for f in dataclasses.fields(Cluster)}
     missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
     faults = [f"{name!r} is missing" for name in missing]
     faults += [f"{name!r} is not known" for name in values if name not in fields]
     faults += [fault for name, value in values.items() if name in fields and (fault := _fault(name, value))]
+    if not faults and values["reserved_gib"] >= values["memory_gib"]:
+        faults = [f"reserved_gib is {values['reserved_gib']}, expected less than memory_gib, {values['memory_gib']}"]
     if faults:
         raise SettingsError(f"{path}: {'; '.join(faults)}; see configs/clusters/h100.yaml for every field")
     return Cluster(**{**values, "gpus_per_node": int(values["gpus_per_node"])})

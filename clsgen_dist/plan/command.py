@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist.config import Settings, resolve_path
-from clsgen_dist.data_verbs.common import writing
+from clsgen_dist.data_verbs.common import require_writable, writing
 from clsgen_dist.plan import report
 from clsgen_dist.plan.advice import advice, other_checkpointing, search
 from clsgen_dist.plan.cluster import load_cluster
@@ -30,8 +30,8 @@ def run(
     plot: str | None,
 ) -> None:
     """Print the plan, and what to change where it does not fit; write JSON and pictures if asked."""
-    for file in (json_file, plot):
-        _require_writable(file)
+    require_writable(json_file)
+    require_writable(plot, picture=True)
     planner = Planner(settings, load_cluster(resolve_path(cluster)), stated, print)
     plan = planner.plan(settings, nodes=nodes, gpus_per_node=gpus_per_node)
     other = other_checkpointing(planner, plan)
@@ -54,7 +54,7 @@ def run(
 
 def run_dry(settings: Settings, *, ranks: int, micro_steps: int, json_file: str | None) -> None:
     """Print what one of so many ranks does; write all of it as JSON if asked. bf16 unless the recipe says otherwise."""
-    _require_writable(json_file)
+    require_writable(json_file)
     settings = copy.deepcopy(settings)
     if settings.train.precision == "auto":
         settings.train.precision = "bf16"  # as on the cluster that it is meant for
@@ -69,18 +69,6 @@ def run_dry(settings: Settings, *, ranks: int, micro_steps: int, json_file: str 
     if json_file:
         _write_json(json_file, dataclasses.asdict(found))
         print(f"json  {json_file}")
-
-
-def _require_writable(file: str | None) -> None:
-    """SettingsError now, rather than after the work, if the file cannot be written."""
-    if file is None:
-        return
-    path = Path(file)
-    there = path.exists()
-    with writing(path), path.open("a"):
-        pass
-    if not there:
-        path.unlink()
 
 
 def _write_json(file: str, found: dict[str, Any]) -> None:

@@ -19,9 +19,9 @@ from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.model.context import require_context
 from clsgen_dist.plan.cluster import GIB, Cluster
 from clsgen_dist.plan.communication import Flow, flows
-from clsgen_dist.plan.goodput import Faults, Goodput, simulate
+from clsgen_dist.plan.goodput import Faults, Goodput, goodput
 from clsgen_dist.plan.memory import Memory, memory
-from clsgen_dist.plan.rehearsal import ModelPlan, Rehearsal, open_config, rehearse
+from clsgen_dist.plan.rehearsal import ModelPlan, Rehearsal, attention_of, open_config, rehearse
 from clsgen_dist.plan.step_time import StepTime, step_time
 from clsgen_dist.plan.workload import Workload, rows_at_hand, stated_workload, workload_of_rows
 from clsgen_dist.plan.zero3 import Sharding, Walk, sharding, walk
@@ -132,14 +132,18 @@ class Plan:
         return sum(self.checkpoint_bytes / 1e9 / rate for rate in rates)
 
     @property
+    def probe_seconds(self) -> float:
+        """Of the fixed text that each save scores: a forward pass of one short row, which gathers all weights."""
+        once = flows(self.rehearsal, self.zero, self.walked, micro_steps=1)
+        return sum(flow.seconds(self.cluster) for flow in once if flow.kind == "gather forward")
+
+    @property
     def stall_seconds(self) -> float:
-        """How long a save stops the run: for the copy of each rank's share to host memory, or until it is written."""
-        if not self.settings.checkpoint.asynchronous:
-            return self.write_seconds
-        share = self.checkpoint_bytes / self.ranks
-        if self.zero.offload_optimizer == "none":
-            return share / (self.cluster.pcie_gb_s * 1e9)
-        return 2 * share * self.gpus_per_node / (self.cluster.host_memory_gb_s * 1e9)  # read and written there
+        """How long a save stops the run: for the fixed text, the copy to host memory, and the write if it is waited for."""
+        whole, cluster = self.checkpoint_bytes / 1e9, self.cluster
+        copy = max(whole / self.ranks / cluster.staging_gb_s, whole / cluster.staging_total_gb_s)
+        write = 0.0 if self.settings.checkpoint.asynchronous else self.write_seconds
+        return self.probe_seconds + copy + write
 
     @property
     def worst_shortfall(self) -> float:
@@ -182,7 +186,7 @@ class Plan:
             save_hours=self.stall_seconds / 3600,
             write_hours=self.write_seconds / 3600 if self.settings.checkpoint.asynchronous else 0.0,
         )
-        return simulate(faults)
+        return goodput(faults)
 
 
 def _checkpoint_bytes(settings: Settings, rehearsal: Rehearsal) -> float:
@@ -274,16 +278,16 @@ class Planner:
     def _rehearsal(self, settings: Settings, work: Workload, bf16: bool) -> Rehearsal:
         model = settings.model
         lengths, supervised = work.full_micro_batch()
-        apart = model.attention == "sdpa"
+        attention = attention_of(model.attention)
         checkpointing = settings.train.activation_checkpointing
-        key = (repr(model), bf16, len(lengths), sum(lengths), supervised, checkpointing, apart)
+        key = (repr(model), bf16, len(lengths), sum(lengths), supervised, checkpointing, attention)
         if key not in self._rehearsals:
             self._rehearsals[key] = rehearse(
                 ModelPlan.of(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
                 sequence_lengths=lengths,
                 supervised=supervised,
                 activation_checkpointing=checkpointing,
-                sequences_apart=apart,
+                attention=attention,
             )
         return self._rehearsals[key]
 

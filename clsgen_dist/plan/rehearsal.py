@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from clsgen_dist.config import ModelSettings
 from clsgen_dist.errors import ModelError
+from clsgen_dist.model import families
 from clsgen_dist.model.backbone import build_model, checkpoint_activations, refuse_changed_logits, set_zero3_units
 from clsgen_dist.model.dual_head import DualHeadModel
 from clsgen_dist.plan import attention_shapes
@@ -100,7 +101,7 @@ class Rehearsal:
     loss_workspace: int
     """Most bytes that the loss held at once."""
     matmul_flops: float
-    """FLOPs of matrix products, recomputation included, attention's products of queries with keys left out."""
+    """FLOPs of matrix products, recomputation included; attention's are among them where it is eager alone."""
     forward_flops: float
     """Those of them before the backward begins."""
     recomputed_flops: float
@@ -117,6 +118,8 @@ class Rehearsal:
     """Longest sequence that the backbone knows, if it says so."""
     learned_positions: bool
     """Whether a longer one would index past a table; rotary ones go on, untrained."""
+    eager: bool
+    """Whether attention's products are among the others."""
 
     @property
     def parameters(self) -> int:
@@ -159,12 +162,13 @@ class ModelPlan:
         )
 
 
-def open_config(path: str) -> Any:
-    """The backbone's configuration; ModelError if there is none, or experts route its tokens."""
-    from transformers import AutoConfig
+_PLANNED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
+
+def open_config(path: str) -> Any:
+    """The backbone's configuration; ModelError if it cannot be trained, or what its layers do cannot be planned."""
     with _in_one_line(f"model.backbone {path!r} has no configuration that transformers reads"):
-        config = AutoConfig.from_pretrained(path)
+        config = families.open_config(path)
     text = config.get_text_config()
     if not (getattr(text, "num_hidden_layers", None) or 0) > 0:
         raise ModelError(f"model.backbone {path!r} has num_hidden_layers 0 or none, expected 1 or more in config.json")
@@ -176,6 +180,12 @@ def open_config(path: str) -> Any:
             f"model.backbone {path!r} routes tokens to {experts} experts: how many reach each depends on the data, "
             "which a plan cannot know; name a dense backbone"
         )
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
+    if others := sorted({*map(str, kinds)} - _PLANNED_LAYERS):
+        raise ModelError(
+            f"model.backbone {path!r} has layers of the kind {', '.join(others)}: what they cost depends on kernels "
+            "that a plan does not know; name a backbone of attention layers"
+        )
     return config
 
 
@@ -184,24 +194,31 @@ def _in_one_line(what: str) -> Iterator[None]:
     """What transformers raises inside, as a ModelError: each family checks its fields with errors of its own."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{what}: {textwrap.shorten(f'{type(error).__name__}: {error}', 240)}") from error
 
 
-def meta_model(plan: ModelPlan, *, sequences_apart: bool) -> DualHeadModel:
-    """The dual-head model that would train, without memory.
+Attention = Literal["flash", "sdpa", "eager"]
+"""Over all packed sequences at once; once per sequence; once per sequence, with all scores written down."""
 
-    ``sequences_apart``: attention runs once per sequence, as ``model.attention=sdpa`` does; else once over all, whose
-    memory is that of flash-attention's packed form.
-    """
+
+def attention_of(setting: str) -> Attention:
+    """What ``model.attention`` comes to on a GPU."""
+    return "sdpa" if setting == "sdpa" else "eager" if setting == "eager" else "flash"
+
+
+def meta_model(plan: ModelPlan, attention: Attention) -> DualHeadModel:
+    """The dual-head model that would train, without memory."""
     from transformers import AutoModelForCausalLM
 
     config = open_config(plan.backbone)
     dtype = torch.bfloat16 if plan.bf16 else torch.float32
-    attention = attention_shapes.apart() if sequences_apart else attention_shapes.one_piece()
+    shapes = {"flash": attention_shapes.one_piece, "sdpa": attention_shapes.apart, "eager": attention_shapes.eager}
     with torch.device("meta"):
         with _in_one_line(f"model.backbone {plan.backbone!r} has a configuration that transformers cannot build"):
-            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=shapes[attention]())
         refuse_changed_logits(lm)
         return build_model(
             lm,
@@ -224,10 +241,10 @@ def rehearse(
     sequence_lengths: Sequence[int],
     supervised: int,
     activation_checkpointing: bool,
-    sequences_apart: bool = False,
+    attention: Attention = "flash",
 ) -> Rehearsal:
     """Run one micro-step of packed sequences, ``supervised`` of whose tokens carry generation loss, on meta."""
-    model = meta_model(plan, sequences_apart=sequences_apart)
+    model = meta_model(plan, attention)
     model.train()
     if activation_checkpointing:
         checkpoint_activations(model.lm)
@@ -264,6 +281,7 @@ def rehearse(
         2 if plan.bf16 else 4,
         getattr(model.lm.config.get_text_config(), "max_position_embeddings", None),  # type: ignore[operator, union-attr]
         not any("Rotary" in type(module).__name__ for module in model.modules()),
+        attention == "eager",
     )
 
 

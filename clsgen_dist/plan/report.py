@@ -87,7 +87,7 @@ def _fault_rows(plan: Plan) -> list[list[str]]:
         ["interval between saves, Daly", _interval(good.daly, plan.hours, per_step)],
         ["the same, Young", _interval(good.young, plan.hours, per_step)],
         ["to take (no shorter than the write)", _interval(good.advised, plan.hours, per_step)],
-        ["goodput there, simulated", f"{good.at_advised:.2%}"],
+        ["goodput there", f"{good.at_advised:.2%}"],
         [f"within {FLAT:.1%} of the best", f"{good.flat[0]:.3g} to {good.flat[1]:.3g} h"],
         ["all stages with saves and faults", "never: faults come too fast" if whole is None else f"{whole:,.1f} h"],
         ["", "-" if whole is None else f"{whole * plan.ranks:,.0f} GPU-hours"],
@@ -135,12 +135,13 @@ def verdict(plan: Plan) -> str:
 
 
 def print_search(found: Sequence[Plan], shown: int = 8) -> None:
-    """The cheapest that fit."""
+    """The cheapest that fit, and the one on the fewest nodes."""
     if not found:
         print("search: nothing fits; a larger GPU, LoRA or 4-bit weights are what is left")
         return
     table = [["nodes", "micro-batch tokens", "checkpointing", "offload", "GiB a GPU", "MFU", "hours", "GPU-hours"]]
-    for plan in found[:shown]:
+    smallest = min(found, key=lambda plan: (plan.nodes, plan.gpu_hours))
+    for plan in [*found[:shown], smallest]:
         train = plan.settings.train
         mfu = max(plan.stages, key=lambda stage: stage.hours).mfu
         table.append(
@@ -155,7 +156,7 @@ def print_search(found: Sequence[Plan], shown: int = 8) -> None:
                 f"{plan.gpu_hours:,.1f}",
             ]
         )
-    print(f"search: {len(found)} that fit, the cheapest first")
+    print(f"search: {len(found)} that fit, the cheapest first; last, the cheapest of those on the fewest nodes")
     print_table(table)
 
 

@@ -101,7 +101,7 @@ def step_time(
     """
     checkpointed = rehearsal.recomputed_flops > 0
     share = fullest_tokens / rehearsal.tokens
-    attention_per_token = attention_flops(config, [row_tokens]) / row_tokens
+    attention_per_token = 0.0 if rehearsal.eager else attention_flops(config, [row_tokens]) / row_tokens
     attention = attention_per_token * fullest_tokens
     peak = cluster.peak(rehearsal.bytes_per_element)
     products, scores, bandwidth = peak * cluster.achievable, peak * cluster.achievable_attention, _hbm(cluster)

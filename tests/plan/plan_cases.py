@@ -208,7 +208,7 @@ def predict(written: dict[str, Any], ranks: int) -> Predicted:
         sequence_lengths=written["lengths"],
         supervised=written["supervised"],
         activation_checkpointing=settings.train.activation_checkpointing,
-        sequences_apart=True,
+        attention="sdpa",
     )
     zero = sharding(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
     step = walk(rehearsal, zero)

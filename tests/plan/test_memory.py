@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from transformers import LlamaConfig, MixtralConfig
+from transformers import LlamaConfig, MixtralConfig, Qwen3NextConfig
 
 from clsgen_dist.config import SHIPPED
 from clsgen_dist.errors import ModelError
@@ -91,17 +91,20 @@ def test_activations_grow_with_tokens_and_checkpointing_keeps_one_layer(made):
     assert made(lengths=(1024, 1024), checkpointing=True).activation_peak < 0.5 * long.activation_peak
 
 
-def test_attention_keeps_no_scores_whether_sequences_run_together_or_apart(backbones):
-    def peak(apart):
+def test_attention_keeps_no_scores_unless_it_is_eager(backbones):
+    def peak(attention):
         plan = ModelPlan(
             backbone=str(backbones / "tied-True"), classes=2, finetune="full", top_layers=None, lora_rank=4,
             lora_alpha=8, lora_dropout=0.0, head_dropout=0.1, load_in_4bit=False, bf16=True,
         )  # fmt: skip
         lengths = (1024, 1024)
         return rehearse(plan, sequence_lengths=lengths, supervised=16, activation_checkpointing=False,
-                        sequences_apart=apart).activation_peak  # fmt: skip
+                        attention=attention).activation_peak  # fmt: skip
 
-    assert peak(True) == pytest.approx(peak(False), rel=0.05)  # the scores alone would be 5 x 4 x 2 x 1024² x 2 bytes
+    assert peak("sdpa") == pytest.approx(peak("flash"), rel=0.05)
+    # Kept in each layer for the backward: the softmax in fp32 and its copy in bf16, of two sequences.
+    layers, heads = LlamaConfig(**SHAPE).num_hidden_layers, LlamaConfig(**SHAPE).num_attention_heads
+    assert peak("eager") > peak("flash") + layers * heads * 2 * 1024**2 * (4 + 2)
 
 
 def test_a_layers_gradients_leave_in_the_optimizers_order(made):
@@ -198,7 +201,10 @@ def test_the_order_of_modules_is_noted_as_deepspeed_hooks_it(made):
 def test_experts_and_missing_configurations_are_refused_in_one_line(backbones, tmp_path):
     with pytest.raises(ModelError, match="routes tokens to 8 experts"):
         open_config(str(backbones / "experts"))
-    with pytest.raises(ModelError, match="no configuration that transformers reads"):
+    with pytest.raises(ModelError, match="has no config.json; name a folder"):
+        open_config(str(tmp_path))
+    Qwen3NextConfig(num_experts=0).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has layers of the kind linear_attention: what they cost"):
         open_config(str(tmp_path))
 
 
