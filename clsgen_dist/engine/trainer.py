@@ -498,7 +498,8 @@ def _self_test(engine: Any, sample: Sample) -> SelfTest:
     """What the loaded backbone says of itself; collective."""
     engine.eval()
     with torch.no_grad():
-        found: SelfTest = engine(inside=lambda model: self_test(model, sample))
+        # DeepSpeed walks what a module returns, and knows dictionaries.
+        found = SelfTest(**engine(inside=lambda model: dataclasses.asdict(self_test(model, sample))))
     if found.refusal:  # a pass that was broken off leaves weights gathered
         engine.optimizer.parameter_offload.partition_all_parameters()
     engine.train()

@@ -239,20 +239,23 @@ def draw(path: Path, plan: Plan) -> None:
     axes[1].axvspan(*good.flat, color="tab:green", alpha=0.1, label=f"within {FLAT:.1%} of the best")
     axes[1].set_xlabel("hours of work between saves")
     axes[1].set_ylabel("goodput")
-    axes[1].legend(frameon=False, loc="lower center")
+    axes[1].legend(frameon=False, fontsize=7, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))  # clear of the lines
     save_figure(figure, path)
 
 
 def _draw_memory(axis: Any, plan: Plan) -> None:
     parts = _parts(plan)
     colours = dict(zip(parts, _colours(len(parts)), strict=True))
+    limit = plan.cluster.memory_gib
+    longest = max(limit, *(sum(sizes.values()) / GIB for sizes in (plan.memory.device, plan.memory.host)))
     for place, sizes in enumerate((plan.memory.device, plan.memory.host)):
         left = 0.0
         for part, size in sizes.items():
             axis.barh(place, size / GIB, left=left, color=colours[part], label=part)
             left += size / GIB
-        axis.annotate(f"{left:.1f}", (left, place), xytext=(4, 0), textcoords="offset points", va="center")
-    limit = plan.cluster.memory_gib
+        # Behind the limit's line where it would lie on it.
+        end = limit if left < limit < left + longest / 12 else left
+        axis.annotate(f"{left:.1f}", (end, place), xytext=(4, 0), textcoords="offset points", va="center")
     axis.axvline(limit, color="red", linestyle="--", label=f"the GPU's {limit:.1f} GiB")
     axis.margins(x=0.1)
     axis.set_yticks([0, 1], ["GPU", "host"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,8 +75,22 @@ def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], por
 @pytest.fixture(scope="module")
 def undisturbed(launch, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    launch(output, **RUN)
+    done = launch(output, **RUN)
+    (output.parent / "stdout").write_text(done.stdout)
+    (output.parent / "stderr").write_text(done.stderr)
     return output
+
+
+def test_a_start_says_nothing_of_what_libraries_think(undisturbed):
+    """Before our first line stands what the launcher itself prints, which `deepspeed --log_level error` silences."""
+    told = (undisturbed.parent / "stdout").read_text().splitlines()
+    first = next(number for number, line in enumerate(told) if line.startswith("train: "))
+    launcher = re.compile(r"\[(runner|launch|real_accelerator)\.py:\d+:\w+\]")
+    assert [line for line in told[:first] if not launcher.search(line)] == []
+    ours = [line for line in told[first:] if not launcher.search(line)]
+    assert not [line for line in ours if "Warning" in line or "[WARNING]" in line or "[INFO]" in line]
+    errors = (undisturbed.parent / "stderr").read_text().replace("\r", "\n").splitlines()
+    assert [line for line in errors if line.strip() and not line.startswith(("step ", "train", "dev"))] == []
 
 
 @pytest.fixture(scope="module")

@@ -504,6 +504,18 @@ def test_the_picture_says_total_and_limit_and_tells_its_lines_apart(planner, rec
     assert "loss workspace" in [text.get_text() for text in memory.get_legend().get_texts()]
     colours = {line.get_color() for line in share.lines}
     assert len(colours) == len(share.lines) == 4
+    # No label lies on a line: legends are above the axes, a total beside the limit is behind it.
+    tight_plan = dataclasses.replace(
+        plan, cluster=dataclasses.replace(plan.cluster, memory_gib=plan.memory.device_total / 2**30 + 0.5)
+    )
+    report.draw(tmp_path / "plan.png", tight_plan)
+    for figure in figures:
+        figure.canvas.draw()
+        for axis in figure.axes:
+            assert axis.get_legend().get_window_extent().y0 >= axis.get_window_extent().y1
+        (limit,) = (line for line in figure.axes[0].lines if "the GPU's" in line.get_label())
+        across = limit.get_window_extent()
+        assert not any(text.get_window_extent().overlaps(across) for text in figure.axes[0].texts)
 
 
 def test_faults_faster_than_restarts_are_said_and_end_at_once(recipe, h100, capsys):
