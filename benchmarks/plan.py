@@ -13,95 +13,100 @@ depth and number of parameters.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
-import statistics
 import sys
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests/plan"), str(ROOT), str(ROOT / "kernels")]
 
 LLAMA3 = {"vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
-MODELS: dict[str, dict[str, Any]] = {
-    "Llama 3 8B": {**LLAMA3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
-    "Llama 3 13B": {**LLAMA3, "hidden_size": 5120, "intermediate_size": 17920, "num_hidden_layers": 40},
-    "Llama 3 70B": {**LLAMA3, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80},
-    "Llama 2 7B": {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
-}
-for name, width, depth in (
-    ("1b", 2048, 24),
-    ("3b", 2560, 32),
-    ("7b", 4096, 32),
-    ("13b", 5120, 40),
-    ("30b", 7168, 48),
-    ("70b", 8192, 80),
-):
-    MODELS[f"MPT {name}"] = {
-        "vocab_size": 50368,
-        "hidden_size": width,
-        "intermediate_size": 8 * width // 3,
-        "num_hidden_layers": depth,
-        "tie_word_embeddings": True,
-    }
+LLAMA2 = {"vocab_size": 32000, "tie_word_embeddings": False}
+QWEN = {"vocab_size": 151936, "attention_bias": True, "tie_word_embeddings": False}
 
-TITAN = "torchtitan benchmarks/llama3_h100_202412"
-TITAN_A = "torchtitan docs/performance.md (2024)"
-MOSAIC = "llm-foundry scripts/train/benchmarking"
-FORGE = "KempnerForge mfu_scaling_2026-04-05"
-IBM = "PyTorch blog 2024-03-13 (IBM, Meta)"
+
+def _shape(width: int, inner: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
+    shape = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": depth, "num_attention_heads": heads}
+    return {"tie_word_embeddings": True, **shape, **more}
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "Llama 3 8B": _shape(4096, 14336, 32, 32, **LLAMA3),
+    "Llama 3 13B": _shape(5120, 17920, 40, 40, **LLAMA3),
+    "Llama 3 70B": _shape(8192, 28672, 80, 64, **LLAMA3),
+    "Llama 3.2 3B": _shape(3072, 8192, 28, 24, vocab_size=128256, num_key_value_heads=8, head_dim=128),
+    "Llama 2 7B": _shape(4096, 11008, 32, 32, **LLAMA2),
+    "Llama 2 13B": _shape(5120, 13824, 40, 40, **LLAMA2),
+    "Llama 2 34B": _shape(8192, 22016, 48, 64, num_key_value_heads=8, **LLAMA2),
+    "Llama 2 70B": _shape(8192, 28672, 80, 64, num_key_value_heads=8, **LLAMA2),
+    "Mistral 7B": _shape(4096, 14336, 32, 32, num_key_value_heads=8, **LLAMA2),
+    "PowerLM 3B": _shape(2304, 9216, 40, 36, vocab_size=49152),
+    "Qwen-1.8B": _shape(2048, 5504, 24, 16, **QWEN),
+    "Qwen-7B": _shape(4096, 11008, 32, 32, **QWEN),
+    "Qwen-14B": _shape(5120, 13696, 40, 40, **QWEN),
+    "Qwen-72B": _shape(8192, 24576, 80, 64, **QWEN),
+    **{
+        f"MPT {name}": _shape(width, 8 * width // 3, depth, width // head, vocab_size=50368)
+        for name, width, depth, head in (
+            ("1b", 2048, 24, 128),
+            ("3b", 2560, 32, 80),
+            ("7b", 4096, 32, 128),
+            ("13b", 5120, 40, 128),
+            ("30b", 7168, 48, 112),
+            ("70b", 8192, 80, 128),
+        )
+    },
+}
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published run of fully sharded data parallelism in bf16."""
+    """A published run in bf16: fully sharded, or on one GPU."""
 
     source: str
+    chip: str
     model: str
-    cluster: str
     gpus: int
+    gpus_per_node: int
     sequence: int
     micro_batch: int
     """Sequences a GPU puts through at once."""
     accumulation: int
-    checkpointing: bool
+    checkpointing: str
+    """``full``, ``none``, or ``selective``, which is planned as none."""
+    finetune: str
+    """``full``, ``lora``, or ``qlora``."""
+    lora_rank: int | None
+    compiled: str
     tokens_s_gpu: float
-    note: str = ""
-    gpus_per_node: int = 8
+    memory_gib: float | None
+    """Largest allocation, where the source gives it and its states are those of the plan: not where all is in bf16."""
+    note: str
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the row was kept back when constants were set: half of them, by a checksum of what names it."""
+        names = (self.source, self.model, self.finetune, self.gpus, self.sequence, self.micro_batch, self.checkpointing)
+        return bool(zlib.crc32(repr(names).encode()) & 1)
 
 
-RUNS = [
-    Published(TITAN, "Llama 3 8B", "h100", 8, 8192, 2, 1, False, 5762, "96 GB, 500 W; selective"),
-    Published(TITAN, "Llama 3 8B", "h100", 8, 8192, 2, 1, False, 6667, "the same, compiled"),
-    Published(TITAN, "Llama 3 8B", "h100", 128, 8192, 2, 1, False, 5605, "96 GB, 500 W; selective"),
-    Published(TITAN, "Llama 3 8B", "h100", 128, 8192, 2, 1, False, 6514, "the same, compiled"),
-    Published(MOSAIC, "MPT 70b", "h100", 64, 2048, 8, 4, True, 1039),
-    Published(MOSAIC, "MPT 70b", "h100", 32, 2048, 2, 16, True, 882),
-    Published(MOSAIC, "MPT 30b", "h100", 32, 2048, 14, 3, True, 2308),
-    Published(MOSAIC, "MPT 30b", "h100", 16, 2048, 10, 3, True, 2263),
-    Published(MOSAIC, "MPT 30b", "h100", 8, 2048, 3, 21, True, 2002),
-    Published(MOSAIC, "MPT 30b", "h100", 8, 8192, 1, 21, True, 1384),
-    Published(MOSAIC, "MPT 13b", "h100", 64, 2048, 2, 1, False, 4800),
-    Published(MOSAIC, "MPT 13b", "h100", 8, 2048, 2, 1, False, 4792),
-    Published(MOSAIC, "MPT 13b", "h100", 8, 4096, 10, 3, True, 4717),
-    Published(MOSAIC, "MPT 7b", "h100", 8, 2048, 6, 1, False, 10643),
-    Published(MOSAIC, "MPT 7b", "h100", 8, 8192, 8, 2, True, 6935),
-    Published(MOSAIC, "MPT 3b", "h100", 64, 2048, 6, 3, False, 22525),
-    Published(FORGE, "Llama 3 8B", "h200", 4, 4096, 4, 2, True, 9746, "4 GPUs a node, compiled", 4),
-    Published(FORGE, "Llama 3 13B", "h200", 8, 4096, 4, 4, True, 4426, "4 GPUs a node", 4),
-    Published(TITAN_A, "Llama 3 8B", "a100", 64, 8192, 1, 1, False, 2904, "selective"),
-    Published(TITAN_A, "Llama 3 70B", "a100", 64, 8192, 1, 1, True, 331),
-    Published(IBM, "Llama 2 7B", "a100", 128, 4096, 2, 1, False, 3700, "compiled"),
-    Published(MOSAIC, "MPT 70b", "a100", 64, 2048, 8, 4, True, 410),
-    Published(MOSAIC, "MPT 70b", "a100", 32, 2048, 2, 16, True, 373),
-    Published(MOSAIC, "MPT 30b", "a100", 8, 2048, 3, 21, True, 916),
-    Published(MOSAIC, "MPT 13b", "a100", 8, 2048, 2, 3, False, 2262),
-    Published(MOSAIC, "MPT 13b", "a100", 8, 8192, 5, 3, True, 1795),
-    Published(MOSAIC, "MPT 7b", "a100", 8, 2048, 6, 2, False, 4641),
-    Published(MOSAIC, "MPT 1b", "a100", 8, 2048, 14, 4, False, 20513),
-]
+def published() -> list[Published]:
+    """The rows of published_runs.csv."""
+    with (ROOT / "benchmarks/published_runs.csv").open() as file:
+        return [Published(**{name: _read(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]
+
+
+def _read(name: str, text: str) -> Any:
+    if name in ("gpus", "gpus_per_node", "sequence", "micro_batch", "accumulation", "lora_rank"):
+        return int(text) if text else None
+    return (float(text) if text else None) if name in ("tokens_s_gpu", "memory_gib") else text
 
 
 def table(rows: list[list[str]]) -> None:
@@ -147,15 +152,15 @@ def error(planned: float, known: float) -> str:
 
 
 class Planned:
-    """Plans of the models above; the number of layers and their width are all that is told."""
+    """Plans of the models above; shapes are all that is told."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import LlamaConfig
 
         for name, shape in MODELS.items():
-            heads = shape["hidden_size"] // (80 if name == "MPT 3b" else 128)
-            LlamaConfig(**shape, num_attention_heads=heads).save_pretrained(folder / name)
+            LlamaConfig(**shape).save_pretrained(folder / name)
         self.folder = folder
+        self._planners: dict[Any, Any] = {}
 
     def plan(self, run: Published) -> Any:
         from clsgen_dist.config import parse_settings
@@ -167,63 +172,74 @@ class Planned:
                 "--config",
                 str(ROOT / "configs/recipe.yaml"),
                 f"--model.backbone={self.folder / run.model}",
-                "--model.finetune=full",
+                f"--model.finetune={run.finetune.removeprefix('q')}",
+                f"--model.load_in_4bit={str(run.finetune == 'qlora').lower()}",
+                f"--model.lora_rank={run.lora_rank or 16}",
                 f"--train.micro_batch_tokens={run.sequence * run.micro_batch}",
                 f"--train.batch_size={run.gpus * run.micro_batch * run.accumulation}",
-                f"--train.activation_checkpointing={str(run.checkpointing).lower()}",
+                f"--train.activation_checkpointing={str(run.checkpointing == 'full').lower()}",
             ]
         )
         stated = Stated(rows=100_000, tokens_per_row=run.sequence, supervised_per_row=run.sequence - 1)
-        cluster = load_cluster(ROOT / f"configs/clusters/{run.cluster}.yaml")
-        planner = Planner(settings, cluster, stated)
-        return planner.plan(
-            settings, nodes=-(-run.gpus // run.gpus_per_node), gpus_per_node=min(run.gpus, run.gpus_per_node)
-        )
+        cluster = load_cluster(ROOT / f"configs/clusters/{run.chip}.yaml")
+        planner = self._planners.setdefault((run.model, run.chip, run.sequence), Planner(settings, cluster, stated))
+        return planner.plan(settings, nodes=-(-run.gpus // run.gpus_per_node), gpus_per_node=run.gpus_per_node)
 
 
-def published_runs(planned: Planned) -> None:
-    """Tokens a second and GPU, planned and published."""
-    rows = [
-        [
-            "chip",
-            "model",
-            "GPUs",
-            "sequence",
-            "micro-batch",
-            "checkpointing",
-            "tokens/s/GPU",
-            "planned",
-            "error",
-            "MFU planned",
-            "GiB planned",
-            "source",
-        ]
-    ]
-    errors: dict[str, list[float]] = {}
-    for run in RUNS:
+def published_runs(planned: Planned, every_row: bool) -> None:
+    """Tokens a second and GPU, and memory, planned and published."""
+    titles = "chip,model,trained,GPUs,sequence,micro-batch,checkpointing,tokens/s/GPU,planned,error,GiB,planned,error"
+    rows = [[*titles.split(","), "half", "source"]]
+    found: list[tuple[Published, float, float | None]] = []
+    for run in published():
         plan = planned.plan(run)
         rate = plan.stages[0].tokens_per_second / run.gpus
-        errors.setdefault(run.cluster, []).append(abs(rate / run.tokens_s_gpu - 1))
+        allocated = (plan.memory.device_total - plan.memory.device.get("CUDA, NCCL, cuBLAS", 0)) / 2**30
+        # Theirs holds all logits: bf16, fp32, and their gradient in fp32. Ours does not.
+        allocated += 10 * run.sequence * run.micro_batch * MODELS[run.model]["vocab_size"] / 2**30
+        found.append((run, rate / run.tokens_s_gpu, allocated / run.memory_gib if run.memory_gib else None))
         rows.append(
             [
-                run.cluster,
+                run.chip,
                 run.model,
+                run.finetune + (f" {run.lora_rank}" if run.lora_rank else ""),
                 str(run.gpus),
                 str(run.sequence),
                 str(run.micro_batch),
-                "yes" if run.checkpointing else "no",
+                run.checkpointing,
                 f"{run.tokens_s_gpu:,.0f}",
                 f"{rate:,.0f}",
                 error(rate, run.tokens_s_gpu),
-                f"{plan.stages[0].mfu:.1%}",
-                f"{plan.memory.device_total / 2**30:.0f}",
-                run.source + (f"; {run.note}" if run.note else ""),
+                f"{run.memory_gib:.0f}" if run.memory_gib else "-",
+                f"{allocated:.0f}",
+                error(allocated, run.memory_gib) if run.memory_gib else "-",
+                "held out" if run.held_out else "used",
+                run.source + (", compiled" if run.compiled == "yes" else "") + (f"; {run.note}" if run.note else ""),
             ]
         )
-    table(rows)
-    for chip, found in errors.items():
-        print(f"{chip}: median error {statistics.median(found):.1%}, largest {max(found):.1%}, {len(found)} runs")
-    print()
+    if every_row:
+        table(rows)
+    groups: dict[str, list[tuple[Published, float, float | None]]] = {"all": found}
+    for item in found:
+        groups.setdefault(item[0].chip, []).append(item)
+        groups.setdefault(item[0].finetune, []).append(item)
+        groups.setdefault(item[0].source, []).append(item)
+    for what, place in (("speed", 1), ("memory", 2)):
+        tenths = ["rows", "median error", "planned / published: lowest tenth", "median", "highest tenth"]
+        summary = [[what, *(f"used: {name}" for name in tenths), *(f"held out: {name}" for name in tenths)]]
+        for name, items in groups.items():
+            halves = [[i[place] for i in items if i[0].held_out is out and i[place] is not None] for out in (False, True)]
+            if any(halves):
+                summary.append([name, *_errors(halves[0]), *_errors(halves[1])])
+        table(summary)
+
+
+def _errors(ratios: list[Any]) -> list[str]:
+    """Rows, median of the absolute error, and the ratio's lowest tenth, median, highest tenth."""
+    if not ratios:
+        return ["0", *["-"] * 4]
+    off = np.median([abs(ratio - 1) for ratio in ratios])
+    return [str(len(ratios)), f"{off:.1%}", *(f"{value:.2f}" for value in np.quantile(ratios, [0.1, 0.5, 0.9]))]
 
 
 def estimators(planned: Planned) -> None:
@@ -234,7 +250,7 @@ def estimators(planned: Planned) -> None:
         ["model", "GPUs", "DeepSpeed GiB", "of it layer", "ours: states", "gathered", "16/18 of theirs, less the layer"]
     ]
     for model, gpus in (("Llama 3 8B", 8), ("Llama 3 70B", 64)):
-        plan = planned.plan(Published("", model, "h100", gpus, 2048, 1, 1, True, 1))
+        plan = planned.plan(Published("", "h100", model, gpus, 8, 2048, 1, 1, "full", "full", None, "no", 1, None, ""))
         largest = MODELS[model]["vocab_size"] * MODELS[model]["hidden_size"]
         _, gpu, layer = estimate_zero3_model_states_mem_needs(
             total_params=plan.rehearsal.parameters, largest_layer_params=largest, num_gpus_per_node=8,
@@ -289,13 +305,15 @@ def saves_and_faults() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", default="1,2,4", help="of the real runs, or none (default: %(default)s)")
-    given = parser.parse_args().ranks
+    parser.add_argument("--every_row", action="store_true", help="print each published run")
+    arguments = parser.parse_args()
+    given = arguments.ranks
     if given != "none":
         real_runs([int(number) for number in given.split(",")])
     with tempfile.TemporaryDirectory() as folder:
         planned = Planned(Path(folder))
         estimators(planned)
-        published_runs(planned)
+        published_runs(planned, arguments.every_row)
     saves_and_faults()
 
 

@@ -77,14 +77,54 @@ def _tiny(tokenizer_folder: Path, folder: Path, *, tie_word_embeddings: bool) ->
 
 
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command from the checkout as a user would; ``check=False`` to look at a failure."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """``server(request)``: real ranks and commands, forked from a process that has imported everything (tests/ranks.py)."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.ranks"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log.open("w"),
+        text=True,
+    )
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line, log.read_text()[-3000:]
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    yield ask
+    assert process.stdin
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def run_command(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command from the checkout as a user would; ``check=False`` to look at a failure.
+
+    ``clsgen`` is forked from a process that has imported everything: seconds less for each.
+    """
+    folder = tmp_path_factory.mktemp("commands")
 
     def run(*args: str, check: bool = True, timeout: float = 300, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-        bin_folder = Path(sys.executable).parent
-        command = [str(bin_folder / args[0]) if (bin_folder / args[0]).exists() else args[0], *args[1:]]
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        if args[0] == "clsgen":
+            words = [str(word) for word in args[1:]]
+            request = {"command": words, "cwd": str(cwd), "env": environment, "log": str(folder / "log")}
+            status = server({**request, "timeout": timeout})["status"]
+            out, err = ((folder / f"log.{end}").read_text() for end in ("out", "err"))
+            done = subprocess.CompletedProcess(args, status, out, err)
+        else:
+            bin_folder = Path(sys.executable).parent
+            command = [str(bin_folder / args[0]) if (bin_folder / args[0]).exists() else args[0], *args[1:]]
+            done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode != 0:
             pytest.fail(f"{' '.join(args)} exited with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
         return done
@@ -144,10 +184,14 @@ def mixed() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def recipe(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     """``recipe(output, **overrides)``: flags of a small run; everything is partitioned, nothing stays whole."""
+    from clsgen_dist.data.demos.breast_cancer import demo_file
+
     zero = json.loads((ROOT / "ds_configs/zero3.json").read_text())
     zero["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     file = tmp_path_factory.mktemp("zero") / "zero3.json"
     file.write_text(json.dumps(zero))
+    few = tmp_path_factory.mktemp("dev") / "dev.jsonl"
+    few.write_text("\n".join(demo_file("dev").read_text().splitlines()[:24]) + "\n")
 
     def flags(output: Path, **overrides: Any) -> list[str]:
         settings = {
@@ -173,6 +217,8 @@ def recipe(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             "train.collective_timeout_s": 60,
             **{key.replace("__", "."): value for key, value in overrides.items()},
         }
+        if settings["data.dev"] == "few":  # of the demo's
+            settings["data.dev"] = few
         return [f"--{key}={value}" for key, value in settings.items()]
 
     return flags
@@ -215,34 +261,18 @@ def _free_port() -> str:
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def ranks(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """``ranks(argv, ranks=2, faults=[...])``: real ranks, forked from a process that has imported everything."""
     folder = tmp_path_factory.mktemp("ranks")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.ranks"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "server.log").open("w"),
-        text=True,
-    )
     count = itertools.count()
 
     def start(argv: list[str], ranks: int = 2, **request: Any) -> SimpleNamespace:
         log = folder / f"{next(count)}.log"
-        assert server.stdin and server.stdout
-        server.stdin.write(json.dumps({"argv": argv, "ranks": ranks, "log": str(log), **request}) + "\n")
-        server.stdin.flush()
-        line = server.stdout.readline()
-        assert line, (folder / "server.log").read_text()[-3000:]
+        answer = server({"argv": argv, "ranks": ranks, "log": str(log), **request})
         logs = [Path(f"{log}.{rank}").read_text() for rank in request.get("only", range(ranks))]
-        return SimpleNamespace(**json.loads(line), logs=logs, text="\n".join(logs))
+        return SimpleNamespace(**answer, logs=logs, text="\n".join(logs))
 
-    yield start
-    assert server.stdin
-    server.stdin.close()
-    server.wait(timeout=30)
+    return start
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""Ranks in seconds: a process that has imported everything, and forks real ranks on request.
+"""Ranks and commands in seconds: a process that has imported everything, and forks real ones on request.
 
     {"ranks": 2, "argv": [...], "faults": [...], "log": "/tmp/run.log", "timeout": 60}   ──▶   {"status": [75, 75], ...}
+    {"command": ["predict", ...], "cwd": ".", "env": {...}, "log": "/tmp/x.log", "timeout": 60}   ──▶   {"status": 0}
 
 Each rank is a process of its own that runs ``train.py``'s main, with the environment a launcher would give it and a log
 beside the others'. As under srun with --kill-on-bad-exit, the first rank that fails ends the others, five seconds
@@ -9,6 +10,7 @@ later. ``faults`` are told to tests/faults/inject.py in the ranks they name.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -19,6 +21,15 @@ import traceback
 from typing import Any
 
 GRACE = 5.0
+IMPORTED = """
+    deepspeed deepspeed.runtime.zero.muon.muon_optimizer deepspeed.module_inject.auto_ep
+    torch._inductor.compile_fx torch.utils.tensorboard
+    transformers.integrations transformers.conversion_mapping transformers.models.auto.modeling_auto
+    transformers.models.llama.modeling_llama transformers.models.auto.tokenization_auto
+    matplotlib.pyplot pandas peft sklearn.metrics
+    clsgen_dist.cli clsgen_dist.engine.trainer clsgen_dist.infer.commands clsgen_dist.infer.export
+""".split()
+"""What a run and a command import on their way, in seconds that would be spent again and again."""
 
 
 def rank_main(request: dict[str, Any], rank: int, port: int) -> int:
@@ -32,6 +43,7 @@ def rank_main(request: dict[str, Any], rank: int, port: int) -> int:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=ranks, LOCAL_SIZE=ranks, MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(request.get("port", port)), OMP_NUM_THREADS="1", **request.get("env", {}),
     )  # fmt: skip
+    os.chdir(request.get("cwd", "."))
     import torch
 
     torch.set_num_threads(1)
@@ -47,6 +59,49 @@ def rank_main(request: dict[str, Any], rank: int, port: int) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def command_main(request: dict[str, Any]) -> int:
+    """What ``clsgen`` does with these words; stdout and stderr to files of their own."""
+    for number, end in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{request['log']}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = ["clsgen", *request["command"]]
+    from clsgen_dist.cli import main as clsgen
+
+    try:
+        clsgen()
+    except SystemExit as end_:
+        if isinstance(end_.code, str):
+            print(end_.code, file=sys.stderr)
+            return 1
+        return int(end_.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve_command(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one command to its end, or for so long."""
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            os.setsid()
+            status = command_main(request)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    deadline = time.monotonic() + request["timeout"]
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return {"status": os.waitstatus_to_exitcode(ended[1])}
 
 
 def serve(request: dict[str, Any]) -> dict[str, Any]:
@@ -90,15 +145,11 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what imports print is no answer
-    import deepspeed  # noqa: F401
-    import transformers.integrations  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-
-    import clsgen_dist.config
-    import clsgen_dist.engine.trainer  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     for line in sys.stdin:
-        answers.write(json.dumps(serve(json.loads(line))) + "\n")
+        request = json.loads(line)
+        answers.write(json.dumps((serve_command if "command" in request else serve)(request)) + "\n")
 
 
 if __name__ == "__main__":

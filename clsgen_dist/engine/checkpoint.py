@@ -191,7 +191,8 @@ def clear_after(root: Path, step: int) -> None:
     for folder in later_than(root, step):
         delete(folder)
     for folder in root.glob("step-*"):
-        is_leftover = step_of(folder) is not None and any((folder / sign).exists() for sign in LEFTOVER)
+        signed = any((folder / sign).exists() for sign in LEFTOVER)
+        is_leftover = step_of(folder) is not None and signed and not (folder / MARKER).exists()
         is_conversion = re.fullmatch(r"step-\d{8}\.universal", folder.name) and not folder.is_symlink()
         if is_leftover or is_conversion:
             shutil.rmtree(folder)
@@ -271,16 +272,24 @@ def restore_weights(engine: Any, world: World, folder: Path) -> None:
         group.update(own)
 
 
-def require_same_probe(folder: Path, now: dict[str, Any], tolerance: float) -> tuple[float, float]:
-    """The probe's mean loss as saved and as scored now; CheckpointError if they differ by more than ``tolerance``."""
-    then = read_marker(folder)["probe"]
-    losses = tuple(sum(probe["token_losses"]) / len(probe["token_losses"]) for probe in (then, now))
-    if not abs(losses[0] - losses[1]) <= tolerance * max(1.0, abs(losses[0])):
+def require_same_probe(folder: Path, now: list[dict[str, Any]], tolerance: float) -> tuple[float, float]:
+    """The probe's mean loss as saved and as scored now, by each rank.
+
+    CheckpointError, on all ranks, if one of them is off by more than ``tolerance``.
+    """
+
+    def mean(probe: dict[str, Any]) -> float:
+        return float(sum(probe["token_losses"]) / len(probe["token_losses"]))
+
+    then, losses = mean(read_marker(folder)["probe"]), [mean(probe) for probe in now]
+    wrong = [f"{loss:.6f} on rank {rank}" for rank, loss in enumerate(losses)
+             if not abs(then - loss) <= tolerance * max(1.0, abs(then))]  # fmt: skip
+    if wrong:
         raise CheckpointError(
-            f"{folder} scores {losses[1]:.6f} on the fixed text whose loss was {losses[0]:.6f} when it was saved: its "
+            f"{folder} scores {', '.join(wrong[:4])} on the fixed text whose loss was {then:.6f} when it was saved: its "
             "weights did not arrive as they were. Use an earlier checkpoint, or the number of ranks that wrote it"
         )
-    return losses[0], losses[1]
+    return then, losses[0]
 
 
 def _state_of(marker: dict[str, Any]) -> TrainState:

@@ -236,7 +236,7 @@ class _Run:
         self.state = checkpoint.load(self.engine, self.world, folder, self.identity)
         scored = score_probe(self.engine, self.probe, self.world)
         tolerance = 1e-4 if scored["dtype"] == "float32" else 2e-2
-        then, now = checkpoint.require_same_probe(folder, scored, tolerance)
+        then, now = checkpoint.require_same_probe(folder, self.world.gather(scored), tolerance)
         if folder.parent == self.checkpoints:
             self.saver.last_step = self.state.step
         if self.state.best_by != self.best_by:

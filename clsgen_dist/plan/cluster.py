@@ -48,8 +48,6 @@ class Cluster:
     """Rate between a GPU and its host."""
     host_memory_gib: float
     """Memory of a node's host."""
-    host_memory_gb_s: float
-    """Bandwidth of a node's host memory."""
     disk_write_gb_s: float
     """Rate at which one node writes checkpoints to the shared file system."""
     disk_read_gb_s: float
@@ -58,6 +56,16 @@ class Cluster:
     """Most that the file system takes from, or gives to, all nodes together."""
     batched_rows_s: float = 30000.0
     """Rows that a rank's loader turns into batches in a second, on one core; the default is docs/results.md's."""
+    launch_us: float = 25.0
+    """Time in which a host starts one kernel of a model that is not compiled, Python, adapters and hooks included."""
+    host_adam_b_s: float = 2.0
+    """Billions of elements that DeepSpeedCPUAdam updates in a second on a node. Measured: 2.9 (fairseq, 13B on 8 V100, 20
+    threads a rank), 1.8 (DeepSpeed issue 6834, 72B on four A100 nodes), 1.7 at most (ZenFlow's blog, 7B on 4 A100)."""
+    offload_gb_s: float = 2.0
+    """Rate at which a GPU's gradients reach an optimizer on the host and are added there, and weights come back. Measured:
+    1.8 (ZenFlow's blog: 7B on 4 A100, 2 s a backward pass); 2.0 (LLaMA-7B on 8 A800, 0.8 s more for each micro-step)."""
+    unpacked_g_s: float = 80.0
+    """Billions of 4-bit weights that bitsandbytes turns into bf16 in a second, which each use of them does."""
     tflops_fp32: float | None = None
     """Peak of fp32 arithmetic without tensor cores, in TFLOP/s; needed for runs in fp32 alone."""
     nvme_gb_s: float | None = None

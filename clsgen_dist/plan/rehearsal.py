@@ -110,6 +110,10 @@ class Rehearsal:
     """What all other operations of the backbone read and write, one after another: norms, activations, additions."""
     forward_moved_bytes: float
     """Those before the backward begins."""
+    launches: int
+    """Operations of the backbone that start a kernel, views left out."""
+    forward_launches: int
+    """Those before the backward begins."""
     tokens: int
     """Tokens of the micro-step."""
     bytes_per_element: int
@@ -130,6 +134,11 @@ class Rehearsal:
     def trainable(self) -> int:
         """Those that learn."""
         return sum(w.numel for w in self.weights if w.trainable)
+
+    @property
+    def quantised(self) -> int:
+        """Elements that are kept in 4 bits."""
+        return sum(w.numel for w in self.weights if w.quantised)
 
     @property
     def activation_peak(self) -> int:
@@ -258,7 +267,7 @@ def rehearse(
         output = model(**batch)
         loss = output.generation_loss.sum() + output.class_loss.sum()
         del output
-        forward_flops, forward_moved = counter.flops, counter.moved
+        forward_flops, forward_moved, forward_launches = counter.flops, counter.moved, counter.launches
         loss.backward()
         del loss
     quantised = _quantised(model.lm) if plan.load_in_4bit else set()
@@ -277,6 +286,8 @@ def rehearse(
         counter.recomputed_flops,
         counter.moved,
         forward_moved,
+        counter.launches,
+        forward_launches,
         sum(sequence_lengths),
         2 if plan.bf16 else 4,
         getattr(model.lm.config.get_text_config(), "max_position_embeddings", None),  # type: ignore[operator, union-attr]
@@ -327,6 +338,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.held = self.peak = self.held_of_loss = self.peak_of_loss = self.most_of_loss = 0
         self.flops = self.recomputed_flops = self.moved = 0.0
+        self.launches = 0
         self.in_backbone = self.recomputing = False
         self._alive: dict[int, Any] = {}
         self._not_counted: set[int] = set()
@@ -344,6 +356,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
+        self.launches += self.in_backbone and not func.is_view and packet.__name__ not in _MOVES_NOTHING
         if packet in flop_registry and "attention" not in packet.__name__:
             flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
             self.flops += flops

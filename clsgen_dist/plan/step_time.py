@@ -5,14 +5,16 @@
               sequences of t tokens, 2·t²·H·E FLOPs forward in each layer, 2.5 times that backward (flash-attention
               recomputes the scores: Dao 2023, arXiv 2307.08691), and the forward again under checkpointing; and what
               all other operations of the backbone read and write, unfused as transformers runs them, at the
-              bandwidth of the GPU's memory
+              bandwidth of the GPU's memory; 4-bit weights are turned into bf16 at each use. But no less than the host
+              takes to start the kernels, one after another
     links     :func:`clsgen_dist.plan.communication.flows`; forward and backward each take
               max(compute, links) + (1 - overlap)·min(compute, links): with overlap_comm gathers and reductions run
               beside the compute but for the share (1 - overlap); without it, one after the other
     optimizer 50 bytes moved in GPU memory for each trained element of the rank (unfused AdamW: gradient, moments,
-              master and their intermediates); offloaded: 28 bytes in host memory, gradients down in each micro-step
-              (and up and down again to be added to, but for the first), weights up; not overlapped. Weights on NVMe are
-              read from it for each gather and written back once a step, if the cluster's file says how fast
+              master and their intermediates). Offloaded: a node's elements at the rate of CPU Adam; gradients down in
+              each micro-step and weights up at the rate that offloading reaches, which is far below PCIe's; nothing of
+              it overlapped. Offloaded weights pass PCIe for each gather; on NVMe they are read from it, and written
+              back once a step, if the cluster's file says how fast
     data      the loader is a thread three steps ahead: waited for only where a step's rows take longer than the step
 
 MFU = model FLOPs / (ranks · time · peak), model FLOPs being those above without recomputation, for the tokens of all
@@ -31,7 +33,6 @@ from clsgen_dist.plan.rehearsal import Rehearsal
 from clsgen_dist.plan.zero3 import Sharding, on_nvme
 
 _ADAM_DEVICE_BYTES = 50
-_ADAM_HOST_BYTES = 28
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,15 @@ def step_time(
     attention = attention_per_token * fullest_tokens
     peak = cluster.peak(rehearsal.bytes_per_element)
     products, scores, bandwidth = peak * cluster.achievable, peak * cluster.achievable_attention, _hbm(cluster)
+    unpacking = rehearsal.quantised * 1e-9 / cluster.unpacked_g_s
     forward = (rehearsal.forward_flops * share / products + attention / scores
-               + rehearsal.forward_moved_bytes * share / bandwidth)  # fmt: skip
+               + rehearsal.forward_moved_bytes * share / bandwidth + unpacking)  # fmt: skip
     whole = (rehearsal.matmul_flops * share / products + attention * (3.5 + checkpointed) / scores
-             + rehearsal.moved_bytes * share / bandwidth)  # fmt: skip
+             + rehearsal.moved_bytes * share / bandwidth + (2 + checkpointed) * unpacking)  # fmt: skip
+    launch = 1e-6 * cluster.launch_us
+    forward_launches, launches = rehearsal.forward_launches * launch, rehearsal.launches * launch
+    whole = max(forward, forward_launches) + max(whole - forward, launches - forward_launches)
+    forward = max(forward, forward_launches)
     overlap = cluster.overlap if zero.overlap_comm else 0.0
     sent_forward = sum(f.seconds(cluster) for f in flows if f.kind == "gather forward")
     sent_backward = sum(f.seconds(cluster) for f in flows if f.kind in ("gather backward", "reduce"))
@@ -156,5 +162,5 @@ def _update(
             moved += (read + size * there.trained) * on_node / (cluster.nvme_gb_s * 1e9)
     if zero.offload_optimizer == "none":
         return _ADAM_DEVICE_BYTES * share / _hbm(cluster), moved
-    moved += size * share * (1 + 2 * (micro_steps - 1) + 1) / pcie
-    return _ADAM_HOST_BYTES * share * on_node / (cluster.host_memory_gb_s * 1e9), moved
+    moved += size * share * (micro_steps + 1) / (cluster.offload_gb_s * 1e9)
+    return share * on_node / (cluster.host_adam_b_s * 1e9), moved

@@ -30,7 +30,7 @@ def wide_backbone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_loading_holds_a_share_and_one_module_at_most(ranks, wide_backbone, run_command, free_port, tmp_path, monkeypatch):
     # Freed memory goes back at once: what is measured is what loading holds, not what the allocator keeps for later.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")

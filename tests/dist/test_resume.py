@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {
     # 256 rows: the first stage ends after step 5, and the rows of the second have all been shown after step 18.
-    "data__dev": "demo:breast-cancer/dev",
+    "data__dev": "few",
     "model__finetune": "lora",
     "model__top_layers": 3,
     "model__head_dropout": 0.2,
@@ -191,6 +191,7 @@ def _shown(output: Path) -> list[str]:
     return (output / "rows.jsonl").read_text().splitlines()
 
 
+@pytest.mark.long
 def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undisturbed, recipe, ranks, train, tmp_path):
     """2 ranks, killed; 1 rank, killed; 4 ranks, killed; 3 to the end: sample by sample what 2 undisturbed ranks show."""
     output = tmp_path / "run"

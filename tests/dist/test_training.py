@@ -173,6 +173,7 @@ def test_what_the_user_can_mend_is_one_line_and_no_traceback(overrides, expected
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_cpu_adam_with_offload_trains_like_torch_adamw(train, mixed_rows, recipe, tmp_path):
     """DeepSpeedCPUAdam compiles at first use (about 2 minutes); its weights are AdamW's within rounding."""
     overrides = {"data__train": mixed_rows, "train__max_steps": 3, **SMOOTH}

@@ -46,6 +46,7 @@ def _worst(ours, theirs):
     return (ours - theirs).abs().max().item()
 
 
+@pytest.mark.long
 def test_hpz_trains_as_plain_zero3_does(variant):
     _, plain = variant("zero3")
     _, hpz = variant("zero3_hpz", sections={"zero_hpz_partition_size": 2})
@@ -54,6 +55,7 @@ def test_hpz_trains_as_plain_zero3_does(variant):
     assert done.returncode == 2 and "zero_hpz_partition_size is 8, which does not divide the 2 ranks" in done.stderr
 
 
+@pytest.mark.long
 def test_nvme_trains_and_resumes_as_cpu_offload_does(variant, tmp_path):
     from deepspeed.ops.op_builder import AsyncIOBuilder
 

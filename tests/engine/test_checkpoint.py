@@ -167,6 +167,23 @@ def test_the_newest_commit_is_what_other_tools_find_as_latest(tmp_path):
     assert "clsgen export" in (tmp_path / "README.txt").read_text()
 
 
+def test_a_save_killed_between_its_marker_and_the_end_of_its_sign_is_whole_and_stays(tmp_path):
+    folder = _commit(tmp_path, 4)
+    (folder / "saving").touch()  # commit() publishes the marker first
+    checkpoint.clear_after(tmp_path, 4)
+    assert checkpoint.newest_valid(tmp_path, print) == folder
+
+
+def test_a_fixed_text_that_one_rank_scores_otherwise_is_told_by_all(tmp_path):
+    folder = tmp_path / checkpoint.folder_name(2)
+    folder.mkdir()
+    checkpoint.commit(folder, {"probe": {"token_losses": [2.0, 4.0]}})
+    right, wrong = {"token_losses": [2.0, 4.0]}, {"token_losses": [2.0, 4.1]}
+    assert checkpoint.require_same_probe(folder, [right, right], 1e-4) == (3.0, 3.0)
+    with pytest.raises(CheckpointError, match=r"scores 3.050000 on rank 1 on the fixed text whose loss was 3.000000"):
+        checkpoint.require_same_probe(folder, [right, wrong], 1e-4)
+
+
 def test_room_is_asked_for_all_checkpoints_that_a_run_will_hold(tmp_path):
     world = SimpleNamespace(is_main=True, size=2, broadcast=lambda value: value)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize

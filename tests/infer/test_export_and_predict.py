@@ -29,7 +29,7 @@ def exported(request, train, tiny_backbone, tiny_untied, tmp_path_factory):
     full = request.param.startswith("full")
     train(
         output / "run",
-        data__dev="demo:breast-cancer/dev",
+        data__dev="few",
         model__backbone=tiny_untied if full else tiny_backbone,
         model__finetune="full" if full else "lora",
         train__epochs=0.2,

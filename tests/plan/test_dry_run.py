@@ -12,6 +12,7 @@ from clsgen_dist.cli import main
 MODELS = "configs/models"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_70b_on_512_ranks_within_two_minutes_and_without_memory(run_command, tmp_path):
     file = tmp_path / "dry.json"

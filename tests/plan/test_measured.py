@@ -18,9 +18,15 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 PARTS = ("weights", "master weights", "gradients", "optimizer", "reduce bucket")
 
 
+ALL = [pytest.param(c.name, marks=[pytest.mark.long] if number else []) for number, c in enumerate(cases.CASES)]
+"""The first case always, the others in `make test-long`."""
+
+
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory, free_port):
-    path = cases.prepare(tmp_path_factory.mktemp("plan"), cases.CASES)
+def measured(request, tmp_path_factory, free_port):
+    """The cases of the tests that run, on real ranks."""
+    wanted = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
+    path = cases.prepare(tmp_path_factory.mktemp("plan"), [case for case in cases.CASES if case.name in wanted])
     written = {case["name"]: case for case in json.loads(path.read_text())}
     return {name: (written[name], report) for name, report in cases.measure(path, 2, free_port()).items()}
 
@@ -46,7 +52,7 @@ def rehearsed(measured):
     return {line["name"]: line for line in lines}
 
 
-@pytest.mark.parametrize("name", [case.name for case in cases.CASES])
+@pytest.mark.parametrize("name", ALL)
 def test_the_dry_run_does_what_a_real_rank_does(name, measured, rehearsed):
     _, report = measured[name]
     found = rehearsed[name]
@@ -59,7 +65,7 @@ def test_the_dry_run_does_what_a_real_rank_does(name, measured, rehearsed):
     assert {c["phase"] for c in found["step"] if c["op"] == "_reduce_scatter_base_"} <= {"backward"}
 
 
-@pytest.mark.parametrize("name", [case.name for case in cases.CASES])
+@pytest.mark.parametrize("name", ALL)
 def test_memory_and_traffic_are_those_of_a_real_run(name, measured):
     written, report = measured[name]
     predicted = cases.predict(written, ranks=2)

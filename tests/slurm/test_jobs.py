@@ -131,7 +131,7 @@ def test_a_cancelled_job_stays_cancelled(slurm, job):
 def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job, recipe, tmp_path):
     options = {"train__max_steps": 60, "checkpoint__every": 20, "train__epochs": 20, "train__log_rows": "true"}
     flags = recipe(job.output, data__train="demo:breast-cancer/train", **options)
-    number = job("--config", "configs/demo.yaml", *flags, PREFLIGHT=1)
+    number = job("--config", "configs/demo.yaml", *flags)
     shown = job.output / "rows.jsonl"
     job.reach("rows.jsonl")
     while len(shown.read_text().splitlines()) < 3:  # something to save
@@ -140,7 +140,6 @@ def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job,
     ended = slurm.wait(number)
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (ended, text[-3000:])
-    assert text.count("2 ranks in") == 2, text  # looked at before each start
     assert "USR2 came: the checkpoint of step" in text and "asked to stop: requeued" in text
     assert "resumed from" in text
     assert [json.loads(line)["step"] for line in shown.read_text().splitlines()] == list(range(1, 61))

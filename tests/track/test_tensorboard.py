@@ -161,7 +161,7 @@ return {
 def run_folder(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run of six steps, with two evaluations."""
     output = tmp_path_factory.mktemp("run") / "run"
-    train(output, ranks=1, data__dev="demo:breast-cancer/dev", train__max_steps=6, train__eval_every=3)
+    train(output, ranks=1, data__dev="few", train__max_steps=6, train__eval_every=3)
     return output
 
 
