@@ -2,6 +2,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Two files at a time: most tests wait for processes that they start.
+PARALLEL := -n 2 --dist loadgroup
 # Waiting threads that spin take the core from the rank that works.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -13,12 +15,12 @@ demo: setup
 
 test: setup lint
 	@echo "== tests: everything this machine can test; half an hour on 2 busy CPU cores"
-	@$(PYTEST) --durations=15
+	@$(PYTEST) $(PARALLEL) --durations=15
 
 # Soak, measured planner runs, engine variants that compile. docs/results.md says when they last ran whole.
 test-long: setup
 	@echo "== tests marked long: what make test leaves out"
-	@$(PYTEST) -m long --durations=15
+	@$(PYTEST) -m long $(PARALLEL) --durations=15
 
 test-fast: setup
 	@echo "== tests without the long ones; about 1 minute"

@@ -228,7 +228,9 @@ def published_runs(planned: Planned, every_row: bool) -> None:
         tenths = ["rows", "median error", "planned / published: lowest tenth", "median", "highest tenth"]
         summary = [[what, *(f"used: {name}" for name in tenths), *(f"held out: {name}" for name in tenths)]]
         for name, items in groups.items():
-            halves = [[i[place] for i in items if i[0].held_out is out and i[place] is not None] for out in (False, True)]
+            halves = [
+                [i[place] for i in items if i[0].held_out is out and i[place] is not None] for out in (False, True)
+            ]
             if any(halves):
                 summary.append([name, *_errors(halves[0]), *_errors(halves[1])])
         table(summary)

@@ -415,7 +415,11 @@ def _guarded(run: Callable[[], None]) -> None:
             print(f"{error.label}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except PermissionError as error:
-        what = f"{error.filename} may not be read or written by this user" if error.filename else "something is not allowed"
+        what = (
+            f"{error.filename} may not be read or written by this user"
+            if error.filename
+            else "something is not allowed"
+        )
         sys.exit(_complain(f"{what} ({error.strerror}); have its owner allow it, or name another"))
     except KeyboardInterrupt:
         sys.exit(130)

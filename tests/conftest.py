@@ -24,6 +24,28 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+FIRST = (
+    "tests/slurm",
+    "tests/faults",
+    "tests/test_docs.py",
+    "tests/dist/test_resume.py",
+    "tests/dist/test_training.py",
+)
+"""What takes longest, so that no worker is left with it alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``-n``, a file stays on one worker, for its fixtures; all of Slurm's do: ports follow jobs' numbers."""
+
+    def group(item: pytest.Item) -> str:
+        file = item.path.relative_to(ROOT).as_posix()
+        return "tests/slurm" if file.startswith("tests/slurm/") else file
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: FIRST.index(group(item)) if group(item) in FIRST else len(FIRST))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real sets with human explanations."""
@@ -78,7 +100,7 @@ def _tiny(tokenizer_folder: Path, folder: Path, *, tie_word_embeddings: bool) ->
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
-    """``server(request)``: real ranks and commands, forked from a process that has imported everything (tests/ranks.py)."""
+    """``server(request)``: real ranks and commands, forked from a process that has imported everything."""
     log = tmp_path_factory.mktemp("server") / "log"
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.ranks"],
@@ -106,7 +128,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[
 
 
 @pytest.fixture(scope="session")
-def run_command(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_command(
+    server: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command from the checkout as a user would; ``check=False`` to look at a failure.
 
     ``clsgen`` is forked from a process that has imported everything: seconds less for each.

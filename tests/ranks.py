@@ -21,14 +21,26 @@ import traceback
 from typing import Any
 
 GRACE = 5.0
-IMPORTED = """
-    deepspeed deepspeed.runtime.zero.muon.muon_optimizer deepspeed.module_inject.auto_ep
-    torch._inductor.compile_fx torch.utils.tensorboard
-    transformers.integrations transformers.conversion_mapping transformers.models.auto.modeling_auto
-    transformers.models.llama.modeling_llama transformers.models.auto.tokenization_auto
-    matplotlib.pyplot pandas peft sklearn.metrics
-    clsgen_dist.cli clsgen_dist.engine.trainer clsgen_dist.infer.commands clsgen_dist.infer.export
-""".split()
+IMPORTED = [
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.module_inject.auto_ep",
+    "torch._inductor.compile_fx",
+    "torch.utils.tensorboard",
+    "transformers.integrations",
+    "transformers.conversion_mapping",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.tokenization_auto",
+    "matplotlib.pyplot",
+    "pandas",
+    "peft",
+    "sklearn.metrics",
+    "clsgen_dist.cli",
+    "clsgen_dist.engine.trainer",
+    "clsgen_dist.infer.commands",
+    "clsgen_dist.infer.export",
+]
 """What a run and a command import on their way, in seconds that would be spent again and again."""
 
 

@@ -81,7 +81,9 @@ def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_com
         elif words[0] == "tensorboard":
             _tensorboard_starts(words, workspace)
         elif words[0] == "deepspeed":
-            assert words[:2] == ["deepspeed", "--num_gpus"] and words[3] == "train.py"  # what tests/dist/test_resume.py starts
+            assert (
+                words[:2] == ["deepspeed", "--num_gpus"] and words[3] == "train.py"
+            )  # what tests/dist/test_resume.py starts
             tiny = [*TINY, "--model.backbone", str(tiny_backbone), "--model.top_layers", "2"]
             done = ranks([*words[4:], *tiny], ranks=1, cwd=str(workspace), timeout=120)
             assert done.status == [0], done.text

@@ -67,7 +67,7 @@ def axes_of(rows: int, height: float) -> tuple[Any, Any]:
 
 
 def require_writable(file: str | None, *, picture: bool = False) -> None:
-    """SettingsError now, rather than after the work, if the file cannot be written or is no picture that we can draw."""
+    """SettingsError now, not after the work, if the file cannot be written or is no picture that we can draw."""
     if file is None:
         return
     path = Path(file)
@@ -76,7 +76,9 @@ def require_writable(file: str | None, *, picture: bool = False) -> None:
 
         known = FigureCanvasBase.get_supported_filetypes()
         if path.suffix and path.suffix[1:].lower() not in known:
-            raise SettingsError(f"{path} cannot be written: {path.suffix} is none of {', '.join(sorted(known))}; use .png")
+            raise SettingsError(
+                f"{path} cannot be written: {path.suffix} is none of {', '.join(sorted(known))}; use .png"
+            )
     there = path.exists()
     with writing(path), path.open("a"):
         pass

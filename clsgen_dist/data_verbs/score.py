@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data_verbs.common import axes_of, print_table, read_recipe_rows, require_writable, save_figure, shortened
+from clsgen_dist.data_verbs.common import (
+    axes_of,
+    print_table,
+    read_recipe_rows,
+    require_writable,
+    save_figure,
+    shortened,
+)
 
 # N rows
 

@@ -4,8 +4,8 @@
     {"end": "RuntimeError", "step": 133, "status": 1, "why": "..."}
 
 A start is noted before anything is loaded. It is without an end where the process was killed, or stopped before the
-first step; where Slurm itself took the job away (a lost node, preemption, ``scontrol requeue``), which a job's logs
-show, it does not count. Its step is that of the newest checkpoint, which may turn out to be damaged: it tells whether there is a
+first step; where Slurm itself took the job away (a lost node, preemption, ``scontrol requeue``), as its logs show, it
+does not count. Its step is that of the newest checkpoint, which may turn out to be damaged: it tells whether there is a
 newer one than at the start before.
 """
 

@@ -286,8 +286,8 @@ def require_same_probe(folder: Path, now: list[dict[str, Any]], tolerance: float
              if not abs(then - loss) <= tolerance * max(1.0, abs(then))]  # fmt: skip
     if wrong:
         raise CheckpointError(
-            f"{folder} scores {', '.join(wrong[:4])} on the fixed text whose loss was {then:.6f} when it was saved: its "
-            "weights did not arrive as they were. Use an earlier checkpoint, or the number of ranks that wrote it"
+            f"{folder} scores {', '.join(wrong[:4])} on the fixed text whose loss was {then:.6f} when it was saved: "
+            "its weights did not arrive as they were. Use an earlier checkpoint, or the number of ranks that wrote it"
         )
     return then, losses[0]
 

@@ -81,7 +81,7 @@ class Owner:
             raise OwnerError(fault)
 
     def require_seen(self, world: World) -> None:
-        """SettingsError, on all ranks, if the folder of some rank is not that of rank 0: a node's own disk; collective."""
+        """SettingsError, on all ranks, if some rank's folder is not that of rank 0: a node's own disk; collective."""
         claim = world.broadcast(self._claim)
         deadline = time.monotonic() + _SEEN_WITHIN_S
         while not (seen := self._holds(claim)) and time.monotonic() < deadline:

@@ -1,7 +1,7 @@
 """Attention on the meta device: what the kernels of a run keep and need, without the work.
 
-``eager`` keeps the scores of every pair, once in fp32 and once in the model's dtype, and its products are products like
-others. Flash-attention keeps queries, keys, values, output, and one number a row and head; so does scaled-dot-product attention
+``eager`` keeps the scores of every pair, once in fp32 and once in the model's dtype, and its products are like others.
+Flash-attention keeps queries, keys, values, output, and one number a row and head; so does scaled-dot-product attention
 on every real device. On meta it would keep the scores of every pair.
 """
 

@@ -59,11 +59,12 @@ class Cluster:
     launch_us: float = 25.0
     """Time in which a host starts one kernel of a model that is not compiled, Python, adapters and hooks included."""
     host_adam_b_s: float = 2.0
-    """Billions of elements that DeepSpeedCPUAdam updates in a second on a node. Measured: 2.9 (fairseq, 13B on 8 V100, 20
-    threads a rank), 1.8 (DeepSpeed issue 6834, 72B on four A100 nodes), 1.7 at most (ZenFlow's blog, 7B on 4 A100)."""
+    """Billions of elements that DeepSpeedCPUAdam updates in a second on a node. Measured: 2.9 (fairseq, 13B on 8 V100,
+    20 threads a rank), 1.8 (DeepSpeed issue 6834, 72B on 4 A100 nodes), 1.7 at most (ZenFlow's blog, 7B on 4 A100)."""
     offload_gb_s: float = 2.0
-    """Rate at which a GPU's gradients reach an optimizer on the host and are added there, and weights come back. Measured:
-    1.8 (ZenFlow's blog: 7B on 4 A100, 2 s a backward pass); 2.0 (LLaMA-7B on 8 A800, 0.8 s more for each micro-step)."""
+    """Rate at which a GPU's gradients reach an optimizer on the host and are added there, and weights come back.
+    Measured: 1.8 (ZenFlow's blog: 7B on 4 A100, 2 s a backward pass); 2.0 (LLaMA-7B on 8 A800, 0.8 s more for each
+    micro-step)."""
     unpacked_g_s: float = 80.0
     """Billions of 4-bit weights that bitsandbytes turns into bf16 in a second, which each use of them does."""
     tflops_fp32: float | None = None

@@ -11,8 +11,8 @@ Both count the work between saves, and not the restart, which no interval change
 goes on stops it for the copy to host memory alone, and counts once it is written, w later; the next one cannot begin
 before that, so τ is at least w.
 
-Faults come without memory, also during saves and restarts, and a fault during a restart begins it anew. Then the share of
-time that is work kept is, in the long run, with R the restart (tests/plan/test_plan.py draws faults and finds the same)
+Faults come without memory, also during saves and restarts, and a fault during a restart begins it anew. Then the share
+of time that is work kept is, in the long run, with R the restart (tests/plan/test_plan.py draws faults, and finds that)
 
     goodput = τ/M · exp(-(R + w)/M) / (exp((τ + δ)/M) - 1)
 
@@ -29,6 +29,7 @@ import numpy as np
 
 FLAT = 0.001
 """Intervals that lose no more than this against the best one tried are as good."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:

@@ -22,7 +22,7 @@ from clsgen_dist.plan.communication import Flow, flows
 from clsgen_dist.plan.goodput import Faults, Goodput, goodput
 from clsgen_dist.plan.memory import Memory, memory
 from clsgen_dist.plan.rehearsal import ModelPlan, Rehearsal, attention_of, open_config, rehearse
-from clsgen_dist.plan.step_time import StepTime, step_time
+from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
 from clsgen_dist.plan.workload import Workload, rows_at_hand, stated_workload, workload_of_rows
 from clsgen_dist.plan.zero3 import Sharding, Walk, sharding, walk
 
@@ -61,6 +61,12 @@ class StagePlan:
     """Of all ranks."""
     hours: float
     gpu_hours: float
+
+    @property
+    def tokens_per_second_range(self) -> tuple[float, float]:
+        """Where four of five published runs would lie, if planned like this one."""
+        low, high = PLANNED_OVER_PUBLISHED
+        return self.tokens_per_second / high, self.tokens_per_second / low
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ class Plan:
 
     @property
     def stall_seconds(self) -> float:
-        """How long a save stops the run: for the fixed text, the copy to host memory, and the write if it is waited for."""
+        """How long a save stops the run: for the fixed text, the copy to the host, and a write that is waited for."""
         whole, cluster = self.checkpoint_bytes / 1e9, self.cluster
         copy = max(whole / self.ranks / cluster.staging_gb_s, whole / cluster.staging_total_gb_s)
         write = 0.0 if self.settings.checkpoint.asynchronous else self.write_seconds

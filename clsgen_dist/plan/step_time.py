@@ -32,6 +32,9 @@ from clsgen_dist.plan.communication import Flow
 from clsgen_dist.plan.rehearsal import Rehearsal
 from clsgen_dist.plan.zero3 import Sharding, on_nvme
 
+PLANNED_OVER_PUBLISHED = (0.93, 1.42)
+"""Lowest and highest tenth of planned speed against published speed, over the 68 runs of
+benchmarks/published_runs.csv that were kept back when the constants were set (benchmarks/plan.py prints it)."""
 _ADAM_DEVICE_BYTES = 50
 
 

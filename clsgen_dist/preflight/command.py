@@ -20,7 +20,6 @@ from clsgen_dist.engine.dist import launched_ranks, node_name, open_store, ranks
 from clsgen_dist.errors import BadNodeError, SettingsError
 from clsgen_dist.preflight import links, node, verdict
 
-
 _TOKEN_FILE = "preflight.token"
 """In it rank 0 writes what the other nodes must read."""
 

@@ -26,7 +26,9 @@ def judge_alone(reports: list[Report | None], nodes: list[str]) -> dict[str, lis
         if report is None:
             bad[nodes[rank * len(nodes) // len(reports)]].append(f"rank {rank} did not come")
         else:
-            bad[report.node] += report.faults if report.shares else ["the run's folder is another one here", *report.faults]
+            bad[report.node] += (
+                report.faults if report.shares else ["the run's folder is another one here", *report.faults]
+            )
     came = [report for report in reports if report is not None]
     kinds = [report.device for report in came if report.matmul_ms is not None]
     usual = max(sorted(set(kinds)), key=kinds.count, default="none")

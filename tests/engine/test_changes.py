@@ -74,7 +74,7 @@ def test_the_last_class_is_the_positive_one_also_when_it_is_named(saved):
     settings.data.positive_label = "malignant"
     assert changed_settings(settings, saved) == []
     settings.data.positive_label = "benign"
-    with pytest.raises(CheckpointError, match="another meaning of its probability: .* malignant -> benign"):
+    with pytest.raises(CheckpointError, match=r"another meaning of its probability: .* malignant -> benign"):
         changed_settings(settings, saved)
 
 

@@ -188,7 +188,9 @@ def test_room_is_asked_for_all_checkpoints_that_a_run_will_hold(tmp_path):
     world = SimpleNamespace(is_main=True, size=2, broadcast=lambda value: value)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     require_room(tmp_path, world, free // 4, 3)
-    with pytest.raises(CheckpointError, match=r"needs .* GB for 5 checkpoints, but it has .* lower checkpoint.keep_last"):
+    with pytest.raises(
+        CheckpointError, match=r"needs .* GB for 5 checkpoints, but it has .* lower checkpoint.keep_last"
+    ):
         require_room(tmp_path, world, free // 4, 5)
 
 

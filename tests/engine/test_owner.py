@@ -118,7 +118,7 @@ def test_a_damaged_owner_file_gives_the_folder_to_nobody(job, tmp_path, damage):
     (tmp_path / "owner").write_bytes(damage)
     assert "is damaged" in owner._lost()
     owner.__exit__(None, None, None)
-    with pytest.raises(OwnerError, match="owner is damaged, .* make sure that none does, then delete that file"):
+    with pytest.raises(OwnerError, match=r"owner is damaged, .* make sure that none does, then delete that file"):
         Owner(tmp_path, is_main=True).__enter__()
     assert (tmp_path / "owner").read_bytes() == damage
 
@@ -159,6 +159,8 @@ print("went on")
     started.send_signal(signal.SIGCONT)
     assert (started.communicate(timeout=20)[0], started.returncode) == ("went on\n", 0)
     assert "no progress for" not in (tmp_path / "stacks").read_text()
-    stuck = subprocess.run([sys.executable, "-c", code, str(tmp_path / "stacks"), "100"], capture_output=True, text=True)
+    stuck = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "stacks"), "100"], capture_output=True, text=True
+    )
     assert (stuck.stdout, stuck.returncode) == ("up\n", 1)
     assert "no progress for 2 s\n" in (tmp_path / "stacks").read_text()

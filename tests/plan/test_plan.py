@@ -248,7 +248,9 @@ def test_advice_names_the_fewest_nodes_not_a_power_of_two(recipe, h100):
 def test_advice_names_smaller_optimizer_states_and_smaller_weights(recipe, h100):
     eight = recipe(optim__name="adamw_8bit")
     plan = Planner(eight, h100, STATED).plan(eight, nodes=1)
-    assert any(line.startswith("optim.name adamw_8bit: fits") for line in advised(tight(h100, plan, gpu=-1e6), recipe()))
+    assert any(
+        line.startswith("optim.name adamw_8bit: fits") for line in advised(tight(h100, plan, gpu=-1e6), recipe())
+    )
     four = recipe(model__finetune="lora", model__load_in_4bit="true")
     plan = Planner(four, h100, STATED).plan(four, nodes=1)
     told = advised(tight(h100, plan, gpu=-1e6), recipe(model__finetune="lora"))
@@ -320,6 +322,15 @@ def test_the_search_has_the_recipe_itself_if_it_fits(recipe, h100):
     assert {p.nodes for p in found} >= {4, 5, 6}
 
 
+def test_what_barely_fits_is_said_to(planner, recipe, h100):
+    plan = planner.plan(recipe(), nodes=2)
+    assert report.verdict(plan).startswith("fits: ")
+    close = dataclasses.replace(plan, cluster=tight(h100, plan, gpu=-1e9))
+    assert report.verdict(close).startswith("fits, barely: 0.9 GiB of ") and "27% more than planned" in report.verdict(
+        close
+    )
+
+
 # --- what takes its time besides products and links
 
 
@@ -334,7 +345,9 @@ def test_a_small_micro_batch_waits_for_the_host_to_start_its_kernels(recipe, h10
     assert launches == short[1].rehearsal.launches > 4 * 30  # four layers of norms, products, rotations, activations
     assert 0.2 * launches < short[0].rehearsal.forward_launches < 0.5 * launches
     for plan in short:
-        assert plan.stages[0].time.compute == pytest.approx(plan.stages[0].micro_steps * launches * h100.launch_us * 1e-6)
+        assert plan.stages[0].time.compute == pytest.approx(
+            plan.stages[0].micro_steps * launches * h100.launch_us * 1e-6
+        )
 
 
 def test_an_offloaded_optimizer_takes_what_has_been_measured(recipe, h100):
@@ -517,9 +530,15 @@ def test_an_asynchronous_save_stops_the_steps_for_text_and_copy_and_needs_host_m
     assert copied.probe_seconds > 2 * copied.rehearsal.parameters * 15 / 16 / (8 * h100.between_gb_s * 1e9)
     assert copied.stall_seconds == pytest.approx(copied.probe_seconds + copy)
     # The rate is that of KempnerForge's 175B on 360 GPUs, either way it is read.
-    assert 2450 / 360 / h100.staging_gb_s == pytest.approx(2450 / h100.staging_total_gb_s, rel=0.02) == pytest.approx(60, rel=0.01)
+    assert (
+        2450 / 360 / h100.staging_gb_s
+        == pytest.approx(2450 / h100.staging_total_gb_s, rel=0.02)
+        == pytest.approx(60, rel=0.01)
+    )
     many = planner.plan(recipe(), nodes=64)
-    assert many.stall_seconds - many.probe_seconds == pytest.approx(12e-9 * many.rehearsal.trainable / h100.staging_total_gb_s)
+    assert many.stall_seconds - many.probe_seconds == pytest.approx(
+        12e-9 * many.rehearsal.trainable / h100.staging_total_gb_s
+    )
     assert copied.memory.host == {"checkpoint copy": pytest.approx(share, abs=1)}
     waited = planner.plan(recipe(checkpoint__asynchronous="false"), nodes=2)
     assert waited.write_seconds == copied.write_seconds
@@ -586,6 +605,12 @@ def test_the_verb_prints_and_writes_the_plan(recipe, backbone, tmp_path, capsys)
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["gpus"] == 16 and plan["fits"]
     assert plan["gpu_hours"] == pytest.approx(plan["hours"] * 16)
+    slowest, fastest = plan["stages"][0]["tokens_per_second_range"]
+    assert (
+        slowest < plan["stages"][0]["tokens_per_second"] < fastest
+        and f"expect {slowest:,.0f} to {fastest:,.0f}" in told
+    )
+    assert plan["gpu_hours_range"] == pytest.approx([0.93 * plan["gpu_hours"], 1.42 * plan["gpu_hours"]])
     total = sum(plan["memory"]["device"].values())
     assert plan["spare_bytes"] == pytest.approx(plan["cluster"]["memory_gib"] * 2**30 - total, abs=1)
     assert plan["activations"]["with_checkpointing"] < plan["activations"]["without_checkpointing"]

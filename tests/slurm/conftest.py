@@ -93,7 +93,7 @@ PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
         while _say(env, "sinfo", "-h", "-t", "idle", "-o", "%D") != str(len(NODES)):
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()[-3000:]
             time.sleep(0.2)
-        yield _tools(env)
+        yield _tools(env, folder / "slurmctld.pid")
     finally:
         _say(env, "scancel", "--user=root")
         for file in reversed(pids):
@@ -116,7 +116,7 @@ def _start_now(env: dict[str, str], job: str) -> None:
     _say(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-def _tools(env: dict[str, str]) -> SimpleNamespace:
+def _tools(env: dict[str, str], controller: Path) -> SimpleNamespace:
     def sbatch(*words: str, check: bool = True, **more: object) -> str:
         extra = {key: str(value) for key, value in more.items()}
         done = subprocess.run(
@@ -148,7 +148,14 @@ def _tools(env: dict[str, str]) -> SimpleNamespace:
             assert time.monotonic() < deadline, now
             time.sleep(0.3)
 
+    def outage(seconds: float) -> None:
+        """No controller for so long."""
+        os.kill(int(controller.read_text()), signal.SIGTERM)
+        time.sleep(seconds)
+        subprocess.run(["slurmctld"], env=env, check=True)
+
     return SimpleNamespace(
+        outage=outage,
         env=env, sbatch=sbatch, state=state, wait=wait, start=start, start_now=lambda job: _start_now(env, job),
         say=lambda *words: _say(env, *words), small=SMALL,
     )  # fmt: skip

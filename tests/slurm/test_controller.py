@@ -121,3 +121,15 @@ def test_a_chain_takes_its_output_from_a_script_that_builds_it(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and "--train.stop_at_stage easy" in done.stdout, done.stderr
+
+
+@pytest.mark.long
+def test_a_job_that_stops_while_there_is_no_controller_goes_on_afterwards(slurm, job):
+    stop = "touch $OUTPUT/up-$SLURM_PROCID; sleep 6; exit 75"
+    number = job(command=f"[ ${{SLURM_RESTART_COUNT:-0}} = 1 ] || {{ {stop}; }}")
+    job.reach("up-*", 2)
+    slurm.outage(20)
+    ended = slurm.wait(number, timeout=240)
+    text = job.log.read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), text
+    assert text.count("asked to stop: requeued (restart 1)") == 1
