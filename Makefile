@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # Two files at a time: most tests wait for processes that they start.
-PARALLEL := -n 2 --dist loadgroup
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Waiting threads that spin take the core from the rank that works.
 export OMP_WAIT_POLICY := PASSIVE
 

@@ -25,25 +25,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 FIRST = (
-    "tests/slurm",
-    "tests/faults",
-    "tests/test_docs.py",
+    "tests/faults/test_faults.py",
+    "tests/slurm/test_jobs.py",
     "tests/dist/test_resume.py",
+    "tests/test_docs.py",
+    "tests/infer/test_export_and_predict.py",
     "tests/dist/test_training.py",
+    "tests/plan/test_plan.py",
+    "tests/slurm/test_chains.py",
+    "tests/data/test_check.py",
+    "tests/preflight/test_preflight.py",
+    "tests/model/test_packed.py",
+    "tests/slurm/test_nodes.py",
 )
-"""What takes longest, so that no worker is left with it alone at the end."""
+"""Files that take longest: with two workers, neither is left with one of them alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``-n``, a file stays on one worker, for its fixtures; all of Slurm's do: ports follow jobs' numbers."""
-
-    def group(item: pytest.Item) -> str:
-        file = item.path.relative_to(ROOT).as_posix()
-        return "tests/slurm" if file.startswith("tests/slurm/") else file
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: FIRST.index(group(item)) if group(item) in FIRST else len(FIRST))
+    """The longest files first."""
+    place = {ROOT / file: number for number, file in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(FIRST)))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,12 @@ def test_pages_have_commands_and_no_dead_links():
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
+def _page(page: Path) -> Any:
+    """README and the pages for users always; those whose commands other tests run too in `make test-long`."""
+    often = page.name not in ("curriculum.md", "kernel.md", "plan.md")
+    return pytest.param(page, id=page.name, marks=[] if often else [pytest.mark.long])
+
+
 @pytest.fixture
 def workspace(tmp_path, tiny_backbone):
     """A folder as the pages assume it: the checkout's files, and someone's rows."""
@@ -70,7 +77,7 @@ def workspace(tmp_path, tiny_backbone):
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [_page(page) for page in PAGES])
 def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_command, ranks):
     for command in commands(page):
         words = shlex.split(command)

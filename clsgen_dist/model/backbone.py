@@ -300,7 +300,7 @@ def checkpoint_activations(lm: Any) -> None:
     transformers turns checkpointing on in every layer and makes the embeddings' output require a gradient; frozen
     layers below the first that learns would then run forward twice and backward once, for nothing.
     """
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.activation_checkpointing_enable({"use_reentrant": False})
     lm.disable_input_require_grads()
     _, layers = _layer_stack(lm)
     embedded = any(p.requires_grad for p in lm.get_input_embeddings().parameters())

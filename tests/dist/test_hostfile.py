@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
+@pytest.mark.long
 def test_two_nodes_of_a_hostfile_train_one_run(recipe, free_port, tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     output, port, nodes = tmp_path / "run", free_port(), []

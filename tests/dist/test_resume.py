@@ -94,9 +94,10 @@ def test_a_start_says_nothing_of_what_libraries_think(undisturbed):
 
 
 @pytest.fixture(scope="module")
-def twice_killed(recipe, train, ranks, free_port, tmp_path_factory):
+def twice_killed(recipe, train, ranks, tmp_path_factory):
     output = tmp_path_factory.mktemp("killed") / "run"
-    _kill_one_rank_when(6, output, recipe(output, **RUN), free_port())
+    killed = ranks(recipe(output, **RUN), faults=[{"what": "kill", "step": 7, "rank": 1}])
+    assert killed.status[1] == -signal.SIGKILL and checkpoint.committed(output / "checkpoints")
     # Past the end of the first epoch.
     killed = ranks(recipe(output, **RUN, resume="auto"), faults=[{"what": "kill", "step": 19, "rank": 1}])
     assert killed.status[1] == -signal.SIGKILL and checkpoint.committed(output / "checkpoints")[-1].name >= "step-00000016"
@@ -121,6 +122,11 @@ def _assert_bit_equal(a, b, path=""):
         assert len(a) == len(b)
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             _assert_bit_equal(x, y, f"{path}[{i}]")
+
+
+@pytest.mark.long
+def test_the_launcher_ends_with_an_error_when_a_rank_is_killed(recipe, free_port, tmp_path):
+    _kill_one_rank_when(6, tmp_path / "run", recipe(tmp_path / "run", **RUN), free_port())
 
 
 def test_killed_twice_and_resumed_ends_bit_equal(undisturbed, twice_killed):

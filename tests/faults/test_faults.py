@@ -301,6 +301,7 @@ def test_rows_of_another_kind_are_no_leap(run, tmp_path):
     assert len(lines(tmp_path / "run/rows.jsonl")) == 48
 
 
+@pytest.mark.long
 def test_going_back_works_after_a_change_of_ranks(run, tmp_path):
     bad = [{"what": "nan_loss", "steps": [5, 6, 7], "rank": 0}]
     for before, after in ((2, 1), (1, 2)):

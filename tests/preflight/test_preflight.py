@@ -145,6 +145,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.long
 def test_a_rank_that_dies_while_links_are_measured_is_named_and_those_it_met_are_not(tmp_path, free_port):
     start = time.monotonic()
     ends = _ranks(tmp_path, range(4), free_port(), "--timeout_s", "24", start=("-c", DIES))

@@ -49,7 +49,9 @@ def slurm(tmp_path_factory):
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 Gres=gpu:2"
         for name, port in zip(NODES, ports, strict=True)
     )
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # jobs' ports follow their numbers
     (folder / "slurm.conf").write_text(f"""ClusterName=test
+FirstJobId={1 + 2000 * worker}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={control}
 SlurmUser=root

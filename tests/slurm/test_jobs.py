@@ -36,7 +36,9 @@ def test_how_tasks_end_decides_what_becomes_of_the_job(slurm, job, command, stat
 
 def test_a_killed_wrapper_is_a_crash_and_no_stop(slurm, job):
     """srun then asks the other task to stop, which it does in good order; SRUN_FLAGS keep their quotes."""
-    command = "trap 'exit 75' TERM; [ $SLURM_PROCID = 1 ] && { sleep 1; kill -9 $PPID; }; while :; do sleep 0.1; done"
+    command = (
+        "trap 'exit 75' TERM; [ $SLURM_PROCID = 1 ] && { sleep 1; kill -9 $PPID; exit; }; while :; do sleep 0.1; done"
+    )
     ended = slurm.wait(job(command=command, SRUN_FLAGS="--job-name='two words' --wait=5"))
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "2"), text
