@@ -15,6 +15,10 @@ asked='' fate=''
 trap 'asked=USR2; ask_tasks' USR2
 trap 'asked=TERM; ask_slurm' TERM
 
+# Of an array, one task has the array's own number as its SLURM_JOB_ID, which means all tasks to scontrol.
+this_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
+this_job=${this_job:-${SLURM_JOB_ID:-}}
+
 say() { printf '== %s %s\n' "$(date '+%F %T')" "$*"; }
 
 die() {
@@ -35,7 +39,7 @@ run() {
     fi
 }
 
-ask_tasks() { scancel --signal=USR2 "$SLURM_JOB_ID" || true; }
+ask_tasks() { scancel --signal=USR2 "$this_job" || true; }
 
 # patient SECONDS COMMAND...: a Slurm command's answer. Controllers restart: while scontrol says that none is up, the command is
 # asked again, for so long, and once more when one is up; what it says then is final.
@@ -63,7 +67,7 @@ patient() {
 # then a stop that ends well is followed by a requeue.
 ask_slurm() {
     local job
-    job=$(timeout 10 scontrol show job -o "$SLURM_JOB_ID") || job= # Slurm kills 30 s after TERM: no second try
+    job=$(timeout 10 scontrol show job -o "$this_job") || job= # Slurm kills 30 s after TERM: no second try
     if [[ -z $job || $job == *' JobState=RUNNING '* || $job == *' Reason=TimeLimit '* ]]; then
         fate=
     elif [[ $job == *" Restarts=$((${SLURM_RESTART_COUNT:-0} + 1)) "* ]]; then
@@ -292,7 +296,7 @@ leave_out() {
     if (($(wc -l <<<"$bad") > ${MAX_BAD_NODES:-8})); then
         give_up "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, mend it, delete the file"
     fi
-    job=$(patient 300 scontrol show job -o "$SLURM_JOB_ID") || job=
+    job=$(patient 300 scontrol show job -o "$this_job") || job=
     required=$(grep -o ' ReqNodeList=[^( ]*' <<<"$job" | cut -d = -f 2) || true
     if [[ -n $required ]] && required=$(scontrol show hostnames "$required" | grep -xF "$bad"); then
         give_up "--nodelist asks for ${required//$'\n'/, }, which was found bad: see $OUTPUT/bad_nodes; submit without it, or mend it and delete its line"
@@ -309,7 +313,7 @@ leave_out() {
     bad=$(paste -sd , <<<"$bad")
     # Says that a running task cannot be changed, having changed those that wait.
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || scontrol update JobId="$SLURM_ARRAY_JOB_ID" ExcNodeList="$bad" >/dev/null 2>&1 || true
-    again "bad nodes left out: $bad" 1 patient 300 scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad"
+    again "bad nodes left out: $bad" 1 patient 300 scontrol update JobId="$this_job" ExcNodeList="$bad"
 }
 
 # again WHY STATUS [COMMAND...]: this job once more, from its last checkpoint, with COMMAND once it is back in the queue; of an
@@ -327,7 +331,7 @@ again() {
         exit 0 # what waits for the array (afterok) waits for all its tasks to end well
     fi
     trap '' TERM # requeueing ends this script too, and what comes after it must still be done
-    if ! error=$(patient 300 scontrol requeue "$SLURM_JOB_ID" 2>&1); then
+    if ! error=$(patient 300 scontrol requeue "$this_job" 2>&1); then
         say "$why: not requeued ($error); submit again, or as an array of jobs one after the other: sbatch --array=1-9%1"
         exit "$status"
     fi
@@ -376,7 +380,7 @@ one_at_a_time() {
     if [[ -n $first && $first != "${SLURM_ARRAY_TASK_ID:-}" ]]; then
         say "task $first of this array is running: this one waits for its turn (submit with --array=1-9%1)"
         trap '' TERM # requeueing ends this script too
-        patient 300 scontrol requeue "$SLURM_JOB_ID" >/dev/null 2>&1 || say "it may not be requeued, so it ends"
+        patient 300 scontrol requeue "$this_job" >/dev/null 2>&1 || say "it may not be requeued, so it ends"
         exit 0
     fi
 }
@@ -410,8 +414,8 @@ train() {
         preflight
         step rank --wait=60 -- "${command[@]}"
         echo "# To start again, and where nodes are bad:"
-        run scontrol requeue "$SLURM_JOB_ID"
-        run scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="<names in $OUTPUT/bad_nodes>"
+        run scontrol requeue "$this_job"
+        run scontrol update JobId="$this_job" ExcNodeList="<names in $OUTPUT/bad_nodes>"
         return
     fi
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} && -s $array_done ]]; then
