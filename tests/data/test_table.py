@@ -240,7 +240,7 @@ if __name__ == "__main__":
 
 @pytest.mark.long
 def test_a_killed_build_goes_on_where_it_stopped_and_leaves_no_process(tmp_path, smollm2, encoder):
-    rows = [{"id": str(i), "text": f"row {i} " + "word " * (i % 97), "label": "ab"[i % 2]} for i in range(20_000)]
+    rows = [{"id": str(i), "text": f"row {i} " + "word " * (i % 97), "label": "ab"[i % 2]} for i in range(6_000)]
     source = _write(tmp_path / "rows.jsonl", rows)
     script = tmp_path / "build.py"
     script.write_text(_BUILD)
