@@ -225,14 +225,14 @@ def published_runs(planned: Planned, every_row: bool) -> None:
         groups.setdefault(item[0].finetune, []).append(item)
         groups.setdefault(item[0].source, []).append(item)
     for what, place in (("speed", 1), ("memory", 2)):
-        tenths = ["rows", "median error", "planned / published: lowest tenth", "median", "highest tenth"]
-        summary = [[what, *(f"used: {name}" for name in tenths), *(f"held out: {name}" for name in tenths)]]
+        titles = [what, "used: runs", "median error", "held out: runs", "median error"]
+        summary = [[*titles, "planned / published: lowest tenth", "median", "highest tenth"]]
         for name, items in groups.items():
             halves = [
                 [i[place] for i in items if i[0].held_out is out and i[place] is not None] for out in (False, True)
             ]
             if any(halves):
-                summary.append([name, *_errors(halves[0]), *_errors(halves[1])])
+                summary.append([name, *_errors(halves[0])[:2], *_errors(halves[1])])
         table(summary)
 
 

@@ -121,10 +121,10 @@ class Owner:
             return None
         try:
             claim = json.loads(text)
-            if self._claim.keys() <= claim.keys():
-                return dict(claim)
-        except (ValueError, AttributeError):
-            pass
+        except ValueError:
+            claim = None
+        if isinstance(claim, dict) and self._claim.keys() <= claim.keys():
+            return claim
         raise OwnerError(
             f"{self._file} is damaged, so nobody knows whether another run writes to this folder: make sure that none "
             "does, then delete that file"

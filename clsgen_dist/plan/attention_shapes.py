@@ -7,6 +7,7 @@ on every real device. On meta it would keep the scores of every pair.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,22 +45,19 @@ def apart() -> str:
 
 
 def _apart_attention(
-    module: nn.Module,
-    query_1HNE: Tensor,
-    key_1KNE: Tensor,
-    value_1KNE: Tensor,
-    attention_mask: Any,
-    *,
-    cu_seq_lens_q: Tensor,
-    sliding_window: int | None = None,
-    **_: Any,
+    module: nn.Module, *packed_1HNE: Tensor, cu_seq_lens_q: Tensor, sliding_window: int | None = None, **_: Any
 ) -> tuple[Tensor, None]:
-    lengths = cu_seq_lens_q.diff().tolist()
     outputs = [
         _FlashShapes.apply(query, key, value, window_mask(query.shape[2], sliding_window, query.device))
-        for query, key, value in zip(*(t.split(lengths, 2) for t in (query_1HNE, key_1KNE, value_1KNE)), strict=True)
+        for query, key, value in _sequences(packed_1HNE, cu_seq_lens_q)
     ]
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def _sequences(packed_1HNE: tuple[Any, ...], cu_seq_lens_q: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Queries, keys and values of each sequence; a mask that follows them is left out."""
+    lengths = cu_seq_lens_q.diff().tolist()
+    return zip(*(t.split(lengths, 2) for t in packed_1HNE[:3]), strict=True)
 
 
 def eager() -> str:
@@ -74,20 +72,11 @@ def eager() -> str:
 
 
 def _eager_attention(
-    module: nn.Module,
-    query_1HNE: Tensor,
-    key_1KNE: Tensor,
-    value_1KNE: Tensor,
-    attention_mask: Any,
-    *,
-    cu_seq_lens_q: Tensor,
-    scaling: float = 1.0,
-    **_: Any,
+    module: nn.Module, *packed_1HNE: Tensor, cu_seq_lens_q: Tensor, scaling: float = 1.0, **_: Any
 ) -> tuple[Tensor, None]:
-    lengths, groups = cu_seq_lens_q.diff().tolist(), query_1HNE.shape[1] // key_1KNE.shape[1]
     outputs = []
-    for query, key, value in zip(*(t.split(lengths, 2) for t in (query_1HNE, key_1KNE, value_1KNE)), strict=True):
-        key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+    for query, key, value in _sequences(packed_1HNE, cu_seq_lens_q):
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
         score = query @ key.mT * scaling
         score = score + torch.empty_like(score[:, :1])  # the mask
         outputs.append(score.softmax(-1, dtype=torch.float32).to(query.dtype) @ value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -139,12 +140,10 @@ def holds(file: Path, token: str, *, within_s: float) -> bool:
     """Whether a file comes to hold the token; network file systems may take their time to show it."""
     deadline = time.monotonic() + within_s
     while True:
-        try:
+        with contextlib.suppress(OSError):  # not there, or not yet
             os.listdir(file.parent)  # has them look anew
             if file.read_text() == token:
                 return True
-        except OSError:
-            pass
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)

@@ -127,6 +127,7 @@ def _assert_bit_equal(a, b, path=""):
 @pytest.mark.long
 def test_the_launcher_ends_with_an_error_when_a_rank_is_killed(recipe, free_port, tmp_path):
     _kill_one_rank_when(6, tmp_path / "run", recipe(tmp_path / "run", **RUN), free_port())
+    assert checkpoint.newest_valid(tmp_path / "run/checkpoints", print)
 
 
 def test_killed_twice_and_resumed_ends_bit_equal(undisturbed, twice_killed):
