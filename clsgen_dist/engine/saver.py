@@ -198,10 +198,13 @@ def checkpoint_bytes(engine: Any, world: World) -> int:
     return int(world.sum(mine)[0])
 
 
-def most_at_once(steps: int, every: int | None, eval_every: int | None, keep_last: int) -> int:
-    """Most checkpoints that lie on the disk at once: those kept, the best, and the one that is being written."""
+def checkpoints_to_come(steps: int, every: int | None, eval_every: int | None, *, keep_last: int, there: int) -> int:
+    """How many more checkpoints the disk must hold at once, beside ``there``, in so many steps; at least one.
+
+    Held are the last ones, the best, and the one that is being written.
+    """
     saves = 1 + (steps // every if every else 0) + (steps // eval_every if eval_every else 0)
-    return min(saves, keep_last + 1 + (eval_every is not None))
+    return max(1, min(saves, keep_last + 1 + (eval_every is not None) - there))
 
 
 def require_room(root: Path, world: World, needed: int, checkpoints: int = 1) -> None:

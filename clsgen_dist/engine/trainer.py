@@ -40,7 +40,7 @@ from clsgen_dist.engine.pace import PaceMeter, waiting
 from clsgen_dist.engine.probe import probe_sample, score_probe
 from clsgen_dist.engine.prompt import prompt_of_run
 from clsgen_dist.engine.rows import read_rows, require_something_to_learn
-from clsgen_dist.engine.saver import Saver, checkpoint_bytes, most_at_once, require_room
+from clsgen_dist.engine.saver import Saver, checkpoint_bytes, checkpoints_to_come, require_room
 from clsgen_dist.engine.stop import StopRequest
 from clsgen_dist.engine.stream import plan_stream, weight_schedule
 from clsgen_dist.engine.watchdog import Watchdog
@@ -200,10 +200,14 @@ class _Run:
         self.world.barrier()
         size = checkpoint_bytes(self.engine, self.world)
         train, kept = self.settings.train, self.settings.checkpoint
-        to_come = most_at_once(
-            self.last_step - self.state.step, kept.every, train.eval_every if self.dev else None, kept.keep_last
-        ) - len(self.world.broadcast(checkpoint.committed(self.checkpoints)))
-        require_room(self.checkpoints, self.world, size, max(1, to_come))
+        to_come = checkpoints_to_come(
+            self.last_step - self.state.step,
+            kept.every,
+            train.eval_every if self.dev else None,
+            keep_last=kept.keep_last,
+            there=len(checkpoint.committed(self.checkpoints)),
+        )
+        require_room(self.checkpoints, self.world, size, to_come)
         main = self.world.is_main
         with (
             TensorBoardLog(

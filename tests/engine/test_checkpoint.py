@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from clsgen_dist.engine import checkpoint
-from clsgen_dist.engine.saver import most_at_once, require_room
+from clsgen_dist.engine.saver import checkpoints_to_come, require_room
 from clsgen_dist.errors import CheckpointError
 
 
@@ -194,8 +194,17 @@ def test_room_is_asked_for_all_checkpoints_that_a_run_will_hold(tmp_path):
         require_room(tmp_path, world, free // 4, 5)
 
 
-def test_the_most_checkpoints_that_lie_on_the_disk_at_once():
-    assert most_at_once(100, 10, None, 2) == 3
-    assert most_at_once(100, 10, 20, 2) == 4
-    assert most_at_once(100, None, None, 2) == 1
-    assert most_at_once(100, 60, None, 5) == 2
+@pytest.mark.parametrize(
+    ("every", "eval_every", "keep_last", "there", "expected"),
+    [
+        (10, None, 2, 0, 3),
+        (10, 20, 2, 0, 4),
+        (None, None, 2, 0, 1),
+        (60, None, 5, 0, 2),
+        (60, None, 5, 3, 2),
+        (10, None, 2, 2, 1),
+        (10, None, 2, 9, 1),
+    ],
+)
+def test_how_many_more_checkpoints_the_disk_must_hold_at_once(every, eval_every, keep_last, there, expected):
+    assert checkpoints_to_come(100, every, eval_every, keep_last=keep_last, there=there) == expected
