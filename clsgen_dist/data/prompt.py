@@ -55,6 +55,8 @@ class RenderedPrompt:
     """Token after each explanation."""
     control: list[str]
     """Tokens that mark turns though the tokenizer does not call them special: user text never yields them."""
+    template: str | None = None
+    """The chat template's text where it is not the tokenizer's default; an export's tokenizer gets it."""
 
     def to_json(self) -> dict[str, Any]:
         """What :meth:`of_json` reads back."""
@@ -123,6 +125,7 @@ def render_prompt(
         suffix_ids=_after_text(ids, after),
         end_token=_end_token(tokenizer, tail, special | set(control)),
         control=control,
+        template=template if chat_template is not None else None,
     )
 
 

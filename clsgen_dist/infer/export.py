@@ -18,7 +18,7 @@ from clsgen_dist.config import Settings, settings_from_yaml
 from clsgen_dist.engine import checkpoint
 from clsgen_dist.errors import CheckpointError, ModelError
 from clsgen_dist.infer.artifact import HEAD_FILE, ModelCard, head_fingerprint
-from clsgen_dist.infer.hub_files import copy_small_files, write_config, write_readme
+from clsgen_dist.infer.hub_files import copy_small_files, write_chat_template, write_config, write_readme
 from clsgen_dist.infer.merge import Merge, trained_tensors, write_shards
 from clsgen_dist.infer.verify import LogitsDifferError, verify_probe, verify_shapes, write_evidence
 from clsgen_dist.model.backbone import Backbone, backbone_path, open_backbone
@@ -97,6 +97,9 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
     labels = LabelSpace.of(marker["identity"]["labels"], settings.data.positive_label)
     write_config(folder, base, list(labels.names))
     copy_small_files(folder, Path(base.path))
+    prompt = marker.get("prompt") or {}
+    if template := prompt.get("template"):
+        write_chat_template(folder, template)
     (folder / HEAD_FILE).parent.mkdir()
     save_file(head, folder / HEAD_FILE, metadata={"format": "pt"})
     write_readme(folder, backbone=settings.model.backbone, labels=list(labels.names), head_file=HEAD_FILE)
@@ -105,7 +108,7 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
         positive_label=labels.positive,
         system=settings.prompt.system,
         question=settings.prompt.question,
-        prompt=marker.get("prompt"),
+        prompt=prompt or None,
         max_prompt_length=settings.data.max_prompt_length,
         max_explanation_length=settings.data.max_explanation_length,
         head_sha256=head_fingerprint(head["weight"], head["bias"]),

@@ -88,6 +88,22 @@ def copy_small_files(folder: Path, base: Path) -> None:
         file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_chat_template(folder: Path, template: str) -> None:
+    """Make ``template`` the tokenizer's default: stock engines then render the prompt that was trained."""
+    file = folder / "tokenizer_config.json"
+    fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    own = fields.get("chat_template")
+    if isinstance(own, list):  # several by name, as transformers 4 wrote them
+        others = [one for one in own if one["name"] != "default"]
+        fields["chat_template"] = [{"name": "default", "template": template}, *others]
+    elif own is not None:
+        fields["chat_template"] = template
+    if own is not None:
+        file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not isinstance(own, list) or (folder / "chat_template.jinja").is_file():
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
 def write_readme(folder: Path, *, backbone: str, labels: list[str], head_file: str) -> None:
     """What the folder is, for whoever finds it."""
     (folder / "README.md").write_text(

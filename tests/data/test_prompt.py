@@ -86,7 +86,9 @@ def test_of_several_templates_one_must_be_named_unless_one_is_the_default(tmp_pa
     assert _render(several, chat_template="tool_use").prefix == "TOOLS <|im_start|>user\n"
     assert _render({**several, "default": "MINE " + CHATML}).prefix == "MINE <|im_start|>user\n"
     (tmp_path / "own.jinja").write_text("FILE " + CHATML)
-    assert _render(several, chat_template=str(tmp_path / "own.jinja")).prefix == "FILE <|im_start|>user\n"
+    own = _render(several, chat_template=str(tmp_path / "own.jinja"))
+    assert (own.prefix, own.template) == ("FILE <|im_start|>user\n", "FILE " + CHATML)
+    assert _render(CHATML).template is None
     assert _render(several, chat_template="plain").prefix == ""
     with pytest.raises(SettingsError, match=r"prompt\.chat_template is 'rga'.*no such file"):
         _render(several, chat_template="rga")

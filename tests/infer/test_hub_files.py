@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clsgen_dist.infer.artifact import HEAD_FILE
-from clsgen_dist.infer.hub_files import copy_small_files, write_config, write_readme
+from clsgen_dist.infer.hub_files import copy_small_files, write_chat_template, write_config, write_readme
 from clsgen_dist.infer.merge import Merge, write_shards
 from clsgen_dist.model.backbone import open_backbone
 
@@ -108,6 +108,29 @@ def test_the_head_is_where_no_engine_takes_it_for_backbone_weights(base, tmp_pat
     write_readme(exported, backbone="base", labels=["no", "yes"], head_file=HEAD_FILE)
     assert [p.name for p in exported.glob("*.safetensors")] == ["model.safetensors"]
     assert "`AutoModelForSequenceClassification` does not" in (exported / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kept_in", ["a file", "the configuration", "the configuration, several"])
+def test_the_template_that_was_trained_is_the_default_of_the_export(smollm2, tmp_path, kept_in):
+    from transformers import AutoTokenizer
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(smollm2 / name, tmp_path / name)
+    if kept_in != "a file":
+        own = (tmp_path / "chat_template.jinja").read_text()
+        (tmp_path / "chat_template.jinja").unlink()
+        named = [{"name": "default", "template": own}, {"name": "tool_use", "template": "TOOLS"}]
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        config["chat_template"] = named if kept_in.endswith("several") else own
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    write_chat_template(tmp_path, "MINE {{ messages[0].content }}")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    hello = [{"role": "user", "content": "hello"}]
+    assert tokenizer.apply_chat_template(hello, tokenize=False) == "MINE hello"
+    if kept_in.endswith("several"):
+        assert tokenizer.chat_template["tool_use"] == "TOOLS"
+    else:
+        assert tokenizer.chat_template == "MINE {{ messages[0].content }}"
 
 
 @pytest.fixture(scope="session")
