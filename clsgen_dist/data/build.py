@@ -34,19 +34,17 @@ from clsgen_dist.cache import cache_dir
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.ingest import (
     Noticed,
-    RejectedRow,
     add_notices,
     duplicate,
     iter_rows,
-    kind_of,
-    write_quarantine,
 )
 from clsgen_dist.data.read import Part, cut, find_source
+from clsgen_dist.data.rejection import Fault, RejectedRow, Rejection, write_quarantine
 from clsgen_dist.data.table import DamagedTableError, RowTable, TableCard
 from clsgen_dist.data.workers import worker_pool
 from clsgen_dist.errors import DataError
 
-FORMAT = 3
+FORMAT = 4
 """Of tables on disk, and of the rules by which cells are read: with another number they are built again."""
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 2**22
 """A record batch is full with either: long texts are not gathered a thousand at a time."""
@@ -283,11 +281,11 @@ def _encoded(
         line = int(example.source.rpartition(":")[2])
         longest = max(map(len, explanation_ids), default=0)
         if longest > recipe.max_explanation_length:
-            reason = (
-                f"explanation of {longest} tokens is longer than data.max_explanation_length "
-                f"{recipe.max_explanation_length}"
+            fault = Fault(
+                Rejection.LONG_EXPLANATION,
+                f"{longest} tokens, longer than data.max_explanation_length {recipe.max_explanation_length}",
             )
-            refused.append(RejectedRow(part.source, line, reason, json.dumps(asdict(example))[:2000]))
+            refused.append(RejectedRow.of(fault, part.source, line, json.dumps(asdict(example))))
             continue
         digest.update(repr((example.id, example.label, example.difficulty, text_ids, explanation_ids)).encode())
         rows.append((example, line, text_ids, explanation_ids))
@@ -367,7 +365,7 @@ def _finish(whole: Part, recipe: Recipe, folder: Path, parts: int) -> None:
 
     def counted() -> Iterator[RejectedRow]:
         for row in rejected():
-            reasons[kind_of(row.reason)] += 1
+            reasons[row.code] += 1
             yield row
 
     write_quarantine(folder / "quarantine.jsonl", counted())

@@ -7,7 +7,7 @@
 
 A class that data.labels lists is that class, even if it is called "None" or "0.5". A text is never reinterpreted:
 "null" is a text. What is read as something else than it looks is counted as a :class:`Notice`; what cannot be read for
-sure is a :class:`Fault`, which rejects the row.
+sure is a :class:`~clsgen_dist.data.rejection.Fault`, which rejects the row.
 
 Cost: some microseconds a row. Sources: pandas' `na_values`; Unicode's property Default_Ignorable_Code_Point.
 """
@@ -27,6 +27,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from clsgen_dist.data.rejection import Fault, Rejection
+
 MISSING_WORDS = frozenset(
     ("nan", "NaN", "-nan", "-NaN", "NaT", "None", "null", "NULL", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>",
      "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "-", "\\N")
@@ -44,10 +46,6 @@ _DECIMAL = re.compile(r"-?(?:0|[1-9]\d*)\.\d+(?:[eE][-+]?\d+)?")
 _MOST_DIGITS = 30
 _SHORT = 100
 """Characters of a text that may be nothing but invisible ones."""
-
-
-class Fault(Exception):
-    """Why a row is rejected: a stable phrase, then detail behind a colon."""
 
 
 class Notice(StrEnum):
@@ -106,7 +104,7 @@ def class_name(value: str | bool | int | float | Decimal) -> str:
         return _class_of_text(value)
     if isinstance(value, (int, float, Decimal)) and math.isfinite(value):
         return _whole(Decimal(str(value))) or str(value)
-    raise Fault(f"label has a wrong type: {type(value).__name__}, expected a class name")
+    raise Fault(Rejection.WRONG_LABEL_TYPE, f"{type(value).__name__}, expected a class name")
 
 
 @lru_cache(maxsize=8192)
@@ -143,23 +141,24 @@ class ClassNames:
         if is_missing(value):
             return None
         if isinstance(value, (list, tuple)):
-            raise Fault(f"label is a list: {_begin(str(value))}; write one class name a row")
+            raise Fault(Rejection.LABEL_LIST, f"{_begin(str(value))}; write one class name a row")
         name = class_name(value)
         if name not in self._known:
             if isinstance(value, str) and clean_name(value) in MISSING_WORDS:
                 notices.append((Notice.MISSING_LABEL, _begin(value)))
                 return None
             if isinstance(value, str) and list_in_text(value) is not None:
-                raise Fault(f"label is a list: {_begin(value)}; write one class name a row")
+                raise Fault(Rejection.LABEL_LIST, f"{_begin(value)}; write one class name a row")
             if _DECIMAL.fullmatch(name) or (isinstance(value, float) and not value.is_integer()):
                 raise Fault(
-                    f"label is a number that is not whole: {name}; name the column of the classes with columns.label, "
-                    "or list it in data.labels if it is a class"
+                    Rejection.FRACTIONAL_LABEL,
+                    f"{name}; name the column of the classes with columns.label, "
+                    "or list it in data.labels if it is a class",
                 )
             if self.names is not None:
                 near = difflib.get_close_matches(name, self.names, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise Fault(f"unknown label: {name!r} is not in the label space {self.names}{hint}")
+                raise Fault(Rejection.UNKNOWN_LABEL, f"{name!r} is not in the label space {self.names}{hint}")
         if isinstance(value, float) or (isinstance(value, str) and name != (seen := clean_name(value))):
             notices.append((Notice.RESPELT_LABEL, _begin(str(value))))
         elif isinstance(value, str) and value.strip(" ") != seen:
@@ -201,7 +200,7 @@ def _texts(cell: Any, notices: Notices) -> Iterator[str]:
         if is_missing(value):
             continue
         if not isinstance(value, str):
-            raise Fault(f"explanation has a wrong type: {type(value).__name__}, expected a string")
+            raise Fault(Rejection.WRONG_EXPLANATION_TYPE, f"{type(value).__name__}, expected a string")
         items = list_in_text(value)
         if items is None:
             if value[0] in "[{" and _BARE_LIST.fullmatch(value.strip()):
@@ -222,6 +221,7 @@ _ITEM = re.compile(
     r"|(?P<missing>None|null|NaN|nan|<NA>)(?=[\s,]|$)",
     re.DOTALL,
 )
+_AS_JSON = "; write the whole list as JSON"
 _GAP = re.compile(r"\s*,\s*|\s*")
 _LOOKS_LIKE_LIST = re.compile(r"\[[\s\[(]*(?:[\w.]+\()?[uUbB]?[\"'\u2018\u201c].*[\"'\u2019\u201d]\)?\s*\]+", re.DOTALL)
 _CUT_LIST = re.compile(r"[\[(]\s*[uU]?([\"'])(?:(?!\1).)*\1\s*(?:,\s*)?[uU]?[\"'][^\])]*", re.DOTALL)
@@ -246,7 +246,9 @@ def list_in_text(text: str) -> list[Any] | None:
         return None
     if not text.endswith(closer):
         if _CUT_LIST.fullmatch(text):
-            raise Fault(f"unreadable list: {_begin(text)} has no end, the cell was cut; write the list as JSON")
+            raise Fault(
+                Rejection.UNREADABLE_LIST, f"{_begin(text)} has no end, the cell was cut; write the list as JSON"
+            )
         return None
     if (items := _json_list(text)) is not None:
         return items
@@ -258,7 +260,9 @@ def list_in_text(text: str) -> list[Any] | None:
     if isinstance(value, list) or (isinstance(value, tuple) and any(isinstance(x, (list, tuple, dict)) for x in value)):
         return list(value)
     if _LOOKS_LIKE_LIST.fullmatch(text):
-        raise Fault(f"unreadable list: {_begin(text)}, its quotes or commas do not fit; write the list as JSON")
+        raise Fault(
+            Rejection.UNREADABLE_LIST, f"{_begin(text)}, its quotes or commas do not fit; write the list as JSON"
+        )
     return None
 
 
@@ -276,7 +280,9 @@ def _printed_list(text: str, closer: str) -> list[str | None] | None:
     items: list[str | None] = []
     while at < len(inner):
         if inner.startswith("...", at) and items:
-            raise Fault(f"unreadable list: {_begin(text)} was shortened by '...'; write the whole list as JSON")
+            raise Fault(
+                Rejection.UNREADABLE_LIST, f"{_begin(text)} was shortened by '...'; write the whole list as JSON"
+            )
         item = _ITEM.match(inner, at)
         if item is None:
             return None
@@ -290,7 +296,7 @@ def _printed_list(text: str, closer: str) -> list[str | None] | None:
         return None
     if gaps <= {","} or (gaps == {" "} and closer == "]"):
         return items
-    raise Fault(f"unreadable list: {_begin(text)}, some commas are missing; write the list as JSON")
+    raise Fault(Rejection.UNREADABLE_LIST, f"{_begin(text)}, some commas are missing{_AS_JSON}")
 
 
 def _unquoted(quoted: str) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -192,24 +193,37 @@ def plan_stages(
 
 
 def shown_by(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
-    """What decides which rows are shown before an optimizer step, by name: two runs that agree in it showed the same.
+    """What decides which rows come before an optimizer step, by name: two runs that agree in it visited the same.
 
     What comes later may change, and so may the length of the stage in course, if its pool does not grow with it: a run
-    may be made longer, unless its last step was a short one, which would have been full.
+    may be made longer, unless its last step was a short one, which would have been full (``last_rows``).
     """
     entered = [p for p in stages if p.first_step < step]
     found: dict[str, Any] = {}
     for planned in entered:
-        stage, of = planned.stage, f"stage {planned.index + 1}:"
+        stage, of = planned.stage, f"stages.{planned.index}"
         fields = ["difficulty", "pacing", "bands", "replay"]
         fields += ["start"] * (stage.pacing != "full") + ["jumps"] * (stage.pacing == "step")
-        found |= {f"{of} {field}": _plain(getattr(stage, field)) for field in fields}
+        found |= {f"{of}.{field}": _plain(getattr(stage, field)) for field in fields}
         over = planned.first_step + planned.steps <= step
         if planned.ends_short and over:
-            found[f"{of} rows (its last step was a short one, so it cannot be made longer)"] = planned.positions
+            found[f"{of}.last_rows"] = planned.positions
         elif planned is not entered[-1] or stage.pacing != "full":
-            found[f"{of} rows"] = planned.positions
+            found[f"{of}.rows"] = planned.positions
     return found
+
+
+def order_of_format_1(order: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`shown_by` gives, from a checkpoint of version 0.1, which named it in words."""
+    digest = {"difficulty of the rows (sha256)": "difficulty_sha256"}
+    short = " (its last step was a short one, so it cannot be made longer)"
+
+    def name(words: str) -> str:
+        if not (stage := re.fullmatch(r"stage (\d+): (\w+)(.*)", words)):
+            return digest.get(words, words)
+        return f"stages.{int(stage[1]) - 1}.{'last_rows' if stage[3] == short else stage[2]}"
+
+    return {name(words): value for words, value in order.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -242,7 +256,7 @@ class RunOrder:
     def shown_by(self, step: int) -> dict[str, Any]:
         """See :func:`shown_by`; with a digest of the rows' difficulty."""
         digest = hashlib.sha256(self.quantile_N.tobytes()).hexdigest()
-        return {"difficulty of the rows (sha256)": digest, **shown_by(self.stages, step)}
+        return {"difficulty_sha256": digest, **shown_by(self.stages, step)}
 
     def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
         """The order of a stage, and how often the stages before it showed each row."""

@@ -13,7 +13,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,6 @@ from typing import Any
 from clsgen_dist.data.cells import (
     MISSING_WORDS,
     ClassNames,
-    Fault,
     Notice,
     Notices,
     clean_name,
@@ -32,24 +30,17 @@ from clsgen_dist.data.cells import (
 )
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.read import Part, find_source, read_part
-from clsgen_dist.errors import DataError
+from clsgen_dist.data.rejection import (
+    Fault,
+    RejectedRow,
+    Rejection,
+    counted,
+    refuse_if_too_bad,
+    write_quarantine,
+)
 
-_RAW_LIMIT = 2000
-"""Characters of a rejected row that the quarantine keeps."""
 _MOST_DIFFICULT = 1e100
 """Beyond it, sums and differences of difficulties would not be numbers."""
-
-
-@dataclass(frozen=True)
-class RejectedRow:
-    """A row that was not taken, and why."""
-
-    source: str
-    line: int
-    """From 1: the line in a text file, the row elsewhere."""
-    reason: str
-    raw: str
-    """The row as it came, cut at 2,000 characters."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ class Ingested:
             len(self.examples),
             sum(e.label is None for e in self.examples),
             sum(not e.explanations for e in self.examples),
-            Counter(kind_of(row.reason) for row in self.rejected),
+            Counter(row.code for row in self.rejected),
             noticed,
         )
 
@@ -83,7 +74,7 @@ class TextRow:
     id: str
     """As it came; ``file:line`` without one."""
     text: str
-    fault: str | None = None
+    rejected: RejectedRow | None = None
     """Why it cannot be predicted; None if it can."""
 
 
@@ -101,7 +92,7 @@ def iter_rows(
                 raise record
             yield _to_example(record, columns, f"{name}:{line}", known, require_target)
         except Fault as fault:
-            yield RejectedRow(part.source, line, str(fault), raw[:_RAW_LIMIT])
+            yield RejectedRow.of(fault, part.source, line, raw)
 
 
 def read_texts(source: str, columns: Columns) -> list[TextRow]:
@@ -118,7 +109,7 @@ def read_texts(source: str, columns: Columns) -> list[TextRow]:
             row_id = row_id if is_missing(given) else str(given)
             rows.append(TextRow(line, row_id, _text(record, columns)))
         except Fault as fault:
-            rows.append(TextRow(line, row_id, "", str(fault)))
+            rows.append(TextRow(line, row_id, "", RejectedRow.of(fault, source, line, "")))
     return rows
 
 
@@ -188,9 +179,8 @@ def _unique(rows: Iterator[Example | RejectedRow], source: str) -> Iterator[Exam
 def duplicate(row: Example, source: str, first: str) -> RejectedRow:
     """The rejection of a row whose id was already seen at ``first`` (``file:line``)."""
     line = int(row.source.rpartition(":")[2])
-    return RejectedRow(
-        source, line, f"duplicate id: {row.id!r} is already at {first}", json.dumps(asdict(row))[:_RAW_LIMIT]
-    )
+    fault = Fault(Rejection.DUPLICATE_ID, f"{row.id!r} is already at {first}")
+    return RejectedRow.of(fault, source, line, json.dumps(asdict(row)))
 
 
 Noticed = dict[str, tuple[int, str]]
@@ -216,12 +206,12 @@ _NOTICED = {
 
 
 def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str], noticed: Noticed) -> str:
-    """What came of a source, in one line for people; ``reasons`` counts the rejected rows."""
+    """What came of a source, in one line for people; ``reasons`` counts the rejected rows by code."""
     parts = [f"{rows} rows"]
     parts += [f"{unlabelled} without label"] if unlabelled else []
     parts += [f"{unexplained} without explanation"] if unexplained else []
     if reasons:
-        parts.append(f"{reasons.total()} rejected ({', '.join(f'{n} {r}' for r, n in reasons.most_common())})")
+        parts.append(f"{reasons.total()} rejected ({counted(reasons)})")
     parts += [f"{count} {_NOTICED[Notice(notice)].format(repr(cell))}" for notice, (count, cell) in noticed.items()]
     return ", ".join(parts)
 
@@ -244,7 +234,7 @@ def _to_example(
             (f"; list {cell!r} in data.labels, if it is a class" for n, cell in notices if n == Notice.MISSING_LABEL),
             "",
         )
-        raise Fault(f"neither label nor explanation: nothing to learn from this row{hint}")
+        raise Fault(Rejection.NO_TARGET, f"nothing to learn from this row{hint}")
     row_id = _id(record.get(columns.id)) or source
     for part, value in (("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
         if value is not None:
@@ -263,12 +253,12 @@ def _to_example(
 def _text(record: dict[str, Any], columns: Columns) -> str:
     if columns.text not in record:
         near = difflib.get_close_matches(columns.text, list(record), n=1)
-        raise Fault(f"missing text: no column {columns.text!r}" + (f", but {near[0]!r}" if near else ""))
+        raise Fault(Rejection.MISSING_TEXT, f"no column {columns.text!r}" + (f", but {near[0]!r}" if near else ""))
     text = record[columns.text]
     if is_missing(text):
-        raise Fault("empty text")
+        raise Fault(Rejection.EMPTY_TEXT)
     if not isinstance(text, str):
-        raise Fault(f"text is not a string: {type(text).__name__}")
+        raise Fault(Rejection.WRONG_TEXT_TYPE, type(text).__name__)
     _check_characters("text", text)
     return text
 
@@ -289,7 +279,7 @@ def _difficulty(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.inf
     if abs(number) > _MOST_DIFFICULT:
-        raise Fault(f"difficulty is not a number: {str(value)[:40]!r}")
+        raise Fault(Rejection.WRONG_DIFFICULTY_TYPE, f"{str(value)[:40]!r}")
     return None if math.isnan(number) else number
 
 
@@ -297,57 +287,8 @@ def _check_characters(part: str, value: str) -> None:
     if value.isascii() and "\0" not in value:
         return
     if "\0" in value:
-        raise Fault(f"NUL character: in the {part}, at {value.index(chr(0))}")
+        raise Fault(Rejection.NUL_CHARACTER, f"in the {part}, at {value.index(chr(0))}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Fault(f"lone surrogate: {value[error.start]!r} in the {part}, at {error.start}") from None
-
-
-# --- what was rejected ---------------------------------------------------------------------------------------------
-
-
-def kind_of(reason: str) -> str:
-    """The stable phrase of a reason."""
-    return reason.split(":")[0]
-
-
-def write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
-    """The rejected rows, or no file: an earlier run's must not be taken for this one's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="ascii") as file:  # ASCII: a rejected row may hold what UTF-8 cannot
-        file.writelines(json.dumps(asdict(row)) + "\n" for row in rejected)
-        empty = file.tell() == 0
-    if empty:
-        aside.unlink()
-        path.unlink(missing_ok=True)
-    else:
-        os.replace(aside, path)
-
-
-def refuse_if_too_bad(
-    source: str,
-    rows: int,
-    rejected: int,
-    first: Iterable[RejectedRow],
-    max_bad_fraction: float,
-    quarantine: Path | None,
-    setting: str = "data.max_bad_fraction",
-) -> None:
-    """DataError if a source of so many good and bad rows cannot be used; ``first`` are some of the bad."""
-    total = rows + rejected
-    if total == 0:
-        raise DataError(f"{source} holds no rows")
-    if rows and rejected <= max_bad_fraction * total:
-        return
-    where = f" All of them are in {quarantine}." if quarantine else ""
-    much = f"more than {setting} {max_bad_fraction:.1%} allows" if rows else "so no row is left"
-    remedy = f"Fix the rows, or raise {setting}" if rows else "Fix the rows, or name the columns"
-    bad = f"{rejected} of {total} rows are bad ({rejected / total:.1%})"
-    raise DataError(f"{source}: {bad}, {much}. {places(first)}.{where} {remedy}")
-
-
-def places(rejected: Iterable[RejectedRow]) -> str:
-    """Where the first rejected rows are, and why."""
-    return "; ".join(f"{row.source}:{row.line}: {row.reason}" for row, _ in zip(rejected, range(3), strict=False))
+        raise Fault(Rejection.LONE_SURROGATE, f"{value[error.start]!r} in the {part}, at {error.start}") from None

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.data.cells import Fault, clean_name
+from clsgen_dist.data.cells import clean_name
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.first_bytes import (
     BYTE_ORDER_MARK,
@@ -37,6 +37,7 @@ from clsgen_dist.data.first_bytes import (
     kind_of_file,
     open_bytes,
 )
+from clsgen_dist.data.rejection import Fault, Rejection
 from clsgen_dist.errors import DataError
 
 _DELIMITERS = ",;\t|"
@@ -174,12 +175,12 @@ def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
             except Fault as fault:
                 yield line, fault, raw
             except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
-                yield line, Fault(f"not JSON: {error}"), raw
+                yield line, Fault(Rejection.NOT_JSON, str(error)), raw
             else:
                 if isinstance(record, dict):
                     yield line, names.renamed(record), raw
                 else:
-                    yield line, Fault(f"not a JSON object: {type(record).__name__}"), raw
+                    yield line, Fault(Rejection.NOT_AN_OBJECT, type(record).__name__), raw
 
 
 # --- CSV -----------------------------------------------------------------------------------------------------------
@@ -228,14 +229,14 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
                         f"{end}, and not at the end of a cell; close it where its cell ends, or double a "
                         "quote that is meant as one"
                     ) from None
-                yield line, Fault(f"not CSV: {error}"), ""
+                yield line, Fault(Rejection.NOT_CSV, str(error)), ""
                 continue
             end = reader.line_num + above
             if not cells:
                 continue
             raw = ",".join(cells).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             if len(cells) != len(header):
-                yield line, Fault(f"wrong number of cells: {len(cells)}, the header has {len(header)}"), raw
+                yield line, Fault(Rejection.WRONG_CELL_COUNT, f"{len(cells)}, the header has {len(header)}"), raw
                 continue
             try:
                 _decode(",".join(cells).encode("utf-8", "surrogateescape"))
@@ -257,7 +258,7 @@ def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Fault(f"not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+        raise Fault(Rejection.NOT_UTF8, f"byte {data[error.start]:#04x} at offset {error.start}") from None
 
 
 # --- Parquet, saved folders, the hub -------------------------------------------------------------------------------
@@ -312,7 +313,8 @@ def _named(records: list[dict[str, Any]], line: int, classes: list[str] | None, 
         label = record.get(column)
         if classes and isinstance(label, int):
             if label >= len(classes):
-                yield number, Fault(f"unknown label: number {label}, but the set names {len(classes)} classes"), raw
+                detail = f"number {label}, but the set names {len(classes)} classes"
+                yield number, Fault(Rejection.UNKNOWN_LABEL, detail), raw
                 continue
             record[column] = None if label < 0 else classes[label]
         yield number, record, raw
@@ -381,7 +383,7 @@ class _Names:
             self._as_written |= {name for name, known in names.items() if name == known}
         if len(set(names.values())) < len(names):
             twice = next(name for name in self.wanted if list(names.values()).count(name) > 1)
-            return Fault(f"column twice: {twice!r}, but for invisible characters; which one counts?")
+            return Fault(Rejection.DUPLICATE_COLUMN, f"{twice!r}, but for invisible characters; which one counts?")
         return {known: record[name] for name, known in names.items()}
 
 

@@ -39,9 +39,9 @@ from clsgen_dist.cache import cache_dir
 from clsgen_dist.data.build import FORMAT, Recipe, build_table
 from clsgen_dist.data.curriculum import PlannedStage, shown_by
 from clsgen_dist.data.encode import Encoder, Ids
-from clsgen_dist.data.ingest import refuse_if_too_bad
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.read import find_source
+from clsgen_dist.data.rejection import refuse_if_too_bad
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.table import RowTable
 from clsgen_dist.errors import DataError

@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from clsgen_dist.data.encode import Ids
 from clsgen_dist.data.example import Example
-from clsgen_dist.data.ingest import Noticed, RejectedRow, summary
+from clsgen_dist.data.ingest import Noticed, summary
+from clsgen_dist.data.rejection import RejectedRow
 
 # N rows of a table
 
@@ -39,7 +40,7 @@ class TableCard:
     unlabelled: int
     unexplained: int
     rejected: dict[str, int]
-    """Rejected rows by the kind of reason."""
+    """Rejected rows by code."""
     noticed: Noticed
     """What was read as something else than it looks."""
     sha256: str

@@ -26,10 +26,13 @@ from typing import Any
 
 import torch
 
+from clsgen_dist.data.curriculum import order_of_format_1
 from clsgen_dist.engine.dist import World
 from clsgen_dist.engine.guard import GuardState
 from clsgen_dist.errors import CheckpointError
 
+FORMAT = 2
+"""Of markers; those of format 1 carry no number, and name what decides the order in words."""
 MARKER = "committed.json"
 _SAVING, _DELETING = "saving", "deleting"
 LEFTOVER = (_SAVING, _DELETING)
@@ -58,7 +61,7 @@ class TrainState:
     best_value: float | None = None
     """Its dev metric."""
     best_by: str | None = None
-    """What the best is the best by: the metric and the dev rows."""
+    """What the best is the best by, as :func:`best_by` writes it."""
     evaluations_without_gain: int = 0
     """For early stopping."""
     guard: GuardState = field(default_factory=GuardState)
@@ -88,6 +91,11 @@ class RunIdentity:
     optimizer: str
     frozen_sum: float
     frozen_square_sum: float
+
+
+def best_by(metric: str, dev_rows: str) -> str:
+    """A code of what makes a checkpoint the best: the metric, and the fingerprint of the dev rows."""
+    return f"{metric}@{dev_rows[:12]}"
 
 
 def folder_name(step: int) -> str:
@@ -237,9 +245,9 @@ def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunI
         CheckpointError: written by a run with other data, order, seed, batch size or backbone, or not loadable.
     """
     marker = read_marker(folder)
-    saved, current = _flat(marker["identity"]), _flat(asdict(identity(marker["state"]["step"])))
+    saved, current = _flat(_identity_of(marker)), _flat(asdict(identity(marker["state"]["step"])))
     differences = [
-        f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}"
+        f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}{_WHY.get(name.rpartition('.')[2], '')}"
         for name in current | saved
         if not _same(saved.get(name), current.get(name))
     ]
@@ -294,6 +302,8 @@ def require_same_probe(folder: Path, now: list[dict[str, Any]], tolerance: float
 
 def _state_of(marker: dict[str, Any]) -> TrainState:
     state = dict(marker["state"])
+    if state["best_by"] and "format" not in marker:
+        state["best_by"] = best_by(*state["best_by"].split(" of the dev rows "))
     guard = state.pop("guard")
     for name in ("recent_generation", "recent_classification"):  # JSON has lists only
         guard[name] = tuple(guard[name])
@@ -358,8 +368,17 @@ def frozen_sums(model: torch.nn.Module, world: World) -> tuple[float, float]:
     return sums[0], sums[1]
 
 
+_WHY = {"last_rows": " (its last step was a short one, so it cannot be made longer)"}
+
+
+def _identity_of(marker: dict[str, Any]) -> dict[str, Any]:
+    identity: dict[str, Any] = marker["identity"]
+    return identity if "format" in marker else {**identity, "order": order_of_format_1(identity["order"])}
+
+
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in identity.items() if name != "order"} | identity["order"]
+    order = {f"order.{name}": value for name, value in identity["order"].items()}
+    return {name: value for name, value in identity.items() if name != "order"} | order
 
 
 def _same(then: Any, now: Any) -> bool:

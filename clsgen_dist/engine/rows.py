@@ -15,7 +15,7 @@ from clsgen_dist.data.build import Recipe, open_table
 from clsgen_dist.data.checks.finding import MOST_LISTED, listed
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
-from clsgen_dist.data.ingest import refuse_if_too_bad
+from clsgen_dist.data.rejection import refuse_if_too_bad
 from clsgen_dist.data.row_set import RowSet
 from clsgen_dist.data.shards import ShardedRows
 from clsgen_dist.errors import DataError

@@ -83,6 +83,7 @@ class Saver:
             (folder / checkpoint.SETTINGS_FILE).write_text(settings_yaml)
         self.last_step = state.step
         self._marker = {
+            "format": checkpoint.FORMAT,
             "world_size": self._world.size,
             "state": asdict(state),
             "identity": asdict(identity),

@@ -162,7 +162,7 @@ class _Run:
         self.output, self.checkpoints = output, output / "checkpoints"
         self.total_steps = min(stream.steps, settings.train.max_steps or stream.steps)
         self.last_step = min(self.total_steps, _end_of_stage(stream, settings.train.stop_at_stage))
-        self.best_by = f"{settings.train.best_metric} of the dev rows {dev.fingerprint[:12]}" if dev else None
+        self.best_by = checkpoint.best_by(settings.train.best_metric, dev.fingerprint) if dev else None
         self.state = TrainState(step=0, best_by=self.best_by)
         self.throughput = Throughput()
         self.settings_yaml = to_yaml(settings)
@@ -244,7 +244,7 @@ class _Run:
         if folder.parent == self.checkpoints:
             self.saver.last_step = self.state.step
         if self.state.best_by != self.best_by:
-            self.say(f"what is best was decided by {self.state.best_by} and is now by {self.best_by}: sought anew")
+            self.say(f"the best checkpoint was by {self.state.best_by} and is now by {self.best_by}: best-so-far reset")
             self.state = dataclasses.replace(
                 self.state, best_by=self.best_by, best_step=None, best_value=None, evaluations_without_gain=0
             )

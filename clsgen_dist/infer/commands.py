@@ -15,14 +15,8 @@ from clsgen_dist.data.cells import is_blank
 from clsgen_dist.data.checks.finding import MOST_LISTED, named
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.ingest import (
-    Ingested,
-    RejectedRow,
-    places,
-    read_examples,
-    read_texts,
-    refuse_if_too_bad,
-)
+from clsgen_dist.data.ingest import Ingested, read_examples, read_texts
+from clsgen_dist.data.rejection import places, refuse_if_too_bad
 from clsgen_dist.errors import DataError
 from clsgen_dist.evaluate.classification import best_f1_threshold
 from clsgen_dist.evaluate.report import (
@@ -75,8 +69,8 @@ def predict(
         return
     assert input is not None and output is not None
     rows = read_texts(row_source(input), columns or Columns())
-    good = [row for row in rows if row.fault is None]
-    bad = [RejectedRow(input, row.line, row.fault, "") for row in rows if row.fault is not None]
+    good = [row for row in rows if row.rejected is None]
+    bad = [row.rejected for row in rows if row.rejected is not None]
     refuse_if_too_bad(input, len(good), len(bad), bad, max_bad_fraction, None, "--max_bad_fraction")
     predictor = Predictor(Path(model))
     predictions = predict_texts(predictor, [row.text for row in good], batch_size, explain, max_new_tokens)
@@ -86,7 +80,10 @@ def predict(
     aside = target.with_name(target.name + ".tmp")
     with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # an id may hold what UTF-8 cannot
         for row in rows:
-            answer = _as_json(next(answers)) if row.fault is None else {"error": row.fault}
+            if row.rejected is None:
+                answer = _as_json(next(answers))
+            else:
+                answer = {"error": row.rejected.reason, "code": row.rejected.code}
             file.write(json.dumps({"id": row.id, **answer}, ensure_ascii=False) + "\n")
     aside.replace(target)
     shortened = sum(p.truncated for p in predictions)

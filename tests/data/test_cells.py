@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from clsgen_dist.data.cells import ClassNames, Fault, Notice, clean_name, explanations_of, list_in_text
+from clsgen_dist.data.cells import ClassNames, Notice, clean_name, explanations_of, list_in_text
+from clsgen_dist.data.rejection import Fault
 
 REASONS = ["Nobody does that.", "It isn't usual.", 'He said "no", twice.', "two\nlines", "100 % [sic], yes", "a \\d é"]
 

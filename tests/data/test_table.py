@@ -74,10 +74,10 @@ def test_parts_read_by_several_processes_make_the_same_table(tmp_path, mixed, en
     assert len(list(parts.folder.glob("part-*.arrow"))) > 10
     for table in (whole, parts):
         truth = _same_as_read(table, source, encoder)
-        assert sorted((r.line, r.reason) for r in table.rejected()) == sorted(
-            (r.line, r.reason) for r in truth.rejected
+        assert sorted((r.line, r.code, r.reason) for r in table.rejected()) == sorted(
+            (r.line, r.code, r.reason) for r in truth.rejected
         )
-        assert table.card.rejected == {"not JSON": 1, "duplicate id": 1}
+        assert table.card.rejected == {"not-json": 1, "duplicate-id": 1}
     assert digest != ""
 
 
@@ -164,7 +164,11 @@ def test_an_explanation_that_is_too_long_rejects_its_row_by_name(tmp_path, encod
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y", "explanation": "so " * 100}]
     table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
     [rejected] = table.rejected()
-    assert rejected.line == 2 and "longer than data.max_explanation_length 64" in rejected.reason
+    assert (
+        rejected.code == "long-explanation"
+        and rejected.line == 2
+        and "longer than data.max_explanation_length 64" in rejected.reason
+    )
     assert (len(table), table.card.unexplained) == (1, 1)
 
 

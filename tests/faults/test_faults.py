@@ -377,7 +377,7 @@ def test_the_best_by_one_metric_is_not_compared_with_another(run, tmp_path):
     options = {"data__dev": dev, "train__eval_every": 2, "train__early_stop_patience": 9}
     assert run(tmp_path / "run", world=1, **options, train__max_steps=4, train__best_metric="nll").status == [0]
     done = run(tmp_path / "run", world=1, **options, train__max_steps=6, train__best_metric="f1")
-    assert done.status == [0] and "is now by f1 of" in done.text and "sought anew" in done.text
+    assert done.status == [0] and "is now by f1@" in done.text and "best-so-far reset" in done.text
     marker = checkpoint.read_marker(checkpoint.committed(tmp_path / "run/checkpoints")[-1])
     assert marker["state"]["best_step"] == 6 and 0 <= marker["state"]["best_value"] <= 1
 

@@ -160,7 +160,8 @@ def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_pa
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [a["id"] for a in answers] == ["r1", "r2", "r1", "rows.jsonl:4"]
     assert set(answers[0]) == set(answers[2]) == {"id", "label", "probabilities", "explanation"}
-    assert answers[1] == {"id": "r2", "error": "empty text"} and answers[3]["error"] == "empty text"
+    assert answers[1] == {"id": "r2", "error": "empty text", "code": "empty-text"}
+    assert answers[3]["code"] == "empty-text"
 
     one = json.loads(
         run_command("clsgen", "predict", "--model", model, "--text", "Size high.", "--explain", "false").stdout

@@ -10,6 +10,7 @@ import numpy as np
 
 from clsgen_dist.data.checks.finding import Finding, Limits, Place, place_of, rows_are
 from clsgen_dist.data.checks.measure import Split
+from clsgen_dist.data.rejection import Rejection, counted
 
 
 def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
@@ -24,7 +25,7 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
     if split.has_byte_order_mark:
         yield Finding("byte-order-mark", "info", name, f"{path} begins with UTF-8's byte order mark; it is skipped")
     if split.rejected:
-        reasons = Counter(row.reason.split(":")[0] for row in split.rejected)
+        codes = Counter(row.code for row in split.rejected)
         share = len(split.rejected) / split.total
         too_many = share > limits.max_bad_fraction or not len(split)
         yield Finding(
@@ -32,7 +33,7 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
             "error" if too_many else "warning",
             name,
             f"{len(split.rejected)} of {split.total} rows cannot be used ({share:.1%}; data.max_bad_fraction allows "
-            f"{limits.max_bad_fraction:.1%}): {', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}",
+            f"{limits.max_bad_fraction:.1%}): {counted(codes)}",
             _mend(split),
             len(split.rejected),
             split.total,
@@ -54,12 +55,11 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
 
 def _mend(split: Split) -> str:
     """The remedy for the commonest kind of unusable row."""
-    first = split.rejected[0]
-    kind = Counter(row.reason.split(":")[0] for row in split.rejected).most_common(1)[0][0]
-    if kind == "not valid UTF-8":
+    code = Rejection(Counter(row.code for row in split.rejected).most_common(1)[0][0])
+    if code is Rejection.NOT_UTF8:
         return f"if the file is Latin-1 (Windows): iconv -f WINDOWS-1252 -t UTF-8 {split.source.path} > NEW"
-    if kind.startswith(("neither", "missing text")):
-        columns = next((row for row in split.rejected if row.reason.startswith(kind)), first)
+    if code in (Rejection.NO_TARGET, Rejection.MISSING_TEXT):
+        columns = next(row for row in split.rejected if row.code == code)
         try:
             there = ", ".join(json.loads(columns.raw))
         except (json.JSONDecodeError, TypeError):
@@ -67,7 +67,7 @@ def _mend(split: Split) -> str:
         return "name your columns with --columns.text, --columns.label and --columns.explanation" + (
             f"; line {columns.line} has {there}" if there else ""
         )
-    if kind == "duplicate id":
+    if code is Rejection.DUPLICATE_ID:
         return "delete the copies, or give each row an id of its own"
     return "mend or delete these rows"
 

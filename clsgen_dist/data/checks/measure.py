@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.first_bytes import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file
-from clsgen_dist.data.ingest import RejectedRow, unique_rows
+from clsgen_dist.data.ingest import unique_rows
+from clsgen_dist.data.rejection import RejectedRow
 from clsgen_dist.errors import DataError
 
 _SAMPLE = 1000
@@ -160,7 +161,7 @@ def measure(
         seen: dict[int, int] = {}
         for row in chain(sample, split_rows):
             if isinstance(row, RejectedRow):
-                split.rejected.append(RejectedRow(row.source, row.line, row.reason, row.raw[:_RAW_KEPT]))
+                split.rejected.append(replace(row, raw=row.raw[:_RAW_KEPT]))
             else:
                 _take(row, split, index, names, measured, encoder, seen)
         del sample
