@@ -14,7 +14,7 @@ demo: setup
 	@$(BIN)/clsgen demo
 
 test: setup lint
-	@echo "== tests: everything this machine can test but the long ones; about 20 minutes on 2 CPU cores"
+	@echo "== tests: everything this machine can test but the long ones; 11 to 20 minutes on 2 CPU cores"
 	@$(PYTEST) $(PARALLEL) --durations=15
 
 # Soak, measured planner runs, engine variants that compile. docs/results.md says when they last ran whole.

@@ -74,9 +74,9 @@ def epochs_for(tokens: int, name: str, arm: str, seed: int, model: str, output: 
     """The length at which a way has shown so many tokens, by planning the run."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.encode import Encoder
-    from clsgen_dist.engine.rows import read_rows
-    from clsgen_dist.engine.stream import plan_stream
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+    from clsgen_dist.training.datasets import read_rows
+    from clsgen_dist.training.sampling_plan import plan_stream
 
     epochs, rows = 1.0, None
     for _ in range(6):
@@ -99,7 +99,7 @@ def epochs_for(tokens: int, name: str, arm: str, seed: int, model: str, output: 
 def worker(name: str, arm: str, seed: int, model: str, output: Path, tokens: int) -> None:
     """One run; writes what its last evaluation saw to ``result.npz``."""
     from clsgen_dist.config import parse_settings
-    from clsgen_dist.engine import trainer
+    from clsgen_dist.training import trainer
 
     epochs = epochs_for(tokens, name, arm, seed, model, output)
     settings = parse_settings(flags(name, arm, seed, model, output, epochs), default_config="configs/demo.yaml")

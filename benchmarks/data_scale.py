@@ -85,12 +85,12 @@ def ours(path: Path) -> dict[str, float]:
     """Build, warm start, and packed steps."""
     import numpy as np
 
-    from clsgen_dist.data.build import Recipe, open_table
-    from clsgen_dist.data.curriculum import RunOrder, plan_stages
+    from clsgen_dist.data.curriculum.stages import RunOrder, plan_stages
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.loader import TrainStream
-    from clsgen_dist.data.row_set import RowSet
+    from clsgen_dist.data.tables.build import Recipe, open_table
+    from clsgen_dist.data.tables.dataset import RowSet
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 
     encoder = Encoder(

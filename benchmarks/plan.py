@@ -110,7 +110,7 @@ def _read(name: str, text: str) -> Any:
 
 
 def table(rows: list[list[str]]) -> None:
-    from clsgen_dist.data_verbs.common import print_table
+    from clsgen_dist.io.output import print_table
 
     print_table(rows)
     print()

@@ -56,10 +56,10 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.data.pack import Sample
-    from clsgen_dist.engine.rows import read_rows
-    from clsgen_dist.engine.stream import plan_stream
     from clsgen_dist.model.attention import per_sequence
     from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer, open_backbone
+    from clsgen_dist.training.datasets import read_rows
+    from clsgen_dist.training.sampling_plan import plan_stream
 
     settings = parse_settings([f"--train.batch_size={micro}"], default_config="configs/demo.yaml")
     path = backbone_path(settings.model.backbone)
@@ -129,7 +129,7 @@ def zero3_engine(model: Any, optimizer: Any) -> Any:
     import deepspeed
 
     from clsgen_dist.config import resolve_path
-    from clsgen_dist.engine.zero import deepspeed_config
+    from clsgen_dist.engine.config import deepspeed_config
 
     config = deepspeed_config(
         resolve_path("ds_configs/zero3.json"),
@@ -149,8 +149,8 @@ def our_way(dual: Any, *, engine: bool) -> Any:
 
     from clsgen_dist.data.pack import collate
     from clsgen_dist.engine.optim import build_optimizer, parameter_groups
-    from clsgen_dist.loss.dual import StepCounts, backward_loss
-    from clsgen_dist.loss.weights import LossWeights
+    from clsgen_dist.objectives.normalization import StepCounts, backward_loss
+    from clsgen_dist.objectives.weights import LossWeights
 
     optimizer = build_optimizer(
         "adamw", parameter_groups(dual, lr=5e-5, head_lr=None, weight_decay=0.0), betas=(0.9, 0.999), eps=1e-8
@@ -187,7 +187,7 @@ def worker(mode: str, model: str, rows: str, micro: int) -> None:
     with contextlib.ExitStack() as stack:
         stdout, sys.stdout = sys.stdout, sys.stderr
         if mode.endswith("ZeRO-3"):
-            from clsgen_dist.engine.dist import process_group
+            from clsgen_dist.engine.world import process_group
             from clsgen_dist.model.backbone import set_zero3_units
 
             stack.enter_context(process_group(600))

@@ -59,13 +59,13 @@ def _dispatch(program: str, verbs: dict[str, str], argv: Sequence[str], function
 
 
 def train_main(argv: Sequence[str] | None = None) -> None:
-    """Settings, then :func:`clsgen_dist.engine.trainer.train`; without ``--config`` the demo recipe."""
+    """Settings, then :func:`clsgen_dist.training.trainer.train`; without ``--config`` the demo recipe."""
     from clsgen_dist.config import parse_settings
 
     settings = parse_settings(None if argv is None else list(argv), default_config=DEMO_RECIPE)
 
     def run() -> None:
-        from clsgen_dist.engine.trainer import train
+        from clsgen_dist.training.trainer import train
 
         train(settings)
 
@@ -74,7 +74,7 @@ def train_main(argv: Sequence[str] | None = None) -> None:
 
 def preflight_main(argv: Sequence[str]) -> None:
     """``clsgen preflight``."""
-    from clsgen_dist.preflight.command import preflight
+    from clsgen_dist.preflight.run import preflight
 
     _run(preflight, argv)
 
@@ -93,7 +93,7 @@ def export_main(argv: Sequence[str]) -> None:
         """
         from pathlib import Path
 
-        from clsgen_dist.infer import export as module
+        from clsgen_dist.hf_export import export as module
 
         module.export(
             Path(checkpoint), Path(output), max_shard_bytes=_bytes(max_shard_size), verify_logits=verify_logits
@@ -104,21 +104,21 @@ def export_main(argv: Sequence[str]) -> None:
 
 def calibrate_main(argv: Sequence[str]) -> None:
     """``clsgen calibrate``."""
-    from clsgen_dist.infer.commands import calibrate
+    from clsgen_dist.inference.commands import calibrate
 
     _run(calibrate, argv)
 
 
 def predict_main(argv: Sequence[str]) -> None:
     """``clsgen predict``."""
-    from clsgen_dist.infer.commands import predict
+    from clsgen_dist.inference.commands import predict
 
     _run(predict, argv, verbatim=("text",))
 
 
 def evaluate_main(argv: Sequence[str]) -> None:
     """``clsgen evaluate``."""
-    from clsgen_dist.infer.commands import evaluate
+    from clsgen_dist.inference.commands import evaluate
 
     _run(evaluate, argv)
 
@@ -157,14 +157,14 @@ def data_main(argv: Sequence[str]) -> None:
 
 def data_check_main(argv: Sequence[str]) -> None:
     """``clsgen data check``."""
-    from clsgen_dist.data_verbs.check import check
+    from clsgen_dist.commands.data_check import check
 
     _run(check, argv, program="clsgen data check", positional="files", switches=("strict",))
 
 
 def data_score_main(argv: Sequence[str]) -> None:
     """``clsgen data score FILE``."""
-    from clsgen_dist.data_verbs.score import score
+    from clsgen_dist.commands.data_score import score
 
     own, settings = _own_and_settings(
         "data score", "Score the difficulty of rows, print and draw it.", argv, file=True,
@@ -177,7 +177,7 @@ def data_score_main(argv: Sequence[str]) -> None:
 
 def data_preview_main(argv: Sequence[str]) -> None:
     """``clsgen data preview``."""
-    from clsgen_dist.data_verbs.preview import preview
+    from clsgen_dist.commands.data_preview import preview
 
     own, settings = _own_and_settings(
         "data preview", "Draw what a run would show when, before a step is taken.", argv, file=False,
@@ -208,7 +208,7 @@ def plan_main(argv: Sequence[str]) -> None:
             sys.exit(_complain(f"--{name} is {getattr(own, name)}, expected 1 or more"))
 
     def run() -> None:
-        from clsgen_dist.plan import command
+        from clsgen_dist.plan import commands as command
         from clsgen_dist.plan.plan import Stated
 
         command.run(
@@ -238,7 +238,7 @@ def dryrun_main(argv: Sequence[str]) -> None:
             sys.exit(_complain(f"--{name} is {getattr(own, name)}, expected 1 or more"))
 
     def run() -> None:
-        from clsgen_dist.plan import command
+        from clsgen_dist.plan import commands as command
 
         command.run_dry(settings, ranks=own.ranks, micro_steps=own.micro_steps, json_file=own.json)
 
@@ -329,7 +329,7 @@ def _split(argv: Sequence[str], own: set[str]) -> tuple[list[str], list[str]]:
 
 def demo_main(argv: Sequence[str]) -> None:
     """``clsgen demo``."""
-    from clsgen_dist.demo import demo
+    from clsgen_dist.commands.demo import demo
 
     _run(demo, argv)
 
@@ -404,7 +404,7 @@ def _bytes(size: str) -> int:
 def _guarded(run: Callable[[], None]) -> None:
     """Run; what the user can mend becomes one clear line and the error's status, Ctrl-C status 130."""
     from clsgen_dist.errors import UserError
-    from clsgen_dist.quiet import quieten
+    from clsgen_dist.io.quiet import quieten
 
     quieten()
 

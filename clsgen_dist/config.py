@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
-from clsgen_dist.data.cells import class_name
-from clsgen_dist.data.curriculum import Direction, Stage, stage_faults
+from clsgen_dist.data.curriculum.stages import Direction, Stage, stage_faults
 from clsgen_dist.data.example import Columns
-from clsgen_dist.duplicate_keys import duplicate_key
+from clsgen_dist.data.reading.cells import class_name
 from clsgen_dist.errors import SettingsError
+from clsgen_dist.io.duplicate_keys import duplicate_key
 
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE.parent if (_PACKAGE.parent / "ds_configs").is_dir() else _PACKAGE / "shipped"

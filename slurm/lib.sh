@@ -268,7 +268,7 @@ bad_nodes() { [[ ! -f $OUTPUT/bad_nodes ]] || cut -d ' ' -f 1 "$OUTPUT/bad_nodes
 # verdict nobody is blamed.
 preflight() {
     [[ ${PREFLIGHT:-1} == 1 ]] || return 0
-    # The wait: longer than rank 0 takes for its verdict once another is gone (preflight/command.py).
+    # The wait: longer than rank 0 takes for its verdict once another is gone (preflight/run.py).
     local timeout=${PREFLIGHT_TIMEOUT:-300}
     local -a look=(step preflight --wait=$((timeout * 5)) --time=$((10 + timeout / 10)) -- "$PYTHON" -m clsgen_dist preflight
         --output_dir "$OUTPUT" --timeout_s "$timeout")

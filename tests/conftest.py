@@ -29,11 +29,11 @@ FIRST = (
     "tests/slurm/test_jobs.py",
     "tests/dist/test_resume.py",
     "tests/test_docs.py",
-    "tests/infer/test_export_and_predict.py",
+    "tests/inference/test_export_and_predict.py",
     "tests/dist/test_training.py",
     "tests/plan/test_plan.py",
     "tests/slurm/test_chains.py",
-    "tests/data/test_check.py",
+    "tests/data/checks/test_check.py",
     "tests/preflight/test_preflight.py",
     "tests/model/test_packed.py",
     "tests/slurm/test_nodes.py",
@@ -169,9 +169,9 @@ def encoder(smollm2: Path) -> Any:
 @pytest.fixture
 def row_set(encoder: Any, tmp_path: Path) -> Callable[..., Any]:
     """``row_set(rows)``: rows given as dictionaries, read, checked and tokenised into a table on disk."""
-    from clsgen_dist.data.build import Recipe, open_table
     from clsgen_dist.data.example import Columns
-    from clsgen_dist.data.row_set import RowSet
+    from clsgen_dist.data.tables.build import Recipe, open_table
+    from clsgen_dist.data.tables.dataset import RowSet
 
     def make(rows: list[dict[str, Any]], labels: tuple[str, ...] | None = None) -> Any:
         path = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}.jsonl"

@@ -37,9 +37,9 @@ IMPORTED = [
     "peft",
     "sklearn.metrics",
     "clsgen_dist.cli",
-    "clsgen_dist.engine.trainer",
-    "clsgen_dist.infer.commands",
-    "clsgen_dist.infer.export",
+    "clsgen_dist.training.trainer",
+    "clsgen_dist.inference.commands",
+    "clsgen_dist.hf_export.export",
 ]
 """What a run and a command import on their way, in seconds that would be spent again and again."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clsgen_dist.config import SHIPPED, parse_settings, settings_from_yaml, to_yaml
-from clsgen_dist.engine.zero import deepspeed_config
+from clsgen_dist.engine.config import deepspeed_config
 from clsgen_dist.errors import SettingsError
 
 NEEDED = ["--data.train", "rows.jsonl", "--model.backbone", "some/model"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clsgen_dist.data.cells import Notice
+from clsgen_dist.data.reading.cells import Notice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

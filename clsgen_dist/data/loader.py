@@ -1,9 +1,9 @@
 """The stream of a run: which rows an optimizer step sees, packed and shared out, ready before it is asked for.
 
-Step k of a stage takes the positions ``[k·B, (k+1)·B)`` of the stage's order (:mod:`clsgen_dist.data.order`). World
-size and token budget only say who computes which of them, so the state to resume is the step number. Every rank runs
-the same number of micro-steps; one that has no row for a micro-step runs a stand-in of weight zero, since ZeRO-3's
-gathers are collectives.
+Step k of a stage takes the positions ``[k·B, (k+1)·B)`` of the stage's order
+(:mod:`clsgen_dist.data.curriculum.order`). World size and token budget only say who computes which of them, so the
+state to resume is the step number. Every rank runs the same number of micro-steps; one that has no row for a micro-step
+runs a stand-in of weight zero, since ZeRO-3's gathers are collectives.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clsgen_dist.data.curriculum import PlannedStage, RunOrder
+from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder
 from clsgen_dist.data.pack import Batch, Bins, Load, collate, load_of, pack, stand_in
-from clsgen_dist.data.row_set import RowSet
-from clsgen_dist.data.shards import ShardedOrder, ShardedRows
+from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
 
 # N rows, B rows of an optimizer step
 

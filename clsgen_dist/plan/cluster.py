@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.duplicate_keys import duplicate_key
 from clsgen_dist.errors import SettingsError
+from clsgen_dist.io.duplicate_keys import duplicate_key
 
 GIB = 2**30
 

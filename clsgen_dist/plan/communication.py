@@ -20,8 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clsgen_dist.plan.cluster import Cluster
-from clsgen_dist.plan.rehearsal import Rehearsal
-from clsgen_dist.plan.zero3 import Sharding, Walk, optimizer_groups, persistent, stored
+from clsgen_dist.plan.meta_trace import Rehearsal
+from clsgen_dist.plan.zero3_simulation import Sharding, Walk, optimizer_groups, persistent, stored
 
 _QUANTISATION_GROUP = 8000
 """Elements that share an fp32 scale (``CUDAQuantizer.target_group_size``)."""

@@ -43,18 +43,18 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data.curriculum import PlannedStage, Stage
+from clsgen_dist.data.curriculum.stages import PlannedStage, Stage
 from clsgen_dist.data.loader import Step
 from clsgen_dist.data.pack import Load, Sample, collate
 from clsgen_dist.engine.build import build_engine, zero_config
-from clsgen_dist.engine.dist import World
+from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.loss.dual import StepCounts
+from clsgen_dist.io.quiet import quieten
 from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.context import require_context
 from clsgen_dist.model.label_space import LabelSpace
-from clsgen_dist.plan.rehearsal import open_config
-from clsgen_dist.quiet import quieten
+from clsgen_dist.objectives.normalization import StepCounts
+from clsgen_dist.plan.meta_trace import open_config
 
 WARM_UP = 2
 """Optimizer steps before the one that is noted: DeepSpeed records the order of modules, then follows it."""
@@ -197,7 +197,7 @@ def _share(lengths: list[int], supervised: int, micro_steps: int) -> Step:
 def _train(
     settings: Settings, world: World, engine: Any, labels: LabelSpace, share: Step, ledger: _Ledger
 ) -> list[Collective]:
-    from clsgen_dist.engine import trainer
+    from clsgen_dist.training import trainer
 
     stream: Any = SimpleNamespace(steps=WARM_UP + 1, rows=[], stages=[share.stage])
     nothing: Any = None

@@ -9,8 +9,9 @@ padded to W:
     optimizer       8·T/W for Adam in fp32; 2·T/W and 8 bytes a block of 256 for bitsandbytes' 8-bit Adam
     reduce bucket   e·reduce_bucket_size, allocated once
     peak of         either the micro-step: activations, gathered weights, gradients being reduced
-                    (:func:`clsgen_dist.plan.zero3.walk`), or the step of one optimizer sub-group: its gradient in fp32
-                    (4 bytes; in bf16 2 more while it is made) and what Adam computes on the way (4 on a GPU, 8 on CPU)
+                    (:func:`clsgen_dist.plan.zero3_simulation.walk`), or the step of one optimizer sub-group: its
+                    gradient in fp32 (4 bytes; in bf16 2 more while it is made) and what Adam computes on the way (4 on
+                    a GPU, 8 on CPU)
 
 hpZ adds e·P/h for the second copy. 4-bit weights keep a quarter of the elements, and 4 bytes a block of 64 that
 bitsandbytes does not shard. Offloaded parts are the host's; of weights on NVMe the host holds the buffers that they
@@ -24,8 +25,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clsgen_dist.plan.rehearsal import Rehearsal
-from clsgen_dist.plan.zero3 import Sharding, Walk, on_nvme, optimizer_groups, persistent, stored
+from clsgen_dist.plan.meta_trace import Rehearsal
+from clsgen_dist.plan.zero3_simulation import Sharding, Walk, on_nvme, optimizer_groups, persistent, stored
 
 FRAGMENTATION = 0.1
 """Share of what comes and goes that the CUDA allocator is allowed to waste: an allowance, not a measurement."""

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from clsgen_dist.config import Settings, resolve_path
-from clsgen_dist.engine.zero import deepspeed_config
+from clsgen_dist.engine.config import deepspeed_config
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.model.context import require_context
@@ -21,10 +21,10 @@ from clsgen_dist.plan.cluster import GIB, Cluster
 from clsgen_dist.plan.communication import Flow, flows
 from clsgen_dist.plan.goodput import Faults, Goodput, goodput
 from clsgen_dist.plan.memory import Memory, memory
-from clsgen_dist.plan.rehearsal import ModelPlan, Rehearsal, attention_of, open_config, rehearse
+from clsgen_dist.plan.meta_trace import ModelPlan, Rehearsal, attention_of, open_config, rehearse
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
 from clsgen_dist.plan.workload import Workload, rows_at_hand, stated_workload, workload_of_rows
-from clsgen_dist.plan.zero3 import Sharding, Walk, sharding, walk
+from clsgen_dist.plan.zero3_simulation import Sharding, Walk, sharding, walk
 
 _HOST_SHARE = 0.9
 """Of a node's memory, what the ranks may take."""
@@ -327,8 +327,8 @@ class Planner:
 
 def _read_rows(settings: Settings, backbone: str, say: Callable[[str], None]) -> Any:
     from clsgen_dist.data.encode import Encoder
-    from clsgen_dist.engine.rows import read_rows
     from clsgen_dist.model.backbone import load_tokenizer
+    from clsgen_dist.training.datasets import read_rows
 
     encoder = Encoder(
         load_tokenizer(backbone),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.data_verbs.common import axes_of, print_table, save_figure
+from clsgen_dist.io.output import axes_of, print_table, save_figure
 from clsgen_dist.plan.cluster import GIB
 from clsgen_dist.plan.dry_run import DryRun
 from clsgen_dist.plan.goodput import FLAT

@@ -29,8 +29,8 @@ from typing import Any
 
 from clsgen_dist.plan.cluster import Cluster
 from clsgen_dist.plan.communication import Flow
-from clsgen_dist.plan.rehearsal import Rehearsal
-from clsgen_dist.plan.zero3 import Sharding, on_nvme
+from clsgen_dist.plan.meta_trace import Rehearsal
+from clsgen_dist.plan.zero3_simulation import Sharding, on_nvme
 
 PLANNED_OVER_PUBLISHED = (0.93, 1.42)
 """Lowest and highest tenth of planned speed against published speed, over the 68 runs of

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data.curriculum import PlannedStage, plan_stages
+from clsgen_dist.data.curriculum.stages import PlannedStage, plan_stages
 from clsgen_dist.data.pack import Bins
 from clsgen_dist.errors import SettingsError
 
 if TYPE_CHECKING:
-    from clsgen_dist.engine.rows import Rows
+    from clsgen_dist.training.datasets import Rows
 
 # B rows of a step
 
@@ -75,8 +75,8 @@ def rows_at_hand(settings: Settings) -> bool:
 
 def workload_of_rows(settings: Settings, rows: Rows, *, ranks: int) -> Workload:
     """The stages as training would pack them for ``ranks``; SettingsError, DataError as training raises them."""
-    from clsgen_dist.data.row_set import RowSet
-    from clsgen_dist.engine.stream import plan_stream
+    from clsgen_dist.data.tables.dataset import RowSet
+    from clsgen_dist.training.sampling_plan import plan_stream
 
     train = rows.train
     if not isinstance(train, RowSet):

@@ -1,1 +1,4 @@
-"""What a run tells the people who watch it: TensorBoard, a progress line, speed and memory."""
+"""What people see of a run: TensorBoard, progress line, throughput, reliability diagram, sampled rows.
+
+In: numbers of a step or an evaluation. Out: event files, a line on the terminal, ``rows.jsonl``. Rank 0 writes.
+"""

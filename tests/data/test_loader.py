@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clsgen_dist.data.curriculum import RunOrder, Stage, plan_stages, quantiles
+from clsgen_dist.data.curriculum.stages import RunOrder, Stage, plan_stages, quantiles
 from clsgen_dist.data.loader import TrainStream, ahead, evaluation_batches
 from clsgen_dist.data.pack import collate
 
@@ -26,9 +26,9 @@ STAGES = [
 def rows(encoder, mixed, tmp_path_factory):
     import json
 
-    from clsgen_dist.data.build import Recipe, open_table
     from clsgen_dist.data.example import Columns
-    from clsgen_dist.data.row_set import RowSet
+    from clsgen_dist.data.tables.build import Recipe, open_table
+    from clsgen_dist.data.tables.dataset import RowSet
 
     path = tmp_path_factory.mktemp("stream") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in mixed))

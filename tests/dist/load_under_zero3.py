@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.integrations import HfDeepSpeedConfig
 
-from clsgen_dist.engine.dist import process_group
-from clsgen_dist.engine.zero import deepspeed_config
+from clsgen_dist.engine.world import process_group
+from clsgen_dist.engine.config import deepspeed_config
 from clsgen_dist.model.backbone import load_backbone, open_backbone
 
 

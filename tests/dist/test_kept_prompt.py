@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from clsgen_dist.engine import checkpoint
-from clsgen_dist.infer.export import export
-from clsgen_dist.infer.predict import Predictor
+from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist.hf_export.export import export
+from clsgen_dist.inference.predict import Predictor
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from clsgen_dist.engine import checkpoint
+from clsgen_dist.checkpoint import checkpoint
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

@@ -10,13 +10,13 @@ import torch
 from clsgen_dist.config import parse_settings
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.pack import collate
-from clsgen_dist.engine.rows import read_rows
-from clsgen_dist.engine import checkpoint
+from clsgen_dist.training.datasets import read_rows
+from clsgen_dist.checkpoint import checkpoint
 from clsgen_dist.engine.optim import lr_factor, parameter_groups
-from clsgen_dist.engine.stream import plan_stream
-from clsgen_dist.infer.artifact import HEAD_FILE
-from clsgen_dist.infer.export import export
-from clsgen_dist.infer.merge import trained_tensors
+from clsgen_dist.training.sampling_plan import plan_stream
+from clsgen_dist.hf_export.artifact import HEAD_FILE
+from clsgen_dist.hf_export.export import export
+from clsgen_dist.hf_export.merge import trained_tensors
 from clsgen_dist.model.backbone import build_model, label_start_tokens, load_backbone, load_tokenizer, open_backbone
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]

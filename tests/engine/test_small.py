@@ -9,12 +9,12 @@ import pytest
 import torch
 from clsgen_kernels import DualHeadOutput
 
-from clsgen_dist.engine.dist import _environment, ranks_here
-from clsgen_dist.engine.evaluation import dev_metrics, is_better
-from clsgen_dist.engine.guard import GuardState
 from clsgen_dist.engine.optim import lr_factor
+from clsgen_dist.engine.world import _environment, ranks_here
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.loss.dual import LossWeights, StepCounts, backward_loss, mean
+from clsgen_dist.objectives.normalization import LossWeights, StepCounts, backward_loss, mean
+from clsgen_dist.resilience.spikes import GuardState
+from clsgen_dist.training.evaluation import dev_metrics, is_better
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_its_floor():

@@ -23,7 +23,8 @@ def inject(faults: list[dict[str, Any]]) -> None:
     """Arm these faults in this process."""
     if not faults:
         return
-    from clsgen_dist.engine import checkpoint, saver, trainer
+    from clsgen_dist.checkpoint import checkpoint, saver
+    from clsgen_dist.training import trainer
 
     now = {"step": -1}
 

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 
-from clsgen_dist.engine import checkpoint
+from clsgen_dist.checkpoint import checkpoint
 
 pytestmark = pytest.mark.dist
 

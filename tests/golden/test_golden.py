@@ -29,8 +29,11 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def _machine() -> str:
-    model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return f"{model.split(':')[1].strip()}, torch {torch.__version__}"
+    """What decides the last bit: the processor and torch."""
+    lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()]
+    processor = {name.strip(): value.strip() for name, value in lines if value}
+    parts = [processor.get(name, "") for name in ("model name", "cpu family", "model", "stepping")]
+    return f"{'/'.join(parts)}, torch {torch.__version__}"
 
 
 def _curves(output: Path) -> dict[str, list[float]]:

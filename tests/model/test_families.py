@@ -16,7 +16,7 @@ import torch
 
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import ModelError
-from clsgen_dist.infer.merge import Merge, write_shards
+from clsgen_dist.hf_export.merge import Merge, write_shards
 from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
 from clsgen_dist.model.self_test import self_test
 from tests.model.tiny_families import MODEL_TYPES, NOT_DECODERS, tiny_config

@@ -9,12 +9,12 @@ import transformers
 
 from clsgen_dist.data.pack import Sample, collate, pack
 from clsgen_dist.errors import ModelError
-from clsgen_dist.loss.dual import StepCounts, backward_loss
-from clsgen_dist.loss.weights import LossWeights
 from clsgen_dist.model.attention import packed_inputs, per_sequence
 from clsgen_dist.model.backbone import build_model
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
 from clsgen_dist.model.self_test import self_test
+from clsgen_dist.objectives.normalization import StepCounts, backward_loss
+from clsgen_dist.objectives.weights import LossWeights
 
 HYBRIDS = {
     # Layers that carry something along the sequence: linear attention, short convolutions, state spaces.

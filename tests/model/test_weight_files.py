@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clsgen_dist.errors import ModelError
-from clsgen_dist.infer.merge import Merge, write_shards
+from clsgen_dist.hf_export.merge import Merge, write_shards
 from clsgen_dist.model.backbone import build_model, load_backbone, open_backbone
 from clsgen_dist.model.weight_files import WeightFiles
 

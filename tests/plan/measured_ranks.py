@@ -23,15 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from clsgen_dist.config import settings_from_yaml
-from clsgen_dist.data.curriculum import PlannedStage, Stage
+from clsgen_dist.data.curriculum.stages import PlannedStage, Stage
 from clsgen_dist.data.loader import Step
 from clsgen_dist.data.pack import Load, Sample, collate
-from clsgen_dist.engine import trainer
 from clsgen_dist.engine.build import build_engine, zero_config
-from clsgen_dist.engine.dist import process_group
+from clsgen_dist.engine.world import process_group
 from clsgen_dist.model.backbone import open_backbone
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.plan.dry_run import held_by_part
+from clsgen_dist.training import trainer
 
 WARM_UP = 2  # the trace is recorded in the second micro-step, and in force from the third on
 

@@ -15,8 +15,8 @@ import torch
 from clsgen_dist.config import SHIPPED, settings_from_yaml, to_yaml
 from clsgen_dist.plan.communication import Flow, flows
 from clsgen_dist.plan.memory import Memory, memory
-from clsgen_dist.plan.rehearsal import ModelPlan, rehearse
-from clsgen_dist.plan.zero3 import sharding, walk
+from clsgen_dist.plan.meta_trace import ModelPlan, rehearse
+from clsgen_dist.plan.zero3_simulation import sharding, walk
 
 MICRO_STEPS = 2
 

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, MixtralConfig, Qwen3NextConfig
 from clsgen_dist.config import SHIPPED
 from clsgen_dist.errors import ModelError
 from clsgen_dist.plan.memory import memory
-from clsgen_dist.plan.rehearsal import ModelPlan, Moment, open_config, rehearse
-from clsgen_dist.plan.zero3 import sharding, walk
+from clsgen_dist.plan.meta_trace import ModelPlan, Moment, open_config, rehearse
+from clsgen_dist.plan.zero3_simulation import sharding, walk
 
 SHAPE = {
     "vocab_size": 1009,

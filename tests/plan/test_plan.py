@@ -147,8 +147,8 @@ def test_rows_of_one_length_need_no_packing(rows, length, ranks):
 
 
 def test_rows_at_hand_give_the_steps_and_tokens_of_the_run(recipe, row_set, mixed):
-    from clsgen_dist.engine.rows import Rows
-    from clsgen_dist.engine.stream import plan_stream
+    from clsgen_dist.training.datasets import Rows
+    from clsgen_dist.training.sampling_plan import plan_stream
 
     rows = Rows(row_set(mixed), None, ["no", "yes"], [])
     settings = recipe(train__batch_size=8, train__epochs=2, train__micro_batch_tokens=256)
@@ -167,7 +167,7 @@ def test_rows_at_hand_give_the_steps_and_tokens_of_the_run(recipe, row_set, mixe
 
 
 def _shares(settings, rows, rank, step):
-    from clsgen_dist.engine.stream import plan_stream
+    from clsgen_dist.training.sampling_plan import plan_stream
 
     batches = plan_stream(settings, rows, rank=rank, world_size=3).step(step).batches
     return [batch for batch in batches if batch.supervised or batch.labelled]

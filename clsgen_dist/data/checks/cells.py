@@ -1,13 +1,13 @@
-"""Cells that were read as something else than they look (:class:`clsgen_dist.data.cells.Notice`), by kind."""
+"""Cells that were read as something else than they look (:class:`clsgen_dist.data.reading.cells.Notice`), by kind."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clsgen_dist.data.cells import Notice
 from clsgen_dist.data.checks.finding import Finding, listed, place_of, rows_are
 from clsgen_dist.data.checks.measure import Split
+from clsgen_dist.data.reading.cells import Notice
 
 _TOLD = {
     Notice.MISSING_LABEL: (

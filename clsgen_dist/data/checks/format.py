@@ -10,7 +10,7 @@ import numpy as np
 
 from clsgen_dist.data.checks.finding import Finding, Limits, Place, place_of, rows_are
 from clsgen_dist.data.checks.measure import Split
-from clsgen_dist.data.rejection import Rejection, counted
+from clsgen_dist.data.reading.rejection import Rejection, counted
 
 
 def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clsgen_dist.data.cells import MISSING_WORDS
 from clsgen_dist.data.checks.finding import Finding, Limits, Place, listed, named, place_of, rows_are
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.checks.near import normalised
+from clsgen_dist.data.reading.cells import MISSING_WORDS
 
 _FEW_ROWS = 20
 """Rows of a class; with fewer, one row more or less moves recall by five points."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from clsgen_dist.data.cells import Notice
 from clsgen_dist.data.checks.near import Sketches, Template, normalised, text_hash
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.first_bytes import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file
-from clsgen_dist.data.ingest import unique_rows
-from clsgen_dist.data.rejection import RejectedRow
+from clsgen_dist.data.reading.cells import Notice
+from clsgen_dist.data.reading.ingest import unique_rows
+from clsgen_dist.data.reading.rejection import RejectedRow
+from clsgen_dist.data.reading.sniff import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file
 from clsgen_dist.errors import DataError
 
 _SAMPLE = 1000
@@ -37,7 +37,7 @@ class Source:
     name: str
     """The split's name."""
     path: str
-    """As :func:`clsgen_dist.data.ingest.unique_rows` takes it."""
+    """As :func:`clsgen_dist.data.reading.ingest.unique_rows` takes it."""
 
 
 @dataclass

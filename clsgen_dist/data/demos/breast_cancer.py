@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clsgen_dist.cache import build_once
 from clsgen_dist.errors import DataError
+from clsgen_dist.io.cache import build_once
 
 NAME = "breast-cancer"
 LABELS = ("benign", "malignant")

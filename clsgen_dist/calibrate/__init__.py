@@ -1,1 +1,0 @@
-"""From raw class logits to probabilities that can be acted on."""

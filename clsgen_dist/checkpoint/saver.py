@@ -1,0 +1,227 @@
+"""Writing checkpoints without holding up the steps for longer than a copy takes.
+
+A save copies this rank's shard to host memory (the stall), and a thread writes, flushes and sums it while training goes
+on. At the first step boundary where every rank has written, all commit together: marker aside, fsync, rename, fsync of
+the folder. One save is under way at a time.
+
+Price: host memory for this rank's trained parameters and their optimizer state until they are written (none with
+``checkpoint.asynchronous: false``), one write of them, and one read for the checksums.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+
+from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist.engine.world import World
+from clsgen_dist.errors import CheckpointError
+
+_MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
+"""Of a network's file system, not of its room."""
+
+
+class Saver:
+    """Saves a run's checkpoints, one at a time.
+
+    Args:
+        engine: DeepSpeed's.
+        root: the folder of all checkpoints.
+        keep_last: how many of the newest are kept, besides the best.
+        asynchronous: write while training goes on.
+    """
+
+    def __init__(self, engine: Any, world: World, root: Path, *, keep_last: int, asynchronous: bool) -> None:
+        self._engine, self._world, self._root, self._keep_last = engine, world, root, keep_last
+        self._writer = _ShardWriter(asynchronous)
+        engine.checkpoint_engine = self._writer
+        self._marker: dict[str, Any] | None = None
+        self.last_step: int | None = None
+        """Step of the last save."""
+        self.require_ours: Callable[[], None] = lambda: None
+        """Raises, on all ranks, if the folder has another owner by now; collective."""
+        self.prompt: dict[str, Any] = {}
+        """The run's rendered prompt, kept with each checkpoint."""
+
+    @property
+    def written(self) -> bool:
+        """Whether a save is under way and all of this rank's files are on the disk."""
+        return self._marker is not None and self._writer.done
+
+    def begin(
+        self,
+        *,
+        state: checkpoint.TrainState,
+        identity: checkpoint.RunIdentity,
+        probe: dict[str, Any],
+        settings_yaml: str,
+    ) -> None:
+        """Start to save; collective. Waits for the save before, if that is still under way.
+
+        Raises:
+            CheckpointError: the disk has no room for it.
+        """
+        self.finish()
+        self.require_ours()
+        require_room(self._root, self._world, checkpoint_bytes(self._engine, self._world))
+        folder = self._root / checkpoint.folder_name(state.step)
+        if self._world.is_main:
+            checkpoint.begin_folder(folder, print)
+        self._world.barrier()
+        self._engine.save_checkpoint(
+            str(self._root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
+        )
+        if self._world.is_main:
+            (folder / checkpoint.SETTINGS_FILE).write_text(settings_yaml)
+        self.last_step = state.step
+        self._marker = {
+            "format": checkpoint.FORMAT,
+            "world_size": self._world.size,
+            "state": asdict(state),
+            "identity": asdict(identity),
+            "probe": probe,
+            "prompt": self.prompt,
+        }
+
+    def finish(self) -> Path | None:
+        """Commit the save under way, waiting for it where it must; collective. Returns its folder, None without one.
+
+        Raises:
+            CheckpointError: a rank could not write its files.
+            RuntimeError: the same, for a fault of the file system that may pass.
+        """
+        if self._marker is None:
+            return None
+        marker, self._marker = self._marker, None
+        self.require_ours()
+        folder = self._root / checkpoint.folder_name(marker["state"]["step"])
+        parts = self._world.gather(self._writer.result())
+        failed = [f"rank {rank}: {part.why}" for rank, part in enumerate(parts) if isinstance(part, _Unwritten)]
+        if failed:
+            told = f"{folder} was not written ({'; '.join(failed[:4])}); the one before it stands"
+            if any(isinstance(part, _Unwritten) and part.may_pass for part in parts):
+                raise RuntimeError(told)  # a crash: another start may do better
+            raise CheckpointError(told)
+        if self._world.is_main:
+            files = {name: entry for part in parts for name, entry in part.items()}
+            rest = [p.name for p in folder.iterdir() if p.is_file() and p.name not in (*files, *checkpoint.LEFTOVER)]
+            marker["files"] = files | {name: checkpoint.seal(folder / name) for name in sorted(rest)}
+            checkpoint.commit(folder, marker)
+            checkpoint.prune(self._root, keep_last=self._keep_last, best_step=marker["state"]["best_step"])
+        self._world.barrier()
+        return folder
+
+
+class _ShardWriter(CheckpointEngine):
+    """What DeepSpeed writes its files through: copies of them, or the files themselves, and their checksums."""
+
+    def __init__(self, asynchronous: bool) -> None:
+        super().__init__()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="clsgen-save") if asynchronous else None
+        self._files: list[Future[tuple[str, dict[str, Any]]]] = []
+
+    def create(self, info: Any) -> None:
+        self._files = []
+
+    def save(self, state_dict: Any, path: str) -> None:
+        if self._thread is not None:
+            self._files.append(self._thread.submit(_write, _copied(state_dict), Path(path)))
+        else:
+            written: Future[tuple[str, dict[str, Any]]] = Future()
+            self._files.append(written)
+            try:
+                written.set_result(_write(state_dict, Path(path)))
+            except (OSError, RuntimeError) as error:  # told by all ranks together, in finish()
+                written.set_exception(error)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return torch.load(path, map_location=map_location, weights_only=False)
+
+    def commit(self, info: Any) -> bool:
+        return True
+
+    def preserves_storage_sharing(self) -> bool:
+        return False  # whoever writes copies views first
+
+    @property
+    def done(self) -> bool:
+        return all(file.done() for file in self._files)
+
+    def result(self) -> dict[str, Any] | _Unwritten:
+        """Size and checksum of each file, once written; else what went wrong."""
+        try:
+            return dict(file.result() for file in self._files)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+            why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return _Unwritten(why, may_pass=isinstance(error, OSError) and error.errno in _MAY_PASS)
+
+
+@dataclass(frozen=True)
+class _Unwritten:
+    """Why a rank could not write its files."""
+
+    why: str
+    may_pass: bool
+    """Whether it may go by itself, as a file server that does not answer."""
+
+
+def _write(state_dict: Any, path: Path) -> tuple[str, dict[str, Any]]:
+    torch.save(state_dict, path)
+    return path.name, checkpoint.seal(path)
+
+
+def _copied(value: Any) -> Any:
+    """The same with every tensor copied to host memory, views without what lies around them."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
+def checkpoint_bytes(engine: Any, world: World) -> int:
+    """About what a checkpoint takes: fp32 weights and optimizer state of all ranks; collective."""
+    weights = [flat for flat in engine.optimizer.fp32_partitioned_groups_flat if flat is not None]
+    state = [t for entry in engine.optimizer.optimizer.state.values() for t in entry.values() if torch.is_tensor(t)]
+    mine = sum(t.numel() * t.element_size() for t in (*weights, *state))
+    if not state:  # before the first step: two moments in fp32
+        mine *= 3
+    return int(world.sum(mine)[0])
+
+
+def checkpoints_to_come(steps: int, every: int | None, eval_every: int | None, *, keep_last: int, there: int) -> int:
+    """How many more checkpoints the disk must hold at once, beside ``there``, in so many steps; at least one.
+
+    Held are the last ones, the best, and the one that is being written.
+    """
+    saves = 1 + (steps // every if every else 0) + (steps // eval_every if eval_every else 0)
+    return max(1, min(saves, keep_last + 1 + (eval_every is not None) - there))
+
+
+def require_room(root: Path, world: World, needed: int, checkpoints: int = 1) -> None:
+    """CheckpointError, on all ranks, if the disk of ``root`` cannot take so many more of so many bytes; collective."""
+    fault = None
+    what = "the next checkpoint" if checkpoints == 1 else f"{checkpoints} checkpoints"
+    if world.is_main:
+        root.mkdir(parents=True, exist_ok=True)
+        disk, files = os.statvfs(root), checkpoints * (2 * world.size + 8)
+        free = disk.f_bavail * disk.f_frsize
+        if free < checkpoints * needed * 1.02:
+            fault = f"{checkpoints * needed / 1e9:.3g} GB for {what}, but it has {free / 1e9:.3g} GB free"
+        elif disk.f_files and disk.f_favail < files:
+            fault = f"{files} files for {what}, but it has {disk.f_favail} inodes free"
+    if fault := world.broadcast(fault):
+        raise CheckpointError(
+            f"the disk of {root} needs {fault}; make room, lower checkpoint.keep_last, or move output_dir, then go on "
+            "with --resume auto"
+        )

@@ -1,0 +1,284 @@
+"""Stages: what is shown when, from a recipe to segments of difficulty.
+
+A stage opens a range of difficulty. Its pool grows with progress t from a share c0 of the range to all of it
+(competence, Platanios et al. 2019, arXiv 1903.09848, eq. 2 and 3):
+
+    linear  c(t) = c0 + (1 - c0)·t        root  c(t) = sqrt(c0² + (1 - c0²)·t)        step  c in equal jumps
+
+The pool may be cut into bands with shares of their own, and a share of the positions may replay what is easier than
+the range. Difficulty is ranked within each class, so every pool keeps the base rate of the classes, and a stage never
+shifts what a calibrated probability rests on. Two controls come with it: ``hard_first`` turns the ranking round, and
+``random`` shuffles it, so that the same pool grows in no order (the control that curricula must beat, Wu et al. 2020,
+arXiv 2012.03107).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from clsgen_dist.data.curriculum.order import EDGE, Band, Segment, StageOrder
+from clsgen_dist.errors import SettingsError
+
+# N rows
+
+_MOST_BANDS = 100
+_SEGMENTS = 32
+"""A growing pool is widened this often over a stage."""
+
+Pacing = Literal["full", "linear", "root", "step"]
+Direction = Literal["easy_first", "hard_first", "random"]
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    """How it is called in logs and plots."""
+    epochs: float | None = None
+    """Length, as a multiple of the training rows; give this or `steps`."""
+    steps: int | None = None
+    """Length in optimizer steps; give this or `epochs`."""
+    difficulty: tuple[float, float] = (0.0, 1.0)
+    """Quantiles of difficulty that the stage trains on, within each class: [0, 0.5] is the easier half."""
+    pacing: Pacing = "full"
+    """How the pool grows over the stage: full from the start, linear, root (fast first), or in equal jumps (step)."""
+    start: float = 0.2
+    """Share of the difficulty range that is open at the start of a growing pool."""
+    jumps: int = 4
+    """Number of pool sizes with pacing `step`."""
+    bands: list[float] | None = None
+    """Shares of equally wide difficulty bands of the pool, the easiest first, like [0.5, 0.3, 0.2]; none: by size."""
+    replay: float = 0.0
+    """Share of the rows drawn from what is easier than the stage's difficulty range."""
+    max_prompt_length: int | None = None
+    """Longest prompt in tokens during this stage; none: data.max_prompt_length."""
+    micro_batch_tokens: int | None = None
+    """Token budget of a micro-batch during this stage; none: train.micro_batch_tokens."""
+    lr_factor: float = 1.0
+    """The scheduled learning rate is multiplied by this."""
+    loss_schedule: Literal["constant", "linear", "cosine", "sigmoid"] | None = None
+    """How the loss weights move over the stage; none: as `loss` says, over the whole run."""
+    generation_range: tuple[float, float] | None = None
+    """Factor of loss.generation_weight at the stage's start and end; none: as `loss` says."""
+    classification_range: tuple[float, float] | None = None
+    """Factor of loss.classification_weight at the stage's start and end; none: as `loss` says."""
+
+    @property
+    def needs_difficulty(self) -> bool:
+        """Whether it shows some rows rather than others."""
+        return tuple(self.difficulty) != (0.0, 1.0) or self.pacing != "full" or bool(self.bands)
+
+
+def stage_faults(stages: Sequence[Stage]) -> list[str]:
+    """What is wrong with the stages, field by field."""
+    faults: list[str] = []
+
+    def expect(fine: bool, stage: Stage, field: str, expected: str) -> None:
+        if not fine:
+            faults.append(f"curriculum stage {stage.name!r}: {field} is {getattr(stage, field)}, expected {expected}")
+
+    for stage in stages:
+        if (stage.epochs is None) == (stage.steps is None):
+            faults.append(f"curriculum stage {stage.name!r}: give either epochs or steps")
+        low, high = stage.difficulty
+        expect(stage.epochs is None or stage.epochs > 0, stage, "epochs", "more than 0")
+        expect(stage.steps is None or stage.steps > 0, stage, "steps", "more than 0")
+        expect(0 <= low < high <= 1, stage, "difficulty", "two rising quantiles from 0 to 1")
+        expect(0 < stage.start <= 1, stage, "start", "a share above 0, up to 1")
+        expect(0 < stage.jumps <= _MOST_BANDS, stage, "jumps", f"1 to {_MOST_BANDS}")
+        expect(0 <= stage.replay < 1, stage, "replay", "a share from 0 to below 1")
+        expect(stage.replay == 0 or low > 0, stage, "replay", "0, as difficulty starts at 0: nothing is easier")
+        shares = stage.bands or [1.0]
+        expect(min(shares) >= 0 and sum(shares) > 0, stage, "bands", "shares of 0 or more, not all 0")
+        expect(len(shares) <= _MOST_BANDS, stage, "bands", f"at most {_MOST_BANDS} shares")
+        expect(stage.lr_factor > 0, stage, "lr_factor", "more than 0")
+        for field in ("max_prompt_length", "micro_batch_tokens"):
+            expect((getattr(stage, field) or 1) > 0, stage, field, "more than 0")
+        for field in ("generation_range", "classification_range"):
+            ends = getattr(stage, field) or (1.0, 1.0)
+            expect(min(ends) >= 0 and max(ends) > 0, stage, field, "two factors of 0 or more, not both 0")
+    names = [stage.name for stage in stages]
+    faults += [f"curriculum stages are called {names}, expected different names"] * (len(set(names)) < len(names))
+    return faults
+
+
+def quantiles(score_N: np.ndarray, label_N: np.ndarray, direction: Direction, seed: int) -> np.ndarray:
+    """``[N]`` place of each row in its class, in [0, 1): 0 is shown first. Equal scores are ordered by chance."""
+    rng = np.random.default_rng([seed, 0xD1FF])
+    tie_N = rng.random(len(score_N))
+    if direction == "random":
+        score_N = tie_N
+    elif direction == "hard_first":
+        score_N = -score_N
+    quantile_N = np.empty(len(score_N), dtype=np.float32)
+    for label in np.unique(label_N):
+        mine = np.flatnonzero(label_N == label)
+        order = mine[np.lexsort((tie_N[mine], score_N[mine]))]
+        quantile_N[order] = np.arange(len(order)) / len(order)
+    return quantile_N
+
+
+def competence(stage: Stage, progress: float) -> float:
+    """Share of the stage's difficulty range that is open at a progress in [0, 1)."""
+    c0 = stage.start
+    if stage.pacing == "linear":
+        return c0 + (1 - c0) * progress
+    if stage.pacing == "root":
+        return math.sqrt(c0**2 + (1 - c0**2) * progress)
+    if stage.pacing == "step":
+        jump = min(math.floor(progress * stage.jumps), stage.jumps - 1)
+        return c0 + (1 - c0) * jump / max(1, stage.jumps - 1) if stage.jumps > 1 else 1.0
+    return 1.0
+
+
+def segments(stage: Stage, positions: int) -> list[Segment]:
+    """The stage as stretches of constant rates."""
+    count = 1 if stage.pacing == "full" else stage.jumps if stage.pacing == "step" else _SEGMENTS
+    low, high = stage.difficulty
+    made: list[Segment] = []
+    for index in range(count):
+        # In the middle of each stretch, so that the pool is as wide as the curve on average.
+        progress = (index + 0.5) / count if stage.pacing != "step" else index / count
+        top = low + (high - low) * competence(stage, progress)
+        shares = stage.bands or [1.0]
+        edges = np.linspace(low, top, len(shares) + 1)
+        new = (1 - stage.replay) / sum(shares)
+        bands = [Band(float(a), float(b), s * new) for a, b, s in zip(edges[:-1], edges[1:], shares, strict=True)]
+        if stage.replay:
+            bands.append(Band(0.0, low, stage.replay))
+        made.append(Segment(positions / count, tuple(bands)))
+    return made
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage with its place in the run."""
+
+    stage: Stage
+    index: int
+    first_step: int
+    steps: int
+    positions: int
+    """Rows it shows."""
+    ends_short: bool = False
+    """Whether its last step is not full."""
+
+
+def plan_stages(
+    stages: Sequence[Stage], *, rows: int, batch_size: int, epochs: float, max_steps: int | None
+) -> list[PlannedStage]:
+    """The run's stages in order; without any, one of ``epochs`` over all rows. ``max_steps`` cuts the run short.
+
+    A stage that another follows is rounded up to whole steps: only the last step of a run may be short.
+    """
+    planned: list[PlannedStage] = []
+    first = 0
+    stages = stages or [Stage(name="all", epochs=epochs)]
+    for index, stage in enumerate(stages):
+        positions = max(1, round(stage.epochs * rows)) if stage.epochs is not None else (stage.steps or 0) * batch_size
+        steps = math.ceil(positions / batch_size)
+        if index < len(stages) - 1:
+            positions = steps * batch_size
+        planned.append(PlannedStage(stage, index, first, steps, positions, positions < steps * batch_size))
+        first += planned[-1].steps
+    return [p for p in planned if max_steps is None or p.first_step < max_steps]
+
+
+def shown_by(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
+    """What decides which rows come before an optimizer step, by name: two runs that agree in it visited the same.
+
+    What comes later may change, and so may the length of the stage in course, if its pool does not grow with it: a run
+    may be made longer, unless its last step was a short one, which would have been full (``last_rows``).
+    """
+    entered = [p for p in stages if p.first_step < step]
+    found: dict[str, Any] = {}
+    for planned in entered:
+        stage, of = planned.stage, f"stages.{planned.index}"
+        fields = ["difficulty", "pacing", "bands", "replay"]
+        fields += ["start"] * (stage.pacing != "full") + ["jumps"] * (stage.pacing == "step")
+        found |= {f"{of}.{field}": _plain(getattr(stage, field)) for field in fields}
+        over = planned.first_step + planned.steps <= step
+        if planned.ends_short and over:
+            found[f"{of}.last_rows"] = planned.positions
+        elif planned is not entered[-1] or stage.pacing != "full":
+            found[f"{of}.rows"] = planned.positions
+    return found
+
+
+def order_of_format_1(order: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`shown_by` gives, from a checkpoint of version 0.1, which named it in words."""
+    digest = {"difficulty of the rows (sha256)": "difficulty_sha256"}
+    short = " (its last step was a short one, so it cannot be made longer)"
+
+    def name(words: str) -> str:
+        if not (stage := re.fullmatch(r"stage (\d+): (\w+)(.*)", words)):
+            return digest.get(words, words)
+        return f"stages.{int(stage[1]) - 1}.{'last_rows' if stage[3] == short else stage[2]}"
+
+    return {name(words): value for words, value in order.items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class RunOrder:
+    """Which row stands at which position of each stage of a run.
+
+    Args:
+        stages: what :func:`plan_stages` planned.
+        quantile_N: difficulty of each row in its class, in [0, 1).
+        seed: of the order.
+    """
+
+    def __init__(self, stages: Sequence[PlannedStage], quantile_N: np.ndarray, seed: int) -> None:
+        self.stages, self.quantile_N, self.seed = list(stages), quantile_N, seed
+        self._current: tuple[PlannedStage, StageOrder, np.ndarray] | None = None
+
+    def at(self, stage: PlannedStage, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows ``[p]`` at a stage's positions from ``start`` up to ``stop``, and which showing of the run each is."""
+        _, order, before_N = self._enter(stage)
+        row_p, showing_p = order.at(start, stop)
+        return row_p, showing_p + before_N[row_p]
+
+    def difficulty(self, row_p: np.ndarray) -> float:
+        """Mean difficulty quantile of these rows."""
+        return float(self.quantile_N[row_p].mean())
+
+    def shown_by(self, step: int) -> dict[str, Any]:
+        """See :func:`shown_by`; with a digest of the rows' difficulty."""
+        digest = hashlib.sha256(self.quantile_N.tobytes()).hexdigest()
+        return {"difficulty_sha256": digest, **shown_by(self.stages, step)}
+
+    def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
+        """The order of a stage, and how often the stages before it showed each row."""
+        if self._current is None or self._current[0] is not stage:
+            before_N = np.zeros(len(self.quantile_N), dtype=np.int64)
+            for earlier in self.stages[: self.stages.index(stage)]:
+                before_N += stage_order(earlier, self.quantile_N, self.seed).showings()
+            self._current = (stage, stage_order(stage, self.quantile_N, self.seed), before_N)
+        return self._current
+
+
+def stage_order(planned: PlannedStage, quantile_N: np.ndarray, seed: int) -> StageOrder:
+    """The order of a planned stage; SettingsError if no row is as difficult as it asks."""
+    low, high = planned.stage.difficulty
+    above_N = quantile_N >= low - EDGE
+    try:
+        if not (above_N & (quantile_N < high - EDGE if high < 1 else above_N)).any():  # a replay would go on without
+            raise ValueError(f"no row has a difficulty in {low:.3g}-{high:.3g}")
+        return StageOrder(
+            quantile_N, segments(planned.stage, planned.positions), planned.positions, (seed, planned.index)
+        )
+    except ValueError as error:
+        raise SettingsError(
+            f"curriculum stage {planned.stage.name!r}: {error} ({len(quantile_N)} rows in all); widen its difficulty"
+        ) from error

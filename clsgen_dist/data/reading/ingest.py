@@ -1,0 +1,295 @@
+"""Rows in: records of any source become checked examples, and nothing is lost in silence.
+
+One validator turns records (:mod:`clsgen_dist.data.reading.records`) into examples, cell by cell
+(:mod:`clsgen_dist.data.reading.cells`). Each rejected row is kept with its reason, counted, and written to a quarantine
+file; more of them than ``max_bad_fraction`` end the run. Rows to predict are :class:`TextRow`: nothing of them counts
+but the text.
+
+Price: one pass; about 50,000 short rows a second and core, a third of it for JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.reading.cells import (
+    MISSING_WORDS,
+    ClassNames,
+    Notice,
+    Notices,
+    clean_name,
+    explanations_of,
+    is_missing,
+)
+from clsgen_dist.data.reading.records import Part, find_source, read_part
+from clsgen_dist.data.reading.rejection import (
+    Fault,
+    RejectedRow,
+    Rejection,
+    counted,
+    refuse_if_too_bad,
+    write_quarantine,
+)
+
+_MOST_DIFFICULT = 1e100
+"""Beyond it, sums and differences of difficulties would not be numbers."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What came of a source, in memory."""
+
+    examples: list[Example]
+    rejected: list[RejectedRow]
+    labels: list[str]
+    """The class names: those given, or the sorted ones found."""
+
+    def summary(self) -> str:
+        """One line for people."""
+        noticed: Noticed = {}
+        for example in self.examples:
+            add_notices(noticed, example.notices)
+        return summary(
+            len(self.examples),
+            sum(e.label is None for e in self.examples),
+            sum(not e.explanations for e in self.examples),
+            Counter(row.code for row in self.rejected),
+            noticed,
+        )
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A row to predict."""
+
+    line: int
+    id: str
+    """As it came; ``file:line`` without one."""
+    text: str
+    rejected: RejectedRow | None = None
+    """Why it cannot be predicted; None if it can."""
+
+
+def iter_rows(
+    part: Part, *, columns: Columns, labels: Sequence[str] | None, require_target: bool = True
+) -> Iterator[Example | RejectedRow]:
+    """The rows of a part as they come, checked one by one (ids are not compared with each other).
+
+    ``labels`` is the label space, None takes any; ``require_target`` rejects rows with neither label nor explanation.
+    """
+    known, name = ClassNames(labels), Path(part.source).name
+    for line, record, raw in read_part(part, columns):
+        try:
+            if isinstance(record, Fault):
+                raise record
+            yield _to_example(record, columns, f"{name}:{line}", known, require_target)
+        except Fault as fault:
+            yield RejectedRow.of(fault, part.source, line, raw)
+
+
+def read_texts(source: str, columns: Columns) -> list[TextRow]:
+    """Every row of a source in its order, whatever else it holds; DataError if the source as a whole cannot be used."""
+    part = find_source(source)
+    only = dataclasses.replace(columns, label="", explanation="", explanations="", difficulty=None)
+    rows: list[TextRow] = []
+    for line, record, _ in read_part(part, only):
+        row_id = f"{Path(source).name}:{line}"
+        try:
+            if isinstance(record, Fault):
+                raise record
+            given = record.get(columns.id)
+            row_id = row_id if is_missing(given) else str(given)
+            rows.append(TextRow(line, row_id, _text(record, columns)))
+        except Fault as fault:
+            rows.append(TextRow(line, row_id, "", RejectedRow.of(fault, source, line, "")))
+    return rows
+
+
+def read_examples(
+    source: str,
+    *,
+    columns: Columns,
+    labels: Sequence[str] | None,
+    max_bad_fraction: float,
+    quarantine: Path | None,
+    require_target: bool = True,
+    setting: str = "data.max_bad_fraction",
+) -> Ingested:
+    """Read a source whole into memory and check its rows: for sets to predict or measure on.
+
+    Args:
+        source: ``.jsonl``, ``.csv``, ``.parquet``; a folder of ``save_to_disk`` (``folder:split``); or a hub id
+            (``owner/name:split``, split ``train`` by default).
+        columns: how the source's columns are called.
+        labels: the label space; None takes what is found.
+        max_bad_fraction: more rejected rows than this share raise.
+        quarantine: JSONL file for rejected rows; None keeps them in the result only.
+        require_target: reject rows with neither label nor explanation.
+        setting: what ``max_bad_fraction`` is called where the user sets it.
+
+    Raises:
+        DataError: the source cannot be read, has no usable row, or too many bad ones.
+    """
+    examples: list[Example] = []
+    rejected: list[RejectedRow] = []
+    for row in unique_rows(source, columns=columns, labels=labels, require_target=require_target):
+        if isinstance(row, RejectedRow):
+            rejected.append(row)
+        else:
+            examples.append(row)
+    if quarantine is not None:
+        write_quarantine(quarantine, rejected)
+    refuse_if_too_bad(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine, setting)
+    known = list(labels) if labels is not None else sorted({e.label for e in examples if e.label is not None})
+    return Ingested(examples, rejected, known)
+
+
+def unique_rows(
+    source: str, *, columns: Columns, labels: Sequence[str] | None, require_target: bool = True
+) -> Iterator[Example | RejectedRow]:
+    """The rows of a source as they come, of equal ids the first; arguments as for :func:`read_examples`.
+
+    Raises:
+        DataError: the source is not there, at once; it cannot be read, at the row where that shows.
+    """
+    return _unique(
+        iter_rows(find_source(source), columns=columns, labels=labels, require_target=require_target), source
+    )
+
+
+def _unique(rows: Iterator[Example | RejectedRow], source: str) -> Iterator[Example | RejectedRow]:
+    seen: dict[str, str] = {}
+    for row in rows:
+        if isinstance(row, Example) and row.id in seen:
+            yield duplicate(row, source, seen[row.id])
+            continue
+        if isinstance(row, Example):
+            seen[row.id] = row.source
+        yield row
+
+
+def duplicate(row: Example, source: str, first: str) -> RejectedRow:
+    """The rejection of a row whose id was already seen at ``first`` (``file:line``)."""
+    line = int(row.source.rpartition(":")[2])
+    fault = Fault(Rejection.DUPLICATE_ID, f"{row.id!r} is already at {first}")
+    return RejectedRow.of(fault, source, line, json.dumps(asdict(row)))
+
+
+Noticed = dict[str, tuple[int, str]]
+"""Notices of many rows: by kind, how many, and the first one's cell."""
+
+
+def add_notices(noticed: Noticed, notices: Iterable[tuple[Notice, str]]) -> None:
+    """Count a row's notices."""
+    for notice, cell in notices:
+        count, first = noticed.get(notice, (0, cell))
+        noticed[notice] = (count + 1, first)
+
+
+_NOTICED = {
+    Notice.MISSING_LABEL: "labels like {} taken as missing",
+    Notice.MISSING_EXPLANATION: "explanations like {} taken as missing",
+    Notice.LIST_TEXT: "explanation lists read from their text",
+    Notice.RESPELT_LABEL: "labels like {} read as the class they mean",
+    Notice.HIDDEN_CHARACTERS: "labels cleared of invisible characters",
+    Notice.BRACKETED: "explanations in brackets, like {}, kept as they are",
+    Notice.PLACEHOLDER_TEXT: "texts like {} kept as they are",
+}
+
+
+def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str], noticed: Noticed) -> str:
+    """What came of a source, in one line for people; ``reasons`` counts the rejected rows by code."""
+    parts = [f"{rows} rows"]
+    parts += [f"{unlabelled} without label"] if unlabelled else []
+    parts += [f"{unexplained} without explanation"] if unexplained else []
+    if reasons:
+        parts.append(f"{reasons.total()} rejected ({counted(reasons)})")
+    parts += [f"{count} {_NOTICED[Notice(notice)].format(repr(cell))}" for notice, (count, cell) in noticed.items()]
+    return ", ".join(parts)
+
+
+# --- the validator -------------------------------------------------------------------------------------------------
+
+
+def _to_example(
+    record: dict[str, Any], columns: Columns, source: str, labels: ClassNames, require_target: bool
+) -> Example:
+    notices: Notices = []
+    text = _text(record, columns)
+    if len(text) < 10 and text.strip() in MISSING_WORDS:
+        notices.append((Notice.PLACEHOLDER_TEXT, text))
+    label = labels.read(record.get(columns.label), notices)
+    explanations = explanations_of((record.get(columns.explanation), record.get(columns.explanations)), notices)
+    difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
+    if require_target and label is None and not explanations:
+        hint = next(
+            (f"; list {cell!r} in data.labels, if it is a class" for n, cell in notices if n == Notice.MISSING_LABEL),
+            "",
+        )
+        raise Fault(Rejection.NO_TARGET, f"nothing to learn from this row{hint}")
+    row_id = _id(record.get(columns.id)) or source
+    for part, value in (("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
+        if value is not None:
+            _check_characters(part, value)
+    return Example(
+        id=row_id,
+        text=text,
+        label=label,
+        explanations=explanations,
+        difficulty=difficulty,
+        source=source,
+        notices=tuple(notices),
+    )
+
+
+def _text(record: dict[str, Any], columns: Columns) -> str:
+    if columns.text not in record:
+        near = difflib.get_close_matches(columns.text, list(record), n=1)
+        raise Fault(Rejection.MISSING_TEXT, f"no column {columns.text!r}" + (f", but {near[0]!r}" if near else ""))
+    text = record[columns.text]
+    if is_missing(text):
+        raise Fault(Rejection.EMPTY_TEXT)
+    if not isinstance(text, str):
+        raise Fault(Rejection.WRONG_TEXT_TYPE, type(text).__name__)
+    _check_characters("text", text)
+    return text
+
+
+def _id(value: Any) -> str:
+    """An id that looks the same is the same; empty without one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    name = "" if is_missing(value) else clean_name(str(value))
+    return "" if name in MISSING_WORDS else name
+
+
+def _difficulty(value: Any) -> float | None:
+    if is_missing(value) or (isinstance(value, str) and value.strip() in MISSING_WORDS):
+        return None
+    try:
+        number = float(value) if not isinstance(value, bool) else math.inf
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if abs(number) > _MOST_DIFFICULT:
+        raise Fault(Rejection.WRONG_DIFFICULTY_TYPE, f"{str(value)[:40]!r}")
+    return None if math.isnan(number) else number
+
+
+def _check_characters(part: str, value: str) -> None:
+    if value.isascii() and "\0" not in value:
+        return
+    if "\0" in value:
+        raise Fault(Rejection.NUL_CHARACTER, f"in the {part}, at {value.index(chr(0))}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Fault(Rejection.LONE_SURROGATE, f"{value[error.start]!r} in the {part}, at {error.start}") from None

@@ -1,0 +1,93 @@
+"""A table of rows seen through a prompt: samples by row number, and their lengths before anything is read."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from clsgen_dist.data.encode import Encoder, Ids
+from clsgen_dist.data.pack import Sample
+from clsgen_dist.data.tables.table import RowTable
+
+# N rows, p positions
+
+_SPREAD = 2654435761
+"""Knuth's multiplier: at which of its explanations a row begins."""
+
+
+class RowSet:
+    """A table seen through a prompt: samples by row number, lengths before anything is read.
+
+    Several explanations of a row are taken in turn over its showings, from a place drawn from the row's number.
+    """
+
+    def __init__(self, table: RowTable, encoder: Encoder) -> None:
+        self.table, self.encoder = table, encoder
+        self.label_N = np.asarray(table.label_N)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def name(self) -> str:
+        """Where the rows come from."""
+        return self.table.card.source
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these rows in this prompt from any other."""
+        prompt = self.encoder.lay_out(np.zeros(0, dtype=np.int32)).tobytes()
+        made_of = f"{self.table.card.sha256}/{self.encoder.max_prompt_length}/".encode() + prompt
+        return hashlib.sha256(made_of).hexdigest()
+
+    def id(self, row: int) -> str:
+        """The row's id."""
+        return self.table.id(row)
+
+    def sample(self, row: int, showing: int = 0, max_prompt_length: int | None = None) -> Sample:
+        """The row with the explanation of its showing number ``showing``."""
+        which = int(self._which(np.array([row]), np.array([showing]))[0])
+        return Sample(
+            self.encoder.lay_out(self.table.text_ids(row), max_prompt_length),
+            self.table.explanation_ids(row, which) if which >= 0 else np.zeros(0, dtype=np.int32),
+            int(self.label_N[row]),
+        )
+
+    def lengths(self, row_p: np.ndarray, showing_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
+        """``[p]`` tokens of the samples of these rows and showings."""
+        table = self.table
+        which_p = self._which(row_p, showing_p)
+        explanation_p = np.zeros(len(row_p), dtype=np.int64)
+        has_p = which_p >= 0
+        explanation_p[has_p] = table.explanation_length_E[table.explanation_start_N1[row_p[has_p]] + which_p[has_p]]
+        return self.encoder.prompt_lengths(table.text_length_N[row_p], max_prompt_length) + explanation_p
+
+    def longest(self, max_prompt_length: int | None = None) -> int:
+        """Tokens of the longest sample, whatever explanation is shown."""
+        table = self.table
+        explanation_N = np.zeros(len(table), dtype=np.int64)
+        has_N = np.diff(table.explanation_start_N1) > 0
+        if has_N.any():
+            starts = np.asarray(table.explanation_start_N1[:-1])[has_N]
+            explanation_N[has_N] = np.maximum.reduceat(table.explanation_length_E, starts)
+        return int(
+            (self.encoder.prompt_lengths(np.asarray(table.text_length_N), max_prompt_length) + explanation_N).max()
+        )
+
+    def shortened(self, max_prompt_length: int | None = None) -> int:
+        """Rows whose text loses its middle."""
+        room = (max_prompt_length or self.encoder.max_prompt_length) - self.encoder.frame
+        return int((self.table.text_length_N > room).sum())
+
+    def first_showing(self, row_p: np.ndarray) -> np.ndarray:
+        """``[p]`` the showing at which each row has the first of its explanations."""
+        starts = self.table.explanation_start_N1
+        count_p = np.maximum(starts[row_p + 1] - starts[row_p], 1)
+        return -(row_p * _SPREAD) % count_p
+
+    def _which(self, row_p: np.ndarray, showing_p: np.ndarray) -> np.ndarray:
+        """``[p]`` number of the explanation shown, or -1 where there is none."""
+        starts = self.table.explanation_start_N1
+        count_p = starts[row_p + 1] - starts[row_p]
+        return np.where(count_p > 0, (showing_p + row_p * _SPREAD) % np.maximum(count_p, 1), -1)

@@ -1,1 +1,0 @@
-"""The verbs of ``clsgen data``: rows and curricula looked at before anything is trained."""

@@ -1,1 +1,0 @@
-"""How well a model ranks, decides, is calibrated, and explains."""

@@ -1,0 +1,207 @@
+"""An exported model on held-out rows: how well it ranks, decides and is calibrated, and what its explanations say.
+
+Every figure of the classification head comes with a 95 % bootstrap interval over the rows, and beside baselines on the
+very same rows: the majority class, and, given training rows, logistic regression on TF-IDF of their texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from clsgen_dist.evaluation.bootstrap import Interval, bootstrap_interval
+from clsgen_dist.evaluation.calibration import brier, ece, nll
+from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
+
+# N rows, C classes
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row of the report: a model or baseline by its probabilities."""
+
+    name: str
+    auroc: float
+    auroc_interval: Interval
+    f1: float
+    f1_interval: Interval
+    ece: float
+    ece_interval: Interval
+    nll: float
+    nll_interval: Interval
+
+
+@dataclass(frozen=True)
+class Change:
+    """What recalibration did to one measure of calibration, on the same rows; below zero is better."""
+
+    measure: str
+    difference: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of the model and its baselines, and what was counted of the explanations."""
+
+    rows: int
+    scores: list[Scores] = field(default_factory=list)
+    explanations: dict[str, float] = field(default_factory=dict)
+    """Shares in [0, 1] by name."""
+    recalibration: list[Change] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the rows could not tell, and why."""
+
+    def to_json(self) -> str:
+        """The report for programs; a figure that does not exist is null."""
+        return json.dumps(_without_nan(asdict(self)), indent=2) + "\n"
+
+    def table(self) -> str:
+        """The report as a Markdown table."""
+        columns = [f"held-out, {self.rows} rows", "AUROC", "F1", "ECE", "NLL"]
+        rows = [
+            [
+                s.name,
+                _cell(s.auroc, s.auroc_interval),
+                _cell(s.f1, s.f1_interval),
+                _cell(s.ece, s.ece_interval),
+                _cell(s.nll, s.nll_interval),
+            ]
+            for s in self.scores
+        ]
+        widths = [max(len(row[c]) for row in [columns, *rows]) for c in range(len(columns))]
+        lines = [_line(columns, widths), "|" + "|".join("-" * (w + 2) for w in widths) + "|"]
+        return "\n".join(lines + [_line(row, widths) for row in rows])
+
+    def text(self) -> str:
+        """Table and counts, for people."""
+        shares = [f"{name}: {share:.1%}" for name, share in self.explanations.items()]
+        changes = [f"{c.measure} {_cell(c.difference, c.interval, sign='+')}" for c in self.recalibration]
+        told = [f"recalibrated - raw: {', '.join(changes)}"] if changes else []
+        return "\n".join([self.table(), *told, *shares, *(f"note: {note}" for note in self.notes)])
+
+
+def score(
+    name: str, probabilities_NC: np.ndarray, labels_N: np.ndarray, *, positive: int, threshold: float | None
+) -> Scores:
+    """AUROC, F1 (binary: of the positive class at ``threshold``; else macro), ECE and NLL, each with its interval."""
+
+    def f1(index: np.ndarray) -> float:
+        if probabilities_NC.shape[1] == 2:
+            return f1_at(
+                probabilities_NC[index, positive], labels_N[index] == positive, 0.5 if threshold is None else threshold
+            )
+        return macro_f1(predicted_class(probabilities_NC[index], positive, None), labels_N[index])
+
+    statistics: dict[str, Callable[[np.ndarray], float]] = {
+        "auroc": lambda index: auroc(probabilities_NC[index], labels_N[index], positive),
+        "f1": f1,
+        "ece": lambda index: ece(probabilities_NC[index], labels_N[index], positive=positive),
+        "nll": lambda index: nll(probabilities_NC[index], labels_N[index]),
+    }
+    everything = np.arange(len(labels_N))
+    values = {key: statistic(everything) for key, statistic in statistics.items()}
+    intervals = {
+        f"{key}_interval": bootstrap_interval(statistic, len(labels_N)) for key, statistic in statistics.items()
+    }
+    return Scores(name, **values, **intervals)  # type: ignore[arg-type]
+
+
+def recalibration_changes(
+    raw_NC: np.ndarray, recalibrated_NC: np.ndarray, labels_N: np.ndarray, *, positive: int
+) -> list[Change]:
+    """Recalibrated minus raw, by ECE, NLL and Brier score, each with the interval of the paired difference."""
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "ECE": lambda probabilities_NC, labels_N: ece(probabilities_NC, labels_N, positive=positive),
+        "NLL": nll,
+        "Brier": brier,
+    }
+    everything = np.arange(len(labels_N))
+    changes = []
+    for name, measure in measures.items():
+
+        def difference(index: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float] = measure) -> float:
+            return measure(recalibrated_NC[index], labels_N[index]) - measure(raw_NC[index], labels_N[index])
+
+        changes.append(Change(name, difference(everything), bootstrap_interval(difference, len(labels_N))))
+    return changes
+
+
+def majority_baseline(train_labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
+    """The training rows' class shares for every row: ``[rows, C]``."""
+    shares_C = np.bincount(train_labels, minlength=classes) / len(train_labels)
+    return np.tile(shares_C, (rows, 1))
+
+
+def linear_baseline(train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Logistic regression on standardised features, its penalty cross-validated: probabilities ``[rows, C]``."""
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = LogisticRegressionCV(
+        Cs=np.logspace(-4, 1, 6),
+        cv=5,
+        max_iter=2000,
+        scoring="neg_log_loss",
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+    )
+    model = make_pipeline(StandardScaler(), classifier)
+    return np.asarray(model.fit(train_features, train_labels).predict_proba(features))
+
+
+def text_baseline(
+    train_texts: Sequence[str], train_labels: np.ndarray, texts: Sequence[str], classes: int
+) -> np.ndarray | None:
+    """Logistic regression on TF-IDF of word pairs: probabilities ``[rows, C]``, 0 for a class without training rows.
+
+    None where nothing can be fitted: one class only, or texts without words.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 3), sublinear_tf=True), LogisticRegression(max_iter=2000, C=10)
+    )
+    if len(np.unique(train_labels)) < 2 or not any(re.search(r"\w\w", text) for text in train_texts):
+        return None
+    fitted = model.fit(train_texts, train_labels)
+    probabilities_NC = np.zeros((len(texts), classes))
+    probabilities_NC[:, fitted.classes_] = fitted.predict_proba(texts)
+    return probabilities_NC
+
+
+def names_decided_class(explanations: Sequence[str], decided: Sequence[str], labels: Sequence[str]) -> float:
+    """Share of explanations in which the decided class is the first class named."""
+    named = 0
+    for explanation, label in zip(explanations, decided, strict=True):
+        places = {name: explanation.lower().find(name.lower()) for name in labels}
+        found = [(place, -len(name), name) for name, place in places.items() if place >= 0]
+        named += bool(found) and min(found)[2] == label
+    return named / max(1, len(explanations))
+
+
+def _cell(value: float, interval: Interval, sign: str = "") -> str:
+    if np.isnan(value):
+        return "n/a"
+    return f"{value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"

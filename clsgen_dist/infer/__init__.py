@@ -1,1 +1,0 @@
-"""From an exported model to probabilities and explanations."""

@@ -1,0 +1,220 @@
+"""Probability and explanation from one prefill.
+
+The prompt goes through the backbone once: its last final-norm state gives the class logits, its first explanation
+token comes from the same state through the LM head, and the rest is decoded greedily on the key-value cache of that
+very pass. Rows of like length are batched, padded on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clsgen_dist.calibration.affine import AffineCalibration
+from clsgen_dist.data.encode import Encoder, Ids
+from clsgen_dist.data.prompt import kept_prompt
+from clsgen_dist.errors import ModelError, SettingsError
+from clsgen_dist.evaluation.classification import predicted_class
+from clsgen_dist.hf_export.artifact import ModelCard, read_head
+from clsgen_dist.model.attention import accepted
+from clsgen_dist.model.context import context_length
+from clsgen_dist.model.self_test import ROUNDING, relative_difference
+
+# S sequences of a batch, T padded length, D hidden, V vocabulary, C classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says of one text."""
+
+    label: str
+    """The decided class: binary by the fitted threshold, else the most probable."""
+    probabilities: dict[str, float]
+    """Calibrated probability of each class (uncalibrated if the model was never calibrated)."""
+    explanation: str | None
+    """The decoded reason; None if none was asked for."""
+    truncated: bool
+    """Whether the text was shortened in its middle to fit."""
+    logits: tuple[float, ...]
+    """Raw class logits, before calibration."""
+
+
+class Predictor:
+    """An exported model, ready to predict.
+
+    Args:
+        folder: what ``clsgen export`` wrote.
+        device: where to run; None takes CUDA if there, else the CPU.
+
+    Raises:
+        ModelError: the folder is no export, or its head does not match its fingerprint.
+    """
+
+    def __init__(self, folder: Path, device: str | None = None) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+        from clsgen_dist.model.backbone import choose_attention, open_backbone
+
+        self.card = ModelCard.read(folder)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        weight_CD, bias_C = read_head(folder, self.card)
+        self._head = (weight_CD.to(self.device), bias_C.to(self.device))
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        prompt = kept_prompt(self.card.prompt, self.tokenizer, system=self.card.system, question=self.card.question)
+        self.encoder = Encoder(self.tokenizer, max_prompt_length=self.card.max_prompt_length, rendered=prompt)
+        end = self.encoder.end_token
+        family = open_backbone(str(folder), weights=False).meta
+        lm: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            attn_implementation=choose_attention("auto", on_gpu=self.device.type != "cpu", lm=family),
+            # Not the base's, whose penalties, beams and forced tokens would make something else of greedy decoding.
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end),
+        )
+        self.lm = lm.to(self.device).eval()
+        if self._head[0].shape != (len(self.card.labels), self.lm.get_output_embeddings().weight.shape[1]):
+            raise ModelError(f"{folder}: the head's shape {tuple(weight_CD.shape)} does not fit labels and backbone")
+        self._may_pad = self._padding_is_harmless()
+        self.positive = self.card.labels.index(self.card.positive_label)
+        self.calibration = (
+            AffineCalibration.from_json(self.card.calibration)
+            if self.card.calibration
+            else AffineCalibration.identity(len(self.card.labels))
+        )
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        explain: bool = True,
+        max_new_tokens: int | None = None,
+    ) -> list[Prediction]:
+        """Predictions in the order of the texts. ``max_new_tokens`` defaults to the longest trained explanation."""
+        found = dict(self.stream(texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens))
+        return [found[i] for i in range(len(texts))]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        explain: bool = True,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[tuple[int, Prediction]]:
+        """(index of the text, its prediction) as batches finish; the longest prompts first, so memory peaks early."""
+        prompts = [self.encoder.prompt(text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: -len(prompts[i][0]))
+        longest = self.card.max_explanation_length if max_new_tokens is None else max_new_tokens
+        if explain and max_new_tokens is not None and order:
+            self._require_room(len(prompts[order[0]][0]), max_new_tokens)
+        for indices in self._batches(order, [len(prompt) for prompt, _ in prompts], batch_size):
+            logits_SC, explanations = self._batch([prompts[i][0] for i in indices], longest if explain else 0)
+            for row, index in enumerate(indices):
+                yield index, self._prediction(logits_SC[row], explanations[row], prompts[index][1])
+
+    @torch.inference_mode()
+    def _padding_is_harmless(self) -> bool:
+        """Whether a row padded on the left has the states it has alone: not every layer with a memory sees to that."""
+        prompts = [self.encoder.prompt(text)[0] for text in ("a", "a longer text " * 6)]
+        together = prefill(self.lm, *left_padded(prompts, self.encoder.end_token, self.device), use_cache=False)
+        alone = prefill(self.lm, *left_padded(prompts[:1], self.encoder.end_token, self.device), use_cache=False)
+        padded_D, alone_D = together.last_hidden_state[:1, -1], alone.last_hidden_state[:1, -1]
+        return relative_difference(padded_D, alone_D) <= ROUNDING.get(alone_D.dtype, 1e-1)
+
+    def _batches(self, order: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+        """Rows to run together: of one length, where padding would change what the model sees."""
+        groups = [order] if self._may_pad else [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])]
+        for rows in groups:
+            yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+
+    def _require_room(self, prompt: int, new_tokens: int) -> None:
+        """SettingsError if so many new tokens cannot follow a prompt of this length."""
+        context = context_length(self.lm.config)
+        if new_tokens < 1:
+            raise SettingsError(f"--max_new_tokens is {new_tokens}, expected 1 or more (--explain false asks for none)")
+        if context is not None and prompt + new_tokens > context:
+            raise SettingsError(
+                f"--max_new_tokens is {new_tokens}, which after a prompt of {prompt} tokens goes beyond the model's "
+                f"context of {context}; lower it to {context - prompt}"
+            )
+
+    def _batch(self, prompts: Sequence[Ids], new_tokens: int) -> tuple[np.ndarray, list[str | None]]:
+        ids_ST, mask_ST = left_padded(prompts, self.encoder.end_token, self.device)
+        outputs = prefill(self.lm, ids_ST, mask_ST, use_cache=new_tokens > 0)
+        last_SD = outputs.last_hidden_state[:, -1]
+        logits_SC = F.linear(last_SD.float(), *self._head).cpu().numpy()
+        if new_tokens == 0:
+            return logits_SC, [None] * len(prompts)
+        first_S1 = self.lm.get_output_embeddings()(last_SD).argmax(dim=-1, keepdim=True)
+        # A family that keeps its memory elsewhere (Mamba) reads the prompt once more.
+        cache = getattr(outputs, "past_key_values", None)
+        generated_ST = self._continue(ids_ST, mask_ST, first_S1, cache, new_tokens)
+        return logits_SC, [self._text(row) for row in generated_ST.tolist()]
+
+    def _continue(self, ids_ST: Tensor, mask_ST: Tensor, first_S1: Tensor, cache: Any, new_tokens: int) -> Tensor:
+        """The explanation's tokens ``[S, <= new_tokens]``, decoded greedily on the prefill's cache."""
+        end = self.encoder.end_token
+        if new_tokens == 1 or bool((first_S1 == end).all()):
+            return first_S1
+        generated = self.lm.generate(
+            input_ids=torch.cat([ids_ST, first_S1], dim=1),
+            attention_mask=torch.cat([mask_ST, torch.ones_like(first_S1)], dim=1),
+            past_key_values=cache,
+            max_new_tokens=new_tokens - 1,
+        )
+        return generated[:, ids_ST.shape[1] :]
+
+    def _text(self, tokens: list[int]) -> str:
+        end = self.encoder.end_token
+        kept = tokens[: tokens.index(end)] if end in tokens else tokens
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
+
+    def _prediction(self, logits_C: np.ndarray, explanation: str | None, truncated: bool) -> Prediction:
+        from scipy.special import softmax
+
+        probabilities_1C = softmax(self.calibration.apply(logits_C[None].astype(np.float64)), axis=1)
+        decided = int(predicted_class(probabilities_1C, self.positive, self.card.threshold)[0])
+        return Prediction(
+            label=self.card.labels[decided],
+            probabilities=dict(zip(self.card.labels, probabilities_1C[0].tolist(), strict=True)),
+            explanation=explanation,
+            truncated=truncated,
+            logits=tuple(logits_C.tolist()),
+        )
+
+
+def left_padded(prompts: Sequence[Ids], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask ``[S, T]``, so that every prompt ends in the last column."""
+    length = max(map(len, prompts))
+    ids_ST = torch.full((len(prompts), length), pad_token)
+    mask_ST = torch.zeros_like(ids_ST)
+    for row, prompt in enumerate(prompts):
+        ids_ST[row, length - len(prompt) :] = torch.from_numpy(prompt)
+        mask_ST[row, length - len(prompt) :] = 1
+    return ids_ST.to(device), mask_ST.to(device)
+
+
+def prefill(lm: Any, ids_ST: Tensor, mask_ST: Tensor, *, use_cache: bool) -> Any:
+    """The backbone's outputs for left-padded prompts; ``last_hidden_state[:, -1]`` are the classification states."""
+    position_ST = (mask_ST.cumsum(dim=1) - 1).clamp(min=0)
+    inputs = {"input_ids": ids_ST, "attention_mask": mask_ST, "position_ids": position_ST, "use_cache": use_cache}
+    return lm.base_model(**accepted(lm.base_model, inputs))
+
+
+@torch.inference_mode()
+def classification_states(lm: Any, prompts: Sequence[Ids], pad_token: int, batch_size: int = 32) -> np.ndarray:
+    """``[N, D]`` final-norm states at the classification tokens: what a linear probe of the backbone sees."""
+    states = []
+    for start in range(0, len(prompts), batch_size):
+        ids_ST, mask_ST = left_padded(prompts[start : start + batch_size], pad_token, lm.device)
+        states.append(prefill(lm, ids_ST, mask_ST, use_cache=False).last_hidden_state[:, -1].float().cpu())
+    return torch.cat(states).numpy()

@@ -1,1 +1,0 @@
-"""From the two heads' losses to the one number that is differentiated."""

@@ -1,0 +1,173 @@
+"""``clsgen preflight``: every rank looks at its node, rank 0 judges. Run by each job before it trains.
+
+The ranks talk through rank 0's key-value store, not through a process group, so that one that does not come, or dies on
+the way, keeps nobody waiting and is told by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import torch.distributed as torch_dist
+
+from clsgen_dist.engine.world import launched_ranks, node_name, open_store, ranks_here, tasks_by_node
+from clsgen_dist.errors import BadNodeError, SettingsError
+from clsgen_dist.preflight import links, node, verdict
+
+_TOKEN_FILE = "preflight.token"
+"""In it rank 0 writes what the other nodes must read."""
+
+
+def preflight(output_dir: str, timeout_s: int = 300) -> None:
+    """Look at every node for some seconds before a job trains on it: chips and their errors, disks, speed, links.
+
+    Writes a line per node to OUTPUT_DIR/preflight.jsonl, and bad nodes with their reasons to OUTPUT_DIR/bad_nodes.
+
+    Args:
+        output_dir: The run's folder; must be writable from every node.
+        timeout_s: Seconds after which a rank that has not answered makes its node a bad one.
+    """
+    output = Path(output_dir)
+    ranks, rank, local_rank = launched_ranks(), int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    local_ranks = ranks_here()
+    by_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(local_ranks))
+    if ranks % local_ranks or len(set(tasks_by_node(by_node))) > 1:
+        raise SettingsError(
+            f"{ranks} ranks, {by_node} on a node: expected as many on each node; give --nodes and "
+            "--ntasks-per-node, or leave the preflight out (PREFLIGHT=0)"
+        )
+    node_id = int(os.environ.get("SLURM_NODEID", rank // local_ranks))
+    if node_id != rank // local_ranks:
+        raise SettingsError(
+            f"rank {rank} is on node number {node_id}, expected {rank // local_ranks}: ranks of a node must follow "
+            "each other; use srun --distribution=block"
+        )
+    start = time.monotonic()
+    # Before others look for it: one folder for all, whose faults are no node's.
+    if rank == 0 and (fault := node.disk_fault(output, room=True)):
+        raise SettingsError(f"{fault}; make room, or choose another output_dir")
+    store = open_store(rank, timeout_s)
+    if rank == 0:
+        token = uuid.uuid4().hex
+        (output / _TOKEN_FILE).write_text(token)
+        store.set("token", token)
+    token = store.get("token").decode()
+    report = node.check(rank, node_name(), local_rank, local_ranks, output)
+    report.shares = local_rank != 0 or node.holds(output / _TOKEN_FILE, token, within_s=min(60, timeout_s / 4))
+    store.set(f"report-{rank}", json.dumps(asdict(report)))
+    names: list[str] | None
+    if rank == 0:
+        reports = _reports(store, ranks, timeout_s)
+        names = _names(reports, local_ranks)
+        (output / _TOKEN_FILE).unlink(missing_ok=True)
+        blind = {r.node for r in reports if r and not r.shares}
+        if blind and {r.node for r in reports if r} == {report.node, *blind}:  # no node's fault
+            store.set("names", "null")
+            store.set("judged", "")
+            time.sleep(0.5)
+            raise SettingsError(
+                f"{output} is another folder on {', '.join(sorted(blind))} than on {report.node}: set OUTPUT "
+                "(output_dir) to a folder that all nodes share"
+            )
+        bad = verdict.judge_alone(reports, names)
+        names = None if any(r is None for r in reports) else names
+        store.set("names", json.dumps(names))
+    else:
+        store.wait(["names"], timedelta(seconds=2 * timeout_s))
+        names = json.loads(store.get("names"))
+    if names is not None:  # all are there: their links can be measured
+        device = node.chip(local_rank)
+        mine = links.measure(store, names, rank // local_ranks, local_rank, local_ranks, device, timeout_s / 4)
+        for number, link in enumerate(mine):
+            store.set(f"link-{rank}-{number}", json.dumps(asdict(link)))
+        store.set(f"measured-{rank}", "")
+    if rank != 0:
+        store.wait(["judged"], timedelta(seconds=10 * timeout_s))
+        return
+    measured: list[links.Link] = []
+    if names is not None:
+        measured, gone = _links(store, ranks, quiet_s=timeout_s / 4 * 2.5)
+        for number in gone:
+            bad.setdefault(names[number // local_ranks], []).append(f"rank {number} ended while links were measured")
+        if not gone:  # else others waited for it, and for those that had waited: the next start measures again
+            for name, reasons in verdict.judge_links(measured, report.device).items():
+                bad.setdefault(name, []).extend(reasons)
+    _write(output, reports, measured, bad)
+    store.set("judged", "")
+    print(f"preflight: {ranks} ranks in {time.monotonic() - start:.1f} s, {len(bad) or 'no'} bad nodes", flush=True)
+    time.sleep(0.5)  # the store ends with this process: the others still read from it
+    if bad:
+        raise BadNodeError("; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in sorted(bad.items())))
+
+
+def _reports(store: torch_dist.Store, ranks: int, timeout_s: float) -> list[node.Report | None]:
+    """Every rank's report; None for those that have not come within the time."""
+    deadline = time.monotonic() + timeout_s
+    missing = set(range(ranks))
+    while missing and time.monotonic() < deadline:
+        missing -= {rank for rank in missing if store.check([f"report-{rank}"])}
+        time.sleep(0.05 if missing else 0)
+    return [None if r in missing else node.Report(**json.loads(store.get(f"report-{r}"))) for r in range(ranks)]
+
+
+def _links(store: torch_dist.Store, ranks: int, quiet_s: float) -> tuple[list[links.Link], list[int]]:
+    """All links measured, and the ranks that did not come to the end: silent for so long as no link takes."""
+    found: list[links.Link] = []
+    count = dict.fromkeys(range(ranks), 0)
+    deadline = time.monotonic() + quiet_s
+    while count and time.monotonic() < deadline:
+        for rank in list(count):
+            ended = store.check([f"measured-{rank}"])  # asked first: the last link is there then
+            while store.check([key := f"link-{rank}-{count[rank]}"]):
+                found.append(links.Link(**json.loads(store.get(key))))
+                count[rank] += 1
+                deadline = time.monotonic() + quiet_s
+            if ended:
+                del count[rank]
+        time.sleep(0.05 if count else 0)
+    return found, sorted(count)
+
+
+def _names(reports: list[node.Report | None], local_ranks: int) -> list[str]:
+    """Names of the nodes in rank order: as the ranks said, else as the job's list has them."""
+    listed = os.environ.get("CLSGEN_NODES", "").split()
+    names = []
+    for number in range(len(reports) // local_ranks):
+        here = [r.node for r in reports[number * local_ranks : (number + 1) * local_ranks] if r is not None]
+        names.append(here[0] if here else listed[number] if number < len(listed) else f"node number {number}")
+    return names
+
+
+def _write(
+    output: Path, reports: list[node.Report | None], measured: list[links.Link], bad: dict[str, list[str]]
+) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    came = [report for report in reports if report is not None]
+    with (output / "preflight.jsonl").open("a", encoding="utf-8") as file:
+        for name in dict.fromkeys([*(r.node for r in came), *bad]):
+            here = [report for report in came if report.node == name]
+            line = {
+                "time": now,
+                "job": os.environ.get("SLURM_JOB_ID"),
+                "node": name,
+                "chips": [chip for report in here for chip in report.chips],
+                "software": here[0].software if here else {},
+                "devices": sorted({report.device for report in here}),
+                "matmul_ms": [report.matmul_ms for report in here],
+                "gb_per_s": {
+                    other: min(x.gb_per_s or 0.0 for x in measured if (x.node, x.other) == (name, other))
+                    for other in sorted({x.other for x in measured if x.node == name})
+                },
+                "notes": sorted({note for report in here for note in report.notes}),
+                "faults": bad.get(name, []),
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    if bad:
+        with (output / "bad_nodes").open("a", encoding="utf-8") as file:
+            file.writelines(f"{name} {now} {', '.join(reasons)}\n" for name, reasons in sorted(bad.items()))

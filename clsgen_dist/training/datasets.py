@@ -1,0 +1,142 @@
+"""From the data settings to training and dev rows, as the stream and the evaluation ask for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clsgen_dist.config import DataSettings, Settings
+from clsgen_dist.data.checks.finding import MOST_LISTED, listed
+from clsgen_dist.data.demos.source import row_source
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.reading.rejection import refuse_if_too_bad
+from clsgen_dist.data.tables.build import Recipe, open_table
+from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.shards import ShardedRows
+from clsgen_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run trains and evaluates on."""
+
+    train: RowSet | ShardedRows
+    dev: RowSet | None
+    labels: list[str]
+    """Class names in the order of the head's logits."""
+    notes: list[str]
+    """For people: of each file the rows kept, rejected and shortened; the classes of the training rows."""
+
+
+def read_rows(
+    data: DataSettings,
+    encoder: Encoder,
+    quarantine: Path | None,
+    say: Callable[[str], None] = lambda text: None,
+    seed: int = 0,
+    run: str = "",
+) -> Rows:
+    """Open the training and dev rows, building their tables if need be; bad rows go to the folder ``quarantine``.
+
+    ``seed`` is that of the order and ``run`` the run's output folder, which streamed shards must know.
+
+    Raises:
+        DataError: too many bad rows, fewer than two classes, or nothing at all to learn.
+    """
+    train: RowSet | ShardedRows
+    if data.stream_window is not None:
+        labels = list(data.labels or [])
+        train = ShardedRows(
+            data.train,
+            _recipe(data, labels, encoder),
+            encoder,
+            window=data.stream_window,
+            seed=seed,
+            max_bad_fraction=data.max_bad_fraction,
+            run=run,
+            quarantine=quarantine and quarantine / "quarantine-train",
+            keeps_house=os.environ.get("LOCAL_RANK", "0") == "0",
+            say=say,
+        )
+        notes = [f"train: {len(train)} rows in {len(train.names)} shards, {data.stream_window} at a time"]
+    else:
+        train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl", say)
+        labels = train.table.card.labels
+        notes = [f"train: {_note(train)}", _classes(train)]
+    if len(labels) < 2:
+        raise DataError(
+            f"{data.train}: found the classes {labels}, expected two or more; check data.columns.label "
+            f"({data.columns.label!r}), or name the classes in data.labels. {notes[0]}"
+        )
+    dev = None
+    if data.dev is not None:
+        dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl", say)
+        notes.append(f"dev: {_note(dev)}")
+    return Rows(train, dev, labels, notes)
+
+
+def require_something_to_learn(rows: Rows, settings: Settings) -> None:
+    """DataError if no row carries a loss that counts and reaches what is trained."""
+    if isinstance(rows.train, ShardedRows):  # not known before they are here
+        return
+    card, loss = rows.train.table.card, settings.loss
+    explained = card.unexplained < card.rows and loss.generation_weight > 0 and settings.model.finetune != "head"
+    labelled = card.unlabelled < card.rows and loss.classification_weight > 0
+    if not explained and not labelled:
+        raise DataError(
+            f"{card.source}: {card.rows - card.unlabelled} of {card.rows} rows have a label and "
+            f"{card.rows - card.unexplained} an explanation, but loss.classification_weight is "
+            f"{loss.classification_weight}, loss.generation_weight {loss.generation_weight} and model.finetune "
+            f"{settings.model.finetune!r}: nothing would be learnt; name the columns, or change one of these"
+        )
+
+
+def _open(
+    data: DataSettings,
+    source: str,
+    labels: list[str] | None,
+    encoder: Encoder,
+    quarantine: Path | None,
+    say: Callable[[str], None],
+) -> RowSet:
+    table = open_table(row_source(source), _recipe(data, labels, encoder), say)
+    if quarantine is not None:
+        if table.quarantine.exists():
+            quarantine.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(table.quarantine, quarantine)
+        else:  # an earlier run's must not be taken for this one's
+            quarantine.unlink(missing_ok=True)
+    refuse_if_too_bad(
+        source, len(table), sum(table.card.rejected.values()), table.rejected(), data.max_bad_fraction, quarantine
+    )
+    return RowSet(table, encoder)
+
+
+def _recipe(data: DataSettings, labels: list[str] | None, encoder: Encoder) -> Recipe:
+    return Recipe(
+        columns=data.columns,
+        labels=tuple(labels) if labels is not None else None,
+        max_explanation_length=data.max_explanation_length,
+        tokens_of=encoder.tokens_of,
+        end_token=encoder.end_token,
+        tokenizer=encoder.tokenizer_key,
+    )
+
+
+def _classes(rows: RowSet) -> str:
+    """The classes with their rows, in the order of the logits; of many, the largest."""
+    names = rows.table.card.labels
+    counts = np.bincount(rows.label_N[rows.label_N >= 0], minlength=len(names)).tolist()
+    found = list(zip(names, counts, strict=True))
+    if len(found) > MOST_LISTED:
+        found.sort(key=lambda item: -item[1])
+    return f"{len(names)} classes: {listed(dict(found))}"
+
+
+def _note(rows: RowSet) -> str:
+    return f"{rows.table.card.summary()}; {rows.shortened()} shortened in the middle of the text"

@@ -1,0 +1,116 @@
+"""Periodic evaluation on the dev rows, through the same engine forward as training.
+
+Price: one forward pass over the dev rows, shared by the ranks, and one gather of ``rows x (C + 2)`` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from clsgen_dist.data.loader import evaluation_batches
+from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.engine.world import World
+from clsgen_dist.objectives.normalization import mean
+from clsgen_dist.objectives.weights import LossWeights
+
+# N dev rows, C classes
+
+
+def evaluate(
+    engine: Any,
+    rows: RowSet,
+    world: World,
+    *,
+    budget: int,
+    padded: bool = False,
+    beat: Callable[[], None] = lambda: None,
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean losses (generation, classification).
+
+    ``budget`` is the tokens of a batch, padding included where rows are ``padded``; ``beat`` is called after each.
+    Collective; every rank gets the same answer.
+    """
+    engine.eval()
+    found: list[tuple[int, np.ndarray]] = []
+    generation = supervised = classification = labelled = 0.0
+    with torch.no_grad():
+        for indices, batch in evaluation_batches(
+            rows, rank=world.rank, world_size=world.size, budget=budget, padded=padded
+        ):
+            output = engine(**batch.inputs(world.device))
+            found += zip(indices.tolist(), output.class_logits.cpu().numpy(), strict=False)  # a stand-in has no index
+            generation += output.generation_loss.sum().item()
+            supervised += batch.supervised
+            classification += output.class_loss.sum().item()
+            labelled += batch.labelled
+            beat()
+    engine.train()
+    everything = [item for part in world.gather(found) for item in part]
+    logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])
+    generation, supervised, classification, labelled = world.sum(generation, supervised, classification, labelled)
+    return logits_NC, rows.label_N, _mean(generation, supervised), _mean(classification, labelled)
+
+
+def _mean(total: float, count: float) -> float:
+    """A global mean; NaN where nothing was counted, infinite where the sum is no number."""
+    return mean(total if np.isfinite(total) else np.inf, count)
+
+
+def metric_fault(rows: RowSet, metric: str) -> str | None:
+    """Why the dev rows cannot say which checkpoint is the best; None if they can."""
+    classes = len(np.unique(rows.label_N[rows.label_N >= 0]))
+    needed = {"auroc": 2, "loss": 0}.get(metric, 1)
+    if classes >= needed:
+        return None
+    return (
+        f"train.best_metric is {metric}, but the labelled dev rows {rows.name} are of {classes} classes, expected "
+        f"{needed} or more; add rows, or set train.best_metric to loss"
+    )
+
+
+def dev_metrics(
+    logits_NC: np.ndarray, labels_N: np.ndarray, positive: int, losses: tuple[float, float], weights: LossWeights
+) -> dict[str, float]:
+    """AUROC, F1 at even odds, ECE and NLL of the labelled rows, and the losses.
+
+    A loss that is NaN was not there to be measured; one that is infinite was no number.
+    """
+    from scipy.special import softmax
+
+    from clsgen_dist.evaluation.calibration import ece
+    from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1
+
+    labelled = labels_N >= 0
+    probabilities_NC, labels_N = softmax(logits_NC[labelled], axis=1), labels_N[labelled]
+    generation, classification = losses
+    metrics = {
+        "loss/generation": generation,
+        "loss/classification": classification,
+        "loss": float(np.nansum([weights.generation * generation, weights.classification * classification])),
+    }
+    if len(labels_N) and not np.isfinite(probabilities_NC).all():
+        metrics |= dict.fromkeys(("auroc", "ece", "f1"), float("nan"))
+    elif len(labels_N):
+        metrics["auroc"] = auroc(probabilities_NC, labels_N, positive)
+        metrics["ece"] = ece(probabilities_NC, labels_N, positive=positive)
+        if probabilities_NC.shape[1] == 2:
+            metrics["f1"] = f1_at(probabilities_NC[:, positive], labels_N == positive, 0.5)
+        else:
+            metrics["f1"] = macro_f1(probabilities_NC.argmax(axis=1), labels_N)
+    return metrics
+
+
+def metric_name(best_metric: str) -> str:
+    """How :func:`dev_metrics` calls what ``train.best_metric`` names: the NLL is the classification loss."""
+    return "loss/classification" if best_metric == "nll" else best_metric
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether ``value`` beats ``best``; what is not finite never does."""
+    if not np.isfinite(value):
+        return False
+    return best is None or (value > best if metric in ("auroc", "f1") else value < best)

@@ -1,0 +1,34 @@
+"""The prompt of a run: rendered at its first start, and the checkpoint's ever after."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist.config import PromptSettings
+from clsgen_dist.data.prompt import RenderedPrompt, kept_prompt, render_prompt
+from clsgen_dist.engine.world import World
+from clsgen_dist.errors import CheckpointError
+
+
+def prompt_of_run(settings: PromptSettings, tokenizer: Any, resume_from: Path | None, world: World) -> RenderedPrompt:
+    """The prompt that the run goes on with; collective.
+
+    Raises:
+        SettingsError, ModelError: it cannot be rendered.
+        CheckpointError: the checkpoint to go on from was trained with another.
+    """
+    wanted = asdict(settings)
+    if resume_from is None:
+        # Of one rank: another may come after midnight.
+        rendered: RenderedPrompt = world.broadcast(render_prompt(tokenizer, **wanted))
+        return rendered
+    kept = checkpoint.read_marker(resume_from).get("prompt")
+    if kept and (changes := RenderedPrompt.of_json(kept).changes(**wanted)):
+        raise CheckpointError(
+            f"{resume_from} was trained with another prompt: {'; '.join(changes)}. Restore that, or start anew with "
+            "another output_dir"
+        )
+    return kept_prompt(kept, tokenizer, system=settings.system, question=settings.question)

@@ -1,0 +1,112 @@
+"""From the settings to the run's stream of rows: stages, difficulty, token budgets; and the loss weights of a step.
+
+The trainer walks what is planned here; ``clsgen data preview`` draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from clsgen_dist.config import LossSettings, Settings
+from clsgen_dist.data.curriculum.difficulty import combine
+from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder, plan_stages, quantiles, stage_order
+from clsgen_dist.data.loader import TrainStream
+from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
+from clsgen_dist.errors import SettingsError
+from clsgen_dist.model.backbone import backbone_path
+from clsgen_dist.objectives.weights import WeightSchedule
+from clsgen_dist.training.backbone_scores import difficulty_scores
+from clsgen_dist.training.datasets import Rows
+
+
+def plan_stream(
+    settings: Settings, rows: Rows, *, rank: int, world_size: int, say: Callable[[str], None] = lambda text: None
+) -> TrainStream:
+    """The stream over the training rows, for one rank.
+
+    Raises:
+        SettingsError: a row that does not fit a token budget, or a stage without rows.
+        DataError: scores of the backbone that a stage needs and ``clsgen data score`` has not computed.
+    """
+    train, curriculum = settings.train, settings.curriculum
+    stages = plan_stages(
+        curriculum.stages,
+        rows=len(rows.train),
+        batch_size=train.batch_size,
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+    )
+    for stage in (planned.stage for planned in stages):
+        if stage.max_prompt_length is not None:
+            encoder = rows.train.encoder
+            encoder.require_room(stage.max_prompt_length, f"max_prompt_length of curriculum stage {stage.name!r}")
+        _require_budget(rows.train, stage.max_prompt_length, stage.micro_batch_tokens or train.micro_batch_tokens)
+    if rows.dev is not None:
+        _require_budget(rows.dev, None, train.micro_batch_tokens)
+    return TrainStream(
+        rows.train,
+        _order(settings, rows.train, stages, say),
+        batch_size=train.batch_size,
+        micro_batch_tokens=train.micro_batch_tokens,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _order(
+    settings: Settings, rows: RowSet | ShardedRows, stages: list[PlannedStage], say: Callable[[str], None]
+) -> RunOrder | ShardedOrder:
+    if isinstance(rows, ShardedRows):
+        return ShardedOrder(rows, stages)
+    quantile_N = (
+        _quantiles(settings, rows, say) if settings.curriculum.stages else np.zeros(len(rows), dtype=np.float32)
+    )
+    for planned in stages:
+        stage_order(planned, quantile_N, settings.seed)  # refuses a stage without rows, before anything is trained
+    return RunOrder(stages, quantile_N, settings.seed)
+
+
+def weight_schedule(
+    loss: LossSettings, planned: PlannedStage, step: int, total_steps: int
+) -> tuple[WeightSchedule, float]:
+    """The loss weights in force at a step, and the progress in them: the stage's if it has its own, else the run's."""
+    stage = planned.stage
+    schedule = WeightSchedule(
+        generation=loss.generation_weight,
+        classification=loss.classification_weight,
+        schedule=stage.loss_schedule or loss.schedule,
+        generation_range=stage.generation_range or loss.generation_range,
+        classification_range=stage.classification_range or loss.classification_range,
+        min_share=loss.min_share,
+    )
+    of_stage = stage.loss_schedule or stage.generation_range or stage.classification_range
+    first, steps = (planned.first_step, planned.steps) if of_stage else (0, total_steps)
+    return schedule, (step - first) / max(1, steps - 1)
+
+
+def _quantiles(settings: Settings, rows: RowSet, say: Callable[[str], None]) -> np.ndarray:
+    curriculum = settings.curriculum
+    if curriculum.order == "random":  # the control asks nobody how hard a row is
+        return quantiles(np.zeros(len(rows)), rows.label_N, "random", settings.seed)
+    scores = difficulty_scores(
+        rows, curriculum.difficulty, backbone=backbone_path(difficulty_model(settings)), compute=False, say=say
+    )
+    joined = combine(scores, curriculum.difficulty, rows.label_N)
+    return quantiles(joined, rows.label_N, curriculum.order, settings.seed)
+
+
+def difficulty_model(settings: Settings) -> str:
+    """The backbone that scorers ask."""
+    return settings.curriculum.difficulty_model or settings.model.backbone
+
+
+def _require_budget(rows: RowSet | ShardedRows, max_prompt_length: int | None, budget: int) -> None:
+    longest = rows.longest(max_prompt_length)
+    if longest > budget:
+        raise SettingsError(
+            f"micro_batch_tokens is {budget}, but the longest row of {rows.name} may have {longest} tokens; "
+            f"raise it to {longest}, or lower data.max_prompt_length"
+        )

@@ -1,0 +1,210 @@
+"""Which checkpoint counts: without ranks, on files."""
+
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist.checkpoint.saver import checkpoints_to_come, require_room
+from clsgen_dist.errors import CheckpointError
+
+
+def _commit(root, step, content=b"weights", in_a_row=0):
+    folder = root / checkpoint.folder_name(step)
+    folder.mkdir(parents=True)
+    (folder / "shard.pt").write_bytes(content)
+    files = {"shard.pt": checkpoint.seal(folder / "shard.pt")}
+    checkpoint.commit(folder, {"files": files, "state": {"step": step, "guard": {"in_a_row": in_a_row}}})
+    return folder
+
+
+def test_the_newest_committed_checkpoint_wins(tmp_path):
+    for step in (2, 10, 9):
+        _commit(tmp_path, step)
+    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(10)
+
+
+def test_a_folder_without_marker_does_not_count(tmp_path):
+    _commit(tmp_path, 2)
+    (_commit(tmp_path, 4) / checkpoint.MARKER).unlink()
+    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(2)
+    with pytest.raises(CheckpointError, match="save was not finished"):
+        checkpoint.verify(tmp_path / checkpoint.folder_name(4))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda p: p.write_bytes(b"weightz"), "does not match its checksum"),
+        (lambda p: p.write_bytes(b"weig"), "has 4 bytes, expected 7"),
+        (lambda p: p.unlink(), "is missing"),
+    ],
+    ids=["bit flipped", "truncated", "gone"],
+)
+def test_damage_is_named_and_the_one_before_is_taken(damage, said, tmp_path):
+    _commit(tmp_path, 2)
+    damage(_commit(tmp_path, 4) / "shard.pt")
+    messages = []
+    assert checkpoint.newest_valid(tmp_path, messages.append).name == checkpoint.folder_name(2)
+    [message] = messages
+    assert said in message and "shard.pt" in message and checkpoint.folder_name(4) in message
+
+
+def test_an_unreadable_marker_is_damage_too(tmp_path):
+    (_commit(tmp_path, 2) / checkpoint.MARKER).write_text("{")
+    messages = []
+    assert checkpoint.newest_valid(tmp_path, messages.append) is None
+    assert "cannot be read" in messages[0]
+
+
+def test_a_marker_of_which_any_byte_has_changed_does_not_count(tmp_path):
+    _commit(tmp_path, 2)
+    marker = _commit(tmp_path, 4) / checkpoint.MARKER
+    whole = marker.read_bytes()
+    for at in range(len(whole)):
+        for bit in (1, 4):
+            changed = bytes([*whole[:at], whole[at] ^ bit, *whole[at + 1 :]])
+            marker.write_bytes(changed)
+            # White space between the words may change without changing them.
+            same = changed.isascii() and _is_same(changed, whole)
+            newest = checkpoint.newest_valid(tmp_path, lambda text: None)
+            assert newest.name == checkpoint.folder_name(4 if same else 2), (at, changed)
+    for text in ("{}", "[]", "null"):
+        marker.write_text(text)
+        assert checkpoint.newest_valid(tmp_path, lambda text: None).name == checkpoint.folder_name(2)
+
+
+def _is_same(changed, whole):
+    try:
+        return json.loads(changed) == json.loads(whole)
+    except ValueError:
+        return False
+
+
+def test_the_one_to_go_back_to_is_of_a_good_step(tmp_path):
+    _commit(tmp_path, 2)
+    _commit(tmp_path, 4, in_a_row=1)
+    assert checkpoint.newest_valid(tmp_path, print, good=True).name == checkpoint.folder_name(2)
+    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(4)
+
+
+def test_what_a_run_does_not_go_on_from_is_deleted(tmp_path):
+    for step in (2, 4, 6):
+        _commit(tmp_path, step)
+    checkpoint.begin_folder(tmp_path / checkpoint.folder_name(3), print)  # a save that is killed
+    (tmp_path / "step-00000002.universal").mkdir()
+    assert [p.name for p in checkpoint.later_than(tmp_path, 4)] == [checkpoint.folder_name(6)]
+    checkpoint.clear_after(tmp_path, 4)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == [checkpoint.folder_name(s) for s in (2, 4)]
+
+
+def test_nothing_there_is_nothing_to_resume(tmp_path):
+    assert checkpoint.newest_valid(tmp_path / "none", print) is None
+
+
+def test_pruning_keeps_the_last_and_the_best(tmp_path):
+    for step in range(1, 7):
+        _commit(tmp_path, step)
+    checkpoint.prune(tmp_path, keep_last=2, best_step=3)
+    assert [p.name for p in checkpoint.committed(tmp_path)] == [checkpoint.folder_name(s) for s in (3, 5, 6)]
+    assert len(list(tmp_path.glob("step-*"))) == 3
+
+
+def _operators(root):
+    """What people keep beside checkpoints."""
+    _commit(root, 40).rename(root / "step-00000040-good")
+    _commit(root, 30).rename(root / "step-30.bak")
+    (root / "step-mine").mkdir()
+    (root / "step-mine/notes.txt").write_text("mine")
+    (root / "best").mkdir()
+    (root / "step-00000050").symlink_to(root / "step-mine")
+    return sorted(p.name for p in root.iterdir() if p.is_dir())
+
+
+def test_what_people_keep_beside_checkpoints_is_neither_read_nor_deleted(tmp_path):
+    theirs = _operators(tmp_path)
+    for step in (10, 20, 60):
+        _commit(tmp_path, step)
+    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(60)
+    checkpoint.clear_after(tmp_path, 20)
+    checkpoint.prune(tmp_path, keep_last=1, best_step=None)
+    checkpoint.clear_after(tmp_path, -1)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == theirs
+    assert (tmp_path / "step-mine/notes.txt").read_text() == "mine"
+
+
+def test_a_save_and_a_deletion_cut_short_are_known_as_leftovers(tmp_path):
+    checkpoint.begin_folder(tmp_path / checkpoint.folder_name(4), print)
+    (tmp_path / checkpoint.folder_name(4) / "mp_rank_00_model_states.pt").write_bytes(b"half")
+    deleted = _commit(tmp_path, 2)
+    (deleted / checkpoint.MARKER).rename(deleted / "deleting")
+    (deleted / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    assert checkpoint.unmarked(tmp_path) == []
+    checkpoint.clear_after(tmp_path, 9)
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_whole_shards_whose_marker_is_lost_stay_and_are_named(tmp_path):
+    lost = _commit(tmp_path, 4)
+    (lost / "mp_rank_00_model_states.pt").write_bytes(b"weights")
+    (lost / checkpoint.MARKER).unlink()
+    checkpoint.clear_after(tmp_path, -1)
+    assert checkpoint.unmarked(tmp_path) == [lost]
+    said = []
+    checkpoint.begin_folder(lost, said.append)
+    assert (tmp_path / "step-00000004.aside-1/mp_rank_00_model_states.pt").read_bytes() == b"weights"
+    assert said and "moved to step-00000004.aside-1" in said[0]
+
+
+def test_the_newest_commit_is_what_other_tools_find_as_latest(tmp_path):
+    _commit(tmp_path, 2)
+    _commit(tmp_path, 4)
+    assert (tmp_path / "latest").read_text() == checkpoint.folder_name(4)
+    assert "clsgen export" in (tmp_path / "README.txt").read_text()
+
+
+def test_a_save_killed_between_its_marker_and_the_end_of_its_sign_is_whole_and_stays(tmp_path):
+    folder = _commit(tmp_path, 4)
+    (folder / "saving").touch()  # commit() publishes the marker first
+    checkpoint.clear_after(tmp_path, 4)
+    assert checkpoint.newest_valid(tmp_path, print) == folder
+
+
+def test_a_fixed_text_that_one_rank_scores_otherwise_is_told_by_all(tmp_path):
+    folder = tmp_path / checkpoint.folder_name(2)
+    folder.mkdir()
+    checkpoint.commit(folder, {"probe": {"token_losses": [2.0, 4.0]}})
+    right, wrong = {"token_losses": [2.0, 4.0]}, {"token_losses": [2.0, 4.1]}
+    assert checkpoint.require_same_probe(folder, [right, right], 1e-4) == (3.0, 3.0)
+    with pytest.raises(CheckpointError, match=r"scores 3.050000 on rank 1 on the fixed text whose loss was 3.000000"):
+        checkpoint.require_same_probe(folder, [right, wrong], 1e-4)
+
+
+def test_room_is_asked_for_all_checkpoints_that_a_run_will_hold(tmp_path):
+    world = SimpleNamespace(is_main=True, size=2, broadcast=lambda value: value)
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    require_room(tmp_path, world, free // 4, 3)
+    with pytest.raises(
+        CheckpointError, match=r"needs .* GB for 5 checkpoints, but it has .* lower checkpoint.keep_last"
+    ):
+        require_room(tmp_path, world, free // 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("every", "eval_every", "keep_last", "there", "expected"),
+    [
+        (10, None, 2, 0, 3),
+        (10, 20, 2, 0, 4),
+        (None, None, 2, 0, 1),
+        (60, None, 5, 0, 2),
+        (60, None, 5, 3, 2),
+        (10, None, 2, 2, 1),
+        (10, None, 2, 9, 1),
+    ],
+)
+def test_how_many_more_checkpoints_the_disk_must_hold_at_once(every, eval_every, keep_last, there, expected):
+    assert checkpoints_to_come(100, every, eval_every, keep_last=keep_last, there=there) == expected

@@ -1,0 +1,114 @@
+"""The order of a stage: each row exactly as often as promised, the same whoever asks, however much at once."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clsgen_dist.data.curriculum import order
+from clsgen_dist.data.curriculum.order import Band, Segment, StageOrder
+
+edges = st.tuples(st.floats(0, 0.9), st.floats(0.05, 1)).map(lambda e: (e[0], min(1.0, e[0] + e[1])))
+bands = st.lists(st.builds(lambda e, share: Band(*e, share), edges, st.floats(0.05, 1)), min_size=1, max_size=3)
+segments = st.lists(st.builds(lambda p, b: Segment(p, tuple(b)), st.floats(0.5, 60), bands), min_size=1, max_size=4)
+
+
+def _order(rows, parts, seed=0):
+    positions = max(1, round(sum(p.positions for p in parts)))
+    return StageOrder(np.arange(rows) / rows, parts, positions, (seed, 0))
+
+
+@given(rows=st.integers(1, 60), parts=segments, seed=st.integers(0, 5))
+@settings(max_examples=400, deadline=None)
+def test_a_row_is_shown_as_often_as_promised_rounded_down_or_up(rows, parts, seed):
+    try:
+        stage = _order(rows, parts, seed)
+    except ValueError:
+        return  # no row in a segment's bands: refused, see below
+    row_p, showing_p = stage.at(0, stage.positions)
+    assert len(row_p) == stage.positions
+    shown = np.bincount(row_p, minlength=rows)
+    assert np.array_equal(shown, stage.showings())
+    # A row's showings are numbered 0, 1, 2 ... as they come.
+    for row in range(rows):
+        assert showing_p[row_p == row].tolist() == list(range(shown[row]))
+    promised = stage._sum_GJ[:, -2][stage._group_N]
+    assert promised.sum() == pytest.approx(stage.positions)
+    assert (np.floor(promised - 1e-9) <= shown).all() and (shown <= np.ceil(promised + 1e-9)).all()
+
+
+@given(rows=st.integers(5, 40), epochs=st.integers(1, 4), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_each_epoch_shows_each_row_once_in_an_order_of_its_own(rows, epochs, seed):
+    stage = _order(rows, [Segment(rows * epochs, (Band(0, 1, 1.0),))], seed)
+    row_p, showing_p = stage.at(0, rows * epochs)
+    for epoch in range(epochs):
+        mine = slice(epoch * rows, (epoch + 1) * rows)
+        assert sorted(row_p[mine]) == list(range(rows))
+        assert set(showing_p[mine]) == {epoch}
+    if epochs > 1 and rows > 12:
+        assert row_p[:rows].tolist() != row_p[rows : 2 * rows].tolist()
+
+
+@given(parts=segments, cuts=st.lists(st.integers(0, 10**6), max_size=6), window=st.sampled_from([5, 17, 64]))
+@settings(max_examples=80, deadline=None)
+def test_asking_in_any_pieces_and_windows_gives_the_same_stream(parts, cuts, window):
+    try:
+        whole = _order(37, parts)
+    except ValueError:
+        return
+    expected = whole.at(0, whole.positions)
+    usual, order._WINDOW = order._WINDOW, window
+    try:
+        pieces = _order(37, parts)
+        bounds = sorted({0, whole.positions, *(c % whole.positions for c in cuts)})
+        found = {a: pieces.at(a, b) for a, b in reversed(list(itertools.pairwise(bounds)))}
+    finally:
+        order._WINDOW = usual
+    for part in (0, 1):
+        assert np.array_equal(np.concatenate([found[a][part] for a in sorted(found)]), expected[part])
+
+
+def test_whose_showing_is_left_out_at_the_end_is_drawn_evenly():
+    shown = np.zeros(12)
+    for seed in range(300):
+        stage = _order(12, [Segment(5, (Band(0, 0.5, 0.3), Band(0.5, 1, 0.7)))], seed)
+        shown += stage.showings()
+    promised = np.repeat([5 * 0.3 / 6, 5 * 0.7 / 6], 6) * 300
+    assert shown.sum() == 1500
+    assert (abs(shown - promised) < 4 * np.sqrt(promised)).all()
+
+
+def test_a_row_on_a_bands_edge_is_above_it():
+    quantile_N = np.arange(10, dtype=np.float32) / 10  # 0.7 and 0.9 are a little less in single precision
+    for low, rows in ((0.7, [7, 8, 9]), (0.9, [9])):
+        stage = StageOrder(quantile_N, [Segment(len(rows), (Band(low, 1, 1.0),))], len(rows), (0, 0))
+        assert sorted(stage.at(0, len(rows))[0].tolist()) == rows
+
+
+def test_bands_get_their_share():
+    stage = _order(1000, [Segment(500, (Band(0, 0.2, 0.7), Band(0.2, 1, 0.3)))])
+    row_p, _ = stage.at(0, 500)
+    assert abs((row_p < 200).mean() - 0.7) < 0.05
+
+
+def test_the_order_depends_on_seed_and_stage():
+    def first(*key):
+        return StageOrder(np.arange(50) / 50, [Segment(50, (Band(0, 1, 1.0),))], 50, key).at(0, 50)[0].tolist()
+
+    assert first(0, 0) == first(0, 0)
+    assert len({tuple(first(*key)) for key in [(0, 0), (1, 0), (0, 1)]}) == 3
+
+
+def test_a_segment_in_which_no_row_lies_is_refused():
+    with pytest.raises(ValueError, match=r"no row has a difficulty in 0.95-0.99"):
+        _order(10, [Segment(5, (Band(0.95, 0.99, 1.0),))])
+
+
+def test_the_share_of_an_empty_band_goes_to_the_others():
+    stage = _order(10, [Segment(20, (Band(0.95, 0.99, 0.5), Band(0, 1, 0.5)))])
+    assert stage.at(0, 20)[0].shape == (20,)

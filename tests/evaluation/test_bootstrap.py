@@ -1,0 +1,48 @@
+"""Intervals are repeatable, and that of a difference sees what separate ones cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clsgen_dist.evaluation.bootstrap import bootstrap_interval
+
+
+def test_same_seed_same_interval():
+    x = np.random.default_rng(0).normal(size=50)
+    first, again, other = (bootstrap_interval(lambda i: x[i].mean(), 50, seed=s, resamples=200) for s in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_width_is_that_of_the_normal_approximation():
+    x = np.random.default_rng(0).normal(size=400)
+    interval = bootstrap_interval(lambda i: x[i].mean(), 400)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
+
+
+def test_the_interval_of_a_difference_finds_a_small_gain_that_separate_intervals_hide():
+    rng = np.random.default_rng(0)
+    hardness = rng.normal(size=200)
+    b = hardness + rng.normal(0, 0.05, 200)
+    a = hardness + 0.05 + rng.normal(0, 0.05, 200)
+    apart = [bootstrap_interval(lambda i, x=x: x[i].mean(), 200) for x in (a, b)]
+    together = bootstrap_interval(lambda i: a[i].mean() - b[i].mean(), 200)
+    assert apart[0].low < apart[1].high
+    assert 0 < together.low < 0.05 < together.high
+
+
+def test_resamples_without_value_are_dropped_and_counted():
+    def sometimes(index):
+        return float("nan") if 0 in index else 1.0
+
+    some = bootstrap_interval(sometimes, 5, resamples=200)
+    assert 0 < some.dropped < 200
+    assert (some.low, some.high) == (1.0, 1.0)
+    none = bootstrap_interval(lambda i: float("nan"), 5, resamples=20)
+    assert none.dropped == 20 and np.isnan(none.low)
+
+
+def test_no_rows_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="of 0 rows"):
+        bootstrap_interval(lambda i: 0.0, 0)

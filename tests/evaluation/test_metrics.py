@@ -1,0 +1,129 @@
+"""Metrics against hand-computed values and known truths."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from clsgen_dist.data.example import Example
+from clsgen_dist.evaluation import report as report_module
+from clsgen_dist.evaluation.bootstrap import bootstrap_interval
+from clsgen_dist.evaluation.calibration import ece, nll, reliability_bins
+from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
+from clsgen_dist.evaluation.report import Report, score, text_baseline
+from clsgen_dist.inference.commands import build_report
+
+
+def _binary(p):
+    return np.stack([1 - np.asarray(p), np.asarray(p)], axis=1)
+
+
+def test_ece_by_hand():
+    # Bin 0.1: confidence 0.1, frequency 0.5 of 2 rows; bin 0.9: confidence 0.9, frequency 1 of 2 rows.
+    probabilities = _binary([0.1, 0.1, 0.9, 0.9])
+    assert ece(probabilities, np.array([0, 1, 1, 1]), bins=10) == pytest.approx(0.5 * 0.4 + 0.5 * 0.1)
+
+
+def test_ece_of_a_calibrated_model_is_small_and_not_zero():
+    rng = np.random.default_rng(0)
+    p = rng.random(400)
+    values = [ece(_binary(p), (rng.random(400) < p).astype(int)) for _ in range(20)]
+    assert 0.03 < np.mean(values) < 0.09
+
+
+def test_positive_class_may_be_the_first():
+    probabilities, labels = _binary([0.2, 0.3, 0.9]), np.array([0, 0, 1])
+    assert ece(probabilities, labels, positive=0) == pytest.approx(ece(probabilities[:, ::-1], 1 - labels, positive=1))
+    assert auroc(probabilities, labels, 0) == 1.0
+
+
+def test_more_than_two_classes_use_the_top_probability():
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.8, 0.1, 0.1]])
+    assert ece(probabilities, np.array([0, 1])) == pytest.approx(0.3)
+
+
+def test_empty_bins_are_nan_and_count_for_nothing():
+    confidence, frequency, count = reliability_bins(_binary([0.99, 1.0]), np.array([1, 1]), bins=10)
+    assert np.isnan(confidence[:9]).all() and np.isnan(frequency[:9]).all()
+    assert count.tolist() == [0] * 9 + [2]
+
+
+def test_auroc_of_one_class_is_nan_and_of_ties_a_half():
+    assert np.isnan(auroc(_binary([0.2, 0.3]), np.array([1, 1]), 1))
+    assert auroc(_binary([0.5, 0.5]), np.array([0, 1]), 1) == 0.5
+    three = np.eye(3)
+    assert auroc(three, np.array([0, 1, 2]), 2) == 1.0
+
+
+def test_f1_by_hand():
+    p, y = np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False])
+    assert f1_at(p, y, 0.5) == pytest.approx(0.5)  # 1 right, 1 false alarm, 1 missed
+    assert f1_at(p, y, 0.95) == 0.0
+
+
+def test_decision_follows_threshold_and_positive_class():
+    probabilities = _binary([0.2, 0.4, 0.6])
+    assert predicted_class(probabilities, 1, 0.3).tolist() == [0, 1, 1]
+    assert predicted_class(probabilities, 0, 0.7).tolist() == [0, 1, 1]
+    assert predicted_class(probabilities, 1, None).tolist() == [0, 0, 1]
+    assert macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1])) == pytest.approx(2 / 3)
+
+
+def test_nll_of_even_odds_is_log_two():
+    assert nll(_binary([0.5, 0.5]), np.array([0, 1])) == pytest.approx(np.log(2))
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(100):
+        sample = rng.normal(size=60)
+        interval = bootstrap_interval(lambda i, x=sample: x[i].mean(), 60, resamples=200, seed=trial)
+        covered += interval.low <= 0 <= interval.high
+    assert 86 <= covered <= 100
+
+
+def test_resamples_without_value_are_dropped_and_counted():
+    labels = np.array([0] * 5 + [1])
+    probabilities = _binary(np.linspace(0, 1, 6))
+    interval = bootstrap_interval(lambda i: auroc(probabilities[i], labels[i], 1), 6, resamples=200)
+    assert 0 < interval.dropped < 200
+    assert np.isfinite([interval.low, interval.high]).all()
+
+
+def test_a_report_on_one_class_has_no_auroc_and_says_so_to_people_and_programs():
+    scores = score("model", _binary([0.2, 0.9, 0.4]), np.array([1, 1, 1]), positive=1, threshold=None)
+    report = Report(3, [scores], notes=["no row of the class 'no': AUROC needs two classes"])
+    assert "| n/a " in report.text() and report.text().endswith(
+        "note: no row of the class 'no': AUROC needs two classes"
+    )
+    read = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert read["scores"][0]["auroc"] is None and read["scores"][0]["nll"] == pytest.approx(scores.nll)
+
+
+def test_the_text_baseline_takes_what_training_rows_there_are():
+    texts, new = ["good day", "bad day", "good night", "bad night"], ["good", "bad"]
+    assert text_baseline(texts, np.array([1, 1, 1, 1]), new, 2) is None
+    assert text_baseline(["!", "?"], np.array([0, 1]), new, 2) is None
+    probabilities = text_baseline(texts, np.array([3, 1, 3, 1]), new, 4)
+    assert probabilities.argmax(axis=1).tolist() == [3, 1] and probabilities[:, [0, 2]].sum() == 0
+
+
+def test_a_class_without_held_out_or_training_rows_leaves_the_rest_of_the_report(monkeypatch):
+    monkeypatch.setattr(report_module, "bootstrap_interval", partial(bootstrap_interval, resamples=10))
+    card = SimpleNamespace(labels=["a", "b", "c"], calibration=None, threshold=None)
+    predictor = SimpleNamespace(card=card, positive=2)
+    examples = [Example(id=str(n), text=f"word{n % 2} so", label="ab"[n % 2]) for n in range(12)]
+    logits = [(1.0, 0.0, 0.5) if n % 2 == 0 else (0.0, 1.0, 0.5) for n in range(12)]
+    predictions = [SimpleNamespace(logits=x, explanation=None, label="a") for x in logits]
+    report = build_report(predictor, examples, predictions, examples)
+    assert report.notes == ["no row of the class 'c': AUROC and F1 are of the other classes"]
+    assert [(s.name, s.auroc) for s in report.scores] == [
+        ("dual head, raw", 1.0),
+        ("majority class", 0.5),
+        ("TF-IDF logistic regression", 1.0),
+    ]

@@ -1,0 +1,100 @@
+"""Predictions of an export that was made by hand: how it decodes, and in which prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from clsgen_dist.data.prompt import render_prompt
+from clsgen_dist.errors import SettingsError
+from clsgen_dist.hf_export.artifact import HEAD_FILE, META_FILE, ModelCard, head_fingerprint
+from clsgen_dist.inference.predict import Predictor
+from tests.tiny_tokenizers import CHATML, byte_level
+
+CLOCK = "{{ '<|im_start|>system\n' + strftime_now('%H:%M:%S.%f') + '<|im_end|>\n' }}" + CHATML
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An exported model with random weights, whose template writes the time of day."""
+    tokenizer = byte_level(CLOCK, words=["glioblastoma"])
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, max_position_embeddings=256, initializer_range=0.5)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    head = {"weight": torch.randn(2, 32), "bias": torch.zeros(2)}
+    (tmp_path / HEAD_FILE).parent.mkdir(exist_ok=True)
+    save_file(head, tmp_path / HEAD_FILE)
+    ModelCard(
+        labels=["no", "yes"],
+        positive_label="yes",
+        system=None,
+        question="Why?",
+        prompt=render_prompt(tokenizer, system=None, question="Why?").to_json(),
+        max_prompt_length=160,
+        max_explanation_length=24,
+        head_sha256=head_fingerprint(head["weight"], head["bias"]),
+        trained={},
+    ).write(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1},
+        {"num_beams": 4, "length_penalty": 2.0},
+        {"do_sample": True, "temperature": 2.0, "top_k": 0},
+        {"suppress_tokens": list(range(100)), "forced_eos_token_id": 3, "min_new_tokens": 20, "max_length": 2},
+        {"penalty_alpha": 0.6, "top_k": 4, "cache_implementation": "static", "stop_strings": ["a", "e"]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_decoding_is_greedy_whatever_the_bases_generation_config_says(settings, folder):
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    predictor = Predictor(folder)
+    ids = predictor.encoder.prompt("Hello.")[0].tolist()
+    prompt, end = len(ids), predictor.encoder.end_token
+    while len(ids) < prompt + 12 and ids[-1] != end:
+        ids.append(int(predictor.lm(torch.tensor([ids])).logits[0, -1].argmax()))
+    [prediction] = predictor.predict(["Hello."], max_new_tokens=12)
+    assert prediction.explanation == predictor.tokenizer.decode(ids[prompt:], skip_special_tokens=True).strip()
+
+
+def test_the_prompt_is_the_one_that_was_kept_and_not_rendered_again(folder):
+    kept = ModelCard.read(folder).prompt
+    first, second = (Predictor(folder) for _ in range(2))
+    assert first.encoder.prompt("x")[0].tolist() == [*kept["prefix_ids"], ord("x") - 33, *kept["suffix_ids"]]
+    texts = ["x", "glioblastoma"]
+    assert first.predict(texts, explain=False) == second.predict(texts, explain=False)
+
+
+def test_an_export_of_the_first_format_is_read_and_its_prompt_rendered_as_then(folder):
+    card = ModelCard.read(folder)
+    fields = {name: value for name, value in dataclasses.asdict(card).items() if name != "prompt"}
+    (folder / META_FILE).write_text(json.dumps({**fields, "format_version": 1}))
+    predictor = Predictor(folder)
+    assert predictor.card.prompt is None
+    assert predictor.encoder.rendered.suffix_ids == card.prompt["suffix_ids"]
+    assert len(predictor.encoder.tokens_of(["glioblastoma"])[0]) == len("glioblastoma"), "as its training split it"
+    ModelCard.read(folder).write(folder)  # as calibration does
+    assert ModelCard.read(folder).format_version == 1
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "said"), [(0, "expected 1 or more"), (-3, "expected 1 or more"), (200, "lower it to")]
+)
+def test_max_new_tokens_must_fit_after_the_longest_prompt(new_tokens, said, folder):
+    predictor = Predictor(folder)
+    with pytest.raises(SettingsError, match=said):
+        predictor.predict(["x" * 60, "x"], max_new_tokens=new_tokens)
+    room = 256 - len(predictor.encoder.prompt("x" * 60)[0])
+    assert len(predictor.predict(["x" * 60, "x"], max_new_tokens=room)) == 2
+    with pytest.raises(SettingsError, match=f"context of 256; lower it to {room}"):
+        predictor.predict(["x" * 60, "x"], max_new_tokens=room + 1)

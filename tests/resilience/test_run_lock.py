@@ -1,0 +1,166 @@
+"""Who owns a run's folder: a living process or job keeps it, a restart of the same job takes it over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from clsgen_dist.errors import OwnerError, SettingsError
+from clsgen_dist.resilience.run_lock import Owner
+from clsgen_dist.resilience.watchdog import Watchdog
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """``job(number, restart)``: this process is of that job from here on."""
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def be(number, restart=0):
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+
+    return be
+
+
+def test_a_living_process_keeps_its_folder_and_a_dead_one_does_not(job, tmp_path):
+    with Owner(tmp_path, is_main=True):
+        claim = json.loads((tmp_path / "owner").read_text())
+        with pytest.raises(OwnerError, match=rf"belongs to process {os.getpid()} on .*choose another --output_dir"):
+            Owner(tmp_path, is_main=True).__enter__()
+        with Owner(tmp_path, is_main=False):
+            pass
+        assert json.loads((tmp_path / "owner").read_text()) == claim
+    assert not (tmp_path / "owner").exists()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "owner").write_text(json.dumps(claim | {"pid": dead.pid}))
+    with Owner(tmp_path, is_main=True):
+        pass
+    (tmp_path / "owner").write_text(json.dumps(claim | {"born": "1"}))  # another process of that number
+    with Owner(tmp_path, is_main=True):
+        pass
+
+
+def test_a_restarted_job_takes_over_and_what_is_left_of_it_finds_out(job, tmp_path):
+    job("7")
+    left = Owner(tmp_path, is_main=True).__enter__()
+    job("7", 1)
+    with Owner(tmp_path, is_main=True):
+        assert "belongs to job 7" in left._lost()
+        left.__exit__(None, None, None)
+        assert (tmp_path / "owner").exists()  # not its own any more
+    assert "belongs to nobody" in left._lost()
+
+
+@pytest.mark.parametrize(("state", "kept"), [("RUNNING", True), ("COMPLETING", False), ("", False)])
+def test_another_job_keeps_its_folder_while_slurm_says_that_it_runs(job, tmp_path, monkeypatch, state, kept):
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n[ $4 = 7 ] && echo {state}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    claim = {"token": "t", "job": "7", "restart": 0, "host": "elsewhere", "pid": 1, "born": "1", "time": "then"}
+    (tmp_path / "owner").write_text(json.dumps(claim))
+    job("8")
+    if kept:
+        with pytest.raises(OwnerError, match="belongs to job 7, which runs, since then"):
+            Owner(tmp_path, is_main=True).__enter__()
+    else:
+        Owner(tmp_path, is_main=True).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("ping", "number", "kept"),
+    [("DOWN", "8", True), ("UP", "8", False), ("DOWN", None, False)],
+    ids=["no answer", "no such job", "outside a job"],
+)
+def test_a_controller_that_does_not_answer_gives_no_folder_away(job, tmp_path, monkeypatch, ping, number, kept):
+    for name, body in (("squeue", "exit 1"), ("scontrol", f"echo Slurmctld is {ping}")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    claim = {"token": "t", "job": "7", "restart": 0, "host": "elsewhere", "pid": 1, "born": "1", "time": "then"}
+    (tmp_path / "owner").write_text(json.dumps(claim))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if number:
+        job(number)
+    if kept:
+        with pytest.raises(OwnerError, match="belongs to job 7"):
+            Owner(tmp_path, is_main=True).__enter__()
+    else:
+        Owner(tmp_path, is_main=True).__enter__()
+
+
+def test_a_folder_that_cannot_be_written_is_named(job, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"output_dir .*file/run' cannot be written"):
+        Owner(tmp_path / "file/run", is_main=True).__enter__()
+
+
+def test_stacks_of_earlier_starts_are_kept(tmp_path):
+    for _ in range(2):
+        with Watchdog(tmp_path / "rank-0.txt", 60):
+            pass
+        with (tmp_path / "rank-0.txt").open("a") as file:
+            file.write("Thread 0x1\n")
+    assert (tmp_path / "rank-0.txt").read_text().count("Thread 0x1") == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"job": "7"}', b"\xff\xfe"])
+def test_a_damaged_owner_file_gives_the_folder_to_nobody(job, tmp_path, damage):
+    owner = Owner(tmp_path, is_main=True).__enter__()
+    (tmp_path / "owner").write_bytes(damage)
+    assert "is damaged" in owner._lost()
+    owner.__exit__(None, None, None)
+    with pytest.raises(OwnerError, match=r"owner is damaged, .* make sure that none does, then delete that file"):
+        Owner(tmp_path, is_main=True).__enter__()
+    assert (tmp_path / "owner").read_bytes() == damage
+
+
+def test_a_folder_that_other_nodes_do_not_share_is_named_and_the_node_is_not_blamed(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("clsgen_dist.resilience.run_lock._SEEN_WITHIN_S", 1)
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    first = Owner(tmp_path / "run", is_main=True).__enter__()
+    world = SimpleNamespace(broadcast=lambda value: first._claim, gather=lambda value: [None, value])
+    first.require_seen(world)
+    Owner(tmp_path / "run", is_main=False).require_seen(world)
+    for own in (tmp_path / "none", tmp_path / "old"):
+        if own.name == "old":  # of a run before
+            own.mkdir()
+            (own / "owner").write_text(json.dumps({**first._claim, "token": "another"}))
+        with pytest.raises(SettingsError, match=r"output_dir .* is another folder on n7 than on .*all nodes share"):
+            Owner(own, is_main=False).require_seen(world)
+
+
+def test_time_in_which_a_process_was_stopped_is_no_hang(tmp_path):
+    """``scontrol suspend`` stops all of a job, for longer than ``faults.hang_timeout_s``."""
+    code = """
+import sys, time
+from pathlib import Path
+from clsgen_dist.resilience.watchdog import Watchdog
+with Watchdog(Path(sys.argv[1]), 2):
+    print("up", flush=True)
+    for _ in range(int(sys.argv[2])):
+        time.sleep(0.1)
+print("went on")
+"""
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "stacks"), "10"], stdout=subprocess.PIPE, text=True
+    )
+    assert started.stdout.readline() == "up\n"
+    started.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    started.send_signal(signal.SIGCONT)
+    assert (started.communicate(timeout=20)[0], started.returncode) == ("went on\n", 0)
+    assert "no progress for" not in (tmp_path / "stacks").read_text()
+    stuck = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "stacks"), "100"], capture_output=True, text=True
+    )
+    assert (stuck.stdout, stuck.returncode) == ("up\n", 1)
+    assert "no progress for 2 s\n" in (tmp_path / "stacks").read_text()
