@@ -89,21 +89,21 @@ def ours(path: Path) -> dict[str, float]:
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.loader import TrainStream
-    from clsgen_dist.data.tables.build import Recipe, open_table
-    from clsgen_dist.data.tables.dataset import RowSet
+    from clsgen_dist.data.tables.build import TableSpec, open_table
+    from clsgen_dist.data.tables.dataset import RowDataset
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 
     encoder = Encoder(
         load_tokenizer(backbone_path("demo:smollm2-135m")), system=None, question="Which?", max_prompt_length=256
     )
-    recipe = Recipe(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
+    spec = TableSpec(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
     with Memory() as build:
         start = time.perf_counter()
-        count = len(open_table(str(path), recipe))
+        count = len(open_table(str(path), spec))
         build_s = time.perf_counter() - start
     with Memory() as steps:
         start = time.perf_counter()
-        rows = RowSet(open_table(str(path), recipe), encoder)
+        rows = RowDataset(open_table(str(path), spec), encoder)
         stages = plan_stages([], rows=len(rows), batch_size=64, epochs=1, max_steps=None)
         order = RunOrder(stages, np.zeros(len(rows)), 0)
         stream = TrainStream(rows, order, batch_size=64, micro_batch_tokens=4096, rank=0, world_size=1)

@@ -402,7 +402,7 @@ def _bytes(size: str) -> int:
 
 
 def _guarded(run: Callable[[], None]) -> None:
-    """Run; what the user can mend becomes one clear line and the error's status, Ctrl-C status 130."""
+    """Run; what the user can fix becomes one clear line and the error's status, Ctrl-C status 130."""
     from clsgen_dist.errors import UserError
     from clsgen_dist.io.quiet import quieten
 

@@ -1,4 +1,4 @@
-"""How a command ends: what the user can mend is one clear line; anything else is a bug and shows its traceback.
+"""How a command ends: what the user can fix is one clear line; anything else is a bug and shows its traceback.
 
 | status | meaning | what a scheduler should do |
 |---|---|---|
@@ -45,7 +45,7 @@ class NoProgressError(UserError, RuntimeError):
     """Restart after restart began at the same step."""
 
 
-class OwnerError(UserError, RuntimeError):
+class RunLockError(UserError, RuntimeError):
     """Another run writes to this run's folder."""
 
 

@@ -39,7 +39,7 @@ install_python_packages() {
     }
     say "setting up $venv with $("$python" --version) (2 to 4 minutes, most of it downloads)"
     rm -f "$stamp"
-    # --clear mends an environment whose making was interrupted.
+    # --clear fixes an environment whose making was interrupted.
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv" || return 1
     "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]' 2>&1 | quiet || return 1
     # The embedded backbone; its own requirements (an inference runtime) are not ours.

@@ -5,7 +5,7 @@
 #
 # A job has two steps, each with one task per GPU: a look at the nodes, then clsgen train. How a task ends decides what becomes
 # of the job (clsgen_dist/errors.py), in finish():
-#   0 done · 2 a person must mend it: no requeue · 75 asked to stop: requeue · else crash: requeue until this job has
+#   0 done · 2 a person must fix it: no requeue · 75 asked to stop: requeue · else crash: requeue until this job has
 #   crashed MAX_RESTARTS times. The trainer itself refuses (2) when starts make no progress.
 set -euo pipefail
 
@@ -84,7 +84,7 @@ load_site() {
     if [[ -f $file ]]; then
         set +u # site files and the modules that they load name variables that are not set
         # shellcheck source=/dev/null
-        source "$file" || die "$file ends with status $?: its last command failed; make that an if, or mend it"
+        source "$file" || die "$file ends with status $?: its last command failed; make that an if, or fix it"
         set -u
     elif [[ -n ${CLSGEN_CLUSTER_ENV:-} ]]; then
         die "CLSGEN_CLUSTER_ENV names $file, which is not there"
@@ -294,12 +294,12 @@ leave_out() {
     local bad nodes left excluded job required
     bad=$(bad_nodes)
     if (($(wc -l <<<"$bad") > ${MAX_BAD_NODES:-8})); then
-        give_up "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, mend it, delete the file"
+        give_up "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, fix it, delete the file"
     fi
     job=$(patient 300 scontrol show job -o "$this_job") || job=
     required=$(grep -o ' ReqNodeList=[^( ]*' <<<"$job" | cut -d = -f 2) || true
     if [[ -n $required ]] && required=$(scontrol show hostnames "$required" | grep -xF "$bad"); then
-        give_up "--nodelist asks for ${required//$'\n'/, }, which was found bad: see $OUTPUT/bad_nodes; submit without it, or mend it and delete its line"
+        give_up "--nodelist asks for ${required//$'\n'/, }, which was found bad: see $OUTPUT/bad_nodes; submit without it, or fix it and delete its line"
     fi
     excluded=$(grep -o ' ExcNodeList=[^( ]*' <<<"$job" | cut -d = -f 2) || true
     bad=$({ echo "$bad"; [[ -z $excluded ]] || scontrol show hostnames "$excluded"; } | sort -u)
@@ -307,7 +307,7 @@ leave_out() {
     if nodes=$(patient 300 sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %T'); then
         left=$(grep -vE ' (down|drain|fail|maint|unk)|\*$' <<<"$nodes" | cut -d ' ' -f 1 | sort -u | grep -cvxF "$bad") || true
         if ((left < SLURM_JOB_NUM_NODES)); then
-            give_up "$left nodes are left besides bad, excluded and drained ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, mend them, delete their lines"
+            give_up "$left nodes are left besides bad, excluded and drained ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, fix them, delete their lines"
         fi
     fi
     bad=$(paste -sd , <<<"$bad")
@@ -363,7 +363,7 @@ finish() {
     elif [[ $status == 75 ]]; then
         again "asked to stop" 75
     elif [[ $status == 2 || $status == 126 || $status == 127 ]]; then
-        give_up "status $ended: see $CLSGEN_LOGS; mend it, then sbatch again"
+        give_up "status $ended: see $CLSGEN_LOGS; fix it, then sbatch again"
     fi
     echo "$ended" >"$CLSGEN_LOGS/crash" || give_up "status $ended, and $CLSGEN_LOGS cannot be written: make room, then sbatch again"
     (($(crashes) <= most)) || give_up "status $ended, crash number $(crashes) of this job (MAX_RESTARTS is $most): giving up; see $CLSGEN_LOGS" "$status"

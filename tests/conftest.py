@@ -1,4 +1,4 @@
-"""Fixtures that several stations share: tiny models on disk, the real sets, commands as a user runs them."""
+"""Fixtures that several modules share: tiny models on disk, the real sets, commands as a user runs them."""
 
 from __future__ import annotations
 
@@ -167,16 +167,16 @@ def encoder(smollm2: Path) -> Any:
 
 
 @pytest.fixture
-def row_set(encoder: Any, tmp_path: Path) -> Callable[..., Any]:
-    """``row_set(rows)``: rows given as dictionaries, read, checked and tokenised into a table on disk."""
+def row_dataset(encoder: Any, tmp_path: Path) -> Callable[..., Any]:
+    """``row_dataset(rows)``: rows given as dictionaries, read, checked and tokenised into a table on disk."""
     from clsgen_dist.data.example import Columns
-    from clsgen_dist.data.tables.build import Recipe, open_table
-    from clsgen_dist.data.tables.dataset import RowSet
+    from clsgen_dist.data.tables.build import TableSpec, open_table
+    from clsgen_dist.data.tables.dataset import RowDataset
 
     def make(rows: list[dict[str, Any]], labels: tuple[str, ...] | None = None) -> Any:
         path = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        recipe = Recipe(
+        spec = TableSpec(
             columns=Columns(difficulty="difficulty"),
             labels=labels,
             max_explanation_length=64,
@@ -184,7 +184,7 @@ def row_set(encoder: Any, tmp_path: Path) -> Callable[..., Any]:
             end_token=encoder.end_token,
             tokenizer=encoder.tokenizer_key,
         )
-        return RowSet(open_table(str(path), recipe), encoder)
+        return RowDataset(open_table(str(path), spec), encoder)
 
     return make
 

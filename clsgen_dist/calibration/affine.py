@@ -3,11 +3,11 @@
     z' = s·z + b,   s > 0,   b_0 = 0
 
 Two classes: Platt scaling on the margin (Platt 1999). More: temperature scaling with a bias per class (Alexandari et
-al. 2020, arXiv 1901.06852). A temperature alone (Guo et al. 2017) cannot mend a score that is biased towards a class.
+al. 2020, arXiv 1901.06852). A temperature alone (Guo et al. 2017) cannot fix a score that is biased towards a class.
 
 Fitted by minimising the negative log-likelihood on held-out rows. The targets are smoothed as Platt does, so that a
 separable split stays finite, but with a tenth of a row instead of a whole one: he pulls every probability towards a
-half by about one row in n. (The tenth was picked on one seed of the demo, looking at its held-out rows.) Price: a few
+half by about one row in n. (The tenth was picked on one seed of the demo, looking at its held-out rows.) Cost: a few
 dozen passes over ``N x C`` numbers.
 """
 

@@ -15,14 +15,14 @@ from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.engine.world import World
 
 
-def probe_sample(encoder: Encoder) -> Sample:
+def canary_sample(encoder: Encoder) -> Sample:
     """The probe in the run's own prompt."""
     prompt, _ = encoder.prompt("The quick brown fox jumps over the lazy dog.")
     (explanation,) = encoder.explanations(["Because the dog was asleep."])
     return Sample(prompt, np.array(explanation, dtype=np.int32), -1)
 
 
-def score_probe(engine: Any, sample: Sample, world: World) -> dict[str, Any]:
+def score_canary(engine: Any, sample: Sample, world: World) -> dict[str, Any]:
     """The probe's tokens, its per-token generation losses, its class logits, and the dtype of it all; collective."""
     engine.eval()
     with torch.no_grad():

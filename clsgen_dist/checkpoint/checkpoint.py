@@ -29,7 +29,7 @@ import torch
 from clsgen_dist.data.curriculum.stages import order_of_format_1
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError
-from clsgen_dist.resilience.spikes import GuardState
+from clsgen_dist.resilience.spikes import SpikeState
 
 FORMAT = 2
 """Of markers; those of format 1 carry no number, and name what decides the order in words."""
@@ -64,7 +64,7 @@ class TrainState:
     """What the best is the best by, as :func:`best_by` writes it."""
     evaluations_without_gain: int = 0
     """For early stopping."""
-    guard: GuardState = field(default_factory=GuardState)
+    guard: SpikeState = field(default_factory=SpikeState)
     """Losses and skipped steps so far."""
 
     @property
@@ -81,7 +81,7 @@ class RunIdentity:
     rows: int
     rows_sha256: str
     order: dict[str, Any]
-    """What decides the rows shown so far: :func:`clsgen_dist.data.curriculum.stages.shown_by`."""
+    """What decides the rows shown so far: :func:`clsgen_dist.data.curriculum.stages.visited_before`."""
     seed: int
     batch_size: int
     finetune: str
@@ -280,7 +280,7 @@ def restore_weights(engine: Any, world: World, folder: Path) -> None:
         group.update(own)
 
 
-def require_same_probe(folder: Path, now: list[dict[str, Any]], tolerance: float) -> tuple[float, float]:
+def require_same_canary(folder: Path, now: list[dict[str, Any]], tolerance: float) -> tuple[float, float]:
     """The probe's mean loss as saved and as scored now, by each rank.
 
     CheckpointError, on all ranks, if one of them is off by more than ``tolerance``.
@@ -307,13 +307,13 @@ def _state_of(marker: dict[str, Any]) -> TrainState:
     guard = state.pop("guard")
     for name in ("recent_generation", "recent_classification"):  # JSON has lists only
         guard[name] = tuple(guard[name])
-    return TrainState(**state, guard=GuardState(**guard))
+    return TrainState(**state, guard=SpikeState(**guard))
 
 
 def _load_from_other_ranks(engine: Any, world: World, folder: Path) -> str | None:
     """Convert a checkpoint to one that any number of ranks reads, load that, and delete it; collective.
 
-    Price: a second copy of the checkpoint on the disk while it is loaded; rank 0 converts alone.
+    Cost: a second copy of the checkpoint on the disk while it is loaded; rank 0 converts alone.
     """
     universal = folder.with_name(f"{folder.name}.universal")
     failed = None

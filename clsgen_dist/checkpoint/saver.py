@@ -4,7 +4,7 @@ A save copies this rank's shard to host memory (the stall), and a thread writes,
 on. At the first step boundary where every rank has written, all commit together: marker aside, fsync, rename, fsync of
 the folder. One save is under way at a time.
 
-Price: host memory for this rank's trained parameters and their optimizer state until they are written (none with
+Cost: host memory for this rank's trained parameters and their optimizer state until they are written (none with
 ``checkpoint.asynchronous: false``), one write of them, and one read for the checksums.
 """
 

@@ -4,7 +4,7 @@ Each FILE is a split. In ``checks``, ``measure`` reads it once, ``near`` finds n
 ``labels`` and ``copies`` say what is wrong, ``report`` prints it and ``page`` writes the page. Exit status: 0 nothing
 that stops training, 1 there are errors (with ``--strict`` warnings too), 2 the command itself is wrong.
 
-Price: 100,000 short rows in three files in about 20 s on one core, of which loading libraries and tokenizer takes 5.
+Cost: 100,000 short rows in three files in about 20 s on one core, of which loading libraries and tokenizer takes 5.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from clsgen_dist.io.output import (
 
 if TYPE_CHECKING:
     from clsgen_dist.data.loader import TrainStream
-    from clsgen_dist.data.tables.dataset import RowSet
+    from clsgen_dist.data.tables.dataset import RowDataset
 
 # N rows, B rows of a step
 
@@ -54,9 +54,9 @@ def preview(settings: Settings, *, ranks: int, plot: str, plan: str | None) -> N
 class _Shown:
     """What each optimizer step of a planned run shows."""
 
-    def __init__(self, settings: Settings, stream: TrainStream, rows: RowSet) -> None:
+    def __init__(self, settings: Settings, stream: TrainStream, rows: RowDataset) -> None:
         from clsgen_dist.data.curriculum.stages import RunOrder
-        from clsgen_dist.data.pack import load_of
+        from clsgen_dist.data.pack import packing_stats
         from clsgen_dist.engine.optim import lr_factor
         from clsgen_dist.training.sampling_plan import weight_schedule
 
@@ -75,7 +75,7 @@ class _Shown:
             self.rows.append(row_B)
             self.difficulty.append(quantile_N[row_B])
             self.tokens.append(int(length_B.sum()))
-            loads.append(load_of(bins, length_B))
+            loads.append(packing_stats(bins, length_B))
             factor = lr_factor(
                 step, self.steps, warmup_fraction=optim.warmup_fraction, final_fraction=optim.final_lr_fraction
             )

@@ -8,7 +8,7 @@ explicitly: padding side and packing cannot move it. User text is tokenised apar
 does it but blind to control tokens: ``<|im_end|>`` in a row stays text, an added word of a trade stays one token. A
 prompt that is too long loses the middle of its *text*; template, question and explanation are never cut.
 
-Price: one pass of the tokenizer over each text; about 20,000 short rows a second and core.
+Cost: one pass of the tokenizer over each text; about 20,000 short rows a second and core.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class Encoder:
     def prompt(self, text: str) -> tuple[Ids, bool]:
         """Prompt tokens, the last one being the classification token, and whether the text was shortened."""
         ids = self.tokens_of([text])[0]
-        return self.lay_out(_ids(ids)), len(ids) + self.frame > self.max_prompt_length
+        return self.build_prompt(_ids(ids)), len(ids) + self.frame > self.max_prompt_length
 
-    def lay_out(self, text_ids: Ids, max_prompt_length: int | None = None) -> Ids:
+    def build_prompt(self, text_ids: Ids, max_prompt_length: int | None = None) -> Ids:
         """The prompt around a text's tokens, without the text's middle where it is too long."""
         budget = (max_prompt_length or self.max_prompt_length) - self.frame
         if len(text_ids) > budget:
@@ -99,7 +99,7 @@ class Encoder:
         return np.concatenate([self._prefix, text_ids, self._suffix])
 
     def prompt_lengths(self, text_lengths_N: Ids, max_prompt_length: int | None = None) -> Ids:
-        """``[N]`` lengths of the prompts that :meth:`lay_out` makes of texts of these lengths."""
+        """``[N]`` lengths of the prompts that :meth:`build_prompt` makes of texts of these lengths."""
         return np.minimum(text_lengths_N + self.frame, max_prompt_length or self.max_prompt_length)
 
     def prompt_length(self, text: str) -> int:

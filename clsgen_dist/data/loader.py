@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder
-from clsgen_dist.data.pack import Batch, Bins, Load, collate, load_of, pack, stand_in
-from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.pack import Batch, Bins, PackingStats, collate, dummy_batch, pack, packing_stats
+from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
 
 # N rows, B rows of an optimizer step
@@ -36,7 +36,7 @@ class Step:
     stage: PlannedStage
     difficulty: float
     """Mean difficulty quantile of the rows shown, over all ranks."""
-    load: Load
+    packing: PackingStats
     """How well the tokens are spread over ranks."""
 
 
@@ -53,7 +53,7 @@ class TrainStream:
 
     def __init__(
         self,
-        rows: RowSet | ShardedRows,
+        rows: RowDataset | ShardedRows,
         order: RunOrder | ShardedOrder,
         *,
         batch_size: int,
@@ -79,7 +79,7 @@ class TrainStream:
         return self.order.at(stage, start, min(start + self.batch_size, stage.positions))
 
     def bins(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Bins]:
-        """Rows, showings and lengths ``[B]`` of a step, and how they are packed; the same on every rank."""
+        """Rows, visit_counts and lengths ``[B]`` of a step, and how they are packed; the same on every rank."""
         stage = self.stage_of(step).stage
         row_B, showing_B = self.chosen(step)
         length_B = self.rows.lengths(row_B, showing_B, stage.max_prompt_length)
@@ -96,12 +96,12 @@ class TrainStream:
                 self.rows.sample(int(row_B[at]), int(showing_B[at]), stage.stage.max_prompt_length)
                 for at in ranks[self.rank]
             ]
-            batches.append(collate(samples) if samples else stand_in(self.rows.encoder.end_token))
+            batches.append(collate(samples) if samples else dummy_batch(self.rows.encoder.end_token))
         ids = [self.rows.id(int(row)) for row in row_B]
-        return Step(batches, ids, stage, self.order.difficulty(row_B), load_of(bins, length_B))
+        return Step(batches, ids, stage, self.order.difficulty(row_B), packing_stats(bins, length_B))
 
 
-def ahead(make: Callable[[int], Step], first: int, last: int) -> Iterator[tuple[Step, float]]:
+def prefetch(make: Callable[[int], Step], first: int, last: int) -> Iterator[tuple[Step, float]]:
     """``make(first) … make(last - 1)``, made by a thread in advance, each with the seconds it was waited for."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -120,7 +120,7 @@ def ahead(make: Callable[[int], Step], first: int, last: int) -> Iterator[tuple[
 
 
 def evaluation_batches(
-    rows: RowSet, *, rank: int, world_size: int, budget: int, padded: bool = False
+    rows: RowDataset, *, rank: int, world_size: int, budget: int, padded: bool = False
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """This rank's share of the rows with their numbers; equally many batches on every rank.
 
@@ -129,8 +129,8 @@ def evaluation_batches(
     block = 4096
     for start in range(0, len(rows), block):
         row_B = np.arange(start, min(start + block, len(rows)))
-        showing_B = rows.first_showing(row_B)
+        showing_B = rows.first_visit(row_B)
         for ranks in pack(rows.lengths(row_B, showing_B), budget=budget, ranks=world_size, padded=padded):
             mine = ranks[rank]
             samples = [rows.sample(int(row_B[at]), int(showing_B[at])) for at in mine]
-            yield row_B[mine], collate(samples) if samples else stand_in(rows.encoder.end_token)
+            yield row_B[mine], collate(samples) if samples else dummy_batch(rows.encoder.end_token)

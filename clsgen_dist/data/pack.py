@@ -6,10 +6,10 @@ emptiest bin), since under ZeRO-3 the ranks wait for each other at every layer. 
 best fit stays. The fuller bins run first and ranks take turns, so that both a micro-step's bins and the ranks' sums are
 alike.
 
-A packed batch is one row of N tokens. Sequences are told apart by their starts, and positions begin anew in each, so
+A packed batch is one row of N tokens. Sequences are distinguished by their starts, and positions begin anew in each, so
 none attends to another (:mod:`clsgen_dist.model.attention`).
 
-Price: O(R log R) for R rows, a millisecond for a thousand; every rank computes the same bins from the lengths alone.
+Cost: O(R log R) for R rows, a millisecond for a thousand; every rank computes the same bins from the lengths alone.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def stand_in(token: int) -> Batch:
+def dummy_batch(token: int) -> Batch:
     """A batch with nothing to learn, for a rank that must run the modules all the same."""
     return collate([Sample(np.full(2, token, dtype=np.int32), np.zeros(0, dtype=np.int32), -1)])
 
@@ -187,7 +187,7 @@ def _best_fit(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> l
 
 
 @dataclass(frozen=True)
-class Load:
+class PackingStats:
     """How well a step's tokens are spread, 1 being perfect."""
 
     efficiency: float
@@ -197,11 +197,11 @@ class Load:
     micro_steps: int
 
 
-def load_of(bins: Bins, length_R: np.ndarray) -> Load:
+def packing_stats(bins: Bins, length_R: np.ndarray) -> PackingStats:
     """The spread of packed rows."""
     load_MW = np.array([[int(length_R[rows].sum()) for rows in step] for step in bins], dtype=np.float64)
     total = load_MW.sum()
-    return Load(
+    return PackingStats(
         efficiency=float(total / (load_MW.max(axis=1).sum() * load_MW.shape[1])) if total else 1.0,
         imbalance=float(load_MW.sum(axis=0).max() * load_MW.shape[1] / total) if total else 1.0,
         micro_steps=len(bins),

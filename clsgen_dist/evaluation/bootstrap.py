@@ -3,7 +3,7 @@
     interval = quantiles of statistic(rows drawn with replacement)
 
 Two models on the same rows are compared by the interval of their difference, on the same resamples: what makes a row
-hard for both then cancels, and it is narrower than two intervals laid side by side suggest. Price: ``resamples`` calls
+hard for both then cancels, and it is narrower than two intervals laid side by side suggest. Cost: ``resamples`` calls
 of the statistic; AUROC takes about 2 ms a call on 400 rows.
 """
 

@@ -20,7 +20,7 @@ from clsgen_dist.errors import CheckpointError, ModelError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint
 from clsgen_dist.hf_export.base_files import copy_small_files, write_chat_template, write_config, write_readme
 from clsgen_dist.hf_export.merge import Merge, trained_tensors, write_shards
-from clsgen_dist.hf_export.verify import LogitsDifferError, verify_probe, verify_shapes, write_evidence
+from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary, verify_shapes, write_evidence
 from clsgen_dist.model.backbone import Backbone, backbone_path, open_backbone
 from clsgen_dist.model.label_space import LabelSpace
 
@@ -53,7 +53,7 @@ def export(
         _write(source, aside, settings, marker, max_shard_bytes)
         verify_shapes(aside)
         if verify_logits:
-            verify_probe(aside, marker["probe"], say)
+            verify_canary(aside, marker["probe"], say)
         else:
             say("logits not verified (--verify_logits false)")
 

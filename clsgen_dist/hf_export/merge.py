@@ -4,7 +4,7 @@ The base's tensors are streamed group by group (:mod:`clsgen_dist.model.weight_f
 place of the base's, a LoRA update is added to it (``W + (alpha/r)·B A``, in fp32), and what was not trained is copied
 byte by byte. Trained tensors are put together from the memory-mapped ZeRO shards one at a time.
 
-Price: memory of one output shard and one group.
+Cost: memory of one output shard and one group.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def verify_shapes(folder: Path) -> None:
         raise ModelError(f"the export's tensors do not fit its architecture: {error}") from error
 
 
-def verify_probe(folder: Path, probe: dict[str, Any], say: Callable[[str], None]) -> None:
+def verify_canary(folder: Path, probe: dict[str, Any], say: Callable[[str], None]) -> None:
     """Reload as anyone would, and compare the probe's losses and class logits with the training engine's.
 
     Raises:

@@ -12,14 +12,14 @@ from clsgen_dist.data.checks.finding import visible
 from clsgen_dist.errors import SettingsError
 
 if TYPE_CHECKING:
-    from clsgen_dist.data.tables.dataset import RowSet
+    from clsgen_dist.data.tables.dataset import RowDataset
     from clsgen_dist.training.datasets import Rows
 
 
-def read_recipe_rows(settings: Settings) -> tuple[Rows, RowSet]:
+def read_recipe_rows(settings: Settings) -> tuple[Rows, RowDataset]:
     """The recipe's rows, and the training rows among them."""
     from clsgen_dist.data.encode import Encoder
-    from clsgen_dist.data.tables.dataset import RowSet
+    from clsgen_dist.data.tables.dataset import RowDataset
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
     from clsgen_dist.training.datasets import read_rows
 
@@ -36,7 +36,7 @@ def read_recipe_rows(settings: Settings) -> tuple[Rows, RowSet]:
     for note in rows.notes:
         print(note)
     print()
-    assert isinstance(rows.train, RowSet)
+    assert isinstance(rows.train, RowDataset)
     return rows, rows.train
 
 

@@ -81,7 +81,7 @@ def open_backbone(path: str, *, weights: bool = True) -> Backbone:
         if still := found.differing_ties():
             raise ModelError(
                 f"{path}: {' and '.join(still[0])} are one weight by the configuration and two in the files "
-                f"({len(differing)} such pairs); mend config.json"
+                f"({len(differing)} such pairs); fix config.json"
             )
     refuse_changed_logits(found.lm)
     found.require_complete()

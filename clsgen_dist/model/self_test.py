@@ -7,7 +7,7 @@
    sequence is exchanged for another: the states of those after it must not move. Where they do, the rows of a batch
    are padded instead: more tokens, the same losses.
 
-Price: five forward passes of at most 60 tokens.
+Cost: five forward passes of at most 60 tokens.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is missing, and what could not be exported, is known before training.
 
     files --group by group--> parameters --training--> parameters --the same groups, reversed--> files
 
-Price: the headers of the files and a model without memory: 1 to 3 s for a 70B model.
+Cost: the headers of the files and a model without memory: 1 to 3 s for a 70B model.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def fewest_nodes(planner: Planner, settings: Settings, most: int, gpus_per_node:
 
 
 def advice(planner: Planner, plan: Plan) -> list[str]:
-    """What to change if it does not fit: single changes that mend it; else two together; else what comes nearest."""
+    """What to change if it does not fit: single changes that fix it; else two together; else what comes nearest."""
 
     def try_out(changes: Iterable[_Change]) -> list[tuple[str, Plan]]:
         tried = []

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clsgen_dist.plan.cluster import Cluster
-from clsgen_dist.plan.meta_trace import Rehearsal
+from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.zero3_simulation import Sharding, Walk, optimizer_groups, persistent, stored
 
 _QUANTISATION_GROUP = 8000
@@ -57,7 +57,7 @@ class Flow:
         return max(inside, between) + self.calls * hops * cluster.latency_us * 1e-6
 
 
-def flows(rehearsal: Rehearsal, zero: Sharding, walked: Walk, *, micro_steps: float) -> list[Flow]:
+def flows(rehearsal: MetaTrace, zero: Sharding, walked: Walk, *, micro_steps: float) -> list[Flow]:
     """All collectives of one optimizer step of ``micro_steps`` micro-steps."""
     nodes = -(-zero.ranks // zero.ranks_per_node)
     found = [flow for backward in (False, True) for flow in _gathers(rehearsal, zero, walked, micro_steps, backward)]
@@ -71,7 +71,7 @@ def flows(rehearsal: Rehearsal, zero: Sharding, walked: Walk, *, micro_steps: fl
     return [f for f in found if f.calls]
 
 
-def _gathers(rehearsal: Rehearsal, zero: Sharding, walked: Walk, micro_steps: float, backward: bool) -> list[Flow]:
+def _gathers(rehearsal: MetaTrace, zero: Sharding, walked: Walk, micro_steps: float, backward: bool) -> list[Flow]:
     kind = f"gather {'backward' if backward else 'forward'}"
     size = 1 + 4 / _QUANTISATION_GROUP if zero.quantised_weights else rehearsal.bytes_per_element
     nodes = -(-zero.ranks // zero.ranks_per_node)
@@ -92,7 +92,7 @@ def _gathers(rehearsal: Rehearsal, zero: Sharding, walked: Walk, micro_steps: fl
     return [flow(far, 0, zero.ranks, nodes), flow(1 - far, micro_steps - 1, zero.secondary_ranks, spanned)]
 
 
-def _reductions(rehearsal: Rehearsal, zero: Sharding, walked: Walk, micro_steps: float) -> list[Flow]:
+def _reductions(rehearsal: MetaTrace, zero: Sharding, walked: Walk, micro_steps: float) -> list[Flow]:
     nodes = -(-zero.ranks // zero.ranks_per_node)
     whole = sum(r.elements for r in walked.first.reductions) * micro_steps
     calls = len(walked.first.reductions) * micro_steps

@@ -45,7 +45,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clsgen_dist.config import Settings
 from clsgen_dist.data.curriculum.stages import PlannedStage, Stage
 from clsgen_dist.data.loader import Step
-from clsgen_dist.data.pack import Load, Sample, collate
+from clsgen_dist.data.pack import PackingStats, Sample, collate
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
@@ -122,7 +122,7 @@ def dry_run(
 ) -> DryRun:
     """Build, train some steps, save, inside :func:`fake_ranks`; nothing is written.
 
-    Price: for 70B half a minute and less than 1 GB, whatever the number of ranks.
+    Cost: for 70B half a minute and less than 1 GB, whatever the number of ranks.
 
     Args:
         lengths: tokens of each sequence in a micro-batch.
@@ -146,7 +146,7 @@ def dry_run(
     labels = LabelSpace.of([f"class {number}" for number in range(classes)], "class 0")
     share = _share(lengths, supervised, micro_steps)
     ledger = _Ledger(world.size)
-    with _stand_ins(), FakeTensorMode(allow_non_fake_inputs=True), ledger:
+    with _replacements(), FakeTensorMode(allow_non_fake_inputs=True), ledger:
         engine = build_engine(settings, config, opened, None, labels)
         named = dict(engine.module.named_parameters())
         found = DryRun(
@@ -191,7 +191,7 @@ def _share(lengths: list[int], supervised: int, micro_steps: int) -> Step:
         explained = min(length - 1, supervised // len(lengths))
         samples.append(Sample(np.zeros(length - explained, np.int32), np.zeros(explained, np.int32), 0))
     stage = PlannedStage(Stage(name="all", epochs=1), 0, 0, 9, 9)
-    return Step([collate(samples) for _ in range(micro_steps)], [], stage, 0.0, Load(1.0, 1.0, micro_steps))
+    return Step([collate(samples) for _ in range(micro_steps)], [], stage, 0.0, PackingStats(1.0, 1.0, micro_steps))
 
 
 def _train(
@@ -277,7 +277,7 @@ class _Ledger(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _stand_ins() -> Iterator[None]:
+def _replacements() -> Iterator[None]:
     """What stands in for what cannot be done on fake tensors; the module's docstring names each."""
 
     def apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:

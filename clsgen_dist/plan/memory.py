@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clsgen_dist.plan.meta_trace import Rehearsal
+from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.zero3_simulation import Sharding, Walk, on_nvme, optimizer_groups, persistent, stored
 
 FRAGMENTATION = 0.1
@@ -61,7 +61,7 @@ class Memory:
 
 
 def memory(
-    rehearsal: Rehearsal,
+    rehearsal: MetaTrace,
     zero: Sharding,
     walked: Walk,
     *,

@@ -6,7 +6,7 @@ lives, so activations, the loss's workspace and gradients waiting to be reduced 
 products are counted as they are called. The order of modules is noted where DeepSpeed's own hooks stand, for
 :mod:`clsgen_dist.plan.zero3_simulation` to walk through. Weights are left out: under ZeRO-3 they come and go.
 
-Price: seconds for a model of 70B, whatever the number of tokens.
+Cost: seconds for a model of 70B, whatever the number of tokens.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Event:
 
     moment: Moment
     at: int
-    """Number of the module in :attr:`Rehearsal.units`, or of the parameter."""
+    """Number of the module in :attr:`MetaTrace.units`, or of the parameter."""
     peak: int
     """Most bytes held between the event before and this one."""
     held: int
@@ -90,7 +90,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class MetaTrace:
     """What one micro-step does."""
 
     weights: list[Weight]
@@ -244,14 +244,14 @@ def meta_model(plan: ModelPlan, attention: Attention) -> DualHeadModel:
         ).to(dtype)
 
 
-def rehearse(
+def trace_micro_step(
     plan: ModelPlan,
     *,
     sequence_lengths: Sequence[int],
     supervised: int,
     activation_checkpointing: bool,
     attention: Attention = "flash",
-) -> Rehearsal:
+) -> MetaTrace:
     """Run one micro-step of packed sequences, ``supervised`` of whose tokens carry generation loss, on meta."""
     model = meta_model(plan, attention)
     model.train()
@@ -275,7 +275,7 @@ def rehearse(
         Weight(name, p.numel(), p.requires_grad, p.dim() > 1, id(p) in quantised and not p.requires_grad)
         for name, p in model.named_parameters()
     ]
-    return Rehearsal(
+    return MetaTrace(
         weights,
         stage.units,
         stage.events,

@@ -21,7 +21,7 @@ from clsgen_dist.plan.cluster import GIB, Cluster
 from clsgen_dist.plan.communication import Flow, flows
 from clsgen_dist.plan.goodput import Faults, Goodput, goodput
 from clsgen_dist.plan.memory import Memory, memory
-from clsgen_dist.plan.meta_trace import ModelPlan, Rehearsal, attention_of, open_config, rehearse
+from clsgen_dist.plan.meta_trace import MetaTrace, ModelPlan, attention_of, open_config, trace_micro_step
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
 from clsgen_dist.plan.workload import Workload, rows_at_hand, stated_workload, workload_of_rows
 from clsgen_dist.plan.zero3_simulation import Sharding, Walk, sharding, walk
@@ -77,7 +77,7 @@ class Plan:
     cluster: Cluster
     nodes: int
     gpus_per_node: int
-    rehearsal: Rehearsal
+    rehearsal: MetaTrace
     zero: Sharding
     walked: Walk
     memory: Memory
@@ -138,7 +138,7 @@ class Plan:
         return sum(self.checkpoint_bytes / 1e9 / rate for rate in rates)
 
     @property
-    def probe_seconds(self) -> float:
+    def canary_seconds(self) -> float:
         """Of the fixed text that each save scores: a forward pass of one short row, which gathers all weights."""
         once = flows(self.rehearsal, self.zero, self.walked, micro_steps=1)
         return sum(flow.seconds(self.cluster) for flow in once if flow.kind == "gather forward")
@@ -149,7 +149,7 @@ class Plan:
         whole, cluster = self.checkpoint_bytes / 1e9, self.cluster
         copy = max(whole / self.ranks / cluster.staging_gb_s, whole / cluster.staging_total_gb_s)
         write = 0.0 if self.settings.checkpoint.asynchronous else self.write_seconds
-        return self.probe_seconds + copy + write
+        return self.canary_seconds + copy + write
 
     @property
     def worst_shortfall(self) -> float:
@@ -195,7 +195,7 @@ class Plan:
         return goodput(faults)
 
 
-def _checkpoint_bytes(settings: Settings, rehearsal: Rehearsal) -> float:
+def _checkpoint_bytes(settings: Settings, rehearsal: MetaTrace) -> float:
     """Only what is trained is written."""
     return _CHECKPOINT_BYTES[settings.optim.name] * rehearsal.trainable
 
@@ -218,7 +218,7 @@ class Planner:
         if self._rows is None and not stated.any:
             say(f"{settings.data.train} is not at hand: rows are assumed")
         self._classes = len(self._rows.labels if self._rows else settings.data.labels or ["no", "yes"])
-        self._rehearsals: dict[Any, Rehearsal] = {}
+        self._rehearsals: dict[Any, MetaTrace] = {}
 
     def plan(self, settings: Settings, *, nodes: int, gpus_per_node: int | None = None) -> Plan:
         """The recipe on so many nodes.
@@ -281,14 +281,14 @@ class Planner:
             return workload_of_rows(settings, self._rows, ranks=ranks)
         return stated_workload(settings, ranks=ranks, **dataclasses.asdict(self.stated))
 
-    def _rehearsal(self, settings: Settings, work: Workload, bf16: bool) -> Rehearsal:
+    def _rehearsal(self, settings: Settings, work: Workload, bf16: bool) -> MetaTrace:
         model = settings.model
         lengths, supervised = work.full_micro_batch()
         attention = attention_of(model.attention)
         checkpointing = settings.train.activation_checkpointing
         key = (repr(model), bf16, len(lengths), sum(lengths), supervised, checkpointing, attention)
         if key not in self._rehearsals:
-            self._rehearsals[key] = rehearse(
+            self._rehearsals[key] = trace_micro_step(
                 ModelPlan.of(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
                 sequence_lengths=lengths,
                 supervised=supervised,
@@ -297,7 +297,7 @@ class Planner:
             )
         return self._rehearsals[key]
 
-    def _stage(self, stage: Any, work: Workload, rehearsal: Rehearsal, zero: Sharding, walked: Walk) -> StagePlan:
+    def _stage(self, stage: Any, work: Workload, rehearsal: MetaTrace, zero: Sharding, walked: Walk) -> StagePlan:
         time = step_time(
             rehearsal,
             self._config,

@@ -29,7 +29,7 @@ from typing import Any
 
 from clsgen_dist.plan.cluster import Cluster
 from clsgen_dist.plan.communication import Flow
-from clsgen_dist.plan.meta_trace import Rehearsal
+from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.zero3_simulation import Sharding, on_nvme
 
 PLANNED_OVER_PUBLISHED = (0.93, 1.42)
@@ -87,7 +87,7 @@ def attention_flops(config: Any, lengths: Sequence[float]) -> float:
 
 
 def step_time(
-    rehearsal: Rehearsal,
+    rehearsal: MetaTrace,
     config: Any,
     zero: Sharding,
     flows: Sequence[Flow],
@@ -148,7 +148,7 @@ def _exposed(compute: float, links: float, overlap: float) -> float:
 
 
 def _update(
-    rehearsal: Rehearsal, zero: Sharding, flows: Sequence[Flow], cluster: Cluster, micro_steps: float
+    rehearsal: MetaTrace, zero: Sharding, flows: Sequence[Flow], cluster: Cluster, micro_steps: float
 ) -> tuple[float, float]:
     """Seconds of the optimizer's step, and of what is moved between GPU and host."""
     size = rehearsal.bytes_per_element

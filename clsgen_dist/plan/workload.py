@@ -75,11 +75,11 @@ def rows_at_hand(settings: Settings) -> bool:
 
 def workload_of_rows(settings: Settings, rows: Rows, *, ranks: int) -> Workload:
     """The stages as training would pack them for ``ranks``; SettingsError, DataError as training raises them."""
-    from clsgen_dist.data.tables.dataset import RowSet
+    from clsgen_dist.data.tables.dataset import RowDataset
     from clsgen_dist.training.sampling_plan import plan_stream
 
     train = rows.train
-    if not isinstance(train, RowSet):
+    if not isinstance(train, RowDataset):
         raise SettingsError("data.stream_window is set: state the rows with --rows and --tokens_per_row")
     # More ranks than rows in a step: one row each, and nothing for the others.
     stream = plan_stream(settings, rows, rank=0, world_size=min(ranks, settings.train.batch_size))

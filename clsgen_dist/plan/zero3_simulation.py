@@ -6,7 +6,7 @@ next ones of the recorded order up to a bucket, and lets parameters go that are 
 (``stage3.py``). The same rules are applied here to numbers of elements, in the steady state after the trace has been
 recorded. A gather of several parameters holds its flat buffer besides the parameters cut from it, until each was used.
 
-Price: milliseconds for a model of 70B.
+Cost: milliseconds for a model of 70B.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clsgen_dist.plan.meta_trace import Event, Moment, Rehearsal, Weight, optimizer_group
+from clsgen_dist.plan.meta_trace import Event, MetaTrace, Moment, Weight, optimizer_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class Walk:
         return max(self.first.peak, self.later.peak, key=lambda peak: peak.total)
 
 
-def walk(rehearsal: Rehearsal, zero: Sharding) -> Walk:
+def walk(rehearsal: MetaTrace, zero: Sharding) -> Walk:
     """The steady micro-steps of a rehearsed model."""
     coordinator = _Coordinator(rehearsal, zero)
     coordinator.micro_step(MicroStep())  # decides what is let go when, as DeepSpeed caches it
@@ -191,7 +191,7 @@ class _Buffer:
 class _Coordinator:
     """``PartitionedParameterCoordinator`` in numbers of elements."""
 
-    def __init__(self, rehearsal: Rehearsal, zero: Sharding) -> None:
+    def __init__(self, rehearsal: MetaTrace, zero: Sharding) -> None:
         self.rehearsal, self.zero = rehearsal, zero
         self.numel = [stored(w) for w in rehearsal.weights]
         self.persistent = persistent(rehearsal.weights, zero)
@@ -376,12 +376,12 @@ class _Coordinator:
         self.bucket, self.unbucketed = [], 0
 
 
-def optimizer_groups(rehearsal: Rehearsal, zero: Sharding) -> list[int]:
+def optimizer_groups(rehearsal: MetaTrace, zero: Sharding) -> list[int]:
     """Elements of this rank's optimizer sub-groups: matrices and vectors of backbone and head apart."""
     return [size for group in _groups(rehearsal, zero) for size in _sub_groups(group, zero.sub_group)]
 
 
-def _groups(rehearsal: Rehearsal, zero: Sharding) -> list[list[int]]:
+def _groups(rehearsal: MetaTrace, zero: Sharding) -> list[list[int]]:
     """Elements of this rank's share of each trained parameter, by optimizer group."""
     by_group: dict[tuple[bool, bool], list[int]] = {}
     for weight in rehearsal.weights:
@@ -403,7 +403,7 @@ class OnNVMe:
     """Host memory taken for trained weights, up to ``max_in_cpu`` (``_create_param_groups_fp16_flat_cpu_memory``)."""
 
 
-def on_nvme(rehearsal: Rehearsal, zero: Sharding) -> OnNVMe:
+def on_nvme(rehearsal: MetaTrace, zero: Sharding) -> OnNVMe:
     """Frozen weights are on the disk; of the trained ones the sub-groups that found no room in host memory."""
     frozen = sum(zero.part(stored(w)) for w in rehearsal.weights if not w.trainable)
     trained = host = before = 0

@@ -19,7 +19,7 @@ from clsgen_dist.errors import Preempted
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
-class StopRequest:
+class PreemptionHandler:
     """Catches :data:`SIGNALS` while it is entered; not in other threads than the main one, where Python forbids it."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class StopRequest:
             os._exit(Preempted.exit_code)
         self.received = self.received or name
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from clsgen_dist.errors import NoProgressError, OwnerError
+from clsgen_dist.errors import NoProgressError, RunLockError
 
 FILE = "attempts.jsonl"
 
 
-class Attempt:
+class StartLog:
     """A start of a run and how it ended, noted where ``is_main``.
 
     Args:
@@ -46,7 +46,7 @@ class Attempt:
         self.reached: Callable[[], int] = lambda: step
         """The step that is done."""
 
-    def __enter__(self) -> Attempt:
+    def __enter__(self) -> StartLog:
         if not self._is_main:
             return self
         if self._anew:
@@ -63,7 +63,7 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_main or isinstance(error, OwnerError):  # the file is another's by now
+        if not self._is_main or isinstance(error, RunLockError):  # the file is another's by now
             return
         note: dict[str, Any] = {"end": "done" if error is None else type(error).__name__, "step": self.reached()}
         if error is not None:

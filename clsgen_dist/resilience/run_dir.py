@@ -9,10 +9,10 @@ from clsgen_dist.checkpoint import checkpoint
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError, SettingsError
-from clsgen_dist.resilience import spikes as guard
+from clsgen_dist.resilience import spikes
 
 
-def prepare_output(settings: Settings, world: World, say: Callable[[str], None]) -> Path | None:
+def prepare_run_dir(settings: Settings, world: World, say: Callable[[str], None]) -> Path | None:
     """Make the output folder, and find the checkpoint to resume from; collective.
 
     Raises:
@@ -71,7 +71,7 @@ def _make(settings: Settings, output: Path, root: Path) -> str | None:
             checkpoint.clear_after(root, -1)
             for events in (output / "tensorboard").rglob("events.out.tfevents.*"):
                 events.unlink()
-            for name in ("rows.jsonl", guard.SKIPPED_FILE, "stragglers.jsonl"):
+            for name in ("rows.jsonl", spikes.SKIPPED_FILE, "stragglers.jsonl"):
                 (output / name).unlink(missing_ok=True)
         if settings.resume == "never" and (checkpoint.committed(root) or checkpoint.unmarked(root)):
             return (

@@ -6,7 +6,7 @@ Rank 0 claims the folder before anything in it is touched, and is refused while 
 this machine, or its Slurm job. A job that Slurm starts again takes its own folder over. Its former ranks may live on,
 on a node that Slurm has lost: they find another token before their next save, and end without writing.
 
-Price: a small file is read twice a save. Two runs that start within the same moment may both claim; the first of them
+Cost: a small file is read twice a save. Two runs that start within the same moment may both claim; the first of them
 ends at its first save.
 """
 
@@ -26,18 +26,18 @@ from typing import Any
 
 from clsgen_dist.checkpoint.checkpoint import publish
 from clsgen_dist.engine.world import World, node_name
-from clsgen_dist.errors import OwnerError, SettingsError
+from clsgen_dist.errors import RunLockError, SettingsError
 
 FILE = "owner"
 _SEEN_WITHIN_S = 90
 """Network file systems show a new file on other nodes up to a minute later."""
 
 
-class Owner:
+class RunLock:
     """Owns ``output`` while it is entered, where ``is_main``; other ranks own nothing.
 
     Raises:
-        OwnerError: another run lives there.
+        RunLockError: another run lives there.
         SettingsError: the folder cannot be written.
     """
 
@@ -53,11 +53,11 @@ class Owner:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def __enter__(self) -> Owner:
+    def __enter__(self) -> RunLock:
         if self._is_main:
             try:
                 if (other := self._read()) and (life := self._life_of(other)):
-                    raise OwnerError(
+                    raise RunLockError(
                         f"{self._output} belongs to {life}, since {other['time']}: wait for its end, end it, or choose "
                         "another --output_dir"
                     )
@@ -76,9 +76,9 @@ class Owner:
             self._file.unlink()
 
     def require(self, world: World) -> None:
-        """OwnerError, on all ranks, if the folder has another owner by now; collective."""
+        """RunLockError, on all ranks, if the folder has another owner by now; collective."""
         if fault := world.broadcast(self._lost() if world.is_main else None):
-            raise OwnerError(fault)
+            raise RunLockError(fault)
 
     def require_seen(self, world: World) -> None:
         """SettingsError, on all ranks, if some rank's folder is not that of rank 0: a node's own disk; collective."""
@@ -97,13 +97,13 @@ class Owner:
         try:
             os.listdir(self._output)  # has network file systems look anew
             return (self._read() or {}).get("token") == claim["token"]
-        except (OSError, OwnerError):
+        except (OSError, RunLockError):
             return False
 
     def _lost(self) -> str | None:
         try:
             now = self._read() or {}
-        except OwnerError as error:
+        except RunLockError as error:
             return str(error)
         if now.get("token") == self._claim["token"]:
             return None
@@ -114,7 +114,7 @@ class Owner:
         )
 
     def _read(self) -> dict[str, Any] | None:
-        """What the file says, None without one; OwnerError if that is not what a run writes."""
+        """What the file says, None without one; RunLockError if that is not what a run writes."""
         try:
             text = self._file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -125,7 +125,7 @@ class Owner:
             claim = None
         if isinstance(claim, dict) and self._claim.keys() <= claim.keys():
             return claim
-        raise OwnerError(
+        raise RunLockError(
             f"{self._file} is damaged, so nobody knows whether another run writes to this folder: make sure that none "
             "does, then delete that file"
         )

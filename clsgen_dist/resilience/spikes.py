@@ -34,7 +34,7 @@ _REMEMBERED, _NEEDED, _LEAST = 64, 16, 1.0
 
 
 @dataclass(frozen=True)
-class GuardState:
+class SpikeState:
     """What the guard knows; part of the training state, so that a resumed run takes the same turns."""
 
     recent_generation: tuple[float, ...] = ()
@@ -55,7 +55,7 @@ class GuardState:
             for recent in (self.recent_generation, self.recent_classification)
         )  # type: ignore[return-value]
 
-    def after(self, generation: float, classification: float, *, updated: bool) -> GuardState:
+    def after(self, generation: float, classification: float, *, updated: bool) -> SpikeState:
         """The state after a step with these mean losses; NaN for a head that the step had nothing for."""
         if not updated:
             return dataclasses.replace(self, in_a_row=self.in_a_row + 1, skipped=self.skipped + 1)
@@ -66,7 +66,7 @@ class GuardState:
             in_a_row=0,
         )
 
-    def rolled_back(self) -> GuardState:
+    def rolled_back(self) -> SpikeState:
         """The state after going back to a checkpoint."""
         return dataclasses.replace(self, in_a_row=0, rollbacks=self.rollbacks + 1)
 

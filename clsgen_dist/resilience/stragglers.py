@@ -7,7 +7,7 @@ ZeRO-3 couples the ranks layer by layer, so all of them show one and the same st
 
 Waiting is what the host spends in gloo's collectives and, on a GPU, where the step's sums are read: there the host
 runs ahead of the device and waits nowhere else. Both figures are averaged over a window and gathered at its end. A rank
-that stands out in two windows in a row is named, in the log and in ``stragglers.jsonl``. Price: one gather and a few
+that stands out in two windows in a row is named, in the log and in ``stragglers.jsonl``. Cost: one gather and a few
 milliseconds of products every ``WINDOW`` steps.
 """
 
@@ -92,7 +92,7 @@ def stragglers(paces: list[Pace]) -> dict[str, str]:
     return found
 
 
-class PaceMeter:
+class StragglerDetector:
     """Measures this rank, and compares all of them every :data:`WINDOW` steps."""
 
     def __init__(self, world: World, file: Path) -> None:

@@ -5,7 +5,7 @@ the share of rows where the prediction came true (frequency); a calibrated head 
 up, the expected calibration error: ECE = sum_b count_b / N * |frequency_b - confidence_b|. Each point carries its 95 %
 Wilson interval, so a bin of five rows is not read as a miscalibrated head.
 
-Price: one Matplotlib figure at evaluations only, about 0.2 s of one host core, and 1 s for the first, which imports it.
+Cost: one Matplotlib figure at evaluations only, about 0.2 s of one host core, and 1 s for the first, which imports it.
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", pages 2-3 (arXiv:1706.04599); the interval is
 Wilson 1927.

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 
-class ShownLog:
+class SampleLog:
     """Writes ``rows.jsonl`` in a run's folder, or nothing where ``path`` is None."""
 
     def __init__(self, path: Path | None, *, first_step: int) -> None:
@@ -30,7 +30,7 @@ class ShownLog:
         if self._file is not None:
             self._file.write(json.dumps({"step": step, "stage": stage, "rows": list(ids)}) + "\n")
 
-    def __enter__(self) -> ShownLog:
+    def __enter__(self) -> SampleLog:
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ Only rank 0 writes; on every other rank ``log_dir`` is None and each call return
 step it will write: TensorBoard then hides what the killed run had logged from that step on. (Its default, fast loader
 does so tag by tag, when the resumed run writes the tag again; with ``--load_fast=false`` it does so at once.)
 
-Price: events are queued to a writer thread and reach the disk every 10 s, at each evaluation and checkpoint and on
+Cost: events are queued to a writer thread and reach the disk every 10 s, at each evaluation and checkpoint and on
 close, so a killed run loses at most its last seconds of curve. TensorBoard is imported only where something is written.
 """
 

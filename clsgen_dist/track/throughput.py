@@ -5,7 +5,7 @@
 Evaluation and saving happen inside ``pause()``, so the curve does not dip at each checkpoint. The clock is the host's
 and nothing here waits for the device: rates are right once the loop has waited for it, which reading a loss does.
 
-Price: two additions per step. Peak memory is a counter that the CUDA allocator or the kernel keeps anyway.
+Cost: two additions per step. Peak memory is a counter that the CUDA allocator or the kernel keeps anyway.
 """
 
 from __future__ import annotations

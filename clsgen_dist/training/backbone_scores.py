@@ -13,7 +13,7 @@ probability taken before it is learnt from: the training dynamics of a head, at 
 Rows are scored in blocks. Each block is a file beside the row table, written whole: a run that was killed goes on, and
 several processes or nodes that score the same rows share the blocks among themselves.
 
-Price: one forward pass over the rows (loss_explanation: over each explanation; loss_label: over each class). The
+Cost: one forward pass over the rows (loss_explanation: over each explanation; loss_label: over each class). The
 states of confidence and variability, 4 D bytes a row, stay on the disk; 16 blocks of them are in memory at a time.
 """
 
@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from clsgen_dist.checkpoint.canary import probe_sample
+from clsgen_dist.checkpoint.canary import canary_sample
 from clsgen_dist.data.curriculum import difficulty
 from clsgen_dist.data.pack import Batch, Sample, collate, pack
-from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.errors import DataError
 from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
 from clsgen_dist.model.self_test import self_test
@@ -50,7 +50,7 @@ SCORERS = (*difficulty.OF_ROWS, *OF_BACKBONE)
 
 
 def difficulty_scores(
-    rows: RowSet, weights: Mapping[str, float], *, backbone: str, compute: bool, say: Callable[[str], None] = print
+    rows: RowDataset, weights: Mapping[str, float], *, backbone: str, compute: bool, say: Callable[[str], None] = print
 ) -> dict[str, np.ndarray]:
     """``[N]`` scores by name, each computed once and kept beside the rows.
 
@@ -90,7 +90,7 @@ def difficulty_scores(
     return scores
 
 
-def _made_of(rows: RowSet, backbone: str) -> list[object]:
+def _made_of(rows: RowDataset, backbone: str) -> list[object]:
     files = sorted(p for p in Path(backbone).glob("*") if p.is_file()) if Path(backbone).is_dir() else []
     return [rows.fingerprint, backbone, [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
 
@@ -98,7 +98,7 @@ def _made_of(rows: RowSet, backbone: str) -> list[object]:
 class _Backbone:
     """The frozen backbone, asked in blocks of rows."""
 
-    def __init__(self, rows: RowSet, backbone: str, say: Callable[[str], None]) -> None:
+    def __init__(self, rows: RowDataset, backbone: str, say: Callable[[str], None]) -> None:
         self.rows, self.backbone, self.say = rows, backbone, say
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device.type == "cuda"
@@ -123,7 +123,7 @@ class _Backbone:
         ).to(self.device)
         self.model.eval()
         with torch.no_grad():
-            found = self_test(self.model, probe_sample(rows.encoder))
+            found = self_test(self.model, canary_sample(rows.encoder))
         found.require_trainable(backbone)
         self.model.layout = found.layout
         self.budget = max(4096, rows.longest() + max(map(len, self._names()), default=0))

@@ -15,8 +15,8 @@ from clsgen_dist.data.checks.finding import MOST_LISTED, listed
 from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.reading.rejection import refuse_if_too_bad
-from clsgen_dist.data.tables.build import Recipe, open_table
-from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.build import TableSpec, open_table
+from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.errors import DataError
 
@@ -25,8 +25,8 @@ from clsgen_dist.errors import DataError
 class Rows:
     """What a run trains and evaluates on."""
 
-    train: RowSet | ShardedRows
-    dev: RowSet | None
+    train: RowDataset | ShardedRows
+    dev: RowDataset | None
     labels: list[str]
     """Class names in the order of the head's logits."""
     notes: list[str]
@@ -48,19 +48,19 @@ def read_rows(
     Raises:
         DataError: too many bad rows, fewer than two classes, or nothing at all to learn.
     """
-    train: RowSet | ShardedRows
+    train: RowDataset | ShardedRows
     if data.stream_window is not None:
         labels = list(data.labels or [])
         train = ShardedRows(
             data.train,
-            _recipe(data, labels, encoder),
+            _table_spec(data, labels, encoder),
             encoder,
             window=data.stream_window,
             seed=seed,
             max_bad_fraction=data.max_bad_fraction,
             run=run,
             quarantine=quarantine and quarantine / "quarantine-train",
-            keeps_house=os.environ.get("LOCAL_RANK", "0") == "0",
+            owns_cache=os.environ.get("LOCAL_RANK", "0") == "0",
             say=say,
         )
         notes = [f"train: {len(train)} rows in {len(train.names)} shards, {data.stream_window} at a time"]
@@ -103,8 +103,8 @@ def _open(
     encoder: Encoder,
     quarantine: Path | None,
     say: Callable[[str], None],
-) -> RowSet:
-    table = open_table(row_source(source), _recipe(data, labels, encoder), say)
+) -> RowDataset:
+    table = open_table(row_source(source), _table_spec(data, labels, encoder), say)
     if quarantine is not None:
         if table.quarantine.exists():
             quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -114,11 +114,11 @@ def _open(
     refuse_if_too_bad(
         source, len(table), sum(table.card.rejected.values()), table.rejected(), data.max_bad_fraction, quarantine
     )
-    return RowSet(table, encoder)
+    return RowDataset(table, encoder)
 
 
-def _recipe(data: DataSettings, labels: list[str] | None, encoder: Encoder) -> Recipe:
-    return Recipe(
+def _table_spec(data: DataSettings, labels: list[str] | None, encoder: Encoder) -> TableSpec:
+    return TableSpec(
         columns=data.columns,
         labels=tuple(labels) if labels is not None else None,
         max_explanation_length=data.max_explanation_length,
@@ -128,7 +128,7 @@ def _recipe(data: DataSettings, labels: list[str] | None, encoder: Encoder) -> R
     )
 
 
-def _classes(rows: RowSet) -> str:
+def _classes(rows: RowDataset) -> str:
     """The classes with their rows, in the order of the logits; of many, the largest."""
     names = rows.table.card.labels
     counts = np.bincount(rows.label_N[rows.label_N >= 0], minlength=len(names)).tolist()
@@ -138,5 +138,5 @@ def _classes(rows: RowSet) -> str:
     return f"{len(names)} classes: {listed(dict(found))}"
 
 
-def _note(rows: RowSet) -> str:
+def _note(rows: RowDataset) -> str:
     return f"{rows.table.card.summary()}; {rows.shortened()} shortened in the middle of the text"

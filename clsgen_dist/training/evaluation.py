@@ -1,6 +1,6 @@
 """Periodic evaluation on the dev rows, through the same engine forward as training.
 
-Price: one forward pass over the dev rows, shared by the ranks, and one gather of ``rows x (C + 2)`` numbers.
+Cost: one forward pass over the dev rows, shared by the ranks, and one gather of ``rows x (C + 2)`` numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from clsgen_dist.data.loader import evaluation_batches
-from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
 from clsgen_dist.objectives.normalization import mean
 from clsgen_dist.objectives.weights import LossWeights
@@ -22,7 +22,7 @@ from clsgen_dist.objectives.weights import LossWeights
 
 def evaluate(
     engine: Any,
-    rows: RowSet,
+    rows: RowDataset,
     world: World,
     *,
     budget: int,
@@ -60,7 +60,7 @@ def _mean(total: float, count: float) -> float:
     return mean(total if np.isfinite(total) else np.inf, count)
 
 
-def metric_fault(rows: RowSet, metric: str) -> str | None:
+def metric_fault(rows: RowDataset, metric: str) -> str | None:
     """Why the dev rows cannot say which checkpoint is the best; None if they can."""
     classes = len(np.unique(rows.label_N[rows.label_N >= 0]))
     needed = {"auroc": 2, "loss": 0}.get(metric, 1)

@@ -13,7 +13,7 @@ from clsgen_dist.config import LossSettings, Settings
 from clsgen_dist.data.curriculum.difficulty import combine
 from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder, plan_stages, quantiles, stage_order
 from clsgen_dist.data.loader import TrainStream
-from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
@@ -57,7 +57,7 @@ def plan_stream(
 
 
 def _order(
-    settings: Settings, rows: RowSet | ShardedRows, stages: list[PlannedStage], say: Callable[[str], None]
+    settings: Settings, rows: RowDataset | ShardedRows, stages: list[PlannedStage], say: Callable[[str], None]
 ) -> RunOrder | ShardedOrder:
     if isinstance(rows, ShardedRows):
         return ShardedOrder(rows, stages)
@@ -87,7 +87,7 @@ def weight_schedule(
     return schedule, (step - first) / max(1, steps - 1)
 
 
-def _quantiles(settings: Settings, rows: RowSet, say: Callable[[str], None]) -> np.ndarray:
+def _quantiles(settings: Settings, rows: RowDataset, say: Callable[[str], None]) -> np.ndarray:
     curriculum = settings.curriculum
     if curriculum.order == "random":  # the control asks nobody how hard a row is
         return quantiles(np.zeros(len(rows)), rows.label_N, "random", settings.seed)
@@ -103,7 +103,7 @@ def difficulty_model(settings: Settings) -> str:
     return settings.curriculum.difficulty_model or settings.model.backbone
 
 
-def _require_budget(rows: RowSet | ShardedRows, max_prompt_length: int | None, budget: int) -> None:
+def _require_budget(rows: RowDataset | ShardedRows, max_prompt_length: int | None, budget: int) -> None:
     longest = rows.longest(max_prompt_length)
     if longest > budget:
         raise SettingsError(

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from clsgen_dist.checkpoint import checkpoint
-from clsgen_dist.checkpoint.canary import probe_sample, score_probe
+from clsgen_dist.checkpoint.canary import canary_sample, score_canary
 from clsgen_dist.checkpoint.checkpoint import RunIdentity, TrainState
 from clsgen_dist.checkpoint.saver import Saver, checkpoint_bytes, checkpoints_to_come, require_room
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.encode import Encoder
-from clsgen_dist.data.loader import Step, TrainStream, ahead
+from clsgen_dist.data.loader import Step, TrainStream, prefetch
 from clsgen_dist.data.pack import Sample
-from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.optim import lr_factor, set_lr
@@ -40,15 +40,15 @@ from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.objectives.weights import LossWeights
-from clsgen_dist.resilience import spikes as guard
-from clsgen_dist.resilience.preemption import StopRequest
-from clsgen_dist.resilience.restarts import Attempt
-from clsgen_dist.resilience.run_dir import prepare_output
-from clsgen_dist.resilience.run_lock import Owner
-from clsgen_dist.resilience.stragglers import PaceMeter, waiting
+from clsgen_dist.resilience import spikes
+from clsgen_dist.resilience.preemption import PreemptionHandler
+from clsgen_dist.resilience.restarts import StartLog
+from clsgen_dist.resilience.run_dir import prepare_run_dir
+from clsgen_dist.resilience.run_lock import RunLock
+from clsgen_dist.resilience.stragglers import StragglerDetector, waiting
 from clsgen_dist.resilience.watchdog import Watchdog
 from clsgen_dist.track.progress import Progress
-from clsgen_dist.track.sample_log import ShownLog, drop_steps_from
+from clsgen_dist.track.sample_log import SampleLog, drop_steps_from
 from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
 from clsgen_dist.training.datasets import read_rows, require_something_to_learn
@@ -71,9 +71,9 @@ def train(settings: Settings) -> TrainResult:
     """Run a training from settings to its last checkpoint; every rank calls it.
 
     Raises:
-        SettingsError, DataError, CheckpointError, NoProgressError, FileNotFoundError: what the user can mend, said
+        SettingsError, DataError, CheckpointError, NoProgressError, FileNotFoundError: what the user can fix, said
             before training.
-        OwnerError: another run writes to the folder; before training, or at a save.
+        RunLockError: another run writes to the folder; before training, or at a save.
         DiskFullError: a file besides the checkpoints could not be written.
         RendezvousError: the ranks did not meet.
         NonFiniteLossError: the run diverged; the checkpoints before it are whole.
@@ -84,22 +84,22 @@ def train(settings: Settings) -> TrainResult:
     zero = zero_config(settings, ranks)
     is_main = os.environ["RANK"] == "0"
     with (
-        StopRequest() as stop,
-        _full_disk_told(output),
-        Owner(output, is_main=is_main) as owner,
-        Attempt(
+        PreemptionHandler() as stop,
+        _disk_full_as_user_error(output),
+        RunLock(output, is_main=is_main) as run_lock,
+        StartLog(
             output,
             is_main=is_main,
             step=_newest_step(settings, output),
             ranks=ranks,
             limit=settings.faults.max_stuck_starts if settings.resume == "auto" else None,
             anew=settings.resume == "never" and settings.overwrite,
-        ) as attempt,
+        ) as start_log,
         process_group(settings.train.collective_timeout_s, settings.faults.rendezvous_timeout_s) as world,
     ):
-        owner.require_seen(world)
+        run_lock.require_seen(world)
         say = _speaker(world)
-        resume_from = prepare_output(settings, world, say)
+        resume_from = prepare_run_dir(settings, world, say)
         if resume_from is not None and (changed := changed_settings(settings, resume_from)):
             say(f"settings changed since {resume_from.name} was written: {'; '.join(changed)}")
         backbone = backbone_path(settings.model.backbone)
@@ -123,7 +123,7 @@ def train(settings: Settings) -> TrainResult:
         stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
         labels = LabelSpace.of(rows.labels, settings.data.positive_label)
         engine = build_engine(settings, zero, opened, encoder, labels)
-        probe = probe_sample(encoder)
+        probe = canary_sample(encoder)
         require_finite(engine.module, world)
         found = _self_test(engine, probe)
         found.require_trainable(settings.model.backbone)
@@ -134,8 +134,8 @@ def train(settings: Settings) -> TrainResult:
             say(f"rows are padded, not packed: {why}")
         run = _Run(settings, world, engine, stream, rows.dev, labels, probe, output, stop, say)
         run.saver.prompt = prompt.to_json()
-        run.saver.require_ours = lambda: owner.require(world)
-        attempt.reached = lambda: run.state.step
+        run.saver.require_ours = lambda: run_lock.require(world)
+        start_log.reached = lambda: run.state.step
         result = run.go(resume_from)
         if isinstance(rows.train, ShardedRows):
             rows.train.close()
@@ -151,11 +151,11 @@ class _Run:
         world: World,
         engine: Any,
         stream: TrainStream,
-        dev: RowSet | None,
+        dev: RowDataset | None,
         labels: LabelSpace,
         probe: Sample,
         output: Path,
-        stop: StopRequest,
+        stop: PreemptionHandler,
         say: Callable[[str], None],
     ) -> None:
         self.settings, self.world, self.engine, self.stop = settings, world, engine, stop
@@ -179,7 +179,7 @@ class _Run:
             labels=list(labels.names),
             rows=len(stream.rows),
             rows_sha256=stream.rows.fingerprint,
-            order=stream.order.shown_by(step),
+            order=stream.order.visited_before(step),
             seed=settings.seed,
             batch_size=settings.train.batch_size,
             finetune=settings.model.finetune,
@@ -197,7 +197,7 @@ class _Run:
         if self.world.is_main:
             ours = resume_from is None or resume_from.parent == self.checkpoints
             checkpoint.clear_after(self.checkpoints, self.state.step if ours else -1)
-            drop_steps_from(self.output / guard.SKIPPED_FILE, self.state.step + 1)
+            drop_steps_from(self.output / spikes.SKIPPED_FILE, self.state.step + 1)
         self.world.barrier()
         size = checkpoint_bytes(self.engine, self.world)
         train, kept = self.settings.train, self.settings.checkpoint
@@ -217,7 +217,7 @@ class _Run:
                 first_step=self.state.step + 1 if self.state.step else 0,
             ) as self.log,
             Progress(self.total_steps, start=self.state.step, enabled=main) as self.progress,
-            ShownLog(
+            SampleLog(
                 self.output / "rows.jsonl" if main and self.settings.train.log_rows else None,
                 first_step=self.state.step + 1,
             ) as self.shown,
@@ -230,7 +230,7 @@ class _Run:
             if not self.state.updates:
                 raise NonFiniteLossError(
                     f"all {self.state.step} steps were left out, nothing was learnt; see their rows in "
-                    f"{self.output / guard.SKIPPED_FILE}, or lower optim.lr"
+                    f"{self.output / spikes.SKIPPED_FILE}, or lower optim.lr"
                 )
         best = self.state.best_step if self.state.best_step is not None else self.state.step
         result = TrainResult(self.state, self.checkpoints / checkpoint.folder_name(best))
@@ -239,9 +239,9 @@ class _Run:
 
     def _resume(self, folder: Path) -> None:
         self.state = checkpoint.load(self.engine, self.world, folder, self.identity)
-        scored = score_probe(self.engine, self.probe, self.world)
+        scored = score_canary(self.engine, self.probe, self.world)
         tolerance = 1e-4 if scored["dtype"] == "float32" else 2e-2
-        then, now = checkpoint.require_same_probe(folder, self.world.gather(scored), tolerance)
+        then, now = checkpoint.require_same_canary(folder, self.world.gather(scored), tolerance)
         if folder.parent == self.checkpoints:
             self.saver.last_step = self.state.step
         if self.state.best_by != self.best_by:
@@ -256,8 +256,8 @@ class _Run:
 
     def _walk(self) -> None:
         """Every step that is left."""
-        pace = PaceMeter(self.world, self.output / "stragglers.jsonl")
-        for step, waited in ahead(self.stream.step, self.state.step, self.last_step):
+        pace = StragglerDetector(self.world, self.output / "stragglers.jsonl")
+        for step, waited in prefetch(self.stream.step, self.state.step, self.last_step):
             if self._gave_up():
                 self.progress.note(
                     f"step {self.state.step}: stopped, as {self.state.evaluations_without_gain} evaluations in a row "
@@ -326,7 +326,7 @@ class _Run:
             if last:
                 self.world.all_reduce(sums)
                 for total, count, limit in zip(sums, (counts.supervised, counts.labelled), limits, strict=False):
-                    loss = loss * guard.nan_above(total / max(count, 1), limit)
+                    loss = loss * spikes.nan_above(total / max(count, 1), limit)
             self.engine.backward(loss, scale_wrt_gas=False)
             if not last:
                 self.engine.step()
@@ -351,9 +351,9 @@ class _Run:
             "optim/skipped_steps": float(self.state.guard.skipped),
             "curriculum/stage": float(share.stage.index) if staged else float("nan"),
             "curriculum/difficulty": share.difficulty if staged else float("nan"),
-            "packing/efficiency": share.load.efficiency,
-            "packing/rank_imbalance": share.load.imbalance,
-            "packing/micro_steps": float(share.load.micro_steps),
+            "packing/efficiency": share.packing.efficiency,
+            "packing/rank_imbalance": share.packing.imbalance,
+            "packing/micro_steps": float(share.packing.micro_steps),
             "memory/peak_gib": peak_memory_gib(),
             **self.throughput.rates(),
         }
@@ -372,10 +372,10 @@ class _Run:
         self.state = dataclasses.replace(self.state, guard=self.state.guard.after(*losses, updated=updated))
         if updated:
             return
-        why = guard.reason(losses, limits, counted=(counts.supervised > 0, counts.labelled > 0))
-        self.progress.note(f"step {step} left out: {why}; its rows are in {self.output / guard.SKIPPED_FILE}")
+        why = spikes.reason(losses, limits, counted=(counts.supervised > 0, counts.labelled > 0))
+        self.progress.note(f"step {step} left out: {why}; its rows are in {self.output / spikes.SKIPPED_FILE}")
         if self.world.is_main:
-            guard.write_skipped(self.output / guard.SKIPPED_FILE, step, why, share.ids)
+            spikes.write_skipped(self.output / spikes.SKIPPED_FILE, step, why, share.ids)
         if self.state.guard.in_a_row < faults.max_skipped:
             return
         self._commit()
@@ -385,7 +385,7 @@ class _Run:
                 f"{self.state.guard.in_a_row} steps in a row up to step {step} were left out, the last because {why}, "
                 + ("and there is no checkpoint to go back to" if back is None else
                    f"after going back to a checkpoint {self.state.guard.rollbacks} times")
-                + f". Look at their rows in {self.output / guard.SKIPPED_FILE}, or lower optim.lr, and go on with "
+                + f". Look at their rows in {self.output / spikes.SKIPPED_FILE}, or lower optim.lr, and go on with "
                 "--resume auto"
             )  # fmt: skip
         checkpoint.restore_weights(self.engine, self.world, back)
@@ -415,7 +415,7 @@ class _Run:
             self.saver.begin(
                 state=self.state,
                 identity=self.identity(self.state.step),
-                probe=score_probe(self.engine, self.probe, self.world),
+                probe=score_canary(self.engine, self.probe, self.world),
                 settings_yaml=self.settings_yaml,
             )
         self.log.step(self.state.step, {"checkpoint/stall_seconds": time.perf_counter() - start})
@@ -427,7 +427,7 @@ class _Run:
             self.saver.finish()
         self.watchdog.beat()
 
-    def _evaluate(self, dev: RowSet) -> bool:
+    def _evaluate(self, dev: RowDataset) -> bool:
         """Evaluate, log, and note whether this is the best so far."""
         from clsgen_dist.evaluation.calibration import reliability_bins
         from clsgen_dist.track.reliability import Reliability
@@ -479,8 +479,8 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _full_disk_told(output: Path) -> Iterator[None]:
-    """No room or quota, wherever it shows first, is for the user to mend; other errors of a disk are crashes."""
+def _disk_full_as_user_error(output: Path) -> Iterator[None]:
+    """No room or quota, wherever it shows first, is for the user to fix; other errors of a disk are crashes."""
     try:
         yield
     except OSError as error:

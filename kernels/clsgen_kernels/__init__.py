@@ -4,7 +4,7 @@ Knows nothing of ``clsgen_dist``: tensors in, losses out. See :func:`dual_head_l
 """
 
 from clsgen_kernels.dual_head import DualHeadOutput, dual_head_loss, resolve_impl
-from clsgen_kernels.sides import ClassOptions, GenerationOptions, LMLora
+from clsgen_kernels.inputs import ClassOptions, GenerationOptions, LMLora
 
 __all__ = [
     "ClassOptions",

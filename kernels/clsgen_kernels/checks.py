@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clsgen_kernels.sides import IGNORE, ClassOptions, LMLora
+from clsgen_kernels.inputs import IGNORE, ClassOptions, LMLora
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
 

@@ -25,8 +25,8 @@ from torch.autograd.function import once_differentiable
 
 from clsgen_kernels import fused, reference, tiled, vocab_parallel
 from clsgen_kernels.checks import check_labels, check_options, check_tensors
+from clsgen_kernels.inputs import ClassOptions, GenerationOptions, HeadInputs, LMInputs, LMLora
 from clsgen_kernels.launch import Launch
-from clsgen_kernels.sides import ClassOptions, ClassSide, GenerationOptions, LMLora, LMSide
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes, R LoRA rank
 
@@ -167,7 +167,7 @@ def dual_head_loss(
         )
         if reduction == "sum":
             loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
-        classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, classification)
+        classes = HeadInputs(pooled_SD, head_weight_CD, head_bias_C, label_S, classification)
         class_logits_SC, class_loss = reference.class_losses(classes)
         return DualHeadOutput(loss, class_logits_SC, class_loss.sum() if reduction == "sum" else class_loss, hit_n)
     call = _Call(
@@ -223,13 +223,13 @@ class _DualHead(torch.autograd.Function):
         # One row contiguous is all the kernels ask; transposed weights are rare, and copied.
         lm_weight_VD = _row_contiguous(lm_weight_VD)
         hidden_nD = hidden_ND[supervised_index_n]
-        lm = LMSide(
+        lm = LMInputs(
             *(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation), lm_weight_VD.shape[0]
         )
         pooled_SD = hidden_ND[class_index_S]
         if dropout_scale_SD is not None:
             pooled_SD = pooled_SD.to(torch.promote_types(pooled_SD.dtype, torch.float32)) * dropout_scale_SD
-        classes = ClassSide(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
+        classes = HeadInputs(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
         ctx.shares = shares = None
         if call.impl == "vocab_parallel":
             lm, ctx.shares = lm, shares = vocab_parallel.gather(lm, call.vocab_group)
@@ -292,7 +292,9 @@ class _DualHead(torch.autograd.Function):
         grad_head_CD = (delta_SC.T @ pooled_SD.to(wide)).to(head_weight_CD.dtype) if wants_head else None
         grad_bias_C = delta_SC.sum(dim=0).to(ctx.bias_dtype) if wants_bias else None
 
-        lm = LMSide(*(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation), ctx.vocabulary)
+        lm = LMInputs(
+            *(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation), ctx.vocabulary
+        )
         upstream_n = grad_loss.expand(supervised_index_n.shape)
         if token_weight_n is not None:
             upstream_n = upstream_n * token_weight_n

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from clsgen_kernels.inputs import Forward, HeadInputs, LMGradients, LMInputs
 from clsgen_kernels.launch import Launch, Tile, choose
-from clsgen_kernels.sides import ClassSide, Forward, LMGradients, LMSide
 
 # n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits, R LoRA rank, K slab
 
@@ -55,8 +55,8 @@ class FusedForward(NamedTuple):
 
 
 def forward(
-    lm: LMSide,
-    classes: ClassSide,
+    lm: LMInputs,
+    classes: HeadInputs,
     *,
     token_weight_n: Tensor | None = None,
     launch: Launch | None = None,
@@ -159,7 +159,7 @@ def forward(
 
 
 def backward(
-    lm: LMSide,
+    lm: LMInputs,
     lse_n: Tensor,
     upstream_n: Tensor,
     saved: Tensor | None,
@@ -244,16 +244,16 @@ def _describes(tile: Tile, *tensors: Tensor) -> bool:
     return True
 
 
-def _pointers(lm: LMSide, nothing: Tensor) -> list[Tensor]:
+def _pointers(lm: LMInputs, nothing: Tensor) -> list[Tensor]:
     bias_V = None if lm.bias_V is None else lm.bias_V.float().contiguous()
     return [nothing if t is None else t for t in (lm.hidden_nD, lm.weight_VD, bias_V, lm.lora_nR, lm.lora_VR)]
 
 
-def _strides(lm: LMSide) -> list[int]:
+def _strides(lm: LMInputs) -> list[int]:
     return [0 if t is None else t.stride(0) for t in (lm.hidden_nD, lm.weight_VD, lm.lora_nR, lm.lora_VR)]
 
 
-def _rank(lm: LMSide) -> int:
+def _rank(lm: LMInputs) -> int:
     return 0 if lm.lora_nR is None else lm.lora_nR.shape[1]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clsgen_kernels.sides import ClassSide, GenerationOptions
+from clsgen_kernels.inputs import GenerationOptions, HeadInputs
 
 # N tokens, n supervised tokens, D hidden, V vocabulary, R LoRA rank
 
@@ -42,7 +42,7 @@ def generation_losses(
     return torch.where(counted_n, loss_n, 0.0), hit_n
 
 
-def class_losses(classes: ClassSide) -> tuple[Tensor, Tensor]:
+def class_losses(classes: HeadInputs) -> tuple[Tensor, Tensor]:
     """``[S, C]`` class logits and ``[S]`` losses."""
     logits_SC = classes.logits()
     return logits_SC, classes.losses(logits_SC)

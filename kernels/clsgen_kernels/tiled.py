@@ -6,7 +6,7 @@
 The ``n x V`` logits never exist: a tile of the vocabulary is multiplied, folded into a running maximum and sum (the
 online softmax, Milakov & Gimelshein 2018, arXiv 1805.02867) and dropped.
 
-Price, in GEMM passes of ``2·n·D·V`` FLOPs, and extra memory besides the gradients:
+Cost, in GEMM passes of ``2·n·D·V`` FLOPs, and extra memory besides the gradients:
 
 - LM weight trained: 1 pass forward, 3 backward (recompute, dh, dW); ``n·tile`` floats.
 - LM weight frozen (LoRA on the backbone): the forward also carries ``E_i = Σ_v p_iv w_v`` along its online softmax, so
@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clsgen_kernels.sides import Forward, LMGradients, LMSide
+from clsgen_kernels.inputs import Forward, LMGradients, LMInputs
 
 # n supervised tokens, D hidden, V vocabulary, T vocabulary rows of one tile, R LoRA rank
 
@@ -36,12 +36,12 @@ def tile_rows(n_tokens: int, vocabulary: int) -> int:
     return min(vocabulary, max(low, min(high, _TILE_ELEMENTS // max(n_tokens, 1))))
 
 
-def can_carry_expectation(lm: LMSide) -> bool:
+def can_carry_expectation(lm: LMInputs) -> bool:
     """Whether the expected output embedding alone gives the hidden states' gradient."""
     return lm.lora_nR is None and lm.options.label_smoothing == 0 and lm.options.softcap is None
 
 
-def forward(lm: LMSide, *, tile: int, carry_expectation: bool) -> Forward:
+def forward(lm: LMInputs, *, tile: int, carry_expectation: bool) -> Forward:
     """Losses, log-sum-exps and hits; with ``carry_expectation``, ``E [n, D]`` is saved."""
     hidden_nD, weight_VD, target_n, options = lm.hidden_nD, lm.weight_VD, lm.target_n, lm.options
     n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
@@ -72,7 +72,7 @@ def forward(lm: LMSide, *, tile: int, carry_expectation: bool) -> Forward:
     return lm.losses(target_n, lse_n, maximum_n, target_logit_n, logit_sum_n)._replace(saved=expected_nD)
 
 
-def backward_from_expectation(lm: LMSide, lse_n: Tensor, upstream_n: Tensor, expected_nD: Tensor) -> LMGradients:
+def backward_from_expectation(lm: LMInputs, lse_n: Tensor, upstream_n: Tensor, expected_nD: Tensor) -> LMGradients:
     """The hidden states' gradient, where the LM weight is frozen."""
     target_embedding_nD = lm.weight_VD[lm.target_n.clamp(min=0)].to(expected_nD.dtype)
     scale_n = 1 + 2 * lm.options.z_loss * lse_n
@@ -81,7 +81,7 @@ def backward_from_expectation(lm: LMSide, lse_n: Tensor, upstream_n: Tensor, exp
 
 
 def backward(
-    lm: LMSide,
+    lm: LMInputs,
     lse_n: Tensor,
     upstream_n: Tensor,
     saved: Tensor | None,
@@ -131,7 +131,7 @@ def backward(
     return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
 
 
-def _logits(lm: LMSide, start: int, tile: int, buffer: Tensor, wide: torch.dtype) -> Tensor:
+def _logits(lm: LMInputs, start: int, tile: int, buffer: Tensor, wide: torch.dtype) -> Tensor:
     weight_TD = lm.weight_VD[start : start + tile]
     n, count = lm.hidden_nD.shape[0], weight_TD.shape[0]
     logits_nT = torch.mm(lm.hidden_nD, weight_TD.T, out=buffer[: n * count].view(n, count))

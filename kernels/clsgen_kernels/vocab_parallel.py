@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clsgen_kernels.sides import Forward, LMGradients, LMSide
+from clsgen_kernels.inputs import Forward, LMGradients, LMInputs
 
 # n supervised tokens of all ranks, m of this one, M the most of any, D hidden, V vocabulary, r ranks
 
@@ -46,7 +46,7 @@ class Shares(NamedTuple):
         return slice(start, start + self.tokens[rank])
 
 
-def gather(lm: LMSide, group: Any) -> tuple[LMSide, Shares]:
+def gather(lm: LMInputs, group: Any) -> tuple[LMInputs, Shares]:
     """All ranks' tokens beside this rank's vocabulary rows; targets count from its first row."""
     if lm.bias_V is not None or lm.lora_nR is not None:
         raise ValueError("impl 'vocab_parallel' takes no LM bias and no adapter on the LM head; use another impl")
@@ -65,7 +65,7 @@ def gather(lm: LMSide, group: Any) -> tuple[LMSide, Shares]:
     return lm._replace(hidden_nD=hidden_nD, target_n=local_n, vocabulary=shares.vocabulary), shares
 
 
-def forward(lm: LMSide, shares: Shares, part: Forward) -> tuple[Forward, Tensor]:
+def forward(lm: LMInputs, shares: Shares, part: Forward) -> tuple[Forward, Tensor]:
     """This rank's losses and hits from all ranks' parts; and all tokens' ``lse_n``, which the backward needs."""
     maxima_2n = torch.stack([part.lse_n, part.maximum_n])
     dist.all_reduce(maxima_2n, dist.ReduceOp.MAX, group=shares.group)
@@ -81,7 +81,7 @@ def forward(lm: LMSide, shares: Shares, part: Forward) -> tuple[Forward, Tensor]
 
 
 def backward(
-    lm: LMSide, shares: Shares, lse_n: Tensor, upstream_m: Tensor, saved: Tensor | None, local: ModuleType, **how: Any
+    lm: LMInputs, shares: Shares, lse_n: Tensor, upstream_m: Tensor, saved: Tensor | None, local: ModuleType, **how: Any
 ) -> LMGradients:
     """Gradients of this rank's tokens' states and of its vocabulary rows, by ``local``'s backward."""
     upstream_n = _all_gather(upstream_m, shares)

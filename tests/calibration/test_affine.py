@@ -1,4 +1,4 @@
-"""Affine recalibration mends what a temperature cannot."""
+"""Affine recalibration fixes what a temperature cannot."""
 
 from __future__ import annotations
 

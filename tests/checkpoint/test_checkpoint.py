@@ -179,9 +179,9 @@ def test_a_fixed_text_that_one_rank_scores_otherwise_is_told_by_all(tmp_path):
     folder.mkdir()
     checkpoint.commit(folder, {"probe": {"token_losses": [2.0, 4.0]}})
     right, wrong = {"token_losses": [2.0, 4.0]}, {"token_losses": [2.0, 4.1]}
-    assert checkpoint.require_same_probe(folder, [right, right], 1e-4) == (3.0, 3.0)
+    assert checkpoint.require_same_canary(folder, [right, right], 1e-4) == (3.0, 3.0)
     with pytest.raises(CheckpointError, match=r"scores 3.050000 on rank 1 on the fixed text whose loss was 3.000000"):
-        checkpoint.require_same_probe(folder, [right, wrong], 1e-4)
+        checkpoint.require_same_canary(folder, [right, wrong], 1e-4)
 
 
 def test_room_is_asked_for_all_checkpoints_that_a_run_will_hold(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clsgen_dist.data.curriculum.stages import RunOrder, Stage, plan_stages, quantiles
-from clsgen_dist.data.loader import TrainStream, ahead, evaluation_batches
+from clsgen_dist.data.loader import TrainStream, evaluation_batches, prefetch
 from clsgen_dist.data.pack import collate
 
 STAGES = [
@@ -27,13 +27,13 @@ def rows(encoder, mixed, tmp_path_factory):
     import json
 
     from clsgen_dist.data.example import Columns
-    from clsgen_dist.data.tables.build import Recipe, open_table
-    from clsgen_dist.data.tables.dataset import RowSet
+    from clsgen_dist.data.tables.build import TableSpec, open_table
+    from clsgen_dist.data.tables.dataset import RowDataset
 
     path = tmp_path_factory.mktemp("stream") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in mixed))
-    recipe = Recipe(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
-    return RowSet(open_table(str(path), recipe), encoder)
+    spec = TableSpec(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
+    return RowDataset(open_table(str(path), spec), encoder)
 
 
 def _stream(rows, *, stages=(), rank=0, world_size=1, budget=256, batch=10, epochs=2.5, seed=0):
@@ -92,7 +92,7 @@ def test_the_stream_is_the_same_read_from_any_step(rows):
     for step in (whole.steps - 1, 2, whole.steps // 2, 3, 0):
         row_B, showing_B = _stream(rows, stages=STAGES).chosen(step)
         assert np.array_equal(row_B, read[step][0]) and np.array_equal(showing_B, read[step][1])
-    # Over the stages, a row's showings are numbered through.
+    # Over the stages, a row's visit_counts are numbered through.
     row, showing = (np.concatenate([r[k] for r in read]) for k in (0, 1))
     for which in range(len(rows)):
         assert showing[row == which].tolist() == list(range((row == which).sum()))
@@ -115,8 +115,8 @@ def test_a_fraction_of_an_epoch_ends_with_a_shorter_step(rows):
     assert [len(stream.chosen(step)[0]) for step in range(stream.steps)] == [10, 10, 3]
 
 
-def test_seven_rows_on_three_ranks_starve_nobody(row_set):
-    rows = row_set([{"text": f"t{i}", "label": "yes" if i % 2 else "no"} for i in range(7)])
+def test_seven_rows_on_three_ranks_starve_nobody(row_dataset):
+    rows = row_dataset([{"text": f"t{i}", "label": "yes" if i % 2 else "no"} for i in range(7)])
     for rank in range(3):
         stream = _stream(rows, rank=rank, world_size=3, batch=2, epochs=1)
         steps = [stream.step(step) for step in range(stream.steps)]
@@ -138,7 +138,7 @@ def test_steps_are_made_ahead_in_order_and_the_wait_is_measured():
         return step
 
     got = []
-    for step, waited in ahead(make, 3, 10):
+    for step, waited in prefetch(make, 3, 10):
         got.append((step, waited))
         time.sleep(0.06)
     assert [step for step, _ in got] == list(range(3, 10))
@@ -153,7 +153,7 @@ def test_what_fails_while_a_step_is_made_is_raised_where_it_is_used():
         return step
 
     with pytest.raises(OSError, match="disk gone"):
-        list(ahead(make, 0, 5))
+        list(prefetch(make, 0, 5))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

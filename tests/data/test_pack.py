@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clsgen_dist.data.pack import Sample, collate, load_of, pack, stand_in
+from clsgen_dist.data.pack import Sample, collate, dummy_batch, pack, packing_stats
 
 ids = lambda *tokens: np.array(tokens, dtype=np.int32)  # noqa: E731
 
@@ -70,7 +70,7 @@ def test_real_rows_are_packed_to_98_percent(name, ranks, shared_data, encoder):
     tokens = waited = 0.0
     for at in range(0, len(lengths) - 127, 128):
         step = lengths[order[at : at + 128]]
-        load = load_of(pack(step, budget=4096, ranks=ranks), step)
+        load = packing_stats(pack(step, budget=4096, ranks=ranks), step)
         tokens, waited = tokens + step.sum(), waited + step.sum() / load.efficiency
         assert load.imbalance < 1.05
     assert tokens / waited >= 0.98
@@ -89,5 +89,5 @@ def test_a_batch_marks_sequences_supervision_and_classification_tokens():
 
 
 def test_a_stand_in_has_nothing_to_learn():
-    batch = stand_in(2)
+    batch = dummy_batch(2)
     assert (batch.supervised, batch.labelled) == (0, 0) and batch.tokens > 0

@@ -13,7 +13,7 @@ from clsgen_dist.engine.optim import lr_factor
 from clsgen_dist.engine.world import _environment, ranks_here
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.objectives.normalization import LossWeights, StepCounts, backward_loss, mean
-from clsgen_dist.resilience.spikes import GuardState
+from clsgen_dist.resilience.spikes import SpikeState
 from clsgen_dist.training.evaluation import dev_metrics, is_better
 
 
@@ -69,7 +69,7 @@ def test_a_loss_that_is_no_number_is_no_better_than_none_at_all():
 
 
 def test_each_head_is_compared_with_itself():
-    state = GuardState()
+    state = SpikeState()
     for _ in range(20):
         state = state.after(2.0, math.nan, updated=True)
     assert state.limits(10.0) == (20.0, math.inf)  # of classification nothing is known yet

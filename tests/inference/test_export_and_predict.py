@@ -110,14 +110,14 @@ def test_a_tampered_head_is_refused(exported, tmp_path):
 def test_an_export_that_was_wrong_once_is_made_again_and_told(exported, tmp_path, monkeypatch):
     from clsgen_dist.hf_export import export as module
 
-    verify, said = module.verify_probe, []
+    verify, said = module.verify_canary, []
 
     def wrong_at_first(folder, probe, say):
         if not said:
             probe = {**probe, "class_logits": [value + 0.01 for value in probe["class_logits"]]}
         verify(folder, probe, say)
 
-    monkeypatch.setattr(module, "verify_probe", wrong_at_first)
+    monkeypatch.setattr(module, "verify_canary", wrong_at_first)
     export(exported[0], tmp_path / "model", say=said.append)
     assert (tmp_path / "model/clsgen.json").exists()
     assert "differ from the trained model's" in said[0] and "once more from the start" in said[0]

@@ -10,7 +10,7 @@ import torch
 from cases import assert_close, cast, make_case, run
 from clsgen_kernels import ClassOptions, GenerationOptions, LMLora, dual_head_loss, resolve_impl
 from clsgen_kernels.dual_head import _auto
-from clsgen_kernels.sides import ClassSide
+from clsgen_kernels.inputs import HeadInputs
 from clsgen_kernels.tiled import tile_rows
 
 # N tokens, n supervised, D hidden, V vocabulary, C classes, S rows
@@ -88,7 +88,7 @@ def test_label_spaces_by_hand():
     logits = torch.tensor([[0.3, -1.2, 2.0]], dtype=torch.float64)
 
     def loss(label, **options):
-        side = ClassSide(
+        side = HeadInputs(
             torch.zeros(1, 1), torch.zeros(3, 1), torch.zeros(3), torch.tensor(label), ClassOptions(**options)
         )
         return float(side.losses(logits))

@@ -76,9 +76,9 @@ def test_stored_logits_save_the_second_pass():
         def __getitem__(self, grid):
             return lambda *a, **k: (seen.append(k["STORED"]), watched[grid](*a, **k))
 
-    stand_in = type("Device", (), {**vars(fused._device()), "gradient_kernel": Watch()})
+    dummy_batch = type("Device", (), {**vars(fused._device()), "gradient_kernel": Watch()})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "_device", lambda: stand_in)
+        patch.setattr(fused, "_device", lambda: dummy_batch)
         for store_bytes in (0, 23 * 129 * 4 - 1, 23 * 129 * 4):
             run(cast(tensors, torch.float32), *rest, impl="triton", store_bytes=store_bytes)
     slabs = len(seen) // 3

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from clsgen_kernels import fused
+from clsgen_kernels.inputs import ClassOptions, GenerationOptions, HeadInputs, LMInputs
 from clsgen_kernels.launch import Launch, Tile
-from clsgen_kernels.sides import ClassOptions, ClassSide, GenerationOptions, LMSide
 
 LINE = 128
 n, D, V, S, C = 64, 64, 512, 2, 2
@@ -83,8 +83,8 @@ def sides():
         return torch.randn(*shape, generator=generator)
 
     target = torch.randint(0, V, (n,), generator=generator)
-    lm = LMSide(normal(n, D), normal(V, D), target, None, None, None, GenerationOptions(), V)
-    classes = ClassSide(normal(S, D), normal(C, D), normal(C), torch.zeros(S, dtype=torch.int64), ClassOptions())
+    lm = LMInputs(normal(n, D), normal(V, D), target, None, None, None, GenerationOptions(), V)
+    classes = HeadInputs(normal(S, D), normal(C, D), normal(C), torch.zeros(S, dtype=torch.int64), ClassOptions())
     return lm, classes
 
 

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from clsgen_dist.config import settings_from_yaml
 from clsgen_dist.data.curriculum.stages import PlannedStage, Stage
 from clsgen_dist.data.loader import Step
-from clsgen_dist.data.pack import Load, Sample, collate
+from clsgen_dist.data.pack import PackingStats, Sample, collate
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.world import process_group
 from clsgen_dist.model.backbone import open_backbone
@@ -97,7 +97,7 @@ def steps_of(case):
             samples.append(Sample(ids[: length - explained], ids[length - explained :], int(rng.integers(2))))
         batches.append(collate(samples))
     planned = PlannedStage(Stage(name="all", epochs=1), 0, 0, 9, 9)
-    return Step(batches, [], planned, 0.0, Load(1.0, 1.0, len(batches)))
+    return Step(batches, [], planned, 0.0, PackingStats(1.0, 1.0, len(batches)))
 
 
 def saved(engine, folder):

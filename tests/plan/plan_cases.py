@@ -15,7 +15,7 @@ import torch
 from clsgen_dist.config import SHIPPED, settings_from_yaml, to_yaml
 from clsgen_dist.plan.communication import Flow, flows
 from clsgen_dist.plan.memory import Memory, memory
-from clsgen_dist.plan.meta_trace import ModelPlan, rehearse
+from clsgen_dist.plan.meta_trace import ModelPlan, trace_micro_step
 from clsgen_dist.plan.zero3_simulation import sharding, walk
 
 MICRO_STEPS = 2
@@ -203,7 +203,7 @@ def predict(written: dict[str, Any], ranks: int) -> Predicted:
     """Memory and traffic of a case, as :func:`prepare` wrote it, on so many ranks of one CPU machine."""
     settings = settings_from_yaml(written["settings"])
     model = settings.model
-    rehearsal = rehearse(
+    rehearsal = trace_micro_step(
         ModelPlan.of(model, backbone=model.backbone, classes=2, bf16=settings.train.precision == "bf16"),
         sequence_lengths=written["lengths"],
         supervised=written["supervised"],

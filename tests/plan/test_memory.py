@@ -10,7 +10,7 @@ from transformers import LlamaConfig, MixtralConfig, Qwen3NextConfig
 from clsgen_dist.config import SHIPPED
 from clsgen_dist.errors import ModelError
 from clsgen_dist.plan.memory import memory
-from clsgen_dist.plan.meta_trace import ModelPlan, Moment, open_config, rehearse
+from clsgen_dist.plan.meta_trace import ModelPlan, Moment, open_config, trace_micro_step
 from clsgen_dist.plan.zero3_simulation import sharding, walk
 
 SHAPE = {
@@ -55,7 +55,7 @@ def made(backbones):
                 "bf16": bf16,
                 **model,
             }
-            kept[key] = rehearse(
+            kept[key] = trace_micro_step(
                 ModelPlan(**plan), sequence_lengths=lengths, supervised=16, activation_checkpointing=checkpointing
             )
         return kept[key]
@@ -98,7 +98,7 @@ def test_attention_keeps_no_scores_unless_it_is_eager(backbones):
             lora_alpha=8, lora_dropout=0.0, head_dropout=0.1, load_in_4bit=False, bf16=True,
         )  # fmt: skip
         lengths = (1024, 1024)
-        return rehearse(plan, sequence_lengths=lengths, supervised=16, activation_checkpointing=False,
+        return trace_micro_step(plan, sequence_lengths=lengths, supervised=16, activation_checkpointing=False,
                         attention=attention).activation_peak  # fmt: skip
 
     assert peak("sdpa") == pytest.approx(peak("flash"), rel=0.05)

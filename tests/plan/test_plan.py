@@ -146,11 +146,11 @@ def test_rows_of_one_length_need_no_packing(rows, length, ranks):
     assert _fullest_alike(rows, length, budget=8192, ranks=ranks) == packed
 
 
-def test_rows_at_hand_give_the_steps_and_tokens_of_the_run(recipe, row_set, mixed):
+def test_rows_at_hand_give_the_steps_and_tokens_of_the_run(recipe, row_dataset, mixed):
     from clsgen_dist.training.datasets import Rows
     from clsgen_dist.training.sampling_plan import plan_stream
 
-    rows = Rows(row_set(mixed), None, ["no", "yes"], [])
+    rows = Rows(row_dataset(mixed), None, ["no", "yes"], [])
     settings = recipe(train__batch_size=8, train__epochs=2, train__micro_batch_tokens=256)
     stream = plan_stream(settings, rows, rank=0, world_size=3)
     steps = [stream.step(k) for k in range(stream.steps)]
@@ -527,8 +527,8 @@ def test_an_asynchronous_save_stops_the_steps_for_text_and_copy_and_needs_host_m
     share = 12 * copied.rehearsal.trainable / 16
     copy = share / (h100.staging_gb_s * 1e9)
     # The fixed text: all weights are gathered once more.
-    assert copied.probe_seconds > 2 * copied.rehearsal.parameters * 15 / 16 / (8 * h100.between_gb_s * 1e9)
-    assert copied.stall_seconds == pytest.approx(copied.probe_seconds + copy)
+    assert copied.canary_seconds > 2 * copied.rehearsal.parameters * 15 / 16 / (8 * h100.between_gb_s * 1e9)
+    assert copied.stall_seconds == pytest.approx(copied.canary_seconds + copy)
     # The rate is that of KempnerForge's 175B on 360 GPUs, either way it is read.
     assert (
         2450 / 360 / h100.staging_gb_s
@@ -536,7 +536,7 @@ def test_an_asynchronous_save_stops_the_steps_for_text_and_copy_and_needs_host_m
         == pytest.approx(60, rel=0.01)
     )
     many = planner.plan(recipe(), nodes=64)
-    assert many.stall_seconds - many.probe_seconds == pytest.approx(
+    assert many.stall_seconds - many.canary_seconds == pytest.approx(
         12e-9 * many.rehearsal.trainable / h100.staging_total_gb_s
     )
     assert copied.memory.host == {"checkpoint copy": pytest.approx(share, abs=1)}

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from clsgen_dist.errors import DataError, NoProgressError, OwnerError
-from clsgen_dist.resilience.restarts import Attempt
+from clsgen_dist.errors import DataError, NoProgressError, RunLockError
+from clsgen_dist.resilience.restarts import StartLog
 
 
 def _start(folder, step=0, ends=None, main=True):
-    with Attempt(folder, is_main=main, step=step, ranks=1, limit=2) as attempt:
+    with StartLog(folder, is_main=main, step=step, ranks=1, limit=2) as attempt:
         attempt.reached = lambda: step + 1
         if ends is not None:
             raise ends
@@ -32,15 +32,15 @@ def test_starts_that_get_nowhere_are_refused_until_there_is_a_newer_checkpoint_o
         _start(tmp_path)
     _start(tmp_path, main=False)  # rank 0 keeps the list
     _start(tmp_path, step=5)  # a checkpoint later
-    for _ in range(3):  # each time a person mended something, and started it
+    for _ in range(3):  # each time a person fixed something, and started it
         with pytest.raises(DataError):
             _start(tmp_path, step=5, ends=DataError("rows"))
     _start(tmp_path, step=5)
 
 
 def test_who_lost_the_folder_writes_nothing_into_it(tmp_path):
-    with pytest.raises(OwnerError):
-        _start(tmp_path, ends=OwnerError("another's"))
+    with pytest.raises(RunLockError):
+        _start(tmp_path, ends=RunLockError("another's"))
     assert "start" in _notes(tmp_path)[-1]
 
 
@@ -48,8 +48,8 @@ def test_who_lost_the_folder_writes_nothing_into_it(tmp_path):
 def test_a_signal_before_the_first_step_ends_the_process_even_where_errors_are_swallowed(name):
     code = f"""
 import os, signal
-from clsgen_dist.resilience.preemption import StopRequest
-with StopRequest() as stop:
+from clsgen_dist.resilience.preemption import PreemptionHandler
+with PreemptionHandler() as stop:
     try:
         os.kill(os.getpid(), signal.{name})
     except BaseException:
@@ -66,7 +66,7 @@ def test_what_slurm_took_away_by_itself_is_no_failed_start(tmp_path, monkeypatch
 
     def killed(restart, crash):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        Attempt(tmp_path, is_main=True, step=0, ranks=1, limit=2).__enter__()  # and never an end
+        StartLog(tmp_path, is_main=True, step=0, ranks=1, limit=2).__enter__()  # and never an end
         logs = tmp_path / f"logs/7.{restart}"
         logs.mkdir(parents=True)
         (logs / "started").touch()

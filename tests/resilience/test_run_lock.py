@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clsgen_dist.errors import OwnerError, SettingsError
-from clsgen_dist.resilience.run_lock import Owner
+from clsgen_dist.errors import RunLockError, SettingsError
+from clsgen_dist.resilience.run_lock import RunLock
 from clsgen_dist.resilience.watchdog import Watchdog
 
 
@@ -31,29 +31,29 @@ def job(monkeypatch):
 
 
 def test_a_living_process_keeps_its_folder_and_a_dead_one_does_not(job, tmp_path):
-    with Owner(tmp_path, is_main=True):
+    with RunLock(tmp_path, is_main=True):
         claim = json.loads((tmp_path / "owner").read_text())
-        with pytest.raises(OwnerError, match=rf"belongs to process {os.getpid()} on .*choose another --output_dir"):
-            Owner(tmp_path, is_main=True).__enter__()
-        with Owner(tmp_path, is_main=False):
+        with pytest.raises(RunLockError, match=rf"belongs to process {os.getpid()} on .*choose another --output_dir"):
+            RunLock(tmp_path, is_main=True).__enter__()
+        with RunLock(tmp_path, is_main=False):
             pass
         assert json.loads((tmp_path / "owner").read_text()) == claim
     assert not (tmp_path / "owner").exists()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / "owner").write_text(json.dumps(claim | {"pid": dead.pid}))
-    with Owner(tmp_path, is_main=True):
+    with RunLock(tmp_path, is_main=True):
         pass
     (tmp_path / "owner").write_text(json.dumps(claim | {"born": "1"}))  # another process of that number
-    with Owner(tmp_path, is_main=True):
+    with RunLock(tmp_path, is_main=True):
         pass
 
 
 def test_a_restarted_job_takes_over_and_what_is_left_of_it_finds_out(job, tmp_path):
     job("7")
-    left = Owner(tmp_path, is_main=True).__enter__()
+    left = RunLock(tmp_path, is_main=True).__enter__()
     job("7", 1)
-    with Owner(tmp_path, is_main=True):
+    with RunLock(tmp_path, is_main=True):
         assert "belongs to job 7" in left._lost()
         left.__exit__(None, None, None)
         assert (tmp_path / "owner").exists()  # not its own any more
@@ -69,10 +69,10 @@ def test_another_job_keeps_its_folder_while_slurm_says_that_it_runs(job, tmp_pat
     (tmp_path / "owner").write_text(json.dumps(claim))
     job("8")
     if kept:
-        with pytest.raises(OwnerError, match="belongs to job 7, which runs, since then"):
-            Owner(tmp_path, is_main=True).__enter__()
+        with pytest.raises(RunLockError, match="belongs to job 7, which runs, since then"):
+            RunLock(tmp_path, is_main=True).__enter__()
     else:
-        Owner(tmp_path, is_main=True).__enter__()
+        RunLock(tmp_path, is_main=True).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_a_controller_that_does_not_answer_gives_no_folder_away(job, tmp_path, m
     if number:
         job(number)
     if kept:
-        with pytest.raises(OwnerError, match="belongs to job 7"):
-            Owner(tmp_path, is_main=True).__enter__()
+        with pytest.raises(RunLockError, match="belongs to job 7"):
+            RunLock(tmp_path, is_main=True).__enter__()
     else:
-        Owner(tmp_path, is_main=True).__enter__()
+        RunLock(tmp_path, is_main=True).__enter__()
 
 
 def test_a_folder_that_cannot_be_written_is_named(job, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"output_dir .*file/run' cannot be written"):
-        Owner(tmp_path / "file/run", is_main=True).__enter__()
+        RunLock(tmp_path / "file/run", is_main=True).__enter__()
 
 
 def test_stacks_of_earlier_starts_are_kept(tmp_path):
@@ -114,28 +114,28 @@ def test_stacks_of_earlier_starts_are_kept(tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"job": "7"}', b"\xff\xfe"])
 def test_a_damaged_owner_file_gives_the_folder_to_nobody(job, tmp_path, damage):
-    owner = Owner(tmp_path, is_main=True).__enter__()
+    run_lock = RunLock(tmp_path, is_main=True).__enter__()
     (tmp_path / "owner").write_bytes(damage)
-    assert "is damaged" in owner._lost()
-    owner.__exit__(None, None, None)
-    with pytest.raises(OwnerError, match=r"owner is damaged, .* make sure that none does, then delete that file"):
-        Owner(tmp_path, is_main=True).__enter__()
+    assert "is damaged" in run_lock._lost()
+    run_lock.__exit__(None, None, None)
+    with pytest.raises(RunLockError, match=r"owner is damaged, .* make sure that none does, then delete that file"):
+        RunLock(tmp_path, is_main=True).__enter__()
     assert (tmp_path / "owner").read_bytes() == damage
 
 
 def test_a_folder_that_other_nodes_do_not_share_is_named_and_the_node_is_not_blamed(job, tmp_path, monkeypatch):
     monkeypatch.setattr("clsgen_dist.resilience.run_lock._SEEN_WITHIN_S", 1)
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
-    first = Owner(tmp_path / "run", is_main=True).__enter__()
+    first = RunLock(tmp_path / "run", is_main=True).__enter__()
     world = SimpleNamespace(broadcast=lambda value: first._claim, gather=lambda value: [None, value])
     first.require_seen(world)
-    Owner(tmp_path / "run", is_main=False).require_seen(world)
+    RunLock(tmp_path / "run", is_main=False).require_seen(world)
     for own in (tmp_path / "none", tmp_path / "old"):
         if own.name == "old":  # of a run before
             own.mkdir()
             (own / "owner").write_text(json.dumps({**first._claim, "token": "another"}))
         with pytest.raises(SettingsError, match=r"output_dir .* is another folder on n7 than on .*all nodes share"):
-            Owner(own, is_main=False).require_seen(world)
+            RunLock(own, is_main=False).require_seen(world)
 
 
 def test_time_in_which_a_process_was_stopped_is_no_hang(tmp_path):

@@ -120,4 +120,4 @@ def test_an_array_that_runs_out_or_fails_for_good_does_not_end_well(slurm, job):
     assert slurm.state(f"{array}_2")["ExitCode"] == "75:0"
     array = job(command="exit 2", flags=("--array=1-9%1", "--open-mode=append"))
     _gone(slurm, array)
-    assert job.log.read_text().count("mend it, then sbatch again") == 1
+    assert job.log.read_text().count("fix it, then sbatch again") == 1

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
         ("[ ${SLURM_RESTART_COUNT:-0} = 3 ] || exit 75", "COMPLETED", "0:0", 3),
         ("exit 127", "FAILED", "2:0", 0),
     ],
-    ids=["done", "a person must mend it", "as one rank says", "crashes", "stopped and went on", "no Python"],
+    ids=["done", "a person must fix it", "as one rank says", "crashes", "stopped and went on", "no Python"],
 )
 def test_how_tasks_end_decides_what_becomes_of_the_job(slurm, job, command, state, exit_code, restarts):
     ended = slurm.wait(job(command=command))

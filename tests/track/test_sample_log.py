@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 
-from clsgen_dist.track.sample_log import ShownLog
+from clsgen_dist.track.sample_log import SampleLog
 
 
 def test_a_resumed_run_drops_what_lay_past_its_checkpoint_and_keeps_odd_ids(tmp_path):
     path = tmp_path / "rows.jsonl"
-    with ShownLog(path, first_step=1) as log:
+    with SampleLog(path, first_step=1) as log:
         for step, row in enumerate(["x", "a\u2028b", "nel\x85", "late"], start=1):
             log.step(step, "all", [row])
     path.write_text(path.read_text() + '{"step": 5, "rows": ["cut sh')
-    with ShownLog(path, first_step=4) as log:
+    with SampleLog(path, first_step=4) as log:
         log.step(4, "all", ["again"])
     found = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(entry["step"], entry["rows"]) for entry in found] == [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clsgen_dist.data.checks.finding import Finding, listed, place_of, rows_are
+from clsgen_dist.data.checks.finding import Finding, listed, row_ref, rows_are
 from clsgen_dist.data.checks.measure import Split
 from clsgen_dist.data.reading.cells import Notice
 
@@ -54,5 +54,5 @@ def cells(split: Split, names: Sequence[str]) -> Iterator[Finding]:
             remedy,
             len(rows),
             len(split),
-            [place_of(split, row, names, repr(first[row])) for row in rows],
+            [row_ref(split, row, names, repr(first[row])) for row in rows],
         )

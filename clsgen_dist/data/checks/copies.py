@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clsgen_dist.data.checks.finding import Finding, Limits, Place, place_of, rows_are
+from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref, rows_are
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.checks.near import NearDuplicates
 
@@ -16,7 +16,7 @@ def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: 
     copies = []
     for row, digest in enumerate(split.hashes):
         if first.setdefault(digest, row) != row:
-            copies.append(place_of(split, row, names, like=place_of(split, first[digest], names)))
+            copies.append(row_ref(split, row, names, like=row_ref(split, first[digest], names)))
     if copies:
         yield Finding(
             "exact-duplicates",
@@ -61,7 +61,7 @@ def leakage(measured: Measured, earlier: int, later: int, near: NearDuplicates, 
     for row, digest in enumerate(a.hashes):
         known.setdefault(digest, row)
     same = [
-        place_of(b, row, names, like=place_of(a, known[digest], names))
+        row_ref(b, row, names, like=row_ref(a, known[digest], names))
         for row, digest in enumerate(b.hashes)
         if digest in known
     ]
@@ -83,7 +83,7 @@ def leakage(measured: Measured, earlier: int, later: int, near: NearDuplicates, 
         if b.hashes[row] not in known and near.partner_RS[sketch, earlier] >= 0:
             like = int(near.partner_RS[sketch, earlier])
             place = _pair(measured, sketch, like, near.likeness_RS[sketch, earlier])
-            close.append(place_of(b, row, names, place.detail, place.like))
+            close.append(row_ref(b, row, names, place.detail, place.like))
     if close:
         yield Finding(
             "near-leakage",
@@ -114,10 +114,10 @@ def _at_least(near: NearDuplicates) -> str:
     return "at least " if near.is_lower_bound else ""
 
 
-def _pair(measured: Measured, sketch: int, like: int, jaccard: float) -> Place:
+def _pair(measured: Measured, sketch: int, like: int, jaccard: float) -> RowRef:
     """The row of a sketch, with the row it is like."""
     one, other = (
-        place_of(measured.splits[measured.sketch_split[s]], measured.sketch_row[s], measured.label_names)
+        row_ref(measured.splits[measured.sketch_split[s]], measured.sketch_row[s], measured.label_names)
         for s in (sketch, like)
     )
-    return Place(one.split, one.line, one.id, one.label, f"Jaccard {jaccard:.2f}", other)
+    return RowRef(one.split, one.line, one.id, one.label, f"Jaccard {jaccard:.2f}", other)

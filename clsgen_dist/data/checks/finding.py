@@ -20,7 +20,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 
 @dataclass(frozen=True)
-class Place:
+class RowRef:
     """One affected row."""
 
     split: str
@@ -31,7 +31,7 @@ class Place:
     label: str | None = None
     detail: str = ""
     """What is particular to this row."""
-    like: Place | None = None
+    like: RowRef | None = None
     """The row it is a copy of."""
     excerpt: str = ""
     """The beginning of a row that could not be taken; of the others the report reads it again."""
@@ -51,7 +51,7 @@ class Finding:
     """Affected rows."""
     of: int = 0
     """Rows it is a share of."""
-    rows: list[Place] = field(default_factory=list)
+    rows: list[RowRef] = field(default_factory=list)
     """All affected rows."""
 
 
@@ -66,10 +66,10 @@ class Limits:
     """Jaccard index from which two texts are near duplicates."""
 
 
-def shown(finding: Finding, most: int) -> list[Place]:
+def shown(finding: Finding, most: int) -> list[RowRef]:
     """The first rows for people: of two rows that are each the other's like, only one."""
     told: set[tuple[str, int]] = set()
-    places: list[Place] = []
+    places: list[RowRef] = []
     for place in finding.rows:
         if len(places) == most:
             break
@@ -80,10 +80,10 @@ def shown(finding: Finding, most: int) -> list[Place]:
     return places
 
 
-def place_of(split: Split, row: int, names: Sequence[str] = (), detail: str = "", like: Place | None = None) -> Place:
+def row_ref(split: Split, row: int, names: Sequence[str] = (), detail: str = "", like: RowRef | None = None) -> RowRef:
     """A row's place; with its label if ``names`` are given."""
     label = names[split.labels[row]] if names and split.labels[row] >= 0 else None
-    return Place(split.source.name, split.lines[row], split.ids[row], label, detail, like)
+    return RowRef(split.source.name, split.lines[row], split.ids[row], label, detail, like)
 
 
 def rows_are(count: int, one: str, several: str) -> str:

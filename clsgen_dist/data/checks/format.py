@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import Finding, Limits, Place, place_of, rows_are
+from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref, rows_are
 from clsgen_dist.data.checks.measure import Split
 from clsgen_dist.data.reading.rejection import Rejection, counted
 
@@ -34,10 +34,10 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
             name,
             f"{len(split.rejected)} of {split.total} rows cannot be used ({share:.1%}; data.max_bad_fraction allows "
             f"{limits.max_bad_fraction:.1%}): {counted(codes)}",
-            _mend(split),
+            _remedy(split),
             len(split.rejected),
             split.total,
-            [Place(name[0], row.line, detail=row.reason, excerpt=row.raw) for row in split.rejected],
+            [RowRef(name[0], row.line, detail=row.reason, excerpt=row.raw) for row in split.rejected],
         )
     if split.mojibake:
         yield Finding(
@@ -46,14 +46,14 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
             name,
             rows_are(len(split.mojibake), "holds", "hold")
             + " wrongly decoded characters (like 'Ã©' for 'é', or '\ufffd')",
-            "write the file again from its origin, reading that in its true encoding; the package ftfy mends most",
+            "write the file again from its origin, reading that in its true encoding; the package ftfy fixes most",
             len(split.mojibake),
             len(split),
-            [place_of(split, row) for row in split.mojibake],
+            [row_ref(split, row) for row in split.mojibake],
         )
 
 
-def _mend(split: Split) -> str:
+def _remedy(split: Split) -> str:
     """The remedy for the commonest kind of unusable row."""
     code = Rejection(Counter(row.code for row in split.rejected).most_common(1)[0][0])
     if code is Rejection.NOT_UTF8:
@@ -69,7 +69,7 @@ def _mend(split: Split) -> str:
         )
     if code is Rejection.DUPLICATE_ID:
         return "delete the copies, or give each row an id of its own"
-    return "mend or delete these rows"
+    return "fix or delete these rows"
 
 
 def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator
             f"{explained} of {len(split)} rows are explained ({explained / len(split):.1%})",
             count=len(split) - explained,
             of=len(split),
-            rows=[place_of(split, row, names) for row, count in enumerate(split.explanations) if not count],
+            rows=[row_ref(split, row, names) for row, count in enumerate(split.explanations) if not count],
         )
     limit = limits.max_explanation_length
     long = [row for row, tokens in enumerate(split.explanation_tokens) if tokens > limit]
@@ -108,7 +108,7 @@ def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator
             f"shorten them, or raise data.max_explanation_length to {max(split.explanation_tokens)}",
             len(long),
             len(split),
-            [place_of(split, row, names, f"{split.explanation_tokens[row]} tokens") for row in long],
+            [row_ref(split, row, names, f"{split.explanation_tokens[row]} tokens") for row in long],
         )
 
 
@@ -132,5 +132,5 @@ def lengths(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Find
             advice,
             len(cut),
             len(split),
-            [place_of(split, row, names, f"{split.prompt_tokens[row]} tokens") for row in cut],
+            [row_ref(split, row, names, f"{split.prompt_tokens[row]} tokens") for row in cut],
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clsgen_dist.data.checks.finding import Finding, Limits, Place, listed, named, place_of, rows_are
+from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, listed, named, row_ref, rows_are
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.checks.near import normalised
 from clsgen_dist.data.reading.cells import MISSING_WORDS
@@ -74,7 +74,7 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
             f"{rows_are(len(split) - labelled, 'has', 'have')} no label: only explanations are learnt there",
             count=len(split) - labelled,
             of=len(split),
-            rows=[place_of(split, row) for row, label in enumerate(split.labels) if label < 0],
+            rows=[row_ref(split, row) for row, label in enumerate(split.labels) if label < 0],
         )
     few = {label: count for label, count in counts.items() if count < _FEW_ROWS}
     if few:
@@ -132,7 +132,7 @@ def label_names(measured: Measured) -> Iterator[Finding]:
     for group, how in alike[:_MOST_GROUPS]:
         rare = set(group[1:])
         rows = [
-            place_of(split, row, names)
+            row_ref(split, row, names)
             for split in measured.splits
             for row, label in enumerate(split.labels)
             if label in rare
@@ -154,9 +154,7 @@ def missing_names(split: Split, measured: Measured) -> Iterator[Finding]:
     found = {name: count for name, count in class_counts(split, names).items() if name.casefold() in _MISSING}
     if found and not measured.labels_are_listed:
         rows = [
-            place_of(split, row, names)
-            for row, label in enumerate(split.labels)
-            if label >= 0 and names[label] in found
+            row_ref(split, row, names) for row, label in enumerate(split.labels) if label >= 0 and names[label] in found
         ]
         yield Finding(
             "missing-class",
@@ -185,26 +183,26 @@ def unseen_classes(measured: Measured, train: int, limits: Limits) -> Iterator[F
                 (split.source.name,),
                 f"{rows_are(len(rows), 'has', 'have')} a class that {measured.splits[train].source.name} does not: "
                 + listed(unseen),
-                "mend the labels, or move rows of the class to the training file",
+                "fix the labels, or move rows of the class to the training file",
                 len(rows),
                 len(split),
-                [place_of(split, row, measured.label_names) for row in rows],
+                [row_ref(split, row, measured.label_names) for row in rows],
             )
 
 
 def conflicts(measured: Measured) -> Iterator[Finding]:
     hashes, splits, rows = _table(measured)
     labels = np.concatenate([np.asarray(split.labels, dtype=np.int64) for split in measured.splits])
-    found: list[Place] = []
+    found: list[RowRef] = []
     texts, across = 0, 0
     for group in _repeated(hashes, labels >= 0):
         if len(set(labels[group].tolist())) > 1:
             texts += 1
             across += len(set(splits[group].tolist())) > 1
-            places = [place_of(measured.splits[splits[i]], rows[i], measured.label_names) for i in group]
+            places = [row_ref(measured.splits[splits[i]], rows[i], measured.label_names) for i in group]
             first = {place.label: place for place in reversed(places)}
             found += [
-                Place(p.split, p.line, p.id, p.label, like=next(q for label, q in first.items() if label != p.label))
+                RowRef(p.split, p.line, p.id, p.label, like=next(q for label, q in first.items() if label != p.label))
                 for p in places
             ]
     if found:

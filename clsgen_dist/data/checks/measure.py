@@ -1,6 +1,6 @@
 """What `clsgen data check` keeps of the rows it reads: numbers, hashes and places, never the texts.
 
-Price: one pass over each source; per row two runs of the tokenizer, one MinHash sketch (the first time a text is met in
+Cost: one pass over each source; per row two runs of the tokenizer, one MinHash sketch (the first time a text is met in
 its split) and about 1.5 KB of memory.
 """
 

@@ -10,7 +10,7 @@ Pieces of characters, not words: with one word changed, 85 % of the short texts 
 characters, 31 % by word triples. Pieces that nine rows in ten share are left out when they make up more than half of a
 row: under a long common instruction everything would look alike.
 
-Price: about 50 us and 1.5 KB a text; sorting per band afterwards. In a band, a row meets its 4 neighbours (more in
+Cost: about 50 us and 1.5 KB a text; sorting per band afterwards. In a band, a row meets its 4 neighbours (more in
 small sets) and the nearest rows of each other split, so a template that fills one bucket with every row costs n log n
 and not n²; pairs may be missed in such a bucket, but each band orders it anew.
 

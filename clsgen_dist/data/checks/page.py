@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 from clsgen_dist.data.checks import plots
-from clsgen_dist.data.checks.finding import Finding, Place, shown, visible
+from clsgen_dist.data.checks.finding import Finding, RowRef, shown, visible
 from clsgen_dist.data.checks.measure import excerpts
 from clsgen_dist.data.checks.report import Checked, classes, overview
 
@@ -113,7 +113,7 @@ def _finding(checked: Checked, finding: Finding, texts: dict[tuple[str, int], st
         places = shown(finding, _SHOWN)
         total = len(finding.rows)
         title = f"{total} row{'s' * (total != 1)}" + (f", the first {len(places)}" if total > _SHOWN else "")
-        body = "".join(_place_rows(checked, place, texts) for place in places)
+        body = "".join(_place_rows(checked, ref, texts) for ref in places)
         rows = (
             f'<details><summary>{title}</summary><div class="scroll"><table><thead><tr><th scope="col">where</th>'
             f'<th scope="col">label</th><th scope="col">what</th><th scope="col">row</th></tr></thead>'
@@ -126,16 +126,16 @@ def _finding(checked: Checked, finding: Finding, texts: dict[tuple[str, int], st
     )
 
 
-def _place_rows(checked: Checked, place: Place, texts: dict[tuple[str, int], str]) -> str:
-    line = _place_row(checked, place, place.detail, texts)
-    return line + (_place_row(checked, place.like, "is like this row", texts) if place.like else "")
+def _place_rows(checked: Checked, ref: RowRef, texts: dict[tuple[str, int], str]) -> str:
+    line = _place_row(checked, ref, ref.detail, texts)
+    return line + (_place_row(checked, ref.like, "is like this row", texts) if ref.like else "")
 
 
-def _place_row(checked: Checked, place: Place, detail: str, texts: dict[tuple[str, int], str]) -> str:
-    where = checked.where(place) + (f"\n{place.id}" if place.id and not place.id.endswith(f":{place.line}") else "")
-    text = place.excerpt or texts.get((place.split, place.line), "")
+def _place_row(checked: Checked, ref: RowRef, detail: str, texts: dict[tuple[str, int], str]) -> str:
+    where = checked.where(ref) + (f"\n{ref.id}" if ref.id and not ref.id.endswith(f":{ref.line}") else "")
+    text = ref.excerpt or texts.get((ref.split, ref.line), "")
     return (
-        f'<tr><td class="place">{escape(where)}</td><td>{escape(place.label or "")}</td><td>{escape(detail)}</td>'
+        f'<tr><td class="place">{escape(where)}</td><td>{escape(ref.label or "")}</td><td>{escape(detail)}</td>'
         f'<td class="text">{_visible(text)}</td></tr>'
     )
 
@@ -149,8 +149,8 @@ def _excerpts(checked: Checked) -> dict[tuple[str, int], str]:
     """Beginnings of the texts that the page shows, by split and line."""
     wanted: dict[str, set[int]] = defaultdict(set)
     for finding in checked.findings:
-        for place in shown(finding, _SHOWN):
-            for row in (place, place.like):
+        for ref in shown(finding, _SHOWN):
+            for row in (ref, ref.like):
                 if row and not row.excerpt:
                     wanted[row.split].add(row.line)
     return {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, Place, named, shown
+from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef, named, shown
 from clsgen_dist.data.checks.labels import class_counts
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.example import Columns
@@ -34,12 +34,12 @@ class Checked:
         """The source of a split."""
         return next(s.source.path for s in self.measured.splits if s.source.name == split)
 
-    def where(self, place: Place) -> str:
+    def where(self, ref: RowRef) -> str:
         """``train.jsonl:17``; the split's name where the file's would be ambiguous, or there is no file."""
         files = [Path(split.source.path).name for split in self.measured.splits]
-        file = Path(self.path(place.split)).name
-        is_file = Path(self.path(place.split)).expanduser().is_file() and files.count(file) == 1
-        return f"{file if is_file else place.split}:{place.line}"
+        file = Path(self.path(ref.split)).name
+        is_file = Path(self.path(ref.split)).expanduser().is_file() and files.count(file) == 1
+        return f"{file if is_file else ref.split}:{ref.line}"
 
     def verdict(self) -> str:
         """Findings by severity, in words."""
@@ -122,7 +122,7 @@ def to_json(checked: Checked) -> str:
             "remedy": finding.remedy,
             "count": finding.count,
             "of": finding.of,
-            "rows": [_place_json(checked, place) for place in finding.rows],
+            "rows": [_place_json(checked, ref) for ref in finding.rows],
         }
         for finding in checked.findings
     ]
@@ -130,30 +130,30 @@ def to_json(checked: Checked) -> str:
     return json.dumps(whole, ensure_ascii=True, indent=1) + "\n"
 
 
-def _place_json(checked: Checked, place: Place) -> dict[str, Any]:
+def _place_json(checked: Checked, ref: RowRef) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "split": place.split,
-        "source": checked.path(place.split),
-        "line": place.line,
-        "id": place.id,
-        "label": place.label,
+        "split": ref.split,
+        "source": checked.path(ref.split),
+        "line": ref.line,
+        "id": ref.id,
+        "label": ref.label,
     }
-    if place.detail:
-        fields["detail"] = place.detail
-    if place.like:
-        fields["like"] = _place_json(checked, place.like)
+    if ref.detail:
+        fields["detail"] = ref.detail
+    if ref.like:
+        fields["like"] = _place_json(checked, ref.like)
     return fields
 
 
-def _told(checked: Checked, place: Place) -> str:
+def _told(checked: Checked, ref: RowRef) -> str:
     """Where a row is, for people."""
     # An id that is made of file and line says nothing more.
-    has_id = place.id is not None and not place.id.endswith(f":{place.line}")
-    inside = ", ".join([*([place.id] if has_id and place.id else []), *([place.detail] if place.detail else [])])
-    if place.like and place.label and place.like.label and place.label != place.like.label:
-        inside += f"{', ' if inside else ''}{named(place.label)}, not {named(place.like.label)}"
-    like = f" = {checked.where(place.like)}" if place.like else ""
-    return f"{checked.where(place)}{like}" + (f" ({inside})" if inside else "")
+    has_id = ref.id is not None and not ref.id.endswith(f":{ref.line}")
+    inside = ", ".join([*([ref.id] if has_id and ref.id else []), *([ref.detail] if ref.detail else [])])
+    if ref.like and ref.label and ref.like.label and ref.label != ref.like.label:
+        inside += f"{', ' if inside else ''}{named(ref.label)}, not {named(ref.like.label)}"
+    like = f" = {checked.where(ref.like)}" if ref.like else ""
+    return f"{checked.where(ref)}{like}" + (f" ({inside})" if inside else "")
 
 
 def _table(rows: Sequence[dict[str, str]]) -> str:

@@ -14,7 +14,7 @@ than another. Those that read the rows alone are here; those that ask the backbo
 
 Scores are kept in the folder of the row table, under a hash of what made them beside the rows themselves.
 
-Price: length and rarity a pass over numbers (a second for a million rows); margin five fits on at most 20,000 rows
+Cost: length and rarity a pass over numbers (a second for a million rows); margin five fits on at most 20,000 rows
 each, in parallel, and as many passes over the texts.
 """
 
@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.table import RowTable
 from clsgen_dist.data.tables.workers import worker_pool
 from clsgen_dist.io.cache import cache_dir
@@ -45,11 +45,11 @@ _BLOCK = 4096
 _WORDS = r"(?u)[\u2e80-\U0003ffff]|[^\W\u2e80-\U0003ffff]+|[^\w\s]"
 """A word, a character of a script without spaces, or a sign: no text is without any."""
 
-Scorer = Callable[[RowSet], np.ndarray]
+Scorer = Callable[[RowDataset], np.ndarray]
 """``[N]`` difficulty of each row, NaN where unknown."""
 
 
-def length(rows: RowSet) -> np.ndarray:
+def length(rows: RowDataset) -> np.ndarray:
     """Tokens of the text and of the explanations, on average."""
     table = rows.table
     starts_N1 = np.asarray(table.explanation_start_N1)
@@ -59,7 +59,7 @@ def length(rows: RowSet) -> np.ndarray:
     return np.asarray(table.text_length_N + explained_N)
 
 
-def rarity(rows: RowSet) -> np.ndarray:
+def rarity(rows: RowDataset) -> np.ndarray:
     """Mean bits per token of the text under the set's own unigram frequencies; NaN for a text without tokens."""
     counts = np.zeros(0, dtype=np.int64)
     for _, _, values in rows.table.token_batches():
@@ -79,7 +79,7 @@ def rarity(rows: RowSet) -> np.ndarray:
     return score_N
 
 
-def margin(rows: RowSet) -> np.ndarray:
+def margin(rows: RowDataset) -> np.ndarray:
     """Cross-validated: how sure TF-IDF and logistic regression are of another class; NaN without label."""
     score_N = np.full(len(rows), np.nan)
     tasks = [(rows.table.folder, fold) for fold in range(_FOLDS)]
@@ -118,7 +118,7 @@ def _fold_margins(folder: Path, fold: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), np.concatenate(margins)
 
 
-def given(rows: RowSet) -> np.ndarray:
+def given(rows: RowDataset) -> np.ndarray:
     """The row's own number; NaN where the column is empty."""
     return np.asarray(rows.table.difficulty_N)
 
@@ -170,7 +170,7 @@ def _ranks(score_N: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 # --- the cache -----------------------------------------------------------------------------------------------------
 
 
-def score_file(rows: RowSet, name: str, made_of: object = None) -> Path:
+def score_file(rows: RowDataset, name: str, made_of: object = None) -> Path:
     """Where a scorer's numbers are kept; ``made_of`` is what made them beside the row table."""
     key = hashlib.sha256(json.dumps([name, made_of]).encode()).hexdigest()[:12]
     table = rows.table.folder
@@ -179,7 +179,7 @@ def score_file(rows: RowSet, name: str, made_of: object = None) -> Path:
     return home / "scores" / f"{name}-{key}.npy"
 
 
-def cached(rows: RowSet, name: str) -> np.ndarray:
+def cached(rows: RowDataset, name: str) -> np.ndarray:
     """The scores of a scorer of the rows, computed by the first process that asks."""
     from filelock import FileLock
 

@@ -5,15 +5,15 @@ difficulty gets, so that a row in band b of n_b rows is shown at the rate share_
 summed up to position t is Λ(t). The k-th showing of row i comes when Λ_i reaches k + φ, with φ uniform in [0, 1) and
 drawn afresh for each k (systematic sampling):
 
-    showings of row i up to t  =  floor(Λ_i(t))  or  ceil(Λ_i(t)),    at random by seed, never more, never fewer
+    visit_counts of row i up to t  =  floor(Λ_i(t))  or  ceil(Λ_i(t)),    at random by seed, never more, never fewer
 
-and the stream is all showings in the order of their t. For their number up to the stage's end to be P and not P on
+and the stream is all visit_counts in the order of their t. For their number up to the stage's end to be P and not P on
 average, the last, fractional showing is drawn without replacement: of the n_g rows of one rate, for which Λ has the
 fraction f at the end, n_g·f (rounded by chance, so that all of them together are P) have their φ below f. One segment
 over all rows is the usual thing: each epoch shows every row once, in an order of its own. Nothing here knows of ranks,
 batches or what was shown before.
 
-Price: two bytes a row in memory, and eight for a moment where a stage ends in the middle of an epoch. The positions are
+Cost: two bytes a row in memory, and eight for a moment where a stage ends in the middle of an epoch. The positions are
 made in windows of about 262,000; one costs a pass over the rows (half a second for ten million) and a sort of the
 window.
 """
@@ -91,20 +91,20 @@ class StageOrder:
 
     def at(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``[p]`` at the positions from ``start`` up to ``stop``, and which showing in this stage each is."""
-        rows, showings = [], []
+        rows, visit_counts = [], []
         while start < stop:
-            _, first, row_p, showing_p, _ = self._window_of(start)
+            _, first, row_p, visit_p, _ = self._window_of(start)
             take = slice(start - first, min(stop - first, len(row_p)))
             rows.append(row_p[take])
-            showings.append(showing_p[take])
+            visit_counts.append(visit_p[take])
             start = first + take.stop
-        return np.concatenate(rows), np.concatenate(showings)
+        return np.concatenate(rows), np.concatenate(visit_counts)
 
-    def showings(self) -> np.ndarray:
+    def visit_counts(self) -> np.ndarray:
         """``[N]`` how often the stage shows each row."""
         window, _, row_p, _, _ = self._window_of(self.positions - 1)
         count_N = np.bincount(row_p, minlength=self._rows).astype(np.int32)
-        for block, before_n in self._showings_before(self._start(window)):
+        for block, before_n in self._visits_before(self._start(window)):
             count_N[block] += before_n
         return count_N
 
@@ -149,7 +149,7 @@ class StageOrder:
                 chosen_G[group] = mine[rows_G[group]]
         return last_G, fraction_G, chosen_G
 
-    def _showings_before(self, time: float) -> Iterator[tuple[slice, np.ndarray]]:
+    def _visits_before(self, time: float) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of rows, and how often each row was shown before ``time``."""
         sum_G = self._sum_G(time)
         for block in self._blocks():
@@ -169,12 +169,12 @@ class StageOrder:
         """Positions before a window."""
         if window not in self._before:
             self._before[window] = (
-                sum(int(n.sum()) for _, n in self._showings_before(self._start(window))) if window else 0
+                sum(int(n.sum()) for _, n in self._visits_before(self._start(window))) if window else 0
             )
         return self._before[window]
 
     def _window_of(self, position: int) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray]:
-        """The window that holds a position: its number and first position; rows, showings and times in order."""
+        """The window that holds a position: its number and first position; rows, visit_counts and times in order."""
         if self._window is None or not 0 <= position - self._window[1] < len(self._window[2]):
             guess = min(position * self._windows // self.positions, self._windows - 1)
             while guess and self._count_before(guess) > position:
@@ -202,12 +202,12 @@ class StageOrder:
                     mine = group_p == group
                     time_p[mine] = self._when(int(group), target_p[mine])
                 found.append((row_p + block.start, np.full(len(row_p), showing, dtype=np.int32), time_p))
-        row_p, showing_p, time_p = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        row_p, visit_p, time_p = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.lexsort((row_p, time_p))
         first = self._count_before(window)
         if last:
             order = order[: self.positions - first]
-        return window, first, row_p[order], showing_p[order], time_p[order]
+        return window, first, row_p[order], visit_p[order], time_p[order]
 
     def _when(self, group: int, target_p: np.ndarray) -> np.ndarray:
         """Λ⁻¹: when a group's summed rate reaches each target."""

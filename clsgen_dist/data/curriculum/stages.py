@@ -192,7 +192,7 @@ def plan_stages(
     return [p for p in planned if max_steps is None or p.first_step < max_steps]
 
 
-def shown_by(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
+def visited_before(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
     """What decides which rows come before an optimizer step, by name: two runs that agree in it visited the same.
 
     What comes later may change, and so may the length of the stage in course, if its pool does not grow with it: a run
@@ -214,7 +214,7 @@ def shown_by(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
 
 
 def order_of_format_1(order: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`shown_by` gives, from a checkpoint of version 0.1, which named it in words."""
+    """What :func:`visited_before` gives, from a checkpoint of version 0.1, which named it in words."""
     digest = {"difficulty of the rows (sha256)": "difficulty_sha256"}
     short = " (its last step was a short one, so it cannot be made longer)"
 
@@ -246,24 +246,24 @@ class RunOrder:
     def at(self, stage: PlannedStage, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``[p]`` at a stage's positions from ``start`` up to ``stop``, and which showing of the run each is."""
         _, order, before_N = self._enter(stage)
-        row_p, showing_p = order.at(start, stop)
-        return row_p, showing_p + before_N[row_p]
+        row_p, visit_p = order.at(start, stop)
+        return row_p, visit_p + before_N[row_p]
 
     def difficulty(self, row_p: np.ndarray) -> float:
         """Mean difficulty quantile of these rows."""
         return float(self.quantile_N[row_p].mean())
 
-    def shown_by(self, step: int) -> dict[str, Any]:
-        """See :func:`shown_by`; with a digest of the rows' difficulty."""
+    def visited_before(self, step: int) -> dict[str, Any]:
+        """See :func:`visited_before`; with a digest of the rows' difficulty."""
         digest = hashlib.sha256(self.quantile_N.tobytes()).hexdigest()
-        return {"difficulty_sha256": digest, **shown_by(self.stages, step)}
+        return {"difficulty_sha256": digest, **visited_before(self.stages, step)}
 
     def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
         """The order of a stage, and how often the stages before it showed each row."""
         if self._current is None or self._current[0] is not stage:
             before_N = np.zeros(len(self.quantile_N), dtype=np.int64)
             for earlier in self.stages[: self.stages.index(stage)]:
-                before_N += stage_order(earlier, self.quantile_N, self.seed).showings()
+                before_N += stage_order(earlier, self.quantile_N, self.seed).visit_counts()
             self._current = (stage, stage_order(stage, self.quantile_N, self.seed), before_N)
         return self._current
 

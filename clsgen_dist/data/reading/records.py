@@ -5,7 +5,7 @@ file is one part, since a quoted cell may hold line breaks, and so is a gzipped 
 at, so a bad row has its file and line whoever reads it. JSONL and CSV are read here, in binary; the rest through
 pyarrow and ``datasets``.
 
-Price: one pass to count the lines of a JSONL file (about 2 GB/s), one to read them; memory of a part's batch.
+Cost: one pass to count the lines of a JSONL file (about 2 GB/s), one to read them; memory of a part's batch.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
             header = [names.of(name) for name in next(reader, [])]
         except csv.Error as error:
             raise DataError(
-                f"{part.source}: its header, line {above + 1}, is not CSV ({error}); mend its quotes"
+                f"{part.source}: its header, line {above + 1}, is not CSV ({error}); fix its quotes"
             ) from None
         _require_columns(part.source, header, columns)
         end = reader.line_num + above

@@ -9,7 +9,7 @@ the row is shown.
 
 A build that was killed goes on where it stopped; one process builds, the others wait.
 
-Price: a build reads the source twice and writes about its size twice over (text and tokens); measured by
+Cost: a build reads the source twice and writes about its size twice over (text and tokens); measured by
 ``benchmarks/data_scale.py``.
 """
 
@@ -67,7 +67,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TableSpec:
     """What makes a table, besides its source."""
 
     columns: Columns
@@ -82,12 +82,12 @@ class Recipe:
     """What tells this tokenizer from another."""
 
 
-def open_table(source: str, recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> RowTable:
+def open_table(source: str, spec: TableSpec, say: Callable[[str], None] = lambda text: None) -> RowTable:
     """The table of a source, built if it is not there yet.
 
     Args:
         source: see :func:`clsgen_dist.data.reading.ingest.read_examples`.
-        recipe: what makes the table.
+        spec: what makes the table.
         say: told when a table is built, and where.
 
     Raises:
@@ -96,7 +96,7 @@ def open_table(source: str, recipe: Recipe, say: Callable[[str], None] = lambda 
     from filelock import FileLock
 
     whole = find_source(source)
-    folder = _home(whole) / f"{_name(whole)}-{_key(whole, recipe)}"
+    folder = _home(whole) / f"{_name(whole)}-{_key(whole, spec)}"
     try:
         if folder.is_dir():
             with suppress(DamagedTableError):
@@ -109,7 +109,7 @@ def open_table(source: str, recipe: Recipe, say: Callable[[str], None] = lambda 
                 except DamagedTableError as error:
                     say(f"{error}: it is built anew")
                     shutil.rmtree(folder)
-            build_table(whole, recipe, folder, say)
+            build_table(whole, spec, folder, say)
     except OSError as error:
         raise DataError(
             f"the tokens of {source} cannot be kept in {folder} ({error}); make room there, see who may write to it, "
@@ -138,16 +138,16 @@ def _name(whole: Part) -> str:
     return name.encode()[:100].decode(errors="ignore")
 
 
-def _key(whole: Part, recipe: Recipe) -> str:
+def _key(whole: Part, spec: TableSpec) -> str:
     made_of = {
         "format": FORMAT,
         "source": [whole.kind, str(Path(whole.path).resolve()) if whole.kind != "hub" else whole.path, whole.split],
         "content": _content(whole),
-        "columns": asdict(recipe.columns),
-        "labels": recipe.labels,
-        "max_explanation_length": recipe.max_explanation_length,
-        "end_token": recipe.end_token,
-        "tokenizer": recipe.tokenizer,
+        "columns": asdict(spec.columns),
+        "labels": spec.labels,
+        "max_explanation_length": spec.max_explanation_length,
+        "end_token": spec.end_token,
+        "tokenizer": spec.tokenizer,
     }
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
@@ -175,7 +175,7 @@ def _sample(file: Path) -> str:
 # --- building ------------------------------------------------------------------------------------------------------
 
 
-def build_table(whole: Part, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
+def build_table(whole: Part, spec: TableSpec, folder: Path, say: Callable[[str], None]) -> None:
     """Every part by whichever process is free, then the columns; a rename makes ``folder`` a table.
 
     One process at a time may build a folder: :func:`open_table` sees to it.
@@ -191,9 +191,9 @@ def build_table(whole: Part, recipe: Recipe, folder: Path, say: Callable[[str], 
     bar = tqdm(total=len(parts), initial=len(parts) - len(missing), desc=f"tokenising {_name(whole)}", unit="part",
                disable=None if len(parts) > 1 else True, leave=False)  # fmt: skip
     with bar:
-        for _ in _each(missing, recipe, partial):
+        for _ in _each(missing, spec, partial):
             bar.update()
-    _finish(whole, recipe, partial, len(parts))
+    _finish(whole, spec, partial, len(parts))
     partial.rename(folder)
 
 
@@ -206,19 +206,19 @@ def _is_written(part: Path) -> bool:
         return False
 
 
-def _each(missing: list[tuple[int, Part]], recipe: Recipe, partial: Path) -> Iterator[None]:
+def _each(missing: list[tuple[int, Part]], spec: TableSpec, partial: Path) -> Iterator[None]:
     """Do the parts, in processes of their own where there are several and several cores."""
     workers = min(len(missing), len(os.sched_getaffinity(0)))
     if workers < 2:
         for n, part in missing:
-            _write_part(part, recipe, partial / f"part-{n:05d}")
+            _write_part(part, spec, partial / f"part-{n:05d}")
             yield
         return
     from concurrent.futures import as_completed
     from concurrent.futures.process import BrokenProcessPool
 
     with worker_pool(workers) as pool:
-        futures = [pool.submit(_write_part, part, recipe, partial / f"part-{n:05d}") for n, part in missing]
+        futures = [pool.submit(_write_part, part, spec, partial / f"part-{n:05d}") for n, part in missing]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -233,7 +233,7 @@ def _each(missing: list[tuple[int, Part]], recipe: Recipe, partial: Path) -> Ite
             raise
 
 
-def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
+def _write_part(part: Part, spec: TableSpec, target: Path) -> None:
     """``target.arrow``, ``target.rejected.jsonl``, and last ``target.json``, which says that the part is done."""
     digest = hashlib.sha256()
     rejected: list[RejectedRow] = []
@@ -243,12 +243,12 @@ def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
     with pa.OSFile(f"{target}.arrow", "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
 
         def flush() -> None:
-            batch, refused = _encoded(part, pending, recipe, digest)
+            batch, refused = _encoded(part, pending, spec, digest)
             rejected.extend(refused)
             writer.write_batch(batch)
             pending.clear()
 
-        for row in iter_rows(part, columns=recipe.columns, labels=recipe.labels):
+        for row in iter_rows(part, columns=spec.columns, labels=spec.labels):
             if isinstance(row, RejectedRow):
                 rejected.append(row)
                 continue
@@ -269,21 +269,21 @@ def _write_part(part: Part, recipe: Recipe, target: Path) -> None:
 
 
 def _encoded(
-    part: Part, examples: list[Example], recipe: Recipe, digest: Any
+    part: Part, examples: list[Example], spec: TableSpec, digest: Any
 ) -> tuple[pa.RecordBatch, list[RejectedRow]]:
     """The rows in tokens, and those whose explanation is too long."""
-    texts = recipe.tokens_of([e.text for e in examples])
-    flat = iter(recipe.tokens_of([x.strip() for e in examples for x in e.explanations]))
+    texts = spec.tokens_of([e.text for e in examples])
+    flat = iter(spec.tokens_of([x.strip() for e in examples for x in e.explanations]))
     rows: list[tuple[Example, int, list[int], list[list[int]]]] = []
     refused: list[RejectedRow] = []
     for example, text_ids in zip(examples, texts, strict=True):
-        explanation_ids = [[*next(flat), recipe.end_token] for _ in example.explanations]
+        explanation_ids = [[*next(flat), spec.end_token] for _ in example.explanations]
         line = int(example.source.rpartition(":")[2])
         longest = max(map(len, explanation_ids), default=0)
-        if longest > recipe.max_explanation_length:
+        if longest > spec.max_explanation_length:
             fault = Fault(
                 Rejection.LONG_EXPLANATION,
-                f"{longest} tokens, longer than data.max_explanation_length {recipe.max_explanation_length}",
+                f"{longest} tokens, longer than data.max_explanation_length {spec.max_explanation_length}",
             )
             refused.append(RejectedRow.of(fault, part.source, line, json.dumps(asdict(example))))
             continue
@@ -317,13 +317,13 @@ def _hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _finish(whole: Part, recipe: Recipe, folder: Path, parts: int) -> None:
+def _finish(whole: Part, spec: TableSpec, folder: Path, parts: int) -> None:
     """The columns of numbers, the second of each two equal ids rejected, and ``table.json``."""
     tables = [pa.ipc.open_stream(pa.memory_map(str(folder / f"part-{n:05d}.arrow"))).read_all() for n in range(parts)]
     table = pa.concat_tables(tables)
     kept, twice = _unique(whole, table)
     found = sorted(name for name in table["label"].take(kept).unique().to_pylist() if name is not None)
-    labels = list(recipe.labels) if recipe.labels is not None else found
+    labels = list(spec.labels) if spec.labels is not None else found
     if len(labels) > _MOST_CLASSES:
         raise DataError(
             f"{whole.source} has {len(labels)} classes, the first {labels[:3]}; expected at most {_MOST_CLASSES}: see "

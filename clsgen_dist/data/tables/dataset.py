@@ -16,10 +16,10 @@ _SPREAD = 2654435761
 """Knuth's multiplier: at which of its explanations a row begins."""
 
 
-class RowSet:
+class RowDataset:
     """A table seen through a prompt: samples by row number, lengths before anything is read.
 
-    Several explanations of a row are taken in turn over its showings, from a place drawn from the row's number.
+    Several explanations of a row are taken in turn over its visit_counts, from a place drawn from the row's number.
     """
 
     def __init__(self, table: RowTable, encoder: Encoder) -> None:
@@ -37,7 +37,7 @@ class RowSet:
     @property
     def fingerprint(self) -> str:
         """Tells these rows in this prompt from any other."""
-        prompt = self.encoder.lay_out(np.zeros(0, dtype=np.int32)).tobytes()
+        prompt = self.encoder.build_prompt(np.zeros(0, dtype=np.int32)).tobytes()
         made_of = f"{self.table.card.sha256}/{self.encoder.max_prompt_length}/".encode() + prompt
         return hashlib.sha256(made_of).hexdigest()
 
@@ -49,15 +49,15 @@ class RowSet:
         """The row with the explanation of its showing number ``showing``."""
         which = int(self._which(np.array([row]), np.array([showing]))[0])
         return Sample(
-            self.encoder.lay_out(self.table.text_ids(row), max_prompt_length),
+            self.encoder.build_prompt(self.table.text_ids(row), max_prompt_length),
             self.table.explanation_ids(row, which) if which >= 0 else np.zeros(0, dtype=np.int32),
             int(self.label_N[row]),
         )
 
-    def lengths(self, row_p: np.ndarray, showing_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
-        """``[p]`` tokens of the samples of these rows and showings."""
+    def lengths(self, row_p: np.ndarray, visit_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
+        """``[p]`` tokens of the samples of these rows and visit_counts."""
         table = self.table
-        which_p = self._which(row_p, showing_p)
+        which_p = self._which(row_p, visit_p)
         explanation_p = np.zeros(len(row_p), dtype=np.int64)
         has_p = which_p >= 0
         explanation_p[has_p] = table.explanation_length_E[table.explanation_start_N1[row_p[has_p]] + which_p[has_p]]
@@ -80,14 +80,14 @@ class RowSet:
         room = (max_prompt_length or self.encoder.max_prompt_length) - self.encoder.frame
         return int((self.table.text_length_N > room).sum())
 
-    def first_showing(self, row_p: np.ndarray) -> np.ndarray:
+    def first_visit(self, row_p: np.ndarray) -> np.ndarray:
         """``[p]`` the showing at which each row has the first of its explanations."""
         starts = self.table.explanation_start_N1
         count_p = np.maximum(starts[row_p + 1] - starts[row_p], 1)
         return -(row_p * _SPREAD) % count_p
 
-    def _which(self, row_p: np.ndarray, showing_p: np.ndarray) -> np.ndarray:
+    def _which(self, row_p: np.ndarray, visit_p: np.ndarray) -> np.ndarray:
         """``[p]`` number of the explanation shown, or -1 where there is none."""
         starts = self.table.explanation_start_N1
         count_p = starts[row_p + 1] - starts[row_p]
-        return np.where(count_p > 0, (showing_p + row_p * _SPREAD) % np.maximum(count_p, 1), -1)
+        return np.where(count_p > 0, (visit_p + row_p * _SPREAD) % np.maximum(count_p, 1), -1)

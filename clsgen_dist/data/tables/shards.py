@@ -12,7 +12,7 @@ The tables lie in a folder of the user's cache that belongs to one run on one ma
 killed run left goes when it is resumed, or when any other run starts. Its ranks read and delete under one lock per
 shard, and what was opened before stays readable, as it is mapped.
 
-Price: the disk of three windows in tokens, and of those that the last few steps were in; the footers of all shards at
+Cost: the disk of three windows in tokens, and of those that the last few steps were in; the footers of all shards at
 the start. Ids are compared within a shard.
 """
 
@@ -35,13 +35,13 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.data.curriculum.stages import PlannedStage, shown_by
+from clsgen_dist.data.curriculum.stages import PlannedStage, visited_before
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import refuse_if_too_bad
-from clsgen_dist.data.tables.build import FORMAT, Recipe, build_table
-from clsgen_dist.data.tables.dataset import RowSet
+from clsgen_dist.data.tables.build import FORMAT, TableSpec, build_table
+from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.table import RowTable
 from clsgen_dist.errors import DataError
 from clsgen_dist.io.cache import cache_dir
@@ -59,14 +59,14 @@ class ShardedRows:
 
     Args:
         pattern: address of Parquet shards, with ``*``.
-        recipe: what makes a shard's table; its label space must be given.
+        spec: what makes a shard's table; its label space must be given.
         encoder: the prompt.
         window: shards of a window.
         seed: of the order.
         max_bad_fraction: more rejected rows than this share of a shard raise.
         run: what tells this run from others on this machine, like its output folder.
         quarantine: folder for the lists of rejected rows, one a shard; None on all ranks but one.
-        keeps_house: whether this process deletes windows that are over (one per machine).
+        owns_cache: whether this process deletes windows that are over (one per machine).
         say: told when a window is fetched and when rows are rejected.
 
     Raises:
@@ -76,7 +76,7 @@ class ShardedRows:
     def __init__(
         self,
         pattern: str,
-        recipe: Recipe,
+        spec: TableSpec,
         encoder: Encoder,
         *,
         window: int,
@@ -84,26 +84,26 @@ class ShardedRows:
         max_bad_fraction: float,
         run: str,
         quarantine: Path | None,
-        keeps_house: bool,
+        owns_cache: bool,
         say: Callable[[str], None],
     ) -> None:
         import fsspec
 
         self.encoder, self.window, self.seed, self.max_bad_fraction = encoder, window, seed, max_bad_fraction
-        self._recipe, self._quarantine, self._say = recipe, quarantine, say
+        self._spec, self._quarantine, self._say = spec, quarantine, say
         self._files, self.names = _find(fsspec, pattern)
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
             footers = list(pool.map(lambda name: _footer_of(self._files, name), self.names))
         self.counts = np.array([rows for rows, _ in footers], dtype=np.int64)
         self._footers = [digest for _, digest in footers]
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self._sets: dict[int, RowSet] = {}
+        self._sets: dict[int, RowDataset] = {}
         self._folders: dict[int, Path] = {}
         self._needed: deque[set[int]] = deque([set()], maxlen=_STEPS_KEPT)
         self._lock = threading.Lock()
         self._coming: threading.Thread | None = None
         self._home = _home(run)
-        self._house = _keep_house(self._home) if keeps_house else None
+        self._house = _clean_cache(self._home) if owns_cache else None
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -115,31 +115,31 @@ class ShardedRows:
 
     def longest(self, max_prompt_length: int | None = None) -> int:
         """Tokens that a row may have at most: no row is known before it is here."""
-        return (max_prompt_length or self.encoder.max_prompt_length) + self._recipe.max_explanation_length
+        return (max_prompt_length or self.encoder.max_prompt_length) + self._spec.max_explanation_length
 
     @property
     def fingerprint(self) -> str:
         """Tells these shards in this prompt from any other."""
-        prompt = self.encoder.lay_out(np.zeros(0, dtype=np.int32)).tobytes()
+        prompt = self.encoder.build_prompt(np.zeros(0, dtype=np.int32)).tobytes()
         names = [Path(name).name for name in self.names]  # shards may be copied elsewhere
         shards = [names, self._footers, self.window, self.encoder.max_prompt_length]
         return hashlib.sha256(json.dumps(shards).encode() + prompt).hexdigest()
 
-    # --- the interface of RowSet, over the shards that are here
+    # --- the interface of RowDataset, over the shards that are here
 
     def usable(self, row_p: np.ndarray) -> np.ndarray:
         """``[p]`` whether each row was read without fault."""
         return np.array([self._place(int(row))[1] >= 0 for row in row_p], dtype=bool)
 
     def sample(self, row: int, showing: int = 0, max_prompt_length: int | None = None) -> Sample:
-        """As :meth:`RowSet.sample`."""
+        """As :meth:`RowDataset.sample`."""
         rows, at = self._place(row)
         return rows.sample(at, showing, max_prompt_length)
 
-    def lengths(self, row_p: np.ndarray, showing_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
-        """As :meth:`RowSet.lengths`."""
+    def lengths(self, row_p: np.ndarray, visit_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
+        """As :meth:`RowDataset.lengths`."""
         found = []
-        for row, showing in zip(row_p, showing_p, strict=True):
+        for row, showing in zip(row_p, visit_p, strict=True):
             rows, at = self._place(int(row))
             found.append(rows.lengths(np.array([at]), np.array([showing]), max_prompt_length)[0])
         return np.array(found, dtype=np.int64)
@@ -149,7 +149,7 @@ class ShardedRows:
         rows, at = self._place(row)
         return rows.id(at)
 
-    def _place(self, row: int) -> tuple[RowSet, int]:
+    def _place(self, row: int) -> tuple[RowDataset, int]:
         """A row's shard and its number there; -1 for a rejected row."""
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1
         rows = self._sets[shard]
@@ -200,7 +200,7 @@ class ShardedRows:
         for shard in map(int, shards):
             with self._lock:
                 if shard not in self._sets:
-                    self._sets[shard] = RowSet(self._table(shard), self.encoder)
+                    self._sets[shard] = RowDataset(self._table(shard), self.encoder)
 
     def _table(self, shard: int) -> RowTable:
         """A shard's table, fetched and built by the first process on this machine that asks."""
@@ -214,7 +214,7 @@ class ShardedRows:
                 try:
                     self._files.get_file(name, str(local))
                     whole = dataclasses.replace(find_source(str(local)), source=name)
-                    build_table(whole, self._recipe, folder, self._say)
+                    build_table(whole, self._spec, folder, self._say)
                 except OSError as error:
                     raise DataError(
                         f"the shard {name} could not be fetched ({error}); check the address and the room "
@@ -237,9 +237,9 @@ class ShardedRows:
 
     def _folder(self, shard: int) -> Path:
         if shard not in self._folders:
-            recipe, marks = self._recipe, _marks_of(self._files, self.names[shard])
-            of_recipe = (recipe.labels, recipe.max_explanation_length, recipe.end_token, recipe.tokenizer)
-            made_of = (FORMAT, self.names[shard], self._footers[shard], marks, *of_recipe, repr(recipe.columns))
+            spec, marks = self._spec, _marks_of(self._files, self.names[shard])
+            of_spec = (spec.labels, spec.max_explanation_length, spec.end_token, spec.tokenizer)
+            made_of = (FORMAT, self.names[shard], self._footers[shard], marks, *of_spec, repr(spec.columns))
             key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
             self._folders[shard] = self._home / f"{shard:05d}-{key}"
         return self._folders[shard]
@@ -269,7 +269,7 @@ class ShardedOrder:
 
     def at(self, stage: PlannedStage, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``[p]`` at a stage's positions from ``start`` up to ``stop``, and which epoch each is of."""
-        rows, showings = [], []
+        rows, visit_counts = [], []
         self.rows.begin_step()
         before = sum(s.positions for s in self.stages[: self.stages.index(stage)])
         position, end = before + start, before + stop
@@ -278,20 +278,20 @@ class ShardedOrder:
             begins, row_p = self._enter(epoch, place)
             take = row_p[place - begins : place - begins + end - position]
             rows.append(take)
-            showings.append(np.full(len(take), epoch))
+            visit_counts.append(np.full(len(take), epoch))
             position += len(take)
-        row_p, showing_p = np.concatenate(rows), np.concatenate(showings)
+        row_p, visit_p = np.concatenate(rows), np.concatenate(visit_counts)
         usable_p = self.rows.usable(row_p)
-        return row_p[usable_p], showing_p[usable_p]
+        return row_p[usable_p], visit_p[usable_p]
 
     def difficulty(self, row_p: np.ndarray) -> float:
         """Not known for rows that come and go."""
         del row_p
         return float("nan")
 
-    def shown_by(self, step: int) -> dict[str, Any]:
-        """See :func:`clsgen_dist.data.curriculum.stages.shown_by`."""
-        return shown_by(self.stages, step)
+    def visited_before(self, step: int) -> dict[str, Any]:
+        """See :func:`clsgen_dist.data.curriculum.stages.visited_before`."""
+        return visited_before(self.stages, step)
 
     def _enter(self, epoch: int, place: int) -> tuple[int, np.ndarray]:
         """The window of an epoch that holds a place: where it begins, and its rows in order."""
@@ -318,7 +318,7 @@ def _home(run: str) -> Path:
     return cache_dir() / "shards" / hashlib.sha256(f"{machine} {Path(run).resolve()}".encode()).hexdigest()[:16]
 
 
-def _keep_house(home: Path) -> Any:
+def _clean_cache(home: Path) -> Any:
     """Take the lock that says that a run is alive, and delete the tables of runs that are not."""
     from filelock import FileLock, Timeout
 

@@ -15,8 +15,8 @@ RARE = "xylophone quixotic zephyr"
 
 
 @pytest.fixture
-def rows(row_set):
-    """Two classes told apart by a word; row 3 has the other's word, 5 rare ones, 7 is long, 9 has no label."""
+def rows(row_dataset):
+    """Two classes distinguished by a word; row 3 has the other's word, 5 rare ones, 7 is long, 9 has no label."""
     made = []
     for i in range(60):
         word = "bad" if i % 2 else "good"
@@ -33,7 +33,7 @@ def rows(row_set):
     made[5]["text"] = f"The service was bad {RARE}"
     made[7]["text"] = "The service was bad " + "today " * 12
     del made[9]["label"], made[8]["explanation"], made[4]["difficulty"]
-    return row_set(made)
+    return row_dataset(made)
 
 
 def test_length_counts_text_and_explanation(rows):
@@ -73,8 +73,8 @@ def test_given_is_the_users_column(rows):
     assert score_N[10] == 10 and np.isnan(score_N[4])
 
 
-def test_a_difficulty_that_is_no_number_rejects_its_row(row_set):
-    rows = row_set(
+def test_a_difficulty_that_is_no_number_rejects_its_row(row_dataset):
+    rows = row_dataset(
         [{"text": "a", "label": "x", "difficulty": "hard"}, {"text": "b", "label": "y", "difficulty": "0.5"}]
     )
     [rejected] = rows.table.rejected()
@@ -188,8 +188,8 @@ def test_training_does_not_compute_what_needs_the_backbone(rows, tiny_backbone):
         difficulty_scores(rows, {"loss_label": 1.0}, backbone=str(tiny_backbone), compute=False)
 
 
-def test_a_scorer_that_knows_nothing_of_these_rows_is_refused(row_set):
-    rows = row_set([{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(6)])
+def test_a_scorer_that_knows_nothing_of_these_rows_is_refused(row_dataset):
+    rows = row_dataset([{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(6)])
     with pytest.raises(DataError, match=r"scorer 'given' says nothing of any row .* drop it"):
         difficulty_scores(rows, {"length": 1.0, "given": 1.0}, backbone="", compute=False)
 
@@ -199,10 +199,10 @@ def test_an_unknown_scorer_is_refused_with_those_there_are(rows):
         difficulty_scores(rows, {"lenght": 1.0}, backbone="", compute=False)
 
 
-def test_margin_reads_texts_without_words(row_set):
-    rows = row_set([{"text": "🙂" if i % 2 else "!", "label": "ab"[i % 2]} for i in range(40)])
+def test_margin_reads_texts_without_words(row_dataset):
+    rows = row_dataset([{"text": "🙂" if i % 2 else "!", "label": "ab"[i % 2]} for i in range(40)])
     assert (difficulty.margin(rows) < 0).all()
-    rows = row_set([{"text": "好极了吧" if i % 2 else "坏极了吧", "label": "ab"[i % 2]} for i in range(40)])
+    rows = row_dataset([{"text": "好极了吧" if i % 2 else "坏极了吧", "label": "ab"[i % 2]} for i in range(40)])
     assert (difficulty.margin(rows) < 0).all()  # by characters: the sentences have one sign that differs
 
 

@@ -29,13 +29,13 @@ def test_a_row_is_shown_as_often_as_promised_rounded_down_or_up(rows, parts, see
         stage = _order(rows, parts, seed)
     except ValueError:
         return  # no row in a segment's bands: refused, see below
-    row_p, showing_p = stage.at(0, stage.positions)
+    row_p, visit_p = stage.at(0, stage.positions)
     assert len(row_p) == stage.positions
     shown = np.bincount(row_p, minlength=rows)
-    assert np.array_equal(shown, stage.showings())
-    # A row's showings are numbered 0, 1, 2 ... as they come.
+    assert np.array_equal(shown, stage.visit_counts())
+    # A row's visit_counts are numbered 0, 1, 2 ... as they come.
     for row in range(rows):
-        assert showing_p[row_p == row].tolist() == list(range(shown[row]))
+        assert visit_p[row_p == row].tolist() == list(range(shown[row]))
     promised = stage._sum_GJ[:, -2][stage._group_N]
     assert promised.sum() == pytest.approx(stage.positions)
     assert (np.floor(promised - 1e-9) <= shown).all() and (shown <= np.ceil(promised + 1e-9)).all()
@@ -45,11 +45,11 @@ def test_a_row_is_shown_as_often_as_promised_rounded_down_or_up(rows, parts, see
 @settings(max_examples=50, deadline=None)
 def test_each_epoch_shows_each_row_once_in_an_order_of_its_own(rows, epochs, seed):
     stage = _order(rows, [Segment(rows * epochs, (Band(0, 1, 1.0),))], seed)
-    row_p, showing_p = stage.at(0, rows * epochs)
+    row_p, visit_p = stage.at(0, rows * epochs)
     for epoch in range(epochs):
         mine = slice(epoch * rows, (epoch + 1) * rows)
         assert sorted(row_p[mine]) == list(range(rows))
-        assert set(showing_p[mine]) == {epoch}
+        assert set(visit_p[mine]) == {epoch}
     if epochs > 1 and rows > 12:
         assert row_p[:rows].tolist() != row_p[rows : 2 * rows].tolist()
 
@@ -77,7 +77,7 @@ def test_whose_showing_is_left_out_at_the_end_is_drawn_evenly():
     shown = np.zeros(12)
     for seed in range(300):
         stage = _order(12, [Segment(5, (Band(0, 0.5, 0.3), Band(0.5, 1, 0.7)))], seed)
-        shown += stage.showings()
+        shown += stage.visit_counts()
     promised = np.repeat([5 * 0.3 / 6, 5 * 0.7 / 6], 6) * 300
     assert shown.sum() == 1500
     assert (abs(shown - promised) < 4 * np.sqrt(promised)).all()

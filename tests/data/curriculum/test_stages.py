@@ -13,9 +13,9 @@ from clsgen_dist.data.curriculum.stages import (
     plan_stages,
     quantiles,
     segments,
-    shown_by,
     stage_faults,
     stage_order,
+    visited_before,
 )
 from clsgen_dist.errors import SettingsError
 
@@ -123,10 +123,10 @@ def test_a_run_may_be_made_longer_but_what_it_has_shown_is_fixed():
         return plan_stages(stages, rows=43, batch_size=10, epochs=1, max_steps=None)
 
     first, longer, growing = plan(), plan(steps=9), plan(pacing="root")
-    assert shown_by(first, 4) == shown_by(longer, 4)
-    assert shown_by(first, 2) == shown_by(growing, 2)
-    assert shown_by(first, 3) != shown_by(growing, 3)
-    assert shown_by(growing, 3) != shown_by(plan(pacing="root", steps=9), 3)
+    assert visited_before(first, 4) == visited_before(longer, 4)
+    assert visited_before(first, 2) == visited_before(growing, 2)
+    assert visited_before(first, 3) != visited_before(growing, 3)
+    assert visited_before(growing, 3) != visited_before(plan(pacing="root", steps=9), 3)
     quantile_N = np.arange(43) / 43
     short, long = (stage_order(p[1], quantile_N, 0).at(0, 30) for p in (first, longer))
     assert np.array_equal(short[0], long[0])
@@ -141,16 +141,16 @@ def test_what_shows_the_same_rows_may_change_between_restarts(change):
         plan_stages([Stage(**{"name": "a", "steps": 3, **fields})], rows=43, batch_size=10, epochs=1, max_steps=None)
         for fields in ({}, change)
     )
-    assert shown_by(one, 2) == shown_by(two, 2)
+    assert visited_before(one, 2) == visited_before(two, 2)
 
 
 def test_a_short_last_step_cannot_be_filled_up_afterwards():
     one, two = (plan_stages([], rows=43, batch_size=10, epochs=e, max_steps=None) for e in (1, 2))
-    assert shown_by(one, 4) == shown_by(two, 4)
-    assert shown_by(one, 5) != shown_by(two, 5)
-    assert "stages.0.last_rows" in shown_by(one, 5)
+    assert visited_before(one, 4) == visited_before(two, 4)
+    assert visited_before(one, 5) != visited_before(two, 5)
+    assert "stages.0.last_rows" in visited_before(one, 5)
     one, two = (plan_stages([], rows=40, batch_size=10, epochs=e, max_steps=None) for e in (1, 2))
-    assert shown_by(one, 4) == shown_by(two, 4)
+    assert visited_before(one, 4) == visited_before(two, 4)
 
 
 def test_stages_need_names_of_their_own():

@@ -320,7 +320,7 @@ def test_cells_may_be_separated_as_spreadsheets_do(tmp_path, name, delimiter):
 def test_a_header_with_broken_quotes_is_told(tmp_path, header):
     path = tmp_path / "rows.csv"
     path.write_text(f"{header}\na,b,c\n")
-    with pytest.raises(DataError, match=r"its header, line 1, is not CSV .*; mend its quotes"):
+    with pytest.raises(DataError, match=r"its header, line 1, is not CSV .*; fix its quotes"):
         _read(path)
 
 

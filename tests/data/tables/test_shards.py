@@ -13,7 +13,7 @@ import pytest
 from clsgen_dist.data.curriculum.stages import plan_stages
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.loader import TrainStream
-from clsgen_dist.data.tables.build import Recipe
+from clsgen_dist.data.tables.build import TableSpec
 from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
 from clsgen_dist.errors import DataError
 
@@ -62,10 +62,10 @@ def _stream(
     quarantine=None,
     run=None,
 ):
-    recipe = Recipe(Columns(), ("a", "b"), 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
+    spec = TableSpec(Columns(), ("a", "b"), 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
     rows = ShardedRows(
-        pattern, recipe, encoder, window=window, seed=seed, max_bad_fraction=bad, quarantine=quarantine,
-        run=str(run or f"run {next(_runs)}"), keeps_house=rank == 0, say=(said if said is not None else []).append,
+        pattern, spec, encoder, window=window, seed=seed, max_bad_fraction=bad, quarantine=quarantine,
+        run=str(run or f"run {next(_runs)}"), owns_cache=rank == 0, say=(said if said is not None else []).append,
     )  # fmt: skip
     stages = plan_stages([], rows=len(rows), batch_size=batch, epochs=epochs, max_steps=None)
     order = ShardedOrder(rows, stages)

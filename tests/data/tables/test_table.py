@@ -15,11 +15,11 @@ import pytest
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading import records as read
 from clsgen_dist.data.reading.ingest import read_examples
-from clsgen_dist.data.tables.build import Recipe, open_table
+from clsgen_dist.data.tables.build import TableSpec, open_table
 from clsgen_dist.errors import DataError
 
 
-def _recipe(encoder, **changes):
+def _spec(encoder, **changes):
     options = {
         "columns": Columns(),
         "labels": None,
@@ -28,7 +28,7 @@ def _recipe(encoder, **changes):
         "end_token": encoder.end_token,
         "tokenizer": encoder.tokenizer_key,
     }
-    return Recipe(**{**options, **changes})
+    return TableSpec(**{**options, **changes})
 
 
 def _write(path, rows):
@@ -57,7 +57,7 @@ def _same_as_read(table, source, encoder, labels=None):
 
 def test_a_table_holds_what_the_source_holds(tmp_path, mixed, encoder):
     source = _write(tmp_path / "rows.jsonl", mixed)
-    _same_as_read(open_table(source, _recipe(encoder)), source, encoder)
+    _same_as_read(open_table(source, _spec(encoder)), source, encoder)
 
 
 def test_parts_read_by_several_processes_make_the_same_table(tmp_path, mixed, encoder, monkeypatch):
@@ -67,10 +67,10 @@ def test_parts_read_by_several_processes_make_the_same_table(tmp_path, mixed, en
     rows.append(json.dumps({**mixed[2], "text": "again"}))
     source = str(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text("\ufeff" + "\n".join(rows))
-    whole = open_table(source, _recipe(encoder))
+    whole = open_table(source, _spec(encoder))
     digest = whole.card.sha256
     monkeypatch.setattr(read, "PART_BYTES", 300)
-    parts = open_table(source, _recipe(encoder, max_explanation_length=65))  # another key, the same rows
+    parts = open_table(source, _spec(encoder, max_explanation_length=65))  # another key, the same rows
     assert len(list(parts.folder.glob("part-*.arrow"))) > 10
     for table in (whole, parts):
         truth = _same_as_read(table, source, encoder)
@@ -99,13 +99,13 @@ def test_other_formats_make_the_same_table(kind, tmp_path, mixed, encoder, monke
         Dataset.from_list(uniform).to_parquet(source, batch_size=5)
     else:
         Dataset.from_list(uniform).save_to_disk(source)
-    _same_as_read(open_table(source, _recipe(encoder)), source, encoder)
+    _same_as_read(open_table(source, _spec(encoder)), source, encoder)
 
 
 def test_the_arrow_files_open_with_datasets(tmp_path, mixed, encoder):
     from datasets import Dataset
 
-    table = open_table(_write(tmp_path / "rows.jsonl", mixed), _recipe(encoder))
+    table = open_table(_write(tmp_path / "rows.jsonl", mixed), _spec(encoder))
     [file] = table.folder.glob("part-*.arrow")
     assert Dataset.from_file(str(file))["id"][:] == [row["id"] for row in mixed]
 
@@ -113,13 +113,13 @@ def test_the_arrow_files_open_with_datasets(tmp_path, mixed, encoder):
 def test_a_table_is_built_once_and_again_when_anything_that_made_it_changes(tmp_path, mixed, encoder):
     source = _write(tmp_path / "rows.jsonl", mixed)
     said: list[str] = []
-    first = open_table(source, _recipe(encoder), said.append).folder
+    first = open_table(source, _spec(encoder), said.append).folder
     assert first.parent == tmp_path / ".clsgen"
     stamp = (first / "table.json").stat().st_mtime_ns
-    assert open_table(source, _recipe(encoder)).folder == first
+    assert open_table(source, _spec(encoder)).folder == first
     assert (first / "table.json").stat().st_mtime_ns == stamp
     others = {
-        open_table(source, _recipe(encoder, **change)).folder
+        open_table(source, _spec(encoder, **change)).folder
         for change in (
             {"labels": ("no", "yes")},
             {"max_explanation_length": 63},
@@ -128,7 +128,7 @@ def test_a_table_is_built_once_and_again_when_anything_that_made_it_changes(tmp_
         )
     }
     _write(tmp_path / "rows.jsonl", mixed[:-1])
-    others.add(open_table(source, _recipe(encoder)).folder)
+    others.add(open_table(source, _spec(encoder)).folder)
     assert len(others) == 5 and first not in others
 
 
@@ -136,16 +136,16 @@ def test_a_table_of_other_reading_rules_is_built_again(tmp_path, mixed, encoder,
     from clsgen_dist.data.tables import build
 
     source = _write(tmp_path / "rows.jsonl", mixed)
-    now = open_table(source, _recipe(encoder)).folder
+    now = open_table(source, _spec(encoder)).folder
     monkeypatch.setattr(build, "FORMAT", build.FORMAT - 1)
-    assert open_table(source, _recipe(encoder)).folder != now
+    assert open_table(source, _spec(encoder)).folder != now
 
 
 def test_what_was_read_otherwise_than_it_looks_is_counted_over_all_parts(tmp_path, encoder, monkeypatch):
     monkeypatch.setattr(read, "PART_BYTES", 300)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # in this process
     rows = [{"text": f"t{n}", "label": ("0.0", "1.0", "nan")[n % 3], "explanation": "['a', 'b']"} for n in range(30)]
-    table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
+    table = open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder))
     assert len(list(table.folder.glob("part-*.arrow"))) > 3
     counts = {notice: count for notice, (count, _) in table.card.noticed.items()}
     assert counts == {"respelt-label": 20, "missing-label": 10, "list-text": 30}
@@ -157,12 +157,12 @@ def test_where_the_data_cannot_be_written_beside_the_users_cache_is_taken(tmp_pa
     source = _write(tmp_path / "data" / "rows.jsonl", mixed)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "data").chmod(0o555)
-    assert open_table(source, _recipe(encoder)).folder.parent == tmp_path / "cache" / "clsgen_dist" / "tables"
+    assert open_table(source, _spec(encoder)).folder.parent == tmp_path / "cache" / "clsgen_dist" / "tables"
 
 
 def test_an_explanation_that_is_too_long_rejects_its_row_by_name(tmp_path, encoder):
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y", "explanation": "so " * 100}]
-    table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
+    table = open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder))
     [rejected] = table.rejected()
     assert (
         rejected.code == "long-explanation"
@@ -174,9 +174,9 @@ def test_an_explanation_that_is_too_long_rejects_its_row_by_name(tmp_path, encod
 
 def test_a_row_of_200_000_characters_is_one_row(tmp_path, encoder):
     rows = [{"text": "word " * 40_000, "label": "x"}, {"text": "b", "label": "y"}]
-    table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
+    table = open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder))
     assert table.text_length_N[0] > 30_000
-    assert len(encoder.lay_out(table.text_ids(0))) == encoder.max_prompt_length
+    assert len(encoder.build_prompt(table.text_ids(0))) == encoder.max_prompt_length
 
 
 def test_long_texts_are_not_gathered_a_thousand_at_a_time(tmp_path, encoder, monkeypatch):
@@ -190,7 +190,7 @@ def test_long_texts_are_not_gathered_a_thousand_at_a_time(tmp_path, encoder, mon
         return encoder.tokens_of(texts)
 
     rows = [{"text": f"{n} " + "word " * 100, "label": "xy"[n % 2]} for n in range(20)]
-    table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder, tokens_of=tokens_of))
+    table = open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder, tokens_of=tokens_of))
     assert len(table) == 20 and [table.example(n).text[:2].strip() for n in (0, 9)] == ["0", "9"]
     assert max(asked) < 2000 and sum(asked) > 20 * 500
 
@@ -201,19 +201,19 @@ def test_a_label_that_only_a_rejected_row_has_is_no_class(tmp_path, encoder):
         {"id": 1, "text": "b", "label": "b"},
         {"id": 2, "text": "c", "label": "c"},
     ]
-    table = open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
+    table = open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder))
     assert (table.card.labels, table.label_N.tolist()) == (["a", "c"], [0, 1])
 
 
 def test_a_file_with_a_very_long_name_has_a_table(tmp_path, encoder):
     name = "n" * 245 + ".jsonl"
-    assert len(open_table(_write(tmp_path / name, [{"text": "a", "label": "x"}]), _recipe(encoder))) == 1
+    assert len(open_table(_write(tmp_path / name, [{"text": "a", "label": "x"}]), _spec(encoder))) == 1
 
 
 def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(tmp_path, encoder):
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "x"}', encoding="utf-16")
     with pytest.raises(DataError, match=r"is UTF-16.*iconv -f UTF-16 -t UTF-8"):
-        open_table(str(tmp_path / "rows.jsonl"), _recipe(encoder))
+        open_table(str(tmp_path / "rows.jsonl"), _spec(encoder))
 
 
 def test_a_table_that_cannot_be_written_says_where_and_what_to_do(tmp_path, mixed, encoder, monkeypatch):
@@ -222,7 +222,7 @@ def test_a_table_that_cannot_be_written_says_where_and_what_to_do(tmp_path, mixe
     (tmp_path / "cache").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"cannot be kept in .*cache/clsgen_dist.*XDG_CACHE_HOME"):
-        open_table(source, _recipe(encoder))
+        open_table(source, _spec(encoder))
 
 
 _BUILD = """
@@ -230,14 +230,14 @@ import sys
 from clsgen_dist.data.reading import records as read
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.tables.build import Recipe, open_table
+from clsgen_dist.data.tables.build import TableSpec, open_table
 from clsgen_dist.model.backbone import load_tokenizer
 
 if __name__ == "__main__":
     read.PART_BYTES = 20_000
     encoder = Encoder(load_tokenizer(sys.argv[2]), system="Be brief.", question="Why?", max_prompt_length=96)
-    recipe = Recipe(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
-    table = open_table(sys.argv[1], recipe, print)
+    spec = TableSpec(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
+    table = open_table(sys.argv[1], spec, print)
     print(len(table), table.card.sha256)
 """
 
@@ -291,33 +291,33 @@ def _session(leader):
 @pytest.mark.parametrize("damage", ["card emptied", "part cut", "part gone", "column gone", "column cut"])
 def test_a_damaged_table_is_told_and_built_anew(tmp_path, mixed, encoder, damage):
     source, said = _write(tmp_path / "rows.jsonl", mixed), []
-    whole = open_table(source, _recipe(encoder))
+    whole = open_table(source, _spec(encoder))
     folder, sha256 = whole.folder, whole.card.sha256
     file = folder / {"card": "table.json", "part": "part-00000.arrow", "column": "label.npy"}[damage.split()[0]]
     if damage.endswith("gone"):
         file.unlink()
     else:
         file.write_bytes(b"" if damage.endswith("emptied") else file.read_bytes()[:-30])
-    again = open_table(source, _recipe(encoder), said.append)
+    again = open_table(source, _spec(encoder), said.append)
     assert again.card.sha256 == sha256 and again.example(40).text == mixed[40]["text"]
     assert len(said) == 1 and f"the table {folder} is damaged" in said[0] and said[0].endswith("it is built anew")
 
 
 def test_a_part_of_a_build_that_was_cut_short_is_written_again(tmp_path, mixed, encoder, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", mixed)
-    whole = open_table(source, _recipe(encoder))
+    whole = open_table(source, _spec(encoder))
     partial = whole.folder.with_name(whole.folder.name + ".partial")
     whole.folder.rename(partial)
     part = partial / "part-00000.arrow"
     part.write_bytes(part.read_bytes()[:-100])
-    assert open_table(source, _recipe(encoder)).card.sha256 == whole.card.sha256
+    assert open_table(source, _spec(encoder)).card.sha256 == whole.card.sha256
 
 
 def test_another_users_cache_beside_the_data_is_left_alone(tmp_path, mixed, encoder, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", mixed)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / ".clsgen").mkdir(mode=0o555)
-    assert open_table(source, _recipe(encoder)).folder.parent == tmp_path / "cache" / "clsgen_dist" / "tables"
+    assert open_table(source, _spec(encoder)).folder.parent == tmp_path / "cache" / "clsgen_dist" / "tables"
 
 
 def test_a_column_of_ids_taken_for_labels_is_refused(tmp_path, encoder, monkeypatch):
@@ -326,4 +326,4 @@ def test_a_column_of_ids_taken_for_labels_is_refused(tmp_path, encoder, monkeypa
     monkeypatch.setattr(build, "_MOST_CLASSES", 30)
     rows = [{"text": f"t{n}", "label": f"id {n}"} for n in range(40)]
     with pytest.raises(DataError, match=r"has 40 classes, .* expected at most 30: see that data.columns.label names"):
-        open_table(_write(tmp_path / "rows.jsonl", rows), _recipe(encoder))
+        open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder))

@@ -69,7 +69,7 @@ class LMLora(NamedTuple):
     scale: float
 
 
-class LMSide(NamedTuple):
+class LMInputs(NamedTuple):
     """The vocabulary's side of a call, supervised rows already compacted."""
 
     hidden_nD: Tensor
@@ -104,7 +104,7 @@ class LMSide(NamedTuple):
         return Forward(loss_n, lse_n, hit_n, maximum_n, target_logit_n, logit_sum_n, None)
 
 
-class ClassSide(NamedTuple):
+class HeadInputs(NamedTuple):
     """The classification head's side of a call."""
 
     pooled_SD: Tensor
