@@ -75,7 +75,7 @@ def epochs_for(tokens: int, name: str, arm: str, seed: int, model: str, output: 
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
-    from clsgen_dist.training.datasets import read_rows
+    from clsgen_dist.training.datasets import open_datasets
     from clsgen_dist.training.sampling_plan import plan_stream
 
     epochs, rows = 1.0, None
@@ -87,7 +87,7 @@ def epochs_for(tokens: int, name: str, arm: str, seed: int, model: str, output: 
                 **vars(settings.prompt),
                 max_prompt_length=settings.data.max_prompt_length,
             )
-            rows = read_rows(settings.data, encoder, None)
+            rows = open_datasets(settings.data, encoder, None)
         stream = plan_stream(settings, rows, rank=0, world_size=1)
         shown = sum(int(stream.bins(step)[2].sum()) for step in range(stream.steps))
         if abs(shown - tokens) < 0.01 * tokens:

@@ -58,7 +58,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     from clsgen_dist.data.pack import Sample
     from clsgen_dist.model.attention import per_sequence
     from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer, open_backbone
-    from clsgen_dist.training.datasets import read_rows
+    from clsgen_dist.training.datasets import open_datasets
     from clsgen_dist.training.sampling_plan import plan_stream
 
     settings = parse_settings([f"--train.batch_size={micro}"], default_config="configs/demo.yaml")
@@ -90,7 +90,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
         seed=0,
     )
     lm.set_attn_implementation(per_sequence() if attention == "packed" else "sdpa")
-    encoded = read_rows(settings.data, encoder, None)
+    encoded = open_datasets(settings.data, encoder, None)
     if rows == "demo":
         stream = plan_stream(settings, encoded, rank=0, world_size=1)
         steps = [stream.chosen(step) for step in range(len(encoded.train) // micro)]

@@ -69,7 +69,7 @@ def train_main(argv: Sequence[str] | None = None) -> None:
 
         train(settings)
 
-    _guarded(run)
+    _guarded(run, timestamps=True)
 
 
 def preflight_main(argv: Sequence[str]) -> None:
@@ -401,13 +401,12 @@ def _bytes(size: str) -> int:
     return int(number) * units[unit]
 
 
-def _guarded(run: Callable[[], None]) -> None:
+def _guarded(run: Callable[[], None], *, timestamps: bool = False) -> None:
     """Run; what the user can fix becomes one clear line and the error's status, Ctrl-C status 130."""
     from clsgen_dist.errors import UserError
-    from clsgen_dist.io.quiet import quieten
+    from clsgen_dist.io.log import setup_logging
 
-    quieten()
-
+    setup_logging(timestamps=timestamps)
     try:
         run()
     except UserError as error:

@@ -4,3 +4,59 @@ them, ``loading`` goes on from one, ``canary`` proves that the weights arrived.
 In: DeepSpeed's engine and the run's state. Out: ``checkpoints/step-00000120/``, whole or not at all. A save costs a
 copy of the shard to host memory; writing, flushing and checksums go on beside the steps.
 """
+
+from clsgen_dist.checkpoint.folders import (
+    begin_folder,
+    clear_after,
+    committed,
+    delete,
+    fault_of,
+    folder_name,
+    later_than,
+    newest_valid,
+    prune,
+    step_of,
+    unmarked,
+)
+from clsgen_dist.checkpoint.loading import frozen_sums, load, require_same_canary, restore_weights
+from clsgen_dist.checkpoint.marker import (
+    FORMAT,
+    LEFTOVER,
+    MARKER,
+    SETTINGS_FILE,
+    commit,
+    read_marker,
+    seal,
+    verify,
+)
+from clsgen_dist.checkpoint.state import RunIdentity, SpikeState, TrainState, best_by
+
+__all__ = [
+    "FORMAT",
+    "LEFTOVER",
+    "MARKER",
+    "SETTINGS_FILE",
+    "RunIdentity",
+    "SpikeState",
+    "TrainState",
+    "begin_folder",
+    "best_by",
+    "clear_after",
+    "commit",
+    "committed",
+    "delete",
+    "fault_of",
+    "folder_name",
+    "frozen_sums",
+    "later_than",
+    "load",
+    "newest_valid",
+    "prune",
+    "read_marker",
+    "require_same_canary",
+    "restore_weights",
+    "seal",
+    "step_of",
+    "unmarked",
+    "verify",
+]

@@ -16,14 +16,14 @@ from clsgen_dist.engine.world import World
 
 
 def canary_sample(encoder: Encoder) -> Sample:
-    """The probe in the run's own prompt."""
+    """The fixed text in the run's own prompt."""
     prompt, _ = encoder.prompt("The quick brown fox jumps over the lazy dog.")
     (explanation,) = encoder.explanations(["Because the dog was asleep."])
     return Sample(prompt, np.array(explanation, dtype=np.int32), -1)
 
 
 def score_canary(engine: Any, sample: Sample, world: World) -> dict[str, Any]:
-    """The probe's tokens, its per-token generation losses, its class logits, and the dtype of it all; collective."""
+    """The text's tokens, its per-token generation losses, its class logits, and the dtype of it all; collective."""
     engine.eval()
     with torch.no_grad():
         output = engine(**collate([sample]).inputs(world.device))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError
 
@@ -36,20 +36,30 @@ class Saver:
         engine: DeepSpeed's.
         root: the folder of all checkpoints.
         keep_last: how many of the newest are kept, besides the best.
-        asynchronous: write while training goes on.
+        asynchronous: write while training continues.
+        prompt: the run's rendered prompt, kept with each checkpoint.
+        before_write: called before anything is written or committed; raises, on all ranks, if the folder has another
+            owner by now; collective.
     """
 
-    def __init__(self, engine: Any, world: World, root: Path, *, keep_last: int, asynchronous: bool) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        world: World,
+        root: Path,
+        *,
+        keep_last: int,
+        asynchronous: bool,
+        prompt: dict[str, Any],
+        before_write: Callable[[], None],
+    ) -> None:
         self._engine, self._world, self._root, self._keep_last = engine, world, root, keep_last
+        self._prompt, self._before_write = prompt, before_write
         self._writer = _ShardWriter(asynchronous)
         engine.checkpoint_engine = self._writer
         self._marker: dict[str, Any] | None = None
         self.last_step: int | None = None
         """Step of the last save."""
-        self.require_ours: Callable[[], None] = lambda: None
-        """Raises, on all ranks, if the folder has another owner by now; collective."""
-        self.prompt: dict[str, Any] = {}
-        """The run's rendered prompt, kept with each checkpoint."""
 
     @property
     def written(self) -> bool:
@@ -61,7 +71,7 @@ class Saver:
         *,
         state: checkpoint.TrainState,
         identity: checkpoint.RunIdentity,
-        probe: dict[str, Any],
+        canary: dict[str, Any],
         settings_yaml: str,
     ) -> None:
         """Start to save; collective. Waits for the save before, if that is still under way.
@@ -70,11 +80,11 @@ class Saver:
             CheckpointError: the disk has no room for it.
         """
         self.finish()
-        self.require_ours()
+        self._before_write()
         require_room(self._root, self._world, checkpoint_bytes(self._engine, self._world))
         folder = self._root / checkpoint.folder_name(state.step)
         if self._world.is_main:
-            checkpoint.begin_folder(folder, print)
+            checkpoint.begin_folder(folder)
         self._world.barrier()
         self._engine.save_checkpoint(
             str(self._root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
@@ -83,12 +93,11 @@ class Saver:
             (folder / checkpoint.SETTINGS_FILE).write_text(settings_yaml)
         self.last_step = state.step
         self._marker = {
-            "format": checkpoint.FORMAT,
             "world_size": self._world.size,
             "state": asdict(state),
             "identity": asdict(identity),
-            "probe": probe,
-            "prompt": self.prompt,
+            "canary": canary,
+            "prompt": self._prompt,
         }
 
     def finish(self) -> Path | None:
@@ -101,7 +110,7 @@ class Saver:
         if self._marker is None:
             return None
         marker, self._marker = self._marker, None
-        self.require_ours()
+        self._before_write()
         folder = self._root / checkpoint.folder_name(marker["state"]["step"])
         parts = self._world.gather(self._writer.result())
         failed = [f"rank {rank}: {part.why}" for rank, part in enumerate(parts) if isinstance(part, _Unwritten)]

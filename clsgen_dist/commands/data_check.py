@@ -25,7 +25,7 @@ from clsgen_dist.data.checks.report import Checked, to_json, to_text
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import DataError, SettingsError
-from clsgen_dist.io.output import write_text
+from clsgen_dist.io.files import atomic_write, writing
 
 _ALL_TEMPLATE = 0.95
 """More of a typical text than this shared by nearly every row: they may all be copies of one."""
@@ -58,9 +58,11 @@ def check(
     checked = check_files(files, config, tokenizer, columns, near)
     print(to_text(checked))
     if json:
-        write_text(Path(json), to_json(checked))
+        with writing(Path(json)):
+            atomic_write(Path(json), to_json(checked))
     if report:
-        write_text(Path(report), page(checked))
+        with writing(Path(report)):
+            atomic_write(Path(report), page(checked))
         print(f"\npage: {report}")
     severities = {finding.severity for finding in checked.findings}
     if "error" in severities or (strict and "warning" in severities):

@@ -12,15 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.io.output import (
-    axes_of,
-    print_table,
-    read_recipe_rows,
-    require_writable,
-    save_figure,
-    shortened,
-    write_text,
-)
+from clsgen_dist.data.checks.finding import shortened
+from clsgen_dist.io.figures import save_figure, stacked_axes
+from clsgen_dist.io.files import atomic_write, require_writable, writing
+from clsgen_dist.io.tables import markdown_table
 
 if TYPE_CHECKING:
     from clsgen_dist.data.loader import TrainStream
@@ -37,17 +32,22 @@ def preview(settings: Settings, *, ranks: int, plot: str, plan: str | None) -> N
 
     ``plan`` is a JSON file to write for launch scripts: the stages with their steps, rows and tokens.
     """
+    from clsgen_dist.data.tables.dataset import RowDataset
+    from clsgen_dist.training.datasets import datasets_of_recipe
     from clsgen_dist.training.sampling_plan import plan_stream
 
     require_writable(plot, picture=True)
     require_writable(plan)
-    both, rows = read_recipe_rows(settings)
-    shown = _Shown(settings, plan_stream(settings, both, rank=0, world_size=ranks), rows)
-    print_table(shown.table())
+    datasets = datasets_of_recipe(settings)
+    rows = datasets.train
+    assert isinstance(rows, RowDataset)
+    shown = _Shown(settings, plan_stream(settings, datasets, rank=0, world_size=ranks), rows)
+    print(markdown_table(shown.table()))
     _draw_preview(Path(plot), shown)
     print(f"\nplot  {plot}")
     if plan:
-        write_text(Path(plan), json.dumps(shown.plan(), indent=1) + "\n")
+        with writing(Path(plan)):
+            atomic_write(Path(plan), json.dumps(shown.plan(), indent=1) + "\n")
         print(f"plan  {plan}")
 
 
@@ -58,11 +58,11 @@ class _Shown:
         from clsgen_dist.data.curriculum.stages import RunOrder
         from clsgen_dist.data.pack import packing_stats
         from clsgen_dist.engine.optim import lr_factor
-        from clsgen_dist.training.sampling_plan import weight_schedule
+        from clsgen_dist.training.sampling_plan import total_steps, weight_schedule
 
         self.label_N, self.labels, self.shortened = rows.label_N, rows.table.card.labels, rows.shortened
         self.stages = stream.stages
-        self.steps = min(stream.steps, settings.train.max_steps or stream.steps)
+        self.steps = total_steps(stream, settings)
         self.rows: list[np.ndarray] = []
         self.difficulty: list[np.ndarray] = []
         loads, self.tokens, self.lr, weights = [], [], [], []
@@ -136,7 +136,7 @@ class _Shown:
 
 def _draw_preview(path: Path, shown: _Shown) -> None:
     """Difficulty and classes over the run, the weights and rate in force, and the tokens of a step."""
-    figure, axes = axes_of(4, 2.2)
+    figure, axes = stacked_axes(4, 2.2)
     buckets = np.array_split(np.arange(shown.steps), min(shown.steps, 120))
     centres = [bucket.mean() for bucket in buckets]
     edges = np.linspace(0, 1, 26)

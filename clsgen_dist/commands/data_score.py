@@ -7,14 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.io.output import (
-    axes_of,
-    print_table,
-    read_recipe_rows,
-    require_writable,
-    save_figure,
-    shortened,
-)
+from clsgen_dist.data.checks.finding import shortened
+from clsgen_dist.io.figures import save_figure, stacked_axes
+from clsgen_dist.io.files import require_writable
+from clsgen_dist.io.tables import markdown_table
 
 # N rows
 
@@ -28,9 +24,11 @@ def score(settings: Settings, *, show: int, plot: str) -> None:
     from transformers import AutoConfig
 
     from clsgen_dist.data.curriculum.difficulty import combine
+    from clsgen_dist.data.tables.dataset import RowDataset
     from clsgen_dist.model.backbone import backbone_path
     from clsgen_dist.model.context import require_context
     from clsgen_dist.training.backbone_scores import OF_BACKBONE, difficulty_scores
+    from clsgen_dist.training.datasets import datasets_of_recipe
     from clsgen_dist.training.sampling_plan import difficulty_model
 
     require_writable(plot, picture=True)
@@ -38,7 +36,8 @@ def score(settings: Settings, *, show: int, plot: str) -> None:
     backbone = backbone_path(difficulty_model(settings))
     if not set(weights).isdisjoint(OF_BACKBONE):
         require_context(AutoConfig.from_pretrained(backbone), data.max_prompt_length, data.max_explanation_length)
-    _, rows = read_recipe_rows(settings)
+    rows = datasets_of_recipe(settings).train
+    assert isinstance(rows, RowDataset)
     scores = difficulty_scores(rows, weights, backbone=backbone, compute=True)
     joined_N = combine(scores, weights, rows.label_N)
     classes = [(shortened(name), rows.label_N == index) for index, name in enumerate(rows.table.card.labels)]
@@ -50,7 +49,7 @@ def score(settings: Settings, *, show: int, plot: str) -> None:
             known = score_N[mine_N][~np.isnan(score_N[mine_N])]
             quantiles = [f"{q:.3f}" for q in np.quantile(known, [0.1, 0.5, 0.9])] if len(known) else ["-"] * 3
             table.append([name, f"{weights[name]:g}", label, str(mine_N.sum()), str(len(known)), *quantiles])
-    print_table(table)
+    print(markdown_table(table))
     _print_agreement(scores)
     order = np.argsort(joined_N, kind="stable")
     for title, chosen in (("easiest", order[:show]), ("hardest", order[::-1][:show])):
@@ -74,7 +73,7 @@ def _print_agreement(scores: dict[str, np.ndarray]) -> None:
     for a in names:
         table.append([a, *(_rank_correlation(scores[a], scores[b]) for b in names)])
     print()
-    print_table(table)
+    print(markdown_table(table))
 
 
 def _rank_correlation(a_N: np.ndarray, b_N: np.ndarray) -> str:
@@ -88,7 +87,7 @@ def _rank_correlation(a_N: np.ndarray, b_N: np.ndarray) -> str:
 
 def _draw_scores(path: Path, scores: dict[str, np.ndarray], classes: list[tuple[str, np.ndarray]]) -> None:
     """A histogram of each scorer, by class."""
-    figure, axes = axes_of(len(scores), 2.4)
+    figure, axes = stacked_axes(len(scores), 2.4)
     for axis, (name, score_N) in zip(axes, scores.items(), strict=True):
         known = score_N[~np.isnan(score_N)]
         low, high = (float(q) for q in np.quantile(known, [0, 0.995])) if len(known) else (0.0, 1.0)

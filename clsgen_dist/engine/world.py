@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +20,56 @@ import torch
 import torch.distributed as torch_dist
 
 from clsgen_dist.errors import RendezvousError, SettingsError
-from clsgen_dist.io.quiet import quieten
+from clsgen_dist.io.log import quiet_libraries
+
+_waited_s = 0.0
+
+
+def seconds_waited() -> float:
+    """Seconds that this process has spent in :func:`waiting`."""
+    return _waited_s
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Inside, this process waits for other ranks."""
+    global _waited_s
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        _waited_s += time.perf_counter() - start
+
+
+class _TimedBackend:
+    """DeepSpeed's communication backend, its waits timed: on the CPU, where torch has no hook for them."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._backend, name)
+        if not callable(value):
+            return value
+
+        def call(*args: Any, **options: Any) -> Any:
+            with waiting():
+                result = value(*args, **options)
+            return _TimedWork(result) if isinstance(result, torch_dist.Work) else result
+
+        return call
+
+
+class _TimedWork:
+    def __init__(self, work: torch_dist.Work) -> None:
+        self._work = work
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        with waiting():
+            return self._work.wait(*args, **options)
 
 
 @dataclass(frozen=True)
@@ -40,28 +90,33 @@ class World:
     def sum(self, *values: float) -> list[float]:
         """Sums over all ranks, in one all-reduce (float64: exact for counts)."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch_dist.all_reduce(total)
-        return total.tolist()
+        with waiting():
+            torch_dist.all_reduce(total)
+            return total.tolist()
 
     def all_reduce(self, values: torch.Tensor) -> None:
-        """Sums over all ranks, in place; the host does not wait for them."""
-        torch_dist.all_reduce(values)
+        """Sums over all ranks, in place; on a GPU the host does not wait for them."""
+        with waiting():
+            torch_dist.all_reduce(values)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         box = [value]
-        torch_dist.broadcast_object_list(box, src=0, device=self.device)
+        with waiting():
+            torch_dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
         values: list[Any] = [None] * self.size
-        torch_dist.all_gather_object(values, value)
+        with waiting():
+            torch_dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        torch_dist.barrier()
+        with waiting():
+            torch_dist.barrier()
 
 
 @contextlib.contextmanager
@@ -71,7 +126,7 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
     Raises:
         RendezvousError: the ranks did not meet within ``rendezvous_timeout_s``; says who is missing.
     """
-    quieten()
+    quiet_libraries()
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -93,12 +148,16 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
         device_id=device if device.type == "cuda" and world.size > 1 else None,
     )
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
+    if on_cpu:
+        deepspeed.comm.comm.cdb = _TimedBackend(deepspeed.comm.comm.cdb)
     if on_cpu and "OMP_NUM_THREADS" not in os.environ:
         # torch gives every rank all cores by default: two ranks on two cores then wait for each other.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here()))
     try:
         yield world
     finally:
+        if on_cpu:
+            deepspeed.comm.comm.cdb = deepspeed.comm.comm.cdb._backend
         torch_dist.destroy_process_group()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 from clsgen_dist.config import Settings, settings_from_yaml
 from clsgen_dist.errors import CheckpointError, ModelError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint
@@ -53,7 +53,7 @@ def export(
         _write(source, aside, settings, marker, max_shard_bytes)
         verify_shapes(aside)
         if verify_logits:
-            verify_canary(aside, marker["probe"], say)
+            verify_canary(aside, marker["canary"], say)
         else:
             say("logits not verified (--verify_logits false)")
 
@@ -64,7 +64,7 @@ def export(
             # Seen twice on busy machines, never explained: off by 9e-4, and from the same checkpoint right ever after.
             evidence = output.with_name(f"{output.name}.differed.json")
             base, merge, _ = _opened(source, settings)
-            write_evidence(evidence, aside, base, merge, marker["probe"], error)
+            write_evidence(evidence, aside, base, merge, marker["canary"], error)
             say(f"{error}: once more from the start; what was found is in {evidence}")
             write()
         for file in (f for f in aside.rglob("*") if f.is_file()):
@@ -81,7 +81,7 @@ def _find_checkpoint(path: Path, say: Callable[[str], None]) -> Path:
     if (path / checkpoint.MARKER).is_file():
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = checkpoint.newest_valid(root, say)
+    found = checkpoint.newest_valid(root)
     if found is None:
         raise CheckpointError(f"{path} holds no valid checkpoint; give a run's output_dir or a checkpoint's folder")
     best = checkpoint.read_marker(found)["state"]["best_step"]

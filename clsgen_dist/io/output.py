@@ -7,37 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clsgen_dist.config import Settings
 from clsgen_dist.data.checks.finding import visible
 from clsgen_dist.errors import SettingsError
 
 if TYPE_CHECKING:
-    from clsgen_dist.data.tables.dataset import RowDataset
-    from clsgen_dist.training.datasets import Rows
-
-
-def read_recipe_rows(settings: Settings) -> tuple[Rows, RowDataset]:
-    """The recipe's rows, and the training rows among them."""
-    from clsgen_dist.data.encode import Encoder
-    from clsgen_dist.data.tables.dataset import RowDataset
-    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
-    from clsgen_dist.training.datasets import read_rows
-
-    if settings.data.stream_window is not None:
-        raise SettingsError(
-            "data.stream_window is set, but this looks at rows at hand; leave it out, and name one shard"
-        )
-    encoder = Encoder(
-        load_tokenizer(backbone_path(settings.model.backbone)),
-        **vars(settings.prompt),
-        max_prompt_length=settings.data.max_prompt_length,
-    )
-    rows = read_rows(settings.data, encoder, None, print)
-    for note in rows.notes:
-        print(note)
-    print()
-    assert isinstance(rows.train, RowDataset)
-    return rows, rows.train
+    pass
 
 
 def shortened(text: str, length: int = 40) -> str:

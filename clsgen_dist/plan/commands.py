@@ -32,7 +32,7 @@ def run(
     """Print the plan, and what to change where it does not fit; write JSON and pictures if asked."""
     require_writable(json_file)
     require_writable(plot, picture=True)
-    planner = Planner(settings, load_cluster(resolve_path(cluster)), stated, print)
+    planner = Planner(settings, load_cluster(resolve_path(cluster)), stated)
     plan = planner.plan(settings, nodes=nodes, gpus_per_node=gpus_per_node)
     other = other_checkpointing(planner, plan)
     report.print_plan(plan, other)

@@ -1,7 +1,7 @@
 """One rank of many, at full size, without memory: ``clsgen dryrun``.
 
 The trainer's own code runs: ``build_engine`` builds and partitions the model, ``deepspeed.initialize`` makes the
-ZeRO-3 engine, the trainer's ``_step`` takes optimizer steps, ``save_checkpoint`` hands over its files. Tensors are
+ZeRO-3 engine, the trainer's ``TrainStep`` takes optimizer steps, ``save_checkpoint`` hands over its files. Tensors are
 torch's fake tensors, which have shapes and no data; the other ranks are torch's fake process group, whose collectives
 are noted and return at once. So wrapping, partitions, the order and size of every collective, and the checkpoint's
 layout are those of the code that will run, of any number of ranks.
@@ -25,13 +25,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -49,7 +49,7 @@ from clsgen_dist.data.pack import PackingStats, Sample, collate
 from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.io.quiet import quieten
+from clsgen_dist.io.log import quiet_libraries
 from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.context import require_context
 from clsgen_dist.model.label_space import LabelSpace
@@ -106,7 +106,7 @@ def fake_ranks(ranks: int) -> Iterator[World]:
     import torch.distributed._tools.fake_collectives
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    quieten()
+    quiet_libraries()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks))
     torch_dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
@@ -157,7 +157,7 @@ def dry_run(
             {name: p.ds_tensor.numel() for name, p in named.items()},
             build=ledger.take(),
         )
-        found.step = _train(settings, world, engine, labels, share, ledger)
+        found.step = _train(settings, world, engine, share, ledger)
         found.held = held_by_part(engine)
         found.files = _files(engine, world)
         engine.destroy()
@@ -194,14 +194,12 @@ def _share(lengths: list[int], supervised: int, micro_steps: int) -> Step:
     return Step([collate(samples) for _ in range(micro_steps)], [], stage, 0.0, PackingStats(1.0, 1.0, micro_steps))
 
 
-def _train(
-    settings: Settings, world: World, engine: Any, labels: LabelSpace, share: Step, ledger: _Ledger
-) -> list[Collective]:
-    from clsgen_dist.training import trainer
+def _train(settings: Settings, world: World, engine: Any, share: Step, ledger: _Ledger) -> list[Collective]:
+    from clsgen_dist.training.step import TrainStep, agree
 
-    stream: Any = SimpleNamespace(steps=WARM_UP + 1, rows=[], stages=[share.stage])
-    nothing: Any = None
-    run = trainer._Run(settings, world, engine, stream, None, labels, nothing, Path("dry-run"), nothing, print)
+    train_step = TrainStep(
+        engine, world, loss=settings.loss, optim=settings.optim, total_steps=WARM_UP + 1, seed=settings.seed
+    )
     counts = StepCounts(
         supervised=float(world.size * sum(b.supervised for b in share.batches)),
         labelled=float(world.size * sum(b.labelled for b in share.batches)),
@@ -213,9 +211,8 @@ def _train(
     for number in range(WARM_UP + 1):
         ledger.take()
         taken = share if number == WARM_UP else dataclasses.replace(share, batches=share.batches[:1])
-        # The step begins with the trainer's sum over what it holds, whether all have saved, whether anyone is to stop.
-        world.all_reduce(torch.zeros(5, dtype=torch.float64))
-        run._step(number, taken, counts)
+        agree(world, taken)  # for its collective: the other ranks' counts are not there
+        train_step(number, taken, counts, limits=(math.inf, math.inf))
     return ledger.take()
 
 

@@ -7,7 +7,7 @@ builds the model that it builds, without memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -200,23 +200,21 @@ def _checkpoint_bytes(settings: Settings, rehearsal: MetaTrace) -> float:
     return _CHECKPOINT_BYTES[settings.optim.name] * rehearsal.trainable
 
 
+logger = logging.getLogger(__name__)
+
+
 class Planner:
-    """Plans one recipe again and again, with other settings: models are rehearsed once for each micro-batch.
+    """Plans one recipe again and again, with other settings: a model is traced once for each micro-batch."""
 
-    ``say`` prints a line.
-    """
-
-    def __init__(
-        self, settings: Settings, cluster: Cluster, stated: Stated, say: Callable[[str], None] = lambda text: None
-    ) -> None:
-        self.cluster, self.stated, self.say = cluster, stated, say
+    def __init__(self, settings: Settings, cluster: Cluster, stated: Stated) -> None:
+        self.cluster, self.stated = cluster, stated
         self._backbone = backbone_path(settings.model.backbone)
         self._config = open_config(self._backbone)
         if not stated.any:
             require_context(self._config, settings.data.max_prompt_length, settings.data.max_explanation_length)
-        self._rows = None if stated.any or not rows_at_hand(settings) else _read_rows(settings, self._backbone, say)
+        self._rows = None if stated.any or not rows_at_hand(settings) else _datasets(settings)
         if self._rows is None and not stated.any:
-            say(f"{settings.data.train} is not at hand: rows are assumed")
+            logger.info("%s is not on this machine: rows are assumed", settings.data.train)
         self._classes = len(self._rows.labels if self._rows else settings.data.labels or ["no", "yes"])
         self._rehearsals: dict[Any, MetaTrace] = {}
 
@@ -325,14 +323,7 @@ class Planner:
         )
 
 
-def _read_rows(settings: Settings, backbone: str, say: Callable[[str], None]) -> Any:
-    from clsgen_dist.data.encode import Encoder
-    from clsgen_dist.model.backbone import load_tokenizer
-    from clsgen_dist.training.datasets import read_rows
+def _datasets(settings: Settings) -> Any:
+    from clsgen_dist.training.datasets import datasets_of_recipe
 
-    encoder = Encoder(
-        load_tokenizer(backbone),
-        **vars(settings.prompt),
-        max_prompt_length=settings.data.max_prompt_length,
-    )
-    return read_rows(settings.data, encoder, None, say)
+    return datasets_of_recipe(settings)

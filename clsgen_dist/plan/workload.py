@@ -18,7 +18,7 @@ from clsgen_dist.data.pack import Bins
 from clsgen_dist.errors import SettingsError
 
 if TYPE_CHECKING:
-    from clsgen_dist.training.datasets import Rows
+    from clsgen_dist.training.datasets import Datasets
 
 # B rows of a step
 
@@ -73,17 +73,17 @@ def rows_at_hand(settings: Settings) -> bool:
     return settings.data.stream_window is None and (settings.data.train.startswith("demo:") or Path(path).exists())
 
 
-def workload_of_rows(settings: Settings, rows: Rows, *, ranks: int) -> Workload:
+def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workload:
     """The stages as training would pack them for ``ranks``; SettingsError, DataError as training raises them."""
     from clsgen_dist.data.tables.dataset import RowDataset
-    from clsgen_dist.training.sampling_plan import plan_stream
+    from clsgen_dist.training.sampling_plan import plan_stream, total_steps
 
     train = rows.train
     if not isinstance(train, RowDataset):
         raise SettingsError("data.stream_window is set: state the rows with --rows and --tokens_per_row")
     # More ranks than rows in a step: one row each, and nothing for the others.
     stream = plan_stream(settings, rows, rank=0, world_size=min(ranks, settings.train.batch_size))
-    total = min(stream.steps, settings.train.max_steps or stream.steps)
+    total = total_steps(stream, settings)
     stages, lengths, prompts = [], [], []
     for planned in stream.stages:
         steps = min(planned.steps, total - planned.first_step)

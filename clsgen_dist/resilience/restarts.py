@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -43,8 +42,8 @@ class StartLog:
     ) -> None:
         self._file, self._is_main, self._step, self._ranks = output / FILE, is_main, step, ranks
         self._limit, self._anew = limit, anew
-        self.reached: Callable[[], int] = lambda: step
-        """The step that is done."""
+        self.reached = step
+        """Optimizer steps done, which the trainer keeps up to date."""
 
     def __enter__(self) -> StartLog:
         if not self._is_main:
@@ -65,7 +64,7 @@ class StartLog:
     ) -> None:
         if not self._is_main or isinstance(error, RunLockError):  # the file is another's by now
             return
-        note: dict[str, Any] = {"end": "done" if error is None else type(error).__name__, "step": self.reached()}
+        note: dict[str, Any] = {"end": "done" if error is None else type(error).__name__, "step": self.reached}
         if error is not None:
             note |= {"status": getattr(error, "exit_code", 1), "why": str(error)[:500]}
         _append(self._file, note)

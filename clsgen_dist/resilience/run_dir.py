@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
-from clsgen_dist.checkpoint import checkpoint
-from clsgen_dist.config import Settings, to_yaml
+from clsgen_dist import checkpoint
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError, SettingsError
 from clsgen_dist.resilience import spikes
 
+logger = logging.getLogger(__name__)
 
-def prepare_run_dir(settings: Settings, world: World, say: Callable[[str], None]) -> Path | None:
-    """Make the output folder, and find the checkpoint to resume from; collective.
+
+def prepare_run_dir(output: Path, world: World, *, resume: str, overwrite: bool, settings_yaml: str) -> Path | None:
+    """Make the run's folder, and find the checkpoint to resume from; collective.
+
+    Args:
+        resume: ``never``, ``auto`` (the newest valid checkpoint in ``output``), or a checkpoint's folder.
+        overwrite: delete what an earlier run left in ``output``, or the checkpoints later than ``resume``.
+        settings_yaml: kept in the folder.
 
     Raises:
-        CheckpointError: no checkpoint to go on from is whole, or going on would replace others.
+        CheckpointError: no checkpoint to resume from is intact, or resuming would replace others.
         SettingsError: the folder cannot be written, or holds another run.
     """
-    output = Path(settings.output_dir)
     root = output / "checkpoints"
     found = None
-    if settings.resume == "auto":
-        found = _newest(root, world, say)
-    elif settings.resume != "never":
-        found = _named(Path(settings.resume), root, settings.overwrite, world)
-    fault = world.broadcast(_make(settings, output, root) if world.is_main else None)
-    if fault:
+    if resume == "auto":
+        found = _newest(root, world)
+    elif resume != "never":
+        found = _named(Path(resume), root, overwrite, world)
+    starts_over = resume == "never"
+    fault = None
+    if world.is_main:
+        fault = _make(output, root, starts_over=starts_over, overwrite=overwrite, settings_yaml=settings_yaml)
+    if fault := world.broadcast(fault):
         raise SettingsError(fault)
     return found
 
 
-def _newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None:
-    found = checkpoint.newest_valid(root, say, world)
+def _newest(root: Path, world: World) -> Path | None:
+    found = checkpoint.newest_valid(root, world)
     if found is None and world.broadcast(bool(checkpoint.committed(root))):
         raise CheckpointError(
             f"every checkpoint in {root} is damaged; put one back from elsewhere, or start over: --resume never "
@@ -45,7 +53,10 @@ def _newest(root: Path, world: World, say: Callable[[str], None]) -> Path | None
             f"{checkpoint.MARKER}: they are not taken for whole, nor written over. Put the markers back, or move the "
             "folders away to start over"
         )
-    say("nothing to resume: starting at step 0" if found is None else f"newest valid checkpoint: {found.name}")
+    if found is None:
+        logger.info("nothing to resume: starting at step 0")
+    else:
+        logger.info("newest valid checkpoint: %s", found.name)
     return found
 
 
@@ -64,22 +75,22 @@ def _named(found: Path, root: Path, overwrite: bool, world: World) -> Path:
     return found
 
 
-def _make(settings: Settings, output: Path, root: Path) -> str | None:
+def _make(output: Path, root: Path, *, starts_over: bool, overwrite: bool, settings_yaml: str) -> str | None:
     """The output folder with the run's settings in it; what forbids it, as text."""
     try:
-        if settings.resume == "never" and settings.overwrite:
+        if starts_over and overwrite:
             checkpoint.clear_after(root, -1)
             for events in (output / "tensorboard").rglob("events.out.tfevents.*"):
                 events.unlink()
             for name in ("rows.jsonl", spikes.SKIPPED_FILE, "stragglers.jsonl"):
                 (output / name).unlink(missing_ok=True)
-        if settings.resume == "never" and (checkpoint.committed(root) or checkpoint.unmarked(root)):
+        if starts_over and (checkpoint.committed(root) or checkpoint.unmarked(root)):
             return (
                 f"{output} already holds checkpoints of a run; go on with it (--resume auto), choose another "
                 "--output_dir, or delete it (--overwrite true)"
             )
         output.mkdir(parents=True, exist_ok=True)
-        (output / checkpoint.SETTINGS_FILE).write_text(to_yaml(settings))
+        (output / checkpoint.SETTINGS_FILE).write_text(settings_yaml)
     except OSError as error:
-        return f"output_dir {settings.output_dir!r} cannot be written ({error}); choose another --output_dir"
+        return f"output_dir {str(output)!r} cannot be written ({error}); choose another --output_dir"
     return None

@@ -24,9 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from clsgen_dist.checkpoint.checkpoint import publish
 from clsgen_dist.engine.world import World, node_name
 from clsgen_dist.errors import RunLockError, SettingsError
+from clsgen_dist.io.files import atomic_write
 
 FILE = "owner"
 _SEEN_WITHIN_S = 90
@@ -62,7 +62,7 @@ class RunLock:
                         "another --output_dir"
                     )
                 self._output.mkdir(parents=True, exist_ok=True)
-                publish(self._file, json.dumps(self._claim))
+                atomic_write(self._file, json.dumps(self._claim), durable=True)
             except OSError as error:
                 raise SettingsError(
                     f"output_dir {str(self._output)!r} cannot be written ({error}); choose another --output_dir"

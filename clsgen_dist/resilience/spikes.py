@@ -18,61 +18,15 @@ rows nor weights that move look like a leap.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor
 
 SKIPPED_FILE = "skipped.jsonl"
-_REMEMBERED, _NEEDED, _LEAST = 64, 16, 1.0
-
-
-@dataclass(frozen=True)
-class SpikeState:
-    """What the guard knows; part of the training state, so that a resumed run takes the same turns."""
-
-    recent_generation: tuple[float, ...] = ()
-    """Generation losses of the last good steps that had supervised tokens."""
-    recent_classification: tuple[float, ...] = ()
-    """Classification losses of the last good steps that had labelled rows."""
-    in_a_row: int = 0
-    """Steps skipped since the last good one."""
-    skipped: int = 0
-    """Steps skipped in all."""
-    rollbacks: int = 0
-    """Times the weights went back to a checkpoint."""
-
-    def limits(self, spike_factor: float) -> tuple[float, float]:
-        """Generation and classification loss above which a step is a leap; infinite while too few are known."""
-        return tuple(
-            spike_factor * max(median(recent), _LEAST) if spike_factor and len(recent) >= _NEEDED else math.inf
-            for recent in (self.recent_generation, self.recent_classification)
-        )  # type: ignore[return-value]
-
-    def after(self, generation: float, classification: float, *, updated: bool) -> SpikeState:
-        """The state after a step with these mean losses; NaN for a head that the step had nothing for."""
-        if not updated:
-            return dataclasses.replace(self, in_a_row=self.in_a_row + 1, skipped=self.skipped + 1)
-        return dataclasses.replace(
-            self,
-            recent_generation=_with(self.recent_generation, generation),
-            recent_classification=_with(self.recent_classification, classification),
-            in_a_row=0,
-        )
-
-    def rolled_back(self) -> SpikeState:
-        """The state after going back to a checkpoint."""
-        return dataclasses.replace(self, in_a_row=0, rollbacks=self.rollbacks + 1)
-
-
-def _with(recent: tuple[float, ...], loss: float) -> tuple[float, ...]:
-    return recent if math.isnan(loss) else (*recent, loss)[-_REMEMBERED:]
 
 
 def nan_above(loss: Tensor, limit: float) -> Tensor:

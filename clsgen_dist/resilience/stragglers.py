@@ -5,61 +5,29 @@ ZeRO-3 couples the ranks layer by layer, so all of them show one and the same st
     busy    seconds of a step that a rank does not spend waiting for the others (rows, logging, a process asleep)
     slow    the time of a small matrix product that every rank times by itself (a throttled or shared chip)
 
-Waiting is what the host spends in gloo's collectives and, on a GPU, where the step's sums are read: there the host
-runs ahead of the device and waits nowhere else. Both figures are averaged over a window and gathered at its end. A rank
-that stands out in two windows in a row is named, in the log and in ``stragglers.jsonl``. Cost: one gather and a few
-milliseconds of products every ``WINDOW`` steps.
+Waiting is what the host spends in gloo's collectives (:func:`clsgen_dist.engine.world.waiting`) and, on a GPU, where
+the step's sums are read: there the host runs ahead of the device and waits nowhere else. Both figures are averaged over
+a window and gathered at its end. A rank that stands out in two windows in a row is named, in the log and in
+``stragglers.jsonl``. Cost: one gather and a few milliseconds of products every ``WINDOW`` steps.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from torch._C._distributed_c10d import Work
 
-from clsgen_dist.engine.world import World
+from clsgen_dist.engine.world import World, seconds_waited
 
 WINDOW = 20
 """Steps between two comparisons."""
 _BUSY, _SLOW = 0.2, 1.3
 """Busy: for longer than the others by more than this share of a step. Slow: by more than this factor of the others."""
 _SIZES = {"cpu": 384, "cuda": 4096}
-
-_waited = 0.0
-"""Seconds that this process has waited for others."""
-
-
-@contextlib.contextmanager
-def waiting() -> Iterator[None]:
-    """What happens inside is waiting for other ranks."""
-    global _waited
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        _waited += time.perf_counter() - start
-
-
-def _count_waits() -> None:
-    """Time every wait for a collective from now on; torch has no hook for it on the CPU."""
-    wait = Work.wait
-    if getattr(wait, "counted", False):
-        return
-
-    def counted(self: Any, *args: Any, **options: Any) -> Any:
-        with waiting():
-            return wait(self, *args, **options)
-
-    counted.counted = True  # type: ignore[attr-defined]
-    Work.wait = counted  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -102,10 +70,8 @@ class StragglerDetector:
         self._matrix = torch.ones(
             size, size, device=world.device, dtype=torch.bfloat16 if size > 1000 else torch.float32
         )
-        self._steps, self._since, self._waited = 0, time.perf_counter(), _waited
+        self._steps, self._since, self._waited = 0, time.perf_counter(), seconds_waited()
         self._named: dict[str, str] = {}
-        if world.device.type == "cpu":
-            _count_waits()
 
     def step(self, step: int) -> list[str]:
         """Another step begins; at the end of a window, collective: who stood out in it and in the one before."""
@@ -113,14 +79,14 @@ class StragglerDetector:
         if self._steps < WINDOW:
             return []
         seconds = (time.perf_counter() - self._since) / WINDOW
-        busy = seconds - (_waited - self._waited) / WINDOW
+        busy = seconds - (seconds_waited() - self._waited) / WINDOW
         mine = Pace(self._world.rank, self._world.node, busy, seconds, self._time_product())
         found = stragglers(self._world.gather(mine))
         again = [f"{who} {what}" for who, what in found.items() if who in self._named]
         if again and self._world.is_main:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "stragglers": again}) + "\n")
-        self._named, self._steps, self._since, self._waited = found, 0, time.perf_counter(), _waited
+        self._named, self._steps, self._since, self._waited = found, 0, time.perf_counter(), seconds_waited()
         return again
 
     def _time_product(self) -> float:

@@ -50,7 +50,7 @@ SCORERS = (*difficulty.OF_ROWS, *OF_BACKBONE)
 
 
 def difficulty_scores(
-    rows: RowDataset, weights: Mapping[str, float], *, backbone: str, compute: bool, say: Callable[[str], None] = print
+    rows: RowDataset, weights: Mapping[str, float], *, backbone: str, compute: bool
 ) -> dict[str, np.ndarray]:
     """``[N]`` scores by name, each computed once and kept beside the rows.
 
@@ -59,7 +59,6 @@ def difficulty_scores(
         weights: the scorers wanted, by name.
         backbone: folder or hub id of the model that is asked.
         compute: whether scores of the backbone may be computed here; else they must be there already.
-        say: told what is being computed.
 
     Raises:
         DataError: no such scorer, one that says nothing of any row, or scores that must be there and are not.
@@ -77,7 +76,7 @@ def difficulty_scores(
             f"them once, before training: clsgen data score {rows.table.card.source} --config YOUR_RECIPE"
         )
     if missing:
-        _Backbone(rows, backbone, say).score({name: files[name] for name in missing})
+        _Backbone(rows, backbone).score({name: files[name] for name in missing})
     scores = {
         name: np.asarray(np.load(files[name])) if name in files else difficulty.cached(rows, name) for name in weights
     }
@@ -98,8 +97,8 @@ def _made_of(rows: RowDataset, backbone: str) -> list[object]:
 class _Backbone:
     """The frozen backbone, asked in blocks of rows."""
 
-    def __init__(self, rows: RowDataset, backbone: str, say: Callable[[str], None]) -> None:
-        self.rows, self.backbone, self.say = rows, backbone, say
+    def __init__(self, rows: RowDataset, backbone: str) -> None:
+        self.rows, self.backbone = rows, backbone
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device.type == "cuda"
         opened = open_backbone(backbone)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from clsgen_dist.data.reading.rejection import refuse_if_too_bad
 from clsgen_dist.data.tables.build import TableSpec, open_table
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
-from clsgen_dist.errors import DataError
+from clsgen_dist.errors import DataError, SettingsError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Rows:
+class Datasets:
     """What a run trains and evaluates on."""
 
     train: RowDataset | ShardedRows
@@ -33,14 +35,13 @@ class Rows:
     """For people: of each file the rows kept, rejected and shortened; the classes of the training rows."""
 
 
-def read_rows(
+def open_datasets(
     data: DataSettings,
     encoder: Encoder,
     quarantine: Path | None,
-    say: Callable[[str], None] = lambda text: None,
     seed: int = 0,
     run: str = "",
-) -> Rows:
+) -> Datasets:
     """Open the training and dev rows, building their tables if need be; bad rows go to the folder ``quarantine``.
 
     ``seed`` is that of the order and ``run`` the run's output folder, which streamed shards must know.
@@ -59,13 +60,13 @@ def read_rows(
             seed=seed,
             max_bad_fraction=data.max_bad_fraction,
             run=run,
+            say=logger.info,
             quarantine=quarantine and quarantine / "quarantine-train",
             owns_cache=os.environ.get("LOCAL_RANK", "0") == "0",
-            say=say,
         )
         notes = [f"train: {len(train)} rows in {len(train.names)} shards, {data.stream_window} at a time"]
     else:
-        train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl", say)
+        train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl")
         labels = train.table.card.labels
         notes = [f"train: {_note(train)}", _classes(train)]
     if len(labels) < 2:
@@ -75,12 +76,35 @@ def read_rows(
         )
     dev = None
     if data.dev is not None:
-        dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl", say)
+        dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl")
         notes.append(f"dev: {_note(dev)}")
-    return Rows(train, dev, labels, notes)
+    for note in notes:
+        logger.info(note)
+    return Datasets(train, dev, labels, notes)
 
 
-def require_something_to_learn(rows: Rows, settings: Settings) -> None:
+def datasets_of_recipe(settings: Settings) -> Datasets:
+    """The rows of a recipe without a run: its prompt is rendered again, and nothing is quarantined.
+
+    Raises:
+        SettingsError: ``data.stream_window`` is set: rows that are streamed are not here.
+        DataError: as :func:`open_datasets`.
+    """
+    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+
+    if settings.data.stream_window is not None:
+        raise SettingsError(
+            "data.stream_window is set, but this command needs rows on this machine; leave it out, and name one shard"
+        )
+    encoder = Encoder(
+        load_tokenizer(backbone_path(settings.model.backbone)),
+        **vars(settings.prompt),
+        max_prompt_length=settings.data.max_prompt_length,
+    )
+    return open_datasets(settings.data, encoder, None)
+
+
+def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
     """DataError if no row carries a loss that counts and reaches what is trained."""
     if isinstance(rows.train, ShardedRows):  # not known before they are here
         return
@@ -102,9 +126,8 @@ def _open(
     labels: list[str] | None,
     encoder: Encoder,
     quarantine: Path | None,
-    say: Callable[[str], None],
 ) -> RowDataset:
-    table = open_table(row_source(source), _table_spec(data, labels, encoder), say)
+    table = open_table(row_source(source), _table_spec(data, labels, encoder))
     if quarantine is not None:
         if table.quarantine.exists():
             quarantine.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ Cost: one forward pass over the dev rows, shared by the ranks, and one gather of
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
 from clsgen_dist.objectives.normalization import mean
 from clsgen_dist.objectives.weights import LossWeights
+
+if TYPE_CHECKING:
+    from clsgen_dist.track.reliability import Reliability
 
 # N dev rows, C classes
 
@@ -58,6 +61,19 @@ def evaluate(
 def _mean(total: float, count: float) -> float:
     """A global mean; NaN where nothing was counted, infinite where the sum is no number."""
     return mean(total if np.isfinite(total) else np.inf, count)
+
+
+def reliability(logits_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> Reliability | None:
+    """The reliability diagram of the labelled rows; None without any."""
+    from scipy.special import softmax
+
+    from clsgen_dist.evaluation.calibration import reliability_bins
+    from clsgen_dist.track.reliability import Reliability
+
+    labelled = labels_N >= 0
+    if not labelled.any():
+        return None
+    return Reliability(*reliability_bins(softmax(logits_NC[labelled], axis=1), labels_N[labelled], positive=positive))
 
 
 def metric_fault(rows: RowDataset, metric: str) -> str | None:

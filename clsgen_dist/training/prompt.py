@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 from clsgen_dist.config import PromptSettings
 from clsgen_dist.data.prompt import RenderedPrompt, kept_prompt, render_prompt
 from clsgen_dist.engine.world import World

@@ -5,8 +5,6 @@ The trainer walks what is planned here; ``clsgen data preview`` draws it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from clsgen_dist.config import LossSettings, Settings
@@ -19,12 +17,10 @@ from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.objectives.weights import WeightSchedule
 from clsgen_dist.training.backbone_scores import difficulty_scores
-from clsgen_dist.training.datasets import Rows
+from clsgen_dist.training.datasets import Datasets
 
 
-def plan_stream(
-    settings: Settings, rows: Rows, *, rank: int, world_size: int, say: Callable[[str], None] = lambda text: None
-) -> TrainStream:
+def plan_stream(settings: Settings, rows: Datasets, *, rank: int, world_size: int) -> TrainStream:
     """The stream over the training rows, for one rank.
 
     Raises:
@@ -48,7 +44,7 @@ def plan_stream(
         _require_budget(rows.dev, None, train.micro_batch_tokens)
     return TrainStream(
         rows.train,
-        _order(settings, rows.train, stages, say),
+        _order(settings, rows.train, stages),
         batch_size=train.batch_size,
         micro_batch_tokens=train.micro_batch_tokens,
         rank=rank,
@@ -56,14 +52,10 @@ def plan_stream(
     )
 
 
-def _order(
-    settings: Settings, rows: RowDataset | ShardedRows, stages: list[PlannedStage], say: Callable[[str], None]
-) -> RunOrder | ShardedOrder:
+def _order(settings: Settings, rows: RowDataset | ShardedRows, stages: list[PlannedStage]) -> RunOrder | ShardedOrder:
     if isinstance(rows, ShardedRows):
         return ShardedOrder(rows, stages)
-    quantile_N = (
-        _quantiles(settings, rows, say) if settings.curriculum.stages else np.zeros(len(rows), dtype=np.float32)
-    )
+    quantile_N = _quantiles(settings, rows) if settings.curriculum.stages else np.zeros(len(rows), dtype=np.float32)
     for planned in stages:
         stage_order(planned, quantile_N, settings.seed)  # refuses a stage without rows, before anything is trained
     return RunOrder(stages, quantile_N, settings.seed)
@@ -87,15 +79,26 @@ def weight_schedule(
     return schedule, (step - first) / max(1, steps - 1)
 
 
-def _quantiles(settings: Settings, rows: RowDataset, say: Callable[[str], None]) -> np.ndarray:
+def _quantiles(settings: Settings, rows: RowDataset) -> np.ndarray:
     curriculum = settings.curriculum
     if curriculum.order == "random":  # the control asks nobody how hard a row is
         return quantiles(np.zeros(len(rows)), rows.label_N, "random", settings.seed)
     scores = difficulty_scores(
-        rows, curriculum.difficulty, backbone=backbone_path(difficulty_model(settings)), compute=False, say=say
+        rows, curriculum.difficulty, backbone=backbone_path(difficulty_model(settings)), compute=False
     )
     joined = combine(scores, curriculum.difficulty, rows.label_N)
     return quantiles(joined, rows.label_N, curriculum.order, settings.seed)
+
+
+def total_steps(stream: TrainStream, settings: Settings) -> int:
+    """Optimizer steps of a run: those of its stages, cut at ``train.max_steps``."""
+    return min(stream.steps, settings.train.max_steps or stream.steps)
+
+
+def end_of_stage(stream: TrainStream, name: str | None) -> int:
+    """The step after which the stage of this name is over; the stream's end without a name."""
+    ends = {planned.stage.name: planned.first_step + planned.steps for planned in stream.stages}
+    return ends.get(name or "", stream.steps)
 
 
 def difficulty_model(settings: Settings) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from clsgen_dist.checkpoint.checkpoint import SETTINGS_FILE, read_marker
+from clsgen_dist.checkpoint.marker import SETTINGS_FILE, read_marker
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.errors import CheckpointError
 

@@ -1,61 +1,54 @@
 """Training: rows in, two losses down, checkpoints out.
 
-One optimizer step: take the step's micro-batches from the stream, agree with all ranks on what they hold and whether
-to stop, run forward and backward on each, step unless the losses or gradients forbid it. Two all-reduces of a few
-numbers besides ZeRO-3's own traffic.
+:func:`train` prepares a run: folder and lock, prompt, rows, sampling plan, engine, and a self-test of what was loaded.
+:class:`Trainer` runs it: take the step's micro-batches from the stream, agree with all ranks on what they hold and
+whether to stop, take the step, skip it where losses or gradients forbid it, evaluate and save where that is due.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import hashlib
+import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from clsgen_dist.checkpoint import checkpoint
-from clsgen_dist.checkpoint.canary import canary_sample, score_canary
-from clsgen_dist.checkpoint.checkpoint import RunIdentity, TrainState
+from clsgen_dist import checkpoint
+from clsgen_dist.checkpoint.canary import score_canary
 from clsgen_dist.checkpoint.saver import Saver, checkpoint_bytes, checkpoints_to_come, require_room
+from clsgen_dist.checkpoint.state import RunIdentity, TrainState
 from clsgen_dist.config import Settings, to_yaml
-from clsgen_dist.data.encode import Encoder
-from clsgen_dist.data.loader import Step, TrainStream, prefetch
-from clsgen_dist.data.pack import Sample
+from clsgen_dist.data.loader import Step, prefetch
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
-from clsgen_dist.engine.build import build_engine, zero_config
-from clsgen_dist.engine.optim import lr_factor, set_lr
+from clsgen_dist.engine.build import zero_config
 from clsgen_dist.engine.world import World, launched_ranks, process_group
-from clsgen_dist.errors import DiskFullError, NonFiniteLossError, Preempted, SettingsError
-from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backbone, require_finite
-from clsgen_dist.model.context import require_context, require_embedded
-from clsgen_dist.model.label_space import LabelSpace
-from clsgen_dist.model.self_test import SelfTest, self_test
-from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
+from clsgen_dist.errors import NonFiniteLossError, Preempted
+from clsgen_dist.io.files import disk_full_as_user_error
+from clsgen_dist.io.log import log_to_folder
+from clsgen_dist.objectives.normalization import StepCounts
 from clsgen_dist.objectives.weights import LossWeights
 from clsgen_dist.resilience import spikes
 from clsgen_dist.resilience.preemption import PreemptionHandler
 from clsgen_dist.resilience.restarts import StartLog
 from clsgen_dist.resilience.run_dir import prepare_run_dir
 from clsgen_dist.resilience.run_lock import RunLock
-from clsgen_dist.resilience.stragglers import StragglerDetector, waiting
+from clsgen_dist.resilience.stragglers import StragglerDetector
 from clsgen_dist.resilience.watchdog import Watchdog
 from clsgen_dist.track.progress import Progress
 from clsgen_dist.track.sample_log import SampleLog, drop_steps_from
 from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
-from clsgen_dist.training.datasets import read_rows, require_something_to_learn
-from clsgen_dist.training.evaluation import dev_metrics, evaluate, is_better, metric_fault, metric_name
-from clsgen_dist.training.prompt import prompt_of_run
-from clsgen_dist.training.sampling_plan import plan_stream, weight_schedule
+from clsgen_dist.training.evaluation import dev_metrics, evaluate, is_better, metric_name, reliability
+from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
 from clsgen_dist.training.setting_changes import changed_settings
+from clsgen_dist.training.setup import Run, prepare
+from clsgen_dist.training.step import StepResult, TrainStep, agree
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,21 +64,21 @@ def train(settings: Settings) -> TrainResult:
     """Run a training from settings to its last checkpoint; every rank calls it.
 
     Raises:
-        SettingsError, DataError, CheckpointError, NoProgressError, FileNotFoundError: what the user can fix, said
-            before training.
+        SettingsError, DataError, CheckpointError, NoProgressError, FileNotFoundError: what the user can fix; before
+            training.
         RunLockError: another run writes to the folder; before training, or at a save.
-        DiskFullError: a file besides the checkpoints could not be written.
-        RendezvousError: the ranks did not meet.
-        NonFiniteLossError: the run diverged; the checkpoints before it are whole.
-        Preempted: SIGUSR2 or SIGTERM came; the last checkpoint is of the step after which it stopped.
+        DiskFullError: a file other than the checkpoints could not be written.
+        RendezvousError: the ranks did not find each other.
+        NonFiniteLossError: the run diverged; the checkpoints before it are complete.
+        Preempted: SIGUSR2 or SIGTERM was received; the last checkpoint is of the step after which it stopped.
     """
     output = Path(settings.output_dir)
     ranks = launched_ranks()
     zero = zero_config(settings, ranks)
     is_main = os.environ["RANK"] == "0"
     with (
-        PreemptionHandler() as stop,
-        _disk_full_as_user_error(output),
+        PreemptionHandler() as preemption,
+        disk_full_as_user_error(output),
         RunLock(output, is_main=is_main) as run_lock,
         StartLog(
             output,
@@ -98,100 +91,68 @@ def train(settings: Settings) -> TrainResult:
         process_group(settings.train.collective_timeout_s, settings.faults.rendezvous_timeout_s) as world,
     ):
         run_lock.require_seen(world)
-        say = _speaker(world)
-        resume_from = prepare_run_dir(settings, world, say)
-        if resume_from is not None and (changed := changed_settings(settings, resume_from)):
-            say(f"settings changed since {resume_from.name} was written: {'; '.join(changed)}")
-        backbone = backbone_path(settings.model.backbone)
-        opened = open_backbone(backbone)
-        if settings.model.finetune != "head" and opened.weights is not None:
-            opened.weights.require_way_back()
-        tokenizer = load_tokenizer(backbone)
-        prompt = prompt_of_run(settings.prompt, tokenizer, resume_from, world)
-        encoder = Encoder(tokenizer, max_prompt_length=settings.data.max_prompt_length, rendered=prompt)
-        require_context(opened.config, settings.data.max_prompt_length, settings.data.max_explanation_length)
-        require_embedded(tokenizer, encoder, opened.config)
-        quarantine = output if world.is_main else None
-        rows = read_rows(settings.data, encoder, quarantine, say, settings.seed, run=settings.output_dir)
-        for note in rows.notes:
-            say(note)
-        require_something_to_learn(rows, settings)
-        if rows.dev and (fault := metric_fault(rows.dev, settings.train.best_metric)):
-            if settings.train.early_stop_patience is not None:
-                raise SettingsError(fault)
-            say(f"{fault}. Until then the last checkpoint counts as the best")
-        stream = plan_stream(settings, rows, rank=world.rank, world_size=world.size, say=say)
-        labels = LabelSpace.of(rows.labels, settings.data.positive_label)
-        engine = build_engine(settings, zero, opened, encoder, labels)
-        probe = canary_sample(encoder)
-        require_finite(engine.module, world)
-        found = _self_test(engine, probe)
-        found.require_trainable(settings.model.backbone)
-        engine.module.layout = found.layout
-        stream.padded = found.layout == "padded"
-        if stream.padded:
-            why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
-            say(f"rows are padded, not packed: {why}")
-        run = _Run(settings, world, engine, stream, rows.dev, labels, probe, output, stop, say)
-        run.saver.prompt = prompt.to_json()
-        run.saver.require_ours = lambda: run_lock.require(world)
-        start_log.reached = lambda: run.state.step
-        result = run.go(resume_from)
-        if isinstance(rows.train, ShardedRows):
-            rows.train.close()
-        return result
+        with log_to_folder(output / "logs", world.rank):
+            resume_from = prepare_run_dir(
+                output, world, resume=settings.resume, overwrite=settings.overwrite, settings_yaml=to_yaml(settings)
+            )
+            if resume_from is not None and (changed := changed_settings(settings, resume_from)):
+                logger.info("settings changed since %s was written: %s", resume_from.name, "; ".join(changed))
+            run = prepare(settings, zero, resume_from, world)
+            result = Trainer(settings, world, run, preemption, run_lock, start_log).run(resume_from)
+            if isinstance(run.stream.rows, ShardedRows):
+                run.stream.rows.close()
+            return result
 
 
-class _Run:
+class Trainer:
     """The loop and what it carries from step to step."""
 
     def __init__(
         self,
         settings: Settings,
         world: World,
-        engine: Any,
-        stream: TrainStream,
-        dev: RowDataset | None,
-        labels: LabelSpace,
-        probe: Sample,
-        output: Path,
-        stop: PreemptionHandler,
-        say: Callable[[str], None],
+        run: Run,
+        preemption: PreemptionHandler,
+        run_lock: RunLock,
+        start_log: StartLog,
     ) -> None:
-        self.settings, self.world, self.engine, self.stop = settings, world, engine, stop
-        self.stream, self.dev, self.labels, self.probe, self.say = stream, dev, labels, probe, say
-        self.output, self.checkpoints = output, output / "checkpoints"
-        self.total_steps = min(stream.steps, settings.train.max_steps or stream.steps)
-        self.last_step = min(self.total_steps, _end_of_stage(stream, settings.train.stop_at_stage))
-        self.best_by = checkpoint.best_by(settings.train.best_metric, dev.fingerprint) if dev else None
+        self.settings, self.world, self.preemption, self.start_log = settings, world, preemption, start_log
+        self.engine, self.stream, self.dev, self.labels, self.canary = (
+            run.engine, run.stream, run.dev, run.labels, run.canary,
+        )  # fmt: skip
+        self.output, self.checkpoints = run.output, run.output / "checkpoints"
+        self.total_steps = total_steps(run.stream, settings)
+        self.last_step = min(self.total_steps, end_of_stage(run.stream, settings.train.stop_at_stage))
+        self.best_by = checkpoint.best_by(settings.train.best_metric, run.dev.fingerprint) if run.dev else None
         self.state = TrainState(step=0, best_by=self.best_by)
+        self.train_step = TrainStep(
+            run.engine,
+            world,
+            loss=settings.loss,
+            optim=settings.optim,
+            total_steps=self.total_steps,
+            seed=settings.seed,
+        )
         self.throughput = Throughput()
         self.settings_yaml = to_yaml(settings)
         self.saver = Saver(
-            engine,
+            run.engine,
             world,
             self.checkpoints,
             keep_last=settings.checkpoint.keep_last,
             asynchronous=settings.checkpoint.asynchronous,
+            prompt=run.prompt.to_json(),
+            before_write=lambda: run_lock.require(world),
         )
-        frozen_sum, frozen_square_sum = checkpoint.frozen_sums(engine.module, world)
-        self.identity = lambda step: RunIdentity(
-            labels=list(labels.names),
-            rows=len(stream.rows),
-            rows_sha256=stream.rows.fingerprint,
-            order=stream.order.visited_before(step),
-            seed=settings.seed,
-            batch_size=settings.train.batch_size,
-            finetune=settings.model.finetune,
-            top_layers=settings.model.top_layers,
-            lora=(settings.model.lora_rank, settings.model.lora_alpha) if settings.model.finetune == "lora" else None,
-            optimizer=settings.optim.name,
-            frozen_sum=frozen_sum,
-            frozen_square_sum=frozen_square_sum,
-        )
+        self.frozen_sums = checkpoint.frozen_sums(run.engine.module, world)
+        # They write nothing until the run knows at which step it begins.
+        self.log = TensorBoardLog(None, settings_text=self.settings_yaml)
+        self.progress = Progress(self.total_steps, enabled=False)
+        self.sample_log = SampleLog(None, first_step=1)
+        self.watchdog = Watchdog(self.output / f"stacks/rank-{world.rank}.txt", settings.faults.hang_timeout_s)
 
-    def go(self, resume_from: Path | None) -> TrainResult:
-        """Resume if asked, then step until the stream ends, the dev metric stops improving, or a signal comes."""
+    def run(self, resume_from: Path | None) -> TrainResult:
+        """Resume if asked, then step until the stream ends, the dev metric stops improving, or a signal arrives."""
         if resume_from is not None:
             self._resume(resume_from)
         if self.world.is_main:
@@ -199,7 +160,32 @@ class _Run:
             checkpoint.clear_after(self.checkpoints, self.state.step if ours else -1)
             drop_steps_from(self.output / spikes.SKIPPED_FILE, self.state.step + 1)
         self.world.barrier()
-        size = checkpoint_bytes(self.engine, self.world)
+        self._require_room()
+        main, step = self.world.is_main, self.state.step
+        self.log = TensorBoardLog(
+            self.output / "tensorboard" if main else None,
+            settings_text=self.settings_yaml,
+            first_step=step + 1 if step else 0,
+        )
+        self.progress = Progress(self.total_steps, start=step, enabled=main)
+        rows_file = self.output / "rows.jsonl" if main and self.settings.train.log_rows else None
+        self.sample_log = SampleLog(rows_file, first_step=step + 1)
+        with self.log, self.progress, self.sample_log, self.watchdog:
+            self.preemption.begin_steps()
+            self._steps()
+            if not self.state.updates:
+                raise NonFiniteLossError(
+                    f"all {self.state.step} updates were skipped; see their rows in "
+                    f"{self.output / spikes.SKIPPED_FILE}, or lower optim.lr"
+                )
+        best = self.state.best_step if self.state.best_step is not None else self.state.step
+        result = TrainResult(self.state, self.checkpoints / checkpoint.folder_name(best))
+        which = "best" if self.state.best_step is not None else "last"
+        logger.info("%s checkpoint: %s", which, result.checkpoint)
+        return result
+
+    def _require_room(self) -> None:
+        """Room for every checkpoint that will be on the disk at once; collective."""
         train, kept = self.settings.train, self.settings.checkpoint
         to_come = checkpoints_to_come(
             self.last_step - self.state.step,
@@ -208,149 +194,110 @@ class _Run:
             keep_last=kept.keep_last,
             there=len(checkpoint.committed(self.checkpoints)),
         )
-        require_room(self.checkpoints, self.world, size, to_come)
-        main = self.world.is_main
-        with (
-            TensorBoardLog(
-                self.output / "tensorboard" if main else None,
-                settings_text=self.settings_yaml,
-                first_step=self.state.step + 1 if self.state.step else 0,
-            ) as self.log,
-            Progress(self.total_steps, start=self.state.step, enabled=main) as self.progress,
-            SampleLog(
-                self.output / "rows.jsonl" if main and self.settings.train.log_rows else None,
-                first_step=self.state.step + 1,
-            ) as self.shown,
-            Watchdog(
-                self.output / f"stacks/rank-{self.world.rank}.txt", self.settings.faults.hang_timeout_s
-            ) as self.watchdog,
-        ):
-            self.stop.begin_steps()
-            self._walk()
-            if not self.state.updates:
-                raise NonFiniteLossError(
-                    f"all {self.state.step} steps were left out, nothing was learnt; see their rows in "
-                    f"{self.output / spikes.SKIPPED_FILE}, or lower optim.lr"
-                )
-        best = self.state.best_step if self.state.best_step is not None else self.state.step
-        result = TrainResult(self.state, self.checkpoints / checkpoint.folder_name(best))
-        self.say(f"{'best' if self.state.best_step is not None else 'last'} checkpoint: {result.checkpoint}")
-        return result
+        require_room(self.checkpoints, self.world, checkpoint_bytes(self.engine, self.world), to_come)
+
+    def identity(self, step: int) -> RunIdentity:
+        """What a run that resumes at ``step`` must share with this one."""
+        settings, model, stream = self.settings, self.settings.model, self.stream
+        frozen_sum, frozen_square_sum = self.frozen_sums
+        return RunIdentity(
+            labels=list(self.labels.names),
+            rows=len(stream.rows),
+            rows_sha256=stream.rows.fingerprint,
+            order=stream.order.visited_before(step),
+            seed=settings.seed,
+            batch_size=settings.train.batch_size,
+            finetune=model.finetune,
+            top_layers=model.top_layers,
+            lora=(model.lora_rank, model.lora_alpha) if model.finetune == "lora" else None,
+            optimizer=settings.optim.name,
+            frozen_sum=frozen_sum,
+            frozen_square_sum=frozen_square_sum,
+        )
 
     def _resume(self, folder: Path) -> None:
         self.state = checkpoint.load(self.engine, self.world, folder, self.identity)
-        scored = score_canary(self.engine, self.probe, self.world)
+        scored = score_canary(self.engine, self.canary, self.world)
         tolerance = 1e-4 if scored["dtype"] == "float32" else 2e-2
         then, now = checkpoint.require_same_canary(folder, self.world.gather(scored), tolerance)
         if folder.parent == self.checkpoints:
             self.saver.last_step = self.state.step
         if self.state.best_by != self.best_by:
-            self.say(f"the best checkpoint was by {self.state.best_by} and is now by {self.best_by}: best-so-far reset")
-            self.state = dataclasses.replace(
-                self.state, best_by=self.best_by, best_step=None, best_value=None, evaluations_without_gain=0
+            logger.info(
+                "the best checkpoint was by %s and is now by %s: best-so-far reset", self.state.best_by, self.best_by
             )
-        self.say(
-            f"resumed from {folder} at step {self.state.step} of {self.total_steps}; "
-            f"loss of a fixed text: {then:.6f} when saved, {now:.6f} now"
+            self._update(best_by=self.best_by, best_step=None, best_value=None, evaluations_without_gain=0)
+        logger.info(
+            "resumed from %s at step %d of %d; loss of a fixed text: %.6f when saved, %.6f now",
+            *(folder, self.state.step, self.total_steps, then, now),
         )
 
-    def _walk(self) -> None:
+    def _update(self, **changes: Any) -> None:
+        self.state = dataclasses.replace(self.state, **changes)
+        self.start_log.reached = self.state.step
+
+    def _steps(self) -> None:
         """Every step that is left."""
-        pace = StragglerDetector(self.world, self.output / "stragglers.jsonl")
-        for step, waited in prefetch(self.stream.step, self.state.step, self.last_step):
+        stragglers = StragglerDetector(self.world, self.output / "stragglers.jsonl")
+        staged = bool(self.settings.curriculum.stages)
+        for share, waited in prefetch(self.stream.step, self.state.step, self.last_step):
+            step = self.state.step
             if self._gave_up():
-                self.progress.note(
-                    f"step {self.state.step}: stopped, as {self.state.evaluations_without_gain} evaluations in a row "
-                    f"had no better {self.settings.train.best_metric} than {self.state.best_value}"
+                logger.info(
+                    "step %d: stopped early: %d evaluations in a row without a better %s than %s",
+                    *(step, self.state.evaluations_without_gain),
+                    *(self.settings.train.best_metric, self.state.best_value),
                 )
                 break
-            counts = self._agree(step)
-            for who in pace.step(self.state.step):
-                self.progress.note(f"step {self.state.step} straggler: {who}")
-            if self.settings.curriculum.stages and step.stage.first_step == self.state.step:
-                self.progress.note(f"step {self.state.step} stage: {step.stage.stage.name}")
-            scalars = {**self._step(self.state.step, step, counts), "data/wait_seconds": waited}
-            self.state = dataclasses.replace(self.state, step=self.state.step + 1)
+            agreed = agree(self.world, share, written=self.saver.written, stop=self.preemption.received is not None)
+            if agreed.written:
+                self._commit()
+            if agreed.stop:
+                self._stop()
+            for who in stragglers.step(step):
+                logger.info("step %d straggler: %s", step, who)
+            if staged and share.stage.first_step == step:
+                logger.info("step %d stage: %s", step, share.stage.stage.name)
+            limits = self.state.spikes.limits(self.settings.faults.spike_factor)
+            result = self.train_step(step, share, agreed.counts, limits)
+            self._count(share, agreed.counts, result, limits)
+            self.throughput.add(int(agreed.counts.tokens), int(agreed.counts.supervised))
+            scalars = {**self._scalars(share, result), "data/wait_seconds": waited}
+            self._update(step=step + 1)
             self.log.step(self.state.step, scalars)
-            self.shown.step(self.state.step, step.stage.stage.name, step.ids)
-            self.progress.update(generation=scalars["loss/generation"], classification=scalars["loss/classification"])
+            self.sample_log.step(self.state.step, share.stage.stage.name, share.ids)
+            self.progress.update(generation=result.generation_loss, classification=result.classification_loss)
             self.watchdog.beat()
             self._evaluate_and_save()
         self._commit()
 
-    def _agree(self, share: Step) -> StepCounts:
-        """The one all-reduce that begins a step: what it holds, whether all have saved, whether anyone is to stop."""
-        batches = share.batches
-        supervised, labelled, tokens, written, stops = self.world.sum(
-            sum(b.supervised for b in batches),
-            sum(b.labelled for b in batches),
-            sum(b.tokens for b in batches if b.supervised or b.labelled),
-            self.saver.written,
-            self.stop.received is not None,
-        )
-        if written == self.world.size:
-            self._commit()
-        if stops:
-            if self.saver.last_step != self.state.step:
-                self._save()
-            self._commit()
-            signal = self.stop.received or "a signal to another rank"
-            if not self.state.updates:
-                raise Preempted(f"{signal} came before anything was learnt: nothing to save. Start again")
-            raise Preempted(
-                f"{signal} came: the checkpoint of step {self.state.step} is written. Go on with --resume auto"
-            )
-        return StepCounts(supervised, labelled, tokens)
+    def _stop(self) -> None:
+        """Save, and end with Preempted."""
+        if self.saver.last_step != self.state.step:
+            self._save()
+        self._commit()
+        signal = self.preemption.received or "a signal to another rank"
+        if not self.state.updates:
+            raise Preempted(f"{signal} received before the first update: nothing to save. Start again")
+        raise Preempted(f"{signal} received: checkpoint of step {self.state.step} saved. Resume with --resume auto")
 
-    def _step(self, step: int, share: Step, counts: StepCounts) -> dict[str, float]:
-        """One optimizer step; returns what the log shows of it."""
-        batches, optim = share.batches, self.settings.optim
-        schedule, progress = weight_schedule(self.settings.loss, share.stage, step, self.total_steps)
-        weights = schedule.at(progress)
-        factor = share.stage.stage.lr_factor * lr_factor(
-            step, self.total_steps, warmup_fraction=optim.warmup_fraction, final_fraction=optim.final_lr_fraction
-        )
-        rates = set_lr(self.engine.optimizer, factor)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
-        limits = self.state.guard.limits(self.settings.faults.spike_factor)
-        for micro_step, batch in enumerate(batches):
-            # Dropout is a function of the position too, so that no generator's state needs saving.
-            torch.manual_seed(_dropout_seed(self.settings.seed, step, micro_step, self.world.rank))
-            last = micro_step == len(batches) - 1
-            self.engine.set_gradient_accumulation_boundary(last)
-            output = self.engine(**batch.inputs(self.world.device))
-            loss = backward_loss(output, counts, weights, self.world.size)
-            sums += torch.stack(
-                [output.generation_loss.detach().sum(), output.class_loss.detach().sum(), output.token_hit.sum()]
-            )
-            if last:
-                self.world.all_reduce(sums)
-                for total, count, limit in zip(sums, (counts.supervised, counts.labelled), limits, strict=False):
-                    loss = loss * spikes.nan_above(total / max(count, 1), limit)
-            self.engine.backward(loss, scale_wrt_gas=False)
-            if not last:
-                self.engine.step()
-        before = self.engine.skipped_steps
-        self.engine.step()
-        with waiting():
-            generation_sum, classification_sum, hits = sums.tolist()
-        losses = mean(generation_sum, counts.supervised), mean(classification_sum, counts.labelled)
-        self._guard(share, counts, losses, limits, updated=self.engine.skipped_steps == before)
-        self.throughput.add(int(counts.tokens), int(counts.supervised))
+    def _scalars(self, share: Step, result: StepResult) -> dict[str, float]:
+        """What the log shows of a step."""
         staged = bool(self.settings.curriculum.stages)
+        rates = result.rates
         return {
-            "loss/generation": losses[0],
-            "loss/classification": losses[1],
-            "loss/total": float(joint_loss(generation_sum, classification_sum, counts, weights)),
-            "accuracy/token": mean(hits, counts.supervised),
-            "loss_weight/generation": weights.generation,
-            "loss_weight/classification": weights.classification,
+            "loss/generation": result.generation_loss,
+            "loss/classification": result.classification_loss,
+            "loss/total": result.total_loss,
+            "accuracy/token": result.token_accuracy,
+            "loss_weight/generation": result.weights.generation,
+            "loss_weight/classification": result.weights.classification,
             "optim/lr": rates.get("backbone.matrices", rates["head.matrices"]),
             "optim/lr_head": rates["head.matrices"],
-            "optim/grad_norm": float(self.engine.get_global_grad_norm() or float("nan")),
-            "optim/skipped_steps": float(self.state.guard.skipped),
-            "curriculum/stage": float(share.stage.index) if staged else float("nan"),
-            "curriculum/difficulty": share.difficulty if staged else float("nan"),
+            "optim/grad_norm": result.grad_norm,
+            "optim/skipped_steps": float(self.state.spikes.skipped),
+            "curriculum/stage": float(share.stage.index) if staged else math.nan,
+            "curriculum/difficulty": share.difficulty if staged else math.nan,
             "packing/efficiency": share.packing.efficiency,
             "packing/rank_imbalance": share.packing.imbalance,
             "packing/micro_steps": float(share.packing.micro_steps),
@@ -358,39 +305,32 @@ class _Run:
             **self.throughput.rates(),
         }
 
-    def _guard(
-        self,
-        share: Step,
-        counts: StepCounts,
-        losses: tuple[float, float],
-        limits: tuple[float, float],
-        *,
-        updated: bool,
-    ) -> None:
-        """Count a step that was left out, and go back to the last checkpoint when there are too many in a row."""
+    def _count(self, share: Step, counts: StepCounts, result: StepResult, limits: tuple[float, float]) -> None:
+        """Count a skipped step, and roll back to the last good checkpoint when there are too many in a row."""
         faults, step = self.settings.faults, self.state.step + 1
-        self.state = dataclasses.replace(self.state, guard=self.state.guard.after(*losses, updated=updated))
-        if updated:
+        self._update(spikes=self.state.spikes.after(*result.losses, updated=result.updated))
+        if result.updated:
             return
-        why = spikes.reason(losses, limits, counted=(counts.supervised > 0, counts.labelled > 0))
-        self.progress.note(f"step {step} left out: {why}; its rows are in {self.output / spikes.SKIPPED_FILE}")
+        skipped_file = self.output / spikes.SKIPPED_FILE
+        why = spikes.reason(result.losses, limits, counted=(counts.supervised > 0, counts.labelled > 0))
+        logger.info("step %d skipped: %s; its rows are in %s", step, why, skipped_file)
         if self.world.is_main:
-            spikes.write_skipped(self.output / spikes.SKIPPED_FILE, step, why, share.ids)
-        if self.state.guard.in_a_row < faults.max_skipped:
+            spikes.write_skipped(skipped_file, step, why, share.ids)
+        if self.state.spikes.in_a_row < faults.max_skipped:
             return
         self._commit()
-        back = checkpoint.newest_valid(self.checkpoints, self.say, self.world, good=True)
-        if back is None or self.state.guard.rollbacks >= faults.max_rollbacks:
+        back = checkpoint.newest_valid(self.checkpoints, self.world, good=True)
+        if back is None or self.state.spikes.rollbacks >= faults.max_rollbacks:
+            rolled = f"after {self.state.spikes.rollbacks} rollbacks to a checkpoint"
+            why += f", {'and there is no checkpoint to roll back to' if back is None else rolled}"
+            in_a_row = self.state.spikes.in_a_row
             raise NonFiniteLossError(
-                f"{self.state.guard.in_a_row} steps in a row up to step {step} were left out, the last because {why}, "
-                + ("and there is no checkpoint to go back to" if back is None else
-                   f"after going back to a checkpoint {self.state.guard.rollbacks} times")
-                + f". Look at their rows in {self.output / spikes.SKIPPED_FILE}, or lower optim.lr, and go on with "
-                "--resume auto"
-            )  # fmt: skip
+                f"{in_a_row} updates in a row up to step {step} were skipped, the last because {why}. Look at "
+                f"their rows in {skipped_file}, or lower optim.lr, and resume with --resume auto"
+            )
         checkpoint.restore_weights(self.engine, self.world, back)
-        self.state = dataclasses.replace(self.state, guard=self.state.guard.rolled_back())
-        self.progress.note(f"step {step}: weights and optimizer are back at {back.name}; the data goes on")
+        self._update(spikes=self.state.spikes.rolled_back())
+        logger.info("step %d: weights and optimizer rolled back to %s; the data continues", step, back.name)
 
     def _evaluate_and_save(self) -> None:
         """Whatever is due after this step: evaluation, the best checkpoint, the periodic one, the last one."""
@@ -400,22 +340,22 @@ class _Run:
         if self.dev and (last or (train.eval_every and step % train.eval_every == 0)):
             best = self._evaluate(self.dev)
             last = last or self._gave_up()
-        # No checkpoint of a step that was left out: it might be the one to go back to.
-        every = self.settings.checkpoint.every if not self.state.guard.in_a_row else None
+        # No checkpoint of a skipped step: it might be the one to roll back to.
+        every = self.settings.checkpoint.every if not self.state.spikes.in_a_row else None
         if best or last or step == self.last_step or (every and step % every == 0):
             self._save()
 
     def _save(self) -> None:
-        """Begin a checkpoint of this step; none while nothing was learnt: other ranks could not go on from it."""
+        """Begin a checkpoint of this step; none before the first update: other ranks could not resume from it."""
         if not self.state.updates:
             return
         start = time.perf_counter()
         with self.throughput.pause():
-            self.log.flush()  # a checkpoint's own steps must not be missing from the curves of its resumption
+            self.log.flush()  # the curves of a resumed run must not lack the steps of its checkpoint
             self.saver.begin(
                 state=self.state,
                 identity=self.identity(self.state.step),
-                probe=score_canary(self.engine, self.probe, self.world),
+                canary=score_canary(self.engine, self.canary, self.world),
                 settings_yaml=self.settings_yaml,
             )
         self.log.step(self.state.step, {"checkpoint/stall_seconds": time.perf_counter() - start})
@@ -428,13 +368,9 @@ class _Run:
         self.watchdog.beat()
 
     def _evaluate(self, dev: RowDataset) -> bool:
-        """Evaluate, log, and note whether this is the best so far."""
-        from clsgen_dist.evaluation.calibration import reliability_bins
-        from clsgen_dist.track.reliability import Reliability
-
-        train = self.settings.train
-        positive = self.labels.positive_index
-        # Not those of the step: a joint loss whose weights move could not be compared with an earlier one.
+        """Evaluate, log, and remember whether this is the best so far."""
+        train, positive = self.settings.train, self.labels.positive_index
+        # Not the weights of the step: a joint loss whose weights move could not be compared with an earlier one.
         full_weights = LossWeights(self.settings.loss.generation_weight, self.settings.loss.classification_weight)
         with self.throughput.pause():
             logits_NC, labels_N, *losses = evaluate(
@@ -445,32 +381,20 @@ class _Run:
                 padded=self.stream.padded,
                 beat=self.watchdog.beat,
             )
-            # One rank decides, so that all take the same turn whatever their floating point does.
+            # One rank decides, so that all take the same branch whatever their floating point does.
             metrics = self.world.broadcast(
                 dev_metrics(logits_NC, labels_N, positive, (losses[0], losses[1]), full_weights)
             )
         if self.world.is_main:
-            labelled = labels_N >= 0
-            probabilities_NC = torch.softmax(torch.from_numpy(logits_NC[labelled]), dim=1).numpy()
-            reliability = (
-                Reliability(*reliability_bins(probabilities_NC, labels_N[labelled], positive=positive))
-                if labelled.any()
-                else None
-            )
-            self.log.evaluation(self.state.step, metrics, reliability)
-        self.progress.note(
-            f"step {self.state.step} dev: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        )
-        value = metrics.get(metric_name(train.best_metric), float("nan"))
+            self.log.evaluation(self.state.step, metrics, reliability(logits_NC, labels_N, positive))
+        values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        logger.info("step %d dev: %s", self.state.step, values)
+        value = metrics.get(metric_name(train.best_metric), math.nan)
         best = is_better(train.best_metric, value, self.state.best_value)
         if best:
-            self.state = dataclasses.replace(
-                self.state, best_step=self.state.step, best_value=value, evaluations_without_gain=0
-            )
+            self._update(best_step=self.state.step, best_value=value, evaluations_without_gain=0)
         else:
-            self.state = dataclasses.replace(
-                self.state, evaluations_without_gain=self.state.evaluations_without_gain + 1
-            )
+            self._update(evaluations_without_gain=self.state.evaluations_without_gain + 1)
         return best
 
     def _gave_up(self) -> bool:
@@ -478,50 +402,7 @@ class _Run:
         return patience is not None and self.state.evaluations_without_gain >= patience
 
 
-@contextlib.contextmanager
-def _disk_full_as_user_error(output: Path) -> Iterator[None]:
-    """No room or quota, wherever it shows first, is for the user to fix; other errors of a disk are crashes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFullError(
-            f"{error.filename or output} cannot be written ({error.strerror}): make room on the disk of {output}, or "
-            "ask for more quota, then go on with --resume auto"
-        ) from error
-
-
 def _newest_step(settings: Settings, output: Path) -> int:
-    """Step of the checkpoint that a run means to go on from, by its name: nothing is read."""
+    """Step of the checkpoint that a run means to resume from, by its name: nothing is read."""
     folders = checkpoint.committed(output / "checkpoints") if settings.resume == "auto" else [Path(settings.resume)]
-    number = folders[-1].name.removeprefix("step-") if folders else ""
-    return int(number) if number.isdigit() else 0
-
-
-def _self_test(engine: Any, sample: Sample) -> SelfTest:
-    """What the loaded backbone says of itself; collective."""
-    engine.eval()
-    with torch.no_grad():
-        # DeepSpeed walks what a module returns, and knows dictionaries.
-        found = SelfTest(**engine(inside=lambda model: dataclasses.asdict(self_test(model, sample))))
-    if found.refusal:  # a pass that was broken off leaves weights gathered
-        engine.optimizer.parameter_offload.partition_all_parameters()
-    engine.train()
-    return found
-
-
-def _speaker(world: World) -> Callable[[str], None]:
-    """Print on rank 0, nothing elsewhere."""
-    return (lambda text: print(text, flush=True)) if world.is_main else (lambda text: None)
-
-
-def _end_of_stage(stream: TrainStream, name: str | None) -> int:
-    """The step after which the stage of this name is over; the stream's end without a name."""
-    ends = {p.stage.name: p.first_step + p.steps for p in stream.stages}
-    return ends.get(name or "", stream.steps)
-
-
-def _dropout_seed(seed: int, step: int, micro_step: int, rank: int) -> int:
-    key = f"{seed}/{step}/{micro_step}/{rank}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+    return (checkpoint.step_of(folders[-1]) or 0) if folders else 0

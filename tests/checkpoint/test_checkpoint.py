@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 from clsgen_dist.checkpoint.saver import checkpoints_to_come, require_room
 from clsgen_dist.errors import CheckpointError
 
@@ -18,20 +18,20 @@ def _commit(root, step, content=b"weights", in_a_row=0):
     folder.mkdir(parents=True)
     (folder / "shard.pt").write_bytes(content)
     files = {"shard.pt": checkpoint.seal(folder / "shard.pt")}
-    checkpoint.commit(folder, {"files": files, "state": {"step": step, "guard": {"in_a_row": in_a_row}}})
+    checkpoint.commit(folder, {"files": files, "state": {"step": step, "spikes": {"in_a_row": in_a_row}}})
     return folder
 
 
 def test_the_newest_committed_checkpoint_wins(tmp_path):
     for step in (2, 10, 9):
         _commit(tmp_path, step)
-    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(10)
+    assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(10)
 
 
 def test_a_folder_without_marker_does_not_count(tmp_path):
     _commit(tmp_path, 2)
     (_commit(tmp_path, 4) / checkpoint.MARKER).unlink()
-    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(2)
+    assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(2)
     with pytest.raises(CheckpointError, match="save was not finished"):
         checkpoint.verify(tmp_path / checkpoint.folder_name(4))
 
@@ -45,20 +45,18 @@ def test_a_folder_without_marker_does_not_count(tmp_path):
     ],
     ids=["bit flipped", "truncated", "gone"],
 )
-def test_damage_is_named_and_the_one_before_is_taken(damage, said, tmp_path):
+def test_damage_is_named_and_the_one_before_is_taken(damage, said, tmp_path, caplog):
     _commit(tmp_path, 2)
     damage(_commit(tmp_path, 4) / "shard.pt")
-    messages = []
-    assert checkpoint.newest_valid(tmp_path, messages.append).name == checkpoint.folder_name(2)
-    [message] = messages
+    assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(2)
+    [message] = caplog.messages
     assert said in message and "shard.pt" in message and checkpoint.folder_name(4) in message
 
 
-def test_an_unreadable_marker_is_damage_too(tmp_path):
+def test_an_unreadable_marker_is_damage_too(tmp_path, caplog):
     (_commit(tmp_path, 2) / checkpoint.MARKER).write_text("{")
-    messages = []
-    assert checkpoint.newest_valid(tmp_path, messages.append) is None
-    assert "cannot be read" in messages[0]
+    assert checkpoint.newest_valid(tmp_path) is None
+    assert "cannot be read" in caplog.messages[0]
 
 
 def test_a_marker_of_which_any_byte_has_changed_does_not_count(tmp_path):
@@ -71,11 +69,11 @@ def test_a_marker_of_which_any_byte_has_changed_does_not_count(tmp_path):
             marker.write_bytes(changed)
             # White space between the words may change without changing them.
             same = changed.isascii() and _is_same(changed, whole)
-            newest = checkpoint.newest_valid(tmp_path, lambda text: None)
+            newest = checkpoint.newest_valid(tmp_path)
             assert newest.name == checkpoint.folder_name(4 if same else 2), (at, changed)
     for text in ("{}", "[]", "null"):
         marker.write_text(text)
-        assert checkpoint.newest_valid(tmp_path, lambda text: None).name == checkpoint.folder_name(2)
+        assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(2)
 
 
 def _is_same(changed, whole):
@@ -88,14 +86,14 @@ def _is_same(changed, whole):
 def test_the_one_to_go_back_to_is_of_a_good_step(tmp_path):
     _commit(tmp_path, 2)
     _commit(tmp_path, 4, in_a_row=1)
-    assert checkpoint.newest_valid(tmp_path, print, good=True).name == checkpoint.folder_name(2)
-    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(4)
+    assert checkpoint.newest_valid(tmp_path, good=True).name == checkpoint.folder_name(2)
+    assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(4)
 
 
 def test_what_a_run_does_not_go_on_from_is_deleted(tmp_path):
     for step in (2, 4, 6):
         _commit(tmp_path, step)
-    checkpoint.begin_folder(tmp_path / checkpoint.folder_name(3), print)  # a save that is killed
+    checkpoint.begin_folder(tmp_path / checkpoint.folder_name(3))  # a save that is killed
     (tmp_path / "step-00000002.universal").mkdir()
     assert [p.name for p in checkpoint.later_than(tmp_path, 4)] == [checkpoint.folder_name(6)]
     checkpoint.clear_after(tmp_path, 4)
@@ -103,7 +101,7 @@ def test_what_a_run_does_not_go_on_from_is_deleted(tmp_path):
 
 
 def test_nothing_there_is_nothing_to_resume(tmp_path):
-    assert checkpoint.newest_valid(tmp_path / "none", print) is None
+    assert checkpoint.newest_valid(tmp_path / "none") is None
 
 
 def test_pruning_keeps_the_last_and_the_best(tmp_path):
@@ -129,7 +127,7 @@ def test_what_people_keep_beside_checkpoints_is_neither_read_nor_deleted(tmp_pat
     theirs = _operators(tmp_path)
     for step in (10, 20, 60):
         _commit(tmp_path, step)
-    assert checkpoint.newest_valid(tmp_path, print).name == checkpoint.folder_name(60)
+    assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(60)
     checkpoint.clear_after(tmp_path, 20)
     checkpoint.prune(tmp_path, keep_last=1, best_step=None)
     checkpoint.clear_after(tmp_path, -1)
@@ -138,7 +136,7 @@ def test_what_people_keep_beside_checkpoints_is_neither_read_nor_deleted(tmp_pat
 
 
 def test_a_save_and_a_deletion_cut_short_are_known_as_leftovers(tmp_path):
-    checkpoint.begin_folder(tmp_path / checkpoint.folder_name(4), print)
+    checkpoint.begin_folder(tmp_path / checkpoint.folder_name(4))
     (tmp_path / checkpoint.folder_name(4) / "mp_rank_00_model_states.pt").write_bytes(b"half")
     deleted = _commit(tmp_path, 2)
     (deleted / checkpoint.MARKER).rename(deleted / "deleting")
@@ -148,16 +146,15 @@ def test_a_save_and_a_deletion_cut_short_are_known_as_leftovers(tmp_path):
     assert not list(tmp_path.glob("step-*"))
 
 
-def test_whole_shards_whose_marker_is_lost_stay_and_are_named(tmp_path):
+def test_whole_shards_whose_marker_is_lost_stay_and_are_named(tmp_path, caplog):
     lost = _commit(tmp_path, 4)
     (lost / "mp_rank_00_model_states.pt").write_bytes(b"weights")
     (lost / checkpoint.MARKER).unlink()
     checkpoint.clear_after(tmp_path, -1)
     assert checkpoint.unmarked(tmp_path) == [lost]
-    said = []
-    checkpoint.begin_folder(lost, said.append)
+    checkpoint.begin_folder(lost)
     assert (tmp_path / "step-00000004.aside-1/mp_rank_00_model_states.pt").read_bytes() == b"weights"
-    assert said and "moved to step-00000004.aside-1" in said[0]
+    assert "moved to step-00000004.aside-1" in caplog.text
 
 
 def test_the_newest_commit_is_what_other_tools_find_as_latest(tmp_path):
@@ -171,13 +168,13 @@ def test_a_save_killed_between_its_marker_and_the_end_of_its_sign_is_whole_and_s
     folder = _commit(tmp_path, 4)
     (folder / "saving").touch()  # commit() publishes the marker first
     checkpoint.clear_after(tmp_path, 4)
-    assert checkpoint.newest_valid(tmp_path, print) == folder
+    assert checkpoint.newest_valid(tmp_path) == folder
 
 
 def test_a_fixed_text_that_one_rank_scores_otherwise_is_told_by_all(tmp_path):
     folder = tmp_path / checkpoint.folder_name(2)
     folder.mkdir()
-    checkpoint.commit(folder, {"probe": {"token_losses": [2.0, 4.0]}})
+    checkpoint.commit(folder, {"canary": {"token_losses": [2.0, 4.0]}})
     right, wrong = {"token_losses": [2.0, 4.0]}, {"token_losses": [2.0, 4.1]}
     assert checkpoint.require_same_canary(folder, [right, right], 1e-4) == (3.0, 3.0)
     with pytest.raises(CheckpointError, match=r"scores 3.050000 on rank 1 on the fixed text whose loss was 3.000000"):

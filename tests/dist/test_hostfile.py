@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.dist, pytest.mark.slow]

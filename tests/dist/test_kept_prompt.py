@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 from clsgen_dist.hf_export.export import export
 from clsgen_dist.inference.predict import Predictor
 

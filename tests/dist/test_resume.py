@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -127,7 +127,7 @@ def _assert_bit_equal(a, b, path=""):
 @pytest.mark.long
 def test_the_launcher_ends_with_an_error_when_a_rank_is_killed(recipe, free_port, tmp_path):
     _kill_one_rank_when(6, tmp_path / "run", recipe(tmp_path / "run", **RUN), free_port())
-    assert checkpoint.newest_valid(tmp_path / "run/checkpoints", print)
+    assert checkpoint.newest_valid(tmp_path / "run/checkpoints")
 
 
 def test_killed_twice_and_resumed_ends_bit_equal(undisturbed, twice_killed):
@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(undisturbed, train, tmp_p
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    checkpoint.begin_folder(output / "checkpoints" / checkpoint.folder_name(99), print)  # a save that is killed
+    checkpoint.begin_folder(output / "checkpoints" / checkpoint.folder_name(99))  # a save that is killed
     done = train(output, **RUN, resume="auto")
     assert f"{newest.name} is damaged and passed over" in done.stdout
     assert victim.name in done.stdout

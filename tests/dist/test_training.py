@@ -10,8 +10,8 @@ import torch
 from clsgen_dist.config import parse_settings
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.pack import collate
-from clsgen_dist.training.datasets import read_rows
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist.training.datasets import open_datasets
+from clsgen_dist import checkpoint
 from clsgen_dist.engine.optim import lr_factor, parameter_groups
 from clsgen_dist.training.sampling_plan import plan_stream
 from clsgen_dist.hf_export.artifact import HEAD_FILE
@@ -36,7 +36,7 @@ def _plain_torch(settings) -> dict[str, torch.Tensor]:
         question=settings.prompt.question,
         max_prompt_length=settings.data.max_prompt_length,
     )
-    rows = read_rows(settings.data, encoder, None)
+    rows = open_datasets(settings.data, encoder, None)
     model = build_model(
         load_backbone(open_backbone(settings.model.backbone), dtype=torch.float32, attention="sdpa"),
         classes=2,

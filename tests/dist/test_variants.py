@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clsgen_dist.config import SHIPPED
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

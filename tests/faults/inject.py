@@ -23,8 +23,8 @@ def inject(faults: list[dict[str, Any]]) -> None:
     """Arm these faults in this process."""
     if not faults:
         return
-    from clsgen_dist.checkpoint import checkpoint, saver
-    from clsgen_dist.training import trainer
+    from clsgen_dist.checkpoint import marker, saver
+    from clsgen_dist.training import setup, step, trainer
 
     now = {"step": -1}
 
@@ -46,19 +46,19 @@ def inject(faults: list[dict[str, Any]]) -> None:
 
         return wrapped
 
-    step = trainer._Run._step
+    take_step = step.TrainStep.__call__
 
     def stepping(self: Any, number: int, *rest: Any) -> Any:
         now["step"] = number + 1  # as logs count
         reach("step")
-        return step(self, number, *rest)
+        return take_step(self, number, *rest)
 
-    trainer._Run._step = stepping  # type: ignore[method-assign]
+    step.TrainStep.__call__ = stepping  # type: ignore[method-assign]
     saver._ShardWriter.save = before(saver._ShardWriter.save, "save:copy")  # type: ignore[method-assign]
     saver._write = before(saver._write, "save:write", "save:written")
-    checkpoint.publish = before(checkpoint.publish, "save:marker", "save:committed")
-    trainer.plan_stream = before(trainer.plan_stream, "start")
-    loss = trainer.backward_loss
+    marker.atomic_write = before(marker.atomic_write, "save:marker", "save:committed")
+    setup.plan_stream = before(setup.plan_stream, "start")
+    loss = step.backward_loss
 
     def backward_loss(*args: Any) -> Any:
         value = loss(*args)
@@ -67,7 +67,7 @@ def inject(faults: list[dict[str, Any]]) -> None:
                 value.register_hook(lambda grad: grad * float("nan"))
         return value
 
-    trainer.backward_loss = backward_loss
+    step.backward_loss = backward_loss
 
     def forward_of(engine: Any) -> None:
         forward = engine.forward
@@ -84,13 +84,13 @@ def inject(faults: list[dict[str, Any]]) -> None:
 
         engine.forward = faulty
 
-    init = trainer._Run.__init__
+    init = trainer.Trainer.__init__
 
-    def started(self: Any, settings: Any, world: Any, engine: Any, *rest: Any) -> None:
-        forward_of(engine)
-        init(self, settings, world, engine, *rest)
+    def started(self: Any, settings: Any, world: Any, run: Any, *rest: Any) -> None:
+        forward_of(run.engine)
+        init(self, settings, world, run, *rest)
 
-    trainer._Run.__init__ = started  # type: ignore[method-assign]
+    trainer.Trainer.__init__ = started  # type: ignore[method-assign]
 
 
 def _happen(fault: dict[str, Any]) -> None:

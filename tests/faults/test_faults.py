@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 
 pytestmark = pytest.mark.dist
 
@@ -153,7 +153,7 @@ def test_killed_at_each_phase_of_a_save_the_last_committed_checkpoint_counts(run
             output, [{"what": "kill", "where": phase, "steps": [2, 3, 4], "rank": 0}], faults__max_stuck_starts=9
         )
         assert killed.status[0] == -9, (phase, killed.text)
-        newest = checkpoint.newest_valid(output / "checkpoints", print)
+        newest = checkpoint.newest_valid(output / "checkpoints")
         assert (newest and checkpoint.read_marker(newest)["state"]["step"]) == (
             2 if phase == "save:committed" else None
         )
@@ -166,7 +166,7 @@ def test_killed_at_each_phase_of_a_save_the_last_committed_checkpoint_counts(run
 def test_a_full_disk_is_told_by_all_ranks_and_the_checkpoint_before_stands(run, tmp_path):
     full = run(tmp_path / "run", [{"what": "full", "where": "save:write", "steps": [4, 5, 6], "rank": 1}])
     assert full.status == [2, 2] and "rank 1: OSError: [Errno 28] No space left on device" in full.logs[0]
-    newest = checkpoint.newest_valid(tmp_path / "run/checkpoints", print)
+    newest = checkpoint.newest_valid(tmp_path / "run/checkpoints")
     assert checkpoint.read_marker(newest)["state"]["step"] == 2
     stale = run(tmp_path / "run", [{"what": "stale", "where": "save:write", "steps": [4, 5, 6], "rank": 0}])
     assert stale.status == [1, 1] and "OSError: [Errno 116] Stale file handle" in stale.logs[0]  # may pass: a crash
@@ -252,7 +252,7 @@ def test_bad_steps_are_left_out_by_all_ranks_counted_and_their_rows_written(run,
     assert "more than the" in reasons[2]
     assert [line["rows"] for line in skipped] == [shown[k]["rows"] for k in (2, 4, 23)]
     marker = checkpoint.read_marker(checkpoint.committed(tmp_path / "run/checkpoints")[-1])
-    assert marker["state"]["guard"]["skipped"] == 3 and marker["state"]["guard"]["rollbacks"] == 0
+    assert marker["state"]["spikes"]["skipped"] == 3 and marker["state"]["spikes"]["rollbacks"] == 0
     assert all(torch.isfinite(t).all() for t in numbers(tmp_path / "run")[1] if torch.is_floating_point(t))
 
 
@@ -334,7 +334,7 @@ def test_an_earlier_checkpoint_is_gone_on_from_only_when_the_later_ones_may_go(r
     output = tmp_path / "run"
     shutil.copytree(undisturbed, output)
     third = output / "checkpoints/step-00000006"
-    checkpoint.begin_folder(output / "checkpoints/step-00000099", print)  # a save that is killed
+    checkpoint.begin_folder(output / "checkpoints/step-00000099")  # a save that is killed
     refused = run(output, resume=third)
     assert refused.status == [2, 2] and "holds 3 checkpoints, up to step-00000012" in refused.text
     stopped = run(output, [{"what": "usr2", "step": 8, "rank": 0}], resume=third, overwrite="true")

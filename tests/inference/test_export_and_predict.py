@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 from clsgen_dist.cli import main
 from clsgen_dist.errors import DataError, ModelError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, read_head

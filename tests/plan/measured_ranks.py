@@ -10,12 +10,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import os
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from clsgen_dist.engine.world import process_group
 from clsgen_dist.model.backbone import open_backbone
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.plan.dry_run import held_by_part
-from clsgen_dist.training import trainer
+from clsgen_dist.training.step import TrainStep, agree
 
 WARM_UP = 2  # the trace is recorded in the second micro-step, and in force from the third on
 
@@ -103,7 +103,6 @@ def steps_of(case):
 def saved(engine, folder):
     """Bytes of tensors in each file of this rank's checkpoint, and elements of its share of each parameter."""
     engine.save_checkpoint(str(folder), tag="saved", save_latest=False, exclude_frozen_parameters=True)
-    engine.checkpoint_engine.result()  # waits for the thread that writes
     files = {}
     for path in sorted((folder / "saved").glob(f"zero_pp_rank_{engine.global_rank}_*")):
         leaves = torch.utils._pytree.tree_leaves(torch.load(path, weights_only=False))
@@ -122,19 +121,18 @@ def measure(case, world):
     engine = build_engine(
         settings, config, open_backbone(settings.model.backbone), None, LabelSpace.of(["a", "b"], "b")
     )
-    stream = SimpleNamespace(steps=9, rows=[], stages=[step.stage])
-    stop = SimpleNamespace(received=None)
-    run = trainer._Run(settings, world, engine, stream, None, None, None, Path(case["name"]), stop, print)
+    train_step = TrainStep(engine, world, loss=settings.loss, optim=settings.optim, total_steps=9, seed=settings.seed)
+    limits = (math.inf, math.inf)
     for number in range(WARM_UP):
-        run._step(number, step, run._agree(step))
+        train_step(number, step, agree(world, step).counts, limits)
     gc.collect()
     at_rest = allocated() - before
     with Watch() as watch:
-        run._step(WARM_UP, step, run._agree(step))
+        train_step(WARM_UP, step, agree(world, step).counts, limits)
     parts = held_by_part(engine)
     files, partitions = saved(engine, Path(tempfile.gettempdir()) / f"clsgen-measured-{os.environ['MASTER_PORT']}")
     engine.destroy()
-    del engine, run
+    del engine, train_step
     gc.collect()
     return {
         "peak": watch.peak - before,

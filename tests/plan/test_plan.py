@@ -147,10 +147,10 @@ def test_rows_of_one_length_need_no_packing(rows, length, ranks):
 
 
 def test_rows_at_hand_give_the_steps_and_tokens_of_the_run(recipe, row_dataset, mixed):
-    from clsgen_dist.training.datasets import Rows
+    from clsgen_dist.training.datasets import Datasets
     from clsgen_dist.training.sampling_plan import plan_stream
 
-    rows = Rows(row_dataset(mixed), None, ["no", "yes"], [])
+    rows = Datasets(row_dataset(mixed), None, ["no", "yes"], [])
     settings = recipe(train__batch_size=8, train__epochs=2, train__micro_batch_tokens=256)
     stream = plan_stream(settings, rows, rank=0, world_size=3)
     steps = [stream.step(k) for k in range(stream.steps)]

@@ -13,8 +13,8 @@ from clsgen_dist.resilience.restarts import StartLog
 
 
 def _start(folder, step=0, ends=None, main=True):
-    with StartLog(folder, is_main=main, step=step, ranks=1, limit=2) as attempt:
-        attempt.reached = lambda: step + 1
+    with StartLog(folder, is_main=main, step=step, ranks=1, limit=2) as start_log:
+        start_log.reached = step + 1
         if ends is not None:
             raise ends
 

@@ -17,7 +17,7 @@ import time
 import psutil
 import torch
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 
 MINUTES, EVERY = float(os.environ.get("SOAK_MINUTES", "10")), float(os.environ.get("SOAK_EVERY", "60"))
 STEPS_PER_MINUTE = 120

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

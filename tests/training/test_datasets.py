@@ -8,7 +8,7 @@ import pytest
 
 from clsgen_dist.config import DataSettings
 from clsgen_dist.errors import DataError
-from clsgen_dist.training.datasets import read_rows
+from clsgen_dist.training.datasets import open_datasets
 
 GOOD = [{"id": f"g{i}", "text": f"text {i}", "label": "ab"[i % 2], "explanation": "so"} for i in range(7)]
 
@@ -27,7 +27,7 @@ def test_bad_rows_are_quarantined_with_file_line_and_reason(tmp_path, encoder):
     faults.append({"text": "long", "label": "a", "explanation": "so " * 100})
     path = _write(tmp_path / "rows.jsonl", [*GOOD, *faults])
     out = tmp_path / "out"
-    rows = read_rows(_data(path, max_bad_fraction=0.6), encoder, out)
+    rows = open_datasets(_data(path, max_bad_fraction=0.6), encoder, out)
     assert (len(rows.train), rows.labels) == (7, ["a", "b"])
     kept = [json.loads(line) for line in (out / "quarantine-train.jsonl").read_text().splitlines()]
     assert sorted(row["line"] for row in kept) == list(range(8, 14))
@@ -38,9 +38,9 @@ def test_bad_rows_are_quarantined_with_file_line_and_reason(tmp_path, encoder):
     with pytest.raises(
         DataError, match=r"6 of 13 rows are bad \(46.2%\).*quarantine-train.jsonl.*raise data.max_bad_fraction"
     ):
-        read_rows(_data(path), encoder, out)
+        open_datasets(_data(path), encoder, out)
     _write(tmp_path / "rows.jsonl", GOOD)
-    read_rows(_data(path), encoder, out)
+    open_datasets(_data(path), encoder, out)
     assert not (out / "quarantine-train.jsonl").exists()
 
 
@@ -56,25 +56,25 @@ def test_bad_rows_are_quarantined_with_file_line_and_reason(tmp_path, encoder):
 )
 def test_sets_that_cannot_be_trained_on_are_refused(lines, expected, tmp_path, encoder):
     with pytest.raises(DataError, match=expected):
-        read_rows(_data(_write(tmp_path / "rows.jsonl", lines)), encoder, None)
+        open_datasets(_data(_write(tmp_path / "rows.jsonl", lines)), encoder, None)
 
 
 def test_one_class_and_none_explained_are_fine_once_the_classes_are_named(tmp_path, encoder):
     rows = [{"text": f"text {i}", "label": "a"} for i in range(7)]
-    read = read_rows(_data(_write(tmp_path / "rows.jsonl", rows), labels=["a", "b"]), encoder, None)
+    read = open_datasets(_data(_write(tmp_path / "rows.jsonl", rows), labels=["a", "b"]), encoder, None)
     assert (len(read.train), read.train.table.card.unexplained) == (7, 7)
 
 
 def test_a_row_of_200_000_characters_loses_its_middle_and_is_counted(tmp_path, encoder):
     rows = [*GOOD, {"text": "START " + "word " * 40_000 + "END", "label": "a"}]
-    read = read_rows(_data(_write(tmp_path / "rows.jsonl", rows)), encoder, None)
+    read = open_datasets(_data(_write(tmp_path / "rows.jsonl", rows)), encoder, None)
     assert read.train.longest() == 96 and "1 shortened" in read.notes[0]
     assert len(read.train.sample(7).prompt) == 96
 
 
 def test_the_classes_are_told_with_their_rows_and_so_is_what_was_read_otherwise_than_it_looks(tmp_path, encoder):
     lines = [*GOOD, {"text": "x", "label": "a\u200b"}, {"text": "y", "label": "None", "explanation": "['so', 'thus']"}]
-    read = read_rows(_data(_write(tmp_path / "rows.jsonl", lines)), encoder, None)
+    read = open_datasets(_data(_write(tmp_path / "rows.jsonl", lines)), encoder, None)
     assert read.notes[1] == "2 classes: 'a' (5), 'b' (3)"
     for part in (
         "1 without label",
@@ -87,7 +87,7 @@ def test_the_classes_are_told_with_their_rows_and_so_is_what_was_read_otherwise_
 
 def test_of_many_classes_the_largest_are_told(tmp_path, encoder):
     lines = [{"text": f"t{n} {k}", "label": f"c{n}"} for n in range(12) for k in range(n + 1)]
-    note = read_rows(_data(_write(tmp_path / "rows.jsonl", lines)), encoder, None).notes[1]
+    note = open_datasets(_data(_write(tmp_path / "rows.jsonl", lines)), encoder, None).notes[1]
     assert note.startswith("12 classes: 'c11' (12), 'c10' (11)") and note.endswith("and 4 more")
 
 
@@ -95,19 +95,19 @@ def test_dev_rows_in_another_format_are_of_the_same_classes(tmp_path, encoder):
     """Written by pandas as floats, 0.0, since one label is missing; 0 and 1 in the training rows."""
     train = [{"text": f"t{n}", "label": n % 2} for n in range(8)]
     (tmp_path / "dev.csv").write_text("text,label\na,0.0\nb,1.0\n", encoding="utf-8")
-    read = read_rows(_data(_write(tmp_path / "rows.jsonl", train), dev=str(tmp_path / "dev.csv")), encoder, None)
+    read = open_datasets(_data(_write(tmp_path / "rows.jsonl", train), dev=str(tmp_path / "dev.csv")), encoder, None)
     assert read.labels == ["0", "1"] and read.dev.label_N.tolist() == [0, 1]
 
 
 def test_a_class_that_is_called_like_a_missing_value_is_one_once_it_is_named(tmp_path, encoder):
     lines = [{"text": f"t{n}", "label": ("None", "some")[n % 2], "explanation": "so"} for n in range(8)]
     path = _write(tmp_path / "rows.jsonl", lines)
-    assert read_rows(_data(path, labels=["None", "some"]), encoder, None).train.label_N.tolist() == [0, 1] * 4
+    assert open_datasets(_data(path, labels=["None", "some"]), encoder, None).train.label_N.tolist() == [0, 1] * 4
     with pytest.raises(DataError, match=r"found the classes \['some'\].*4 labels like 'None' taken as missing"):
-        read_rows(_data(path), encoder, None)
+        open_datasets(_data(path), encoder, None)
     for line in lines:
         del line["explanation"]
     with pytest.raises(
         DataError, match=r"nothing to learn from this row; list 'None' in data.labels, if it is a class"
     ):
-        read_rows(_data(_write(tmp_path / "bare.jsonl", lines)), encoder, None)
+        open_datasets(_data(_write(tmp_path / "bare.jsonl", lines)), encoder, None)

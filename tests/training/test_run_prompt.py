@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 from clsgen_dist.config import PromptSettings
 from clsgen_dist.data.prompt import render_prompt
 from clsgen_dist.errors import CheckpointError

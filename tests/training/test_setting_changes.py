@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clsgen_dist.checkpoint import checkpoint
+from clsgen_dist import checkpoint
 from clsgen_dist.config import settings_from_yaml, to_yaml
 from clsgen_dist.data.curriculum.stages import Stage
 from clsgen_dist.errors import CheckpointError

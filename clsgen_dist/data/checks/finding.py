@@ -100,6 +100,12 @@ def visible(text: str) -> str:
     )
 
 
+def shortened(text: str, length: int = 40) -> str:
+    """A stranger's text on one line: at most ``length`` characters, control characters made visible."""
+    line = visible(" ".join(text[: 8 * length].split()))
+    return line if len(line) <= length else line[: length - 2] + " …"
+
+
 def named(name: str) -> str:
     """A class's name in quotes, not longer than a line."""
     return repr(name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + " …")

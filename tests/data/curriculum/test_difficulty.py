@@ -111,7 +111,7 @@ def test_the_backbones_scores_equal_what_transformers_computes_row_by_row(rows, 
     from transformers import AutoModelForCausalLM
 
     weights = {"loss_explanation": 1.0, "loss_label": 1.0}
-    scores = difficulty_scores(rows, weights, backbone=str(tiny_backbone), compute=True, say=lambda text: None)
+    scores = difficulty_scores(rows, weights, backbone=str(tiny_backbone), compute=True)
     lm = AutoModelForCausalLM.from_pretrained(tiny_backbone)
 
     def losses(prompt, tokens):

@@ -1,0 +1,95 @@
+"""Everything before the first step: prompt, rows, sampling plan, engine, and a self-test of what was loaded.
+
+What cannot be trained is refused here, with one line, before a GPU-hour is spent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clsgen_dist.checkpoint.canary import canary_sample
+from clsgen_dist.config import Settings
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.loader import TrainStream
+from clsgen_dist.data.pack import Sample
+from clsgen_dist.data.prompt import RenderedPrompt
+from clsgen_dist.data.tables.dataset import RowDataset
+from clsgen_dist.engine.build import build_engine
+from clsgen_dist.engine.world import World
+from clsgen_dist.errors import SettingsError
+from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backbone, require_finite
+from clsgen_dist.model.context import require_context, require_embedded
+from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.model.self_test import SelfTest, self_test
+from clsgen_dist.training.datasets import open_datasets, require_something_to_learn
+from clsgen_dist.training.evaluation import metric_fault
+from clsgen_dist.training.prompt import prompt_of_run
+from clsgen_dist.training.sampling_plan import plan_stream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a trainer trains, with what, and where to."""
+
+    output: Path
+    engine: Any
+    stream: TrainStream
+    dev: RowDataset | None
+    labels: LabelSpace
+    canary: Sample
+    prompt: RenderedPrompt
+
+
+def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, world: World) -> Run:
+    """Everything before the first step; what cannot be trained is refused here. Collective."""
+    output, data = Path(settings.output_dir), settings.data
+    backbone = backbone_path(settings.model.backbone)
+    opened = open_backbone(backbone)
+    if settings.model.finetune != "head" and opened.weights is not None:
+        opened.weights.require_way_back()
+    tokenizer = load_tokenizer(backbone)
+    prompt = prompt_of_run(settings.prompt, tokenizer, resume_from, world)
+    encoder = Encoder(tokenizer, max_prompt_length=data.max_prompt_length, rendered=prompt)
+    require_context(opened.config, data.max_prompt_length, data.max_explanation_length)
+    require_embedded(tokenizer, encoder, opened.config)
+    datasets = open_datasets(data, encoder, output if world.is_main else None, settings.seed, run=settings.output_dir)
+    require_something_to_learn(datasets, settings)
+    if datasets.dev and (fault := metric_fault(datasets.dev, settings.train.best_metric)):
+        if settings.train.early_stop_patience is not None:
+            raise SettingsError(fault)
+        logger.info("%s. Until then the last checkpoint counts as the best", fault)
+    stream = plan_stream(settings, datasets, rank=world.rank, world_size=world.size)
+    labels = LabelSpace.of(datasets.labels, data.positive_label)
+    engine = build_engine(settings, zero, opened, encoder, labels)
+    canary = canary_sample(encoder)
+    require_finite(engine.module, world)
+    found = _self_test(engine, canary)
+    found.require_trainable(settings.model.backbone)
+    engine.module.layout = found.layout
+    stream.padded = found.layout == "padded"
+    if stream.padded:
+        why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
+        logger.info("rows are padded, not packed: %s", why)
+    return Run(
+        output=output, engine=engine, stream=stream, dev=datasets.dev, labels=labels, canary=canary, prompt=prompt
+    )
+
+
+def _self_test(engine: Any, sample: Sample) -> SelfTest:
+    """What the loaded backbone can do; collective."""
+    engine.eval()
+    with torch.no_grad():
+        # DeepSpeed walks what a module returns, and knows dictionaries.
+        found = SelfTest(**engine(inside=lambda model: dataclasses.asdict(self_test(model, sample))))
+    if found.refusal:  # a pass that was broken off leaves weights gathered
+        engine.optimizer.parameter_offload.partition_all_parameters()
+    engine.train()
+    return found
