@@ -1,6 +1,8 @@
-"""Train a dual-head model: ``deepspeed --num_gpus 8 train.py --config configs/demo.yaml``; ``--help`` for settings."""
+"""``clsgen train`` under the name that launchers expect: ``deepspeed --num_gpus 8 train.py --config recipe.yaml``."""
 
-from clsgen_dist.cli import train_main
+import sys
+
+from clsgen_dist.cli import main
 
 if __name__ == "__main__":
-    train_main()
+    main(["train", *sys.argv[1:]])

@@ -82,8 +82,8 @@ def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path, c
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--trian.epochs", "3"], "did you mean 'train.epochs'?"),
-        (["--train.epoch=3"], "did you mean 'train.epochs'?"),
+        (["--trian.epochs", "3"], "did you mean --train.epochs?"),
+        (["--train.epoch=3"], "did you mean --train.epochs?"),
         (["--train.epochs", "three"], "train.epochs"),
         (["--model.finetune", "loar"], "'full', 'lora', 'head'"),
         (["--optim.lr", "-1"], "optim.lr is -1.0, expected more than 0"),
@@ -99,8 +99,8 @@ def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path, c
             "more than data.max_prompt_length 768",
         ),
         (["--curriculum.stages", "[{name: a}]"], "curriculum stage 'a': give either epochs or steps"),
-        (["--curriculum.stages", "[{name: a, step: 1}]"], "did you mean 'steps'?"),
-        (["--curriculum.stages", "[{name: a, steps: 1, pacin: root}]"], "did you mean 'pacing'?"),
+        (["--curriculum.stages", "[{name: a, step: 1}]"], "did you mean steps?"),
+        (["--curriculum.stages", "[{name: a, steps: 1, pacin: root}]"], "did you mean pacing?"),
         (["--data.stream_window", "2"], "needs data.labels"),
         (["--curriculum.difficulty", "{}"], "expected scorers with weights above 0"),
         (["--data.labels", "[a]"], "two or more different names"),
@@ -112,7 +112,7 @@ def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path, c
         (["--data.labels", "[a, b]", "--data.positive_label", "c"], "one of data.labels"),
         (["--train.eval_every", "5"], "data.dev is not set"),
         (["--train.early_stop_patience", "2"], "nothing is compared"),
-        (["--loss.generation_weight", "0", "--loss.classification_weight", "0"], "nothing would be learnt"),
+        (["--loss.generation_weight", "0", "--loss.classification_weight", "0"], "nothing would be trained"),
         (["--model.load_in_4bit", "true", "--model.finetune", "full"], "use finetune=lora"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -125,7 +125,7 @@ def test_wrong_settings_exit_with_value_expectation_and_remedy(flags, expected, 
 
 
 def test_unknown_key_in_the_file_names_the_nearest(tmp_path, capsys):
-    for text, expected in (("fintune: lora", "model.finetune"), ("trian: {epochs: 3}", "'train")):
+    for text, expected in (("fintune: lora", "model.finetune"), ("trian: {epochs: 3}", "train")):
         recipe = tmp_path / "recipe.yaml"
         nested = f"model:\n  backbone: b\n  {text}\n" if "fintune" in text else f"model: {{backbone: b}}\n{text}\n"
         recipe.write_text(f"data: {{train: a}}\n{nested}")
@@ -227,7 +227,10 @@ def test_what_may_not_be_read_is_said_in_one_line(tmp_path):
     env = {**os.environ, "PYTHONPATH": f"{SHIPPED}:{SHIPPED}/kernels", "HOME": "/nowhere"}
     for words, expected in (
         (["export", "--checkpoint", "locked/run", "--output", "x"], "locked/run/committed.json may not be read or"),
-        (["train", "--config", "locked/recipe.yaml"], "locked/recipe.yaml may not be read by this user (Permission"),
+        (
+            ["train", "--config", "locked/recipe.yaml"],
+            "locked/recipe.yaml may not be read or written by this user (Permission",
+        ),
     ):
         done = subprocess.run([*other, *words], env=env, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

@@ -122,3 +122,10 @@ def require_rows(labels_N: np.ndarray, names: Sequence[str]) -> None:
         )
     if len(labels_N) < _LEAST_ROWS:
         raise DataError(f"{len(labels_N)} labelled rows, expected {_LEAST_ROWS} or more to fit a calibration")
+
+
+def probabilities(logits_NC: np.ndarray, calibration: AffineCalibration) -> np.ndarray:
+    """Calibrated class probabilities ``[N, C]``."""
+    from scipy.special import softmax
+
+    return np.asarray(softmax(calibration.apply(logits_NC), axis=1))

@@ -27,11 +27,13 @@ from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.io.files import atomic_write, writing
 
+POSITIONAL = "files"
+SWITCHES = ("strict",)
 _ALL_TEMPLATE = 0.95
 """More of a typical text than this shared by nearly every row: they may all be copies of one."""
 
 
-def check(
+def run(
     files: list[str],
     config: str | None = None,
     tokenizer: str | None = None,
@@ -76,7 +78,7 @@ def check_files(
     columns: Columns | None = None,
     near: float = 0.8,
 ) -> Checked:
-    """Everything that :func:`check` tells, as values; arguments and errors as there.
+    """Everything that :func:`run` prints, as values; arguments and errors as there.
 
     Raises:
         UserError: a file, recipe or tokenizer is not there, or a setting cannot work.

@@ -11,26 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clsgen_dist.config import Settings
 from clsgen_dist.data.checks.finding import shortened
 from clsgen_dist.io.figures import save_figure, stacked_axes
 from clsgen_dist.io.files import atomic_write, require_writable, writing
 from clsgen_dist.io.tables import markdown_table
 
 if TYPE_CHECKING:
+    from clsgen_dist.config import Settings
     from clsgen_dist.data.loader import TrainStream
     from clsgen_dist.data.tables.dataset import RowDataset
+    from clsgen_dist.io.constraints import PositiveInt
 
 # N rows, B rows of a step
 
+DEFAULT_RECIPE = "configs/recipe.yaml"
 _CLASSES = 8
 """Classes that are shown by themselves."""
 
 
-def preview(settings: Settings, *, ranks: int, plot: str, plan: str | None) -> None:
-    """Print and draw what a run would show when: stages, difficulty, classes, loss weights, tokens, packing.
+def run(settings: Settings, ranks: PositiveInt = 1, plot: str = "preview.png", plan: str | None = None) -> None:
+    """Draw which rows a run would visit when, before a step is taken: stages, classes, loss weights, tokens.
 
-    ``plan`` is a JSON file to write for launch scripts: the stages with their steps, rows and tokens.
+    Every setting may follow, as for `clsgen train`.
+
+    Args:
+        ranks: Ranks to pack for.
+        plot: Image to write.
+        plan: JSON file to write for launch scripts: the stages with their steps, rows and tokens.
     """
     from clsgen_dist.data.tables.dataset import RowDataset
     from clsgen_dist.training.datasets import datasets_of_recipe

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clsgen_dist.config import Settings
 from clsgen_dist.data.checks.finding import shortened
 from clsgen_dist.io.figures import save_figure, stacked_axes
 from clsgen_dist.io.files import require_writable
 from clsgen_dist.io.tables import markdown_table
 
+if TYPE_CHECKING:
+    from clsgen_dist.config import Settings
+    from clsgen_dist.io.constraints import NonNegativeInt
+
 # N rows
 
+DEFAULT_RECIPE = "configs/recipe.yaml"
+FILE_SETTING = "data.train"
 _EXCERPT = 160
 _DRAWN = 8
 """Classes that are drawn."""
 
 
-def score(settings: Settings, *, show: int, plot: str) -> None:
-    """Score the training rows' difficulty, print its distribution and its extremes, and draw it."""
+def run(settings: Settings, show: NonNegativeInt = 3, plot: str = "difficulty.png") -> None:
+    """Score how hard each row is, by the recipe's scorers: distribution, extremes, plot.
+
+    Usage: `clsgen data score FILE`. FILE are training rows, in any format that data.train takes; without it, the
+    recipe's. Every setting may follow, as for `clsgen train`.
+
+    Args:
+        show: Easiest and hardest rows to print.
+        plot: Image to write.
+    """
     from transformers import AutoConfig
 
     from clsgen_dist.data.curriculum.difficulty import combine

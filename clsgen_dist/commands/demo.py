@@ -30,7 +30,7 @@ class DemoError(UserError):
     """A step of the demo failed; the message says which, and where to look."""
 
 
-def demo(
+def run(
     output: str = "runs/demo",
     ranks: int = 1,
     seed: int = 0,
@@ -52,20 +52,22 @@ def demo(
     import numpy as np
 
     from clsgen_dist.hf_export.export import export
-    from clsgen_dist.inference import commands
+    from clsgen_dist.inference.calibrate import calibrate
+    from clsgen_dist.inference.evaluate import build_report
     from clsgen_dist.inference.predict import Predictor
+    from clsgen_dist.inference.rows import labelled_rows, predict_rows
 
     _say("exporting to a plain Hugging Face folder, and verifying it")
     export(run, model)
     _say("calibrating on the dev rows")
-    commands.calibrate(str(model), _rows("dev", seed))
+    calibrate(model, _rows("dev", seed))
     _say("predicting and explaining the held-out rows")
     predictor = Predictor(model)
-    held_out = commands.labelled_rows(predictor, _rows("test", seed)).examples
-    train_rows = commands.labelled_rows(predictor, _rows("train", seed)).examples
-    predicted = commands.predict_rows(predictor, held_out, batch_size=50, explain=True)
+    held_out = labelled_rows(predictor, _rows("test", seed)).examples
+    train_rows = labelled_rows(predictor, _rows("train", seed)).examples
+    predicted = predict_rows(predictor, held_out, batch_size=50, explain=True)
     _say("fitting the baselines")
-    report = commands.build_report(predictor, held_out, predicted, train_rows)
+    report = build_report(predictor, held_out, predicted, train_rows)
     true_evidence = [
         breast_cancer.evidence_is_true(row.text, prediction.explanation or "")
         for row, prediction in zip(held_out, predicted, strict=True)

@@ -26,8 +26,8 @@ from clsgen_dist.model.label_space import LabelSpace
 
 
 def export(
-    checkpoint_path: Path,
-    output: Path,
+    checkpoint_path: str | Path,
+    output: str | Path,
     *,
     max_shard_bytes: int = 5 * 10**9,
     verify_logits: bool = True,
@@ -40,7 +40,8 @@ def export(
         ModelError: ``output`` exists and is no earlier export, the architecture's names do not fit, or verification
             failed; nothing is left at ``output`` then.
     """
-    source = _find_checkpoint(checkpoint_path, say)
+    output = Path(output)
+    source = _find_checkpoint(Path(checkpoint_path), say)
     marker = checkpoint.verify(source)
     settings = settings_from_yaml((source / checkpoint.SETTINGS_FILE).read_text())
     if output.exists() and not (output / "clsgen.json").is_file() and any(output.iterdir()):

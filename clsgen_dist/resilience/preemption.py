@@ -35,7 +35,7 @@ class PreemptionHandler:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self._stepping:
-            line = f"{Preempted.label}: {name} came before the first step: nothing to save. Start again\n"
+            line = f"{Preempted.label}: received {name} before the first step: nothing to save. Start again\n"
             os.write(2, line.encode())  # not print: it may be printing that was interrupted
             os._exit(Preempted.exit_code)
         self.received = self.received or name

@@ -276,10 +276,12 @@ class Trainer:
         if self.saver.last_step != self.state.step:
             self._save()
         self._commit()
-        signal = self.preemption.received or "a signal to another rank"
+        signal = (
+            f"received {self.preemption.received}" if self.preemption.received else "another rank received a signal"
+        )
         if not self.state.updates:
-            raise Preempted(f"{signal} received before the first update: nothing to save. Start again")
-        raise Preempted(f"{signal} received: checkpoint of step {self.state.step} saved. Resume with --resume auto")
+            raise Preempted(f"{signal} before the first update: nothing to save. Start again")
+        raise Preempted(f"{signal}: checkpoint of step {self.state.step} saved. Resume with --resume auto")
 
     def _scalars(self, share: Step, result: StepResult) -> dict[str, float]:
         """What the log shows of a step."""

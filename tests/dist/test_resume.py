@@ -230,7 +230,7 @@ def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undistur
 def test_what_would_not_go_on_as_before_is_refused(undisturbed, train, tmp_path):
     for overrides, expected in (
         ({"seed": 5}, "seed was 0 and is now 5"),
-        ({"curriculum__order": "hard_first"}, "difficulty of the rows (sha256) was"),
+        ({"curriculum__order": "hard_first"}, "order.difficulty_sha256 was"),
         ({"data__positive_label": "benign"}, "data.positive_label malignant -> benign"),
     ):
         done = train(undisturbed, check=False, **{**RUN, "resume": "auto", **overrides})
@@ -244,7 +244,7 @@ def test_other_rates_and_weights_are_told_and_take_effect(undisturbed, train, tm
     shutil.rmtree(checkpoint.committed(output / "checkpoints")[-1])
     changed = {"optim__lr": 2e-3, "optim__weight_decay": 0.5, "optim__betas": "[0.8, 0.9]", "loss__generation_weight": 4.0}
     done = train(output, **RUN, resume="auto", **changed)
-    told = next(line for line in done.stdout.splitlines() if line.startswith("settings changed since step-00000022"))
+    told = next(line for line in done.stdout.splitlines() if "settings changed since step-00000022" in line)
     assert "optim.lr 0.001 -> 0.002; " in told and "loss.generation_weight 2.0 -> 4.0; " in told
     rates = [_curve(folder, "optim/lr") for folder in (undisturbed, output)]
     for step in (23, 24):

@@ -15,7 +15,7 @@ from clsgen_dist.evaluation.bootstrap import bootstrap_interval
 from clsgen_dist.evaluation.calibration import ece, nll, reliability_bins
 from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
 from clsgen_dist.evaluation.report import Report, score, text_baseline
-from clsgen_dist.inference.commands import build_report
+from clsgen_dist.inference.evaluate import build_report
 
 
 def _binary(p):

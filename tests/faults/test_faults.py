@@ -89,7 +89,10 @@ def test_all_ranks_stop_at_one_boundary_with_one_checkpoint_and_go_on(run, undis
     output = tmp_path / "run"
     stopped = run(output, [fault])
     assert stopped.status == [75, 75], stopped.text
-    assert f"stopped: {'SIGTERM' if fault['what'] == 'term' else 'a signal to another rank'} came" in stopped.logs[0]
+    assert (
+        f"stopped: {'received SIGTERM' if fault['what'] == 'term' else 'another rank received a signal'}:"
+        in stopped.logs[0]
+    )
     assert [checkpoint.read_marker(c)["state"]["step"] for c in checkpoint.committed(output / "checkpoints")][-1] == at
     assert sorted((output / "checkpoints").glob("step-*")) == checkpoint.committed(output / "checkpoints")
     done = run(output)
@@ -101,7 +104,7 @@ def test_all_ranks_stop_at_one_boundary_with_one_checkpoint_and_go_on(run, undis
 def test_asked_before_the_first_step_there_is_nothing_to_save_and_again_and_again_gets_nowhere(run, tmp_path):
     asked = [{"what": "term", "where": "start"}]
     stopped = run(tmp_path / "run", asked)
-    assert stopped.status == [75, 75] and "stopped: SIGTERM came before the first step" in stopped.text
+    assert stopped.status == [75, 75] and "stopped: received SIGTERM before the first step" in stopped.text
     assert not checkpoint.committed(tmp_path / "run/checkpoints")
     assert [run(tmp_path / "run", asked, world=1).status for _ in range(2)] == [[75]] * 2
     refused = run(tmp_path / "run", world=1)
@@ -259,7 +262,10 @@ def test_bad_steps_are_left_out_by_all_ranks_counted_and_their_rows_written(run,
 def test_too_many_in_a_row_go_back_to_a_checkpoint_and_past_the_data(run, tmp_path):
     faults = [{"what": "nan_loss", "steps": [5, 6, 7], "rank": 1}]
     truth = run(tmp_path / "truth", faults)
-    assert truth.status == [0, 0] and "weights and optimizer are back at step-00000004; the data goes on" in truth.text
+    assert (
+        truth.status == [0, 0]
+        and "weights and optimizer rolled back to step-00000004; the data continues" in truth.text
+    )
     assert [line["step"] for line in lines(tmp_path / "truth/rows.jsonl")] == list(range(1, 13))
     killed = run(tmp_path / "run", [*faults, {"what": "kill", "step": 10, "rank": 0}])
     assert killed.status[0] == -9
@@ -270,7 +276,7 @@ def test_too_many_in_a_row_go_back_to_a_checkpoint_and_past_the_data(run, tmp_pa
 def test_a_run_that_only_diverges_ends_and_names_its_rows(run, tmp_path):
     ended = run(tmp_path / "run", [{"what": "nan_loss", "steps": list(range(5, 30)), "rank": 1}], train__max_steps=15)
     assert ended.status == [2, 2]
-    assert "after going back to a checkpoint 2 times" in ended.logs[0] and "skipped.jsonl" in ended.logs[0]
+    assert "after 2 rollbacks to a checkpoint" in ended.logs[0] and "skipped.jsonl" in ended.logs[0]
     assert [line["step"] for line in lines(tmp_path / "run/skipped.jsonl")] == list(range(5, 14))
 
 
@@ -309,7 +315,7 @@ def test_going_back_works_after_a_change_of_ranks(run, tmp_path):
         assert run(output, world=before, train__max_steps=4).status == [0] * before
         done = run(output, bad, world=after, checkpoint__every=50)
         assert done.status == [0] * after, done.text
-        assert "weights and optimizer are back at step-00000004" in done.text
+        assert "weights and optimizer rolled back to step-00000004" in done.text
         assert [line["step"] for line in lines(output / "skipped.jsonl")] == [5, 6, 7]
 
 
@@ -318,14 +324,14 @@ def test_a_stop_while_steps_are_left_out_saves_nothing_to_go_back_to(run, tmp_pa
     stopped = run(tmp_path / "run", [*bad, {"what": "usr2", "step": 6, "rank": 1}])
     assert stopped.status == [75, 75]
     done = run(tmp_path / "run", bad)
-    assert done.status == [0, 0] and "step 7: weights and optimizer are back at step-00000004" in done.text
+    assert done.status == [0, 0] and "step 7: weights and optimizer rolled back to step-00000004" in done.text
     assert [line["step"] for line in lines(tmp_path / "run/skipped.jsonl")] == [5, 6, 7]
 
 
 def test_before_anything_is_learnt_nothing_is_saved(run, tmp_path):
     bad = [{"what": "nan_grad", "step": 1, "rank": 0}]
     stopped = run(tmp_path / "run", [*bad, {"what": "usr2", "step": 1, "rank": 1}])
-    assert stopped.status == [75, 75] and "came before anything was learnt: nothing to save" in stopped.text
+    assert stopped.status == [75, 75] and "before the first update: nothing to save" in stopped.text
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
     assert run(tmp_path / "run", bad, world=1).status == [0]
 

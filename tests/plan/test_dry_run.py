@@ -55,7 +55,7 @@ def test_bad_input_is_one_line(run_command):
     ("flags", "message"),
     [
         (["--ranks", "x"], "--ranks is 'x', expected a whole number"),
-        (["--rank", "8"], "--rank 8; did you mean 'ranks'?"),
+        (["--rank", "8"], "unknown option --rank; did you mean --ranks?"),
         (["--json", "."], ". cannot be written"),
     ],
 )

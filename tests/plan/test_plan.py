@@ -626,8 +626,8 @@ def test_the_verb_prints_and_writes_the_plan(recipe, backbone, tmp_path, capsys)
     [
         (["--nodes", "0"], "--nodes is 0, expected 1 or more"),
         (["--nodes", "x"], "--nodes is 'x', expected a whole number"),
-        (["--search", "yes"], "--search is 'yes', expected true or false"),
-        (["--nodez", "3"], "--nodez 3; did you mean 'nodes'?"),
+        (["--search", "maybe"], "--search is 'maybe', expected true or false"),
+        (["--nodez", "3"], "unknown option --nodez; did you mean --nodes?"),
         (["--json", "."], "cannot be written"),
         (["--plot", "/proc/none/plan.png"], "cannot be written"),
         (["--plot", "plan.xyz"], "plan.xyz cannot be written: .xyz is none of "),

@@ -58,7 +58,7 @@ with PreemptionHandler() as stop:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 75 and "went on" not in done.stdout
-    assert done.stderr == f"stopped: {name} came before the first step: nothing to save. Start again\n"
+    assert done.stderr == f"stopped: received {name} before the first step: nothing to save. Start again\n"
 
 
 def test_what_slurm_took_away_by_itself_is_no_failed_start(tmp_path, monkeypatch):

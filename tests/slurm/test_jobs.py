@@ -142,7 +142,7 @@ def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job,
     ended = slurm.wait(number)
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (ended, text[-3000:])
-    assert "USR2 came: the checkpoint of step" in text and "asked to stop: requeued" in text
+    assert "received SIGUSR2: checkpoint of step" in text and "asked to stop: requeued" in text
     assert "resumed from" in text
     assert [json.loads(line)["step"] for line in shown.read_text().splitlines()] == list(range(1, 61))
     assert checkpoint.committed(job.output / "checkpoints")[-1].name == "step-00000060"

@@ -1,0 +1,35 @@
+"""``clsgen calibrate``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clsgen_dist.data.example import Columns
+    from clsgen_dist.io.constraints import ClosedUnitInterval, PositiveInt
+
+
+def run(
+    model: str,
+    data: str,
+    columns: Columns | None = None,
+    batch_size: PositiveInt = 32,
+    max_bad_fraction: ClosedUnitInterval = 0.01,
+) -> None:
+    """Fit affine recalibration and (binary) the best F1 threshold on held-out rows, and store them with the model.
+
+    Args:
+        model: Folder that `clsgen export` wrote; its clsgen.json is updated.
+        data: Labelled rows that were neither trained on nor will be reported on.
+        columns: How the columns are called.
+        batch_size: Rows put through the model together.
+        max_bad_fraction: Stop when more than this share of the rows is bad; fewer are left out, and listed.
+    """
+    from clsgen_dist.inference.calibrate import calibrate
+
+    card = calibrate(model, data, columns, batch_size=batch_size, max_bad_fraction=max_bad_fraction)
+    assert card.calibration and card.calibrated_on
+    offsets = ", ".join(f"{offset:.3f}" for offset in card.calibration["bias"])
+    threshold = "" if card.threshold is None else f", threshold {card.threshold:.3f}"
+    rows, slope = card.calibrated_on["rows"], card.calibration["scale"]
+    print(f"calibrated on {rows} rows: slope {slope:.3f}, offsets {offsets}{threshold}")

@@ -1,0 +1,27 @@
+"""``clsgen export``."""
+
+from __future__ import annotations
+
+
+def run(checkpoint: str, output: str, max_shard_size: str = "5GB", verify_logits: bool = True) -> None:
+    """Turn a training checkpoint into a plain Hugging Face folder with its classification head, and verify it.
+
+    Args:
+        checkpoint: A run's output_dir (its best checkpoint is taken) or a checkpoint's folder.
+        output: Folder to write.
+        max_shard_size: Largest weight file, like 5GB or 500MB.
+        verify_logits: Reload the result and compare its logits with the trained model's (in memory).
+    """
+    from clsgen_dist.hf_export.export import export
+
+    export(checkpoint, output, max_shard_bytes=_bytes(max_shard_size), verify_logits=verify_logits)
+
+
+def _bytes(size: str) -> int:
+    from clsgen_dist.errors import SettingsError
+
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = size[:-2], size[-2:].upper()
+    if unit not in units or not number.strip().isdigit():
+        raise SettingsError(f"--max_shard_size is {size!r}, expected a number and a unit, like 5GB or 500MB")
+    return int(number) * units[unit]

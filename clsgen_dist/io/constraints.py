@@ -1,0 +1,83 @@
+"""Number types with a range, and what is wrong with values that leave it.
+
+The types are plain ``int`` and ``float`` for type checkers and for the parser; :func:`range_faults` reads the ranges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+PositiveInt = Annotated[int, Gt(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
+
+
+def range_faults(types: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """``name is value, expected range`` for each value that its type does not allow, or that is NaN or infinite.
+
+    Args:
+        types: annotations by name, as :func:`typing.get_type_hints` gives them with ``include_extras=True``.
+        values: by the same names; dataclasses, lists, tuples and dictionaries are searched.
+    """
+    return [fault for name, kind in types.items() if name in values for fault in _faults(name, kind, values[name])]
+
+
+def dataclass_range_faults(settings: Any) -> list[str]:
+    """:func:`range_faults` of a dataclass's fields, those of nested ones by dotted names."""
+    return range_faults(get_type_hints(type(settings), include_extras=True), vars(settings))
+
+
+def _faults(name: str, kind: Any, value: Any) -> Iterator[str]:
+    if dataclasses.is_dataclass(value):
+        hints = get_type_hints(type(value), include_extras=True)
+        for field, inner in hints.items():
+            yield from _faults(f"{name}.{field}", inner, getattr(value, field))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{name} is {value}, expected a finite number"
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _faults(f"{name}.{index}", None, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _faults(f"{name}.{key}", None, item)
+    elif isinstance(value, (int, float)) and (wanted := _wanted(kind, value)):
+        yield f"{name} is {value}, expected {wanted}"
+
+
+def _wanted(kind: Any, value: float) -> str | None:
+    """The range in words, if the value is outside it."""
+    if get_origin(kind) is Annotated:
+        limits = get_args(kind)[1:]
+        return None if all(map(_holds, limits, [value] * len(limits))) else _words(limits)
+    for inner in get_args(kind):
+        if get_origin(inner) is Annotated:
+            return _wanted(inner, value)
+    return None
+
+
+def _holds(limit: Any, value: float) -> bool:
+    if isinstance(limit, Gt):
+        return value > limit.gt  # type: ignore[operator,no-any-return]
+    if isinstance(limit, Ge):
+        return value >= limit.ge  # type: ignore[operator,no-any-return]
+    if isinstance(limit, Lt):
+        return value < limit.lt  # type: ignore[operator,no-any-return]
+    return not isinstance(limit, Le) or value <= limit.le  # type: ignore[operator]
+
+
+def _words(limits: tuple[Any, ...]) -> str:
+    match limits:
+        case (Ge(low), Le(high)):
+            return f"a share from {low:g} to {high:g}"  # type: ignore[str-bytes-safe]
+        case (Gt(low),):
+            return f"more than {low}"
+        case (Ge(low),):
+            return f"{low} or more"
+    raise TypeError(f"no words for the range {limits}")

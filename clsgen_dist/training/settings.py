@@ -1,0 +1,51 @@
+"""Settings of the loop and its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clsgen_dist.io.constraints import PositiveFloat, PositiveInt
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """The loop."""
+
+    batch_size: PositiveInt = 16
+    """Rows per optimizer step over all ranks and micro-batches: the gradient does not depend on how they are spread."""
+    micro_batch_tokens: PositiveInt = 4096
+    """Most tokens one rank puts through the model at once; rows are packed into it end to end, without padding."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the training rows; may be a fraction."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps even if epochs remain."""
+    stop_at_stage: str | None = None
+    """End, with a checkpoint, after the curriculum stage of this name; `resume: auto` goes on with the next."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on an accelerator, fp32 on CPU."""
+    activation_checkpointing: bool = False
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
+    eval_every: PositiveInt | None = None
+    """Evaluate on the dev rows every this many steps, and after the last; none: after the last only."""
+    early_stop_patience: PositiveInt | None = None
+    """Stop after this many evaluations without a better `best_metric`; none: never."""
+    best_metric: Literal["auroc", "f1", "ece", "nll", "loss"] = "auroc"
+    """What makes a checkpoint the best: dev AUROC, F1 (higher), ECE, classification loss or joint loss (lower)."""
+    log_rows: bool = False
+    """Write the ids of each step's rows to output_dir/rows.jsonl: what was shown when, for audits and comparisons."""
+    collective_timeout_s: PositiveInt = 1800
+    """A collective that waits longer than this ends the run: a dead rank is not waited for."""
+
+
+@dataclass(kw_only=True)
+class CheckpointSettings:
+    """What is kept, and when."""
+
+    asynchronous: bool = True
+    """Copy the shard to host memory and write it while training goes on; false: write it before the next step."""
+
+    every: PositiveInt | None = None
+    """Save every this many steps (and at each evaluation that is the best so far, and at the end)."""
+    keep_last: PositiveInt = 2
+    """How many of the newest checkpoints are kept, besides the best."""
