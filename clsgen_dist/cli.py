@@ -59,23 +59,23 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
 
 def _run(module: Any, program: str, words: list[str]) -> None:
     """Parse and call. What the user can fix becomes one line and the error's status, Ctrl-C status 130."""
+    from clsgen_dist.config import Settings, recipe_flags
     from clsgen_dist.errors import UserError
     from clsgen_dist.io.log import setup_logging
     from clsgen_dist.parser import call, command_parser
 
     try:
         if default := getattr(module, "DEFAULT_RECIPE", None):
-            from clsgen_dist.config import recipe_flags
-
             words = recipe_flags(_with_file(words, getattr(module, "FILE_SETTING", None)), default)
         parser = command_parser(
             module.run,
             program,
+            settings=Settings,
             positional=getattr(module, "POSITIONAL", None),
             switches=getattr(module, "SWITCHES", ()),
             verbatim=getattr(module, "VERBATIM", ()),
         )
-        run = call(module.run, parser, words)
+        run = call(module.run, parser, words, settings=Settings)
         setup_logging(timestamps=getattr(module, "TIMESTAMPS", False))
         run()
     except UserError as error:

@@ -62,6 +62,7 @@ def command_parser(
     command: Callable[..., None],
     program: str,
     *,
+    settings: type,
     positional: str | None = None,
     switches: Sequence[str] = (),
     verbatim: Sequence[str] = (),
@@ -71,6 +72,7 @@ def command_parser(
     Args:
         command: its parameter ``settings``, if it has one, becomes the settings tree.
         program: what the user typed, like ``clsgen plan``.
+        settings: the class of the settings tree.
         positional: the parameter that takes all bare words.
         switches: parameters that are true when named, without a value.
         verbatim: parameters that take text, in which ``null`` and ``[1]`` have no meaning.
@@ -88,22 +90,18 @@ def command_parser(
     skip: set[str | int] = {"settings", *switches, *verbatim, *([positional] if positional else [])}
     parser.add_function_arguments(command, None, as_group=False, as_positional=False, skip=skip)
     if "settings" in inspect.signature(command).parameters:
-        from clsgen_dist.config import Settings
-
-        add_settings(parser, Settings)
+        add_settings(parser, settings)
     return parser
 
 
-def call(command: Callable[..., None], parser: Parser, argv: Sequence[str]) -> Callable[[], None]:
+def call(command: Callable[..., None], parser: Parser, argv: Sequence[str], *, settings: type) -> Callable[[], None]:
     """Parse ``argv``; the call of the command with it, or an error and exit."""
     arguments = vars(parser.instantiate(parser.parse_args(list(argv))))
     if "settings" in inspect.signature(command).parameters:
         arguments.pop("config")
-        from clsgen_dist.config import Settings
-
-        names = [field.name for field in dataclasses.fields(Settings)]
+        names = [field.name for field in dataclasses.fields(settings)]
         try:
-            arguments["settings"] = Settings(**{name: arguments.pop(name) for name in names})
+            arguments["settings"] = settings(**{name: arguments.pop(name) for name in names})
         except SettingsError as error:
             parser.error(str(error))
     # Of the command's own types only the number ranges matter here.

@@ -46,7 +46,6 @@ from clsgen_dist.config import Settings
 from clsgen_dist.data.curriculum.stages import PlannedStage, Stage
 from clsgen_dist.data.loader import Step
 from clsgen_dist.data.pack import PackingStats, Sample, collate
-from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.log import quiet_libraries
@@ -55,6 +54,7 @@ from clsgen_dist.model.context import require_context
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.objectives.normalization import StepCounts
 from clsgen_dist.plan.meta_trace import open_config
+from clsgen_dist.training.build import build_engine, zero_config
 
 WARM_UP = 2
 """Optimizer steps before the one that is noted: DeepSpeed records the order of modules, then follows it."""

@@ -20,13 +20,13 @@ from clsgen_dist.data.loader import TrainStream
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.prompt import RenderedPrompt
 from clsgen_dist.data.tables.dataset import RowDataset
-from clsgen_dist.engine.build import build_engine
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backbone, require_finite
 from clsgen_dist.model.context import require_context, require_embedded
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
+from clsgen_dist.training.build import build_engine
 from clsgen_dist.training.datasets import open_datasets, require_something_to_learn
 from clsgen_dist.training.evaluation import metric_fault
 from clsgen_dist.training.prompt import prompt_of_run

@@ -24,7 +24,6 @@ from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.loader import Step, prefetch
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
-from clsgen_dist.engine.build import zero_config
 from clsgen_dist.engine.world import World, launched_ranks, process_group
 from clsgen_dist.errors import NonFiniteLossError, Preempted
 from clsgen_dist.io.files import disk_full_as_user_error
@@ -42,6 +41,7 @@ from clsgen_dist.track.progress import Progress
 from clsgen_dist.track.sample_log import SampleLog, drop_steps_from
 from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
+from clsgen_dist.training.build import zero_config
 from clsgen_dist.training.evaluation import dev_metrics, evaluate, is_better, metric_name, reliability
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
 from clsgen_dist.training.setting_changes import changed_settings

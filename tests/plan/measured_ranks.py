@@ -26,11 +26,11 @@ from clsgen_dist.config import settings_from_yaml
 from clsgen_dist.data.curriculum.stages import PlannedStage, Stage
 from clsgen_dist.data.loader import Step
 from clsgen_dist.data.pack import PackingStats, Sample, collate
-from clsgen_dist.engine.build import build_engine, zero_config
 from clsgen_dist.engine.world import process_group
 from clsgen_dist.model.backbone import open_backbone
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.plan.dry_run import held_by_part
+from clsgen_dist.training.build import build_engine, zero_config
 from clsgen_dist.training.step import TrainStep, agree
 
 WARM_UP = 2  # the trace is recorded in the second micro-step, and in force from the third on
