@@ -1,4 +1,4 @@
-# make demo | make test are the two commands; each sets up what it needs (see scripts/setup.sh) and says how long.
+# Each target sets up what it needs (scripts/setup.sh).
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
@@ -7,32 +7,36 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Waiting threads that spin take the core from the rank that works.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-long test-fast lint setup clean
+.PHONY: help demo test test-long test-fast lint docs wheel setup clean
 
-demo: setup
-	@echo "== demo: training, export, calibration, evaluation; 6 to 7 minutes on 2 CPU cores"
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: setup ## train, export, calibrate and evaluate a real model on real data: 6 to 7 minutes on 2 CPU cores
 	@$(BIN)/clsgen demo
 
-test: setup lint
-	@echo "== tests: everything this machine can test but the long ones; 11 to 20 minutes on 2 CPU cores"
+test: setup lint ## everything but the long tests: 11 to 20 minutes on 2 CPU cores
 	@$(PYTEST) $(PARALLEL) --durations=15
 
-# Soak, measured planner runs, engine variants that compile. docs/results.md says when they last ran whole.
-test-long: setup
-	@echo "== tests marked long: what make test leaves out"
+test-long: setup ## what make test leaves out: soak, measured planner runs, engine variants that compile
 	@$(PYTEST) -m long $(PARALLEL) --durations=15
 
-test-fast: setup
-	@echo "== tests without the long ones; about 1 minute"
+test-fast: setup ## unit tests only: about a minute
 	@$(PYTEST) -m "not long and not slow and not dist and not browser"
 
-lint: setup
-	@echo "== ruff, mypy, shellcheck"
+lint: setup ## ruff, mypy, shellcheck, and the docs site built strictly
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then shellcheck -x -P . scripts/*.sh slurm/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi
+	@$(MAKE) --no-print-directory docs
 
-setup:
+docs: setup ## build the docs site into build/site
+	@if [ -f mkdocs.yml ]; then $(BIN)/mkdocs build --quiet --strict --site-dir build/site; fi
+
+wheel: setup ## build the package into dist/
+	@$(BIN)/python -m build
+
+setup: ## install what everything needs into .venv
 	@VENV=$(VENV) bash scripts/setup.sh
 
-clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## delete the environment and what was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

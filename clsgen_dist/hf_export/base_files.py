@@ -67,7 +67,8 @@ def _add_older_names(fields: dict[str, Any]) -> None:
 
 def copy_small_files(folder: Path, base: Path) -> None:
     """Tokenizer, generation settings and licence of the base, as they are; the tokenizer's class as both versions
-    know it."""
+    know it.
+    """
     for pattern in (*_TOKENIZER_FILES, *_ALONG):
         for path in base.glob(pattern):
             if path.is_file() and not (folder / path.name).exists():

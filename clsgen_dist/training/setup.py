@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from clsgen_dist.checkpoint.canary import canary_sample
+from clsgen_dist.checkpoint.state import RunIdentity
 from clsgen_dist.config import Settings
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.loader import TrainStream
@@ -80,6 +81,25 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
         logger.info("rows are padded, not packed: %s", why)
     return Run(
         output=output, engine=engine, stream=stream, dev=datasets.dev, labels=labels, canary=canary, prompt=prompt
+    )
+
+
+def run_identity(settings: Settings, run: Run, frozen_sums: tuple[float, float], step: int) -> RunIdentity:
+    """What a run that resumes at ``step`` must share with this one."""
+    model, rows = settings.model, run.stream.rows
+    return RunIdentity(
+        labels=list(run.labels.names),
+        rows=len(rows),
+        rows_sha256=rows.fingerprint,
+        order=run.stream.order.visited_before(step),
+        seed=settings.seed,
+        batch_size=settings.train.batch_size,
+        finetune=model.finetune,
+        top_layers=model.top_layers,
+        lora=(model.lora_rank, model.lora_alpha) if model.finetune == "lora" else None,
+        optimizer=settings.optim.name,
+        frozen_sum=frozen_sums[0],
+        frozen_square_sum=frozen_sums[1],
     )
 
 

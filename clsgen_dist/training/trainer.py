@@ -8,6 +8,7 @@ whether to stop, take the step, skip it where losses or gradients forbid it, eva
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any
 from clsgen_dist import checkpoint
 from clsgen_dist.checkpoint.canary import score_canary
 from clsgen_dist.checkpoint.saver import Saver, checkpoint_bytes, checkpoints_to_come, require_room
-from clsgen_dist.checkpoint.state import RunIdentity, TrainState
+from clsgen_dist.checkpoint.state import TrainState
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.loader import Step, prefetch
 from clsgen_dist.data.tables.dataset import RowDataset
@@ -45,7 +46,7 @@ from clsgen_dist.training.build import zero_config
 from clsgen_dist.training.evaluation import dev_metrics, evaluate, is_better, metric_name, reliability
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
 from clsgen_dist.training.setting_changes import changed_settings
-from clsgen_dist.training.setup import Run, prepare
+from clsgen_dist.training.setup import Run, prepare, run_identity
 from clsgen_dist.training.step import StepResult, TrainStep, agree
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Trainer:
             prompt=run.prompt.to_json(),
             before_write=lambda: run_lock.require(world),
         )
-        self.frozen_sums = checkpoint.frozen_sums(run.engine.module, world)
+        self.identity = functools.partial(run_identity, settings, run, checkpoint.frozen_sums(run.engine.module, world))
         # They write nothing until the run knows at which step it begins.
         self.log = TensorBoardLog(None, settings_text=self.settings_yaml)
         self.progress = Progress(self.total_steps, enabled=False)
@@ -195,25 +196,6 @@ class Trainer:
             there=len(checkpoint.committed(self.checkpoints)),
         )
         require_room(self.checkpoints, self.world, checkpoint_bytes(self.engine, self.world), to_come)
-
-    def identity(self, step: int) -> RunIdentity:
-        """What a run that resumes at ``step`` must share with this one."""
-        settings, model, stream = self.settings, self.settings.model, self.stream
-        frozen_sum, frozen_square_sum = self.frozen_sums
-        return RunIdentity(
-            labels=list(self.labels.names),
-            rows=len(stream.rows),
-            rows_sha256=stream.rows.fingerprint,
-            order=stream.order.visited_before(step),
-            seed=settings.seed,
-            batch_size=settings.train.batch_size,
-            finetune=model.finetune,
-            top_layers=model.top_layers,
-            lora=(model.lora_rank, model.lora_alpha) if model.finetune == "lora" else None,
-            optimizer=settings.optim.name,
-            frozen_sum=frozen_sum,
-            frozen_square_sum=frozen_square_sum,
-        )
 
     def _resume(self, folder: Path) -> None:
         self.state = checkpoint.load(self.engine, self.world, folder, self.identity)

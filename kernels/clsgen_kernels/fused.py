@@ -170,7 +170,8 @@ def backward(
 ) -> LMGradients:
     """Gradients of the weighted losses; ``saved`` are the logits, if they were stored.
 
-    ``weight_grad_VD`` (fp32) is added to in place of a new ``dW`` in the weight's dtype."""
+    ``weight_grad_VD`` (fp32) is added to in place of a new ``dW`` in the weight's dtype.
+    """
     hidden_nD, weight_VD, dtype = lm.hidden_nD, lm.weight_VD, lm.hidden_nD.dtype
     launch = launch or choose(hidden_nD.device, dtype)
     n, width = hidden_nD.shape
