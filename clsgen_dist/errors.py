@@ -3,9 +3,9 @@
 | status | meaning | what a scheduler should do |
 |---|---|---|
 | 0 | done | nothing |
-| 1 | crash, hang, a rank that never came, a bad node | try again, a bounded number of times |
+| 1 | crash, hang, a rank that never arrived, a bad node | try again, a bounded number of times |
 | 2 | bad settings, rows or files; a run that diverged or makes no progress | stop: trying again cannot help |
-| 75 | asked to stop; the checkpoint is written, if there was a step | start again with ``--resume auto`` |
+| 75 | asked to stop; the checkpoint is saved, if there was a step | start again with ``--resume auto`` |
 | 130 | Ctrl-C | nothing |
 """
 
@@ -38,7 +38,7 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class NonFiniteLossError(UserError, RuntimeError):
-    """Losses or gradients were not finite, or leapt, more often than the run puts up with."""
+    """Losses or gradients were not finite, or spiked, more often than the run allows."""
 
 
 class NoProgressError(UserError, RuntimeError):

@@ -50,8 +50,8 @@ def unmarked(root: Path) -> list[Path]:
 def newest_valid(root: Path, world: World | None = None, *, good: bool = False) -> Path | None:
     """The newest checkpoint whose files are whole; damaged ones are reported and passed over.
 
-    With ``good``, one that was written while steps were being left out is passed over too: its weights are those that
-    made the losses leap. Collective with a ``world``, whose ranks share the reading.
+    With ``good``, one that was written while updates were being skipped is passed over too: its weights made the losses
+    spike. Collective with a ``world``, whose ranks share the reading.
     """
     folders = committed(root) if world is None else world.broadcast(committed(root))
     for folder in reversed(folders):
@@ -69,7 +69,7 @@ def later_than(root: Path, step: int) -> list[Path]:
 
 
 def clear_after(root: Path, step: int) -> None:
-    """Delete what a run that goes on from ``step`` does not: later checkpoints, and saves and conversions cut short.
+    """Delete what a run that resumes at ``step`` does not need: later checkpoints, interrupted saves and conversions.
 
     Only what is ours for certain: exact names, with our marker or a sign that we left there. Copies and folders of
     other names stay.

@@ -42,8 +42,8 @@ def load(engine: Any, world: World, folder: Path, identity: Callable[[int], RunI
     ]
     if differences:
         raise CheckpointError(
-            f"{folder} is of another run: {'; '.join(differences)}. Restore those settings and rows, or start anew "
-            "with another output_dir"
+            f"{folder} is of another run: {'; '.join(differences)}. Restore those settings and rows, or start a "
+            "new run with another output_dir"
         )
     restore_weights(engine, world, folder)
     return train_state(marker)
@@ -59,7 +59,7 @@ def restore_weights(engine: Any, world: World, folder: Path) -> None:
     elif marker["identity"]["optimizer"] == "adamw_8bit":
         raise CheckpointError(
             f"{folder} was written by {marker['world_size']} ranks and this run has {world.size}: the state of "
-            "adamw_8bit cannot be shared out anew; go on with as many ranks, or train with adamw"
+            "adamw_8bit cannot be resharded; resume with as many ranks, or train with adamw"
         )
     else:
         path = _load_from_other_ranks(engine, world, folder)
@@ -84,7 +84,7 @@ def require_same_canary(folder: Path, now: list[dict[str, Any]], tolerance: floa
     if wrong:
         raise CheckpointError(
             f"{folder} scores {', '.join(wrong[:4])} on the fixed text whose loss was {then:.6f} when it was saved: "
-            "its weights did not arrive as they were. Use an earlier checkpoint, or the number of ranks that wrote it"
+            "its weights were not restored. Use an earlier checkpoint, or the number of ranks that wrote it"
         )
     return then, losses[0]
 

@@ -115,7 +115,7 @@ class Saver:
         parts = self._world.gather(self._writer.result())
         failed = [f"rank {rank}: {part.why}" for rank, part in enumerate(parts) if isinstance(part, _Unwritten)]
         if failed:
-            told = f"{folder} was not written ({'; '.join(failed[:4])}); the one before it stands"
+            told = f"{folder} was not written ({'; '.join(failed[:4])}); the previous one is kept"
             if any(isinstance(part, _Unwritten) and part.may_pass for part in parts):
                 raise RuntimeError(told)  # a crash: another start may do better
             raise CheckpointError(told)
@@ -231,6 +231,6 @@ def require_room(root: Path, world: World, needed: int, checkpoints: int = 1) ->
             fault = f"{files} files for {what}, but it has {disk.f_favail} inodes free"
     if fault := world.broadcast(fault):
         raise CheckpointError(
-            f"the disk of {root} needs {fault}; make room, lower checkpoint.keep_last, or move output_dir, then go on "
-            "with --resume auto"
+            f"the disk of {root} needs {fault}; make room, lower checkpoint.keep_last, or move output_dir, then "
+            "resume with --resume auto"
         )

@@ -27,7 +27,7 @@ class SpikeState:
     """Times the weights went back to a checkpoint."""
 
     def limits(self, spike_factor: float) -> tuple[float, float]:
-        """Generation and classification loss above which a step is a leap; infinite while too few are known."""
+        """Generation and classification loss above which a step is a spike; infinite while too few are known."""
         return tuple(
             spike_factor * max(median(recent), _LEAST) if spike_factor and len(recent) >= _NEEDED else math.inf
             for recent in (self.recent_generation, self.recent_classification)
@@ -72,7 +72,7 @@ class TrainState:
 
     @property
     def updates(self) -> int:
-        """Optimizer steps that were not left out."""
+        """Optimizer steps that were not skipped."""
         return self.step - self.spikes.skipped
 
 

@@ -23,7 +23,7 @@ def run(
         data: Labelled rows that were neither trained on nor will be reported on.
         columns: How the columns are called.
         batch_size: Rows put through the model together.
-        max_bad_fraction: Stop when more than this share of the rows is bad; fewer are left out, and listed.
+        max_bad_fraction: Stop when more than this share of the rows is bad; fewer are dropped, and listed.
     """
     from clsgen_dist.inference.calibrate import calibrate
 

@@ -30,7 +30,7 @@ def run(
         columns: How the columns are called.
         batch_size: Rows put through the model together.
         explain: Decode explanations too, and count how many name the decided class.
-        max_bad_fraction: Stop when more than this share of the rows is bad; fewer are left out, and listed.
+        max_bad_fraction: Stop when more than this share of the rows is bad; fewer are dropped, and listed.
     """
     from clsgen_dist.inference.evaluate import evaluate
     from clsgen_dist.io.files import atomic_write, require_writable, writing

@@ -202,8 +202,8 @@ def _who_is_missing(store: torch_dist.Store, keys: list[str], timeout_s: int, er
     except RuntimeError:  # the store went with rank 0
         return f"rank 0 went away while the ranks were meeting ({_first_line(error)}); see its log"
     return (
-        f"ranks {', '.join(map(str, missing[:16]))}{' ...' if len(missing) > 16 else ''} of {len(keys)} did not come "
-        f"within {timeout_s} s (faults.rendezvous_timeout_s); nodes that came: {', '.join(nodes[:32])}. See the logs "
+        f"ranks {', '.join(map(str, missing[:16]))}{' ...' if len(missing) > 16 else ''} of {len(keys)} timed out "
+        f"after {timeout_s} s (faults.rendezvous_timeout_s); nodes that arrived: {', '.join(nodes[:32])}. See the logs "
         "of the others, and start again"
     )
 

@@ -24,7 +24,7 @@ class PreemptionHandler:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        """Name of the first signal that came."""
+        """Name of the first signal received."""
         self._stepping = False
         self._before: dict[signal.Signals, Any] = {}
 

@@ -5,7 +5,7 @@
 
 A start is noted before anything is loaded. It is without an end where the process was killed, or stopped before the
 first step; where Slurm itself took the job away (a lost node, preemption, ``scontrol requeue``), as its logs show, it
-does not count. Its step is that of the newest checkpoint, which may turn out to be damaged: it tells whether there is a
+does not count. Its step is that of the newest checkpoint, which may be damaged: it shows whether there is a
 newer one than at the start before.
 """
 
@@ -87,10 +87,12 @@ def _stuck(file: Path, step: int, limit: int) -> str | None:
             why.append(f"after step {line['step']}: {line['why']}")
     if stuck < limit:
         return None
-    told = f" The last ends: {'; '.join(why[:3])}." if why else " They were killed, or stopped before the first step."
+    why_text = (
+        f" The last ends: {'; '.join(why[:3])}." if why else " They were killed, or stopped before the first step."
+    )
     return (
-        f"{stuck} starts in a row began at step {step} and none came to its next checkpoint (faults.max_stuck_starts "
-        f"is {limit}).{told} Mend that, then delete {file} and start again"
+        f"no progress over {stuck} starts: all began at step {step}, none reached its next checkpoint "
+        f"(faults.max_stuck_starts is {limit}).{why_text} Fix that, then delete {file} and start again"
     )
 
 

@@ -1,4 +1,4 @@
-"""The run's folder: made before anything else, never written over by accident, and where a run goes on from."""
+"""The run's folder: made first, never overwritten by accident; and the checkpoint in it to resume from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _newest(root: Path, world: World) -> Path | None:
     if found is None and (unmarked := world.broadcast(checkpoint.unmarked(root))):
         raise CheckpointError(
             f"{root} holds {len(unmarked)} folders with weights, up to {unmarked[-1].name}, and none has its "
-            f"{checkpoint.MARKER}: they are not taken for whole, nor written over. Put the markers back, or move the "
+            f"{checkpoint.MARKER}: they are neither resumed nor overwritten. Restore the markers, or move the "
             "folders away to start over"
         )
     if found is None:
@@ -69,8 +69,8 @@ def _named(found: Path, root: Path, overwrite: bool, world: World) -> Path:
     others = world.broadcast(checkpoint.later_than(root, step))
     if others and not overwrite:
         raise CheckpointError(
-            f"{root} holds {len(others)} checkpoints, up to {others[-1].name}, which going on from {found} would "
-            "replace; say --overwrite true, or choose another --output_dir"
+            f"{root} holds {len(others)} checkpoints, up to {others[-1].name}, which resuming from {found} would "
+            "replace; use --overwrite true, or choose another --output_dir"
         )
     return found
 
@@ -86,7 +86,7 @@ def _make(output: Path, root: Path, *, starts_over: bool, overwrite: bool, setti
                 (output / name).unlink(missing_ok=True)
         if starts_over and (checkpoint.committed(root) or checkpoint.unmarked(root)):
             return (
-                f"{output} already holds checkpoints of a run; go on with it (--resume auto), choose another "
+                f"{output} already holds checkpoints of a run; resume it (--resume auto), choose another "
                 "--output_dir, or delete it (--overwrite true)"
             )
         output.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ class RunLock:
             try:
                 if (other := self._read()) and (life := self._life_of(other)):
                     raise RunLockError(
-                        f"{self._output} belongs to {life}, since {other['time']}: wait for its end, end it, or choose "
+                        f"{self._output} belongs to {life}, since {other['time']}: wait for it, stop it, or choose "
                         "another --output_dir"
                     )
                 self._output.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class RunLock:
 
     def _holds(self, claim: dict[str, Any]) -> bool:
         try:
-            os.listdir(self._output)  # has network file systems look anew
+            os.listdir(self._output)  # makes network file systems refresh
             return (self._read() or {}).get("token") == claim["token"]
         except (OSError, RunLockError):
             return False
@@ -109,8 +109,8 @@ class RunLock:
             return None
         whose = f"job {now['job']}, process {now['pid']} on {now['host']}" if now else "nobody"
         return (
-            f"{self._output} belongs to {whose} by now ({self._file}): this run ends without writing; its last "
-            "checkpoint stands"
+            f"{self._output} now belongs to {whose} ({self._file}): this run ends without writing; its last "
+            "checkpoint is kept"
         )
 
     def _read(self) -> dict[str, Any] | None:
@@ -126,7 +126,7 @@ class RunLock:
         if isinstance(claim, dict) and self._claim.keys() <= claim.keys():
             return claim
         raise RunLockError(
-            f"{self._file} is damaged, so nobody knows whether another run writes to this folder: make sure that none "
+            f"{self._file} is damaged, so it is unknown whether another run writes to this folder: make sure that none "
             "does, then delete that file"
         )
 
@@ -143,7 +143,7 @@ class RunLock:
 
 
 def _born(pid: int) -> str | None:
-    """When a process started, which tells it from a later one of its number; None if it is gone."""
+    """When a process started, which distinguishes it from a later one of its number; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

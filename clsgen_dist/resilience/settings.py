@@ -10,16 +10,16 @@ from clsgen_dist.io.constraints import NonNegativeInt, PositiveInt
 
 @dataclass(kw_only=True)
 class FaultSettings:
-    """What a run puts up with, and for how long."""
+    """Which faults a run survives, and for how long."""
 
     hang_timeout_s: PositiveInt = 900
     """A rank without progress for so long writes its stacks to output_dir/stacks and ends the run."""
     rendezvous_timeout_s: PositiveInt = 600
-    """The ranks must all have come within so many seconds."""
+    """All ranks must have arrived within so many seconds."""
     spike_factor: float = 10.0
-    """Leave out an update if a head's mean loss is more than this times the median of its last 64, and more than this many nats; 0 never does."""
+    """Skip an update if a head's mean loss is more than this times the median of its last 64, and more than this many nats; 0: never."""
     max_skipped: PositiveInt = 3
-    """After so many updates left out in a row, weights and optimizer go back to the last checkpoint, and the data goes on."""
+    """After so many skipped updates in a row, roll weights and optimizer back to the last checkpoint; the data continues."""
     max_rollbacks: NonNegativeInt = 2
     """End the run when it would have to go back more often than this."""
     max_stuck_starts: PositiveInt = 3

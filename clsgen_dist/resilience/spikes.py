@@ -1,19 +1,19 @@
-"""Steps that must not count: losses or gradients that are not finite, and losses that leap.
+"""Skipped updates and rollbacks: losses or gradients that are not finite, and loss spikes.
 
 All ranks see the same sums, so all take the same turn:
 
     fine ──▶ update        bad ──▶ no update, counted, its rows' ids written to skipped.jsonl
-    bad, ``max_skipped`` times in a row ──▶ weights and optimizer of the last good checkpoint; the data goes on
+    bad, ``max_skipped`` times in a row ──▶ roll back to the last good checkpoint; the data continues
     bad again after ``max_rollbacks`` of those ──▶ the run ends and names the steps
 
 A step is discarded by making its gradient NaN, before the last backward pass: DeepSpeed leaves out an update whose
 global gradient norm is not finite, on all ranks alike, and so do gradients that were not finite in the first place. No
 rank waits for another's verdict, and no number leaves the device for it.
 
-A leap is the mean loss of one head (nats a token, nats a row) of more than ``spike_factor`` times the median of that
-head's last good ones, or times 1 nat where the median is less: a row that contradicts what was learnt by heart is no
+A spike is a mean loss of one head (nats a token, nats a row) of more than ``spike_factor`` times the median of that
+head's last good ones, or times 1 nat where the median is less: a row that contradicts what was memorised is no
 fault. Each head is compared with itself, and only where the step has rows for it, so that neither the mixture of
-rows nor weights that move look like a leap.
+rows nor moving loss weights look like a spike.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SKIPPED_FILE = "skipped.jsonl"
 
 
 def nan_above(loss: Tensor, limit: float) -> Tensor:
-    """1 for a loss that is finite and no leap, else NaN; stays on the device."""
+    """1 for a finite loss below the limit, else NaN; stays on the device."""
     return torch.where(torch.isfinite(loss) & (loss <= limit), 1.0, float("nan"))
 
 

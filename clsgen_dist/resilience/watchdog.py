@@ -28,7 +28,7 @@ class Watchdog:
         self._over = threading.Event()
 
     def beat(self) -> None:
-        """There is progress; the time starts anew."""
+        """There is progress: restart the timer."""
         self._idle_s = 0.0
 
     def __enter__(self) -> Watchdog:

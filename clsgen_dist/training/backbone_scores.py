@@ -8,9 +8,9 @@
                        arXiv 2009.10795, eq. 1 and 2)
 
 The probing run trains a classification head alone on the frozen backbone's states, for ten epochs, each row's
-probability taken before it is learnt from: the training dynamics of a head, at the price of one forward pass.
+probability taken before the update on it: the training dynamics of a head, at the cost of one forward pass.
 
-Rows are scored in blocks. Each block is a file beside the row table, written whole: a run that was killed goes on, and
+Rows are scored in blocks. Each block is a file next to the row table, written atomically: a killed run resumes, and
 several processes or nodes that score the same rows share the blocks among themselves.
 
 Cost: one forward pass over the rows (loss_explanation: over each explanation; loss_label: over each class). The
@@ -232,8 +232,8 @@ def probing_run(states: Sequence[np.ndarray], label_N: np.ndarray) -> tuple[np.n
     """``[N]`` mean and standard deviation over epochs of the probability of each row's class; NaN without label.
 
     A linear head on standardised states, AdamW at 0.5 / D (a step then moves a logit by a half at most), batches of 64.
-    Each epoch draws the order anew: blocks at random, the rows of 16 of them shuffled together. A row's probability is
-    taken before it is learnt from.
+    Each epoch draws a new order: blocks at random, the rows of 16 of them shuffled together. A row's probability is
+    taken before the update on it.
 
     Args:
         states: blocks ``[R, D]`` of rows in order, fp32; may be memory-mapped.

@@ -25,7 +25,7 @@ from clsgen_dist.model.label_space import LabelSpace
 
 
 def zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
-    """What DeepSpeed is told; SettingsError where its file and the settings contradict each other."""
+    """DeepSpeed's configuration; SettingsError where its file and the settings contradict each other."""
     train, path = settings.train, resolve_path(settings.deepspeed)
     config = deepspeed_config(
         path,

@@ -116,7 +116,7 @@ def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
             f"{card.source}: {card.rows - card.unlabelled} of {card.rows} rows have a label and "
             f"{card.rows - card.unexplained} an explanation, but loss.classification_weight is "
             f"{loss.classification_weight}, loss.generation_weight {loss.generation_weight} and model.finetune "
-            f"{settings.model.finetune!r}: nothing would be learnt; name the columns, or change one of these"
+            f"{settings.model.finetune!r}: nothing would be trained; name the columns, or change one of these"
         )
 
 

@@ -14,7 +14,7 @@ from clsgen_dist.errors import CheckpointError
 
 
 def prompt_of_run(settings: PromptSettings, tokenizer: Any, resume_from: Path | None, world: World) -> RenderedPrompt:
-    """The prompt that the run goes on with; collective.
+    """The run's prompt; collective.
 
     Raises:
         SettingsError, ModelError: it cannot be rendered.
@@ -28,7 +28,7 @@ def prompt_of_run(settings: PromptSettings, tokenizer: Any, resume_from: Path | 
     kept = checkpoint.read_marker(resume_from).get("prompt")
     if kept and (changes := RenderedPrompt.of_json(kept).changes(**wanted)):
         raise CheckpointError(
-            f"{resume_from} was trained with another prompt: {'; '.join(changes)}. Restore that, or start anew with "
+            f"{resume_from} was trained with another prompt: {'; '.join(changes)}. Restore it, or start a new run with "
             "another output_dir"
         )
     return kept_prompt(kept, tokenizer, system=settings.system, question=settings.question)

@@ -1,8 +1,8 @@
-"""Settings that changed since the checkpoint that a run goes on from: refused, said, or nobody's business.
+"""Settings that changed since the checkpoint being resumed: refused, logged, or free to change.
 
 What decides rows, weights or optimizer is compared by value where it is loaded (``checkpoint.RunIdentity``, the kept
 prompt). The rest of the tree is compared here, field by field with the ``settings.yaml`` of the checkpoint: a field
-that nothing below names is said, so a new setting is never passed over.
+that is not listed below is logged, so a new setting is never ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FREE = (
     "train.log_rows",
     "train.stop_at_stage",
 )
-"""What changes nothing about what is learnt; a section stands for all its fields."""
+"""Fields that do not change what is trained; a section covers all its fields."""
 
 
 def changed_settings(settings: Settings, folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ class TrainSettings:
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps even if epochs remain."""
     stop_at_stage: str | None = None
-    """End, with a checkpoint, after the curriculum stage of this name; `resume: auto` goes on with the next."""
+    """End, with a checkpoint, after the curriculum stage of this name; `resume: auto` continues with the next."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on an accelerator, fp32 on CPU."""
     activation_checkpointing: bool = False
@@ -33,7 +33,7 @@ class TrainSettings:
     best_metric: Literal["auroc", "f1", "ece", "nll", "loss"] = "auroc"
     """What makes a checkpoint the best: dev AUROC, F1 (higher), ECE, classification loss or joint loss (lower)."""
     log_rows: bool = False
-    """Write the ids of each step's rows to output_dir/rows.jsonl: what was shown when, for audits and comparisons."""
+    """Write the ids of each step's rows to output_dir/rows.jsonl: what was visited when, for audits and comparisons."""
     collective_timeout_s: PositiveInt = 1800
     """A collective that waits longer than this ends the run: a dead rank is not waited for."""
 
@@ -43,7 +43,7 @@ class CheckpointSettings:
     """What is kept, and when."""
 
     asynchronous: bool = True
-    """Copy the shard to host memory and write it while training goes on; false: write it before the next step."""
+    """Copy the shard to host memory and write it while training continues; false: write it before the next step."""
 
     every: PositiveInt | None = None
     """Save every this many steps (and at each evaluation that is the best so far, and at the end)."""

@@ -9,11 +9,11 @@ import pytest
 import torch
 from clsgen_kernels import DualHeadOutput
 
+from clsgen_dist.checkpoint.state import SpikeState
 from clsgen_dist.engine.optim import lr_factor
 from clsgen_dist.engine.world import _environment, ranks_here
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.objectives.normalization import LossWeights, StepCounts, backward_loss, mean
-from clsgen_dist.checkpoint.state import SpikeState
 from clsgen_dist.training.evaluation import dev_metrics, is_better
 
 

@@ -108,7 +108,7 @@ def test_asked_before_the_first_step_there_is_nothing_to_save_and_again_and_agai
     assert not checkpoint.committed(tmp_path / "run/checkpoints")
     assert [run(tmp_path / "run", asked, world=1).status for _ in range(2)] == [[75]] * 2
     refused = run(tmp_path / "run", world=1)
-    assert refused.status == [2] and "3 starts in a row began at step 0" in refused.text
+    assert refused.status == [2] and "no progress over 3 starts: all began at step 0" in refused.text
     assert "killed, or stopped before the first step" in refused.text
 
 
@@ -202,7 +202,7 @@ def test_restarts_that_get_nowhere_stop_and_say_why(run, tmp_path):
     stopped = run(tmp_path / "run", fault, world=1)
     assert stopped.status == [2]
     assert (
-        "3 starts in a row began at step 0" in stopped.text
+        "no progress over 3 starts: all began at step 0" in stopped.text
         and "after step 1: a fault that a test asked for" in stopped.text
     )
 
@@ -212,7 +212,7 @@ def test_restarts_that_get_nowhere_stop_and_say_why(run, tmp_path):
 
 def test_a_rank_that_never_comes_is_named_in_bounded_time(run, tmp_path):
     alone = run(tmp_path / "run", request={"only": [0]}, faults__rendezvous_timeout_s=3)
-    assert alone.status == [1] and "ranks 1 of 2 did not come within 3 s" in alone.text
+    assert alone.status == [1] and "ranks 1 of 2 timed out after 3 s" in alone.text
     other = run(tmp_path / "run", request={"only": [1]}, faults__rendezvous_timeout_s=3)
     assert other.status == [1] and "rank 1 on" in other.text and "did not reach rank 0" in other.text
 

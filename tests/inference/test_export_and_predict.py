@@ -186,7 +186,7 @@ def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_pa
 
 @pytest.mark.parametrize("text", ["null", "5", "true", "[1]", "{a: b}", "-", " padded ", "~"])
 def test_a_text_on_the_command_line_is_taken_as_it_is(text, monkeypatch, capsys):
-    from clsgen_dist.inference import commands
+    from clsgen_dist.inference import predict as module
 
     seen = []
 
@@ -198,7 +198,7 @@ def test_a_text_on_the_command_line_is_taken_as_it_is(text, monkeypatch, capsys)
             seen.extend(texts)
             return [Prediction(label="a", probabilities={"a": 1.0}, explanation=None, truncated=False, logits=(1.0,))]
 
-    monkeypatch.setattr(commands, "Predictor", Fake)
+    monkeypatch.setattr(module, "Predictor", Fake)
     main(["predict", "--model", "m", "--text", text])
     main(["predict", "--model", "m", f"--text={text}"])
     assert seen == [text, text] and json.loads(capsys.readouterr().out.splitlines()[0])["label"] == "a"

@@ -28,7 +28,9 @@ def test_starts_that_get_nowhere_are_refused_until_there_is_a_newer_checkpoint_o
         with pytest.raises(RuntimeError):
             _start(tmp_path, ends=RuntimeError("lost"))
     assert [note.get("status") for note in _notes(tmp_path)] == [None, 1, None, 1]
-    with pytest.raises(NoProgressError, match=r"2 starts in a row began at step 0 .* after step 1: lost; after step 1"):
+    with pytest.raises(
+        NoProgressError, match=r"no progress over 2 starts: all began at step 0 .* after step 1: lost; after step 1"
+    ):
         _start(tmp_path)
     _start(tmp_path, main=False)  # rank 0 keeps the list
     _start(tmp_path, step=5)  # a checkpoint later
@@ -77,5 +79,5 @@ def test_what_slurm_took_away_by_itself_is_no_failed_start(tmp_path, monkeypatch
         killed(restart, crash=False)
     killed(4, crash=True)
     killed(5, crash=True)
-    with pytest.raises(NoProgressError, match="2 starts in a row began at step 0"):
+    with pytest.raises(NoProgressError, match="no progress over 2 starts: all began at step 0"):
         killed(6, crash=False)
