@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -107,8 +108,9 @@ def _page(page: Path) -> Any:
 @pytest.fixture
 def workspace(tmp_path, tiny_backbone):
     """A folder as the pages assume it: the checkout's files, and someone's rows."""
-    for name in ("train.py", "configs", "ds_configs", "benchmarks", "examples"):
+    for name in ("train.py", "configs", "ds_configs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")  # tables are built next to the rows
     labels = ["odd", "fine"]
     (tmp_path / "rows").mkdir()
     for name in ("dev", "test", "rows/train", "rows/dev", "rows/test", "rows/new"):
