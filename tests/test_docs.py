@@ -1,4 +1,4 @@
-"""Every command in README and docs is run, on a tiny model where the text means a big one."""
+"""Every command and Python snippet of the documentation runs, on a tiny model where the text means a large one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +15,29 @@ from typing import Any
 
 import pytest
 
+import clsgen_dist
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
+GENERATED = ROOT / "docs/reference/settings.md"
+"""Written by each build of the site."""
+LONG = (
+    "docs/curriculum.md",
+    "docs/kernel.md",
+    "docs/plan.md",
+    *(f"examples/{name}/README.md" for name in ("moderation", "credit_risk", "contract_review")),
+)
+"""Pages whose commands other tests run too, or that differ from another page in their rows only."""
+TINY_PYTHON = """
+import clsgen_dist
+
+full_size = clsgen_dist.load_settings
+clsgen_dist.load_settings = lambda recipe, changes=None: full_size(recipe, {**(changes or {}), **TINY})
+"""
 TINY = [
     "--train.max_steps",
     "1",
@@ -28,10 +50,15 @@ TINY = [
 ]
 
 
+def blocks(page: Path, language: str) -> list[str]:
+    """The page's code blocks in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def commands(page: Path) -> list[str]:
     """The lines of the page's bash blocks, continued lines joined, comments dropped."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+    for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             line = re.sub(r"\s#.*$", "", line).strip()
             if line:
@@ -42,14 +69,40 @@ def commands(page: Path) -> list[str]:
 def test_pages_have_commands_and_no_dead_links():
     assert sum(len(commands(page)) for page in PAGES) >= 15
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            linked = (page.parent / target).resolve()
+            assert linked.exists() or linked == GENERATED, f"{page.relative_to(ROOT)} links to {target}: no such file"
+
+
+def test_the_settings_page_describes_every_setting():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import settings_page
+
+    from clsgen_dist.config import Settings, _setting_names
+
+    rows = dict(re.findall(r"^\| `([\w.]+)` \|.*\| (.*) \|$", settings_page.page(), re.MULTILINE))
+    assert set(_setting_names(Settings)) <= set(rows)
+    assert all(rows.values()), "a setting has no docstring"
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs mkdocs-material and mkdocstrings[python]")
+    pytest.importorskip("mkdocstrings_handlers.python")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_screenshots_are_small():
+    for name in ("tensorboard", "data_report"):
+        assert 10_000 < (ROOT / f"docs/images/{name}.png").stat().st_size <= 200_000
 
 
 def _page(page: Path) -> Any:
-    """README and the pages for users always; those whose commands other tests run too in `make test-long`."""
-    often = page.name not in ("curriculum.md", "kernel.md", "plan.md")
-    return pytest.param(page, id=page.name, marks=[] if often else [pytest.mark.long])
+    """A page with commands; those of LONG in `make test-long`."""
+    name = str(page.relative_to(ROOT))
+    return pytest.param(page, id=name, marks=[pytest.mark.long] if name in LONG else [])
 
 
 @pytest.fixture
@@ -57,6 +110,7 @@ def workspace(tmp_path, tiny_backbone):
     """A folder as the pages assume it: the checkout's files, and someone's rows."""
     for name in ("train.py", "configs", "ds_configs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")  # tables are built next to the rows
     labels = ["odd", "fine"]
     (tmp_path / "rows").mkdir()
     for name in ("dev", "test", "rows/train", "rows/dev", "rows/test", "rows/new"):
@@ -77,7 +131,7 @@ def workspace(tmp_path, tiny_backbone):
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [_page(page) for page in PAGES])
+@pytest.mark.parametrize("page", [_page(page) for page in PAGES if commands(page) or blocks(page, "python")])
 def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_command, ranks):
     for command in commands(page):
         words = shlex.split(command)
@@ -101,6 +155,21 @@ def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_com
             run_command(*words, cwd=workspace)
         else:
             pytest.fail(f"{page.name} has a command that no test runs: {command}")
+    for snippet in blocks(page, "python"):
+        _run_python(snippet, workspace, tiny_backbone)
+
+
+def _run_python(snippet: str, folder: Path, backbone: Path) -> None:
+    """Run a snippet with tiny settings, after the page's commands; only compile it while there is no Python API."""
+    compile(snippet, "snippet", "exec")
+    if not hasattr(clsgen_dist, "Predictor"):
+        return
+    tiny = {name.removeprefix("--"): int(value) for name, value in zip(TINY[::2], TINY[1::2], strict=True)}
+    settings = {**tiny, "model.backbone": str(backbone), "model.top_layers": 2}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    code = f"TINY = {settings!r}\n{TINY_PYTHON}\n{snippet}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{snippet}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
 def _tensorboard_starts(words: list[str], folder: Path) -> None:
@@ -117,7 +186,7 @@ def _tensorboard_starts(words: list[str], folder: Path) -> None:
             if "http://127.0.0.1" in line:
                 return
             assert time.monotonic() < deadline
-        pytest.fail("tensorboard did not come up")
+        pytest.fail("tensorboard printed no address")
     finally:
         process.terminate()
         process.wait(timeout=20)

@@ -1,0 +1,123 @@
+"""Take the screenshots of the README: TensorBoard on a run of the demo, and the report of ``clsgen data check``.
+
+    python scripts/screenshots.py [--run runs/screenshots]
+
+Trains the demo's recipe into the run's folder if no run is there (4 minutes on 2 CPU cores), opens both pages in
+headless Chromium (Debian packages chromium and chromium-driver) and writes ``tensorboard.png`` and ``data_report.png``
+to ``docs/images`` with at most 256 colours, so that each stays below 200 kB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+IMAGES = Path(__file__).resolve().parent.parent / "docs/images"
+MOST_BYTES = 200_000
+CURVES_DRAWN = """
+const all = (root, selector) => [...root.querySelectorAll(selector)].concat(
+  ...[...root.querySelectorAll("*")].filter(n => n.shadowRoot).map(n => all(n.shadowRoot, selector)));
+return all(document, "path.line").filter(n => n.getClientRects().length && n.getAttribute("d")).length;
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--run", type=Path, default=Path("runs/screenshots"), help="a run's folder")
+    run = parser.parse_args().run
+    IMAGES.mkdir(exist_ok=True)
+    clsgen = [sys.executable, "-m", "clsgen_dist"]
+    if not (run / "tensorboard").is_dir():
+        recipe = ["--config", "configs/demo.yaml", "--train.eval_every", "20", "--output_dir", str(run)]
+        subprocess.run([*clsgen, "train", *recipe], check=True)
+    with tempfile.TemporaryDirectory() as folder, browser(folder) as page, tensorboard(run) as address:
+        page.set_window_size(1040, 620)
+        page.get(f"{address}#custom_scalars&_smoothingWeight=0.6")
+        wait_for_curves(page)
+        save(page, "tensorboard.png")
+        report = Path(folder) / "report.html"
+        splits = ["train=demo:breast-cancer/train", "dev=demo:breast-cancer/dev", "test=demo:breast-cancer/test"]
+        check = [*clsgen, "data", "check", *splits, "--config", "configs/demo.yaml", "--report", str(report)]
+        subprocess.run(check, check=False)  # Status 1: texts of the demo repeat between splits.
+        page.set_window_size(1040, 900)
+        page.get(report.as_uri())
+        time.sleep(1)
+        save(page, "data_report.png")
+
+
+@contextmanager
+def browser(profile: str) -> Iterator[Any]:
+    """Headless Chromium without network, with a fresh profile."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        f"--user-data-dir={profile}",
+    ):
+        options.add_argument(argument)
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+    try:
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+@contextmanager
+def tensorboard(run: Path) -> Iterator[str]:
+    """TensorBoard on the run, at a free port; yields its address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run), "--host", "127.0.0.1", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if address := re.search(r"http://127\.0\.0\.1:\d+/", line):
+                yield address[0]
+                return
+        raise RuntimeError(f"TensorBoard ended with status {process.wait()} before it had an address")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_for_curves(page: Any) -> None:
+    """Until the two losses of train and of dev are drawn, and the animation is over."""
+    deadline = time.monotonic() + 60
+    while page.execute_script(CURVES_DRAWN) < 4:
+        if time.monotonic() > deadline:
+            raise RuntimeError("TensorBoard drew no curves within 60 s; does the run have two evaluations?")
+        time.sleep(0.5)
+    time.sleep(3)
+
+
+def save(page: Any, name: str) -> None:
+    """The visible part of the page as a palette PNG."""
+    picture = (
+        Image.open(io.BytesIO(page.get_screenshot_as_png())).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    )
+    picture.save(IMAGES / name, optimize=True)
+    size = (IMAGES / name).stat().st_size
+    if size > MOST_BYTES:
+        raise RuntimeError(f"{name} has {size} bytes, expected at most {MOST_BYTES}; make the window smaller")
+    print(f"{IMAGES / name}: {size // 1000} kB")
+
+
+if __name__ == "__main__":
+    main()
