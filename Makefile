@@ -30,7 +30,7 @@ lint: setup ## ruff, mypy, shellcheck, and the docs site built strictly
 	@$(MAKE) --no-print-directory docs
 
 docs: setup ## build the docs site into build/site
-	@if [ -f mkdocs.yml ]; then $(BIN)/mkdocs build --quiet --strict --site-dir build/site; fi
+	@if [ -f mkdocs.yml ]; then NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict; fi
 
 wheel: setup ## build the package into dist/
 	@$(BIN)/python -m build

