@@ -19,6 +19,7 @@ import torch
 
 from clsgen_dist.checkpoint.marker import read_marker, train_state
 from clsgen_dist.checkpoint.state import RunIdentity, TrainState
+from clsgen_dist.engine.settings import OPTIMIZERS
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError
 
@@ -56,10 +57,10 @@ def restore_weights(engine: Any, world: World, folder: Path) -> None:
     options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     if marker["world_size"] == world.size:
         path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
-    elif marker["identity"]["optimizer"] == "adamw_8bit":
+    elif not OPTIMIZERS[optimizer := marker["identity"]["optimizer"]].state_moves:
         raise CheckpointError(
             f"{folder} was written by {marker['world_size']} ranks and this run has {world.size}: the state of "
-            "adamw_8bit cannot be resharded; resume with as many ranks, or train with adamw"
+            f"{optimizer} cannot be resharded; resume with as many ranks, or train with adamw"
         )
     else:
         path = _load_from_other_ranks(engine, world, folder)

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.engine.settings import OPTIMIZERS
 from clsgen_dist.errors import SettingsError
 
 
@@ -118,14 +119,18 @@ def _unsupported(config: dict[str, Any], optimizer: str, world_size: int) -> lis
             "offload_optimizer is nvme, whose state DeepSpeed leaves out of the checkpoint's files: it could be "
             "neither verified nor exported; set it to cpu (offload_param may be nvme, as in ds_configs/zero3_nvme.json)"
         )
-    if optimizer == "cpu_adamw" and not offloaded:
+    traits = OPTIMIZERS[optimizer]
+    if traits.runs_on_host and not offloaded:
         faults.append(
-            "optim.name is cpu_adamw, but offload_optimizer is not set; use ds_configs/zero3_offload.json, or adamw"
+            f"optim.name is {optimizer}, but offload_optimizer is not set; use ds_configs/zero3_offload.json, or adamw"
         )
-    if optimizer == "adamw_8bit" and offloaded:
-        faults.append("optim.name is adamw_8bit, whose state cannot be offloaded; drop offload_optimizer, or use adamw")
-    if offloaded and optimizer == "adamw" and config.get("zero_force_ds_cpu_optimizer", True):
+    if offloaded and not traits.state_moves:
         faults.append(
-            "optim.name is adamw with offload_optimizer; set zero_force_ds_cpu_optimizer to false, or use cpu_adamw"
+            f"optim.name is {optimizer}, whose state cannot be offloaded; drop offload_optimizer, or use adamw"
+        )
+    elif offloaded and not traits.runs_on_host and config.get("zero_force_ds_cpu_optimizer", True):
+        faults.append(
+            f"optim.name is {optimizer} with offload_optimizer; set zero_force_ds_cpu_optimizer to false, or use "
+            "cpu_adamw"
         )
     return faults

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.engine.settings import OPTIMIZERS
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.cache import cache_dir
 
@@ -28,7 +29,7 @@ def build_operators(optimizer: str, config: dict[str, Any]) -> None:
 
     zero = config["zero_optimization"]
     devices = [zero.get(key, {}).get("device") for key in ("offload_param", "offload_optimizer")]
-    needed = {"optim.name=cpu_adamw": CPUAdamBuilder} if optimizer == "cpu_adamw" else {}
+    needed = {f"optim.name={optimizer}": CPUAdamBuilder} if OPTIMIZERS[optimizer].runs_on_host else {}
     needed |= {"offloading to nvme": AsyncIOBuilder} if "nvme" in devices else {}
     if not needed:
         return

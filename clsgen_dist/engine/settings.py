@@ -8,6 +8,25 @@ from typing import Literal
 from clsgen_dist.io.constraints import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 
 
+@dataclass(frozen=True, kw_only=True)
+class OptimizerTraits:
+    """What engine, checkpoints and plans must know of an optimizer."""
+
+    runs_on_host: bool = False
+    """Updates in host memory: needs ``offload_optimizer``, and a C++ operator that is compiled once."""
+    state_moves: bool = True
+    """Whether its state can be offloaded, and resharded over another number of ranks."""
+    checkpoint_bytes: float
+    """Bytes in a checkpoint for each trained parameter: its fp32 weight and state."""
+
+
+OPTIMIZERS = {
+    "adamw": OptimizerTraits(checkpoint_bytes=12),
+    "cpu_adamw": OptimizerTraits(runs_on_host=True, checkpoint_bytes=12),
+    "adamw_8bit": OptimizerTraits(state_moves=False, checkpoint_bytes=6.03),
+}
+
+
 @dataclass(kw_only=True)
 class OptimSettings:
     """Optimizer and learning-rate schedule."""
