@@ -1,0 +1,39 @@
+"""Ranks from launchers."""
+
+from __future__ import annotations
+
+import pytest
+
+from clsgen_dist.engine.world import _environment, ranks_here
+from clsgen_dist.errors import SettingsError
+
+
+def test_ranks_come_from_slurm_when_no_launcher_says_them(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what the function sets is taken back afterwards
+        monkeypatch.delenv(name)
+    for name, value in {"PROCID": "3", "LOCALID": "1", "NTASKS": "4"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(SettingsError, match="MASTER_ADDR or MASTER_PORT is not set"):
+        _environment()
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("MASTER_PORT", "12345")
+    _environment()
+    import os
+
+    assert [os.environ[n] for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["3", "1", "4"]
+
+
+@pytest.mark.parametrize("name", ["LOCAL_SIZE", "LOCAL_WORLD_SIZE"])
+def test_cores_are_shared_by_the_ranks_of_a_machine(name, monkeypatch):
+    for other in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(other, raising=False)
+    assert ranks_here() == 1
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2),1")  # srun --ntasks=5 on three nodes
+    here = []
+    for node in range(3):
+        monkeypatch.setenv("SLURM_NODEID", str(node))
+        here.append(ranks_here())
+    assert here == [2, 2, 1]
+    monkeypatch.setenv(name, "4")  # a launcher inside a job knows better
+    assert ranks_here() == 4
