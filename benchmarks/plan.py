@@ -255,7 +255,7 @@ def estimators(planned: Planned) -> None:
         plan = planned.plan(Published("", "h100", model, gpus, 8, 2048, 1, 1, "full", "full", None, "no", 1, None, ""))
         largest = MODELS[model]["vocab_size"] * MODELS[model]["hidden_size"]
         _, gpu, layer = estimate_zero3_model_states_mem_needs(
-            total_params=plan.rehearsal.parameters, largest_layer_params=largest, num_gpus_per_node=8,
+            total_params=plan.trace.parameters, largest_layer_params=largest, num_gpus_per_node=8,
             num_nodes=gpus // 8, cpu_offload=False, cpu_offload_params=False, zero_init=True,
         )  # fmt: skip
         parts = plan.memory.device

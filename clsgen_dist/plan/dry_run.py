@@ -54,7 +54,7 @@ from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.context import require_context
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.objectives.normalization import StepCounts
-from clsgen_dist.plan.meta_trace import open_config
+from clsgen_dist.plan.meta_model import open_config
 
 WARM_UP = 2
 """Optimizer steps before the one that is noted: DeepSpeed records the order of modules, then follows it."""
