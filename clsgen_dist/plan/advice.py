@@ -24,7 +24,7 @@ class _Change(NamedTuple):
     """Settings or nodes that differ from the plan's."""
 
     topic: int
-    """Number of what is changed; two changes of one topic are not combined."""
+    """Two changes of one topic are not combined."""
     text: str
     settings: Settings
     nodes: int

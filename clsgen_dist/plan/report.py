@@ -148,14 +148,14 @@ def verdict(plan: Plan) -> str:
     return f"does not fit: {-plan.spare_host_bytes / GIB:,.0f} GiB more than 90 % of a node's host memory"
 
 
-def print_search(found: Sequence[Plan], shown: int = 8) -> None:
+def print_search(found: Sequence[Plan], most: int = 8) -> None:
     """Print the cheapest plans that fit, and the cheapest one on the fewest nodes."""
     if not found:
         print("search: nothing fits; use a larger GPU, LoRA or 4-bit weights")
         return
     table = [["nodes", "micro-batch tokens", "checkpointing", "offload", "GiB a GPU", "MFU", "hours", "GPU-hours"]]
     smallest = min(found, key=lambda plan: (plan.nodes, plan.gpu_hours))
-    for plan in [*found[:shown], smallest]:
+    for plan in [*found[:most], smallest]:
         train = plan.settings.train
         mfu = max(plan.stages, key=lambda stage: stage.hours).mfu
         table.append(

@@ -72,7 +72,7 @@ class StepTime:
 def attention_flops(config: Any, lengths: Sequence[float]) -> float:
     """Forward FLOPs of all layers' scores and weighted sums over packed causal sequences, within sliding windows.
 
-    A configuration that has a window and does not say which layers use it (Mistral, Phi-3) means all of them.
+    A configuration that has a window and does not name the layers that use it (Mistral, Phi-3) uses it in all of them.
     """
     text = config.get_text_config()
     heads = text.num_attention_heads

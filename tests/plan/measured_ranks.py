@@ -76,9 +76,9 @@ class Watch(TorchDispatchMode):
         name = func._overloadpacket.__name__
         if func.namespace == "c10d" and name != "barrier":
             tensors = [t for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
-            whole = max(t.numel() * t.element_size() for t in tensors)
-            self.traffic[name] += whole
-            self.order.append([name, whole])
+            size = max(t.numel() * t.element_size() for t in tensors)
+            self.traffic[name] += size
+            self.order.append([name, size])
         result = func(*args, **(kwargs or {}))
         self.peak = max(self.peak, allocated())
         return result

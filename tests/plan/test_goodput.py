@@ -59,7 +59,7 @@ def test_an_asynchronous_save_stops_the_run_for_canary_and_copy_and_needs_host_m
     copied = planner.plan(recipe(), nodes=2)
     share = 12 * copied.trace.trainable / 16
     copy = share / (h100.staging_gb_s * 1e9)
-    # The canary gathers all weights once more.
+    # The canary gathers all weights again.
     assert copied.canary_seconds > 2 * copied.trace.parameters * 15 / 16 / (8 * h100.between_gb_s * 1e9)
     assert copied.stall_seconds == pytest.approx(copied.canary_seconds + copy)
     # Both rates, per GPU and in total, are those of KempnerForge's 175B on 360 GPUs.

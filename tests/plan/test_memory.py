@@ -187,10 +187,10 @@ def test_one_rank_gathers_nothing_and_persistent_weights_are_on_every_rank(trace
 
 def test_a_smaller_sub_group_needs_less_for_the_optimizer_step(trace_of):
     trace = trace_of(checkpointing=True, lengths=(8,))
-    whole = needed(trace, zero_of(1, reduce_bucket_size=10))
-    parts = needed(trace, zero_of(1, reduce_bucket_size=10, sub_group_size=50_000))
-    assert whole.moment == "optimizer step"
-    assert parts.device.get("optimizer step", 0) < 0.5 * whole.device["optimizer step"]
+    one_group = needed(trace, zero_of(1, reduce_bucket_size=10))
+    sub_groups = needed(trace, zero_of(1, reduce_bucket_size=10, sub_group_size=50_000))
+    assert one_group.moment == "optimizer step"
+    assert sub_groups.device.get("optimizer step", 0) < 0.5 * one_group.device["optimizer step"]
 
 
 def test_modules_are_recorded_as_deepspeed_hooks_them(trace_of):
