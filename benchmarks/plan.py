@@ -213,7 +213,7 @@ def published_runs(planner: PublishedPlanner, every_row: bool) -> None:
                 f"{run.memory_gib:.0f}" if run.memory_gib else "-",
                 f"{allocated:.0f}",
                 error(allocated, run.memory_gib) if run.memory_gib else "-",
-                "held out" if run.held_out else "fit",
+                "held out" if run.held_out else "fitted",
                 run.source + (", compiled" if run.compiled == "yes" else "") + (f"; {run.note}" if run.note else ""),
             ]
         )
@@ -225,7 +225,7 @@ def published_runs(planner: PublishedPlanner, every_row: bool) -> None:
         groups.setdefault(item[0].finetune, []).append(item)
         groups.setdefault(item[0].source, []).append(item)
     for what, place in (("speed", 1), ("memory", 2)):
-        titles = [what, "fit: runs", "median error", "held out: runs", "median error"]
+        titles = [what, "fitted: runs", "median error", "held out: runs", "median error"]
         summary = [[*titles, "planned / published: p10", "p50", "p90"]]
         for name, items in groups.items():
             halves = [
