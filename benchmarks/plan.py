@@ -1,13 +1,13 @@
-"""The planner against what is known: real runs on CPU, DeepSpeed's estimators, published runs; and a table of goodput.
+"""The planner against real runs on CPU, DeepSpeed's estimators and published runs; and a table of goodput.
 
-    python benchmarks/plan.py                       # everything, some minutes
-    python benchmarks/plan.py --ranks 2             # memory and traffic of real engines on two ranks
-    python benchmarks/plan.py --ranks none          # DeepSpeed's estimators and published runs alone
+    python benchmarks/plan.py                       # everything, several minutes
+    python benchmarks/plan.py --ranks 2             # measured runs on two ranks only, then the rest
+    python benchmarks/plan.py --ranks none          # no measured runs
 
-Published runs are of other code (FSDP; MPT and Llama), of which the planner knows nothing but shapes: one set of
-constants a chip, those of configs/clusters, and no row is fitted. Tensor and pipeline parallel runs and fp8 are left
-out: ZeRO-3 has neither. "selective" checkpointing is planned without any. MPT is planned as a Llama of the same width,
-depth and number of parameters.
+It prints the tables of docs/plan_validation.md and docs/plan.md. Published runs are of other code (FSDP, MPT, Llama);
+the planner knows only their shapes. Each chip has one set of constants, that of configs/clusters. Tensor and pipeline
+parallel runs and fp8 are excluded, which ZeRO-3 does not have. "selective" checkpointing is planned as none. MPT is
+planned as a Llama of the same width, depth and number of parameters.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Published:
     gpus_per_node: int
     sequence: int
     micro_batch: int
-    """Sequences a GPU puts through at once."""
+    """Sequences of a GPU in one micro-step."""
     accumulation: int
     checkpointing: str
     """``full``, ``none``, or ``selective``, which is planned as none."""
@@ -87,14 +87,14 @@ class Published:
     compiled: str
     tokens_s_gpu: float
     memory_gib: float | None
-    """Largest allocation, where the source gives it and its states are those of the plan: not where all is in bf16."""
+    """Peak allocation, if the source gives it and its states are those of the plan: not if all of them are bf16."""
     note: str
 
     @property
     def held_out(self) -> bool:
-        """Whether the row was kept back when constants were set: half of them, by a checksum of what names it."""
-        names = (self.source, self.model, self.finetune, self.gpus, self.sequence, self.micro_batch, self.checkpointing)
-        return bool(zlib.crc32(repr(names).encode()) & 1)
+        """Whether the row was not used to set constants: about half of the rows, by a checksum of their key."""
+        key = (self.source, self.model, self.finetune, self.gpus, self.sequence, self.micro_batch, self.checkpointing)
+        return bool(zlib.crc32(repr(key).encode()) & 1)
 
 
 def published() -> list[Published]:
@@ -110,9 +110,9 @@ def _read(name: str, text: str) -> Any:
 
 
 def table(rows: list[list[str]]) -> None:
-    from clsgen_dist.io.output import print_table
+    from clsgen_dist.io.tables import markdown_table
 
-    print_table(rows)
+    print(markdown_table(rows))
     print()
 
 
@@ -139,20 +139,20 @@ def real_runs(ranks: list[int]) -> None:
                         f"{planned.total / 1e6:.1f}",
                         error(planned.total, report["peak"]),
                         f"{gathered / 1e6:.2f}",
-                        error(planned.moved("gather"), gathered),
+                        error(planned.moved(cases.GATHERS), gathered),
                         f"{reduced / 1e6:.2f}",
-                        error(planned.moved("reduce"), reduced),
+                        error(planned.moved(cases.REDUCTIONS), reduced),
                     ]
                 )
     table(rows)
 
 
-def error(planned: float, known: float) -> str:
-    return f"{100 * (planned / known - 1):+.1f}%" if known else "-"
+def error(planned: float, actual: float) -> str:
+    return f"{100 * (planned / actual - 1):+.1f}%" if actual else "-"
 
 
-class Planned:
-    """Plans of the models above; shapes are all that is told."""
+class PublishedPlanner:
+    """Plans published runs from the shapes of the models above."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import LlamaConfig
@@ -186,16 +186,16 @@ class Planned:
         return planner.plan(settings, nodes=-(-run.gpus // run.gpus_per_node), gpus_per_node=run.gpus_per_node)
 
 
-def published_runs(planned: Planned, every_row: bool) -> None:
-    """Tokens a second and GPU, and memory, planned and published."""
+def published_runs(planner: PublishedPlanner, every_row: bool) -> None:
+    """Tokens per second and GPU, and memory, planned and published."""
     titles = "chip,model,trained,GPUs,sequence,micro-batch,checkpointing,tokens/s/GPU,planned,error,GiB,planned,error"
-    rows = [[*titles.split(","), "half", "source"]]
+    rows = [[*titles.split(","), "rows", "source"]]
     found: list[tuple[Published, float, float | None]] = []
     for run in published():
-        plan = planned.plan(run)
+        plan = planner.plan(run)
         rate = plan.stages[0].tokens_per_second / run.gpus
         allocated = (plan.memory.device_total - plan.memory.device.get("CUDA, NCCL, cuBLAS", 0)) / 2**30
-        # Theirs holds all logits: bf16, fp32, and their gradient in fp32. Ours does not.
+        # Published runs hold all logits (bf16, fp32, and an fp32 gradient), which our loss does not.
         allocated += 10 * run.sequence * run.micro_batch * MODELS[run.model]["vocab_size"] / 2**30
         found.append((run, rate / run.tokens_s_gpu, allocated / run.memory_gib if run.memory_gib else None))
         rows.append(
@@ -213,7 +213,7 @@ def published_runs(planned: Planned, every_row: bool) -> None:
                 f"{run.memory_gib:.0f}" if run.memory_gib else "-",
                 f"{allocated:.0f}",
                 error(allocated, run.memory_gib) if run.memory_gib else "-",
-                "held out" if run.held_out else "used",
+                "held out" if run.held_out else "fitted",
                 run.source + (", compiled" if run.compiled == "yes" else "") + (f"; {run.note}" if run.note else ""),
             ]
         )
@@ -225,8 +225,8 @@ def published_runs(planned: Planned, every_row: bool) -> None:
         groups.setdefault(item[0].finetune, []).append(item)
         groups.setdefault(item[0].source, []).append(item)
     for what, place in (("speed", 1), ("memory", 2)):
-        titles = [what, "used: runs", "median error", "held out: runs", "median error"]
-        summary = [[*titles, "planned / published: lowest tenth", "median", "highest tenth"]]
+        titles = [what, "fitted: runs", "median error", "held out: runs", "median error"]
+        summary = [[*titles, "planned / published: p10", "p50", "p90"]]
         for name, items in groups.items():
             halves = [
                 [i[place] for i in items if i[0].held_out is out and i[place] is not None] for out in (False, True)
@@ -237,25 +237,37 @@ def published_runs(planned: Planned, every_row: bool) -> None:
 
 
 def _errors(ratios: list[Any]) -> list[str]:
-    """Rows, median of the absolute error, and the ratio's lowest tenth, median, highest tenth."""
+    """Number of runs, median absolute error, and the 10th, 50th and 90th percentile of the ratio."""
     if not ratios:
         return ["0", *["-"] * 4]
-    off = np.median([abs(ratio - 1) for ratio in ratios])
-    return [str(len(ratios)), f"{off:.1%}", *(f"{value:.2f}" for value in np.quantile(ratios, [0.1, 0.5, 0.9]))]
+    median_error = np.median([abs(ratio - 1) for ratio in ratios])
+    return [
+        str(len(ratios)),
+        f"{median_error:.1%}",
+        *(f"{value:.2f}" for value in np.quantile(ratios, [0.1, 0.5, 0.9])),
+    ]
 
 
-def estimators(planned: Planned) -> None:
-    """DeepSpeed's estimate of the states beside the plan's parts."""
+def estimators(planner: PublishedPlanner) -> None:
+    """DeepSpeed's estimate of the model states next to the plan's parts."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
     rows = [
-        ["model", "GPUs", "DeepSpeed GiB", "of it layer", "ours: states", "gathered", "16/18 of theirs, less the layer"]
+        [
+            "model",
+            "GPUs",
+            "estimate GiB",
+            "of it largest layer",
+            "planned states",
+            "gathered",
+            "(estimate - layer) · 16/18",
+        ]
     ]
     for model, gpus in (("Llama 3 8B", 8), ("Llama 3 70B", 64)):
-        plan = planned.plan(Published("", "h100", model, gpus, 8, 2048, 1, 1, "full", "full", None, "no", 1, None, ""))
+        plan = planner.plan(Published("", "h100", model, gpus, 8, 2048, 1, 1, "full", "full", None, "no", 1, None, ""))
         largest = MODELS[model]["vocab_size"] * MODELS[model]["hidden_size"]
         _, gpu, layer = estimate_zero3_model_states_mem_needs(
-            total_params=plan.rehearsal.parameters, largest_layer_params=largest, num_gpus_per_node=8,
+            total_params=plan.trace.parameters, largest_layer_params=largest, num_gpus_per_node=8,
             num_nodes=gpus // 8, cpu_offload=False, cpu_offload_params=False, zero_init=True,
         )  # fmt: skip
         parts = plan.memory.device
@@ -275,7 +287,7 @@ def estimators(planned: Planned) -> None:
 
 
 def saves_and_faults() -> None:
-    """Saves and faults of Llama-3-70B on 4,096 H100: a save of the plan's, and others."""
+    """Checkpoint interval and goodput of Llama-3-70B on 4,096 H100: the plan's own save, and others."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.plan.cluster import load_cluster
     from clsgen_dist.plan.goodput import Faults, goodput, kept_share
@@ -285,37 +297,36 @@ def saves_and_faults() -> None:
     settings = parse_settings(["--config", str(ROOT / "configs/70b_zero3.yaml"), f"--model.backbone={model}"])
     cluster = load_cluster(ROOT / "configs/clusters/h100.yaml")
     plan = Planner(settings, cluster, Stated(rows=10**6)).plan(settings, nodes=512)
-    rows = [
-        ["stops for", "written in", "Young", "Daly", "to take", "goodput there", "at a quarter of it", "at four times"]
-    ]
+    rows = [["save stops for", "written in", "Young", "Daly", "recommended", "goodput", "at 1/4 of it", "at 4x"]]
     saves = [(plan.stall_seconds, plan.write_seconds), (1, 60), (plan.write_seconds, 0), (60, 0), (300, 0)]
-    for stops, written in saves:
+    for stall, written in saves:
         faults = Faults(
             gpus=plan.ranks, per_gpu_hour=cluster.failures_per_gpu_hour, restart_hours=cluster.restart_minutes / 60,
-            save_hours=stops / 3600, write_hours=written / 3600,
+            save_hours=stall / 3600, write_hours=written / 3600,
         )  # fmt: skip
         best = goodput(faults)
-        less, more = (kept_share(faults, interval) for interval in (best.advised / 4, best.advised * 4))
+        shorter, longer = (kept_share(faults, interval) for interval in (best.advised / 4, best.advised * 4))
         possible = best.advised / 4 >= faults.write_hours
         times = [f"{60 * hours:.3g} min" for hours in (best.young, best.daly, best.advised)]
-        shares = [f"{best.at_advised:.2%}", f"{less:.2%}" if possible else "-", f"{more:.2%}"]
-        rows.append([f"{stops:.3g} s", f"{written:.3g} s" if written else "the same", *times, *shares])
+        shares = [f"{best.at_advised:.2%}", f"{shorter:.2%}" if possible else "-", f"{longer:.2%}"]
+        rows.append([f"{stall:.3g} s", f"{written:.3g} s" if written else "blocking", *times, *shares])
     print(f"Llama-3-70B, {plan.ranks:,} GPUs, a checkpoint of {plan.checkpoint_bytes / 1e9:,.0f} GB")
     table(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", default="1,2,4", help="of the real runs, or none (default: %(default)s)")
+    parser.add_argument(
+        "--ranks", default="1,2,4", help="rank counts of the measured runs, or none (default: %(default)s)"
+    )
     parser.add_argument("--every_row", action="store_true", help="print each published run")
     arguments = parser.parse_args()
-    given = arguments.ranks
-    if given != "none":
-        real_runs([int(number) for number in given.split(",")])
+    if arguments.ranks != "none":
+        real_runs([int(number) for number in arguments.ranks.split(",")])
     with tempfile.TemporaryDirectory() as folder:
-        planned = Planned(Path(folder))
-        estimators(planned)
-        published_runs(planned, arguments.every_row)
+        planner = PublishedPlanner(Path(folder))
+        estimators(planner)
+        published_runs(planner, arguments.every_row)
     saves_and_faults()
 
 

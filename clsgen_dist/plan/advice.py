@@ -1,6 +1,6 @@
-"""What to change about a plan: single settings that make it fit, two together, or a search for the cheapest.
+"""What to change about a plan: one or two settings that make it fit, or a search for the cheapest plan.
 
-Every suggestion is planned in full, by the planner that made the plan, so what is said to fit does.
+Every suggestion is planned completely, by the planner that made the plan; so one that is reported to fit does.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from clsgen_dist.plan.plan import Plan, Planner
 
 _BUDGETS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 _NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_SHOWN = 8
+_MOST_LINES = 8
 
 
 class _Change(NamedTuple):
-    """Settings and nodes that differ from the plan's."""
+    """Settings or nodes that differ from the plan's."""
 
-    about: int
-    """Place of what is changed; two changes of the same are not joined."""
+    topic: int
+    """Two changes of one topic are not combined."""
     text: str
     settings: Settings
     nodes: int
 
 
 def other_checkpointing(planner: Planner, plan: Plan) -> Plan:
-    """The same plan with activation checkpointing turned over, to see both beside each other."""
+    """The same plan with activation checkpointing toggled, to compare both."""
     other = _with(plan.settings, activation_checkpointing=not plan.settings.train.activation_checkpointing)
     return planner.plan(other, nodes=plan.nodes, gpus_per_node=plan.gpus_per_node)
 
@@ -45,7 +45,7 @@ def fewest_nodes(planner: Planner, settings: Settings, most: int, gpus_per_node:
     def fits(nodes: int) -> bool:
         try:
             return planner.plan(settings, nodes=nodes, gpus_per_node=gpus_per_node).fits
-        except SettingsError:  # training would refuse it
+        except SettingsError:  # training would refuse it too
             return False
 
     if least > most or not fits(most):
@@ -57,54 +57,54 @@ def fewest_nodes(planner: Planner, settings: Settings, most: int, gpus_per_node:
 
 
 def advice(planner: Planner, plan: Plan) -> list[str]:
-    """What to change if it does not fit: single changes that fix it; else two together; else what comes nearest."""
+    """What to change if a plan does not fit: single changes that suffice; else pairs; else the nearest to fitting."""
 
-    def try_out(changes: Iterable[_Change]) -> list[tuple[str, Plan]]:
-        tried = []
+    def plan_all(changes: Iterable[_Change]) -> list[tuple[str, Plan]]:
+        planned = []
         for change in changes:
             try:
-                made = planner.plan(change.settings, nodes=change.nodes, gpus_per_node=plan.gpus_per_node)
-            except SettingsError:  # not a way to go: training would refuse it
+                changed = planner.plan(change.settings, nodes=change.nodes, gpus_per_node=plan.gpus_per_node)
+            except SettingsError:  # training would refuse it too
                 continue
-            tried.append((change.text, made))
-        return tried
+            planned.append((change.text, changed))
+        return planned
 
     singles = list(_changes(planner, plan, plan.settings, plan.nodes))
-    one = try_out(singles)
-    if good := _that_fit(one):
-        return good
-    two = try_out(
+    one = plan_all(singles)
+    if fitting := _fitting(one):
+        return fitting
+    two = plan_all(
         second._replace(text=f"{first.text} and {second.text}")
         for first in singles
         for second in _changes(planner, plan, first.settings, first.nodes)
-        if first.about < second.about
+        if first.topic < second.topic
     )
-    if good := _that_fit(two):
-        return ["no single change suffices; two together do:", *good[:_SHOWN]]
-    nearest = sorted([*one, *two], key=lambda item: item[1].worst_shortfall)[:_SHOWN]
-    return ["no single change suffices, nor do two; the nearest:", *(f"{text}: {_lacking(p)}" for text, p in nearest)]
+    if fitting := _fitting(two):
+        return ["no single change suffices; these pairs do:", *fitting[:_MOST_LINES]]
+    nearest = sorted([*one, *two], key=lambda item: item[1].worst_shortfall)[:_MOST_LINES]
+    return ["no single change or pair suffices; the nearest:", *(f"{text}: {_excess(p)}" for text, p in nearest)]
 
 
-def _that_fit(tried: list[tuple[str, Plan]]) -> list[str]:
-    good = sorted((p.gpu_hours, text) for text, p in tried if p.fits)
-    return [f"{text}: fits, {hours:,.1f} GPU-hours" for hours, text in good]
+def _fitting(planned: list[tuple[str, Plan]]) -> list[str]:
+    fitting = sorted((p.gpu_hours, text) for text, p in planned if p.fits)
+    return [f"{text}: fits, {hours:,.1f} GPU-hours" for hours, text in fitting]
 
 
-def _lacking(plan: Plan) -> str:
-    lacks = [f"{-plan.spare_bytes / GIB:,.1f} GiB too much for a GPU"] if plan.spare_bytes < 0 else []
-    lacks += [f"{-plan.spare_host_bytes / GIB:,.0f} GiB too much for a host"] if plan.spare_host_bytes < 0 else []
-    return ", ".join(lacks) + " still"
+def _excess(plan: Plan) -> str:
+    excess = [f"{-plan.spare_bytes / GIB:,.1f} GiB more than a GPU has"] if plan.spare_bytes < 0 else []
+    excess += [f"{-plan.spare_host_bytes / GIB:,.0f} GiB more than a host has"] if plan.spare_host_bytes < 0 else []
+    return "still " + ", ".join(excess)
 
 
 def _changes(planner: Planner, plan: Plan, settings: Settings, nodes: int) -> Iterator[_Change]:
-    """One change each to ``settings`` on ``nodes``, the mildest first."""
+    """Single changes to ``settings`` on ``nodes``, the least intrusive first."""
     if not settings.train.activation_checkpointing:
         checkpointing = _with(settings, activation_checkpointing=True)
         yield _Change(0, "train.activation_checkpointing true", checkpointing, nodes)
     budget = plan.workload.budget
     while (budget := budget // 2) >= plan.workload.longest:
-        smaller, names = _capped(settings, budget)
-        yield _Change(1, f"{names} {budget}", smaller, nodes)
+        capped, names = _capped(settings, budget)
+        yield _Change(1, f"{names} {budget}", capped, nodes)
     enough = fewest_nodes(planner, settings, 8 * nodes, plan.gpus_per_node, least=nodes + 1) or 8 * nodes
     yield _Change(2, f"{enough} nodes", settings, enough)
     if plan.zero.offload_optimizer == "none":
@@ -117,13 +117,13 @@ def _changes(planner: Planner, plan: Plan, settings: Settings, nodes: int) -> It
             text = "ds_configs/zero3_nvme.json with cpu_adamw (weights on NVMe)"
             yield _Change(3, text, _offloaded(settings, "zero3_nvme"), nodes)
     if settings.checkpoint.asynchronous and plan.spare_host_bytes < 0:
-        waiting = copy.deepcopy(settings)
-        waiting.checkpoint.asynchronous = False
-        yield _Change(4, "checkpoint.asynchronous false (no copy on the host)", waiting, nodes)
+        blocking = copy.deepcopy(settings)
+        blocking.checkpoint.asynchronous = False
+        yield _Change(4, "checkpoint.asynchronous false (no copy on the host)", blocking, nodes)
     if settings.optim.name == "adamw" and plan.zero.offload_optimizer == "none":
-        smaller = copy.deepcopy(settings)
-        smaller.optim.name = "adamw_8bit"
-        yield _Change(5, "optim.name adamw_8bit", smaller, nodes)
+        eight_bit = copy.deepcopy(settings)
+        eight_bit.optim.name = "adamw_8bit"
+        yield _Change(5, "optim.name adamw_8bit", eight_bit, nodes)
     if settings.model.finetune == "lora" and not settings.model.load_in_4bit:
         quantised = copy.deepcopy(settings)
         quantised.model.load_in_4bit = True
@@ -135,7 +135,7 @@ def _changes(planner: Planner, plan: Plan, settings: Settings, nodes: int) -> It
 
 
 def search(planner: Planner, plan: Plan) -> list[Plan]:
-    """Micro-batch, checkpointing, offloading and nodes tried together; those that fit, the fewest GPU-hours first.
+    """Plans of micro-batch, checkpointing, offloading and nodes combined that fit, the fewest GPU-hours first.
 
     The recipe itself is among them if it fits.
     """
@@ -157,15 +157,15 @@ def search(planner: Planner, plan: Plan) -> list[Plan]:
                 if number < fewest or (other == plan.settings and number == plan.nodes):
                     continue
                 try:
-                    made = planner.plan(other, nodes=number, gpus_per_node=plan.gpus_per_node)
-                except SettingsError:  # training would refuse it
+                    candidate = planner.plan(other, nodes=number, gpus_per_node=plan.gpus_per_node)
+                except SettingsError:  # training would refuse it too
                     continue
-                found += [made] if made.fits else []
+                found += [candidate] if candidate.fits else []
     return sorted(found, key=lambda p: (p.gpu_hours, p.nodes))
 
 
 def _capped(settings: Settings, budget: int) -> tuple[Settings, str]:
-    """No micro-batch above ``budget``, in no stage; and the names of what that changes."""
+    """Settings with every micro-batch at most ``budget``, in every stage; and the names of what that changes."""
     other = copy.deepcopy(settings)
     changed = []
     if other.train.micro_batch_tokens > budget:

@@ -1,8 +1,8 @@
-"""Attention on the meta device: what the kernels of a run keep and need, without the work.
+"""Attention on the meta device: allocates what a run's kernels save and need, without computing.
 
-``eager`` keeps the scores of every pair, once in fp32 and once in the model's dtype, and its products are like others.
-Flash-attention keeps queries, keys, values, output, and one number a row and head; so does scaled-dot-product attention
-on every real device. On meta it would keep the scores of every pair.
+``eager`` saves the scores of every pair, in fp32 and in the model's dtype, and its products count like all others.
+Flash-attention saves queries, keys, values, output, and one number for each row and head; so does scaled-dot-product
+attention on a GPU. On meta, torch's own would save the scores of every pair.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from clsgen_dist.model.attention import window_mask
 
 # N packed tokens, T tokens of a sequence, H heads, K key-value heads, E head size
 
-_ONE_PIECE = "clsgen_one_piece"
-_APART = "clsgen_apart"
+_PACKED = "clsgen_packed"
+_PER_SEQUENCE = "clsgen_per_sequence"
 _EAGER = "clsgen_eager"
 
 
-def one_piece() -> str:
-    """Make the attention over all packed sequences at once known to transformers; returns its name."""
+def register_packed() -> str:
+    """Register attention over all packed sequences in one kernel with transformers; returns its name."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_ONE_PIECE, _one_piece_attention)
-    return _ONE_PIECE
+    AttentionInterface.register(_PACKED, _packed_attention)
+    return _PACKED
 
 
-def _one_piece_attention(
+def _packed_attention(
     module: nn.Module, query_1HNE: Tensor, key_1KNE: Tensor, value_1KNE: Tensor, attention_mask: Any, **_: Any
 ) -> tuple[Tensor, None]:
     return _FlashShapes.apply(query_1HNE, key_1KNE, value_1KNE, None).transpose(1, 2), None
 
 
-def apart() -> str:
-    """The same, once per sequence, as :func:`clsgen_dist.model.attention.per_sequence_attention` runs it."""
+def register_per_sequence() -> str:
+    """The same, one kernel per sequence, as :func:`clsgen_dist.model.attention.per_sequence_attention` runs it."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_APART, _apart_attention)
-    return _APART
+    AttentionInterface.register(_PER_SEQUENCE, _per_sequence_attention)
+    return _PER_SEQUENCE
 
 
-def _apart_attention(
+def _per_sequence_attention(
     module: nn.Module, *packed_1HNE: Tensor, cu_seq_lens_q: Tensor, sliding_window: int | None = None, **_: Any
 ) -> tuple[Tensor, None]:
     outputs = [
@@ -55,15 +55,15 @@ def _apart_attention(
 
 
 def _sequences(packed_1HNE: tuple[Any, ...], cu_seq_lens_q: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Queries, keys and values of each sequence; a mask that follows them is left out."""
+    """Queries, keys and values of each sequence; the mask argument after them is ignored."""
     lengths = cu_seq_lens_q.diff().tolist()
     return zip(*(t.split(lengths, 2) for t in packed_1HNE[:3]), strict=True)
 
 
-def eager() -> str:
-    """Make the attention that writes all scores down known to transformers, once per sequence; returns its name.
+def register_eager() -> str:
+    """Register attention that materializes all scores, sequence by sequence; returns its name.
 
-    transformers runs it over rows padded to one length, which rows of one length are.
+    transformers runs it over rows padded to one length; the plan's rows have one length.
     """
     from transformers import AttentionInterface
 
@@ -84,7 +84,7 @@ def _eager_attention(
 
 
 class _FlashShapes(torch.autograd.Function):
-    """Shapes of flash-attention 2, forward and backward, of ``[1, H, T, E]``; values are not computed."""
+    """The allocations of flash-attention 2, forward and backward, for ``[1, H, T, E]``; values are not computed."""
 
     @staticmethod
     def forward(ctx: Any, query_1HTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, mask: Tensor | None) -> Tensor:
@@ -98,6 +98,6 @@ class _FlashShapes(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k, v, *_ = ctx.saved_tensors
         if q.dtype != torch.float32:
-            # An fp32 accumulator for the queries' gradient, as the kernel keeps one.
+            # The kernel's fp32 accumulator for the queries' gradient.
             torch.empty_like(q, dtype=torch.float32)
         return *(torch.empty_like(t).transpose(1, 2) for t in (q, k, v)), None

@@ -1,11 +1,11 @@
 """What an optimizer step moves between ranks, and how long the links take.
 
 Per micro-step (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 7): weights are gathered for the forward, and
-again for the backward unless they stayed; gradients of what is trained are reduce-scattered, in every micro-step. Per
-step: the small weights that stay whole are gathered anew, DeepSpeed all-reduces one norm for each optimizer sub-group,
-and the trainer sums five numbers and three (fp64).
+again for the backward unless they were kept; gradients of trained weights are reduce-scattered in every micro-step. Per
+step: the persistent weights are gathered again, DeepSpeed all-reduces one norm for each optimizer sub-group, and the
+trainer all-reduces five numbers and three (fp64).
 
-A collective over W ranks on n nodes of g, whole tensor S bytes, as a ring over all of them (NCCL):
+A collective over W ranks on n nodes of g GPUs, of a complete tensor of S bytes, as a ring over all of them (NCCL):
 
     each rank receives S·(W-1)/W, each node S·(n-1)/n through its g cards
     time = max(S·(W-1)/W / inside, S·(n-1)/n / (g·between)) + hops·latency
@@ -18,24 +18,42 @@ all-to-all, first inside the node, then a g-th of it between nodes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from clsgen_dist.plan.cluster import Cluster
 from clsgen_dist.plan.meta_trace import MetaTrace
-from clsgen_dist.plan.zero3_simulation import Sharding, Walk, optimizer_groups, persistent, stored
+from clsgen_dist.plan.optimizer_groups import sub_group_sizes
+from clsgen_dist.plan.zero3_settings import Zero3Settings, persistent_weights, stored_numel
+from clsgen_dist.plan.zero3_simulation import Simulation
 
 _QUANTISATION_GROUP = 8000
 """Elements that share an fp32 scale (``CUDAQuantizer.target_group_size``)."""
-_TRAINER_SUMS = (5 + 3) * 8
+_TRAINER_SUMS_BYTES = (5 + 3) * 8
+
+
+class FlowKind(StrEnum):
+    """Why collectives run."""
+
+    GATHER_FORWARD = "gather forward"
+    GATHER_BACKWARD = "gather backward"
+    REDUCE = "reduce"
+    GATHER_PERSISTENT = "gather persistent"
+    SUMS = "sums"
+    """All-reduces of single numbers."""
+
+    @property
+    def is_gather(self) -> bool:
+        """Whether weights are gathered."""
+        return self in (FlowKind.GATHER_FORWARD, FlowKind.GATHER_BACKWARD, FlowKind.GATHER_PERSISTENT)
 
 
 @dataclass(frozen=True)
 class Flow:
     """Collectives of one kind in an optimizer step."""
 
-    kind: str
-    """``gather forward``, ``gather backward``, ``reduce``, ``gather persistent`` or ``sums``."""
+    kind: FlowKind
     whole_bytes: float
-    """Of the whole tensors, summed over the calls."""
+    """Of the complete tensors, summed over the calls."""
     calls: float
     ranks: int
     nodes: int
@@ -47,56 +65,66 @@ class Flow:
         return self.whole_bytes * (self.ranks - 1) / self.ranks
 
     def seconds(self, cluster: Cluster) -> float:
-        """On the cluster's links."""
+        """Time on the cluster's links."""
         if self.ranks == 1:
             return 0.0
         inside = self.received_bytes / (cluster.inside_gb_s * 1e9)
-        here = max(1, self.ranks // self.nodes)
-        between = self.whole_bytes * (self.nodes - 1) / self.nodes / (here * cluster.between_gb_s * 1e9)
-        hops = (self.nodes - 1) + 0.1 * (here - 1)
+        gpus_per_node = max(1, self.ranks // self.nodes)
+        between = self.whole_bytes * (self.nodes - 1) / self.nodes / (gpus_per_node * cluster.between_gb_s * 1e9)
+        hops = (self.nodes - 1) + 0.1 * (gpus_per_node - 1)
         return max(inside, between) + self.calls * hops * cluster.latency_us * 1e-6
 
 
-def flows(rehearsal: MetaTrace, zero: Sharding, walked: Walk, *, micro_steps: float) -> list[Flow]:
+def flows(trace: MetaTrace, zero: Zero3Settings, simulation: Simulation, *, micro_steps: float) -> list[Flow]:
     """All collectives of one optimizer step of ``micro_steps`` micro-steps."""
-    nodes = -(-zero.ranks // zero.ranks_per_node)
-    found = [flow for backward in (False, True) for flow in _gathers(rehearsal, zero, walked, micro_steps, backward)]
-    found += _reductions(rehearsal, zero, walked, micro_steps)
-    small = persistent(rehearsal.weights, zero) if zero.ranks > 1 else frozenset()
-    whole_small = sum(zero.part(stored(rehearsal.weights[n])) for n in small) * zero.ranks
-    found.append(Flow("gather persistent", whole_small * rehearsal.bytes_per_element, len(small), zero.ranks, nodes))
-    norms = len(optimizer_groups(rehearsal, zero))
+    found = [
+        flow
+        for kind in (FlowKind.GATHER_FORWARD, FlowKind.GATHER_BACKWARD)
+        for flow in _gathers(trace, zero, simulation, micro_steps, kind)
+    ]
+    found += _reductions(trace, zero, simulation, micro_steps)
+    persistent = persistent_weights(trace.weights, zero) if zero.ranks > 1 else frozenset()
+    elements = sum(zero.shard_numel(stored_numel(trace.weights[n])) for n in persistent) * zero.ranks
+    size = elements * trace.bytes_per_element
+    found.append(Flow(FlowKind.GATHER_PERSISTENT, size, len(persistent), zero.ranks, zero.nodes))
+    norms = len(sub_group_sizes(trace, zero))
     norm_bytes = 8 if zero.offload_optimizer == "none" else 4
-    found.append(Flow("sums", norm_bytes * norms + _TRAINER_SUMS, norms + 2, zero.ranks, nodes))
+    found.append(Flow(FlowKind.SUMS, norm_bytes * norms + _TRAINER_SUMS_BYTES, norms + 2, zero.ranks, zero.nodes))
     return [f for f in found if f.calls]
 
 
-def _gathers(rehearsal: MetaTrace, zero: Sharding, walked: Walk, micro_steps: float, backward: bool) -> list[Flow]:
-    kind = f"gather {'backward' if backward else 'forward'}"
-    size = 1 + 4 / _QUANTISATION_GROUP if zero.quantised_weights else rehearsal.bytes_per_element
-    nodes = -(-zero.ranks // zero.ranks_per_node)
+def _gathers(
+    trace: MetaTrace, zero: Zero3Settings, simulation: Simulation, micro_steps: float, kind: FlowKind
+) -> list[Flow]:
+    backward = kind is FlowKind.GATHER_BACKWARD
+    size = 1 + 4 / _QUANTISATION_GROUP if zero.quantised_weights else trace.bytes_per_element
 
-    def flow(first: float, later: float, ranks: int, spanned: int) -> Flow:
-        whole = calls = 0.0
-        for step, times in ((walked.first, first), (walked.later, later)):
-            mine = [g for g in step.gathers if g.backward is backward]
-            whole += times * size * sum(g.elements for g in mine)
-            calls += times * len(mine)
-        return Flow(kind, whole, calls, ranks, spanned)
+    def flow(first: float, later: float, ranks: int, nodes: int) -> Flow:
+        total = calls = 0.0
+        for step, times in ((simulation.first, first), (simulation.later, later)):
+            gathers = [g for g in step.gathers if g.backward is backward]
+            total += times * size * sum(g.elements for g in gathers)
+            calls += times * len(gathers)
+        return Flow(kind, total, calls, ranks, nodes)
 
     if zero.secondary_ranks == 1:
-        return [flow(1, micro_steps - 1, zero.ranks, nodes)]
+        return [flow(1, micro_steps - 1, zero.ranks, zero.nodes)]
     # A trained weight's second copy expires at the step; the first forward gathers it from all ranks.
-    far = 0.0 if backward else rehearsal.trainable / rehearsal.parameters
-    spanned = -(-zero.secondary_ranks // zero.ranks_per_node)
-    return [flow(far, 0, zero.ranks, nodes), flow(1 - far, micro_steps - 1, zero.secondary_ranks, spanned)]
+    from_all = 0.0 if backward else trace.trainable / trace.parameters
+    secondary_nodes = -(-zero.secondary_ranks // zero.ranks_per_node)
+    return [
+        flow(from_all, 0, zero.ranks, zero.nodes),
+        flow(1 - from_all, micro_steps - 1, zero.secondary_ranks, secondary_nodes),
+    ]
 
 
-def _reductions(rehearsal: MetaTrace, zero: Sharding, walked: Walk, micro_steps: float) -> list[Flow]:
-    nodes = -(-zero.ranks // zero.ranks_per_node)
-    whole = sum(r.elements for r in walked.first.reductions) * micro_steps
-    calls = len(walked.first.reductions) * micro_steps
-    if not zero.quantised_gradients or nodes == 1:
-        return [Flow("reduce", whole * rehearsal.bytes_per_element, calls, zero.ranks, nodes)]
-    here = min(zero.ranks_per_node, zero.ranks)
-    return [Flow("reduce", whole / 2, calls, here, 1), Flow("reduce", whole / 2 / here, calls, nodes, nodes)]
+def _reductions(trace: MetaTrace, zero: Zero3Settings, simulation: Simulation, micro_steps: float) -> list[Flow]:
+    elements = sum(r.elements for r in simulation.first.reductions) * micro_steps
+    calls = len(simulation.first.reductions) * micro_steps
+    if not zero.quantised_gradients or zero.nodes == 1:
+        return [Flow(FlowKind.REDUCE, elements * trace.bytes_per_element, calls, zero.ranks, zero.nodes)]
+    in_node = min(zero.ranks_per_node, zero.ranks)
+    return [
+        Flow(FlowKind.REDUCE, elements / 2, calls, in_node, 1),
+        Flow(FlowKind.REDUCE, elements / 2 / in_node, calls, zero.nodes, zero.nodes),
+    ]

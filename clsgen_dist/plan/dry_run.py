@@ -53,7 +53,7 @@ from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.context import require_context
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.objectives.normalization import StepCounts
-from clsgen_dist.plan.meta_trace import open_config
+from clsgen_dist.plan.meta_model import open_config
 from clsgen_dist.training.build import build_engine, zero_config
 
 WARM_UP = 2

@@ -3,22 +3,22 @@
 With P elements in all, of which T are trained, over W ranks, e bytes an element (2 in bf16, 4 in fp32), each parameter
 padded to W:
 
-    weights         e·P/W, and e·p for each of the p elements that stay whole on every rank (persistent ones)
+    weights         e·P/W, and e·p for each of the p elements that every rank keeps complete (persistent ones)
     master          4·T/W: an fp32 copy, made even where the model is fp32
     gradients       e·T/W (the accumulation buffer has the model's dtype)
     optimizer       8·T/W for Adam in fp32; 2·T/W and 8 bytes a block of 256 for bitsandbytes' 8-bit Adam
     reduce bucket   e·reduce_bucket_size, allocated once
-    peak of         either the micro-step: activations, gathered weights, gradients being reduced
-                    (:func:`clsgen_dist.plan.zero3_simulation.walk`), or the step of one optimizer sub-group: its
-                    gradient in fp32 (4 bytes; in bf16 2 more while it is made) and what Adam computes on the way (4 on
-                    a GPU, 8 on CPU)
+    peak            either of the micro-step: activations, gathered weights, gradients being reduced
+                    (:func:`clsgen_dist.plan.zero3_simulation.simulate`), or of one optimizer sub-group's step: its
+                    gradient in fp32 (4 bytes; in bf16 2 more while it is made) and Adam's temporaries (4 on a GPU, 8
+                    on CPU)
 
 hpZ adds e·P/h for the second copy. 4-bit weights keep a quarter of the elements, and 4 bytes a block of 64 that
-bitsandbytes does not shard. Offloaded parts are the host's; of weights on NVMe the host holds the buffers that they
-pass through, e·buffer_count·buffer_size (``partitioned_param_swapper.py``), and of the trained ones up to max_in_cpu
-elements. A save that is written while training goes
-on holds a copy of what it writes. On a GPU come what the CUDA context, NCCL and cuBLAS take
-outside the allocator, and an allowance for fragmentation: a share of all but weights, master, gradients, and optimizer.
+bitsandbytes does not shard. Offloaded parts are in host memory; for weights on NVMe the host holds the buffers that
+they pass through, e·buffer_count·buffer_size (``partitioned_param_swapper.py``), and up to max_in_cpu elements of the
+trained ones. A save that is written in the background holds a copy of what it writes. A GPU also has what the CUDA
+context, NCCL and cuBLAS take outside the allocator, and an allowance for fragmentation: a share of everything except
+weights, master, gradients and optimizer.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clsgen_dist.plan.meta_trace import MetaTrace
-from clsgen_dist.plan.zero3_simulation import Sharding, Walk, on_nvme, optimizer_groups, persistent, stored
+from clsgen_dist.plan.optimizer_groups import nvme_placement, sub_group_sizes
+from clsgen_dist.plan.zero3_settings import Zero3Settings, persistent_weights, stored_numel
+from clsgen_dist.plan.zero3_simulation import Simulation
 
 FRAGMENTATION = 0.1
-"""Share of what comes and goes that the CUDA allocator is allowed to waste: an allowance, not a measurement."""
+"""Share of transient memory that the CUDA allocator may waste: an allowance, not a measurement."""
 _QUANTISED_BLOCK = 256
 _SMALLEST_QUANTISED = 4096
 """bitsandbytes keeps the state of smaller tensors in fp32."""
@@ -47,7 +49,7 @@ class Memory:
     disk: dict[str, int] = field(default_factory=dict)
     """On the node's NVMe disks, of one rank."""
     moment: str = ""
-    """What the peak belongs to: the micro-step or the optimizer's step."""
+    """When the peak occurs: ``micro-step`` or ``optimizer step``."""
 
     @property
     def device_total(self) -> int:
@@ -61,9 +63,9 @@ class Memory:
 
 
 def memory(
-    rehearsal: MetaTrace,
-    zero: Sharding,
-    walked: Walk,
+    trace: MetaTrace,
+    zero: Zero3Settings,
+    simulation: Simulation,
     *,
     optimizer: str,
     on_gpu: bool,
@@ -72,56 +74,21 @@ def memory(
 ) -> Memory:
     """All parts at the moment that needs most.
 
-    ``optimizer``: as ``optim.name``. ``outside_allocator``: bytes that CUDA, NCCL and cuBLAS take, on a GPU.
-    ``checkpoint_copy``: bytes of this rank's share of a checkpoint, where a save copies it to the host first.
+    Args:
+        optimizer: as ``optim.name``.
+        outside_allocator: bytes that CUDA, NCCL and cuBLAS take, on a GPU.
+        checkpoint_copy: bytes of this rank's share of a checkpoint, where a save copies it to the host first.
     """
-    size = rehearsal.bytes_per_element
-    parts = {number: zero.part(stored(w)) for number, w in enumerate(rehearsal.weights)}
-    trained = [number for number, w in enumerate(rehearsal.weights) if w.trainable]
-    share = sum(parts[n] for n in trained)
-    groups = optimizer_groups(rehearsal, zero)
-    weights = size * sum(parts.values())
-    optimizer_parts = {
-        "master weights": 4 * share,
-        "gradients": size * share,
-        "optimizer": sum(_state_bytes(optimizer, group) for group in groups),
-    }
-    device = {
-        "weights": weights,
-        "persistent weights": size * sum(stored(rehearsal.weights[n]) for n in persistent(rehearsal.weights, zero))
-        if zero.ranks > 1
-        else 0,
-        "quantisation scales": sum(4 * -(-w.numel // _NF4_BLOCK) for w in rehearsal.weights if w.quantised),
-        "hpZ copy": size * sum(-(-stored(w) // zero.secondary_ranks) for w in rehearsal.weights)
-        if zero.secondary_ranks > 1
-        else 0,
-        **optimizer_parts,
-        "reduce bucket": size * zero.reduce_bucket if zero.contiguous_gradients and trained else 0,
-    }
-    host: dict[str, int] = {}
-    disk: dict[str, int] = {}
-    offloaded = zero.offload_optimizer != "none"
-    if offloaded:
-        # The fp32 gradient of every sub-group stays allocated on the host.
-        host |= {**optimizer_parts, "fp32 gradients": 4 * share}
-        device |= dict.fromkeys(optimizer_parts, 0)
-    if zero.offload_parameters == "nvme":
-        there = on_nvme(rehearsal, zero)
-        disk["weights"], device["weights"] = size * (there.frozen + there.trained), 0
-        host["NVMe buffers"] = size * zero.nvme_buffers
-        host["weights"] = size * there.host
-    elif zero.offload_parameters == "cpu":
-        host["weights"], device["weights"] = weights, 0
+    states = _optimizer_states(trace, zero, optimizer)
+    device = _resident(trace, zero, states)
+    host, disk = _offload(trace, zero, states, device)
     if checkpoint_copy:
         host["checkpoint copy"] = checkpoint_copy
-    peak = walked.peak
-    step_bytes = max(groups, default=0) * _step_bytes(optimizer, size, on_gpu=on_gpu)
-    in_step = 0 if offloaded else step_bytes
-    if offloaded and not on_gpu:
-        in_step = max(groups, default=0) * (step_bytes // max(1, max(groups, default=1)) - 4)
-    if peak.total >= in_step:
+    peak = simulation.peak
+    step_bytes = _step_bytes(trace, zero, optimizer, on_gpu=on_gpu)
+    if peak.total >= step_bytes:
         moment = "micro-step"
-        moving = {
+        transient = {
             "activations": peak.activations,
             "loss workspace": peak.loss,
             "gathered weights": peak.gathered,
@@ -129,13 +96,60 @@ def memory(
         }
     else:
         moment = "optimizer step"
-        moving = {"optimizer step": in_step}
-    device |= moving
+        transient = {"optimizer step": step_bytes}
+    device |= transient
     if on_gpu:
-        device["fragmentation allowance"] = round(FRAGMENTATION * (sum(moving.values()) + device["reduce bucket"]))
+        device["fragmentation allowance"] = round(FRAGMENTATION * (sum(transient.values()) + device["reduce bucket"]))
         device["CUDA, NCCL, cuBLAS"] = outside_allocator
     device, host, disk = ({k: v for k, v in place.items() if v} for place in (device, host, disk))
     return Memory(device, host, disk, moment)
+
+
+def _optimizer_states(trace: MetaTrace, zero: Zero3Settings, optimizer: str) -> dict[str, int]:
+    trained = sum(zero.shard_numel(stored_numel(w)) for w in trace.weights if w.trainable)
+    return {
+        "master weights": 4 * trained,
+        "gradients": trace.bytes_per_element * trained,
+        "optimizer": sum(_state_bytes(optimizer, size) for size in sub_group_sizes(trace, zero)),
+    }
+
+
+def _resident(trace: MetaTrace, zero: Zero3Settings, states: dict[str, int]) -> dict[str, int]:
+    """What is always allocated on the GPU, before anything is offloaded."""
+    size, weights = trace.bytes_per_element, trace.weights
+    persistent = persistent_weights(weights, zero) if zero.ranks > 1 else ()
+    hpz = sum(-(-stored_numel(w) // zero.secondary_ranks) for w in weights) if zero.secondary_ranks > 1 else 0
+    has_bucket = zero.contiguous_gradients and any(w.trainable for w in weights)
+    return {
+        "weights": size * sum(zero.shard_numel(stored_numel(w)) for w in weights),
+        "persistent weights": size * sum(stored_numel(weights[n]) for n in persistent),
+        "quantisation scales": sum(4 * -(-w.numel // _NF4_BLOCK) for w in weights if w.quantised),
+        "hpZ copy": size * hpz,
+        **states,
+        "reduce bucket": size * zero.reduce_bucket if has_bucket else 0,
+    }
+
+
+def _offload(
+    trace: MetaTrace, zero: Zero3Settings, states: dict[str, int], device: dict[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Move offloaded parts out of ``device``; returns those of the host and of the disk."""
+    size = trace.bytes_per_element
+    host: dict[str, int] = {}
+    disk: dict[str, int] = {}
+    if zero.offload_optimizer != "none":
+        # The fp32 gradient of every sub-group stays allocated on the host.
+        host |= {**states, "fp32 gradients": states["master weights"]}
+        device |= dict.fromkeys(states, 0)
+    if zero.offload_parameters == "nvme":
+        placement = nvme_placement(trace, zero)
+        disk["weights"] = size * (placement.frozen_on_disk + placement.trained_on_disk)
+        host["NVMe buffers"] = size * zero.nvme_buffers
+        host["weights"] = size * placement.trained_on_host
+        device["weights"] = 0
+    elif zero.offload_parameters == "cpu":
+        host["weights"], device["weights"] = device["weights"], 0
+    return host, disk
 
 
 def _state_bytes(optimizer: str, elements: int) -> int:
@@ -145,9 +159,13 @@ def _state_bytes(optimizer: str, elements: int) -> int:
     return 8 * elements
 
 
-def _step_bytes(optimizer: str, size: int, *, on_gpu: bool) -> int:
-    """Bytes an element that come and go while a sub-group is updated."""
-    gradient = 4 if size == 4 else 4 + 2
-    if optimizer != "adamw":
-        return gradient
-    return max(gradient, 4 + (4 if on_gpu else 8))
+def _step_bytes(trace: MetaTrace, zero: Zero3Settings, optimizer: str, *, on_gpu: bool) -> int:
+    """Temporary bytes while the largest sub-group is updated, where ``device`` is."""
+    offloaded = zero.offload_optimizer != "none"
+    if offloaded and on_gpu:
+        return 0
+    gradient = 4 if trace.bytes_per_element == 4 else 4 + 2
+    per_element = gradient if optimizer != "adamw" else max(gradient, 4 + (4 if on_gpu else 8))
+    if offloaded:
+        per_element -= 4  # the fp32 gradient is resident
+    return max(sub_group_sizes(trace, zero), default=0) * per_element

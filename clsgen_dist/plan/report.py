@@ -1,4 +1,4 @@
-"""A plan as text, JSON and pictures."""
+"""A plan as text, JSON and plots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.io.output import axes_of, print_table, save_figure
+from clsgen_dist.io.figures import save_figure, stacked_axes
+from clsgen_dist.io.tables import markdown_table
 from clsgen_dist.plan.cluster import GIB
 from clsgen_dist.plan.dry_run import DryRun
 from clsgen_dist.plan.goodput import FLAT
@@ -16,119 +17,127 @@ from clsgen_dist.plan.plan import Plan
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED
 
 TIGHT = 0.27
-"""One in ten of the held-out published runs needed more memory than planned by so much, their logits counted."""
+"""One in ten of the held-out published runs needed at least this much more memory than planned, logits included."""
 
 
 def print_plan(plan: Plan, other: Plan) -> None:
-    """Memory, traffic, time and cost, checkpoints and faults, one table each.
+    """Print memory, traffic, time and cost, checkpoints and faults, one table each.
 
-    ``other``: the same with activation checkpointing turned over.
+    ``other``: the same plan with activation checkpointing toggled.
     """
-    made, cluster, memory = plan.rehearsal, plan.cluster, plan.memory
-    print(f"{plan.settings.model.backbone}: {made.parameters:,} parameters, {made.trainable:,} trained")
+    trace, cluster, memory = plan.trace, plan.cluster, plan.memory
+    print(f"{plan.settings.model.backbone}: {trace.parameters:,} parameters, {trace.trainable:,} trained")
     print(f"{plan.nodes} x {plan.gpus_per_node} GPUs: {cluster.name}; {_precision(plan)}")
     print(f"rows: {plan.workload.note}")
     print(f"memory at a full micro-batch of {plan.workload.budget:,} tokens\n")
     head = ["GPU", "host", *(["NVMe"] if memory.disk else [])]
     places = (memory.device, memory.host, memory.disk)[: len(head)]
     rows = [[part, *[_gib(place.get(part, 0)) for place in places]] for part in _parts(plan)]
-    total = ["all, at the " + memory.moment, *[_gib(sum(place.values())) for place in places]]
-    print_table([["memory of a rank, GiB", *head], *rows, total])
+    total = [f"total, at the {memory.moment}", *[_gib(sum(place.values())) for place in places]]
+    print(markdown_table([["memory of a rank, GiB", *head], *rows, total]))
     sizes = activations(plan, other)
     print(
         f"\nactivations: {_gib(sizes['with_checkpointing'])} GiB with checkpointing, "
-        f"{_gib(sizes['without_checkpointing'])} without; the loss holds {_gib(sizes['loss_workspace'])} at most"
+        f"{_gib(sizes['without_checkpointing'])} without; the loss needs at most {_gib(sizes['loss_workspace'])}"
     )
     print(verdict(plan))
     print("".join(f"note: {note}\n" for note in plan.notes))
-    print_table(
-        [
-            ["an optimizer step moves", "GB a rank", "calls", "s"],
-            *[
-                [f.kind, f"{f.received_bytes / 1e9:.3f}", f"{f.calls:.0f}", f"{f.seconds(cluster):.3f}"]
-                for f in plan.flows
-            ],
-        ]
+    print(
+        markdown_table(
+            [
+                ["an optimizer step moves", "GB a rank", "calls", "s"],
+                *[
+                    [f.kind, f"{f.received_bytes / 1e9:.3f}", f"{f.calls:.0f}", f"{f.seconds(cluster):.3f}"]
+                    for f in plan.flows
+                ],
+            ]
+        )
     )
     print()
     titles = "stage,steps,tokens,micro-steps,compute s,exposed s,optimizer s,offload s,data wait s,step s,MFU,"
     titles += "tokens/s,tokens/s/GPU,hours,GPU-hours"
-    print_table([titles.split(","), *[_stage_row(plan, stage) for stage in plan.stages]])
+    print(markdown_table([titles.split(","), *[_stage_row(plan, stage) for stage in plan.stages]]))
     low, high = max(plan.stages, key=lambda stage: stage.hours).tokens_per_second_range
-    slow, fast = (whole * plan.gpu_hours for whole in reversed(PLANNED_OVER_PUBLISHED))
+    least, most = (ratio * plan.gpu_hours for ratio in PLANNED_OVER_PUBLISHED)
     print(
-        f"expect {low:,.0f} to {high:,.0f} tokens/s, and {fast:,.0f} to {slow:,.0f} GPU-hours for all stages: four of "
-        "five published runs were so far from their plans\n"
+        f"expect {low:,.0f} to {high:,.0f} tokens/s, and {least:,.0f} to {most:,.0f} GPU-hours for all stages: four of "
+        "five published runs were within this range of their plans\n"
     )
-    print_table([["checkpoints and faults", ""], *_fault_rows(plan)])
+    print(markdown_table([["checkpoints and faults", ""], *_fault_rows(plan)]))
 
 
 def _parts(plan: Plan) -> list[str]:
-    """All parts of memory, wherever they lie."""
+    """All parts of memory, on GPU, host and disk."""
     return list(dict.fromkeys([*plan.memory.device, *plan.memory.host, *plan.memory.disk]))
 
 
 def _precision(plan: Plan) -> str:
-    size = plan.rehearsal.bytes_per_element
-    return f"{'bf16' if size == 2 else 'fp32'}, {plan.cluster.peak(size) / 1e12:,.1f} TFLOP/s at most"
+    size = plan.trace.bytes_per_element
+    return f"{'bf16' if size == 2 else 'fp32'}, {plan.cluster.peak(size) / 1e12:,.1f} TFLOP/s peak"
 
 
 def activations(plan: Plan, other: Plan) -> dict[str, int]:
-    """Bytes of activations at a micro-step's peak, both ways, and the most that the loss holds at any moment."""
-    mine, theirs = (p.walked.peak.activations for p in (plan, other))
+    """Bytes of activations at the peak, with and without checkpointing, and the loss's own peak at any moment."""
+    mine, theirs = (p.simulation.peak.activations for p in (plan, other))
     with_, without = (mine, theirs) if plan.settings.train.activation_checkpointing else (theirs, mine)
     return {
         "with_checkpointing": with_,
         "without_checkpointing": without,
-        "loss_workspace": plan.rehearsal.loss_workspace,
+        "loss_workspace": plan.trace.loss_workspace,
     }
 
 
 def _fault_rows(plan: Plan) -> list[list[str]]:
     good, per_step = plan.goodput, max(plan.stages, key=lambda stage: stage.hours).time.total
-    whole = plan.hours_with_faults
+    total = plan.hours_with_faults
     asynchronous = plan.settings.checkpoint.asynchronous
     return [
         ["a checkpoint", f"{plan.checkpoint_bytes / 1e9:,.1f} GB"],
         ["a save stops the steps for", f"{plan.stall_seconds:.3f} s"],
-        ["its files are written in", f"{plan.write_seconds:.1f} s{' meanwhile' if asynchronous else ''}"],
+        ["its files are written in", f"{plan.write_seconds:.1f} s{', in the background' if asynchronous else ''}"],
         ["mean time between faults", f"{good.mean_hours:,.1f} h"],
         ["interval between saves, Daly", _interval(good.daly, plan.hours, per_step)],
         ["the same, Young", _interval(good.young, plan.hours, per_step)],
-        ["to take (no shorter than the write)", _interval(good.advised, plan.hours, per_step)],
+        ["recommended (no shorter than the write)", _interval(good.advised, plan.hours, per_step)],
         ["goodput there", f"{good.at_advised:.2%}"],
         [f"within {FLAT:.1%} of the best", f"{good.flat[0]:.3g} to {good.flat[1]:.3g} h"],
-        ["all stages with saves and faults", "never: faults come too fast" if whole is None else f"{whole:,.1f} h"],
-        ["", "-" if whole is None else f"{whole * plan.ranks:,.0f} GPU-hours"],
+        ["all stages with saves and faults", "never: faults are too frequent" if total is None else f"{total:,.1f} h"],
+        ["", "-" if total is None else f"{total * plan.ranks:,.0f} GPU-hours"],
     ]
 
 
 def print_dry_run(found: DryRun) -> None:
-    """Wrapping, what a rank holds, its collectives by phase, its checkpoint files."""
+    """Print leaf modules, what a rank holds, its collectives by phase, its checkpoint files."""
     print(f"rank 0 of {found.ranks:,}: {found.parameters:,} parameters, {found.trainable:,} trained")
-    share = sum(found.partitions.values())
-    print(f"{len(found.partitions):,} parameters cut, {share:,} elements a rank (padding included)")
-    wrapped = ", ".join(f"{count} x {name}" for name, count in found.units.items()) or "none"
-    print(f"gathered as one: {wrapped}\n")
-    print_table([["held between steps", "MB"], *[[part, f"{size / 1e6:,.1f}"] for part, size in found.held.items()]])
+    elements = sum(found.partitions.values())
+    print(f"{len(found.partitions):,} partitioned parameters, {elements:,} elements a rank (padding included)")
+    leaves = ", ".join(f"{count} x {name}" for name, count in found.units.items()) or "none"
+    print(f"ZeRO-3 leaf modules: {leaves}\n")
+    print(
+        markdown_table(
+            [["held between steps", "MB"], *[[part, f"{size / 1e6:,.1f}"] for part, size in found.held.items()]]
+        )
+    )
     print()
     kinds: dict[tuple[str, ...], list[int]] = {}
     for call in (*found.build, *found.step):
         kinds.setdefault((call.phase, call.op, call.dtype, str(call.ranks)), []).append(call.bytes)
-    head = ["phase", "collective", "type", "ranks", "calls", "smallest MB", "largest MB", "whole GB"]
+    head = ["phase", "collective", "type", "ranks", "calls", "smallest MB", "largest MB", "total GB"]
     sizes = {kind: [min(b), max(b), sum(b)] for kind, b in kinds.items()}
-    print_table(
-        [
-            head,
-            *[
-                [*kind, f"{len(kinds[kind]):,}", f"{low / 1e6:.3f}", f"{high / 1e6:,.1f}", f"{whole / 1e9:,.3f}"]
-                for kind, (low, high, whole) in sizes.items()
-            ],
-        ]
+    print(
+        markdown_table(
+            [
+                head,
+                *[
+                    [*kind, f"{len(kinds[kind]):,}", f"{low / 1e6:.3f}", f"{high / 1e6:,.1f}", f"{total / 1e9:,.3f}"]
+                    for kind, (low, high, total) in sizes.items()
+                ],
+            ]
+        )
     )
     print()
     files = [[name, f"{size / 1e6:,.1f}"] for name, size in found.files.items()]
-    print_table([["checkpoint, files of a rank", "MB"], *files])
+    print(markdown_table([["checkpoint, files of a rank", "MB"], *files]))
     total = found.ranks * sum(found.files.values())
     print(f"all ranks: {found.ranks * len(found.files):,} files, {total / 1e9:,.1f} GB")
     print(f"took {found.seconds:.0f} s")
@@ -138,30 +147,30 @@ def verdict(plan: Plan) -> str:
     """One line: whether it fits, and by how much."""
     if plan.fits and plan.spare_bytes < TIGHT * plan.memory.device_total:
         return (
-            f"fits, barely: {plan.spare_bytes / GIB:.1f} GiB of {plan.cluster.memory_gib:.1f} are left on each GPU, "
-            f"and one published run in ten needed {TIGHT:.0%} more than planned: try it before you buy"
+            f"fits, barely: {plan.spare_bytes / GIB:.1f} GiB of {plan.cluster.memory_gib:.1f} are free on each GPU, "
+            f"and one published run in ten needed {TIGHT:.0%} more than planned: test it before you buy"
         )
     if plan.fits:
-        return f"fits: {plan.spare_bytes / GIB:.1f} GiB of {plan.cluster.memory_gib:.1f} are left on each GPU"
+        return f"fits: {plan.spare_bytes / GIB:.1f} GiB of {plan.cluster.memory_gib:.1f} are free on each GPU"
     if plan.spare_bytes < 0:
         return f"does not fit: {-plan.spare_bytes / GIB:.1f} GiB more than a GPU's {plan.cluster.memory_gib:.1f}"
     return f"does not fit: {-plan.spare_host_bytes / GIB:,.0f} GiB more than 90 % of a node's host memory"
 
 
-def print_search(found: Sequence[Plan], shown: int = 8) -> None:
-    """The cheapest that fit, and the one on the fewest nodes."""
+def print_search(found: Sequence[Plan], most: int = 8) -> None:
+    """Print the cheapest plans that fit, and the cheapest one on the fewest nodes."""
     if not found:
-        print("search: nothing fits; a larger GPU, LoRA or 4-bit weights are what is left")
+        print("search: nothing fits; use a larger GPU, LoRA or 4-bit weights")
         return
     table = [["nodes", "micro-batch tokens", "checkpointing", "offload", "GiB a GPU", "MFU", "hours", "GPU-hours"]]
     smallest = min(found, key=lambda plan: (plan.nodes, plan.gpu_hours))
-    for plan in [*found[:shown], smallest]:
+    for plan in [*found[:most], smallest]:
         train = plan.settings.train
         mfu = max(plan.stages, key=lambda stage: stage.hours).mfu
         table.append(
             [
                 str(plan.nodes),
-                ", ".join([str(train.micro_batch_tokens), *_of_stages(plan)]),
+                ", ".join([str(train.micro_batch_tokens), *_stage_budgets(plan)]),
                 "yes" if train.activation_checkpointing else "no",
                 plan.zero.offload_optimizer,
                 f"{plan.memory.device_total / GIB:.1f}",
@@ -170,18 +179,18 @@ def print_search(found: Sequence[Plan], shown: int = 8) -> None:
                 f"{plan.gpu_hours:,.1f}",
             ]
         )
-    print(f"search: {len(found)} that fit, the cheapest first; last, the cheapest of those on the fewest nodes")
-    print_table(table)
+    print(f"search: {len(found)} plans fit, the cheapest first; the last line is the cheapest on the fewest nodes")
+    print(markdown_table(table))
 
 
-def _of_stages(plan: Plan) -> list[str]:
-    """Stages with a micro-batch of their own."""
+def _stage_budgets(plan: Plan) -> list[str]:
+    """Micro-batches of stages that have their own."""
     return [f"{s.name}: {s.micro_batch_tokens}" for s in plan.settings.curriculum.stages if s.micro_batch_tokens]
 
 
 def as_json(plan: Plan, other: Plan, advice: Sequence[str], found: Sequence[Plan]) -> dict[str, Any]:
-    """Everything that is printed, in bytes and seconds; hours that never end are null."""
-    whole = plan.hours_with_faults
+    """Everything that is printed, in bytes and seconds; hours of a run that never finishes are null."""
+    total = plan.hours_with_faults
     return {
         "backbone": plan.settings.model.backbone,
         "precision": _precision(plan),
@@ -194,8 +203,8 @@ def as_json(plan: Plan, other: Plan, advice: Sequence[str], found: Sequence[Plan
         "nodes": plan.nodes,
         "gpus_per_node": plan.gpus_per_node,
         "gpus": plan.ranks,
-        "parameters": plan.rehearsal.parameters,
-        "trained_parameters": plan.rehearsal.trainable,
+        "parameters": plan.trace.parameters,
+        "trained_parameters": plan.trace.trainable,
         "fits": plan.fits,
         "spare_bytes": plan.spare_bytes,
         "spare_host_bytes": plan.spare_host_bytes,
@@ -217,8 +226,8 @@ def as_json(plan: Plan, other: Plan, advice: Sequence[str], found: Sequence[Plan
         "gpu_hours_range": [ratio * plan.gpu_hours for ratio in PLANNED_OVER_PUBLISHED],
         "hours": plan.hours,
         "gpu_hours": plan.gpu_hours,
-        "hours_with_faults": whole,
-        "gpu_hours_with_faults": None if whole is None else whole * plan.ranks,
+        "hours_with_faults": total,
+        "gpu_hours_with_faults": None if total is None else total * plan.ranks,
         "checkpoint": {
             "bytes": plan.checkpoint_bytes,
             "asynchronous": plan.settings.checkpoint.asynchronous,
@@ -246,22 +255,22 @@ def as_json(plan: Plan, other: Plan, advice: Sequence[str], found: Sequence[Plan
 
 
 def draw(path: Path, plan: Plan) -> None:
-    """Memory by part as one bar for GPU and host, and goodput against the interval between checkpoints."""
-    figure, axes = axes_of(2, 3.6)
+    """Plot memory by part, one bar each for GPU and host, and goodput against the interval between checkpoints."""
+    figure, axes = stacked_axes(2, 3.6)
     _draw_memory(axes[0], plan)
     good = plan.goodput
     axes[1].semilogx(good.intervals, good.goodput, color="black")
     lines = (
         (good.young, "Young", "tab:blue"),
         (good.daly, "Daly", "tab:orange"),
-        (good.advised, "to take", "tab:green"),
+        (good.advised, "recommended", "tab:green"),
     )
     for (hours, name, colour), style in zip(lines, ("--", "-.", ":"), strict=True):
         axes[1].axvline(hours, linestyle=style, label=f"{name} {hours:.3g} h", color=colour)
     axes[1].axvspan(*good.flat, color="tab:green", alpha=0.1, label=f"within {FLAT:.1%} of the best")
     axes[1].set_xlabel("hours of work between saves")
     axes[1].set_ylabel("goodput")
-    axes[1].legend(frameon=False, fontsize=7, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))  # clear of the lines
+    axes[1].legend(frameon=False, fontsize=7, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))  # above the axes
     save_figure(figure, path)
 
 
@@ -275,7 +284,7 @@ def _draw_memory(axis: Any, plan: Plan) -> None:
         for part, size in sizes.items():
             axis.barh(place, size / GIB, left=left, color=colours[part], label=part)
             left += size / GIB
-        # Behind the limit's line where it would lie on it.
+        # To the right of the limit's line where it would overlap it.
         end = limit if left < limit < left + longest / 12 else left
         axis.annotate(f"{left:.1f}", (end, place), xytext=(4, 0), textcoords="offset points", va="center")
     axis.axvline(limit, color="red", linestyle="--", label=f"the GPU's {limit:.1f} GiB")
@@ -300,7 +309,7 @@ def _gib(size: float) -> str:
 
 def _interval(hours: float, run_hours: float, step_seconds: float) -> str:
     if hours >= run_hours:
-        return f"{hours:.3g} h, longer than the run: save at its end"
+        return f"{hours:.3g} h, longer than the run: save only at the end"
     return f"{hours:.3g} h: checkpoint.every {max(1, math.ceil(hours * 3600 / step_seconds))}"
 
 

@@ -1,8 +1,7 @@
-"""Run by test_measured.py on each rank: real engines, real optimizer steps; what they allocated and moved.
+"""Run by test_measured.py on each rank: what real engines allocate and move in real optimizer steps.
 
-Bytes are what the C library's allocator says is in use (``mallinfo2``), read at every operation: whoever allocates, on
-whatever thread.
-Traffic is read from the collectives that reach c10d, whoever calls them.
+Bytes in use are those of the C library's allocator (``mallinfo2``), read at every operation: they include every library
+and thread. Traffic is read from the collectives that reach c10d.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from clsgen_dist.plan.dry_run import held_by_part
 from clsgen_dist.training.build import build_engine, zero_config
 from clsgen_dist.training.step import TrainStep, agree
 
-WARM_UP = 2  # the trace is recorded in the second micro-step, and in force from the third on
+WARM_UP = 2  # DeepSpeed records its trace in the second micro-step, and follows it from the third
 
 
 class _Mallinfo(ctypes.Structure):
@@ -65,7 +64,7 @@ def allocated():
 
 
 class Watch(TorchDispatchMode):
-    """The most bytes in use after any operation, and the bytes of the whole tensor of each collective, by kind."""
+    """The peak of bytes in use after any operation, and the bytes of each collective's complete tensor, by kind."""
 
     def __init__(self):
         super().__init__()
@@ -77,9 +76,9 @@ class Watch(TorchDispatchMode):
         name = func._overloadpacket.__name__
         if func.namespace == "c10d" and name != "barrier":
             tensors = [t for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
-            whole = max(t.numel() * t.element_size() for t in tensors)
-            self.traffic[name] += whole
-            self.order.append([name, whole])
+            size = max(t.numel() * t.element_size() for t in tensors)
+            self.traffic[name] += size
+            self.order.append([name, size])
         result = func(*args, **(kwargs or {}))
         self.peak = max(self.peak, allocated())
         return result
@@ -114,7 +113,7 @@ def measure(case, world):
     settings = settings_from_yaml(case["settings"])
     config = zero_config(settings, world.size)
     step = steps_of(case)
-    with torch.device("meta"):  # what a family's code takes when it is first imported is not the model's
+    with torch.device("meta"):  # imports the family's code, which is not the model's memory
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model.backbone))
     gc.collect()
     before = allocated()

@@ -1,11 +1,11 @@
-"""Small runs whose memory and traffic are measured and predicted: families, what learns, optimizers, ZeRO-3."""
+"""Small runs whose memory and traffic are measured and predicted: families, finetune modes, optimizers, ZeRO-3."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,16 @@ from typing import Any
 import torch
 
 from clsgen_dist.config import SHIPPED, settings_from_yaml, to_yaml
-from clsgen_dist.plan.communication import Flow, flows
+from clsgen_dist.plan.communication import Flow, FlowKind, flows
 from clsgen_dist.plan.memory import Memory, memory
-from clsgen_dist.plan.meta_trace import ModelPlan, trace_micro_step
-from clsgen_dist.plan.zero3_simulation import sharding, walk
+from clsgen_dist.plan.meta_model import ModelSpec
+from clsgen_dist.plan.plan import Stated
+from clsgen_dist.plan.tracer import trace_micro_step
+from clsgen_dist.plan.zero3_settings import zero3_settings
+from clsgen_dist.plan.zero3_simulation import simulate
+
+STATED = Stated(rows=10_000, tokens_per_row=1024, supervised_per_row=128)
+"""Rows of the planner's tests."""
 
 MICRO_STEPS = 2
 
@@ -58,9 +64,9 @@ BUCKETS = {
     "stage3_prefetch_bucket_size": 300_000,
     "stage3_param_persistence_threshold": 1000,
 }
-"""Of the size of these models, as the shipped ones are of the size of theirs."""
+"""As large for these models as the shipped buckets are for large ones."""
 LETS_GO = {**BUCKETS, "stage3_max_reuse_distance": 400_000, "stage3_param_persistence_threshold": 0}
-"""Weights are let go between forward and backward, as those of a large model are."""
+"""Weights are released between forward and backward, as those of a large model are."""
 OFFLOAD = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
 
 
@@ -89,7 +95,7 @@ CASES = [
         lengths=(320, 256, 192, 256),
         model__finetune="lora",
         train__activation_checkpointing=True,
-    ),  # enough tokens to outweigh Python's own objects: 3 MB of hooks and graph for LoRA's modules
+    ),  # enough tokens to outweigh 3 MB of Python objects: hooks and graph of LoRA's modules
     _case("two top layers, 8-bit Adam", "llama-tied", LETS_GO, model__top_layers=2, optim__name="adamw_8bit"),
     _case("head alone", "qwen2", LETS_GO, model__finetune="head"),
     _case("offloaded", "llama-tied", {**LETS_GO, **OFFLOAD}, lengths=(96, 64)),
@@ -102,7 +108,7 @@ MORE_CASES = [
     _case("head alone, untied", "llama-untied", LETS_GO, model__finetune="head"),
     _case("all weights, biases", "biased", LETS_GO, lengths=(511,)),
 ]
-"""For benchmarks/plan.py, besides those that the tests run."""
+"""For benchmarks/plan.py, in addition to those that the tests run."""
 
 
 def prepare(folder: Path, cases: Sequence[Case]) -> Path:
@@ -111,7 +117,7 @@ def prepare(folder: Path, cases: Sequence[Case]) -> Path:
 
     written = []
     lora = {"model__finetune": "lora", "train__activation_checkpointing": True, "optim__name": "adamw_8bit"}
-    warm_up = Case("warm-up", "tiny", BUCKETS, lora, (16, 16), 8)  # imports what others would import while measured
+    warm_up = Case("warm-up", "tiny", BUCKETS, lora, (16, 16), 8)  # so that no import falls into a measurement
     for number, case in enumerate([warm_up, *cases]):
         family, shape = SHAPES[case.shape]
         backbone = folder / case.shape
@@ -154,7 +160,7 @@ def _settings(case: Case, backbone: Path, zero: Path) -> str:
 
 
 def measure(cases: Path, ranks: int, port: str, timeout: float = 600) -> dict[str, Any]:
-    """Run the cases on so many ranks; what the first of them measured, by name."""
+    """Run the cases on ``ranks`` ranks; returns what the first of them measured, by name."""
     import os
 
     out = cases.with_name("report")
@@ -164,7 +170,7 @@ def measure(cases: Path, ranks: int, port: str, timeout: float = 600) -> dict[st
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
-        "MKL_DISABLE_FAST_MM": "1",  # else the first large product leaves it 17 MB of buffers, which count as used
+        "MKL_DISABLE_FAST_MM": "1",  # else the first large product allocates 17 MB of buffers that stay in use
         "PYTHONPATH": f"{SHIPPED}:{SHIPPED / 'kernels'}",
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
@@ -174,9 +180,14 @@ def measure(cases: Path, ranks: int, port: str, timeout: float = 600) -> dict[st
     return report
 
 
+GATHERS = tuple(kind for kind in FlowKind if kind.is_gather)
+REDUCTIONS = (FlowKind.REDUCE,)
+SUMS = (FlowKind.SUMS,)
+
+
 @dataclass(frozen=True)
 class Predicted:
-    """What the planner says of a case."""
+    """The planner's prediction for a case."""
 
     memory: Memory
     flows: list[Flow]
@@ -187,32 +198,32 @@ class Predicted:
         return self.memory.device_total + self.memory.host_total
 
     def part(self, name: str) -> int:
-        """Bytes of a part, wherever it lies."""
+        """Bytes of a part, on device and host."""
         return self.memory.device.get(name, 0) + self.memory.host.get(name, 0)
 
-    def calls(self, *kinds: str) -> float:
-        """Collectives of these kinds, or all."""
-        return sum(f.calls for f in self.flows if not kinds or f.kind.split()[0] in kinds)
+    def calls(self, kinds: Iterable[FlowKind]) -> float:
+        """Number of collectives of these kinds."""
+        return sum(f.calls for f in self.flows if f.kind in kinds)
 
-    def moved(self, *kinds: str) -> float:
-        """Bytes of the whole tensors of these collectives, or of all."""
-        return sum(f.whole_bytes for f in self.flows if not kinds or f.kind.split()[0] in kinds)
+    def moved(self, kinds: Iterable[FlowKind]) -> float:
+        """Bytes of the complete tensors of these collectives."""
+        return sum(f.whole_bytes for f in self.flows if f.kind in kinds)
 
 
 def predict(written: dict[str, Any], ranks: int) -> Predicted:
-    """Memory and traffic of a case, as :func:`prepare` wrote it, on so many ranks of one CPU machine."""
+    """Predict memory and traffic of a case, as :func:`prepare` wrote it, on ``ranks`` ranks of one CPU machine."""
     settings = settings_from_yaml(written["settings"])
     model = settings.model
-    rehearsal = trace_micro_step(
-        ModelPlan.of(model, backbone=model.backbone, classes=2, bf16=settings.train.precision == "bf16"),
+    trace = trace_micro_step(
+        ModelSpec.from_settings(model, backbone=model.backbone, classes=2, bf16=settings.train.precision == "bf16"),
         sequence_lengths=written["lengths"],
         supervised=written["supervised"],
         activation_checkpointing=settings.train.activation_checkpointing,
         attention="sdpa",
     )
-    zero = sharding(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
-    step = walk(rehearsal, zero)
+    zero = zero3_settings(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
+    simulation = simulate(trace, zero)
     return Predicted(
-        memory(rehearsal, zero, step, optimizer=settings.optim.name, on_gpu=False),
-        flows(rehearsal, zero, step, micro_steps=written["micro_steps"]),
+        memory(trace, zero, simulation, optimizer=settings.optim.name, on_gpu=False),
+        flows(trace, zero, simulation, micro_steps=written["micro_steps"]),
     )

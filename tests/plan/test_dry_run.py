@@ -1,4 +1,4 @@
-"""`clsgen dryrun` at full size, and what it says to bad input; test_measured.py holds it against real runs."""
+"""`clsgen dryrun` at full size, and its errors; test_measured.py compares it with real runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODELS = "configs/models"
 @pytest.mark.slow
 def test_70b_on_512_ranks_within_two_minutes_and_without_memory(run_command, tmp_path):
     file = tmp_path / "dry.json"
-    told = run_command(
+    printed = run_command(
         "clsgen", "dryrun", "--config", "configs/70b_zero3.yaml", "--model.backbone", f"{MODELS}/llama-3-70b",
         "--ranks", "512", "--micro_steps", "1", "--json", str(file),
     )  # fmt: skip
@@ -38,17 +38,17 @@ def test_70b_on_512_ranks_within_two_minutes_and_without_memory(run_command, tmp
     assert {c["ranks"] for c in found["step"]} == {512}
     states = found["files"]["bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"]
     assert states == pytest.approx(12 * sum(shares.values()), rel=1e-6)
-    assert "all ranks: 1,024 files" in told.stdout
+    assert "all ranks: 1,024 files" in printed.stdout
 
 
 def test_bad_input_is_one_line(run_command):
-    for words, said in (
+    for flags, message in (
         (("--ranks", "0"), "--ranks is 0, expected 1 or more"),
         (("--model.backbone", "./nowhere"), "is no folder with a config.json"),
         (("--model.load_in_4bit", "true"), "needs a GPU to quantise on"),
     ):
-        done = run_command("clsgen", "dryrun", "--config", "configs/8b_lora.yaml", *words, check=False)
-        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+        done = run_command("clsgen", "dryrun", "--config", "configs/8b_lora.yaml", *flags, check=False)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_bad_input_is_one_line(run_command):
         (["--json", "."], ". cannot be written"),
     ],
 )
-def test_what_is_wrong_with_its_own_flags_is_said_before_the_work(flags, message, capsys):
+def test_wrong_flags_are_refused_before_the_run(flags, message, capsys):
     with pytest.raises(SystemExit) as refused:
         main(["dryrun", "--config", "configs/8b_lora.yaml", *flags])
     assert refused.value.code == 2
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The plan against real engines on two ranks: memory by part, and the collectives: how many, and every byte."""
+"""Plan and dry run against real engines on two ranks: memory by part, number and bytes of the collectives."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def measured(request, tmp_path_factory, free_port):
 
 
 @pytest.fixture(scope="module")
-def rehearsed(measured):
-    """The same cases in the dry run, as one of two fake ranks; a process of its own, whose ranks are fake."""
+def dry_runs(measured):
+    """The same cases in the dry run, as one of two fake ranks, in a process of its own."""
     script = (
         "import dataclasses, json, sys\n"
         "from clsgen_dist.config import settings_from_yaml\n"
@@ -45,23 +45,23 @@ def rehearsed(measured):
         "        print(json.dumps({'name': case['name'], **dataclasses.asdict(found)}))\n"
     )
     env = {**os.environ, "PYTHONPATH": f"{SHIPPED}:{SHIPPED / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    told = json.dumps([written for written, _ in measured.values() if written["name"] != "warm-up"])
-    done = subprocess.run([sys.executable, "-c", script], input=told, env=env, capture_output=True, text=True)
+    cases_json = json.dumps([written for written, _ in measured.values() if written["name"] != "warm-up"])
+    done = subprocess.run([sys.executable, "-c", script], input=cases_json, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {line["name"]: line for line in lines}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_dry_run_does_what_a_real_rank_does(name, measured, rehearsed):
+def test_the_dry_run_does_what_a_real_rank_does(name, measured, dry_runs):
     _, report = measured[name]
-    found = rehearsed[name]
+    found = dry_runs[name]
     assert [[c["op"], c["bytes"]] for c in found["step"]] == report["order"]
     assert found["partitions"] == report["partitions"]
     assert found["held"] == report["parts"]
     assert found["files"] == report["files"] and len(found["files"]) == 2
     assert {c["ranks"] for c in found["step"]} == {2}
-    # The last gradients leave when autograd is through; they belong to the backward all the same.
+    # The last gradients are reduced after autograd has finished, and still count as backward.
     assert {c["phase"] for c in found["step"] if c["op"] == "_reduce_scatter_base_"} <= {"backward"}
 
 
@@ -74,10 +74,10 @@ def test_memory_and_traffic_are_those_of_a_real_run(name, measured):
         assert predicted.part(part) == pytest.approx(report["parts"][part], rel=0.02, abs=2**16), part
     traffic = report["traffic"]
     assert set(traffic) == {"_allgather_base_", "_reduce_scatter_base_", "allreduce_"}
-    assert predicted.moved("gather") == pytest.approx(traffic["_allgather_base_"], rel=0.02)
-    assert predicted.moved("reduce") == pytest.approx(traffic["_reduce_scatter_base_"], rel=0.02)
-    assert predicted.moved("sums") == traffic["allreduce_"]
+    assert predicted.moved(cases.GATHERS) == pytest.approx(traffic["_allgather_base_"], rel=0.02)
+    assert predicted.moved(cases.REDUCTIONS) == pytest.approx(traffic["_reduce_scatter_base_"], rel=0.02)
+    assert predicted.moved(cases.SUMS) == traffic["allreduce_"]
     counts = Counter(op for op, _ in report["order"])
-    assert predicted.calls("gather") == counts["_allgather_base_"]
-    assert predicted.calls("reduce") == counts["_reduce_scatter_base_"]
-    assert predicted.calls("sums") == counts["allreduce_"]
+    assert predicted.calls(cases.GATHERS) == counts["_allgather_base_"]
+    assert predicted.calls(cases.REDUCTIONS) == counts["_reduce_scatter_base_"]
+    assert predicted.calls(cases.SUMS) == counts["allreduce_"]

@@ -1,0 +1,130 @@
+"""Traces one micro-step of the real model on the meta device: bytes, FLOPs, and the order of modules.
+
+The code that trains builds the model (``build_model``, ``set_zero3_units``) on torch's meta device, where tensors have
+shapes and no data; forward, both losses and backward really run. Every tensor is counted while it is alive, so
+activations, the loss's workspace and gradients that wait for their reduction are read off, not estimated; the FLOPs of
+matrix products are counted as they are called.
+
+Cost: seconds for a model of 70B, whatever the number of tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clsgen_dist.model.backbone import checkpoint_activations, set_zero3_units
+from clsgen_dist.plan.meta_model import Attention, ModelSpec, meta_model
+from clsgen_dist.plan.meta_trace import MetaTrace, Weight
+from clsgen_dist.plan.module_recorder import ModuleRecorder
+from clsgen_dist.plan.tensor_counter import TensorCounter, forward_inside_backward
+
+# N packed tokens, S sequences, n supervised tokens
+
+
+def trace_micro_step(
+    spec: ModelSpec,
+    *,
+    sequence_lengths: Sequence[int],
+    supervised: int,
+    activation_checkpointing: bool,
+    attention: Attention = "flash",
+) -> MetaTrace:
+    """Trace a micro-step of packed sequences, ``supervised`` of whose tokens carry generation loss.
+
+    Raises:
+        ModelError: the backbone cannot be trained or planned.
+    """
+    model = meta_model(spec, attention)
+    model.train()
+    if activation_checkpointing:
+        checkpoint_activations(model.lm)
+    set_zero3_units(model)
+    batch = _meta_batch(sequence_lengths, supervised)
+    counter = TensorCounter()
+    counter.ignore([*model.parameters(), *model.buffers()])
+    recorder = ModuleRecorder(model, counter)
+    counter.track_backbone(model.lm.base_model)  # type: ignore[arg-type]
+    with _deepspeed_linear(counter), counter:
+        output = model(**batch)
+        loss = output.generation_loss.sum() + output.class_loss.sum()
+        del output
+        forward_flops, forward_moved, forward_launches = counter.flops, counter.moved_bytes, counter.launches
+        loss.backward()
+        del loss
+    return MetaTrace(
+        weights=_weights(model, spec.load_in_4bit),
+        units=recorder.units,
+        events=recorder.events,
+        tail_peak=counter.pop_peak()[0],
+        loss_workspace=counter.loss_workspace,
+        matmul_flops=counter.flops,
+        forward_flops=forward_flops,
+        recomputed_flops=counter.recomputed_flops,
+        moved_bytes=counter.moved_bytes,
+        forward_moved_bytes=forward_moved,
+        launches=counter.launches,
+        forward_launches=forward_launches,
+        tokens=sum(sequence_lengths),
+        bytes_per_element=2 if spec.bf16 else 4,
+        max_positions=getattr(model.lm.config.get_text_config(), "max_position_embeddings", None),  # type: ignore[operator, union-attr]
+        learned_positions=not any("Rotary" in type(module).__name__ for module in model.modules()),
+        eager_attention=attention == "eager",
+    )
+
+
+def _weights(model: nn.Module, load_in_4bit: bool) -> list[Weight]:
+    """The parameters; with 4 bits, bitsandbytes quantises frozen linear maps except the LM head."""
+    lm: Any = model.lm
+    head = lm.get_output_embeddings()
+    linear = {id(m.weight) for m in lm.modules() if isinstance(m, nn.Linear) and m is not head}
+    quantised = linear if load_in_4bit else set()
+    return [
+        Weight(name, p.numel(), p.requires_grad, p.dim() > 1, id(p) in quantised and not p.requires_grad)
+        for name, p in model.named_parameters()
+    ]
+
+
+@contextlib.contextmanager
+def _deepspeed_linear(counter: TensorCounter) -> Iterator[None]:
+    """Use DeepSpeed's linear function, as ZeRO-3 does: it saves its input even where the weight is frozen."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    def linear(*args: Any) -> Tensor:
+        # Asked here, because the forward of an autograd function runs with gradients disabled.
+        counter.recomputing = forward_inside_backward()
+        try:
+            return zero3_linear_wrap(*args)  # type: ignore[no-any-return]
+        finally:  # checkpointing ends a recomputation by an exception
+            counter.recomputing = False
+
+    plain, nn.functional.linear = nn.functional.linear, linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.functional.linear = plain
+
+
+def _meta_batch(lengths: Sequence[int], supervised: int) -> dict[str, Any]:
+    """The model's keyword arguments for packed sequences, as :func:`clsgen_dist.data.pack.collate` makes them."""
+
+    def integers(count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.int64, device="meta")
+
+    tokens = sum(lengths)
+    return {
+        "input_ids_N": integers(tokens),
+        "position_N": integers(tokens),
+        # On the CPU with values, because attention splits at them.
+        "sequence_start_S1": torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
+        "longest": max(lengths),
+        "supervised_index_n": integers(supervised),
+        "target_n": integers(supervised),
+        "class_index_S": integers(len(lengths)),
+        "label_S": integers(len(lengths)),
+    }
