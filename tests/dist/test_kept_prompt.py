@@ -29,7 +29,7 @@ def test_resume_export_and_predict_use_the_prompt_of_the_first_start(clock, trai
     prompt = checkpoint.read_marker(run / "checkpoints" / first)["prompt"]
     train(run, ranks=1, resume="auto", train__max_steps=4, **options)
     assert checkpoint.read_marker(run / "checkpoints" / second)["prompt"] == prompt
-    export(run, tmp_path / "model", say=lambda text: None)
+    export(run, tmp_path / "model")
     rendered = Predictor(tmp_path / "model").encoder.rendered
     assert (rendered.prefix, rendered.prefix_ids) == (prompt["prefix"], prompt["prefix_ids"])
 
