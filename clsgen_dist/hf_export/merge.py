@@ -45,7 +45,7 @@ class Merge:
     """
 
     def __init__(self, trained: dict[str, Any], base: WeightMap, scale: float) -> None:
-        base.require_place(trained)
+        base.require_exportable(trained)
         self._trained, self._base, self._scale = trained, base, scale
 
     def groups(self) -> list[Group]:

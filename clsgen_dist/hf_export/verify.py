@@ -52,7 +52,7 @@ def verify_canary(folder: Path, canary: dict[str, Any]) -> None:
     if not difference <= tolerance:
         raise LogitsDifferError(
             f"the export's logits differ from the trained model's by {difference:.2e}, expected at most "
-            f"{tolerance:.0e} in {lm.dtype}; the architecture may change its logits, or the merge is wrong: export again"
+            f"{tolerance:.0e} in {lm.dtype}; the architecture may change its logits, or the merge failed: export again"
         )
     logger.info("verified by reloading: shapes, head fingerprint, logits (largest difference %.1e)", difference)
 

@@ -58,7 +58,7 @@ class Progress:
             )
 
     def update(self, n: int = 1, **postfix: float) -> None:
-        """``n`` more units are done; ``postfix`` are numbers to display, such as losses (NaN is displayed as a dash)."""
+        """``n`` more units are done; ``postfix`` are numbers to display, such as losses (NaN as a dash)."""
         self.done += n
         if not self._enabled:
             return

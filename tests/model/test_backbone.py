@@ -9,7 +9,7 @@ import torch
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import ModelError
-from clsgen_dist.model.attention import per_sequence
+from clsgen_dist.model.attention import register_per_sequence_attention
 from clsgen_dist.model.backbone import (
     backbone_path,
     build_model,
@@ -109,16 +109,16 @@ def test_backbones_that_change_their_logits_are_refused(tmp_path):
         open_backbone(str(tmp_path))
 
 
-def test_names_that_lead_nowhere_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"embedded backbone is 'demo:smollm2-135m'"):
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"expected 'demo:smollm2-135m', the only embedded backbone"):
         backbone_path("demo:smollm3")
-    with pytest.raises(ModelError, match="is no folder"):
+    with pytest.raises(ModelError, match="is not a folder"):
         backbone_path(str(tmp_path / "nothing"))
 
 
-def test_attention_is_chosen_by_what_is_there(tiny_backbone):
+def test_attention_is_chosen_by_what_is_available(tiny_backbone):
     assert choose_attention("auto", on_gpu=False) == "sdpa"
-    assert choose_attention("auto", on_gpu=False, packed=True) == per_sequence()
+    assert choose_attention("auto", on_gpu=False, packed=True) == register_per_sequence_attention()
     with pytest.raises(ModelError, match="needs a GPU"):
         choose_attention("flash_attention_2", on_gpu=False)
     with pytest.raises(ModelError, match="needs CUDA"):

@@ -55,10 +55,10 @@ def test_settings_that_allow_more_than_the_context_are_refused_with_what_fits():
     config = LlamaConfig(max_position_embeddings=100)
     require_context(config, 60, 40)
     with pytest.raises(
-        SettingsError, match=r"make 101 tokens.*context ends at 100; lower data\.max_prompt_length to 60"
+        SettingsError, match=r"make 101 tokens.*context length is 100; lower data\.max_prompt_length to 60"
     ):
         require_context(config, 61, 40)
-    with pytest.raises(SettingsError, match=r"max_explanation_length is 100.*ends at 100 tokens, prompt included"):
+    with pytest.raises(SettingsError, match=r"max_explanation_length is 100.*length is 100 tokens"):
         require_context(config, 61, 100)
     require_context(MambaConfig(), 10**6, 10**6)
 
@@ -84,12 +84,12 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_if_it_can_come_up(wor
     if refused is None:
         require_embedded(tokenizer, encoder, LlamaConfig(vocab_size=rows))
         return
-    with pytest.raises(ModelError, match=rf"'{refused}' with id {rows}, and the embedding has {rows} rows"):
+    with pytest.raises(ModelError, match=rf"'{refused}' with id {rows}, expected ids below {rows}"):
         require_embedded(tokenizer, encoder, LlamaConfig(vocab_size=rows))
 
 
 def test_the_end_token_beyond_the_embedding_is_refused():
     tokenizer = byte_level()
     encoder = Encoder(tokenizer, question="Why?", max_prompt_length=64)
-    with pytest.raises(ModelError, match=r"the first '<\|im_end\|>'"):
+    with pytest.raises(ModelError, match=r"the first is '<\|im_end\|>'"):
         require_embedded(tokenizer, encoder, LlamaConfig(vocab_size=len(tokenizer) - 1))

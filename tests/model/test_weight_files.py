@@ -65,7 +65,7 @@ def _reload(folder, base):
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
 def test_every_trained_weight_comes_back_from_the_export(base, tmp_path, max_shard_bytes):
     opened = open_backbone(str(base))
-    opened.weights.require_way_back()
+    opened.weights.require_reversible()
     lm = load_backbone(opened, dtype=torch.float32, attention="eager")
     torch.manual_seed(1)
     trained = {name: torch.randn_like(p) for name, p in lm.named_parameters()}
@@ -140,9 +140,9 @@ def _change(folder, change):
     ("change", "expected"),
     [
         (lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"}, r"lm_head\.weight.*tie_word_embeddings"),
-        (lambda t: {n: v for n, v in t.items() if ".layers.1.mlp." not in n}, r"layers\.1\.mlp.*start at random$"),
-        (lambda t: {f"module.{n}": v for n, v in t.items()}, "begin with 'module.': save them without it"),
-        (lambda t: {f"base_model.model.{n}": v for n, v in t.items()}, "begin with 'base_model.model.'"),
+        (lambda t: {n: v for n, v in t.items() if ".layers.1.mlp." not in n}, r"layers\.1\.mlp.*initialised randomly$"),
+        (lambda t: {f"module.{n}": v for n, v in t.items()}, "start with 'module.': save them without it"),
+        (lambda t: {f"base_model.model.{n}": v for n, v in t.items()}, "start with 'base_model.model.'"),
         (
             lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"} | {"score.weight": torch.zeros(2, 32)},
             "of a classifier or reward model",
@@ -151,7 +151,7 @@ def _change(folder, change):
     ],
     ids=["no head", "no layer", "module.", "peft", "classifier", "shape"],
 )
-def test_weights_that_would_start_at_random_are_refused(llama, change, expected):
+def test_weights_that_would_be_initialised_randomly_are_refused(llama, change, expected):
     _change(llama, change)
     with pytest.raises(ModelError, match=expected):
         open_backbone(str(llama))
@@ -215,9 +215,9 @@ def test_files_that_are_damaged_are_one_line_with_a_remedy(llama, damage, expect
     ("fields", "expected"),
     [
         ({"model_type": "llama9"}, "'llama9', which this version of transformers does not know"),
-        ({"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "brings code of its own"),
+        ({"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "has remote code"),
         ({"model_type": "t5"}, "encoder-decoder"),
-        ({"model_type": "vit"}, "no causal language model"),
+        ({"model_type": "vit"}, "not a causal language model"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantised .gptq."),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "is quantised"),
     ],
@@ -231,5 +231,5 @@ def test_bases_of_another_kind_are_refused_without_a_question(llama, fields, exp
 
 def test_an_adapter_alone_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"holds an adapter.*merge_and_unload"):
+    with pytest.raises(ModelError, match=r"is an adapter.*merge_and_unload"):
         open_backbone(str(tmp_path))
