@@ -103,7 +103,7 @@ def write_chat_template(folder: Path, template: str) -> None:
 
 
 def write_readme(folder: Path, *, backbone: str, labels: list[str], head_file: str) -> None:
-    """Write a model card that says what the folder is and how to use it."""
+    """Write a model card that explains the folder and its use."""
     (folder / "README.md").write_text(
         f"""---
 library_name: transformers

@@ -151,7 +151,7 @@ def test_gradient_is_added_to_an_fp32_sum():
     assert_close({"dW": total / 2}, {"dW": truth_grads["lm_weight_VD"]}, 5e-4)
 
 
-def test_an_fp32_head_beside_narrow_states_keeps_its_precision():
+def test_an_fp32_head_with_narrower_states_keeps_its_precision():
     for dtype in (torch.bfloat16, torch.float16):
         tensors, *rest = make_case(vocabulary=33)
         tensors = cast(tensors, dtype)
@@ -162,7 +162,7 @@ def test_an_fp32_head_beside_narrow_states_keeps_its_precision():
 
 
 def test_bfloat16_rounds_no_worse_than_plain_torch():
-    """What a GPU rounds (products exact, sums fp32, gradients of logits to bf16), emulated, beside torch in bf16."""
+    """A GPU's rounding (exact products, fp32 sums, bf16 gradients of logits), emulated, against torch in bf16."""
     tensors, indices, (up_n, up_SC, up_S) = make_case(vocabulary=507, width=64, n_tokens=130, supervised=65)
     upstream = up_n, up_SC * 0, up_S * 0
     tensors = cast(tensors, torch.bfloat16)
@@ -273,7 +273,7 @@ def test_mutants_are_caught(mutant, tmp_path, monkeypatch):
     assert worst > 1e-3, f"the mutant {mutant!r} passes"
 
 
-def test_launch_choices_can_be_overridden():
+def test_launch_parameters_can_be_overridden():
     tensors, *rest = make_case(vocabulary=129)
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))

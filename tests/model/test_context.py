@@ -1,4 +1,4 @@
-"""What a backbone can take: context lengths as configurations write them, and ids beyond the embedding."""
+"""Limits of a backbone: context lengths in configurations, and ids beyond the embedding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _rope(kind, **scaling):
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
-def test_the_context_is_what_the_configuration_says_wherever_it_says_it(config, length):
+def test_the_context_length_is_found_in_every_kind_of_configuration(config, length):
     assert context_length(config) == length
 
 
@@ -73,7 +73,7 @@ def test_settings_that_allow_more_than_the_context_are_refused_with_what_fits():
     ],
     ids=["all there", "a word that texts may hold", "a special token that no prompt uses", "one that the prompt uses"],
 )
-def test_a_token_without_a_row_in_the_embedding_is_refused_if_it_can_come_up(words, special, template_token, refused):
+def test_a_token_without_a_row_in_the_embedding_is_refused_if_it_can_occur(words, special, template_token, refused):
     rows = len(byte_level())
     tokenizer = byte_level(words=words, special=("<|im_start|>", "<|im_end|>", *special))
     if template_token:

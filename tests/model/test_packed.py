@@ -106,7 +106,7 @@ def test_losses_and_every_gradient_equal_the_unpacked_ones(family, samples):
             )
 
 
-def test_a_sequence_cannot_see_its_neighbours(samples):
+def test_a_sequence_does_not_attend_to_its_neighbours(samples):
     """Other neighbours, same states to the last bit."""
     model = _model("Llama", register_per_sequence_attention()).eval()
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_a_sequence_cannot_see_its_neighbours(samples):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_families_hidden_states_times_the_lm_head_are_their_logits(family, samples):
-    """What the loss multiplies is what the model itself would say."""
+    """The loss's logits are those of the model itself."""
     lm = _lm(family, register_per_sequence_attention()).eval()
     model = build_model(
         lm, classes=2, label_tokens=None, finetune="full", top_layers=None, lora_rank=1, lora_alpha=1,
@@ -155,8 +155,8 @@ def _tested(model):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
-def test_the_self_test_packs_where_packed_rows_are_what_they_are_alone(family, samples):
-    """Whatever it says of a family, losses in that layout are those of rows alone."""
+def test_the_self_test_packs_if_packed_rows_equal_rows_alone(family, samples):
+    """Losses in the layout that it selects are those of rows alone."""
     changes = HYBRIDS.get(family, {})
     model = _model(family, register_per_sequence_attention(), **changes)
     found = _tested(model)
@@ -169,7 +169,7 @@ def test_the_self_test_packs_where_packed_rows_are_what_they_are_alone(family, s
     np.testing.assert_allclose(_gradients(model, [[0, 2, 3, 6], [1, 4, 5]], samples)[0], truth, rtol=1e-5)
 
 
-def test_a_model_that_sees_what_comes_later_is_refused():
+def test_a_model_that_attends_to_later_tokens_is_refused():
     config = transformers.BertConfig(
         vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )

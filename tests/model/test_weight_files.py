@@ -1,4 +1,4 @@
-"""What a base's files hold against what its model needs: found before training, and written back as it was."""
+"""A base's weight files against its model's parameters: checked before training, reversed at export."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _reload(folder, base):
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
-def test_every_trained_weight_comes_back_from_the_export(base, tmp_path, max_shard_bytes):
+def test_every_trained_weight_is_in_the_export(base, tmp_path, max_shard_bytes):
     opened = open_backbone(str(base))
     opened.weights.require_reversible()
     lm = load_backbone(opened, dtype=torch.float32, attention="eager")
@@ -78,7 +78,7 @@ def test_every_trained_weight_comes_back_from_the_export(base, tmp_path, max_sha
         assert torch.equal(parameter, trained[name]), name
 
 
-def test_what_was_not_trained_is_copied_to_the_last_bit(base, tmp_path):
+def test_frozen_weights_are_copied_bit_for_bit(base, tmp_path):
     opened = open_backbone(str(base))
     write_shards(tmp_path, opened.weights, Merge({}, opened.weights, scale=1.0), 10**9)
     written = load_file(tmp_path / "model.safetensors")
@@ -121,7 +121,7 @@ def test_a_base_with_pickled_weights_only_is_read_and_exported_as_safetensors(tm
     _reload(tmp_path / "out", base)
 
 
-def test_a_trained_tensor_without_a_place_is_not_lost_in_silence(base):
+def test_a_trained_tensor_that_cannot_be_exported_is_refused(base):
     opened = open_backbone(str(base))
     with pytest.raises(ModelError, match=r"elsewhere\.weight .* could be trained but not exported"):
         Merge({"elsewhere.weight": torch.zeros(1)}, opened.weights, scale=1.0)
@@ -157,7 +157,7 @@ def test_weights_that_would_be_initialised_randomly_are_refused(llama, change, e
         open_backbone(str(llama))
 
 
-def test_tensors_that_no_parameter_takes_come_along(llama, tmp_path):
+def test_tensors_that_no_parameter_uses_are_copied(llama, tmp_path):
     _change(llama, lambda t: t | {"mtp.layers.0.weight": torch.ones(3)})
     opened = open_backbone(str(llama))
     assert opened.weights.unused == ["mtp.layers.0.weight"]
@@ -166,7 +166,7 @@ def test_tensors_that_no_parameter_takes_come_along(llama, tmp_path):
     assert torch.equal(load_file(tmp_path / "out/model.safetensors")["mtp.layers.0.weight"], torch.ones(3))
 
 
-def test_a_head_of_its_own_is_kept_though_the_configuration_calls_it_tied(llama):
+def test_an_untied_head_is_kept_although_the_configuration_ties_it(llama):
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     opened = open_backbone(str(llama))
@@ -204,7 +204,7 @@ def _lost_shard(folder):
     ],
     ids=["cut short", "pointer", "lost shard", "gguf", "bad json", "empty json", "no config"],
 )
-def test_files_that_are_damaged_are_one_line_with_a_remedy(llama, damage, expected):
+def test_damaged_files_are_a_one_line_error_with_a_remedy(llama, damage, expected):
     damage(llama)
     with pytest.raises(ModelError, match=expected) as caught:
         open_backbone(str(llama))
