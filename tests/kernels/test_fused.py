@@ -290,8 +290,8 @@ def test_descriptors_load_the_same(width, monkeypatch):
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
     by_descriptor = []
-    decides = fused._describes
-    monkeypatch.setattr(fused, "_describes", lambda *a: by_descriptor.append(decides(*a)) or by_descriptor[-1])
+    decides = fused._use_descriptors
+    monkeypatch.setattr(fused, "_use_descriptors", lambda *a: by_descriptor.append(decides(*a)) or by_descriptor[-1])
     tile = Tile(16, 32, 16, 1, 1, descriptors=True)
     got, grads = run(tensors, *rest, impl="triton", launch=Launch(tile, tile, tile, tile, 6, 8 * 1024))
     assert set(by_descriptor) == {width == 24}

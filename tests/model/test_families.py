@@ -1,6 +1,6 @@
 """Every family that transformers opens as a causal language model: does it train here, packed or padded, and export?
 
-The table in docs/backbones.md is what this finds: ``python -m tests.model.test_families`` writes it anew.
+The table in docs/backbones.md is the expected result; ``python -m tests.model.test_families`` regenerates it.
 """
 
 from __future__ import annotations
