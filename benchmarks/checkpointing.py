@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from clsgen_dist.data.pack import Sample, collate
-from clsgen_dist.model.attention import per_sequence
+from clsgen_dist.model.attention import register_per_sequence_attention
 from clsgen_dist.model.backbone import build_model, checkpoint_activations, load_backbone, open_backbone
 from clsgen_dist.model.smollm2 import smollm2_folder
 
@@ -31,7 +31,9 @@ CASES: dict[str, tuple[str, int | None]] = {
 
 def prepare(finetune: str, top_layers: int | None, switch: str) -> Any:
     """A model in training mode with one of the switches on."""
-    lm = load_backbone(open_backbone(str(smollm2_folder())), dtype=torch.float32, attention=per_sequence())
+    lm = load_backbone(
+        open_backbone(str(smollm2_folder())), dtype=torch.float32, attention=register_per_sequence_attention()
+    )
     model = build_model(
         lm, classes=2, label_tokens=None, finetune=finetune, top_layers=top_layers, lora_rank=8, lora_alpha=16,
         lora_dropout=0.0, head_dropout=0.0, loss_impl="auto", seed=0,

@@ -163,13 +163,13 @@ def main() -> None:
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     from clsgen_dist.data.pack import collate, pack
-    from clsgen_dist.model.attention import per_sequence
+    from clsgen_dist.model.attention import register_per_sequence_attention
 
     rows = samples(args.shared)
     lengths = [len(s.prompt) + len(s.explanation) for s in rows]
     torch.manual_seed(0)
     grouped_order = get_length_grouped_indices(lengths, MICRO)
-    packed_dual, padded_dual = model(args.model, per_sequence()), model(args.model, "sdpa")
+    packed_dual, padded_dual = model(args.model, register_per_sequence_attention()), model(args.model, "sdpa")
     usual = trainer_step(padded_dual)
     ours_padded = our_step(padded_dual, padded_forward(padded_dual))
     ours = our_step(packed_dual, lambda batch: packed_dual(**batch.inputs()))

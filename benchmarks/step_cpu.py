@@ -56,7 +56,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.data.pack import Sample
-    from clsgen_dist.model.attention import per_sequence
+    from clsgen_dist.model.attention import register_per_sequence_attention
     from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer, open_backbone
     from clsgen_dist.training.datasets import open_datasets
     from clsgen_dist.training.sampling_plan import plan_stream
@@ -89,7 +89,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
         loss_impl="auto",
         seed=0,
     )
-    lm.set_attn_implementation(per_sequence() if attention == "packed" else "sdpa")
+    lm.set_attn_implementation(register_per_sequence_attention() if attention == "packed" else "sdpa")
     encoded = open_datasets(settings.data, encoder, None)
     if rows == "demo":
         stream = plan_stream(settings, encoded, rank=0, world_size=1)

@@ -1,4 +1,4 @@
-"""Recalibration of class logits on rows that were never trained on.
+"""Recalibration of class logits on held-out rows.
 
-In: logits and labels. Out: parameters for ``clsgen.json``. Costs milliseconds.
+In: logits and labels. Out: parameters for ``clsgen.json``. Cost: milliseconds.
 """

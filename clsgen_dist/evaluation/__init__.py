@@ -1,4 +1,4 @@
 """Metrics with intervals, and the report.
 
-In: probabilities, labels, explanations. Out: AUROC, F1, ECE and their bootstrap intervals, beside baselines.
+In: probabilities, labels, explanations. Out: AUROC, F1, ECE and NLL with bootstrap intervals, compared with baselines.
 """

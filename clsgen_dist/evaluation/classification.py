@@ -1,4 +1,4 @@
-"""Ranking and deciding: AUROC, F1, and the threshold that F1 wants."""
+"""AUROC, F1, and the threshold that maximises F1."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def auroc(probabilities_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> 
 
 
 def f1_at(probability_N: np.ndarray, is_positive_N: np.ndarray, threshold: float) -> float:
-    """F1 of the positive class when it is decided at ``threshold`` and above; 0 where nothing is right."""
-    decided_N = probability_N >= threshold
-    right = np.count_nonzero(decided_N & is_positive_N)
-    wrong = np.count_nonzero(decided_N != is_positive_N)
-    return 2 * right / (2 * right + wrong) if right else 0.0
+    """F1 of the positive class, predicted at ``threshold`` and above; 0 without true positives."""
+    predicted_N = probability_N >= threshold
+    true_positives = np.count_nonzero(predicted_N & is_positive_N)
+    errors = np.count_nonzero(predicted_N != is_positive_N)
+    return 2 * true_positives / (2 * true_positives + errors) if true_positives else 0.0
 
 
 def macro_f1(predicted_N: np.ndarray, labels_N: np.ndarray) -> float:
@@ -42,8 +42,8 @@ def best_f1_threshold(probability_N: np.ndarray) -> float:
 
         F* = max_k  2 Σ_{i<=k} p_(i) / (k + Σ p),   threshold = F* / 2          (p sorted, largest first)
 
-    (Lipton, Elkan & Naryanaswamy 2014, arXiv 1402.1892.) The best empirical threshold of a hundred rows hangs on one or
-    two of them; this one uses all, so it holds better on new rows. 0.5 if all probabilities are 0.
+    (Lipton, Elkan & Naryanaswamy 2014, arXiv 1402.1892.) The best empirical threshold on a hundred rows depends on one
+    or two of them; this one uses all, so it generalises better. 0.5 if all probabilities are 0.
     """
     sorted_N = np.sort(probability_N)[::-1]
     if sorted_N[0] <= 0:
@@ -53,7 +53,7 @@ def best_f1_threshold(probability_N: np.ndarray) -> float:
 
 
 def predicted_class(probabilities_NC: np.ndarray, positive: int, threshold: float | None) -> np.ndarray:
-    """Class index per row: with two classes and a threshold by that, else the most probable."""
+    """Class index per row: by the threshold if there are two classes and one is given, else the most probable."""
     if threshold is None or probabilities_NC.shape[1] != 2:
         return probabilities_NC.argmax(axis=1)
     return np.where(probabilities_NC[:, positive] >= threshold, positive, 1 - positive)

@@ -1,7 +1,7 @@
-"""An exported model on held-out rows: how well it ranks, decides and is calibrated, and what its explanations say.
+"""Evaluation report of an exported model on held-out rows: discrimination, calibration, and explanations.
 
-Every figure of the classification head comes with a 95 % bootstrap interval over the rows, and beside baselines on the
-very same rows: the majority class, and, given training rows, logistic regression on TF-IDF of their texts.
+Every metric has a 95 % bootstrap interval over the rows, and is compared with baselines on the same rows: the majority
+class and, given training rows, logistic regression on TF-IDF of their texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predic
 
 @dataclass(frozen=True)
 class Scores:
-    """One row of the report: a model or baseline by its probabilities."""
+    """One row of the report: the metrics of a model or baseline."""
 
     name: str
     auroc: float
@@ -39,7 +39,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Change:
-    """What recalibration did to one measure of calibration, on the same rows; below zero is better."""
+    """Change of one calibration metric by recalibration, on the same rows; negative is better."""
 
     measure: str
     difference: float
@@ -48,18 +48,18 @@ class Change:
 
 @dataclass(frozen=True)
 class Report:
-    """Scores of the model and its baselines, and what was counted of the explanations."""
+    """Metrics of the model and its baselines, and statistics of the explanations."""
 
     rows: int
     scores: list[Scores] = field(default_factory=list)
     explanations: dict[str, float] = field(default_factory=dict)
-    """Shares in [0, 1] by name."""
+    """Fractions in [0, 1] by name."""
     recalibration: list[Change] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What the rows could not tell, and why."""
+    """Metrics that could not be computed, and why."""
 
     def to_json(self) -> str:
-        """The report for programs; a figure that does not exist is null."""
+        """The report as JSON; undefined metrics are null."""
         return json.dumps(_without_nan(asdict(self)), indent=2) + "\n"
 
     def table(self) -> str:
@@ -80,11 +80,11 @@ class Report:
         return "\n".join(lines + [_line(row, widths) for row in rows])
 
     def text(self) -> str:
-        """Table and counts, for people."""
+        """Table and statistics as text."""
         shares = [f"{name}: {share:.1%}" for name, share in self.explanations.items()]
         changes = [f"{c.measure} {_cell(c.difference, c.interval, sign='+')}" for c in self.recalibration]
-        told = [f"recalibrated - raw: {', '.join(changes)}"] if changes else []
-        return "\n".join([self.table(), *told, *shares, *(f"note: {note}" for note in self.notes)])
+        recalibration = [f"recalibrated - raw: {', '.join(changes)}"] if changes else []
+        return "\n".join([self.table(), *recalibration, *shares, *(f"note: {note}" for note in self.notes)])
 
 
 def score(
@@ -134,9 +134,9 @@ def recalibration_changes(
 
 
 def majority_baseline(train_labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
-    """The training rows' class shares for every row: ``[rows, C]``."""
-    shares_C = np.bincount(train_labels, minlength=classes) / len(train_labels)
-    return np.tile(shares_C, (rows, 1))
+    """The class frequencies of the training rows, repeated for every row: ``[rows, C]``."""
+    frequency_C = np.bincount(train_labels, minlength=classes) / len(train_labels)
+    return np.tile(frequency_C, (rows, 1))
 
 
 def linear_baseline(train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -162,7 +162,7 @@ def text_baseline(
 ) -> np.ndarray | None:
     """Logistic regression on TF-IDF of word pairs: probabilities ``[rows, C]``, 0 for a class without training rows.
 
-    None where nothing can be fitted: one class only, or texts without words.
+    None if it cannot be fitted: one class only, or texts without words.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -180,7 +180,7 @@ def text_baseline(
 
 
 def names_decided_class(explanations: Sequence[str], decided: Sequence[str], labels: Sequence[str]) -> float:
-    """Share of explanations in which the decided class is the first class named."""
+    """Fraction of explanations in which the predicted class is the first class mentioned."""
     named = 0
     for explanation, label in zip(explanations, decided, strict=True):
         places = {name: explanation.lower().find(name.lower()) for name in labels}

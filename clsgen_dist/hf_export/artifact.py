@@ -1,6 +1,6 @@
-"""The exported folder: an ordinary causal-LM folder, plus the classification head and what it means.
+"""The exported folder: an ordinary causal-LM folder, plus the classification head and its metadata.
 
-config.json, model*.safetensors, tokenizer…   opens in transformers, vLLM and converters as it is
+config.json, model*.safetensors, tokenizer…   opens in transformers, vLLM and converters unchanged
 classification_head/weights.safetensors       weight [C, D], bias [C]; fp32
 clsgen.json                                   labels, prompt, calibration, threshold, fingerprints
 """
@@ -19,17 +19,17 @@ from torch import Tensor
 from clsgen_dist.errors import ModelError
 
 HEAD_FILE = "classification_head/weights.safetensors"
-"""In a folder of its own: engines that load every ``*.safetensors`` they find would take it for backbone weights."""
+"""In its own folder, since some engines load every ``*.safetensors`` next to the model as backbone weights."""
 _OLDER_HEAD_FILE = "classification_head.safetensors"
 META_FILE = "clsgen.json"
 FORMAT = 2
-_READ = (1, 2)
-"""1 has no ``prompt``."""
+_READABLE_FORMATS = (1, 2)
+"""Format 1 has no ``prompt``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What ``clsgen.json`` holds."""
+    """Content of ``clsgen.json``."""
 
     labels: list[str]
     positive_label: str
@@ -39,39 +39,39 @@ class ModelCard:
     max_explanation_length: int
     head_sha256: str
     trained: dict[str, Any]
-    """Where the weights come from: backbone, checkpoint step, fine-tuning."""
+    """Provenance of the weights: backbone, checkpoint step, fine-tuning."""
     calibration: dict[str, Any] | None = None
-    """Affine map on the class logits, fitted on held-out rows; None: uncalibrated."""
+    """Affine map of the class logits, fitted on held-out rows; None: uncalibrated."""
     threshold: float | None = None
-    """Binary: the positive class is decided at this calibrated probability; None: 0.5."""
+    """Binary: calibrated probability from which the positive class is predicted; None: 0.5."""
     calibrated_on: dict[str, Any] | None = None
-    """Source and number of the rows that calibration and threshold were fitted on."""
+    """Source and number of the rows on which calibration and threshold were fitted."""
     prompt: dict[str, Any] | None = None
-    """The prompt as it was rendered for training, see :class:`clsgen_dist.data.prompt.RenderedPrompt`."""
+    """The prompt as rendered for training, see :class:`clsgen_dist.data.prompt.RenderedPrompt`."""
     format_version: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Write ``clsgen.json`` whole or not at all."""
-        aside = folder / f"{META_FILE}.tmp"
-        aside.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, folder / META_FILE)
+        """Write ``clsgen.json`` atomically."""
+        partial = folder / f"{META_FILE}.tmp"
+        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, folder / META_FILE)
 
     @classmethod
     def read(cls, folder: Path) -> ModelCard:
-        """The card of an exported folder; ModelError if it is none."""
+        """The card of an exported folder; ModelError if the folder is not an export."""
         try:
             fields = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ModelError(
-                f"{folder} has no {META_FILE}, so it is no exported dual-head model; make one with: "
+                f"{folder} has no {META_FILE}, so it is not an exported dual-head model; create one with: "
                 "clsgen export --checkpoint RUN --output DIR"
             ) from None
         except json.JSONDecodeError as error:
             raise ModelError(f"{folder / META_FILE} is not valid JSON ({error}); export the model again") from None
-        if fields.get("format_version") not in _READ:
+        if fields.get("format_version") not in _READABLE_FORMATS:
             raise ModelError(
-                f"{folder / META_FILE} has format_version {fields.get('format_version')!r}, this version reads "
-                f"{' and '.join(map(str, _READ))}; use a later version of clsgen_dist"
+                f"{folder / META_FILE} has format_version {fields.get('format_version')!r}, this version reads formats "
+                f"{' and '.join(map(str, _READABLE_FORMATS))}; use a later version of clsgen_dist"
             )
         return cls(**fields)
 
@@ -85,14 +85,16 @@ def head_fingerprint(weight_CD: Tensor, bias_C: Tensor) -> str:
 
 
 def read_head(folder: Path, card: ModelCard) -> tuple[Tensor, Tensor]:
-    """Weight ``[C, D]`` and bias ``[C]``; ModelError if missing or not the head that was exported."""
+    """Weight ``[C, D]`` and bias ``[C]``; ModelError if they are missing or do not match their fingerprint."""
     from safetensors.torch import load_file
 
     path = folder / HEAD_FILE
     if not path.is_file() and (folder / _OLDER_HEAD_FILE).is_file():
         path = folder / _OLDER_HEAD_FILE
     if not path.is_file():
-        raise ModelError(f"{path} is missing: the classification head did not come along; export the model again")
+        raise ModelError(
+            f"{path} is missing, so the model has no classification head; copy the folder again, or export again"
+        )
     tensors = load_file(path)
     weight_CD, bias_C = tensors["weight"], tensors["bias"]
     if head_fingerprint(weight_CD, bias_C) != card.head_sha256:

@@ -1,9 +1,8 @@
-"""The files beside the weights of an export: the base's own, with what changed and nothing else.
+"""The files of an export other than weights: those of the base, with only the necessary changes.
 
-A folder saved anew by transformers 5 is misread by transformers 4: the rotary base moves into ``rope_parameters``,
-which version 4 does not look at, and the tokenizer's class gets a name that version 4 does not have. So the base's
-``config.json`` and tokenizer files are kept, and where the base itself was saved by version 5, the older names are
-written beside the newer ones.
+transformers 4 misreads a folder saved by transformers 5: the rotary base is in ``rope_parameters``, which version 4
+ignores, and the tokenizer's class gets a name that version 4 does not have. So the base's ``config.json`` and tokenizer
+files are copied, and if version 5 saved the base itself, the version 4 names are added.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ _TOKENIZER_FILES = [
     "*.tiktoken",
     "chat_template*",
 ]
-_ALONG = ["generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+_OTHER_FILES = ["generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*"]
 
 _ROPE_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
-"""How version 4 calls rotary settings, by model type, where it is not as version 5 does."""
+"""Version 4's names of rotary settings, by model type, if they differ from version 5's."""
 
 
 def write_config(folder: Path, base: Backbone, labels: list[str]) -> None:
-    """``config.json`` of the base, with its class, labels and ties as they are now."""
+    """Write the base's ``config.json`` with the exported class, labels and weight tying."""
     fields = json.loads((Path(base.path) / "config.json").read_text(encoding="utf-8"))
     fields["architectures"] = [type(base.meta).__name__]
     fields["id2label"] = {str(index): name for index, name in enumerate(labels)}
@@ -43,33 +42,31 @@ def write_config(folder: Path, base: Backbone, labels: list[str]) -> None:
                 part["tie_word_embeddings"] = False
     for part in (fields, fields.get("text_config")):
         if part is not None:
-            _add_older_names(part)
+            _add_version_4_names(part)
     (folder / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _add_older_names(fields: dict[str, Any]) -> None:
-    """What transformers 4 would not find in a configuration that version 5 wrote."""
+def _add_version_4_names(fields: dict[str, Any]) -> None:
+    """Add the settings that transformers 4 does not find in a configuration written by version 5."""
     if "dtype" in fields:
         fields.setdefault("torch_dtype", fields["dtype"])
     rope = fields.get("rope_parameters") or {}
     by_layer = all(isinstance(value, dict) for value in rope.values())
-    whole = rope.get("full_attention", {}) if by_layer else rope
+    flat = rope.get("full_attention", {}) if by_layer else rope
     names = _ROPE_NAMES.get(fields.get("model_type", ""), {})
     for name in ("rope_theta", "partial_rotary_factor"):
-        if name in whole:
-            fields.setdefault(names.get(name, name), whole[name])
-    scaling = {name: value for name, value in whole.items() if name not in ("rope_theta", "partial_rotary_factor")}
+        if name in flat:
+            fields.setdefault(names.get(name, name), flat[name])
+    scaling = {name: value for name, value in flat.items() if name not in ("rope_theta", "partial_rotary_factor")}
     if scaling.get("rope_type", "default") != "default":
-        fields.setdefault("rope_scaling", whole if by_layer is False else scaling)
+        fields.setdefault("rope_scaling", flat if by_layer is False else scaling)
     if by_layer and "rope_theta" in rope.get("sliding_attention", {}):
         fields.setdefault("rope_local_base_freq", rope["sliding_attention"]["rope_theta"])
 
 
 def copy_small_files(folder: Path, base: Path) -> None:
-    """Tokenizer, generation settings and licence of the base, as they are; the tokenizer's class as both versions
-    know it.
-    """
-    for pattern in (*_TOKENIZER_FILES, *_ALONG):
+    """Copy tokenizer, generation settings and licence of the base; name a tokenizer class that both versions know."""
+    for pattern in (*_TOKENIZER_FILES, *_OTHER_FILES):
         for path in base.glob(pattern):
             if path.is_file() and not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)
@@ -90,11 +87,11 @@ def copy_small_files(folder: Path, base: Path) -> None:
 
 
 def write_chat_template(folder: Path, template: str) -> None:
-    """Make ``template`` the tokenizer's default: stock engines then render the prompt that was trained."""
+    """Make ``template`` the tokenizer's default, so that stock engines render the prompt used in training."""
     file = folder / "tokenizer_config.json"
     fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     own = fields.get("chat_template")
-    if isinstance(own, list):  # several by name, as transformers 4 wrote them
+    if isinstance(own, list):  # several named templates, as transformers 4 writes them
         others = [one for one in own if one["name"] != "default"]
         fields["chat_template"] = [{"name": "default", "template": template}, *others]
     elif own is not None:
@@ -106,7 +103,7 @@ def write_chat_template(folder: Path, template: str) -> None:
 
 
 def write_readme(folder: Path, *, backbone: str, labels: list[str], head_file: str) -> None:
-    """What the folder is, for whoever finds it."""
+    """Write a model card that explains the folder and its use."""
     (folder / "README.md").write_text(
         f"""---
 library_name: transformers

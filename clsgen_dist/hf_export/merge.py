@@ -1,10 +1,10 @@
-"""The trained model's weights, written as the base's files hold them.
+"""The trained weights, written in the layout of the base's files.
 
-The base's tensors are streamed group by group (:mod:`clsgen_dist.model.weight_files`). A trained parameter takes the
-place of the base's, a LoRA update is added to it (``W + (alpha/r)·B A``, in fp32), and what was not trained is copied
-byte by byte. Trained tensors are put together from the memory-mapped ZeRO shards one at a time.
+The base's tensors are streamed group by group (:mod:`clsgen_dist.model.weight_files`). A trained parameter replaces the
+base's, a LoRA update is added to it (``W + (alpha/r)·B A``, in fp32), and frozen tensors are copied byte by byte.
+Trained tensors are assembled from the memory-mapped ZeRO shards one at a time.
 
-Cost: memory of one output shard and one group.
+Cost: memory for one output shard and one group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clsgen_dist.model.weight_files import Group, WeightMap
 
 
 def trained_tensors(source: Path) -> dict[str, Any]:
-    """Trained parameters by name; each is put together from the ZeRO shards only when ``contiguous()`` is called."""
+    """Trained parameters by name; each is assembled from the ZeRO shards only when ``contiguous()`` is called."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
@@ -33,19 +33,19 @@ def trained_tensors(source: Path) -> dict[str, Any]:
 
 
 class Merge:
-    """Trained tensors waiting for their place among the base's.
+    """Applies trained tensors to those of the base.
 
     Args:
-        trained: tensors by the LM's own names for them.
+        trained: tensors by the LM's parameter names.
         base: the base's files.
         scale: alpha / rank of LoRA.
 
     Raises:
-        ModelError: a trained tensor has no place among the base's.
+        ModelError: a trained tensor matches no tensor of the base.
     """
 
     def __init__(self, trained: dict[str, Any], base: WeightMap, scale: float) -> None:
-        base.require_place(trained)
+        base.require_exportable(trained)
         self._trained, self._base, self._scale = trained, base, scale
 
     def groups(self) -> list[Group]:
@@ -53,7 +53,7 @@ class Merge:
         return [group for group in self._base.groups if not self._base.repeats(group)]
 
     def tensors(self, group: Group) -> dict[str, Tensor]:
-        """A group's tensors after training, under their names in the files and in the base's dtype."""
+        """A group's tensors after training, by their names in the files, in the base's dtype."""
         base = self._base.files.read(group.names)
         if not any(self._is_trained(name) for name in group.shapes):
             return base
@@ -61,28 +61,28 @@ class Merge:
         return self._base.to_files(group, {name: self._merged(name, tensor) for name, tensor in parameters.items()})
 
     def _is_trained(self, name: str) -> bool:
-        whole, down, _ = self._base.trained_as(name)
-        return any(key in self._trained for key in (*whole, down))
+        full, down, _ = self._base.trained_as(name)
+        return any(key in self._trained for key in (*full, down))
 
     def _merged(self, name: str, tensor: Tensor) -> Tensor:
-        whole, down, up = self._base.trained_as(name)
-        for key in whole:
+        full, down, up = self._base.trained_as(name)
+        for key in full:
             if key in self._trained:
-                return self._take(key).to(tensor.dtype)
+                return self._trained_tensor(key).to(tensor.dtype)
         if down not in self._trained:
             return tensor
-        update = self._take(up) @ self._take(down)
+        update = self._trained_tensor(up) @ self._trained_tensor(down)
         if type(self._base.lm.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D":
-            update = update.T  # GPT-2 keeps its linear maps [in, out]
+            update = update.T  # GPT-2's linear weights are [in, out]
         return (tensor.float() + self._scale * update).to(tensor.dtype)
 
-    def _take(self, key: str) -> Tensor:
+    def _trained_tensor(self, key: str) -> Tensor:
         tensor: Tensor = self._trained[key].contiguous().detach().float()
         return tensor
 
 
 def write_shards(folder: Path, base: WeightMap, merge: Merge, max_shard_bytes: int) -> None:
-    """Write the merged weights as ``model*.safetensors`` of at most ``max_shard_bytes``, but for larger groups."""
+    """Write the merged weights as ``model*.safetensors`` of at most ``max_shard_bytes``, unless one group is larger."""
     from safetensors.torch import save_file
 
     plan = list(_plan(base, merge.groups(), max_shard_bytes))
@@ -103,14 +103,14 @@ def write_shards(folder: Path, base: WeightMap, merge: Merge, max_shard_bytes: i
 
 
 def _plan(base: WeightMap, groups: list[Group], max_shard_bytes: int) -> Iterator[list[Group]]:
-    """Groups of each output shard; tensors that no parameter takes come along as they are."""
+    """Groups of each output shard, including tensors that no parameter uses, which are copied."""
     shard: list[Group] = []
-    filled = 0
+    shard_bytes = 0
     for group in [*groups, *(Group(name, {name: None}) for name in base.unused)]:
         size = sum(base.files.size(name) for name in group.names)
-        if shard and filled + size > max_shard_bytes:
+        if shard and shard_bytes + size > max_shard_bytes:
             yield shard
-            shard, filled = [], 0
+            shard, shard_bytes = [], 0
         shard.append(group)
-        filled += size
+        shard_bytes += size
     yield shard

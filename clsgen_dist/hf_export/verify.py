@@ -1,15 +1,15 @@
-"""Whether an exported folder is the model that was trained: shapes, and the losses of a fixed text.
+"""Verifies that an exported folder is the trained model: shapes, and the losses of a fixed text, the canary.
 
-The folder is reloaded as anyone would, and what it says of the text is compared with what the training engine said of
-it at the checkpoint. Where they differ, what tells why is kept: whether the files hold what a second merge gives,
-whether the loaded model holds what the files do, and whether it says the same twice.
+The folder is reloaded with plain transformers, and its losses and logits on the canary are compared with those of the
+training engine at the checkpoint. If they differ, diagnostics are written: whether the files equal a second merge,
+whether the loaded model equals the files, and whether a second forward pass gives the same result.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from clsgen_dist.hf_export.merge import Merge
 from clsgen_dist.model.backbone import Backbone, open_backbone
 from clsgen_dist.model.weight_files import WeightFiles
 
+logger = logging.getLogger(__name__)
+
 _TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference of a probe's losses, relative to 1 nat: rounding of merged weights in that dtype."""
+"""Largest difference of the canary's losses in nats, from rounding the merged weights to that dtype."""
 
 
 class LogitsDifferError(ModelError):
@@ -31,34 +33,34 @@ class LogitsDifferError(ModelError):
 
 
 def verify_shapes(folder: Path) -> None:
-    """Every parameter of the architecture is in the files with its shape; ModelError otherwise."""
+    """ModelError unless the files have every parameter of the architecture, in its shape."""
     try:
         open_backbone(str(folder))
     except ModelError as error:
         raise ModelError(f"the export's tensors do not fit its architecture: {error}") from error
 
 
-def verify_canary(folder: Path, probe: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Reload as anyone would, and compare the probe's losses and class logits with the training engine's.
+def verify_canary(folder: Path, canary: dict[str, Any]) -> None:
+    """Reload with plain transformers; compare the canary's losses and class logits with the training engine's.
 
     Raises:
         LogitsDifferError: they differ by more than rounding.
     """
     lm = _load(folder)
-    difference = _difference(lm, folder, probe)
-    tolerance = max(_TOLERANCE.get(dtype, 5e-2) for dtype in (lm.dtype, getattr(torch, probe["dtype"])))
+    difference = _difference(lm, folder, canary)
+    tolerance = max(_TOLERANCE.get(dtype, 5e-2) for dtype in (lm.dtype, getattr(torch, canary["dtype"])))
     if not difference <= tolerance:
         raise LogitsDifferError(
-            f"the export's logits differ from the trained model's by {difference:.2e}, at most {tolerance:.0e} was "
-            f"expected in {lm.dtype}; the architecture may scale or cap its logits, or a merge went wrong"
+            f"the export's logits differ from the trained model's by {difference:.2e}, expected at most "
+            f"{tolerance:.0e} in {lm.dtype}; the architecture may change its logits, or the merge failed: export again"
         )
-    say(f"verified by reloading: shapes, head fingerprint, logits (largest difference {difference:.1e})")
+    logger.info("verified by reloading: shapes, head fingerprint, logits (largest difference %.1e)", difference)
 
 
 def write_evidence(
-    path: Path, folder: Path, base: Backbone, merge: Merge, probe: dict[str, Any], error: LogitsDifferError
+    path: Path, folder: Path, base: Backbone, merge: Merge, canary: dict[str, Any], error: LogitsDifferError
 ) -> None:
-    """Keep, as JSON, what tells why an export's logits differed; ``folder`` is the export that did."""
+    """Write diagnostics of an export whose logits differ, in ``folder``, as JSON to ``path``."""
     written = WeightFiles(folder)
     unlike_second_merge = [
         name
@@ -77,10 +79,10 @@ def write_evidence(
         if not torch.equal(loaded[name], tensor.to(loaded[name].dtype))
     ]
     threads = torch.get_num_threads()
-    again = [_difference(lm, folder, probe) for _ in range(2)]
+    again = [_difference(lm, folder, canary) for _ in range(2)]
     torch.set_num_threads(1)
     try:
-        one_thread = _difference(lm, folder, probe)
+        one_thread = _difference(lm, folder, canary)
     finally:
         torch.set_num_threads(threads)
     found = {
@@ -101,21 +103,21 @@ def write_evidence(
 def _load(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    # Not the base's, which might be one that transformers refuses: nothing is generated here.
+    # Not the base's, which transformers might refuse: nothing is generated here.
     return AutoModelForCausalLM.from_pretrained(folder, generation_config=GenerationConfig()).eval()
 
 
 @torch.no_grad()
-def _difference(lm: Any, folder: Path, probe: dict[str, Any]) -> float:
-    """Largest difference of the probe's token losses and class logits, in nats."""
+def _difference(lm: Any, folder: Path, canary: dict[str, Any]) -> float:
+    """Largest difference of the canary's token losses and class logits, in nats."""
     weight_CD, bias_C = read_head(folder, ModelCard.read(folder))
-    last = len(probe["prompt"]) - 1
-    inputs = {"input_ids": torch.tensor([probe["prompt"] + probe["explanation"]]), "use_cache": False}
+    last = len(canary["prompt"]) - 1
+    inputs = {"input_ids": torch.tensor([canary["prompt"] + canary["explanation"]]), "use_cache": False}
     states_STD = lm.base_model(**inputs).last_hidden_state
     logits_STV = lm(**inputs).logits
-    losses = F.cross_entropy(logits_STV[0, last:-1].float(), torch.tensor(probe["explanation"]), reduction="none")
+    losses = F.cross_entropy(logits_STV[0, last:-1].float(), torch.tensor(canary["explanation"]), reduction="none")
     class_logits = F.linear(states_STD[0, last].float(), weight_CD, bias_C)
     return max(
-        (torch.tensor(probe["token_losses"]) - losses).abs().max().item(),
-        (torch.tensor(probe["class_logits"]) - class_logits).abs().max().item(),
+        (torch.tensor(canary["token_losses"]) - losses).abs().max().item(),
+        (torch.tensor(canary["class_logits"]) - class_logits).abs().max().item(),
     )

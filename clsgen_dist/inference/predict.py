@@ -1,8 +1,8 @@
 """Probability and explanation from one prefill.
 
-The prompt goes through the backbone once: its last final-norm state gives the class logits, its first explanation
-token comes from the same state through the LM head, and the rest is decoded greedily on the key-value cache of that
-very pass. Rows of like length are batched, padded on the left.
+The backbone runs once over the prompt: the last final-norm state gives the class logits and, through the LM head, the
+first explanation token; the rest is decoded greedily from the KV cache of that pass. Rows of similar length are
+batched, padded on the left.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clsgen_dist.data.prompt import kept_prompt
 from clsgen_dist.errors import ModelError, SettingsError
 from clsgen_dist.evaluation.classification import predicted_class
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
-from clsgen_dist.model.attention import accepted
+from clsgen_dist.model.attention import accepted_inputs
 from clsgen_dist.model.context import context_length
 from clsgen_dist.model.self_test import ROUNDING, relative_difference
 
@@ -33,16 +33,16 @@ from clsgen_dist.model.self_test import ROUNDING, relative_difference
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model says of one text."""
+    """Prediction for one text."""
 
     label: str
-    """The decided class: binary by the fitted threshold, else the most probable."""
+    """The predicted class: binary by the fitted threshold, else the most probable."""
     probabilities: dict[str, float]
-    """Calibrated probability of each class (uncalibrated if the model was never calibrated)."""
+    """Calibrated probability of each class (uncalibrated if the model has no calibration)."""
     explanation: str | None
-    """The decoded reason; None if none was asked for."""
+    """The generated explanation; None if not requested."""
     truncated: bool
-    """Whether the text was shortened in its middle to fit."""
+    """Whether the text was truncated in the middle to fit."""
     logits: tuple[float, ...]
     """Raw class logits, before calibration."""
 
@@ -51,11 +51,11 @@ class Predictor:
     """An exported model, ready to predict.
 
     Args:
-        folder: what ``clsgen export`` wrote.
-        device: where to run; None takes CUDA if there, else the CPU.
+        folder: output of ``clsgen export``.
+        device: torch device; None uses CUDA if available, else the CPU.
 
     Raises:
-        ModelError: the folder is no export, or its head does not match its fingerprint.
+        ModelError: the folder is not an export, or its head does not match its fingerprint.
     """
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
@@ -75,13 +75,17 @@ class Predictor:
         lm: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             attn_implementation=choose_attention("auto", on_gpu=self.device.type != "cpu", lm=family),
-            # Not the base's, whose penalties, beams and forced tokens would make something else of greedy decoding.
+            # Not the base's, whose penalties, beams and forced tokens would change greedy decoding.
             generation_config=GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end),
         )
         self.lm = lm.to(self.device).eval()
-        if self._head[0].shape != (len(self.card.labels), self.lm.get_output_embeddings().weight.shape[1]):
-            raise ModelError(f"{folder}: the head's shape {tuple(weight_CD.shape)} does not fit labels and backbone")
-        self._may_pad = self._padding_is_harmless()
+        expected = (len(self.card.labels), self.lm.get_output_embeddings().weight.shape[1])
+        if self._head[0].shape != expected:
+            raise ModelError(
+                f"{folder}: the head's shape is {tuple(weight_CD.shape)}, expected {expected} from labels and "
+                "backbone; export the model again"
+            )
+        self._may_pad = self._padding_is_exact()
         self.positive = self.card.labels.index(self.card.positive_label)
         self.calibration = (
             AffineCalibration.from_json(self.card.calibration)
@@ -110,7 +114,7 @@ class Predictor:
         explain: bool = True,
         max_new_tokens: int | None = None,
     ) -> Iterator[tuple[int, Prediction]]:
-        """(index of the text, its prediction) as batches finish; the longest prompts first, so memory peaks early."""
+        """Yield (text index, prediction) as batches finish; the longest prompts first, so that memory peaks early."""
         prompts = [self.encoder.prompt(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: -len(prompts[i][0]))
         longest = self.card.max_explanation_length if max_new_tokens is None else max_new_tokens
@@ -122,8 +126,8 @@ class Predictor:
                 yield index, self._prediction(logits_SC[row], explanations[row], prompts[index][1])
 
     @torch.inference_mode()
-    def _padding_is_harmless(self) -> bool:
-        """Whether a row padded on the left has the states it has alone: not every layer with a memory sees to that."""
+    def _padding_is_exact(self) -> bool:
+        """Whether left padding leaves a row's states unchanged, which not every recurrent layer ensures."""
         prompts = [self.encoder.prompt(text)[0] for text in ("a", "a longer text " * 6)]
         together = prefill(self.lm, *left_padded(prompts, self.encoder.end_token, self.device), use_cache=False)
         alone = prefill(self.lm, *left_padded(prompts[:1], self.encoder.end_token, self.device), use_cache=False)
@@ -131,19 +135,21 @@ class Predictor:
         return relative_difference(padded_D, alone_D) <= ROUNDING.get(alone_D.dtype, 1e-1)
 
     def _batches(self, order: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-        """Rows to run together: of one length, where padding would change what the model sees."""
+        """Batches of rows; of equal length if padding would change their states."""
         groups = [order] if self._may_pad else [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])]
         for rows in groups:
             yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
 
     def _require_room(self, prompt: int, new_tokens: int) -> None:
-        """SettingsError if so many new tokens cannot follow a prompt of this length."""
+        """SettingsError if prompt and new tokens exceed the context."""
         context = context_length(self.lm.config)
         if new_tokens < 1:
-            raise SettingsError(f"--max_new_tokens is {new_tokens}, expected 1 or more (--explain false asks for none)")
+            raise SettingsError(
+                f"--max_new_tokens is {new_tokens}, expected 1 or more (--explain false generates none)"
+            )
         if context is not None and prompt + new_tokens > context:
             raise SettingsError(
-                f"--max_new_tokens is {new_tokens}, which after a prompt of {prompt} tokens goes beyond the model's "
+                f"--max_new_tokens is {new_tokens}, which after a prompt of {prompt} tokens exceeds the model's "
                 f"context of {context}; lower it to {context - prompt}"
             )
 
@@ -155,13 +161,13 @@ class Predictor:
         if new_tokens == 0:
             return logits_SC, [None] * len(prompts)
         first_S1 = self.lm.get_output_embeddings()(last_SD).argmax(dim=-1, keepdim=True)
-        # A family that keeps its memory elsewhere (Mamba) reads the prompt once more.
+        # None for models with another kind of cache (Mamba): generate then recomputes the prompt.
         cache = getattr(outputs, "past_key_values", None)
         generated_ST = self._continue(ids_ST, mask_ST, first_S1, cache, new_tokens)
         return logits_SC, [self._text(row) for row in generated_ST.tolist()]
 
     def _continue(self, ids_ST: Tensor, mask_ST: Tensor, first_S1: Tensor, cache: Any, new_tokens: int) -> Tensor:
-        """The explanation's tokens ``[S, <= new_tokens]``, decoded greedily on the prefill's cache."""
+        """The explanation's tokens ``[S, <= new_tokens]``, decoded greedily from the prefill's KV cache."""
         end = self.encoder.end_token
         if new_tokens == 1 or bool((first_S1 == end).all()):
             return first_S1
@@ -193,7 +199,7 @@ class Predictor:
 
 
 def left_padded(prompts: Sequence[Ids], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask ``[S, T]``, so that every prompt ends in the last column."""
+    """Token ids and mask ``[S, T]`` with every prompt ending in the last column."""
     length = max(map(len, prompts))
     ids_ST = torch.full((len(prompts), length), pad_token)
     mask_ST = torch.zeros_like(ids_ST)
@@ -207,12 +213,12 @@ def prefill(lm: Any, ids_ST: Tensor, mask_ST: Tensor, *, use_cache: bool) -> Any
     """The backbone's outputs for left-padded prompts; ``last_hidden_state[:, -1]`` are the classification states."""
     position_ST = (mask_ST.cumsum(dim=1) - 1).clamp(min=0)
     inputs = {"input_ids": ids_ST, "attention_mask": mask_ST, "position_ids": position_ST, "use_cache": use_cache}
-    return lm.base_model(**accepted(lm.base_model, inputs))
+    return lm.base_model(**accepted_inputs(lm.base_model, inputs))
 
 
 @torch.inference_mode()
 def classification_states(lm: Any, prompts: Sequence[Ids], pad_token: int, batch_size: int = 32) -> np.ndarray:
-    """``[N, D]`` final-norm states at the classification tokens: what a linear probe of the backbone sees."""
+    """``[N, D]`` final-norm states at the classification tokens, the features of a linear probe."""
     states = []
     for start in range(0, len(prompts), batch_size):
         ids_ST, mask_ST = left_padded(prompts[start : start + batch_size], pad_token, lm.device)

@@ -1,5 +1,5 @@
-"""The backbone, its classification head, and what can be done with either.
+"""The backbone and its classification head.
 
-In: a folder or hub id of a causal language model. Out: a model whose forward gives both losses, partitioned under
-ZeRO-3; a clear refusal of what cannot be trained, packed or exported, before the first step. Costs the loading.
+In: a folder or hub id of a causal language model. Out: a model whose forward returns both losses, partitioned under
+ZeRO-3. Models that cannot be trained or exported are refused before the first step. Cost: loading the weights once.
 """

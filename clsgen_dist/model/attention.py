@@ -1,12 +1,12 @@
-"""Attention over packed sequences: none sees another, and no mask of N x N is ever made.
+"""Attention over packed sequences: no sequence attends to another, and no N x N mask is materialised.
 
-On a GPU flash-attention takes the starts of the sequences (its "varlen" form). Elsewhere scaled-dot-product attention
-runs once per sequence, causal inside it: Σ Tᵢ² of work instead of N², and no mask. On two cores that is faster than one
-call over padded sequences and than a block-diagonal mask: 14, 20 and 205 ms a layer, forward and backward, for 34
-sequences of 60 tokens; 27, 178 and 203 ms for 20 of 60 and three of 200 to 350 (9 heads of 64).
+On a GPU, flash-attention takes the cumulative sequence lengths ("varlen"). Elsewhere, scaled-dot-product attention runs
+once per sequence with a causal mask: Σ Tᵢ² work instead of N². On two cores this is faster than one call over padded
+sequences or with a block-diagonal mask: 14, 20 and 205 ms per layer, forward and backward, for 34 sequences of 60
+tokens; 27, 178 and 203 ms for 20 of 60 and three of 200 to 350 (9 heads of 64).
 
-A transformers model reaches this through its attention interface; positions come with the batch. ``eager`` stays
-transformers' own, with its block-diagonal mask: the reference.
+transformers calls this through its attention interface; positions are part of the batch. The reference is ``eager``,
+transformers' own, with a block-diagonal mask.
 """
 
 from __future__ import annotations
@@ -38,13 +38,19 @@ def per_sequence_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence, ``[S, T, H, E]``; the arguments are those of transformers' interface.
+    """Causal attention within each sequence, ``[S, T, H, E]``; the arguments are those of transformers' interface.
 
-    Packed (``S = 1``): one call for each sequence between ``cu_seq_lens_q``. Without them each of the S rows is a
-    sequence of its own, padded on the right if at all, so that causality alone keeps it right.
+    Packed (``S = 1``): one call per sequence of ``cu_seq_lens_q``. Without it, each of the S rows is a sequence, padded
+    on the right if at all, so that the causal mask suffices.
+
+    Raises:
+        ValueError: the model passes a mask of its own.
     """
     if attention_mask is not None:
-        raise ValueError(f"{type(module).__name__} has a mask of its own, which this attention would leave out")
+        raise ValueError(
+            f"{type(module).__name__} passes an attention mask, expected none: this attention would ignore it; set "
+            "model.attention to eager"
+        )
     lengths = [query_SHTE.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
     outputs = [
         _attend(query, key, value, mask, dropout, scaling, softcap, s_aux)
@@ -66,7 +72,7 @@ def _attend(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """Causal attention over whole rows; written out where scores are capped (Gemma 2) or have sinks (gpt-oss)."""
+    """Causal attention; written out if scores have a soft cap (Gemma 2) or sinks (gpt-oss), which SDPA lacks."""
     if softcap is None and sinks_H is None:
         return F.scaled_dot_product_attention(
             query,
@@ -95,29 +101,29 @@ def _attend(
 
 
 def window_mask(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    """``[T, T]`` of what a token may see in a sliding window; None where causality says it all."""
+    """``[T, T]`` boolean mask of a sliding window; None if the causal mask suffices."""
     if sliding_window is None or length <= sliding_window:
         return None
-    place = torch.arange(length, device=device)
-    distance = place[:, None] - place[None, :]
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
     return (distance >= 0) & (distance < sliding_window)
 
 
-def per_sequence() -> str:
-    """Make :func:`per_sequence_attention` known to transformers; returns its ``attn_implementation``."""
+def register_per_sequence_attention() -> str:
+    """Register :func:`per_sequence_attention` with transformers; returns its ``attn_implementation``."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(_PER_SEQUENCE, per_sequence_attention)
     return _PER_SEQUENCE
 
 
-def takes_any_attention(lm: Any) -> bool:
-    """Whether the family attends through transformers' interface, where ours is registered."""
+def supports_custom_attention(lm: Any) -> bool:
+    """Whether the model uses transformers' attention interface, where ours is registered."""
     return bool(getattr(lm, "_supports_attention_backend", False))
 
 
-def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Those of the keyword arguments that a backbone's forward knows."""
+def accepted_inputs(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that a backbone's forward accepts."""
     parameters = inspect.signature(module.forward).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return inputs
@@ -141,7 +147,7 @@ def packed_inputs(input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Te
 def padded_inputs(input_ids_N: Tensor, position_N: Tensor, row_N: Tensor, rows: int, longest: int) -> dict[str, Any]:
     """Keyword arguments for the same sequences as rows of a batch, padded on the right.
 
-    What comes after a row's end cannot reach it in a causal model, so no mask is needed: rows are as they are alone.
+    A causal model needs no mask: padding follows the tokens, so it cannot change their states.
     """
     ids_ST = input_ids_N.new_full((rows, longest), int(input_ids_N[0]))
     ids_ST[row_N, position_N] = input_ids_N

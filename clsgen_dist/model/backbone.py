@@ -1,8 +1,8 @@
-"""Opens a backbone, adds the classification head, and decides which parameters learn.
+"""Opens a backbone, adds the classification head, and selects the trainable parameters.
 
-Under ZeRO-3 (an ``HfDeepSpeedConfig`` alive) transformers builds the model inside ``zero.Init``: each parameter is
-partitioned as it is made, and weights are read from memory-mapped safetensors on rank 0 and scattered module by
-module. No rank ever holds the whole model; ``tests/dist`` measures it.
+Under ZeRO-3 (while an ``HfDeepSpeedConfig`` is alive) transformers builds the model in ``zero.Init``: each parameter is
+partitioned on creation, and weights are read from memory-mapped safetensors on rank 0 and scattered module by
+module. No rank ever holds the full model; ``tests/dist`` measures it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model import smollm2
-from clsgen_dist.model.attention import per_sequence, takes_any_attention
+from clsgen_dist.model.attention import register_per_sequence_attention, supports_custom_attention
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
 from clsgen_dist.model.families import open_config
 from clsgen_dist.model.weight_files import WeightFiles, WeightMap
@@ -30,42 +30,44 @@ _DEMO = f"demo:{smollm2.NAME}"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone that can be trained and exported, before its weights are read."""
+    """A backbone that can be trained and exported, before its weights are loaded."""
 
     path: str
-    """Its folder."""
+    """Folder or hub id."""
     config: Any
     meta: Any
-    """The model without memory."""
+    """The model on the meta device."""
     weights: WeightMap | None
-    """Where its files' tensors go; None for one that is only built from its configuration."""
+    """Maps its files' tensors to parameters; None for a model built from its configuration only."""
 
     @property
     def unties(self) -> bool:
-        """Whether the files hold a head of its own that the configuration calls tied to the embedding."""
+        """Whether the files have a separate LM head although the configuration ties it to the embedding."""
         return self.weights is not None and _ties(self.config) != _ties(open_config(self.path))
 
 
 def backbone_path(name: str) -> str:
-    """A folder or hub id for ``from_pretrained``; turns the embedded backbone's name into its folder."""
+    """A folder or hub id for ``from_pretrained``; resolves the embedded backbone's name to its folder."""
     if name == _DEMO:
         return str(smollm2.smollm2_folder())
     if name.startswith("demo:"):
-        raise ModelError(f"model.backbone {name!r} is not known; the embedded backbone is {_DEMO!r}")
+        raise ModelError(
+            f"model.backbone {name!r} is unknown, expected {_DEMO!r}, the only embedded backbone; fix the name"
+        )
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     folder = Path(name).expanduser()
     if looks_local and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-        raise ModelError(f"model.backbone {name!r} is no folder with a config.json; check the path")
+        raise ModelError(f"model.backbone {name!r} is not a folder with a config.json; check the path")
     return str(Path(name).expanduser()) if looks_local or Path(name).is_dir() else name
 
 
 def open_backbone(path: str, *, weights: bool = True) -> Backbone:
-    """Look at a backbone before anything is read or trained: can it learn here, is it whole, can it be exported?
+    """Validate a backbone before its weights are loaded: can it be trained, is it complete, can it be exported?
 
-    Not while ZeRO-3's configuration is alive, which would partition the model that is only looked at.
+    Call it while no ``HfDeepSpeedConfig`` is alive, which would partition the meta-device model.
 
     Raises:
-        ModelError: no causal language model of transformers' own; weights that are missing or of another model.
+        ModelError: not a causal language model built into transformers; weights are missing or of another model.
     """
     config = open_config(path)
     if not weights:
@@ -75,12 +77,12 @@ def open_backbone(path: str, *, weights: bool = True) -> Backbone:
     files = WeightFiles(_local_folder(path))
     found = WeightMap(files, _meta_model(config))
     if differing := found.differing_ties():
-        # transformers would tie them under ZeRO-3, where it compares two empty shards, and drop one without a word.
+        # Under ZeRO-3 transformers would compare two empty shards, tie them, and silently drop one.
         _untie(config)
         found = WeightMap(files, _meta_model(config))
         if still := found.differing_ties():
             raise ModelError(
-                f"{path}: {' and '.join(still[0])} are one weight by the configuration and two in the files "
+                f"{path}: {' and '.join(still[0])} are tied by the configuration but differ in the files "
                 f"({len(differing)} such pairs); fix config.json"
             )
     refuse_changed_logits(found.lm)
@@ -111,7 +113,7 @@ def _untie(config: Any) -> None:
 
 
 def _local_folder(name: str) -> Path:
-    """The folder of a hub id, fetched if need be; safetensors where there are any."""
+    """The folder of a hub id, downloaded if necessary; prefers safetensors."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -122,7 +124,7 @@ def _local_folder(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"]))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.backbone {name!r} cannot be fetched ({str(error).splitlines()[0]}); name a folder, or a hub id "
+            f"model.backbone {name!r} cannot be downloaded ({str(error).splitlines()[0]}); name a folder, or a hub id "
             "that this machine reaches or has in its cache"
         ) from error
     return folder
@@ -132,7 +134,7 @@ _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*
 
 
 def load_tokenizer(path: str) -> Any:
-    """The backbone's tokenizer; ModelError if there is none to be had."""
+    """The backbone's tokenizer; ModelError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:
@@ -146,10 +148,10 @@ def load_tokenizer(path: str) -> Any:
 
 
 def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False, lm: Any = None) -> str:
-    """The attention kernel for ``attn_implementation``; ModelError if the one asked for is not there.
+    """The attention kernel for ``attn_implementation``; ModelError if the requested one is not available.
 
-    ``packed``: for packed sequences, on which SDPA runs once per sequence. ``lm``: the model (on meta, say) whose
-    family must know the kernel; not every family does.
+    ``packed``: for packed sequences, where SDPA runs once per sequence. ``lm``: the model, which must support the
+    kernel; it may be on the meta device.
     """
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -158,40 +160,44 @@ def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False, lm: Any
         "flash_attention_3": on_gpu and is_flash_attn_3_available(),
         "flash_attention_2": on_gpu and is_flash_attn_2_available(),
     }
-    there = {
+    available = {
         **{name: found and flash for name, found in installed.items()},
-        "sdpa": lm is None or getattr(lm, "_supports_sdpa", False) or takes_any_attention(lm),
+        "sdpa": lm is None or getattr(lm, "_supports_sdpa", False) or supports_custom_attention(lm),
         "eager": True,
     }
     if wanted == "auto":
-        wanted = next(name for name, available in there.items() if available)
-    if not there[wanted]:
+        wanted = next(name for name, usable in available.items() if usable)
+    if not available[wanted]:
         why = (
-            f"which {type(lm).__name__} does not have"
+            f"which {type(lm).__name__} does not support"
             if wanted == "sdpa" or installed[wanted]
             else "which needs a GPU and the flash-attn package (pip install '.[gpu]')"
         )
         raise ModelError(f"model.attention is {wanted!r}, {why}; use model.attention=auto")
-    return per_sequence() if packed and wanted == "sdpa" and (lm is None or takes_any_attention(lm)) else wanted
+    return (
+        register_per_sequence_attention()
+        if packed and wanted == "sdpa" and (lm is None or supports_custom_attention(lm))
+        else wanted
+    )
 
 
 def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, load_in_4bit: bool = False) -> nn.Module:
-    """The causal LM with its weights, partitioned as it loads when ZeRO-3 is on; just built where there are none."""
+    """The causal LM with its weights, partitioned while it loads under ZeRO-3; random weights if there are no files."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
     if backbone.weights is None:
         built: nn.Module = AutoModelForCausalLM.from_config(backbone.config, dtype=dtype, attn_implementation=attention)
         return built
-    # Its own might be one that transformers refuses, and nothing is generated here.
+    # Not the backbone's, which transformers might refuse: nothing is generated here.
     options: dict[str, Any] = {"generation_config": GenerationConfig()}
     if load_in_4bit:
         if not torch.cuda.is_available():
-            raise ModelError("model.load_in_4bit needs CUDA, and there is none here; set it to false")
+            raise ModelError("model.load_in_4bit needs CUDA, which is not available; set it to false")
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=dtype,
-            # Shards of quantised weights must look like the other parameters to ZeRO-3.
+            # ZeRO-3 shards one dtype, so quantised weights must be stored in that of the others.
             bnb_4bit_quant_storage=dtype,
         )
     lm: nn.Module = AutoModelForCausalLM.from_pretrained(
@@ -201,7 +207,7 @@ def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, loa
 
 
 def refuse_changed_logits(lm: Any) -> None:
-    """ModelError if the LM's logits are not just ``hidden @ weight.T``: the loss would train another model."""
+    """ModelError if the LM's logits are not plain ``hidden @ weight.T``: the loss would train a different model."""
     config = lm.config.get_text_config()
     changes = {
         "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
@@ -212,7 +218,7 @@ def refuse_changed_logits(lm: Any) -> None:
     found = {name: value for name, value in changes.items() if value is not None}
     if found:
         raise ModelError(
-            f"{type(lm).__name__} changes its logits after the LM head ({found}), which the loss does not do yet; "
+            f"{type(lm).__name__} changes its logits after the LM head ({found}), which the loss does not support; "
             "use a backbone whose logits are hidden states times the output embedding (Llama, Qwen, Mistral, Gemma 3 …)"
         )
 
@@ -231,13 +237,13 @@ def build_model(
     loss_impl: str,
     seed: int,
 ) -> DualHeadModel:
-    """The dual-head model with its trainable parameters chosen.
+    """The dual-head model with its trainable parameters selected.
 
-    ``finetune``: ``"full"`` all weights, ``"lora"`` adapters on every linear layer, ``"head"`` the head alone. With
-    ``top_layers`` only that many upper layers (and the final norm, for ``"full"``) learn; embeddings stay frozen then.
-    The head starts at the LM head's rows of ``label_tokens``, one a class, so that from the first step both heads ask
-    the same of the classification token's state; or at zero, for None. New weights are drawn from ``seed`` alike on
-    every rank.
+    ``finetune``: ``"full"`` all weights, ``"lora"`` adapters on every linear layer, ``"head"`` the head only. With
+    ``top_layers``, only that many upper layers (and the final norm, for ``"full"``) are trained, embeddings are frozen.
+    The head is initialised with the LM head's rows of ``label_tokens``, one per class, so that at the first step both
+    heads read the classification token's state alike; with zeros for None. New weights are drawn from ``seed``, equal
+    on every rank.
     """
     torch.manual_seed(seed)
     lm.requires_grad_(finetune == "full" and top_layers is None)
@@ -252,18 +258,18 @@ def build_model(
             layers[index].requires_grad_(True)
         for parameter in _final_norm(lm, stack_name):
             parameter.requires_grad_(True)
-    head = ClassificationHead(_head_start(lm, classes, label_tokens), head_dropout)
+    head = ClassificationHead(_initial_head_weight(lm, classes, label_tokens), head_dropout)
     return DualHeadModel(lm, head, loss_impl)
 
 
 def label_start_tokens(encoder: Encoder, labels: Sequence[str]) -> list[int] | None:
-    """The token with which each label's name begins a sentence; None if two labels begin alike."""
+    """The first token of each label's name at the start of a sentence; None if two labels share it."""
     tokens = [ids[0] for ids in encoder.explanations([name[:1].upper() + name[1:] for name in labels])]
     return tokens if len(set(tokens)) == len(tokens) else None
 
 
-def _head_start(lm: Any, classes: int, label_tokens: Sequence[int] | None) -> torch.Tensor:
-    """``[C, D]`` where the head starts."""
+def _initial_head_weight(lm: Any, classes: int, label_tokens: Sequence[int] | None) -> torch.Tensor:
+    """``[C, D]`` initial weight of the classification head."""
     weight_VD = lm.get_output_embeddings().weight
     if label_tokens is None:
         return torch.zeros(classes, getattr(weight_VD, "ds_shape", weight_VD.shape)[1])
@@ -273,7 +279,7 @@ def _head_start(lm: Any, classes: int, label_tokens: Sequence[int] | None) -> to
 
 @contextlib.contextmanager
 def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """The parameters whole, for reading, where ZeRO-3 has partitioned them; collective."""
+    """Gathers parameters that ZeRO-3 has partitioned, for reading; collective."""
     if not any(hasattr(p, "ds_id") for p in parameters):
         yield
         return
@@ -284,21 +290,23 @@ def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _layer_stack(lm: Any) -> tuple[str, nn.ModuleList]:
-    """Name and list of the text decoder's layers: of its ModuleLists the one as long as the configuration says."""
+    """Name and list of the text decoder's layers: the ModuleList with as many as the configuration states."""
     decoder = lm.get_decoder()
     prefix = next((f"{name}." for name, module in lm.named_modules() if module is decoder and name), "")
     stacks = [(prefix + name, m) for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)]
     if not stacks:
-        raise ModelError(f"{type(lm).__name__} has no list of layers; only layered decoders can be trained here")
+        raise ModelError(
+            f"{type(lm).__name__} has no ModuleList of layers; use a decoder that has one (Llama, Qwen, Mistral ...)"
+        )
     layers = getattr(lm.config.get_text_config(decoder=True), "num_hidden_layers", None)
     return max(stacks, key=lambda item: (len(item[1]) == layers, len(item[1])))
 
 
 def checkpoint_activations(lm: Any) -> None:
-    """Recompute activations in the backward pass, in the layers that have one.
+    """Recompute activations in the backward pass, in layers that have one.
 
-    transformers turns checkpointing on in every layer and makes the embeddings' output require a gradient; frozen
-    layers below the first that learns would then run forward twice and backward once, for nothing.
+    transformers enables checkpointing in every layer and makes the embeddings' output require a gradient; frozen layers
+    below the first trainable one would then run forward twice and backward once, to no purpose.
     """
     lm.activation_checkpointing_enable({"use_reentrant": False})
     lm.disable_input_require_grads()
@@ -309,11 +317,11 @@ def checkpoint_activations(lm: Any) -> None:
             break
         for module in layer.modules():
             if hasattr(module, "gradient_checkpointing"):
-                setattr(module, "gradient_checkpointing", False)  # noqa: B010 (mypy takes it for a submodule)
+                setattr(module, "gradient_checkpointing", False)  # noqa: B010 (mypy assumes a submodule)
 
 
 def require_finite(model: nn.Module, world: Any) -> None:
-    """ModelError naming the parameters that hold NaN or infinity; collective over the ranks of ``world``."""
+    """ModelError naming the parameters with NaN or infinity; collective over the ranks of ``world``."""
     found = []
     for name, parameter in model.named_parameters():
         values = getattr(parameter, "ds_tensor", parameter)
@@ -322,34 +330,34 @@ def require_finite(model: nn.Module, world: Any) -> None:
     names = sorted({name for part in world.gather(found) for name in part})
     if names:
         raise ModelError(
-            f"the backbone's weights hold NaN or infinity: {', '.join(names[:3])}"
+            f"the backbone's weights contain NaN or infinity: {', '.join(names[:3])}"
             + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            + "; fetch or convert it again"
+            + "; download or convert it again"
         )
 
 
 def set_zero3_units(dual_head: DualHeadModel) -> None:
-    """Tell ZeRO-3 what to gather together; before the engine is made.
+    """Set the modules that ZeRO-3 gathers as one unit; call it before the engine is initialised.
 
-    A decoder layer is one unit: otherwise each linear map is, and LoRA makes five modules of each. The first layer that
-    learns stays as it is where nothing below it learns: its input carries no gradient, and DeepSpeed then takes its
-    gradients for final before they are there. The LM and classification weights, which the loss reads outside their
-    own modules, belong to the whole model.
+    A decoder layer is one unit: otherwise each linear layer is, and LoRA makes five modules of each. Not so the first
+    trainable layer if everything below it is frozen: its input has no gradient, and DeepSpeed would then reduce its
+    gradients before they are computed. The LM and classification weights, which the loss reads outside their own
+    modules, are registered with the full model.
     """
     from deepspeed import zero
     from deepspeed.utils import set_z3_leaf_module
 
     _, layers = _layer_stack(dual_head.lm)
-    learns = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     for index, layer in enumerate(layers):
-        set_z3_leaf_module(layer, not learns[index] or any(learns[:index]))
+        set_z3_leaf_module(layer, not trainable[index] or any(trainable[:index]))
     lm: Any = dual_head.lm
     for parameter in (lm.get_output_embeddings().weight, *dual_head.classification_head.parameters()):
         zero.register_external_parameter(dual_head, parameter)
 
 
 def _final_norm(lm: nn.Module, stack_name: str) -> list[nn.Parameter]:
-    """Parameters of what the decoder does after its layers, declared after them or (OPT) called final."""
+    """Parameters of the modules after the decoder's layers: declared after them or (OPT) named final."""
     parent, _, stack = stack_name.rpartition(".")
     children = list(lm.get_submodule(parent).named_children())
     place = next(i for i, (name, _) in enumerate(children) if name == stack)
@@ -358,15 +366,15 @@ def _final_norm(lm: nn.Module, stack_name: str) -> list[nn.Parameter]:
 
 
 def _inject_lora(layers: nn.ModuleList, chosen: list[int], rank: int, alpha: int, dropout: float) -> None:
-    """LoRA on every linear layer of the chosen decoder layers; the LM head and embeddings stay as they are.
+    """LoRA on every linear layer of the chosen decoder layers; the LM head and embeddings are not adapted.
 
-    Experts that are stacked into one tensor are no linear layers: they stay as they are too. peft is given the layers
-    without the model, as it would otherwise turn names of other linear layers into those of experts.
+    Nor are experts stacked into one tensor, which are not linear layers. peft gets the layers without the model, since
+    it would otherwise map names of other linear layers to those of experts.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     names = [f"{index}.{name}" for index in chosen for name, m in layers[index].named_modules() if _is_linear(m)]
-    names = [name for name in names if not _read_raw(layers, name)]
+    names = [name for name in names if not _is_read_by_fused_kernel(layers, name)]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -378,8 +386,8 @@ def _inject_lora(layers: nn.ModuleList, chosen: list[int], rank: int, alpha: int
     inject_adapter_in_model(config, layers)
 
 
-def _read_raw(layers: nn.ModuleList, name: str) -> bool:
-    """Whether a layer is a state-space mixer's output map, whose weight a fused kernel reads without calling it."""
+def _is_read_by_fused_kernel(layers: nn.ModuleList, name: str) -> bool:
+    """Whether it is a state-space mixer's output projection, whose weight a fused kernel reads without a call."""
     parent = layers.get_submodule(name.rpartition(".")[0])
     return name.endswith(".out_proj") and all(hasattr(parent, part) for part in ("A_log", "D", "conv1d"))
 

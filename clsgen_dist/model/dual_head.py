@@ -1,13 +1,13 @@
-"""One backbone, two heads: hidden states once, both losses from them.
+"""One backbone, two heads: both losses are computed from one pass of hidden states.
 
     h = final_norm(backbone(tokens))          [N, D]
     generation:     cross-entropy of softmax(h W_lmᵀ) at the supervised positions
     classification: cross-entropy of softmax(dropout(h_c) W_clsᵀ + b) at each row's classification token
 
-The classification head is linear on the final-norm state, so that its rows fold into spare rows of the vocabulary
-(see the export). CLSGen, arXiv 2604.11801, trains the two jointly.
+The classification head is linear on the final-norm state, so that its rows can be folded into unused rows of the
+vocabulary at export. CLSGen, arXiv 2604.11801, trains the two jointly.
 
-Under ZeRO-3 everything here must run inside ``engine(...)``: reading ``lm_head.weight`` there gathers it.
+Under ZeRO-3 everything here must run inside ``engine(...)``, where reading ``lm_head.weight`` gathers it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from clsgen_kernels import DualHeadOutput, dual_head_loss
 from torch import Tensor, nn
 
-from clsgen_dist.model.attention import accepted, packed_inputs, padded_inputs
+from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
 
 # N packed tokens, S sequences, n supervised tokens, D hidden, C classes
 
@@ -28,7 +28,7 @@ class ClassificationHead(nn.Module):
     """``[C, D]`` weight and ``[C]`` bias; dropout on its input, in training only.
 
     Args:
-        weight_CD: where the weight starts (copied, in fp32); the bias starts at zero.
+        weight_CD: initial weight (copied, in fp32); the bias is initialised with zeros.
         dropout: probability of dropping an input.
     """
 
@@ -39,7 +39,7 @@ class ClassificationHead(nn.Module):
         self.dropout = dropout
 
     def dropout_scale(self, rows: int) -> Tensor | None:
-        """A fresh ``[rows, D]`` mask of 0 and 1/(1-p), or None where there is nothing to drop."""
+        """A new ``[rows, D]`` mask of 0 and 1/(1-p), or None if nothing is dropped."""
         if not self.training or self.dropout == 0:
             return None
         keep = 1 - self.dropout
@@ -48,15 +48,15 @@ class ClassificationHead(nn.Module):
 
 
 class DualHeadModel(nn.Module):
-    """A causal LM and a classification head; ``forward`` gives both losses, unreduced.
+    """A causal LM and a classification head; ``forward`` returns both losses, unreduced.
 
     Args:
         lm: an ``AutoModelForCausalLM``, possibly with LoRA layers injected.
         head: the classification head.
         loss_impl: see :func:`clsgen_kernels.dual_head_loss`.
 
-    ``layout`` says how the backbone sees the sequences of a batch: ``"packed"`` end to end, or ``"padded"`` as rows,
-    for layers that carry something along the sequence (:mod:`clsgen_dist.model.self_test` decides).
+    ``layout`` is how the backbone gets the sequences of a batch: ``"packed"`` end to end, or ``"padded"`` as rows, for
+    layers that carry state along the sequence (:mod:`clsgen_dist.model.self_test` decides).
     """
 
     def __init__(self, lm: nn.Module, head: ClassificationHead, loss_impl: str = "auto") -> None:
@@ -67,7 +67,7 @@ class DualHeadModel(nn.Module):
         self.layout: Literal["packed", "padded"] = "packed"
 
     def hidden_states(self, input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Tensor, longest: int) -> Tensor:
-        """``[N, D]`` states after the final norm, of packed sequences."""
+        """``[N, D]`` states after the final norm, in packed order whatever the layout."""
         lm: Any = self.lm
         backbone = lm.base_model
         if self.layout == "packed":
@@ -75,11 +75,11 @@ class DualHeadModel(nn.Module):
             return backbone(**inputs).last_hidden_state[0]
         rows = len(sequence_start_S1) - 1
         row_N = torch.arange(rows, device=input_ids_N.device).repeat_interleave(sequence_start_S1.diff())
-        inputs = accepted(backbone, padded_inputs(input_ids_N, position_N, row_N, rows, longest))
+        inputs = accepted_inputs(backbone, padded_inputs(input_ids_N, position_N, row_N, rows, longest))
         return backbone(**inputs).last_hidden_state[row_N, position_N]
 
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
-        """Both losses of a batch; or what ``inside`` gives of this model, which under ZeRO-3 must run in here."""
+        """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
         return self.losses(**batch) if inside is None else inside(self)
 
     def losses(
@@ -93,7 +93,7 @@ class DualHeadModel(nn.Module):
         class_index_S: Tensor,
         label_S: Tensor,
     ) -> DualHeadOutput:
-        """Both losses of a batch (fields as :class:`clsgen_dist.data.pack.Batch` documents them)."""
+        """Both losses of a batch (fields: see :class:`clsgen_dist.data.pack.Batch`)."""
         lm: Any = self.lm
         return dual_head_loss(
             self.hidden_states(input_ids_N, position_N, sequence_start_S1, longest),

@@ -1,8 +1,8 @@
-"""What a backbone must be to be trained here, read off its configuration before anything else is.
+"""Requirements on a backbone, checked on its configuration before anything else is read.
 
-A causal language model of transformers' own code, in full precision: each of the others is refused in one line that
-says what to take instead. Whether its layers can be packed and its logits are ``hidden @ weight.T`` is measured on the
-loaded model (:mod:`clsgen_dist.model.self_test`), not guessed from its name.
+It must be a causal language model built into transformers, in full precision; others are refused with a one-line error
+that names the alternative. Whether its layers can be packed and its logits are ``hidden @ weight.T`` is measured on the
+loaded model (:mod:`clsgen_dist.model.self_test`), not inferred from its name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MERGED = "merge it into its base (peft: merge_and_unload, then save_pretrained)
 
 
 def open_config(path: str) -> Any:
-    """The configuration of a folder or hub id; ModelError if no decoder that can be trained here is behind it."""
+    """The configuration of a folder or hub id; ModelError if it is not a decoder that can be trained here."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -38,8 +38,8 @@ def open_config(path: str) -> Any:
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"model.backbone {path!r} is of the type {kind!r}, which is no causal language model in transformers; use "
-            "one that AutoModelForCausalLM opens"
+            f"model.backbone {path!r} has model_type {kind!r}, which is not a causal language model in transformers; "
+            "use one that AutoModelForCausalLM opens"
         )
     if quantised := getattr(config, "quantization_config", None):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
@@ -52,23 +52,23 @@ def open_config(path: str) -> Any:
 
 
 def _config_fields(path: str) -> dict[str, Any]:
-    """``config.json`` of a local folder as it stands; empty for a hub id, which transformers looks up."""
+    """``config.json`` of a local folder; empty for a hub id, which transformers resolves."""
     folder = Path(path)
     if not folder.is_dir():
         return {}
     file = folder / "config.json"
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
-            raise ModelError(f"model.backbone {path!r} holds an adapter, not a model; {_MERGED}")
+            raise ModelError(f"model.backbone {path!r} is an adapter, not a model; {_MERGED}")
         raise ModelError(f"model.backbone {path!r} has no config.json; name a folder that from_pretrained opens")
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read ({_first_line(error)}); copy it from the model again") from error
     if not isinstance(fields, dict) or "model_type" not in fields:
-        raise ModelError(f"{file} has no model_type, so transformers cannot tell which model it is; copy it again")
+        raise ModelError(f"{file} has no model_type, so transformers cannot identify the model; copy it again")
     if any(folder.glob("adapter_model*")) and (folder / "adapter_config.json").is_file():
-        raise ModelError(f"model.backbone {path!r} holds an adapter beside a model; {_MERGED}")
+        raise ModelError(f"model.backbone {path!r} has an adapter next to a model; {_MERGED}")
     return fields
 
 
@@ -80,12 +80,12 @@ def _refuse_remote_code(path: str, fields: dict[str, Any]) -> None:
         return
     if "auto_map" in fields:
         raise ModelError(
-            f"model.backbone {path!r} brings code of its own ({kind}), which is not run here; use a model that "
-            "transformers has built in"
+            f"model.backbone {path!r} has remote code ({kind}), which is not executed; use a model that is "
+            "built into transformers"
         )
     raise ModelError(
-        f"model.backbone {path!r} is of the type {kind!r}, which this version of transformers does not know; upgrade "
-        "transformers, or use another model"
+        f"model.backbone {path!r} has model_type {kind!r}, which this version of transformers does not know; "
+        "upgrade transformers, or use another model"
     )
 
 

@@ -1,11 +1,11 @@
-"""What a loaded backbone is asked before its first step, on three short sequences.
+"""Self-test of a loaded backbone before the first step, on three short sequences.
 
-1. Is it causal? Two rows that begin alike must have like states there; else the head would see the label.
-2. Do its states times the output embedding give its logits? The loss multiplies just that.
-3. Do packed sequences leave each other alone? Linear attention, convolutions and state-space layers carry something
-   from one token to the next, and not every implementation of them heeds where a sequence begins. So the first
-   sequence is exchanged for another: the states of those after it must not move. Where they do, the rows of a batch
-   are padded instead: more tokens, the same losses.
+1. Is it causal? Two rows with the same beginning must have the same states there; else the head would see the label.
+2. Are its logits the states times the output embedding? That is what the loss computes.
+3. Are packed sequences independent? Linear attention, convolutions and state-space layers carry state from token to
+   token, and not every implementation resets it where a sequence begins. So the first sequence is replaced by another:
+   the states of those after it must not change. If they do, the rows of a batch are padded instead: more tokens, the
+   same losses.
 
 Cost: five forward passes of at most 60 tokens.
 """
@@ -22,71 +22,73 @@ from torch import Tensor
 
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import ModelError
-from clsgen_dist.model.attention import accepted, packed_inputs, padded_inputs
+from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
 from clsgen_dist.model.dual_head import DualHeadModel
 
 # N packed tokens, S sequences, T tokens of the longest, D hidden, V vocabulary
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference of two ways to the same state, relative to its norm: rounding, of many layers, in that dtype."""
-_REPEATED = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-"""The same for one way taken twice, with shapes alike: nearly none."""
+"""Largest relative difference of a state computed in two ways: rounding over many layers."""
+_ROUNDING_SAME_SHAPES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""The same for one computation repeated with equal shapes: nearly none."""
 _SHARED = 6
-"""Tokens with which the first and the last sequence begin alike."""
+"""Length of the common prefix of the first and the last sequence, in tokens."""
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Largest differences of two states (or logits) that should be one, relative to their norm."""
+    """Largest differences of states (or logits) that should be equal, relative to their norm."""
 
     causal: float
     logits: float
     padded: float
-    """A padded row against the row alone."""
+    """A padded row against the same row alone."""
     packed: float
-    """Packed against padded; infinite where the backbone does not take packed sequences at all."""
+    """Packed against padded; infinite if the backbone does not accept packed sequences."""
     leak: float
-    """What exchanging the first packed sequence does to those after it."""
+    """Change of the later packed sequences when the first is replaced."""
     rounding: float
-    """What ``causal``, ``logits``, ``padded`` and ``packed`` may be."""
-    repeated: float
-    """What ``leak`` may be."""
+    """Tolerance of ``causal``, ``logits``, ``padded`` and ``packed``."""
+    leak_tolerance: float
+    """Tolerance of ``leak``."""
     refusal: str | None = None
-    """Why packed sequences were not taken."""
+    """Why packed sequences were not accepted."""
 
     @property
     def layout(self) -> Literal["packed", "padded"]:
-        """How sequences are to be laid out for this backbone."""
-        return "packed" if self.packed <= self.rounding and self.leak <= self.repeated else "padded"
+        """How the backbone gets the sequences of a batch."""
+        return "packed" if self.packed <= self.rounding and self.leak <= self.leak_tolerance else "padded"
 
     def require_trainable(self, name: str) -> None:
         """ModelError if the backbone cannot be trained in either layout."""
         if self.causal == float("inf"):
-            raise ModelError(f"{name} gives NaN for plain text, from finite weights; use another backbone or precision")
+            raise ModelError(
+                f"{name} returns NaN for plain text although its weights are finite; use another backbone or precision"
+            )
         if not self.causal <= self.rounding:
             raise ModelError(
-                f"{name} is not causal: states of a row's beginning change with what follows (by {self.causal:.1e}), "
+                f"{name} is not causal: earlier states depend on later tokens (relative change {self.causal:.1e}), "
                 "so the head would see the label; use a causal language model"
             )
         if not self.logits <= self.rounding:
             raise ModelError(
-                f"{name} changes its logits after the LM head (by {self.logits:.1e} of them), which the loss does not "
-                "do yet; use a backbone whose logits are hidden states times the output embedding (Llama, Qwen ...)"
+                f"{name} changes its logits after the LM head (relative change {self.logits:.1e}), which the loss "
+                "does not support; use a backbone whose logits are hidden states times the output embedding (Llama ...)"
             )
         if self.layout == "padded" and not self.padded <= self.rounding:
             raise ModelError(
-                f"{name} gives a row other states beside others than alone (by {self.padded:.1e}), packed or padded, "
-                "so it cannot be trained in batches; use another backbone"
+                f"{name} computes different states for a row in a batch than alone (relative difference "
+                f"{self.padded:.1e}), packed or padded, so it cannot be trained in batches; use another backbone"
             )
 
 
 def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
-    """Ask a model in evaluation mode; ``sample`` is some plain text of 24 tokens or more.
+    """Test a model in evaluation mode; ``sample`` is plain text of 24 tokens or more.
 
-    Under ZeRO-3 collective, through ``engine(inside=...)``. Where ``refusal`` is set, a forward pass was broken off.
+    Collective under ZeRO-3, through ``engine(inside=...)``. If ``refusal`` is set, a forward pass was interrupted.
 
     Raises:
-        ModelError: the backbone does not run as it is called here, not even on padded rows.
+        ModelError: the backbone fails even on padded rows.
     """
     lm: Any = model.lm
     backbone = lm.base_model
@@ -102,9 +104,9 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
     short_N, short_position_N, _, length = _batch([second], lm)
     alone = padded_inputs(short_N, short_position_N, torch.zeros_like(short_position_N), 1, length)
     try:
-        padded_STD = backbone(**accepted(backbone, inputs)).last_hidden_state
-        logits_NV = lm(**accepted(lm, inputs)).logits[row_N, position_N]
-        alone_TD = backbone(**accepted(backbone, alone)).last_hidden_state[0]
+        padded_STD = backbone(**accepted_inputs(backbone, inputs)).last_hidden_state
+        logits_NV = lm(**accepted_inputs(lm, inputs)).logits[row_N, position_N]
+        alone_TD = backbone(**accepted_inputs(backbone, alone)).last_hidden_state[0]
     except _FAULTS as error:
         raise ModelError(
             f"{type(lm).__name__} does not run on plain text with attention {lm.config._attn_implementation!r}: "
@@ -118,7 +120,7 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
     packed = leak = float("inf")
     refusal = None
     inputs = packed_inputs(*batch)
-    if accepted(backbone, inputs) == inputs:
+    if accepted_inputs(backbone, inputs) == inputs:
         try:
             packed_ND = backbone(**inputs).last_hidden_state[0]
             packed = relative_difference(packed_ND, padded_ND)
@@ -134,13 +136,13 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
         packed=packed,
         leak=leak,
         rounding=ROUNDING.get(padded_ND.dtype, 1e-1),
-        repeated=_REPEATED.get(padded_ND.dtype, 2e-2),
+        leak_tolerance=_ROUNDING_SAME_SHAPES.get(padded_ND.dtype, 2e-2),
         refusal=refusal,
     )
 
 
 _FAULTS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError)
-"""What a family raises that cannot take such inputs."""
+"""Exceptions of models that do not support such inputs."""
 
 
 def _one_line(error: Exception) -> str:
@@ -148,14 +150,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _batch(rows: Sequence[np.ndarray], lm: Any) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Ids ``[N]``, positions ``[N]``, starts ``[S + 1]`` and the longest of rows, on the model's device."""
+    """Ids ``[N]``, positions ``[N]``, starts ``[S + 1]`` and longest length of the rows, on the model's device."""
     nothing = np.zeros(0, dtype=np.int32)
     batch = collate([Sample(row, nothing, -1) for row in rows]).inputs(next(lm.parameters()).device)
     return batch["input_ids_N"], batch["position_N"], batch["sequence_start_S1"], batch["longest"]
 
 
 def relative_difference(one_ND: Tensor, other_ND: Tensor) -> float:
-    """Largest norm of a row's difference over the larger of its norms; infinite where a value is no number."""
+    """Largest row norm of the difference over the larger of the row's norms; infinite for NaN."""
     one_ND, other_ND = one_ND.float(), other_ND.float()
     scale_N = torch.maximum(one_ND.norm(dim=-1), other_ND.norm(dim=-1)).clamp(min=1e-30)
     worst = ((one_ND - other_ND).norm(dim=-1) / scale_N).max().item()

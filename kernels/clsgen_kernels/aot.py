@@ -1,11 +1,11 @@
-"""Compile every kernel for real chips without having one, and look at what came out.
+"""Compile every kernel for real chips, without owning one, and inspect the machine code.
 
     python -m clsgen_kernels.aot                  # the table
     python -m clsgen_kernels.aot --targets sm_90
 
 The gate, for each kernel and chip of :data:`clsgen_kernels.launch.BY_TARGET`: no local loads or stores in the machine
-code (a spill; ``ptxas -v`` misses some) and no stack, shared memory within the chip's limit, matrix instructions there.
-Exits with 1 where one fails. Says nothing about speed.
+code (spills; ``ptxas -v`` misses some), no stack, shared memory within the chip's limit, and matrix instructions.
+Exits with 1 if a kernel fails. It does not measure speed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MATRIX = {"sm_80": r"\bHMMA", "sm_90": r"\bHGMMA", "sm_100": r"\bUTC\w*MMA", "g
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of one kernel for one chip."""
+    """One kernel compiled for one chip."""
 
     kernel: str
     target: str
@@ -38,11 +38,11 @@ class Compiled:
     shared_kb: float
     matrix_instructions: int
     descriptor_loads: int | None
-    """Loads by the copy engine; None where the tile does not ask for them."""
+    """Loads by the copy engine; None if the tile does not use descriptors."""
 
     @property
     def faults(self) -> list[str]:
-        """What keeps it from passing the gate."""
+        """Why it fails the gate; empty if it passes."""
         faults = []
         if self.local_accesses or self.stack_bytes:
             faults.append(f"{self.local_accesses} local accesses, {self.stack_bytes} B of stack")
@@ -56,8 +56,9 @@ class Compiled:
 
 
 def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Tile]]:
-    """Name, kernel, signature, constants and tile of each that a training launches, bf16, plain and with options."""
-    from clsgen_kernels import device
+    """Name, kernel, signature, constants and tile of each kernel that training launches, in bf16."""
+    from clsgen_kernels.triton_backward import gradient_kernel, matmul_kernel
+    from clsgen_kernels.triton_forward import forward_kernel
 
     forward = {
         **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "pooled_SE", "head_CE"), "*bf16"),
@@ -74,40 +75,40 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
         **dict.fromkeys(("HAS_SMOOTHING", "HAS_SOFTCAP", "STORE_LOGITS"), False),
     }
     everything = {**dict.fromkeys(plain, True), "KIND": 0}
-    yield "forward", device.forward_kernel, forward, plain, launch.forward
-    yield "forward, unaligned", device.forward_kernel, forward, plain, replace(launch.forward, descriptors=False)
-    yield "forward, stored", device.forward_kernel, forward, {**plain, "STORE_LOGITS": True}, launch.forward_more
-    yield "forward, multi-label", device.forward_kernel, forward, {**plain, "KIND": 1}, launch.forward
-    yield "forward, ordinal", device.forward_kernel, forward, {**plain, "KIND": 2}, launch.forward
-    yield "forward, all options", device.forward_kernel, forward, everything, launch.forward_more
+    yield "forward", forward_kernel, forward, plain, launch.forward
+    yield "forward, unaligned", forward_kernel, forward, plain, replace(launch.forward, descriptors=False)
+    yield "forward, stored", forward_kernel, forward, {**plain, "STORE_LOGITS": True}, launch.forward_more
+    yield "forward, multi-label", forward_kernel, forward, {**plain, "KIND": 1}, launch.forward
+    yield "forward, ordinal", forward_kernel, forward, {**plain, "KIND": 2}, launch.forward
+    yield "forward, all options", forward_kernel, forward, everything, launch.forward_more
     gradient = {
         **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "logits_nV", "grad_nK"), "*bf16"),
         **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap"), "fp32"),
     }
     no_options = dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False)
-    yield "gradient", device.gradient_kernel, gradient, no_options, launch.gradient
+    yield "gradient", gradient_kernel, gradient, no_options, launch.gradient
     yield (
         "gradient, unaligned",
-        device.gradient_kernel,
+        gradient_kernel,
         gradient,
         no_options,
         replace(launch.gradient, descriptors=False),
     )
     all_options = {**dict.fromkeys(no_options, True), "STORED": False}
-    yield "gradient, all options", device.gradient_kernel, gradient, all_options, launch.gradient
+    yield "gradient, all options", gradient_kernel, gradient, all_options, launch.gradient
     product = dict.fromkeys(("a", "b"), "*bf16")
-    # dW = Gᵀ·H: the workspace is walked along its rows; dH += G·W.
+    # dW = Gᵀ·H reads the workspace along its rows; dH += G·W.
     yield (
         "dW = Gt H",
-        device.matmul_kernel,
+        matmul_kernel,
         {**product, "out": "*bf16", "a_row_stride": "1"},
         {"ACCUMULATE": False},
         launch.matmul,
     )
     yield (
         "dH += G W",
-        device.matmul_kernel,
+        matmul_kernel,
         {**product, "out": "*fp32", "a_inner_stride": "1"},
         {"ACCUMULATE": True},
         launch.matmul,
@@ -117,7 +118,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
 def compile_kernel(
     name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], tile: Tile, target: str
 ) -> Compiled:
-    """Compile for one chip and read the machine code."""
+    """Compile for one chip and parse the machine code."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -127,7 +128,7 @@ def compile_kernel(
         ("BLOCK_M", "BLOCK_N", "BLOCK_K") if "BLOCK_M" in kernel.arg_names else ("BLOCK_N", "BLOCK_V", "BLOCK_D")
     )
     constants |= dict(zip(block_names, (tile.rows, tile.columns, tile.depth), strict=True))
-    # What the launcher specialises on by itself: strides of 1.
+    # The launcher specialises strides of 1 by itself.
     constants |= {name: 1 for name, kind in types.items() if kind == "1"}
     if kernel.__name__ == "matmul_kernel":
         constants["b_column_stride"] = 1
@@ -186,7 +187,7 @@ def _tool(name: str, *arguments: str) -> str:
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if not found:
-        raise RuntimeError(f"the compiler's report has no {pattern!r}; its format has changed")
+        raise RuntimeError(f"the compiler's report has no match for {pattern!r}, expected one; update the pattern")
     return int(found[1])
 
 

@@ -1,6 +1,6 @@
-"""What :func:`clsgen_kernels.dual_head_loss` refuses: each error says value, expectation and remedy.
+"""Input validation of :func:`clsgen_kernels.dual_head_loss`: each error gives value, expectation and remedy.
 
-Ranges are checked on the CPU only: on an accelerator that would cost a synchronisation.
+Ranges are checked on the CPU only: on an accelerator the check would synchronise with the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def check_tensors(
     class_index_S: Tensor,
     sharded: bool,
 ) -> None:
-    """Shapes and dtypes that go together, indices in range; ``sharded``: the LM weight is a share of its rows."""
+    """Shapes, dtypes and index ranges; ``sharded``: the LM weight holds only some rows of the vocabulary."""
     if hidden_ND.dim() != 2:
         _refuse(
             f"hidden_ND has shape {tuple(hidden_ND.shape)}, expected [tokens, hidden]; flatten batch and time first"
@@ -44,18 +44,18 @@ def check_tensors(
     ):
         if index.dim() != 1 or index.shape != other.shape or index.dtype != torch.int64 or other.dtype != torch.int64:
             _refuse(
-                f"{name} is {index.dtype} {tuple(index.shape)} beside {other.dtype} {tuple(other.shape)}; "
-                "expected two int64 vectors of one length"
+                f"{name} is {index.dtype} {tuple(index.shape)} with {other.dtype} {tuple(other.shape)}; "
+                "expected two int64 vectors of equal length"
             )
     if hidden_ND.device.type == "cpu":
         _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
         _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
-        # A share of the vocabulary does not know how far the whole goes.
+        # A shard does not know the size of the full vocabulary.
         _check_range("target_n", target_n[target_n != IGNORE], 0, 2**31 if sharded else lm_weight_VD.shape[0])
 
 
 def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: ClassOptions) -> None:
-    """Labels and head of the shape that the kind of label space wants."""
+    """Shapes and ranges of labels and head for this kind of label space."""
     rows = class_index_S.shape[0]
     shape = (rows, outputs) if options.kind == "multilabel" else (rows,)
     if label_S.shape != shape or label_S.dtype != torch.int64:
@@ -77,10 +77,10 @@ def check_options(
     lm_weight_grad_VD: Tensor | None,
     impl: str,
 ) -> None:
-    """Bias, adapter and gradient sum that fit the LM weight."""
+    """Shapes and dtypes of bias, adapter and gradient accumulator against the LM weight."""
     vocabulary, width = lm_weight_VD.shape
     if impl == "triton" and hidden_ND.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        _refuse(f"impl 'triton' takes fp32, fp16 and bf16, hidden_ND is {hidden_ND.dtype}; use impl='torch'")
+        _refuse(f"impl 'triton' supports fp32, fp16 and bf16, hidden_ND is {hidden_ND.dtype}; use impl='torch'")
     if lm_bias_V is not None and lm_bias_V.shape != (vocabulary,):
         _refuse(f"lm_bias_V has shape {tuple(lm_bias_V.shape)}, expected [{vocabulary}]")
     if lm_lora is not None:
@@ -103,8 +103,8 @@ def check_options(
         )
 
 
-def _refuse(what: str) -> None:
-    raise ValueError(f"dual_head_loss: {what}")
+def _refuse(why: str) -> None:
+    raise ValueError(f"dual_head_loss: {why}")
 
 
 def _check_range(name: str, values: Tensor, low: int, end: int) -> None:

@@ -1,10 +1,10 @@
-"""What a loss costs by its algorithm: FLOPs, bytes moved, extra memory. A model, not a measurement.
+"""Cost model of the losses, by algorithm: FLOPs, bytes moved, extra memory. A model, not a measurement.
 
-bf16 weights and states, sums in fp32. N tokens, n of them supervised, D hidden, V vocabulary. Hidden states are taken
-to stay in the L2 cache within one pass over the vocabulary (an H100 holds some 1600 rows of D=8192); weights and logits
-are not. Every pass of ``2·rows·D·V`` FLOPs reads the weights once.
+bf16 weights and states, fp32 accumulation. N tokens, n of them supervised, D hidden, V vocabulary. Hidden states are
+assumed to stay in the L2 cache during one pass over the vocabulary (an H100 holds about 1600 rows of D=8192); weights
+and logits are not. Every pass of ``2·rows·D·V`` FLOPs reads the weights once.
 
-    naive(r)     logits of r rows: written, widened, softmaxed, and their fp32 gradient narrowed again: 30 bytes each;
+    naive(r)     logits of r rows: written, cast to fp32, softmaxed, and their fp32 gradient cast back: 30 bytes each;
                  3 passes; weights read twice, dW written
     ours         n rows; forward 1 pass, backward recompute 1, dW 1, dH 1; weights read 3 times, dW written; the
                  workspace G (2 bytes a logit) written once and read twice; dH read and written for each slab
@@ -21,19 +21,19 @@ from math import ceil
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs, bytes moved, and peak bytes beside inputs and their gradients."""
+    """FLOPs, bytes moved, and peak bytes in addition to inputs and their gradients."""
 
     flops: float
     moved_bytes: float
     extra_bytes: float
 
     def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
-        """Roofline without overlap: compute and memory one after the other."""
+        """Roofline time without overlap of compute and memory traffic."""
         return self.flops / flops_per_s + self.moved_bytes / bytes_per_s
 
 
 def naive(rows: int, width: int, vocabulary: int) -> Cost:
-    """All logits of ``rows`` rows, in fp32, as ``cross_entropy(h @ W.T)`` makes them."""
+    """All logits of ``rows`` rows, in fp32, as ``cross_entropy(h @ W.T)`` materialises them."""
     logits, weight = rows * vocabulary, width * vocabulary
     return Cost(6.0 * rows * weight, 30 * logits + 6 * weight, 10 * logits)
 
@@ -42,7 +42,7 @@ def ours(rows: int, width: int, vocabulary: int, *, workspace_bytes: int = 25 * 
     """The Triton path with a trained weight; ``stored`` keeps bf16 logits for the backward."""
     logits, weight = rows * vocabulary, width * vocabulary
     slabs = ceil(2 * logits / workspace_bytes)
-    extra = workspace_bytes + rows * width * (2 + 4)  # and the compacted rows, and their fp32 gradient
+    extra = workspace_bytes + rows * width * (2 + 4)  # plus the compacted rows and their fp32 gradient
     moved = 2 * weight * (3 if stored else 4) + 6 * logits + slabs * rows * width * (2 + 2 + 8)
     if stored:
         return Cost(6.0 * rows * weight, moved + 4 * logits, extra + 2 * logits)
@@ -50,7 +50,7 @@ def ours(rows: int, width: int, vocabulary: int, *, workspace_bytes: int = 25 * 
 
 
 def liger(tokens: int, width: int, vocabulary: int) -> Cost:
-    """Liger's chunks: as many rows as make a chunk of logits no bigger than the hidden states."""
+    """Liger's chunks: as many rows as keep a chunk of logits no larger than the hidden states."""
     logits, weight = tokens * vocabulary, width * vocabulary
     chunks = ceil(vocabulary / width)
     return Cost(6.0 * tokens * weight, 12 * logits + chunks * (2 + 2 + 4) * weight, 4 * logits / chunks)

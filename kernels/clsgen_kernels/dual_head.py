@@ -6,9 +6,9 @@ Equivalent plain torch (``impl="reference"``, read :mod:`clsgen_kernels.referenc
     class_logits    = hidden[class_index] @ head_weight.T + head_bias
     class_loss      = cross_entropy(class_logits, label, reduction="none", ignore_index=-1)
 
-What the others do instead: supervised rows are compacted first, and the vocabulary is walked in tiles, so that no
-tokens x vocabulary tensor is ever made: :mod:`clsgen_kernels.tiled` in plain torch, :mod:`clsgen_kernels.fused` in
-Triton. The classification side is a ``S x D x C`` product: its price is nothing beside the vocabulary's.
+The other implementations compact supervised rows first and iterate over the vocabulary in tiles, so that no tokens x
+vocabulary tensor is ever materialised: :mod:`clsgen_kernels.tiled` in plain torch, :mod:`clsgen_kernels.fused` in
+Triton. The classification head is an ``S x D x C`` product, whose cost is negligible next to the vocabulary's.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from clsgen_kernels.launch import Launch
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes, R LoRA rank
 
 IMPLEMENTATIONS = ("auto", "reference", "torch", "triton", "vocab_parallel")
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class DualHeadOutput(NamedTuple):
-    """What the two heads leave behind; all fp32 (fp64 for fp64 inputs)."""
+    """Losses and class logits; fp32 (fp64 for fp64 inputs)."""
 
     generation_loss: Tensor
     """``[n]`` loss per supervised token in nats, or with ``reduction="sum"`` their weighted sum, a scalar."""
@@ -44,11 +44,11 @@ class DualHeadOutput(NamedTuple):
     class_loss: Tensor
     """``[S]`` loss per row in nats, 0 for rows without label; or with ``reduction="sum"`` their sum, a scalar."""
     token_hit: Tensor
-    """bool ``[n]``: no token is likelier than the target (its mean is the token accuracy); not differentiable."""
+    """bool ``[n]``: no token is more likely than the target (its mean is the token accuracy); not differentiable."""
 
 
 def resolve_impl(impl: str, device: torch.device | str = "cpu") -> str:
-    """The implementation that ``impl`` stands for on a device; ValueError for a name that is none, or cannot run there.
+    """The implementation that ``impl`` selects on a device; ValueError if it is unknown or cannot run there.
 
     ``"auto"`` is Triton on a GPU and vocabulary tiles in torch elsewhere, never the reference; logged once.
     """
@@ -70,10 +70,10 @@ def _auto(kind: str) -> str:
     if kind == "cuda" and importlib.util.find_spec("triton") is None:
         why = "Triton is not installed"
     elif kind == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-        why = f"the kernels want compute capability 8.0, this GPU has {torch.cuda.get_device_capability()}"
+        why = f"the kernels need compute capability 8.0, this GPU has {torch.cuda.get_device_capability()}"
     elif kind == "cuda":
-        chosen, why = "triton", "a GPU and Triton are here"
-    _log.info("dual_head_loss: impl 'auto' is %r, since %s", chosen, why)
+        chosen, why = "triton", "a GPU and Triton are available"
+    logger.info("dual_head_loss: impl 'auto' is %r, since %s", chosen, why)
     return chosen
 
 
@@ -106,12 +106,12 @@ def dual_head_loss(
     Args:
         hidden_ND: ``[N, D]`` hidden states after the final norm, any float dtype.
         lm_weight_VD: ``[V, D]`` output embedding (tied or not), same dtype as ``hidden_ND``.
-        head_weight_CD, head_bias_C: the classification head; used in fp32 whatever they are stored in.
+        head_weight_CD, head_bias_C: the classification head; computed in fp32 whatever their dtype.
         supervised_index_n: int64 ``[n]`` positions in ``N`` that predict a supervised token; distinct; may be empty.
         target_n: int64 ``[n]`` the tokens they predict, in ``[0, V)``; -100 for one to ignore.
         class_index_S: int64 ``[S]`` position in ``N`` of each row's classification token; distinct; may be empty.
         label_S: int64 ``[S]`` class of each row in ``[0, C)``, or -1 for a row without label. ``"ordinal"``: in
-            ``[0, C]``. ``"multilabel"``: ``[S, C]`` of 0, 1 and -1 for not known.
+            ``[0, C]``. ``"multilabel"``: ``[S, C]`` of 0, 1 and -1 for unknown.
         dropout_scale_SD: ``[S, D]`` factor on the pooled states (a scaled dropout mask), or None.
         token_weight_n: ``[n]`` weights of the generation losses; only with ``reduction="sum"``.
         lm_bias_V: ``[V]`` bias of the LM head, or None.
@@ -121,23 +121,24 @@ def dual_head_loss(
         reduction: ``"none"`` for losses per token and per row, ``"sum"`` for their (weighted) sums.
         impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles), ``"vocab_parallel"`` (the LM weight stays
             sharded over ranks) or ``"reference"`` (all logits; for tests).
-        vocab_tile: vocabulary rows per tile for ``impl="torch"``; None picks them from ``n``.
-        launch: tiles for ``impl="triton"``; None takes those of :mod:`clsgen_kernels.launch`.
+        vocab_tile: vocabulary rows per tile for ``impl="torch"``; None chooses by ``n``.
+        launch: tiles for ``impl="triton"``; None uses the table in :mod:`clsgen_kernels.launch`.
         store_bytes: keep the ``[n, V]`` logits for the backward of ``impl="triton"`` if they take no more than this:
-            one GEMM pass less, for memory, and their rounding to the weights' dtype.
+            saves one GEMM pass, costs memory, and rounds the logits to the weights' dtype.
         lm_weight_grad_VD: fp32 ``[V, D]`` to which the backward adds the LM weight's gradient instead of returning
-            one: sums of many micro-batches keep fp32 so.
+            it, so that sums over many micro-batches stay in fp32.
         vocab_group: process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` is then this
-            rank's rows, in rank order; targets count over the whole vocabulary. Every rank of the group must call,
+            rank's rows, in rank order; targets index the full vocabulary. Every rank of the group must call this,
             and run backward through the generation loss. See :mod:`clsgen_kernels.vocab_parallel`.
 
     Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C``, ``lm_bias_V`` and the
-    adapter, exactly, for any upstream gradient of the outputs. No double backward.
+    adapter, exactly, for any upstream gradient of the outputs. Double backward is not supported.
 
     Raises:
-        ValueError: shapes, dtypes or options that do not fit together; target or label out of range (checked on CPU;
-            on an accelerator the check would cost a synchronisation).
+        ValueError: shapes, dtypes or options that do not match; target or label out of range (checked on CPU only; on
+            an accelerator the check would synchronise with the device).
     """
+    # Long because of its arguments and their documentation.
     impl = resolve_impl(impl, hidden_ND.device)
     sharded = impl == "vocab_parallel"
     check_tensors(
@@ -148,10 +149,10 @@ def dual_head_loss(
     if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
         raise ValueError(
             f"token_weight_n of shape {tuple(token_weight_n.shape)} with reduction={reduction!r}: expected shape "
-            f"{tuple(target_n.shape)} and reduction='sum'; with reduction='none' weigh the returned losses"
+            f"{tuple(target_n.shape)} and reduction='sum'; with reduction='none' multiply the returned losses"
         )
     if reduction not in ("none", "sum"):
-        raise ValueError(f"reduction {reduction!r} is neither 'none' nor 'sum'")
+        raise ValueError(f"reduction is {reduction!r}, expected 'none' or 'sum'; fix it")
     lora_nR = lora_VR = None
     if lm_lora is not None:
         lora_nR, lora_VR = (
@@ -188,7 +189,7 @@ def dual_head_loss(
 
 @dataclass(frozen=True)
 class _Call:
-    """What is not a tensor to differentiate by, or an index."""
+    """The arguments that are neither differentiable tensors nor indices."""
 
     impl: str
     generation: GenerationOptions
@@ -220,7 +221,7 @@ class _DualHead(torch.autograd.Function):
         token_weight_n: Tensor | None,
         call: _Call,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # One row contiguous is all the kernels ask; transposed weights are rare, and copied.
+        # The kernels need contiguous rows only; a transposed weight is rare, and copied.
         lm_weight_VD = _row_contiguous(lm_weight_VD)
         hidden_nD = hidden_ND[supervised_index_n]
         lm = LMInputs(
@@ -230,10 +231,10 @@ class _DualHead(torch.autograd.Function):
         if dropout_scale_SD is not None:
             pooled_SD = pooled_SD.to(torch.promote_types(pooled_SD.dtype, torch.float32)) * dropout_scale_SD
         classes = HeadInputs(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
-        ctx.shares = shares = None
+        ctx.sharding = sharding = None
         if call.impl == "vocab_parallel":
-            lm, ctx.shares = lm, shares = vocab_parallel.gather(lm, call.vocab_group)
-        ctx.fused = resolve_impl("auto" if shares else call.impl, hidden_ND.device) == "triton"
+            lm, ctx.sharding = lm, sharding = vocab_parallel.gather(lm, call.vocab_group)
+        ctx.fused = resolve_impl("auto" if sharding else call.impl, hidden_ND.device) == "triton"
         ctx.tile = call.vocab_tile or tiled.tile_rows(lm.target_n.numel(), lm_weight_VD.shape[0])
         ctx.carries = False
         if ctx.fused:
@@ -243,15 +244,15 @@ class _DualHead(torch.autograd.Function):
             out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
         else:
             if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[i] for i in (1, 4, 6)):
-                ctx.carries = shares is None and tiled.can_carry_expectation(lm)
+                ctx.carries = sharding is None and tiled.can_carry_expectation(lm)
             out = tiled.forward(lm, tile=ctx.tile, carry_expectation=ctx.carries)
             class_logits_SC = classes.logits()
             class_loss_S = classes.losses(class_logits_SC)
         saved, lse_n = out.saved, out.lse_n
-        if shares is not None:
-            out, lse_n = vocab_parallel.forward(lm, shares, out)
+        if sharding is not None:
+            out, lse_n = vocab_parallel.forward(lm, sharding, out)
         loss, class_loss = out.loss_n, class_loss_S
-        if call.sums and ctx.fused and shares is None:
+        if call.sums and ctx.fused and sharding is None:
             loss, class_loss = both.loss_sum, both.class_loss_sum
         elif call.sums:
             loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
@@ -259,7 +260,7 @@ class _DualHead(torch.autograd.Function):
         ctx.call, ctx.vocabulary = call, lm.vocabulary
         ctx.hidden_shape, ctx.hidden_dtype, ctx.bias_dtype = hidden_ND.shape, hidden_ND.dtype, head_bias_C.dtype
         ctx.save_for_backward(
-            # The compacted rows are kept only where the backward multiplies them again.
+            # The compacted rows are saved only if the backward multiplies them again.
             lm.hidden_nD[:0] if ctx.carries else lm.hidden_nD,
             *(lm_weight_VD, lm.target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n),
             *(
@@ -300,14 +301,14 @@ class _DualHead(torch.autograd.Function):
             upstream_n = upstream_n * token_weight_n
         upstream_n = upstream_n.to(wide).contiguous()
         local = fused if ctx.fused else tiled
-        how: dict[str, Any] = {"wants_weight": wants_lm, "weight_grad_VD": call.lm_weight_grad_VD}
-        how |= {"launch": call.launch} if ctx.fused else {"tile": ctx.tile}
+        options: dict[str, Any] = {"wants_weight": wants_lm, "weight_grad_VD": call.lm_weight_grad_VD}
+        options |= {"launch": call.launch} if ctx.fused else {"tile": ctx.tile}
         if ctx.carries:
             grads = tiled.backward_from_expectation(lm, lse_n, upstream_n, saved)
-        elif ctx.shares is not None:
-            grads = vocab_parallel.backward(lm, ctx.shares, lse_n, upstream_n, saved, local, **how)
+        elif ctx.sharding is not None:
+            grads = vocab_parallel.backward(lm, ctx.sharding, lse_n, upstream_n, saved, local, **options)
         elif wants_hidden or wants_lm or any(wants_more):
-            grads = local.backward(lm, lse_n, upstream_n, saved, **how)
+            grads = local.backward(lm, lse_n, upstream_n, saved, **options)
         else:
             return (None, None, grad_head_CD, grad_bias_C, *[None] * 10)
         grad_hidden_ND = None
@@ -315,7 +316,7 @@ class _DualHead(torch.autograd.Function):
             grad_pooled_SD = delta_SC @ head_weight_CD.to(wide)
             if dropout_scale_SD is not None:
                 grad_pooled_SD = grad_pooled_SD * dropout_scale_SD
-            # Positions are distinct on either side: no two rows are added to one place, and no atomics are needed.
+            # Positions are distinct within each head, so no two rows are added to the same position: no atomics needed.
             grad_hidden_ND = torch.zeros(ctx.hidden_shape, dtype=wide, device=lse_n.device)
             grad_hidden_ND[supervised_index_n] = grads.hidden_nD
             grad_hidden_ND[class_index_S] += grad_pooled_SD.to(wide)

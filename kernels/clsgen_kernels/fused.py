@@ -1,16 +1,16 @@
-"""The Triton path: both heads in one launch forward, the vocabulary by slabs backward.
+"""The Triton path: forward, both heads in one launch; backward, slab by slab of the vocabulary.
 
 Forward. ``row tiles x vocabulary splits`` programs plus the classification head's row tiles, all with the same loop.
-Each keeps the online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867) of its share; the split that arrives last
-folds all shares in their order. One GEMM pass, no atomics but the arrival counters, bit-equal from run to run.
+Each keeps the online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867) of its split; the split that finishes last
+reduces all of them in order. One GEMM pass, no atomics but the arrival counters, bit-equal from run to run.
 
-Backward, slab by slab of the vocabulary, through one workspace ``G [n, slab]`` in the hidden states' dtype:
+Backward, through one workspace ``G [n, slab]`` in the hidden states' dtype:
 
-    G = g ∘ (∂loss/∂logits)        recomputed from the log-sum-exps, one GEMM pass (or from stored logits: none)
-    dW_slab = Gᵀ·H                 written once; left out where W is frozen
-    dH     += G·W_slab             fp32, each element owned by one program
+    G = g ∘ (∂loss/∂logits)        recomputed from the log-sum-exps: one GEMM pass (none from stored logits)
+    dW_slab = Gᵀ·H                 written once; skipped if W is frozen
+    dH     += G·W_slab             fp32, each element written by one program
 
-No tensor of ``n x V`` is made unless logits are stored on request.
+No ``n x V`` tensor is allocated unless ``store_bytes`` allows stored logits.
 """
 
 from __future__ import annotations
@@ -31,26 +31,33 @@ _KINDS = {"softmax": 0, "sigmoid": 1, "multilabel": 1, "ordinal": 2}
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on the CPU."""
+    """Whether Triton interprets its kernels in Python, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
-def _device() -> Any:
-    """The kernels; imported late, since ``TRITON_INTERPRET`` counts when they are defined."""
-    from clsgen_kernels import device
+class _Kernels(NamedTuple):
+    forward: Any
+    gradient: Any
+    matmul: Any
 
-    return device
+
+@functools.cache
+def _kernels() -> _Kernels:
+    """The Triton kernels; imported late, since ``TRITON_INTERPRET`` is read when they are defined."""
+    from clsgen_kernels.triton_backward import gradient_kernel, matmul_kernel
+    from clsgen_kernels.triton_forward import forward_kernel
+
+    return _Kernels(forward_kernel, gradient_kernel, matmul_kernel)
 
 
 class FusedForward(NamedTuple):
-    """Both heads' results of the one launch."""
+    """Both heads' results."""
 
     lm: Forward
     class_logits_SC: Tensor
     class_loss_S: Tensor
     loss_sum: Tensor
-    """Of the losses, weighted where token weights were given."""
+    """Sum of the losses, weighted if token weights were given."""
     class_loss_sum: Tensor
 
 
@@ -62,7 +69,7 @@ def forward(
     launch: Launch | None = None,
     store_bytes: int = 0,
 ) -> FusedForward:
-    """Both heads' losses in one launch; logits stay, in the hidden states' dtype, if they fit in ``store_bytes``."""
+    """Both heads' losses; logits are kept, in the hidden states' dtype, if they fit in ``store_bytes``."""
     launch = launch or choose(lm.hidden_nD.device, lm.hidden_nD.dtype)
     hidden_nD, weight_VD, options = lm.hidden_nD, lm.weight_VD, lm.options
     n, width = hidden_nD.shape
@@ -71,7 +78,7 @@ def forward(
     stores = 0 < n * vocabulary * hidden_nD.element_size() <= store_bytes
     extras = (options.label_smoothing, options.softcap, lm.bias_V is not None, lm.lora_nR is not None, stores)
     tile = launch.forward_more if any(extras) else launch.forward
-    pooled_SE, head_CE = _in_pieces(classes.pooled_SD, classes.weight_CD, hidden_nD.dtype)
+    pooled_SE, head_CE = _split_fp32(classes.pooled_SD, classes.weight_CD, hidden_nD.dtype)
     row_tiles, class_tiles = _tiles(n, tile.rows), _tiles(rows, tile.rows)
     column_tiles = _tiles(vocabulary, tile.columns)
     tiles_per_split = _tiles(column_tiles, max(1, launch.programs // max(1, row_tiles)))
@@ -86,71 +93,35 @@ def forward(
     parts_4Pn = new(4 if options.label_smoothing else 3, splits, n)
     tile_loss = new(max(1, row_tiles) + class_tiles)
     arrived = torch.zeros(max(1, row_tiles), dtype=torch.int32, device=hidden_nD.device)
-    nothing = tile_loss
+    unused = tile_loss
     labels_S, labels_SC = classes.labels_for_kernel()
+    class_weighted = classes.options.class_weight is not None
     if row_tiles + class_tiles:
-        _device().forward_kernel[(row_tiles * splits + class_tiles,)](
-            *_pointers(lm, nothing),
-            lm.target_n.contiguous(),
-            nothing if token_weight_n is None else token_weight_n.float().contiguous(),
-            pooled_SE,
-            head_CE,
-            classes.bias_C.float().contiguous(),
-            labels_S.contiguous(),
-            labels_SC.contiguous(),
-            nothing if classes.options.class_weight is None else classes.weights_C(),
-            parts_4Pn[0],
-            parts_4Pn[1],
-            parts_4Pn[2],
-            parts_4Pn[-1],
-            arrived,
-            loss_n,
-            lse_n,
-            hit_n,
-            nothing if stored_nV is None else stored_nV,
-            class_logits_SC,
-            class_loss_S,
-            tile_loss,
-            n,
-            vocabulary,
-            width,
-            _rank(lm),
-            rows,
-            outputs,
-            pooled_SE.shape[1],
-            splits if n else 0,
-            tiles_per_split,
-            max(1, row_tiles),
-            *_strides(lm),
-            pooled_SE.stride(0),
-            head_CE.stride(0),
-            options.label_smoothing,
-            options.label_smoothing / lm.vocabulary,
-            options.z_loss,
-            options.softcap or 1.0,
-            classes.options.focal_gamma,
+        _kernels().forward[(row_tiles * splits + class_tiles,)](
+            *_pointers(lm, unused), lm.target_n.contiguous(),
+            unused if token_weight_n is None else token_weight_n.float().contiguous(),
+            pooled_SE, head_CE, classes.bias_C.float().contiguous(), labels_S.contiguous(), labels_SC.contiguous(),
+            classes.weights_C() if class_weighted else unused,
+            parts_4Pn[0], parts_4Pn[1], parts_4Pn[2], parts_4Pn[-1], arrived,
+            loss_n, lse_n, hit_n, unused if stored_nV is None else stored_nV,
+            class_logits_SC, class_loss_S, tile_loss,
+            n, vocabulary, width, _rank(lm), rows, outputs, pooled_SE.shape[1],
+            splits if n else 0, tiles_per_split, max(1, row_tiles),
+            *_strides(lm), pooled_SE.stride(0), head_CE.stride(0),
+            *_scalars(lm), classes.options.focal_gamma,
+            **_flags(lm),
             KIND=_KINDS[classes.options.kind],
-            HAS_BIAS=lm.bias_V is not None,
-            HAS_LORA=lm.lora_nR is not None,
             HAS_TOKEN_WEIGHT=token_weight_n is not None,
-            HAS_CLASS_WEIGHT=classes.options.class_weight is not None,
+            HAS_CLASS_WEIGHT=class_weighted,
             HAS_FOCAL=classes.options.focal_gamma > 0,
             HAS_SMOOTHING=options.label_smoothing > 0,
-            HAS_SOFTCAP=options.softcap is not None,
             STORE_LOGITS=stored_nV is not None,
-            DESCRIPTORS=_describes(tile, hidden_nD, weight_VD, pooled_SE, head_CE),
+            DESCRIPTORS=_use_descriptors(tile, hidden_nD, weight_VD, pooled_SE, head_CE),
             **_blocks(tile, hidden_nD.dtype),
-        )
+        )  # fmt: skip
+    logit_sum_n = parts_4Pn[3, 0] if options.label_smoothing else None
     return FusedForward(
-        Forward(
-            loss_n,
-            lse_n,
-            hit_n.bool(),
-            parts_4Pn[0, 0],
-            parts_4Pn[2, 0],
-            parts_4Pn[3, 0] if options.label_smoothing else None,
-            stored_nV,
-        ),
+        Forward(loss_n, lse_n, hit_n.bool(), parts_4Pn[0, 0], parts_4Pn[2, 0], logit_sum_n, stored_nV),
         class_logits_SC,
         class_loss_S,
         tile_loss[:row_tiles].sum(),
@@ -170,7 +141,7 @@ def backward(
 ) -> LMGradients:
     """Gradients of the weighted losses; ``saved`` are the logits, if they were stored.
 
-    ``weight_grad_VD`` (fp32) is added to in place of a new ``dW`` in the weight's dtype.
+    With ``weight_grad_VD`` (fp32), ``dW`` is added to it instead of being returned in the weight's dtype.
     """
     hidden_nD, weight_VD, dtype = lm.hidden_nD, lm.weight_VD, lm.hidden_nD.dtype
     launch = launch or choose(hidden_nD.device, dtype)
@@ -191,37 +162,18 @@ def backward(
         if wants_weight and weight_grad_VD is None and grad_VD is not None:
             grad_VD.zero_()
         return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
-    options, tile = lm.options, launch.gradient
-    nothing = lse_n
+    tile, unused = launch.gradient, lse_n
     for first in range(0, vocabulary, slab):
         count = min(slab, vocabulary - first)
         grad_nK = workspace_nK[:, :count]
-        _device().gradient_kernel[(_tiles(n, tile.rows), _tiles(count, tile.columns))](
-            *_pointers(lm, nothing),
-            lm.target_n.contiguous(),
-            lse_n,
-            upstream_n,
-            nothing if saved is None else saved,
-            grad_nK,
-            n,
-            vocabulary,
-            width,
-            _rank(lm),
-            first,
-            count,
-            *_strides(lm),
-            grad_nK.stride(0),
-            options.label_smoothing,
-            options.label_smoothing / lm.vocabulary,
-            options.z_loss,
-            options.softcap or 1.0,
-            HAS_BIAS=lm.bias_V is not None,
-            HAS_LORA=lm.lora_nR is not None,
-            HAS_SOFTCAP=options.softcap is not None,
+        _kernels().gradient[(_tiles(n, tile.rows), _tiles(count, tile.columns))](
+            *_pointers(lm, unused), lm.target_n.contiguous(), lse_n, upstream_n, unused if saved is None else saved,
+            grad_nK, n, vocabulary, width, _rank(lm), first, count, *_strides(lm), grad_nK.stride(0), *_scalars(lm),
+            **_flags(lm),
             STORED=saved is not None,
-            DESCRIPTORS=_describes(tile, hidden_nD, weight_VD),
+            DESCRIPTORS=_use_descriptors(tile, hidden_nD, weight_VD),
             **_blocks(tile, dtype),
-        )
+        )  # fmt: skip
         part = slice(first, first + count)
         if grad_VD is not None:
             _matmul(grad_nK.T, hidden_nD, grad_VD[part], launch.matmul, accumulate=weight_grad_VD is not None)
@@ -234,24 +186,34 @@ def backward(
     return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
 
 
-def _describes(tile: Tile, *tensors: Tensor) -> bool:
-    """Whether all can be read by descriptor: addresses and row strides in steps of 16 bytes."""
+def _use_descriptors(tile: Tile, *tensors: Tensor) -> bool:
+    """Whether all can be read by descriptor: addresses and row strides are multiples of 16 bytes."""
     if not tile.descriptors or any(t.data_ptr() % 16 or t.stride(0) * t.element_size() % 16 for t in tensors):
         return False
     import triton
 
-    # Descriptors are written to memory by the kernel; Triton asks where.
+    # The kernel writes its descriptors to memory, which Triton asks this function for.
     triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=tensors[0].device))
     return True
 
 
-def _pointers(lm: LMInputs, nothing: Tensor) -> list[Tensor]:
+def _pointers(lm: LMInputs, unused: Tensor) -> list[Tensor]:
     bias_V = None if lm.bias_V is None else lm.bias_V.float().contiguous()
-    return [nothing if t is None else t for t in (lm.hidden_nD, lm.weight_VD, bias_V, lm.lora_nR, lm.lora_VR)]
+    return [unused if t is None else t for t in (lm.hidden_nD, lm.weight_VD, bias_V, lm.lora_nR, lm.lora_VR)]
 
 
 def _strides(lm: LMInputs) -> list[int]:
     return [0 if t is None else t.stride(0) for t in (lm.hidden_nD, lm.weight_VD, lm.lora_nR, lm.lora_VR)]
+
+
+def _scalars(lm: LMInputs) -> tuple[float, float, float, float]:
+    options = lm.options
+    return options.label_smoothing, options.label_smoothing / lm.vocabulary, options.z_loss, options.softcap or 1.0
+
+
+def _flags(lm: LMInputs) -> dict[str, bool]:
+    softcap = lm.options.softcap
+    return {"HAS_BIAS": lm.bias_V is not None, "HAS_LORA": lm.lora_nR is not None, "HAS_SOFTCAP": softcap is not None}
 
 
 def _rank(lm: LMInputs) -> int:
@@ -259,26 +221,18 @@ def _rank(lm: LMInputs) -> int:
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor, tile: Tile, *, accumulate: bool) -> None:
-    """``out (+)= a @ b`` with fp32 sums."""
+    """``out (+)= a @ b``, accumulated in fp32."""
     rows, depth = a.shape
     columns = b.shape[1]
     blocks = _blocks(tile, a.dtype)
-    _device().matmul_kernel[(_tiles(rows, tile.rows), _tiles(columns, tile.columns))](
-        a,
-        b,
-        out,
-        rows,
-        columns,
-        depth,
-        *a.stride(),
-        *b.stride(),
-        out.stride(0),
+    _kernels().matmul[(_tiles(rows, tile.rows), _tiles(columns, tile.columns))](
+        a, b, out, rows, columns, depth, *a.stride(), *b.stride(), out.stride(0),
         ACCUMULATE=accumulate,
         BLOCK_M=blocks.pop("BLOCK_N"),
         BLOCK_N=blocks.pop("BLOCK_V"),
         BLOCK_K=blocks.pop("BLOCK_D"),
         **blocks,
-    )
+    )  # fmt: skip
 
 
 def _blocks(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
@@ -286,7 +240,7 @@ def _blocks(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
         "BLOCK_N": tile.rows,
         "BLOCK_V": tile.columns,
         "BLOCK_D": tile.depth,
-        # fp32 as three products of tf32 parts; without tensor cores its tiles would spill. Narrow types ignore it.
+        # fp32 as three tf32 products: without tensor cores its tiles would spill. bf16 and fp16 ignore it.
         "PRECISION": "ieee" if torch.version.hip else "tf32x3",
         "WIDEN": interpreted() and dtype == torch.bfloat16,
         "num_warps": tile.warps,
@@ -298,11 +252,11 @@ def _tiles(length: int, size: int) -> int:
     return -(-length // size)
 
 
-def _in_pieces(pooled_SD: Tensor, weight_CD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The classification side in the hidden states' dtype without losing its fp32: ``[S, E]`` and ``[C, E]``.
+def _split_fp32(pooled_SD: Tensor, weight_CD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Pooled states ``[S, E]`` and head ``[C, E]`` in the hidden states' dtype, at fp32 precision.
 
-    An fp32 number is the sum of a few narrow ones; laid side by side along the inner dimension, the products of those
-    pieces sum up to the product of the fp32 numbers, in the very loop the vocabulary takes.
+    An fp32 number is the sum of a few narrower ones. Concatenated along the inner dimension, the products of these
+    pieces add up to the fp32 product, in the same loop that multiplies the vocabulary.
     """
     left, right = _pieces(pooled_SD, dtype), _pieces(weight_CD, dtype)
     keep = max(len(left), len(right))

@@ -1,4 +1,4 @@
-"""What the two heads bring to a call, and what an implementation gives back: the words all of them share."""
+"""Inputs of the two heads, options, and the results of an implementation: the types that all implementations share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 IGNORE = -100
-"""A target that counts for nothing, as in ``torch.nn.functional.cross_entropy``."""
+"""A target that is ignored, as in ``torch.nn.functional.cross_entropy``."""
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """What is added to the cross-entropy of a token with logits ``l`` and target ``t``.
+    """Options of the generation loss, for a token with raw logits ``raw`` and target ``t``.
 
         l       = cap·tanh(raw / cap)                                     with ``softcap``
         loss    = lse(l) - (1-ε) l_t - ε mean(l) + z lse(l)²              ε ``label_smoothing``, z ``z_loss``
@@ -36,7 +36,7 @@ class GenerationOptions:
         if self.z_loss < 0:
             raise ValueError(f"z_loss is {self.z_loss}, expected 0 or more")
         if self.softcap is not None and self.softcap <= 0:
-            raise ValueError(f"softcap is {self.softcap}, expected above 0, or None for none")
+            raise ValueError(f"softcap is {self.softcap}, expected above 0, or None to switch it off")
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class ClassOptions:
     """How class logits become a row's loss.
 
     ``kind``: ``"softmax"`` over C classes; ``"sigmoid"``, one logit for two classes; ``"multilabel"``, C independent
-    logits; ``"ordinal"``, C cumulative logits of C+1 ordered classes, logit c for "above class c" (McCullagh 1980). Of
+    logits; ``"ordinal"``, C cumulative logits of C+1 ordered classes, logit c for "above class c" (McCullagh 1980). For
     the last two, the row's loss is the sum over its logits: the negative log-likelihood of its labels.
-    ``class_weight`` multiplies the loss by class (of the ordinal kind: by logit; of ``"sigmoid"``, by its one logit).
+    ``class_weight`` multiplies the loss per class (``"ordinal"``: per logit; ``"sigmoid"``: its one logit).
     ``focal_gamma`` multiplies by ``(1 - p_t)^γ`` (Lin 2017, arXiv 1708.02002).
     """
 
@@ -70,19 +70,19 @@ class LMLora(NamedTuple):
 
 
 class LMInputs(NamedTuple):
-    """The vocabulary's side of a call, supervised rows already compacted."""
+    """Inputs of the generation loss, supervised rows already compacted."""
 
     hidden_nD: Tensor
     weight_VD: Tensor
     target_n: Tensor
-    """Negative: ignored, loss and gradient 0."""
+    """Negative: ignored, with loss and gradient 0."""
     bias_V: Tensor | None
     lora_nR: Tensor | None
     """``scale·h·Aᵀ``; its product with ``lora_VR`` is added to the logits."""
     lora_VR: Tensor | None
     options: GenerationOptions
     vocabulary: int
-    """Rows of the whole vocabulary, of which ``weight_VD`` may be a share."""
+    """Rows of the full vocabulary, of which ``weight_VD`` may hold only some."""
 
     def losses(
         self,
@@ -105,14 +105,14 @@ class LMInputs(NamedTuple):
 
 
 class HeadInputs(NamedTuple):
-    """The classification head's side of a call."""
+    """Inputs of the classification loss."""
 
     pooled_SD: Tensor
     """In the hidden states' dtype, or fp32 after dropout."""
     weight_CD: Tensor
     bias_C: Tensor
     label_S: Tensor
-    """``[S]`` class, -1 without label; or, for ``"multilabel"``, ``[S, C]`` of 0, 1 and -1 (not known)."""
+    """``[S]`` class, -1 without label; or, for ``"multilabel"``, ``[S, C]`` of 0, 1 and -1 (unknown)."""
     options: ClassOptions
 
     def weights_C(self) -> Tensor:
@@ -120,19 +120,19 @@ class HeadInputs(NamedTuple):
         return torch.tensor(self.options.class_weight, dtype=torch.float32, device=self.bias_C.device)
 
     def labels_for_kernel(self) -> tuple[Tensor, Tensor]:
-        """``[S]`` labels, and ``[S, C]`` fp32 targets where logits are independent (else a stand-in)."""
+        """``[S]`` labels, and ``[S, C]`` fp32 targets where logits are independent (else an unused tensor)."""
         if self.options.kind in ("sigmoid", "multilabel"):
-            wanted_SC = self.label_S.view(self.label_S.shape[0], -1).float()
-            return torch.zeros(wanted_SC.shape[0], dtype=torch.int64, device=wanted_SC.device), wanted_SC
+            target_SC = self.label_S.view(self.label_S.shape[0], -1).float()
+            return torch.zeros(target_SC.shape[0], dtype=torch.int64, device=target_SC.device), target_SC
         return self.label_S, self.bias_C
 
     def logits(self) -> Tensor:
-        """``[S, C]``, in plain torch, in fp32 at least."""
+        """``[S, C]`` logits, in plain torch, in fp32 or wider."""
         wide = torch.promote_types(self.pooled_SD.dtype, torch.float32)
         return F.linear(self.pooled_SD.to(wide), self.weight_CD.to(wide), self.bias_C.to(wide))
 
     def losses(self, logits_SC: Tensor) -> Tensor:
-        """``[S]`` losses of the logits, in plain torch; 0 for rows without label."""
+        """``[S]`` losses, in plain torch; 0 for rows without label."""
         kind, label_S = self.options.kind, self.label_S
         weights_C = None if self.options.class_weight is None else self.weights_C().to(logits_SC.dtype)
         if kind == "softmax":
@@ -141,19 +141,19 @@ class HeadInputs(NamedTuple):
             part_S = self._focal(part_S)
             return part_S if weights_C is None else part_S * weights_C[label_S.where(known_S, 0)]
         if kind == "ordinal":
-            wanted_SC = (label_S[:, None] > torch.arange(logits_SC.shape[1], device=label_S.device)).to(logits_SC.dtype)
+            target_SC = (label_S[:, None] > torch.arange(logits_SC.shape[1], device=label_S.device)).to(logits_SC.dtype)
             known_SC = (label_S >= 0)[:, None].expand_as(logits_SC)
         else:
             label_SC = label_S.view(label_S.shape[0], -1)
-            wanted_SC, known_SC = label_SC.to(logits_SC.dtype), label_SC >= 0
-        part_SC = F.binary_cross_entropy_with_logits(logits_SC, wanted_SC.clamp(min=0), reduction="none")
+            target_SC, known_SC = label_SC.to(logits_SC.dtype), label_SC >= 0
+        part_SC = F.binary_cross_entropy_with_logits(logits_SC, target_SC.clamp(min=0), reduction="none")
         part_SC = self._focal(part_SC)
         if weights_C is not None:
             part_SC = part_SC * weights_C
         return torch.where(known_SC, part_SC, 0.0).sum(dim=1)
 
     def slopes(self, logits_SC: Tensor) -> Tensor:
-        """``[S, C]`` derivative of each row's loss by its logits; rows do not depend on each other."""
+        """``[S, C]`` derivative of each row's loss with respect to its logits; rows are independent."""
         with torch.enable_grad():
             logits_SC = logits_SC.detach().requires_grad_()
             return torch.autograd.grad(self.losses(logits_SC).sum(), logits_SC)[0]
@@ -166,22 +166,22 @@ class HeadInputs(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What an implementation's forward gives of the vocabulary's side; fp32 (fp64 from fp64 inputs)."""
+    """Result of an implementation's forward for the generation loss; fp32 (fp64 for fp64 inputs)."""
 
     loss_n: Tensor
     lse_n: Tensor
     hit_n: Tensor
-    """Whether no token is likelier than the target (a tie counts as a hit)."""
+    """Whether no token is more likely than the target (a tie counts as a hit)."""
     maximum_n: Tensor
     target_logit_n: Tensor
     logit_sum_n: Tensor | None
     """Only with label smoothing."""
     saved: Tensor | None
-    """For the implementation's own backward."""
+    """Saved for the implementation's own backward."""
 
 
 class LMGradients(NamedTuple):
-    """What an implementation's backward gives of the vocabulary's side; None where not asked for."""
+    """Result of an implementation's backward; None where not requested."""
 
     hidden_nD: Tensor
     weight_VD: Tensor | None = None

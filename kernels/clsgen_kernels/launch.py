@@ -1,6 +1,6 @@
-"""Launch choices of the Triton kernels, by the chip's capability; the one place to tune them.
+"""Launch parameters of the Triton kernels by compute capability; the only place to tune them.
 
-Chosen with ``python -m clsgen_kernels.aot``, which compiles every entry and shows registers, spills and shared memory.
+Chosen with ``python -m clsgen_kernels.aot``, which compiles every entry and prints registers, spills and shared memory.
 Not measured on a GPU. Override with the argument ``launch`` of :func:`clsgen_kernels.dual_head_loss`.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """One kernel's tile: ``rows x columns`` of output, walked along the inner dimension in steps of ``depth``."""
+    """One kernel's tile: ``rows x columns`` of output, accumulated over the inner dimension in steps of ``depth``."""
 
     rows: int
     columns: int
@@ -21,7 +21,7 @@ class Tile:
     warps: int
     stages: int
     descriptors: bool = False
-    """Loads by tensor descriptors (TMA) where the tensors are aligned for it."""
+    """Load by tensor descriptors (TMA) if the tensors are aligned for it."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Launch:
 
     forward: Tile
     forward_more: Tile
-    """Forward with logits stored or any option on the vocabulary's side: the epilogue needs registers."""
+    """Forward with stored logits or any option of the LM head: its epilogue needs more registers."""
     gradient: Tile
-    """The probabilities' recompute, into the workspace."""
+    """The gradient of the logits, recomputed into the workspace."""
     matmul: Tile
-    """Both products of the workspace: with the hidden states and with the weights."""
+    """Both products with the workspace: by the hidden states and by the weights."""
     programs: int
-    """Forward programs to aim at: several for each multiprocessor."""
+    """Target number of forward programs: several per multiprocessor."""
     workspace_bytes: int
-    """Vocabulary slab of the backward, ``n x slab`` elements; about half of the L2 cache."""
+    """Size of the backward's workspace, ``n x slab`` elements; about half of the L2 cache."""
 
 
 _NARROW = Launch(
@@ -78,7 +78,7 @@ BY_TARGET = {
 }
 """Targets that the compiler check covers."""
 
-# Small tiles, so that a few dozen tokens already need several of each: for the interpreter.
+# For the interpreter: tiles so small that a few dozen tokens already need several.
 INTERPRETED = Launch(
     forward=Tile(16, 32, 16, 1, 1),
     forward_more=Tile(16, 32, 16, 1, 1),
@@ -90,14 +90,14 @@ INTERPRETED = Launch(
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> Launch:
-    """The table's entry for this chip, or sm_80's, which fits all; fp32 halves the depth: its tiles are as big."""
+    """The entry for this chip, or that of sm_80, which runs on all; for fp32 with half the depth, so as many bytes."""
     if device.type == "cpu":
         return INTERPRETED
     if torch.version.hip:
         launch = BY_TARGET["gfx942"]
     else:
         major, _ = torch.cuda.get_device_capability(device)
-        # Others, consumer Blackwell (12.x) too, have the shared memory of neither.
+        # All others, including consumer Blackwell (12.x), have less shared memory than either.
         launch = BY_TARGET[{9: "sm_90", 10: "sm_100"}.get(major, "sm_80")]
     if dtype == torch.float32:
         tiles = ("forward", "forward_more", "gradient", "matmul")

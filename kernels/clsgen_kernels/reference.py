@@ -1,7 +1,7 @@
-"""The plain-torch reference: what every other path is held against.
+"""The plain-torch reference that every other implementation is tested against.
 
-Materialises the logits of all ``N`` tokens, so it costs ``2·N·D·V`` FLOPs a pass and ``N·V`` floats of memory. For
-tests and for reading; never chosen by ``impl="auto"``.
+Materialises the logits of all ``N`` tokens, so it costs ``2·N·D·V`` FLOPs per pass and ``N·V`` floats of memory. For
+tests, and to read; never chosen by ``impl="auto"``.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Vocabulary-tiled cross-entropy over supervised rows: the CPU path, and the fallback wherever Triton is not.
+"""Vocabulary-tiled cross-entropy over supervised rows: the CPU path, and the fallback where Triton is not available.
 
     loss_i = lse_i - h_i·w_{t_i},   lse_i = log Σ_v exp(h_i·w_v)
     dh_i   = g_i (Σ_v p_iv w_v - w_{t_i}),   dW_v = Σ_i g_i (p_iv - [v = t_i]) h_i
 
-The ``n x V`` logits never exist: a tile of the vocabulary is multiplied, folded into a running maximum and sum (the
-online softmax, Milakov & Gimelshein 2018, arXiv 1805.02867) and dropped.
+The ``n x V`` logits are never materialised: each tile of the vocabulary is multiplied, reduced into a running maximum
+and sum (online softmax, Milakov & Gimelshein 2018, arXiv 1805.02867) and discarded.
 
-Cost, in GEMM passes of ``2·n·D·V`` FLOPs, and extra memory besides the gradients:
+Cost, in GEMM passes of ``2·n·D·V`` FLOPs, and memory in addition to the gradients:
 
 - LM weight trained: 1 pass forward, 3 backward (recompute, dh, dW); ``n·tile`` floats.
 - LM weight frozen (LoRA on the backbone): the forward also carries ``E_i = Σ_v p_iv w_v`` along its online softmax, so
   it takes 2 passes and the backward none: ``dh_i = g_i ((1 + 2 z lse_i) E_i - w_{t_i})``; ``n·tile + n·D`` floats.
   With smoothing, a soft cap or LoRA on the LM head it recomputes instead: 1 and 2 passes.
-- No gradient wanted: 1 pass.
+- No gradient required: 1 pass.
 
 Per-token upstream gradients ``g_i`` are exact in every case.
 """
@@ -26,18 +26,18 @@ from clsgen_kernels.inputs import Forward, LMGradients, LMInputs
 
 # n supervised tokens, D hidden, V vocabulary, T vocabulary rows of one tile, R LoRA rank
 
-_TILE_ELEMENTS = 2**21  # logits held at a time: 8 MiB in fp32, around the last-level cache of a core
+_TILE_ELEMENTS = 2**21  # logits in memory at a time: 8 MiB in fp32, about the last-level cache of a core
 _TILE_ROWS = (512, 8192)
 
 
 def tile_rows(n_tokens: int, vocabulary: int) -> int:
-    """Vocabulary rows per tile so that one tile of logits stays cache-sized, within bounds GEMM likes."""
+    """Vocabulary rows per tile: one tile of logits fits in the cache, within bounds that keep GEMM efficient."""
     low, high = _TILE_ROWS
     return min(vocabulary, max(low, min(high, _TILE_ELEMENTS // max(n_tokens, 1))))
 
 
 def can_carry_expectation(lm: LMInputs) -> bool:
-    """Whether the expected output embedding alone gives the hidden states' gradient."""
+    """Whether the expected output embedding is enough to compute the hidden states' gradient."""
     return lm.lora_nR is None and lm.options.label_smoothing == 0 and lm.options.softcap is None
 
 
@@ -73,7 +73,7 @@ def forward(lm: LMInputs, *, tile: int, carry_expectation: bool) -> Forward:
 
 
 def backward_from_expectation(lm: LMInputs, lse_n: Tensor, upstream_n: Tensor, expected_nD: Tensor) -> LMGradients:
-    """The hidden states' gradient, where the LM weight is frozen."""
+    """The hidden states' gradient when the LM weight is frozen."""
     target_embedding_nD = lm.weight_VD[lm.target_n.clamp(min=0)].to(expected_nD.dtype)
     scale_n = 1 + 2 * lm.options.z_loss * lse_n
     upstream_n = torch.where(lm.target_n >= 0, upstream_n, 0)
@@ -90,9 +90,9 @@ def backward(
     wants_weight: bool,
     weight_grad_VD: Tensor | None = None,
 ) -> LMGradients:
-    """All gradients (``saved`` is not needed), each vocabulary row of ``dW`` written once; hidden states' in fp32.
+    """All gradients, each vocabulary row of ``dW`` written once, that of the hidden states in fp32; ignores ``saved``.
 
-    ``weight_grad_VD`` (fp32) is added to in place of a new ``dW`` in the weight's dtype.
+    With ``weight_grad_VD`` (fp32), ``dW`` is added to it instead of being returned in the weight's dtype.
     """
     hidden_nD, weight_VD, options = lm.hidden_nD, lm.weight_VD, lm.options
     n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
@@ -146,14 +146,14 @@ def _logits(lm: LMInputs, start: int, tile: int, buffer: Tensor, wide: torch.dty
 
 
 def _columns(target_n: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Each target's column in the tile (0 where it lies outside), and whether it lies inside."""
+    """Each target's column in the tile (0 if outside), and whether it is inside."""
     column_n = target_n - start
     inside_n = (column_n >= 0) & (column_n < count) & (target_n >= 0)
     return column_n.where(inside_n, 0), inside_n
 
 
 def _add_matmul(sum_nD: Tensor, left_nT: Tensor, right_TD: Tensor) -> None:
-    """``sum += left @ right``, the product in the weight's dtype, the sum in the sum's."""
+    """``sum += left @ right``: the product in the weight's dtype, the addition in that of ``sum``."""
     if sum_nD.dtype == right_TD.dtype:
         sum_nD.addmm_(left_nT, right_TD)
     else:

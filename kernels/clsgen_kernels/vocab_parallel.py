@@ -1,15 +1,17 @@
-"""Move tokens, not weights: the LM head stays sharded by vocabulary rows, and is never gathered.
+"""Move tokens, not weights: the LM head stays sharded by vocabulary rows and is never gathered.
 
-Rank r keeps the rows ``W_r [V_r, D]`` (in rank order, ragged if need be). Its supervised states go to all ranks, each
-computes every token's share over its own rows, and what is reduced is three numbers a token:
+Rank r holds the rows ``W_r [V_r, D]`` (in rank order, possibly ragged). Supervised states are all-gathered, each rank
+computes partial sums of every token over its own rows, and three numbers per token are all-reduced:
 
-    lse   = max_r lse_r + log Σ_r exp(lse_r - max)          logit_t = that of the rank that owns t
+    lse   = max_r lse_r + log Σ_r exp(lse_r - max)          logit_t from the rank that owns t
     dH_n  = Σ_r (G_r W_r)     reduce-scattered to the tokens' ranks
-    dW_r  = G_rᵀ H            complete where it is: already sharded
+    dW_r  = G_rᵀ H            complete on its rank, no collective
 
-Seven collectives whatever the ranks' token counts, none included: forward, counts, states, targets, maxima, sums;
-backward, upstream gradients, hidden gradients. Traffic per rank, n tokens over all: ``n·D`` states in, ``n·D`` fp32
-gradients through, instead of ``V·D`` weights in and ``V·D`` gradients out.
+Seven collectives whatever the ranks' token counts (zero is allowed): forward, counts, states, targets, maxima, sums;
+backward, upstream gradients, hidden gradients. Traffic per rank, n tokens over all ranks: ``n·D`` states received,
+``n·D`` fp32 gradients reduce-scattered, instead of ``V·D`` weights received and ``V·D`` gradients sent.
+
+The technique is Megatron-LM's vocabulary-parallel cross-entropy (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
 """
 
 from __future__ import annotations
@@ -23,33 +25,35 @@ from torch import Tensor
 
 from clsgen_kernels.inputs import Forward, LMGradients, LMInputs
 
-# n supervised tokens of all ranks, m of this one, M the most of any, D hidden, V vocabulary, r ranks
+# n supervised tokens of all ranks, m of this rank, M the maximum over ranks, D hidden, V vocabulary, r ranks
 
 _ELSEWHERE = 2**30
-"""A target that another rank's rows hold: counted, and found in no column here."""
+"""A target in another rank's rows: counted, but in no column of this rank."""
 
 
-class Shares(NamedTuple):
-    """How tokens and vocabulary are spread over the group."""
+class Sharding(NamedTuple):
+    """How tokens and vocabulary are distributed over the group."""
 
     group: Any
     tokens: list[int]
     first_row: int
-    """Of this rank's vocabulary rows."""
+    """This rank's first vocabulary row."""
     vocabulary: int
 
     @property
-    def mine(self) -> slice:
-        """This rank's tokens among all."""
+    def local(self) -> slice:
+        """This rank's tokens among all ranks'."""
         rank = dist.get_rank(self.group)
         start = sum(self.tokens[:rank])
         return slice(start, start + self.tokens[rank])
 
 
-def gather(lm: LMInputs, group: Any) -> tuple[LMInputs, Shares]:
-    """All ranks' tokens beside this rank's vocabulary rows; targets count from its first row."""
+def gather(lm: LMInputs, group: Any) -> tuple[LMInputs, Sharding]:
+    """All ranks' tokens with this rank's vocabulary rows; targets are relative to its first row."""
     if lm.bias_V is not None or lm.lora_nR is not None:
-        raise ValueError("impl 'vocab_parallel' takes no LM bias and no adapter on the LM head; use another impl")
+        raise ValueError(
+            "impl 'vocab_parallel' supports neither an LM bias nor an adapter on the LM head; use another impl"
+        )
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     counts = torch.tensor([lm.hidden_nD.shape[0], lm.weight_VD.shape[0]], device=lm.hidden_nD.device)
     all_counts = torch.empty(ranks, 2, dtype=counts.dtype, device=counts.device)
@@ -57,50 +61,56 @@ def gather(lm: LMInputs, group: Any) -> tuple[LMInputs, Shares]:
     tokens, rows = all_counts.T.tolist()
     if 0 in rows:
         raise ValueError(f"the ranks hold {rows} vocabulary rows, expected at least one each; use fewer ranks")
-    shares = Shares(group, tokens, sum(rows[:rank]), sum(rows))
-    hidden_nD, target_n = _all_gather(lm.hidden_nD, shares), _all_gather(lm.target_n, shares)
-    local_n = target_n - shares.first_row
+    sharding = Sharding(group, tokens, sum(rows[:rank]), sum(rows))
+    hidden_nD, target_n = _all_gather(lm.hidden_nD, sharding), _all_gather(lm.target_n, sharding)
+    local_n = target_n - sharding.first_row
     here_n = (local_n >= 0) & (local_n < rows[rank])
     local_n = torch.where(target_n >= 0, torch.where(here_n, local_n, _ELSEWHERE), target_n)
-    return lm._replace(hidden_nD=hidden_nD, target_n=local_n, vocabulary=shares.vocabulary), shares
+    return lm._replace(hidden_nD=hidden_nD, target_n=local_n, vocabulary=sharding.vocabulary), sharding
 
 
-def forward(lm: LMInputs, shares: Shares, part: Forward) -> tuple[Forward, Tensor]:
-    """This rank's losses and hits from all ranks' parts; and all tokens' ``lse_n``, which the backward needs."""
+def forward(lm: LMInputs, sharding: Sharding, part: Forward) -> tuple[Forward, Tensor]:
+    """This rank's losses and hits from all ranks' partial results, and all tokens' ``lse_n`` for the backward."""
     maxima_2n = torch.stack([part.lse_n, part.maximum_n])
-    dist.all_reduce(maxima_2n, dist.ReduceOp.MAX, group=shares.group)
+    dist.all_reduce(maxima_2n, dist.ReduceOp.MAX, group=sharding.group)
     sums = [torch.exp(part.lse_n - maxima_2n[0]), part.target_logit_n]
     if part.logit_sum_n is not None:
         sums.append(part.logit_sum_n)
     sums_kn = torch.stack(sums)
-    dist.all_reduce(sums_kn, group=shares.group)
+    dist.all_reduce(sums_kn, group=sharding.group)
     lse_n = maxima_2n[0] + sums_kn[0].log()
-    mine = shares.mine
+    mine = sharding.local
     out = lm.losses(lm.target_n[mine], lse_n[mine], maxima_2n[1, mine], *(s[mine] for s in sums_kn[1:]))
     return out, lse_n
 
 
 def backward(
-    lm: LMInputs, shares: Shares, lse_n: Tensor, upstream_m: Tensor, saved: Tensor | None, local: ModuleType, **how: Any
+    lm: LMInputs,
+    sharding: Sharding,
+    lse_n: Tensor,
+    upstream_m: Tensor,
+    saved: Tensor | None,
+    local: ModuleType,
+    **options: Any,
 ) -> LMGradients:
-    """Gradients of this rank's tokens' states and of its vocabulary rows, by ``local``'s backward."""
-    upstream_n = _all_gather(upstream_m, shares)
-    grads: LMGradients = local.backward(lm, lse_n, upstream_n, saved, **how)
-    most, width = max(shares.tokens), lm.hidden_nD.shape[1]
-    padded_rMD = grads.hidden_nD.new_zeros(len(shares.tokens), most, width)
-    for into, rows in zip(padded_rMD, grads.hidden_nD.split(shares.tokens), strict=True):
+    """Gradients of this rank's hidden states and vocabulary rows, computed by ``local.backward``."""
+    upstream_n = _all_gather(upstream_m, sharding)
+    grads: LMGradients = local.backward(lm, lse_n, upstream_n, saved, **options)
+    most, width = max(sharding.tokens), lm.hidden_nD.shape[1]
+    padded_rMD = grads.hidden_nD.new_zeros(len(sharding.tokens), most, width)
+    for into, rows in zip(padded_rMD, grads.hidden_nD.split(sharding.tokens), strict=True):
         into[: rows.shape[0]] = rows
     grad_MD = torch.empty_like(padded_rMD[0])
-    dist.reduce_scatter_tensor(grad_MD, padded_rMD.view(-1, width), group=shares.group)
+    dist.reduce_scatter_tensor(grad_MD, padded_rMD.view(-1, width), group=sharding.group)
     return grads._replace(hidden_nD=grad_MD[: upstream_m.shape[0]])
 
 
-def _all_gather(rows: Tensor, shares: Shares) -> Tensor:
-    """All ranks' rows, in rank order, without the padding that the collective needs."""
-    most = max(shares.tokens)
+def _all_gather(rows: Tensor, sharding: Sharding) -> Tensor:
+    """All ranks' rows in rank order, without the padding that the collective needs."""
+    most = max(sharding.tokens)
     padded = rows.new_zeros(most, *rows.shape[1:])
     padded[: rows.shape[0]] = rows
-    everything = rows.new_empty(len(shares.tokens) * most, *rows.shape[1:])
-    dist.all_gather_into_tensor(everything, padded, group=shares.group)
-    kept = everything.view(len(shares.tokens), most, *rows.shape[1:])
-    return torch.cat([part[:count] for part, count in zip(kept, shares.tokens, strict=True)])
+    gathered = rows.new_empty(len(sharding.tokens) * most, *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, padded, group=sharding.group)
+    kept = gathered.view(len(sharding.tokens), most, *rows.shape[1:])
+    return torch.cat([part[:count] for part, count in zip(kept, sharding.tokens, strict=True)])

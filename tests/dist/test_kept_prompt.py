@@ -29,7 +29,7 @@ def test_resume_export_and_predict_use_the_prompt_of_the_first_start(clock, trai
     prompt = checkpoint.read_marker(run / "checkpoints" / first)["prompt"]
     train(run, ranks=1, resume="auto", train__max_steps=4, **options)
     assert checkpoint.read_marker(run / "checkpoints" / second)["prompt"] == prompt
-    export(run, tmp_path / "model", say=lambda text: None)
+    export(run, tmp_path / "model")
     rendered = Predictor(tmp_path / "model").encoder.rendered
     assert (rendered.prefix, rendered.prefix_ids) == (prompt["prefix"], prompt["prefix_ids"])
 
@@ -37,4 +37,4 @@ def test_resume_export_and_predict_use_the_prompt_of_the_first_start(clock, trai
 def test_rows_that_would_go_beyond_the_context_are_refused_before_any_is_read(train, tmp_path):
     done = train(tmp_path / "run", ranks=1, check=False, data__train="nowhere.jsonl", data__max_prompt_length=2048)
     assert done.returncode == 2
-    assert "the backbone's context ends at 2048; lower data.max_prompt_length to" in done.stdout
+    assert "the backbone's context length is 2048; lower data.max_prompt_length to" in done.stdout

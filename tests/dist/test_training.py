@@ -162,7 +162,7 @@ def test_training_stops_when_the_dev_metric_no_longer_improves(train, mixed_rows
     [
         ({"data__train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         ({"data__labels": "[cat, dog]", "data__positive_label": "dog"}, "unknown label: 'malignant' is not in the label space"),
-        ({"model__backbone": "./nowhere"}, "is no folder"),
+        ({"model__backbone": "./nowhere"}, "is not a folder"),
         ({"deepspeed": "nowhere.json"}, "'nowhere.json' is not a file"),
     ],
 )

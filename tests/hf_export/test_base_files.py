@@ -1,4 +1,4 @@
-"""What an export's folder says to transformers 4 and 5 and to engines beside them."""
+"""How transformers 4 and 5, and other engines, read an exported folder."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_version_5_reads_the_same_configuration_as_before(base, tmp_path):
     assert ids[0] == ids[1]
 
 
-def test_what_the_base_says_itself_is_left_as_it_is(base, tmp_path):
+def test_settings_of_the_base_are_kept(base, tmp_path):
     fields = json.loads((base / "config.json").read_text())
     changed = tmp_path / "base"
     shutil.copytree(base, changed)
@@ -101,7 +101,7 @@ def test_what_the_base_says_itself_is_left_as_it_is(base, tmp_path):
     assert (exported / "LICENSE.txt").read_text() == "as it was"
 
 
-def test_the_head_is_where_no_engine_takes_it_for_backbone_weights(base, tmp_path):
+def test_no_engine_loads_the_head_as_backbone_weights(base, tmp_path):
     exported = _export(tmp_path / "out", base)
     (exported / HEAD_FILE).parent.mkdir()
     (exported / HEAD_FILE).write_bytes(b"")

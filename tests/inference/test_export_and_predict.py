@@ -107,35 +107,39 @@ def test_a_tampered_head_is_refused(exported, tmp_path):
         Predictor(folder)
 
 
-def test_an_export_that_was_wrong_once_is_made_again_and_told(exported, tmp_path, monkeypatch):
+def test_an_export_that_was_wrong_once_is_repeated_and_logged(exported, tmp_path, monkeypatch, caplog):
     from clsgen_dist.hf_export import export as module
 
-    verify, said = module.verify_canary, []
+    verify, calls = module.verify_canary, []
 
-    def wrong_at_first(folder, probe, say):
-        if not said:
-            probe = {**probe, "class_logits": [value + 0.01 for value in probe["class_logits"]]}
-        verify(folder, probe, say)
+    def wrong_at_first(folder, canary):
+        calls.append(folder)
+        if len(calls) == 1:
+            canary = {**canary, "class_logits": [value + 0.01 for value in canary["class_logits"]]}
+        verify(folder, canary)
 
     monkeypatch.setattr(module, "verify_canary", wrong_at_first)
-    export(exported[0], tmp_path / "model", say=said.append)
+    with caplog.at_level("INFO", logger="clsgen_dist.hf_export"):
+        export(exported[0], tmp_path / "model")
+    warning, verified, _ = (record for record in caplog.records if record.name.startswith("clsgen_dist.hf_export"))
     assert (tmp_path / "model/clsgen.json").exists()
-    assert "differ from the trained model's" in said[0] and "once more from the start" in said[0]
+    assert warning.levelname == "WARNING"
+    assert "differ from the trained model's" in warning.getMessage() and "exporting again" in warning.getMessage()
     evidence = json.loads((tmp_path / "model.differed.json").read_text())
     assert evidence["written_unlike_second_merge"] == [] == evidence["loaded_unlike_written"]
     assert max(evidence["difference_when_loaded_again"]) < 1e-4  # the fault was in the comparison, as it was made here
-    assert said[1].startswith("verified by reloading")
+    assert verified.getMessage().startswith("verified by reloading")
 
 
 def test_an_export_that_is_not_the_trained_model_is_found_out(exported, tmp_path):
-    """The probe's figures in the marker are what the training engine computed: change them, and verification fails."""
+    """The canary's losses in the marker are the training engine's: verification fails once they are changed."""
     import shutil
 
     run = tmp_path / "run"
     shutil.copytree(exported[0], run)
     for folder in checkpoint.committed(run / "checkpoints"):
         marker = checkpoint.read_marker(folder)
-        marker["probe"]["token_losses"][0] += 0.01
+        marker["canary"]["token_losses"][0] += 0.01
         checkpoint.commit(folder, marker)
     with pytest.raises(ModelError, match="differ from the trained model's"):
         export(run, tmp_path / "model")
@@ -253,7 +257,7 @@ def test_one_class_is_refused_to_calibrate_on_and_makes_a_partial_report(exporte
     ("arguments", "expected"),
     [
         (("predict", "--model", "nowhere", "--text", "--x"), "as --NAME=VALUE"),
-        (("predict", "--model", "nowhere", "--text", "x"), "no exported dual-head model"),
+        (("predict", "--model", "nowhere", "--text", "x"), "not an exported dual-head model"),
         (("predict", "--model", "nowhere"), "give either --text"),
         (("export", "--checkpoint", "nowhere", "--output", "out"), "no valid checkpoint"),
         (("export", "--checkpoint", "x", "--output", "y", "--max_shard_size", "5"), "like 5GB"),

@@ -229,7 +229,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_ever_made(impl):
         ({"target_n": torch.full((23,), 507)}, r"expected 0\.\.506"),
         ({"label_S": torch.full((5,), 3)}, r"expected -1\.\.2"),
         ({"class_index_S": torch.full((5,), 37)}, r"expected 0\.\.36"),
-        ({"target_n": torch.zeros(22, dtype=torch.int64)}, "one length"),
+        ({"target_n": torch.zeros(22, dtype=torch.int64)}, "equal length"),
         ({"label_S": torch.zeros(5)}, "int64"),
         ({"impl": "trition"}, "not one of"),
         ({"token_weight_n": torch.ones(23)}, "reduction='sum'"),
@@ -239,7 +239,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_ever_made(impl):
         ({"classification": ClassOptions(class_weight=(1.0,))}, "one for each of 3"),
         ({"classification": ClassOptions("sigmoid")}, "expected 1 for kind 'sigmoid'"),
         ({"classification": ClassOptions("multilabel")}, r"expected int64 \(5, 3\)"),
-        ({"impl": "triton"}, "takes fp32, fp16 and bf16"),
+        ({"impl": "triton"}, "supports fp32, fp16 and bf16"),
     ],
 )
 def test_wrong_input_is_refused_with_value_and_expectation(change, message):
@@ -263,14 +263,14 @@ def test_wrong_options_are_refused(make, message):
         make()
 
 
-def test_auto_is_tiles_on_cpu_and_triton_on_a_gpu_and_says_so_once(caplog):
+def test_auto_is_tiles_on_cpu_and_triton_on_a_gpu_and_logs_it_once(caplog):
     _auto.cache_clear()
     with caplog.at_level("INFO", logger="clsgen_kernels"):
         assert [resolve_impl("auto") for _ in range(3)] == ["torch"] * 3
         assert resolve_impl("auto", "cuda") == "triton"
     assert [r.getMessage() for r in caplog.records] == [
         "dual_head_loss: impl 'auto' is 'torch', since tensors are on cpu",
-        "dual_head_loss: impl 'auto' is 'triton', since a GPU and Triton are here",
+        "dual_head_loss: impl 'auto' is 'triton', since a GPU and Triton are available",
     ]
 
 

@@ -6,7 +6,7 @@ emulated in torch instead, and held against plain torch's own error in bf16.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import itertools
 import random
 from pathlib import Path
@@ -70,15 +70,14 @@ def test_every_option_at_once(kind, store_bytes):
 def test_stored_logits_save_the_second_pass():
     tensors, *rest = make_case(vocabulary=129)
     seen = []
-    watched = fused._device().gradient_kernel
+    kernels = fused._kernels()
 
     class Watch:
         def __getitem__(self, grid):
-            return lambda *a, **k: (seen.append(k["STORED"]), watched[grid](*a, **k))
+            return lambda *a, **k: (seen.append(k["STORED"]), kernels.gradient[grid](*a, **k))
 
-    dummy_batch = type("Device", (), {**vars(fused._device()), "gradient_kernel": Watch()})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "_device", lambda: dummy_batch)
+        patch.setattr(fused, "_kernels", lambda: kernels._replace(gradient=Watch()))
         for store_bytes in (0, 23 * 129 * 4 - 1, 23 * 129 * 4):
             run(cast(tensors, torch.float32), *rest, impl="triton", store_bytes=store_bytes)
     slabs = len(seen) // 3
@@ -152,7 +151,7 @@ def test_gradient_is_added_to_an_fp32_sum():
     assert_close({"dW": total / 2}, {"dW": truth_grads["lm_weight_VD"]}, 5e-4)
 
 
-def test_an_fp32_head_beside_narrow_states_keeps_its_precision():
+def test_an_fp32_head_with_narrower_states_keeps_its_precision():
     for dtype in (torch.bfloat16, torch.float16):
         tensors, *rest = make_case(vocabulary=33)
         tensors = cast(tensors, dtype)
@@ -163,7 +162,7 @@ def test_an_fp32_head_beside_narrow_states_keeps_its_precision():
 
 
 def test_bfloat16_rounds_no_worse_than_plain_torch():
-    """What a GPU rounds (products exact, sums fp32, gradients of logits to bf16), emulated, beside torch in bf16."""
+    """A GPU's rounding (exact products, fp32 sums, bf16 gradients of logits), emulated, against torch in bf16."""
     tensors, indices, (up_n, up_SC, up_S) = make_case(vocabulary=507, width=64, n_tokens=130, supervised=65)
     upstream = up_n, up_SC * 0, up_S * 0
     tensors = cast(tensors, torch.bfloat16)
@@ -222,7 +221,7 @@ def _size(grid):
 
 MUTANTS = {
     "no mask past the vocabulary": (
-        'logits = tl.where((local_column < left)[None, :], logits, float("-inf"))',
+        'logits = tl.where((local_column < remaining)[None, :], logits, float("-inf"))',
         "logits = logits",
     ),
     "no maximum": (
@@ -251,15 +250,18 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_mutants_are_caught(mutant, tmp_path, monkeypatch):
-    source = Path(fused._device().__file__).read_text()
     before, after = MUTANTS[mutant]
-    assert source.count(before) == 1
-    changed = tmp_path / "mutant.py"
-    changed.write_text(source.replace(before, after))
-    spec = importlib.util.spec_from_file_location("mutant", changed)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(fused, "_device", lambda: module)
+    sources = {path.name: path.read_text() for path in Path(fused.__file__).parent.glob("triton_*.py")}
+    assert sum(source.count(before) for source in sources.values()) == 1
+    package = tmp_path / f"mutant_{list(MUTANTS).index(mutant)}"
+    package.mkdir()
+    for name, source in sources.items():
+        (package / name).write_text(source.replace(before, after).replace("clsgen_kernels", package.name))
+    monkeypatch.syspath_prepend(tmp_path)
+    backward = importlib.import_module(f"{package.name}.triton_backward")
+    forward = importlib.import_module(f"{package.name}.triton_forward")
+    kernels = fused._Kernels(forward.forward_kernel, backward.gradient_kernel, backward.matmul_kernel)
+    monkeypatch.setattr(fused, "_kernels", lambda: kernels)
     worst = 0.0
     for scale in (0.1, 20.0):
         tensors, *rest = make_case(vocabulary=203, width=41, scale=scale)
@@ -271,7 +273,7 @@ def test_mutants_are_caught(mutant, tmp_path, monkeypatch):
     assert worst > 1e-3, f"the mutant {mutant!r} passes"
 
 
-def test_launch_choices_can_be_overridden():
+def test_launch_parameters_can_be_overridden():
     tensors, *rest = make_case(vocabulary=129)
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
@@ -288,8 +290,8 @@ def test_descriptors_load_the_same(width, monkeypatch):
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
     by_descriptor = []
-    decides = fused._describes
-    monkeypatch.setattr(fused, "_describes", lambda *a: by_descriptor.append(decides(*a)) or by_descriptor[-1])
+    decides = fused._use_descriptors
+    monkeypatch.setattr(fused, "_use_descriptors", lambda *a: by_descriptor.append(decides(*a)) or by_descriptor[-1])
     tile = Tile(16, 32, 16, 1, 1, descriptors=True)
     got, grads = run(tensors, *rest, impl="triton", launch=Launch(tile, tile, tile, tile, 6, 8 * 1024))
     assert set(by_descriptor) == {width == 24}

@@ -76,7 +76,7 @@ class Traffic:
 
 
 @pytest.fixture
-def sides():
+def inputs():
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -88,10 +88,10 @@ def sides():
     return lm, classes
 
 
-def test_forward_moves_little_more_than_each_input_once(sides, monkeypatch, capsys):
+def test_forward_moves_little_more_than_each_input_once(inputs, monkeypatch, capsys):
     traffic = Traffic()
     traffic.watch(monkeypatch)
-    fused.forward(*sides, launch=LAUNCH)
+    fused.forward(*inputs, launch=LAUNCH)
     assert len(traffic.launches) == 1 and len(traffic.launches[0]) == SPLITS * n // TILE.rows + 1
     moved = traffic.loaded(L2, resident=8) + traffic.stored
     outputs = n * (4 + 4 + 1) + S * C * 4 + S * 4
@@ -103,8 +103,8 @@ def test_forward_moves_little_more_than_each_input_once(sides, monkeypatch, caps
     assert uncached / bound > 3  # the model of the cache is not vacuous
 
 
-def test_backward_makes_the_passes_it_states(sides, monkeypatch, capsys):
-    lm, classes = sides
+def test_backward_makes_the_passes_it_states(inputs, monkeypatch, capsys):
+    lm, classes = inputs
     out = fused.forward(lm, classes, launch=LAUNCH)
     traffic = Traffic()
     traffic.watch(monkeypatch)

@@ -60,5 +60,5 @@ def _without_tokens(case):
 
 def test_bias_and_adapter_are_refused():
     tensors, indices, _ = make_case(bias=True)
-    with pytest.raises(ValueError, match="takes no LM bias"):
+    with pytest.raises(ValueError, match="neither an LM bias"):
         dual_head_loss(**tensors, **indices, impl="vocab_parallel")

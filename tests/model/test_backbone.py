@@ -1,4 +1,4 @@
-"""Which parameters learn, where the head starts, and which backbones are refused."""
+"""Trainable parameters, the head's initial weight, and which backbones are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import ModelError
-from clsgen_dist.model.attention import per_sequence
+from clsgen_dist.model.attention import register_per_sequence_attention
 from clsgen_dist.model.backbone import (
     backbone_path,
     build_model,
@@ -47,12 +47,12 @@ def _learning(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_full_training_learns_everything(tiny_backbone):
+def test_full_finetuning_trains_everything(tiny_backbone):
     model = _model(tiny_backbone)
     assert _learning(model) == {name for name, _ in model.named_parameters()}
 
 
-def test_upper_layers_learn_with_the_final_norm_and_the_rest_is_frozen(tiny_backbone):
+def test_upper_layers_are_trained_with_the_final_norm_and_the_rest_is_frozen(tiny_backbone):
     learning = _learning(_model(tiny_backbone, top_layers=1))
     assert "lm.model.norm.weight" in learning
     assert "lm.model.embed_tokens.weight" not in learning
@@ -75,7 +75,7 @@ def test_head_alone(tiny_backbone):
     }
 
 
-def test_the_head_starts_at_its_labels_tokens(tiny_backbone):
+def test_the_head_is_initialised_with_its_labels_tokens(tiny_backbone):
     tokenizer = load_tokenizer(str(tiny_backbone))
     encoder = Encoder(tokenizer, system=None, question="Why?", max_prompt_length=128)
     tokens = label_start_tokens(encoder, ["benign", "malignant"])
@@ -109,23 +109,23 @@ def test_backbones_that_change_their_logits_are_refused(tmp_path):
         open_backbone(str(tmp_path))
 
 
-def test_names_that_lead_nowhere_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"embedded backbone is 'demo:smollm2-135m'"):
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"expected 'demo:smollm2-135m', the only embedded backbone"):
         backbone_path("demo:smollm3")
-    with pytest.raises(ModelError, match="is no folder"):
+    with pytest.raises(ModelError, match="is not a folder"):
         backbone_path(str(tmp_path / "nothing"))
 
 
-def test_attention_is_chosen_by_what_is_there(tiny_backbone):
+def test_attention_is_chosen_by_what_is_available(tiny_backbone):
     assert choose_attention("auto", on_gpu=False) == "sdpa"
-    assert choose_attention("auto", on_gpu=False, packed=True) == per_sequence()
+    assert choose_attention("auto", on_gpu=False, packed=True) == register_per_sequence_attention()
     with pytest.raises(ModelError, match="needs a GPU"):
         choose_attention("flash_attention_2", on_gpu=False)
     with pytest.raises(ModelError, match="needs CUDA"):
         load_backbone(open_backbone(str(tiny_backbone)), dtype=torch.float32, attention="sdpa", load_in_4bit=True)
 
 
-def test_a_backbone_out_of_reach_is_answered_in_one_line():
+def test_a_backbone_that_cannot_be_downloaded_is_a_one_line_error():
     with pytest.raises(ModelError, match=r"'nobody/nothing' has no tokenizer that can be read here"):
         load_tokenizer("nobody/nothing")
 
@@ -134,7 +134,7 @@ def test_a_backbone_out_of_reach_is_answered_in_one_line():
     ("finetune", "top_layers", "recomputed"), [("head", None, 0), ("full", 1, 1), ("full", None, 4)]
 )
 def test_only_layers_with_a_backward_pass_are_recomputed(tiny_backbone, finetune, top_layers, recomputed):
-    """transformers' own switch runs frozen layers twice forward and once backward, for nothing."""
+    """transformers' own switch runs frozen layers twice forward and once backward, to no purpose."""
     model = _model(tiny_backbone, finetune=finetune, top_layers=top_layers).train()
     checkpoint_activations(model.lm)
     passes = []

@@ -1,4 +1,4 @@
-"""What a backbone can take: context lengths as configurations write them, and ids beyond the embedding."""
+"""Limits of a backbone: context lengths in configurations, and ids beyond the embedding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _rope(kind, **scaling):
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
-def test_the_context_is_what_the_configuration_says_wherever_it_says_it(config, length):
+def test_the_context_length_is_found_in_every_kind_of_configuration(config, length):
     assert context_length(config) == length
 
 
@@ -55,10 +55,10 @@ def test_settings_that_allow_more_than_the_context_are_refused_with_what_fits():
     config = LlamaConfig(max_position_embeddings=100)
     require_context(config, 60, 40)
     with pytest.raises(
-        SettingsError, match=r"make 101 tokens.*context ends at 100; lower data\.max_prompt_length to 60"
+        SettingsError, match=r"make 101 tokens.*context length is 100; lower data\.max_prompt_length to 60"
     ):
         require_context(config, 61, 40)
-    with pytest.raises(SettingsError, match=r"max_explanation_length is 100.*ends at 100 tokens, prompt included"):
+    with pytest.raises(SettingsError, match=r"max_explanation_length is 100.*length is 100 tokens"):
         require_context(config, 61, 100)
     require_context(MambaConfig(), 10**6, 10**6)
 
@@ -73,7 +73,7 @@ def test_settings_that_allow_more_than_the_context_are_refused_with_what_fits():
     ],
     ids=["all there", "a word that texts may hold", "a special token that no prompt uses", "one that the prompt uses"],
 )
-def test_a_token_without_a_row_in_the_embedding_is_refused_if_it_can_come_up(words, special, template_token, refused):
+def test_a_token_without_a_row_in_the_embedding_is_refused_if_it_can_occur(words, special, template_token, refused):
     rows = len(byte_level())
     tokenizer = byte_level(words=words, special=("<|im_start|>", "<|im_end|>", *special))
     if template_token:
@@ -84,12 +84,12 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_if_it_can_come_up(wor
     if refused is None:
         require_embedded(tokenizer, encoder, LlamaConfig(vocab_size=rows))
         return
-    with pytest.raises(ModelError, match=rf"'{refused}' with id {rows}, and the embedding has {rows} rows"):
+    with pytest.raises(ModelError, match=rf"'{refused}' with id {rows}, expected ids below {rows}"):
         require_embedded(tokenizer, encoder, LlamaConfig(vocab_size=rows))
 
 
 def test_the_end_token_beyond_the_embedding_is_refused():
     tokenizer = byte_level()
     encoder = Encoder(tokenizer, question="Why?", max_prompt_length=64)
-    with pytest.raises(ModelError, match=r"the first '<\|im_end\|>'"):
+    with pytest.raises(ModelError, match=r"the first is '<\|im_end\|>'"):
         require_embedded(tokenizer, encoder, LlamaConfig(vocab_size=len(tokenizer) - 1))

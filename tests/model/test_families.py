@@ -1,6 +1,6 @@
 """Every family that transformers opens as a causal language model: does it train here, packed or padded, and export?
 
-The table in docs/backbones.md is what this finds: ``python -m tests.model.test_families`` writes it anew.
+The table in docs/backbones.md is the expected result; ``python -m tests.model.test_families`` regenerates it.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ LARGEST = 3_000_000
 
 
 def look(kind: str, folder: Path) -> tuple[str, str]:
-    """What a family can do (``packed``, ``padded``, ``refused`` or ``not tried``), and why not."""
+    """The layout of a family (``packed``, ``padded``, ``refused`` or ``not tried``), and the reason."""
     from transformers import AutoModelForCausalLM
 
     if kind in NOT_DECODERS:
-        return "refused", f"no decoder of text alone: {NOT_DECODERS[kind]}"
+        return "refused", f"not a text decoder: {NOT_DECODERS[kind]}"
     try:
         config = tiny_config(kind)
         with torch.device("meta"):
             lm = AutoModelForCausalLM.from_config(config)
     except Exception as error:
-        return "not tried", f"no tiny configuration of it is known ({type(error).__name__})"
+        return "not tried", f"no tiny configuration ({type(error).__name__})"
     if sum(p.numel() for p in lm.parameters()) > LARGEST:
-        return "not tried", "no tiny configuration of it is known"
+        return "not tried", "no tiny configuration"
     torch.manual_seed(0)
     base = folder / "base"
     AutoModelForCausalLM.from_config(config).save_pretrained(base)
     try:
         opened = open_backbone(str(base))
-        opened.weights.require_way_back()
+        opened.weights.require_reversible()
         attention = choose_attention("auto", on_gpu=False, packed=True, lm=opened.meta)
         model = build_model(
             load_backbone(opened, dtype=torch.float32, attention=attention),
             classes=2, label_tokens=None, finetune="full", top_layers=None, lora_rank=2, lora_alpha=4,
             lora_dropout=0.0, head_dropout=0.0, loss_impl="reference", seed=0,
         )  # fmt: skip
-        opened.weights.require_place(name for name, _ in model.lm.named_parameters())
+        opened.weights.require_exportable(name for name, _ in model.lm.named_parameters())
         tokens = np.random.default_rng(0).integers(3, 80, 30).astype(np.int32)
         with torch.no_grad():
             found = self_test(model.eval(), Sample(tokens[:20], tokens[20:], -1))
@@ -74,7 +74,7 @@ def _trains(model, tokens) -> None:
 
 
 def _exports(lm, opened, folder: Path) -> None:
-    """Other weights in place of the base's: reloaded, the folder is the model that has them."""
+    """All weights changed, exported and reloaded: the folder has the changed weights."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
@@ -92,17 +92,17 @@ def _exports(lm, opened, folder: Path) -> None:
 
 
 def _reason(text: str) -> str:
-    """A refusal as the table has it: by its kind."""
+    """The reason in the table for an error message."""
     for words, reason in (
         ("changes its logits", "its logits are scaled, capped or biased"),
         ("is not causal", "not causal"),
-        ("is no causal language model", "its text part has no class of its own"),
+        ("is not a causal language model", "no causal-LM class for its text part"),
         ("encoder-decoder", "encoder-decoder"),
-        ("beside others than alone", "rows in a batch change each other"),
-        ("does not run on plain text", "does not run on plain text alone"),
-        ("gives NaN", "NaN in a tiny model"),
+        ("in a batch than alone", "rows in a batch change each other"),
+        ("does not run on plain text", "fails on text-only input"),
+        ("returns NaN", "NaN in a tiny model"),
         ("could be trained but not exported", "trained weights could not be written back"),
-        ("start at random", "not all of its weights are in its files"),
+        ("initialised randomly", "weights missing in its files"),
         ("list of layers", "no list of layers"),
     ):
         if words in text:
@@ -144,7 +144,7 @@ def test_a_family_does_what_the_table_says(kind, tmp_path):
 def main() -> None:
     """Write the table into docs/backbones.md."""
     warnings.filterwarnings("ignore")
-    lines = ["| family | rows are | why not |\n", "|---|---|---|\n"]
+    lines = ["| family | layout | reason |\n", "|---|---|---|\n"]
     for kind in MODEL_TYPES:
         with tempfile.TemporaryDirectory() as folder:
             try:

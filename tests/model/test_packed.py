@@ -9,7 +9,7 @@ import transformers
 
 from clsgen_dist.data.pack import Sample, collate, pack
 from clsgen_dist.errors import ModelError
-from clsgen_dist.model.attention import packed_inputs, per_sequence
+from clsgen_dist.model.attention import packed_inputs, register_per_sequence_attention
 from clsgen_dist.model.backbone import build_model
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
 from clsgen_dist.model.self_test import self_test
@@ -96,7 +96,7 @@ def test_losses_and_every_gradient_equal_the_unpacked_ones(family, samples):
     lengths = np.array([len(s.prompt) + len(s.explanation) for s in samples])
     packed = [[int(i) for i in bins] for step in pack(lengths, budget=50, ranks=1) for bins in step]
     assert len(packed) == 2 and max(map(len, packed)) > 2
-    for attention in (per_sequence(), "sdpa", "eager"):
+    for attention in (register_per_sequence_attention(), "sdpa", "eager"):
         losses, gradients = _gradients(_model(family, attention), packed, samples)
         np.testing.assert_allclose(losses, truth[0], rtol=1e-5)
         assert gradients.keys() == truth[1].keys()
@@ -106,9 +106,9 @@ def test_losses_and_every_gradient_equal_the_unpacked_ones(family, samples):
             )
 
 
-def test_a_sequence_cannot_see_its_neighbours(samples):
+def test_a_sequence_does_not_attend_to_its_neighbours(samples):
     """Other neighbours, same states to the last bit."""
-    model = _model("Llama", per_sequence()).eval()
+    model = _model("Llama", register_per_sequence_attention()).eval()
     with torch.no_grad():
         one = model(**collate([samples[0], samples[2], samples[6]]).inputs())
         other = model(**collate([samples[5], samples[2], samples[3]]).inputs())
@@ -117,8 +117,8 @@ def test_a_sequence_cannot_see_its_neighbours(samples):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_families_hidden_states_times_the_lm_head_are_their_logits(family, samples):
-    """What the loss multiplies is what the model itself would say."""
-    lm = _lm(family, per_sequence()).eval()
+    """The loss's logits are those of the model itself."""
+    lm = _lm(family, register_per_sequence_attention()).eval()
     model = build_model(
         lm, classes=2, label_tokens=None, finetune="full", top_layers=None, lora_rank=1, lora_alpha=1,
         lora_dropout=0.0, head_dropout=0.0, loss_impl="auto", seed=0,
@@ -136,7 +136,7 @@ def test_padded_rows_have_the_losses_and_gradients_of_rows_alone(family, samples
     alone = _model(family, "eager", **changes)
     alone.layout = "padded"
     truth = _gradients(alone, [[i] for i in range(len(samples))], samples)
-    for attention in ("eager", per_sequence()):
+    for attention in ("eager", register_per_sequence_attention()):
         model = _model(family, attention, **changes)
         model.layout = "padded"
         losses, gradients = _gradients(model, [[0, 2, 3, 6], [1, 4, 5]], samples)
@@ -155,10 +155,10 @@ def _tested(model):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
-def test_the_self_test_packs_where_packed_rows_are_what_they_are_alone(family, samples):
-    """Whatever it says of a family, losses in that layout are those of rows alone."""
+def test_the_self_test_packs_if_packed_rows_equal_rows_alone(family, samples):
+    """Losses in the layout that it selects are those of rows alone."""
     changes = HYBRIDS.get(family, {})
-    model = _model(family, per_sequence(), **changes)
+    model = _model(family, register_per_sequence_attention(), **changes)
     found = _tested(model)
     found.require_trainable(family)
     assert family in HYBRIDS or found.layout == "packed"
@@ -169,7 +169,7 @@ def test_the_self_test_packs_where_packed_rows_are_what_they_are_alone(family, s
     np.testing.assert_allclose(_gradients(model, [[0, 2, 3, 6], [1, 4, 5]], samples)[0], truth, rtol=1e-5)
 
 
-def test_a_model_that_sees_what_comes_later_is_refused():
+def test_a_model_that_attends_to_later_tokens_is_refused():
     config = transformers.BertConfig(
         vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
@@ -183,7 +183,7 @@ def test_a_model_that_scales_its_logits_is_refused():
         vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=64, logits_scaling=8.0,
     )  # fmt: skip
-    lm = transformers.GraniteForCausalLM._from_config(config, attn_implementation=per_sequence())
+    lm = transformers.GraniteForCausalLM._from_config(config, attn_implementation=register_per_sequence_attention())
     with pytest.raises(ModelError, match="changes its logits after the LM head"):
         _tested(DualHeadModel(lm, ClassificationHead(torch.zeros(2, 32), 0.0))).require_trainable("granite")
 
@@ -197,7 +197,7 @@ def test_capped_scores_and_attention_sinks_equal_transformers_own(sinks):
         if sinks
         else ("Gemma2", {"query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": None})
     )
-    ours, theirs = (_lm(kind, attention, **changes) for attention in (per_sequence(), "eager"))
+    ours, theirs = (_lm(kind, attention, **changes) for attention in (register_per_sequence_attention(), "eager"))
     theirs.load_state_dict(ours.state_dict())
     rows = [torch.randint(3, 99, (length,)) for length in (9, 4, 12)]
     start = torch.tensor([0, 9, 13, 25], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""What a base's files hold against what its model needs: found before training, and written back as it was."""
+"""A base's weight files against its model's parameters: checked before training, reversed at export."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def _reload(folder, base):
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
-def test_every_trained_weight_comes_back_from_the_export(base, tmp_path, max_shard_bytes):
+def test_every_trained_weight_is_in_the_export(base, tmp_path, max_shard_bytes):
     opened = open_backbone(str(base))
-    opened.weights.require_way_back()
+    opened.weights.require_reversible()
     lm = load_backbone(opened, dtype=torch.float32, attention="eager")
     torch.manual_seed(1)
     trained = {name: torch.randn_like(p) for name, p in lm.named_parameters()}
@@ -78,7 +78,7 @@ def test_every_trained_weight_comes_back_from_the_export(base, tmp_path, max_sha
         assert torch.equal(parameter, trained[name]), name
 
 
-def test_what_was_not_trained_is_copied_to_the_last_bit(base, tmp_path):
+def test_frozen_weights_are_copied_bit_for_bit(base, tmp_path):
     opened = open_backbone(str(base))
     write_shards(tmp_path, opened.weights, Merge({}, opened.weights, scale=1.0), 10**9)
     written = load_file(tmp_path / "model.safetensors")
@@ -121,7 +121,7 @@ def test_a_base_with_pickled_weights_only_is_read_and_exported_as_safetensors(tm
     _reload(tmp_path / "out", base)
 
 
-def test_a_trained_tensor_without_a_place_is_not_lost_in_silence(base):
+def test_a_trained_tensor_that_cannot_be_exported_is_refused(base):
     opened = open_backbone(str(base))
     with pytest.raises(ModelError, match=r"elsewhere\.weight .* could be trained but not exported"):
         Merge({"elsewhere.weight": torch.zeros(1)}, opened.weights, scale=1.0)
@@ -140,9 +140,9 @@ def _change(folder, change):
     ("change", "expected"),
     [
         (lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"}, r"lm_head\.weight.*tie_word_embeddings"),
-        (lambda t: {n: v for n, v in t.items() if ".layers.1.mlp." not in n}, r"layers\.1\.mlp.*start at random$"),
-        (lambda t: {f"module.{n}": v for n, v in t.items()}, "begin with 'module.': save them without it"),
-        (lambda t: {f"base_model.model.{n}": v for n, v in t.items()}, "begin with 'base_model.model.'"),
+        (lambda t: {n: v for n, v in t.items() if ".layers.1.mlp." not in n}, r"layers\.1\.mlp.*initialised randomly$"),
+        (lambda t: {f"module.{n}": v for n, v in t.items()}, "start with 'module.': save them without it"),
+        (lambda t: {f"base_model.model.{n}": v for n, v in t.items()}, "start with 'base_model.model.'"),
         (
             lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"} | {"score.weight": torch.zeros(2, 32)},
             "of a classifier or reward model",
@@ -151,13 +151,13 @@ def _change(folder, change):
     ],
     ids=["no head", "no layer", "module.", "peft", "classifier", "shape"],
 )
-def test_weights_that_would_start_at_random_are_refused(llama, change, expected):
+def test_weights_that_would_be_initialised_randomly_are_refused(llama, change, expected):
     _change(llama, change)
     with pytest.raises(ModelError, match=expected):
         open_backbone(str(llama))
 
 
-def test_tensors_that_no_parameter_takes_come_along(llama, tmp_path):
+def test_tensors_that_no_parameter_uses_are_copied(llama, tmp_path):
     _change(llama, lambda t: t | {"mtp.layers.0.weight": torch.ones(3)})
     opened = open_backbone(str(llama))
     assert opened.weights.unused == ["mtp.layers.0.weight"]
@@ -166,7 +166,7 @@ def test_tensors_that_no_parameter_takes_come_along(llama, tmp_path):
     assert torch.equal(load_file(tmp_path / "out/model.safetensors")["mtp.layers.0.weight"], torch.ones(3))
 
 
-def test_a_head_of_its_own_is_kept_though_the_configuration_calls_it_tied(llama):
+def test_an_untied_head_is_kept_although_the_configuration_ties_it(llama):
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     opened = open_backbone(str(llama))
@@ -204,7 +204,7 @@ def _lost_shard(folder):
     ],
     ids=["cut short", "pointer", "lost shard", "gguf", "bad json", "empty json", "no config"],
 )
-def test_files_that_are_damaged_are_one_line_with_a_remedy(llama, damage, expected):
+def test_damaged_files_are_a_one_line_error_with_a_remedy(llama, damage, expected):
     damage(llama)
     with pytest.raises(ModelError, match=expected) as caught:
         open_backbone(str(llama))
@@ -215,9 +215,9 @@ def test_files_that_are_damaged_are_one_line_with_a_remedy(llama, damage, expect
     ("fields", "expected"),
     [
         ({"model_type": "llama9"}, "'llama9', which this version of transformers does not know"),
-        ({"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "brings code of its own"),
+        ({"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "has remote code"),
         ({"model_type": "t5"}, "encoder-decoder"),
-        ({"model_type": "vit"}, "no causal language model"),
+        ({"model_type": "vit"}, "not a causal language model"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantised .gptq."),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "is quantised"),
     ],
@@ -231,5 +231,5 @@ def test_bases_of_another_kind_are_refused_without_a_question(llama, fields, exp
 
 def test_an_adapter_alone_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"holds an adapter.*merge_and_unload"):
+    with pytest.raises(ModelError, match=r"is an adapter.*merge_and_unload"):
         open_backbone(str(tmp_path))

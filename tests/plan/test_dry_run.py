@@ -44,7 +44,7 @@ def test_70b_on_512_ranks_within_two_minutes_and_without_memory(run_command, tmp
 def test_bad_input_is_one_line(run_command):
     for flags, message in (
         (("--ranks", "0"), "--ranks is 0, expected 1 or more"),
-        (("--model.backbone", "./nowhere"), "is no folder with a config.json"),
+        (("--model.backbone", "./nowhere"), "is not a folder with a config.json"),
         (("--model.load_in_4bit", "true"), "needs a GPU to quantise on"),
     ):
         done = run_command("clsgen", "dryrun", "--config", "configs/8b_lora.yaml", *flags, check=False)

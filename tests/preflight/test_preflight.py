@@ -1,4 +1,4 @@
-"""Nodes looked at before a job trains on them: real ranks, chips as their tool reports them, and the verdict."""
+"""Node health checks: real ranks, chip errors as nvidia-smi and the kernel report them, and the verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from clsgen_dist.preflight.links import Link, pairings
 from clsgen_dist.preflight.node import Report, check_chips, disk_fault
-from clsgen_dist.preflight.verdict import judge_alone, judge_links
+from clsgen_dist.preflight.verdict import judge_links, judge_reports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,23 +31,23 @@ def _reports(times, devices=None):
     return [Report(r, f"n{r // 2}", (devices or ["H100"] * len(times))[r], ms) for r, ms in enumerate(times)]
 
 
-def test_a_chip_that_is_slow_or_of_another_kind_is_told_from_the_others():
+def test_a_chip_that_is_slow_or_of_another_kind_is_named():
     nodes = ["n0", "n1"]
-    assert judge_alone(_reports([1.0, 1.1, 1.2, 1.0]), nodes) == {}
-    (reason,) = judge_alone(_reports([1.0, 1.1, 1.6, 1.0]), nodes)["n1"]
+    assert judge_reports(_reports([1.0, 1.1, 1.2, 1.0]), nodes) == {}
+    (reason,) = judge_reports(_reports([1.0, 1.1, 1.6, 1.0]), nodes)["n1"]
     assert reason == "rank 2: a matrix product takes 1.60 ms, the median is 1.05"
-    (reason,) = judge_alone(_reports([1.0, 1.1, 1.0, 30.0], ["H100"] * 3 + ["cpu"]), nodes)["n1"]
+    (reason,) = judge_reports(_reports([1.0, 1.1, 1.0, 30.0], ["H100"] * 3 + ["cpu"]), nodes)["n1"]
     assert reason == "rank 3 has cpu, the others H100"
-    assert judge_alone([*_reports([1.0, 1.0, 1.0]), None], nodes) == {"n1": ["rank 3 did not come"]}
+    assert judge_reports([*_reports([1.0, 1.0, 1.0]), None], nodes) == {"n1": ["rank 3 timed out"]}
 
 
-def test_a_node_whose_links_are_all_slow_is_bad_and_those_that_met_it_are_not():
+def test_a_node_whose_links_are_all_slow_is_bad_and_those_paired_with_it_are_not():
     names = ["n0", "n1", "n2", "n3"]
     links = [Link(a, b, 4.0 if "n2" in (a, b) else 40.0) for a in names for b in names if a != b]
     bad = judge_links(links, "H100")
-    assert list(bad) == ["n2"] and "moves 4 GB/s, the median is 40" in bad["n2"][0]
+    assert list(bad) == ["n2"] and "reaches 4 GB/s, the median is 40" in bad["n2"][0]
     dead = [Link(a, b, None if "n2" in (a, b) else 40.0) for a in names for b in names if a != b]
-    assert judge_links(dead, "H100") == {"n2": ["an all-reduce to other nodes does not come through"]}
+    assert judge_links(dead, "H100") == {"n2": ["an all-reduce to other nodes fails"]}
     inside = [Link(name, name, 10.0 if name == "n3" else 300.0) for name in names]
     assert list(judge_links([*inside, *(Link(a, b, 40.0) for a, b in combinations(names, 2))], "H100")) == ["n3"]
     assert set(judge_links([Link("n0", "n1", None), Link("n1", "n0", None)], "H100")) == {"n0", "n1"}
@@ -55,7 +55,7 @@ def test_a_node_whose_links_are_all_slow_is_bad_and_those_that_met_it_are_not():
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """``tools(gpus, remapped, kernel_log)``: nvidia-smi and dmesg that answer as told."""
+    """``tools(gpus, remapped, kernel_log)``: fake nvidia-smi and dmesg with this output."""
 
     def make(gpus: str, remapped: str = "", kernel_log: str = "") -> None:
         (tmp_path / "nvidia-smi").write_text(
@@ -69,14 +69,14 @@ def tools(tmp_path, monkeypatch):
     return make
 
 
-def test_what_the_chips_tool_and_the_kernel_say_becomes_faults(tools):
+def test_errors_from_nvidia_smi_and_the_kernel_log_become_faults(tools):
     good = r"0, 0, [N/A]\n1, 0, [N/A]\n"
     tools(good, r"00000000:01:00.0, No, No\n", r"[1.0] NVRM: Xid (PCI:0000:01:00): 31, pid=7, MMU Fault\n")
     report = Report(0, "n0")
     check_chips(report, 2)
     assert report.faults == []  # Xid 31 is a program's fault
     check_chips(report, 8)
-    assert report.faults == ["2 GPUs are there, 8 are needed"]
+    assert report.faults == ["2 GPUs found, 8 needed"]
     tools(
         r"0, 3, [N/A]\n1, 0, Yes\n",
         r"00000000:01:00.0, Yes, No\n",
@@ -86,13 +86,13 @@ def test_what_the_chips_tool_and_the_kernel_say_becomes_faults(tools):
     check_chips(report, 2)
     assert report.faults == [
         "GPU 0 has 3 uncorrected ECC errors",
-        "GPU 1 has memory pages waiting to be retired: reset it",
-        "GPU 00000000:01:00.0 has memory rows waiting to be remapped: reset it",
+        "GPU 1 has memory pages pending retirement: reset it",
+        "GPU 00000000:01:00.0 has memory rows pending remapping: reset it",
         "Xid 79 on 0000:01:00 within the last hour",
     ]
 
 
-def test_a_disk_that_takes_no_file_is_a_fault(tmp_path):
+def test_a_disk_that_cannot_be_written_is_a_fault(tmp_path):
     assert disk_fault(tmp_path / "new", room=True) is None
     (tmp_path / "file").write_text("")
     assert disk_fault(tmp_path / "file", room=True) == f"{tmp_path}/file cannot be written: File exists"
@@ -127,9 +127,9 @@ def test_four_ranks_measure_their_links_and_a_missing_one_is_named(tmp_path, fre
 
     ends = _ranks(tmp_path, (0, 1, 2), free_port(), "--timeout_s", "8")
     assert [status for _, status in ends] == [1, 0, 0], ends
-    assert "error: n1: rank 3 did not come" in ends[0][0]
+    assert "error: n1: rank 3 timed out" in ends[0][0]
     (bad,) = (tmp_path / "run/bad_nodes").read_text().splitlines()
-    assert bad.startswith("n1 ") and bad.endswith(" rank 3 did not come")
+    assert bad.startswith("n1 ") and bad.endswith(" rank 3 timed out")
 
 
 DIES = """
@@ -146,7 +146,7 @@ cli.main(sys.argv[1:])
 
 
 @pytest.mark.long
-def test_a_rank_that_dies_while_links_are_measured_is_named_and_those_it_met_are_not(tmp_path, free_port):
+def test_a_rank_that_dies_while_links_are_measured_is_named_and_its_peers_are_not(tmp_path, free_port):
     start = time.monotonic()
     ends = _ranks(tmp_path, range(4), free_port(), "--timeout_s", "24", start=("-c", DIES))
     assert [status for _, status in ends] == [1, 0, 0, -9], ends
@@ -155,19 +155,19 @@ def test_a_rank_that_dies_while_links_are_measured_is_named_and_those_it_met_are
     assert bad.startswith("n1 ") and time.monotonic() - start < 60
 
 
-def test_a_full_disk_that_all_nodes_share_is_no_nodes_fault(tmp_path, free_port, small_disk):
+def test_a_full_shared_disk_is_the_fault_of_no_node(tmp_path, free_port, small_disk):
     ((text, status),) = _ranks(small_disk, [0], free_port())
     assert status == 2 and f"error: {small_disk}/run has 0.00 GB free, less than 1; make room" in text, text
     assert not (small_disk / "run/bad_nodes").exists()
 
 
-def test_a_folder_on_a_nodes_own_disk_is_no_nodes_fault(tmp_path, free_port):
+def test_a_folder_that_is_not_shared_is_the_fault_of_no_node(tmp_path, free_port):
     ends = _ranks(tmp_path, range(4), free_port(), "--timeout_s", "12", own_disk=tmp_path / "none")
     assert [status for _, status in ends] == [2, 0, 0, 0], ends
-    assert f"error: {tmp_path}/run is another folder on n1 than on n0: set OUTPUT" in ends[0][0]
+    assert f"error: {tmp_path}/run on n1 is not the folder of n0: set OUTPUT" in ends[0][0]
     assert not (tmp_path / "run/bad_nodes").exists()
 
 
 def test_a_node_that_alone_does_not_see_the_folder_is_bad():
-    reports = [Report(rank, f"n{rank}", "H100", 1.0, shares=rank != 2) for rank in range(4)]
-    assert judge_alone(reports, ["n0", "n1", "n2", "n3"]) == {"n2": ["the run's folder is another one here"]}
+    reports = [Report(rank, f"n{rank}", "H100", 1.0, sees_run_dir=rank != 2) for rank in range(4)]
+    assert judge_reports(reports, ["n0", "n1", "n2", "n3"]) == {"n2": ["the run's folder is not shared with rank 0"]}
