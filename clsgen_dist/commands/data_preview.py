@@ -60,7 +60,7 @@ class _Shown:
         from clsgen_dist.engine.optim import lr_factor
         from clsgen_dist.training.sampling_plan import weight_schedule
 
-        self.label_N, self.labels, self.shortened = rows.label_N, rows.table.card.labels, rows.shortened
+        self.label_N, self.labels, self.shortened = rows.label_N, rows.table.card.labels, rows.truncated
         self.stages = stream.stages
         self.steps = min(stream.steps, settings.train.max_steps or stream.steps)
         self.rows: list[np.ndarray] = []

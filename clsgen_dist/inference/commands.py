@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.calibration.affine import AffineCalibration, fit_affine, require_rows
-from clsgen_dist.data.checks.finding import MOST_LISTED, named
-from clsgen_dist.data.demos.source import row_source
+from clsgen_dist.data.checks.finding import MAX_LISTED, named
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import is_blank
 from clsgen_dist.data.reading.ingest import Ingested, read_examples, read_texts
@@ -68,7 +67,7 @@ def predict(
         print(json.dumps(_as_json(prediction), ensure_ascii=False))
         return
     assert input is not None and output is not None
-    rows = read_texts(row_source(input), columns or Columns())
+    rows = read_texts(input, columns or Columns())
     good = [row for row in rows if row.rejected is None]
     bad = [row.rejected for row in rows if row.rejected is not None]
     refuse_if_too_bad(input, len(good), len(bad), bad, max_bad_fraction, None, "--max_bad_fraction")
@@ -182,7 +181,7 @@ def build_report(
     absent = [name for index, name in enumerate(card.labels) if index not in labels_N]
     if absent:
         notes.append(
-            f"no row of the class {', '.join(map(named, absent[:MOST_LISTED]))}: AUROC "
+            f"no row of the class {', '.join(map(named, absent[:MAX_LISTED]))}: AUROC "
             + ("needs two classes" if len(absent) == len(card.labels) - 1 else "and F1 are of the other classes")
         )
     if card.calibration:
@@ -246,7 +245,7 @@ def labelled_rows(
 ) -> Ingested:
     """The labelled rows of a source, in the model's label space; their explanations are not looked at."""
     rows = read_examples(
-        row_source(source),
+        source,
         columns=dataclasses.replace(columns or Columns(), explanation="", explanations="", difficulty=None),
         labels=predictor.card.labels,
         max_bad_fraction=max_bad_fraction,

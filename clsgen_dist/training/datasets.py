@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.config import DataSettings, Settings
-from clsgen_dist.data.checks.finding import MOST_LISTED, listed
-from clsgen_dist.data.demos.source import row_source
+from clsgen_dist.data.checks.finding import MAX_LISTED, listed
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.reading.rejection import refuse_if_too_bad
-from clsgen_dist.data.tables.build import TableSpec, open_table
+from clsgen_dist.data.tables.build import open_table
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
+from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError
 
 
@@ -61,11 +61,10 @@ def read_rows(
             run=run,
             quarantine=quarantine and quarantine / "quarantine-train",
             owns_cache=os.environ.get("LOCAL_RANK", "0") == "0",
-            say=say,
         )
         notes = [f"train: {len(train)} rows in {len(train.names)} shards, {data.stream_window} at a time"]
     else:
-        train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl", say)
+        train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl")
         labels = train.table.card.labels
         notes = [f"train: {_note(train)}", _classes(train)]
     if len(labels) < 2:
@@ -75,7 +74,7 @@ def read_rows(
         )
     dev = None
     if data.dev is not None:
-        dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl", say)
+        dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl")
         notes.append(f"dev: {_note(dev)}")
     return Rows(train, dev, labels, notes)
 
@@ -102,9 +101,8 @@ def _open(
     labels: list[str] | None,
     encoder: Encoder,
     quarantine: Path | None,
-    say: Callable[[str], None],
 ) -> RowDataset:
-    table = open_table(row_source(source), _table_spec(data, labels, encoder), say)
+    table = open_table(source, _table_spec(data, labels, encoder))
     if quarantine is not None:
         if table.quarantine.exists():
             quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -133,10 +131,10 @@ def _classes(rows: RowDataset) -> str:
     names = rows.table.card.labels
     counts = np.bincount(rows.label_N[rows.label_N >= 0], minlength=len(names)).tolist()
     found = list(zip(names, counts, strict=True))
-    if len(found) > MOST_LISTED:
+    if len(found) > MAX_LISTED:
         found.sort(key=lambda item: -item[1])
     return f"{len(names)} classes: {listed(dict(found))}"
 
 
 def _note(rows: RowDataset) -> str:
-    return f"{rows.table.card.summary()}; {rows.shortened()} shortened in the middle of the text"
+    return f"{rows.table.card.summary()}; {rows.truncated()} shortened in the middle of the text"

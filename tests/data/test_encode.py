@@ -164,7 +164,7 @@ def test_marks_of_the_template_cannot_be_forged_though_they_are_not_special(make
     assert sum(token in control for token in encoder.prompt("x")[0].tolist()) == 3
 
 
-def test_a_word_of_the_question_or_the_system_message_is_no_mark():
+def test_a_word_of_the_question_or_the_system_message_is_not_a_control_token():
     tokenizer = byte_level(words=["HER2+"])
     encoder = Encoder(tokenizer, system="Look at HER2+.", question="Is it HER2+?", max_prompt_length=200)
     assert encoder.tokens_of(["HER2+"]) == [[tokenizer.convert_tokens_to_ids("HER2+")]]
@@ -185,7 +185,7 @@ def test_a_vocabulary_that_holds_a_control_token_as_a_word_is_refused():
         _encoder(tokenizer)
 
 
-def test_a_table_is_built_anew_when_words_or_control_tokens_change():
+def test_a_table_is_built_again_when_words_or_control_tokens_change():
     keys = [
         _encoder(tokenizer).tokenizer_key
         for tokenizer in (
@@ -221,7 +221,7 @@ def test_a_space_that_the_tokenizer_puts_before_each_text_is_not_doubled():
         "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
     )
     tokenizer = with_space_before_each_text(template)
-    whole = tokenizer("<s>[INST] The x\n\nWhy? [/INST]", add_special_tokens=False)["input_ids"]
+    full = tokenizer("<s>[INST] The x\n\nWhy? [/INST]", add_special_tokens=False)["input_ids"]
     encoder = Encoder(tokenizer, question="Why?", max_prompt_length=99)
-    assert encoder.prompt("The x")[0].tolist() == whole
+    assert encoder.prompt("The x")[0].tolist() == full
     assert encoder.end_token == tokenizer.eos_token_id

@@ -51,7 +51,7 @@ def test_a_row_over_the_budget_is_refused():
         pack(np.array([61]), budget=60, ranks=2)
 
 
-def test_fewer_rows_than_ranks_leave_empty_bins_and_nobody_without():
+def test_fewer_rows_than_ranks_leave_empty_bins():
     [step] = pack(np.array([5, 7]), budget=10, ranks=8)
     assert sorted(map(len, step)) == [0] * 6 + [1] * 2
 
