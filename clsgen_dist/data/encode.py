@@ -71,27 +71,27 @@ class Encoder:
         self.tokenizer_key = self.tokens_of.spec
         """Identifies the tokenizer and its control tokens."""
         self._ellipsis = _ids(self.tokens_of([_ELLIPSIS])[0])
-        self.frame = len(self._prefix) + len(self._suffix)
+        self.template_length = len(self._prefix) + len(self._suffix)
         """Tokens of a prompt besides its text."""
         self.max_prompt_length = max_prompt_length
         self.require_room(max_prompt_length, "data.max_prompt_length")
 
     def require_room(self, max_prompt_length: int, setting: str) -> None:
         """SettingsError, naming ``setting``, if prompts of this length would leave no room for their text."""
-        if max_prompt_length - self.frame < len(self._ellipsis) + _MIN_TEXT_TOKENS:
+        if max_prompt_length - self.template_length < len(self._ellipsis) + _MIN_TEXT_TOKENS:
             raise SettingsError(
-                f"{setting} is {max_prompt_length}, but template and question alone need {self.frame} tokens; raise "
-                "it, or shorten prompt.question"
+                f"{setting} is {max_prompt_length}, but template and question alone need "
+                f"{self.template_length} tokens; raise it, or shorten prompt.question"
             )
 
     def prompt(self, text: str) -> tuple[Ids, bool]:
         """Prompt tokens, the last one being the classification token, and whether the text was truncated."""
         ids = self.tokens_of([text])[0]
-        return self.build_prompt(_ids(ids)), len(ids) + self.frame > self.max_prompt_length
+        return self.build_prompt(_ids(ids)), len(ids) + self.template_length > self.max_prompt_length
 
     def build_prompt(self, text_ids: Ids, max_prompt_length: int | None = None) -> Ids:
         """The prompt around a text's tokens; a text that is too long loses its middle."""
-        budget = (max_prompt_length or self.max_prompt_length) - self.frame
+        budget = (max_prompt_length or self.max_prompt_length) - self.template_length
         if len(text_ids) > budget:
             room = budget - len(self._ellipsis)
             tail = room // 2
@@ -100,11 +100,11 @@ class Encoder:
 
     def prompt_lengths(self, text_lengths_N: Ids, max_prompt_length: int | None = None) -> Ids:
         """``[N]`` lengths of the prompts that :meth:`build_prompt` builds from texts of these lengths."""
-        return np.minimum(text_lengths_N + self.frame, max_prompt_length or self.max_prompt_length)
+        return np.minimum(text_lengths_N + self.template_length, max_prompt_length or self.max_prompt_length)
 
     def prompt_length(self, text: str) -> int:
         """Tokens of the untruncated prompt."""
-        return len(self.tokens_of([text])[0]) + self.frame
+        return len(self.tokens_of([text])[0]) + self.template_length
 
     def explanations(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of explanations, each with its end token: all of them are supervised."""

@@ -1,4 +1,4 @@
-"""The stream: the same rows per optimizer step whoever computes them, and a state of one integer."""
+"""The stream: the same rows per optimizer step for any number of ranks, and a state of one integer."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_stream_is_the_same_read_from_any_step(rows):
     for step in (full.steps - 1, 2, full.steps // 2, 3, 0):
         row_B, visit_B = _stream(rows, stages=STAGES).chosen(step)
         assert np.array_equal(row_B, read[step][0]) and np.array_equal(visit_B, read[step][1])
-    # Over the stages, a row's visit_counts are numbered through.
+    # A row's visits are numbered consecutively over the stages.
     row, visit = (np.concatenate([r[k] for r in read]) for k in (0, 1))
     for which in range(len(rows)):
         assert visit[row == which].tolist() == list(range((row == which).sum()))

@@ -1,4 +1,4 @@
-"""Chat templates: rendered right, or refused with the setting that helps."""
+"""Chat templates: rendered correctly, or refused with the setting that helps."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def plan_stages(
 ) -> list[PlannedStage]:
     """The run's stages in order; without any, one of ``epochs`` over all rows. ``max_steps`` cuts the run short.
 
-    A stage that another follows is rounded up to whole steps: only the last step of a run may be short.
+    A stage that another follows is rounded up to full steps: only the last step of a run may be short.
     """
     planned: list[PlannedStage] = []
     first = 0

@@ -9,7 +9,7 @@ A class listed in data.labels is that class, even if its name is "None" or "0.5"
 is a text. A cell that is not read literally is counted as a :class:`Notice`; a cell that cannot be read with certainty
 is a :class:`~clsgen_dist.data.reading.rejection.Fault`, which rejects the row.
 
-Cost: some microseconds a row. Sources: pandas' `na_values`; Unicode's property Default_Ignorable_Code_Point.
+Cost: some microseconds per row. Sources: pandas' `na_values`; Unicode's property Default_Ignorable_Code_Point.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ One validator turns records (:mod:`clsgen_dist.data.reading.records`) into examp
 file; more of them than ``max_bad_fraction`` end the run. Rows to predict are :class:`TextRow`: only their text is
 checked.
 
-Cost: one pass; about 50,000 short rows a second and core, a third of it for JSON.
+Cost: one pass; about 50,000 short rows per second and core, a third of it for JSON.
 """
 
 from __future__ import annotations

@@ -2,5 +2,5 @@
 
 ``shards`` does the same for datasets larger than the disk. In: checked examples and a tokenizer. Out: samples by row
 number, and their lengths without reading the rows. A build reads the source twice and writes about twice its size; an
-open table costs 20 bytes a row, mapped.
+open table costs 20 bytes per row, mapped.
 """

@@ -80,7 +80,7 @@ class RowDataset:
 
     def truncated(self, max_prompt_length: int | None = None) -> int:
         """Number of rows whose text loses its middle."""
-        room = (max_prompt_length or self.encoder.max_prompt_length) - self.encoder.frame
+        room = (max_prompt_length or self.encoder.max_prompt_length) - self.encoder.template_length
         return int((self.table.text_length_N > room).sum())
 
     def first_visit(self, row_p: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from clsgen_dist.data.reading.rejection import Fault, RejectedRow, Rejection, wr
 from clsgen_dist.data.tables.spec import TableSpec
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 2**22
-"""A batch ends at either limit, so that a thousand long texts are never held at once."""
+"""A batch ends at either limit, so that a thousand long texts are never in memory at once."""
 
 _SCHEMA = pa.schema(
     {

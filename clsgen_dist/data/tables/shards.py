@@ -69,7 +69,7 @@ class ShardedRows:
         seed: of the order.
         max_bad_fraction: more rejected rows than this share of a shard raise.
         run: identifies this run on this machine, like its output folder.
-        quarantine: folder for the lists of rejected rows, one a shard; None on all ranks but one.
+        quarantine: folder for the lists of rejected rows, one per shard; None on all ranks but one.
         owns_cache: whether this process deletes windows that are over; true for one process per machine.
 
     Raises:
@@ -104,7 +104,7 @@ class ShardedRows:
         self._needed: deque[set[int]] = deque([set()], maxlen=_STEPS_KEPT)
         self._lock = threading.Lock()
         self._prefetch: threading.Thread | None = None
-        self._cache_dir = _cache_dir(run)
+        self._cache_dir = _run_cache_dir(run)
         self._run_lock = _lock_and_clean_cache(self._cache_dir) if owns_cache else None
 
     def __len__(self) -> int:
@@ -315,7 +315,7 @@ class ShardedOrder:
         return int(first[window]), self._window[2]
 
 
-def _cache_dir(run: str) -> Path:
+def _run_cache_dir(run: str) -> Path:
     """The folder of a run's tables on this machine: several machines may share the cache."""
     machine = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     return cache_dir() / "shards" / hashlib.sha256(f"{machine} {Path(run).resolve()}".encode()).hexdigest()[:16]

@@ -2,8 +2,8 @@
 
 A table is a folder next to the data, ``.clsgen/NAME-KEY/``, or in the user's cache where that folder cannot be written.
 The key is a hash of everything that the table depends on: the file, the columns, the label space, the tokenizer, the
-longest explanation. The prompt is not part of it: texts are stored in tokens of their own, and the prompt is put around
-them when a sample is made.
+longest explanation. The prompt is not part of it: texts are tokenised without it, and it is put around them when a
+sample is made.
 
 Cost: at most 64 blocks of 64 KB are read from each file, whatever its size.
 """

@@ -3,7 +3,7 @@
 A table is a folder: Arrow streams with the rows as read and in tokens (``datasets.Dataset.from_file`` opens them too),
 columns of numbers, ``table.json`` with counts, and ``quarantine.jsonl`` with the rejected rows.
 
-Cost: milliseconds to open; 20 bytes a row, mapped, not read.
+Cost: milliseconds to open; 20 bytes per row, mapped, not read.
 """
 
 from __future__ import annotations

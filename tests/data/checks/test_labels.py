@@ -27,7 +27,7 @@ def test_rows_without_any_label_are_an_error(train):
 
 
 def test_labels_that_look_alike_are_found_with_their_rows(train):
-    """Case, full-width letters, a letter of another alphabet; a blank at the end makes no class."""
+    """Case, full-width letters, a letter of another alphabet; a trailing space does not make a class."""
     rows = make_rows(200, labels=["benign", "malignant"])
     rows[10]["label"] = "Benign "
     rows[12]["label"] = "ｂenign"

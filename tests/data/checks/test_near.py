@@ -1,4 +1,4 @@
-"""Near duplicates: what is found against every pair compared, what a template does, and that nothing blows up."""
+"""Near duplicates: the same pairs as by comparing all, the effect of a template, and bounded work."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_pairs_are_those_that_comparing_all_finds():
     is_found = found.partner_RS >= 0
     assert expected.sum() > 40
     assert not (is_found & ~expected).any()
-    # Bands of MinHash miss a pair at the threshold itself once in twenty times.
+    # Bands of MinHash miss a pair at the threshold itself one time in twenty.
     assert (is_found & expected).sum() >= 0.93 * expected.sum()
     for text, split in zip(*np.nonzero(is_found), strict=True):
         other = found.partner_RS[text, split]

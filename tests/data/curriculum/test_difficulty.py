@@ -1,4 +1,4 @@
-"""Difficulty: scorers that say what they claim, joined by rank within each class, computed once."""
+"""Difficulty: scorers measure what they claim, combined by rank within each class, computed once."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_scores_are_computed_once_and_cached_with_the_table(rows, monkeypatch):
     assert difficulty.score_file(rows, "length").parent == rows.table.folder / "scores"
 
 
-# --- what the backbone says -----------------------------------------------------------------------------------------
+# --- scores of the backbone -----------------------------------------------------------------------------------------
 
 
 def test_the_backbones_scores_equal_what_transformers_computes_row_by_row(rows, tiny_backbone):
@@ -142,7 +142,7 @@ def test_a_probing_run_finds_what_is_hard_and_what_is_ambiguous():
     assert np.nanargmin(confidence_N) == 7 and confidence_N[7] < 0.4 and np.nanmedian(confidence_N) > 0.7
     assert np.isnan(confidence_N[9]) and np.isnan(variability_N[9])
     assert 0 < variability_N[11] < 0.5 * np.nanmedian(variability_N)
-    # The first epoch is seen before it is learnt: probabilities start at a half, so even easy rows are not at 1.
+    # The first epoch is scored before it is trained on: probabilities start at a half, so even easy rows are not at 1.
     assert np.nanmax(confidence_N) < 0.99
 
 

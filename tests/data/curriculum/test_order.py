@@ -1,4 +1,4 @@
-"""The order of a stage: each row exactly as often as promised, the same whoever asks, however much at once."""
+"""The order of a stage: each row exactly as often as its rate says, whichever positions are asked for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_row_is_visited_as_often_as_its_rate_says_rounded_down_or_up(rows, par
     assert len(row_p) == stage.positions
     visited = np.bincount(row_p, minlength=rows)
     assert np.array_equal(visited, stage.visit_counts())
-    # A row's visit_counts are numbered 0, 1, 2 ... as they come.
+    # A row's visits are numbered 0, 1, 2 ... in order.
     for row in range(rows):
         assert visit_p[row_p == row].tolist() == list(range(visited[row]))
     promised = stage._sum_GJ[:, -2][stage._group_N]

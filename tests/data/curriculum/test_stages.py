@@ -1,4 +1,4 @@
-"""Stages: pools that grow as the paper says, base rates that stay, and what cannot work refused."""
+"""Stages: pools grow as in the paper, base rates are kept, and impossible stages are refused."""
 
 from __future__ import annotations
 

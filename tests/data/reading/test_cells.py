@@ -22,7 +22,7 @@ REASONS = [
 
 
 def _label(value, names=None):
-    """The class of a cell, and what was noticed."""
+    """The class of a cell, and the notices."""
     notices = []
     return ClassNames(names).read(value, notices), [notice for notice, _ in notices]
 
@@ -122,7 +122,7 @@ def test_both_columns_take_a_text_a_list_or_its_text():
     assert _explained("a", ["b", "a"])[0] == ("a", "b")
 
 
-# --- nothing
+# --- missing values
 
 
 @pytest.mark.parametrize("nothing", [None, math.nan, "", " ", "\u200b", "\ufeff\u00a0"])
@@ -177,7 +177,7 @@ def test_what_looks_different_stays_different(name):
 
 
 def test_an_export_finds_its_own_names_however_rows_spell_them():
-    """Names of an older run need not be as they would be read today."""
+    """Names of an older run may differ from how they would be read today."""
     assert _label(0.0, ["0.0", "1.0"])[0] == _label("0", ["0.0", "1.0"])[0] == "0.0"
     assert _label(True, ["False", "True"])[0] == "True"
     assert [_label(name, ["1", "1.0", "odd "]) for name in ("1", "1.0", "odd ")] == [

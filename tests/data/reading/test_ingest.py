@@ -161,7 +161,7 @@ def test_ids_that_look_the_same_are_the_same(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_to_predict_are_complete_and_in_order(kind, tmp_path):
-    """Labels, explanations and ids are not looked at, whatever they hold."""
+    """Labels, explanations and ids are ignored, whatever they contain."""
     rows = [
         {"id": "a", "text": "one", "label": "['x', 'y']", "explanations": "['cut"},
         {"id": "a", "text": "null", "label": "0.5", "explanations": "nan"},

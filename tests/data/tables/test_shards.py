@@ -124,7 +124,7 @@ def test_only_the_windows_in_use_are_on_the_disk(shards, encoder, monkeypatch):
         stream.rows._prefetch.join()
         most = max(most, len([p for p in home.iterdir() if p.is_dir()]))
         assert not list(home.glob("*.parquet"))
-    # A step may lie in two windows: those, the one before and the one to come.
+    # A step may span two windows: these, the previous one and the next one.
     assert 3 <= most <= 4
     stream.rows.close()
     assert not home.exists()

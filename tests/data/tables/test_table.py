@@ -1,4 +1,4 @@
-"""Tables on disk: the rows as they were, built once, whoever builds, and gone on with after a kill."""
+"""Tables on disk: the same rows as read, built once, by any number of processes, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_table_holds_what_the_source_holds(tmp_path, mixed, encoder):
 
 
 def test_parts_read_by_several_processes_make_the_same_table(tmp_path, mixed, encoder, monkeypatch):
-    """Cut in the middle of lines, with bad lines, long lines and an id twice across parts."""
+    """Cut in the middle of lines, with bad lines, long lines and an id repeated across parts."""
     rows = [json.dumps(row) for row in mixed]
     rows[5:5] = ["{broken", "", json.dumps({"text": "x" * 5000, "label": "no"})]
     rows.append(json.dumps({**mixed[2], "text": "again"}))
@@ -269,7 +269,7 @@ def test_a_killed_build_resumes_and_leaves_no_process(tmp_path, smollm2, encoder
     assert all((folder / path.name).stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     count, digest = second.stdout.split()[-2:]
     assert int(count) == len(rows)
-    # Built undisturbed, it is the same table.
+    # Built without interruption, it is the same table.
     copy = tmp_path / "again"
     copy.mkdir()
     other = subprocess.run(
