@@ -89,8 +89,9 @@ def ours(path: Path) -> dict[str, float]:
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.loader import TrainStream
-    from clsgen_dist.data.tables.build import TableSpec, open_table
+    from clsgen_dist.data.tables.build import open_table
     from clsgen_dist.data.tables.dataset import RowDataset
+    from clsgen_dist.data.tables.spec import TableSpec
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 
     encoder = Encoder(

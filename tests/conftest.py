@@ -33,7 +33,7 @@ FIRST = (
     "tests/dist/test_training.py",
     "tests/plan/test_plan.py",
     "tests/slurm/test_chains.py",
-    "tests/data/checks/test_check.py",
+    "tests/data/checks/test_copies.py",
     "tests/preflight/test_preflight.py",
     "tests/model/test_packed.py",
     "tests/slurm/test_nodes.py",
@@ -170,8 +170,9 @@ def encoder(smollm2: Path) -> Any:
 def row_dataset(encoder: Any, tmp_path: Path) -> Callable[..., Any]:
     """``row_dataset(rows)``: rows given as dictionaries, read, checked and tokenised into a table on disk."""
     from clsgen_dist.data.example import Columns
-    from clsgen_dist.data.tables.build import TableSpec, open_table
+    from clsgen_dist.data.tables.build import open_table
     from clsgen_dist.data.tables.dataset import RowDataset
+    from clsgen_dist.data.tables.spec import TableSpec
 
     def make(rows: list[dict[str, Any]], labels: tuple[str, ...] | None = None) -> Any:
         path = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}.jsonl"

@@ -18,7 +18,7 @@ from clsgen_dist import Predictor, calibrate, evaluate, export, load_settings, t
 backbone, rows, run = sys.argv[1:]
 settings = load_settings("configs/demo.yaml", {
     "output_dir": run, "data.train": rows, "data.dev": rows, "model.backbone": backbone, "model.finetune": "head",
-    "model.top_layers": None, "data.max_prompt_length": 96, "train.epochs": 1, "train.batch_size": 8, "data.labels": None,
+    "model.top_layers": None, "data.max_prompt_length": 96, "train.batch_size": 8, "data.labels": None,
     "data.positive_label": None, "train.eval_every": None, "train.max_steps": 2,
 })
 result = train(settings)

@@ -102,7 +102,6 @@ def check_files(
         columns=columns or data.columns,
         labels=data.labels,
         encoder=encoder,
-        note=lambda text: print(text, file=sys.stderr, flush=True),
     )
     limits = Limits(
         max_prompt_length=data.max_prompt_length,

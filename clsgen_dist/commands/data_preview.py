@@ -67,7 +67,7 @@ class _Shown:
         from clsgen_dist.engine.optim import lr_factor
         from clsgen_dist.training.sampling_plan import total_steps, weight_schedule
 
-        self.label_N, self.labels, self.shortened = rows.label_N, rows.table.card.labels, rows.shortened
+        self.label_N, self.labels, self.shortened = rows.label_N, rows.table.card.labels, rows.truncated
         self.stages = stream.stages
         self.steps = total_steps(stream, settings)
         self.rows: list[np.ndarray] = []

@@ -41,7 +41,6 @@ def run(
         explain: Decode explanations too; without them only the probabilities are computed, many times faster.
         max_bad_fraction: Stop with status 2, before predicting, when more than this share of the rows has no usable text.
     """  # noqa: E501
-    from clsgen_dist.data.demos.source import row_source
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.reading.cells import is_blank
     from clsgen_dist.data.reading.ingest import read_texts
@@ -61,7 +60,7 @@ def run(
         return
     assert input is not None and output is not None
     require_writable(output)
-    rows = read_texts(row_source(input), columns or Columns())
+    rows = read_texts(input, columns or Columns())
     good = [row for row in rows if row.rejected is None]
     bad = [row.rejected for row in rows if row.rejected is not None]
     refuse_if_too_bad(input, len(good), len(bad), bad, max_bad_fraction, None, "--max_bad_fraction")

@@ -4,11 +4,11 @@
                                                            ^ classification token        ^ supervised up to here
 
 The classification token is the last prompt token, so the head never sees label or explanation, and its index is kept
-explicitly: padding side and packing cannot move it. User text is tokenised apart from the template, as the tokenizer
-does it but blind to control tokens: ``<|im_end|>`` in a row stays text, an added word of a trade stays one token. A
-prompt that is too long loses the middle of its *text*; template, question and explanation are never cut.
+explicitly: padding side and packing cannot move it. User text is tokenised separately from the template, without
+control tokens: ``<|im_end|>`` in a row remains text, while an added domain word remains one token. A prompt that is too
+long loses the middle of its *text*; template, question and explanation are never truncated.
 
-Cost: one pass of the tokenizer over each text; about 20,000 short rows a second and core.
+Cost: one pass of the tokenizer over each text; about 20,000 short rows per second and core.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Ids = npt.NDArray[np.int32]
 """Token ids, or lengths in tokens."""
 
 _ELLIPSIS = " ... "
-_LEAST_TEXT_TOKENS = 8
+_MIN_TEXT_TOKENS = 8
 _UNKNOWN_CHARACTERS = "\U0010fffd \ue000 \u0378"
-"""Of no script; a vocabulary without bytes makes its unknown token of them."""
+"""Of no script: a vocabulary without byte fallback maps them to its unknown token."""
 
 
 class Encoder:
@@ -41,12 +41,12 @@ class Encoder:
 
     Args:
         tokenizer: a transformers tokenizer.
-        max_prompt_length: longest prompt in tokens, see above.
+        max_prompt_length: longest prompt in tokens.
         rendered: the prompt; None renders one from the rest, see :func:`clsgen_dist.data.prompt.render_prompt`.
 
     Raises:
         SettingsError: the prompt leaves no room for a text, or there is no such template.
-        ModelError: the template cannot say this prompt, or user text could forge control tokens.
+        ModelError: the template cannot express this prompt, or user text could forge control tokens.
     """
 
     def __init__(
@@ -63,35 +63,35 @@ class Encoder:
         self.rendered = rendered or render_prompt(
             tokenizer, system=system, question=question, chat_template=chat_template, template_kwargs=template_kwargs
         )
-        """The prompt around each text, to be kept with what is trained on it."""
+        """The prompt around each text, saved with checkpoint and export."""
         self._prefix, self._suffix = _ids(self.rendered.prefix_ids), _ids(self.rendered.suffix_ids)
         self.end_token: int = self.rendered.end_token
         self.tokens_of = plain_tokens(tokenizer, self.rendered)
         """Token ids of each text, control tokens excluded: ``tokens_of(texts) -> [ids, …]``."""
         self.tokenizer_key = self.tokens_of.spec
-        """What tells this tokenizer, and what it takes for control tokens, from another."""
+        """Identifies the tokenizer and its control tokens."""
         self._ellipsis = _ids(self.tokens_of([_ELLIPSIS])[0])
-        self.frame = len(self._prefix) + len(self._suffix)
+        self.template_length = len(self._prefix) + len(self._suffix)
         """Tokens of a prompt besides its text."""
         self.max_prompt_length = max_prompt_length
         self.require_room(max_prompt_length, "data.max_prompt_length")
 
     def require_room(self, max_prompt_length: int, setting: str) -> None:
         """SettingsError, naming ``setting``, if prompts of this length would leave no room for their text."""
-        if max_prompt_length - self.frame < len(self._ellipsis) + _LEAST_TEXT_TOKENS:
+        if max_prompt_length - self.template_length < len(self._ellipsis) + _MIN_TEXT_TOKENS:
             raise SettingsError(
-                f"{setting} is {max_prompt_length}, but template and question alone take {self.frame} tokens; raise "
-                "it, or shorten prompt.question"
+                f"{setting} is {max_prompt_length}, but template and question alone need "
+                f"{self.template_length} tokens; raise it, or shorten prompt.question"
             )
 
     def prompt(self, text: str) -> tuple[Ids, bool]:
-        """Prompt tokens, the last one being the classification token, and whether the text was shortened."""
+        """Prompt tokens, the last one being the classification token, and whether the text was truncated."""
         ids = self.tokens_of([text])[0]
-        return self.build_prompt(_ids(ids)), len(ids) + self.frame > self.max_prompt_length
+        return self.build_prompt(_ids(ids)), len(ids) + self.template_length > self.max_prompt_length
 
     def build_prompt(self, text_ids: Ids, max_prompt_length: int | None = None) -> Ids:
-        """The prompt around a text's tokens, without the text's middle where it is too long."""
-        budget = (max_prompt_length or self.max_prompt_length) - self.frame
+        """The prompt around a text's tokens; a text that is too long loses its middle."""
+        budget = (max_prompt_length or self.max_prompt_length) - self.template_length
         if len(text_ids) > budget:
             room = budget - len(self._ellipsis)
             tail = room // 2
@@ -99,12 +99,12 @@ class Encoder:
         return np.concatenate([self._prefix, text_ids, self._suffix])
 
     def prompt_lengths(self, text_lengths_N: Ids, max_prompt_length: int | None = None) -> Ids:
-        """``[N]`` lengths of the prompts that :meth:`build_prompt` makes of texts of these lengths."""
-        return np.minimum(text_lengths_N + self.frame, max_prompt_length or self.max_prompt_length)
+        """``[N]`` lengths of the prompts that :meth:`build_prompt` builds from texts of these lengths."""
+        return np.minimum(text_lengths_N + self.template_length, max_prompt_length or self.max_prompt_length)
 
     def prompt_length(self, text: str) -> int:
-        """Tokens of the prompt if nothing of the text were cut."""
-        return len(self.tokens_of([text])[0]) + self.frame
+        """Tokens of the untruncated prompt."""
+        return len(self.tokens_of([text])[0]) + self.template_length
 
     def explanations(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of explanations, each with its end token: all of them are supervised."""
@@ -116,9 +116,9 @@ def _ids(tokens: Sequence[int]) -> Ids:
 
 
 def plain_tokens(tokenizer: Any, prompt: RenderedPrompt) -> FastTokens | SlowTokens:
-    """Texts to token ids as the tokenizer does it, but never a control token; ModelError if there is no such way.
+    """A function from texts to token ids that never yields a control token; ModelError if that is impossible.
 
-    Control tokens are those that the tokenizer calls special, those by which the prompt marks turns, and its end token.
+    Control tokens are the tokenizer's special tokens, those by which the prompt marks turns, and its end token.
     """
     known = tokenizer.added_tokens_decoder
     marks = {*special_tokens(tokenizer), *prompt.control}
@@ -128,13 +128,13 @@ def plain_tokens(tokenizer: Any, prompt: RenderedPrompt) -> FastTokens | SlowTok
     if tokenizer.is_fast:
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         spec["post_processor"], spec["truncation"], spec["padding"] = None, None, None
-        # None may be taken out: the others would get its id. A special one can be told to be passed over.
+        # None may be removed, or the others would shift. Special ones can be ignored by an option.
         for token in spec["added_tokens"]:
             token["special"] = token["content"] in control
         tokens_of = FastTokens(json.dumps(spec))
     else:
         tokens_of = SlowTokens(tokenizer, sorted(control))
-    # These two mark nothing: one stands for characters that the vocabulary lacks, the other fills up batches.
+    # These two are harmless: one stands for unknown characters, the other pads batches.
     harmless = {tokenizer.unk_token_id, *({tokenizer.pad_token_id} - {*prompt.prefix_ids, *prompt.suffix_ids})}
     forbidden = set(control.values()) - (harmless - {prompt.end_token})
     texts = [text for content in control for text in (content, f"a {content} b") if content.strip()]
@@ -143,14 +143,14 @@ def plain_tokens(tokenizer: Any, prompt: RenderedPrompt) -> FastTokens | SlowTok
         if not forbidden.isdisjoint(ids):
             raise ModelError(
                 f"this tokenizer turns the user text {text!r} into its control token; rows could forge turns, so it is "
-                "refused: its vocabulary must not hold the token as an ordinary piece; use the fast version of the "
-                "tokenizer, or a chat template with other marks (prompt.chat_template)"
+                "refused: its vocabulary must not have the token as an ordinary piece; use the fast version of the "
+                "tokenizer, or a chat template with other markers (prompt.chat_template)"
             )
     return tokens_of
 
 
 class FastTokens:
-    """A tokenizer of the ``tokenizers`` library, blind to special tokens; other processes rebuild it from ``spec``."""
+    """A tokenizer of the ``tokenizers`` library that ignores special tokens; it pickles as its ``spec``."""
 
     def __init__(self, spec: str) -> None:
         from tokenizers import Tokenizer
@@ -160,7 +160,7 @@ class FastTokens:
         self._tokenizer.encode_special_tokens = True
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text; on all cores."""
+        """Token ids of each text, computed on all cores."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
@@ -168,7 +168,7 @@ class FastTokens:
 
 
 class SlowTokens:
-    """A tokenizer in Python: a text is cut at control tokens, and these are tokenised blind to any added token."""
+    """A tokenizer in Python: a text is split at control tokens, which are then tokenised as ordinary text."""
 
     def __init__(self, tokenizer: Any, control: Sequence[str]) -> None:
         self._tokenizer = tokenizer
@@ -190,7 +190,7 @@ class SlowTokens:
 
 
 def _digest_of_files(tokenizer: Any) -> str:
-    """SHA-256 of what the tokenizer saves: vocabulary, merges, added tokens, options."""
+    """SHA-256 of the files that the tokenizer saves: vocabulary, merges, added tokens, options."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

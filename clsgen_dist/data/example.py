@@ -1,4 +1,4 @@
-"""One row of a data set, as everything after ingestion sees it."""
+"""One row of a dataset, as everything after ingestion sees it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from clsgen_dist.data.reading.cells import Notice
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A text with what is known of it: a label, explanations, or both."""
+    """A text with a label, explanations, or both."""
 
     id: str
     text: str
     label: str | None = None
     """Class name; a row without one trains the generation head only."""
     explanations: tuple[str, ...] = ()
-    """Reasons written for this row; a row without any trains the classification head only."""
+    """Explanations of the label; a row without any trains the classification head only."""
     difficulty: float | None = None
-    """How hard the user says it is; higher is harder."""
+    """Difficulty given by the user; higher is harder."""
     source: str = ""
-    """Where it came from, like ``train.jsonl:17``."""
+    """File and line, like ``train.jsonl:17``."""
     notices: tuple[tuple[Notice, str], ...] = field(default=(), compare=False)
-    """What was read as something else than it looks, with the cell's beginning; counted, and not kept in tables."""
+    """Cells that were not read literally, with their beginning; counted, and not stored in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,13 @@
 """Packing: rows of any length become micro-batches of tokens without padding.
 
-The rows of an optimizer step are spread over ranks x micro-steps bins of at most ``budget`` tokens: best-fit decreasing
-says how few micro-steps they fit into; then they are spread evenly over those (longest row first, always to the
-emptiest bin), since under ZeRO-3 the ranks wait for each other at every layer. Where the even spread does not fit, the
-best fit stays. The fuller bins run first and ranks take turns, so that both a micro-step's bins and the ranks' sums are
-alike.
+The rows of an optimizer step are distributed over ranks x micro-steps bins of at most ``budget`` tokens. Best-fit
+decreasing gives the number of micro-steps; then the rows are balanced over that many bins (longest row first, always to
+the emptiest bin), since under ZeRO-3 the ranks wait for each other at every layer. If the balanced bins overflow, the
+best fit is used. Fuller bins run first and the order of ranks alternates, so that both the bins of a micro-step and the
+sums of the ranks are balanced.
 
-A packed batch is one row of N tokens. Sequences are distinguished by their starts, and positions begin anew in each, so
-none attends to another (:mod:`clsgen_dist.model.attention`).
+A packed batch is one row of N tokens. Sequences are distinguished by their starts, and positions restart at 0 in each,
+so none attends to another (:mod:`clsgen_dist.model.attention`).
 
 Cost: O(R log R) for R rows, a millisecond for a thousand; every rank computes the same bins from the lengths alone.
 """
@@ -31,12 +31,12 @@ from clsgen_dist.data.encode import Ids
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row as the model sees it once."""
+    """One visit of a row: the tokens that the model sees."""
 
     prompt: Ids
     """Token ids up to and including the classification token."""
     explanation: Ids
-    """Token ids of the explanation shown, end token included; may be empty."""
+    """Token ids of the explanation of this visit, end token included; may be empty."""
     label: int
     """Class index, or -1 without label."""
 
@@ -47,15 +47,15 @@ class Batch:
 
     input_ids_N: Tensor
     position_N: Tensor
-    """Place of each token in its sequence."""
+    """Position of each token in its sequence."""
     sequence_start_S1: Tensor
-    """``[S + 1]`` where each sequence begins, and N; int32, as flash-attention takes it."""
+    """``[S + 1]`` where each sequence begins, and N (``cu_seqlens``); int32, as flash-attention expects."""
     longest: int
     """Tokens of the longest sequence."""
     supervised_index_n: Tensor
     """Positions whose next token is supervised."""
     target_n: Tensor
-    """Those next tokens."""
+    """These next tokens."""
     class_index_S: Tensor
     """Position of each sequence's classification token."""
     label_S: Tensor
@@ -68,12 +68,12 @@ class Batch:
 
     @property
     def supervised(self) -> int:
-        """Tokens that carry generation loss."""
+        """Tokens with generation loss."""
         return self.target_n.numel()
 
     @property
     def labelled(self) -> int:
-        """Rows that carry classification loss."""
+        """Rows with classification loss."""
         return int((self.label_S >= 0).sum())
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -104,18 +104,18 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def dummy_batch(token: int) -> Batch:
-    """A batch with nothing to learn, for a rank that must run the modules all the same."""
+    """A batch without any loss, for a rank without rows, which must run the modules all the same."""
     return collate([Sample(np.full(2, token, dtype=np.int32), np.zeros(0, dtype=np.int32), -1)])
 
 
 Bins = list[list[np.ndarray]]
-"""``bins[micro_step][rank]``: which of the rows, in rising order; may be empty."""
+"""``bins[micro_step][rank]``: indices of rows, ascending; may be empty."""
 
 
 def pack(length_R: np.ndarray, *, budget: int, ranks: int, padded: bool = False) -> Bins:
-    """The rows in bins of at most ``budget`` tokens, the same number of micro-steps for every rank.
+    """Pack the rows into bins of at most ``budget`` tokens, the same number of micro-steps for every rank.
 
-    ``padded``: rows of a bin count as long as the longest of them.
+    ``padded``: each row of a bin counts with the length of the longest.
 
     Raises:
         ValueError: a row is longer than the budget.
@@ -123,17 +123,17 @@ def pack(length_R: np.ndarray, *, budget: int, ranks: int, padded: bool = False)
     if len(length_R) and length_R.max() > budget:
         raise ValueError(f"a row has {length_R.max()} tokens, more than the budget of {budget}")
     longest_first = np.argsort(-length_R, kind="stable")
-    fitted = (_alike if padded else _best_fit)(length_R, longest_first, budget)
+    fitted = (_padded_fit if padded else _best_fit)(length_R, longest_first, budget)
     micro_steps = max(1, -(-len(fitted) // ranks))
     empty = [np.zeros(0, dtype=np.int64)] * (micro_steps * ranks - len(fitted))
-    even = _even_alike if padded else _even
+    even = _even_padded_fit if padded else _even_fit
     bins = even(length_R, longest_first, micro_steps * ranks, budget) or fitted + empty
     fullest_first = sorted(bins, key=lambda rows: -int(length_R[rows].sum()))
     steps = [fullest_first[m * ranks : (m + 1) * ranks] for m in range(micro_steps)]
     return [step if m % 2 == 0 else step[::-1] for m, step in enumerate(steps)]
 
 
-def _even(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: int) -> list[np.ndarray] | None:
+def _even_fit(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: int) -> list[np.ndarray] | None:
     """Longest row first, each to the emptiest bin; None if one overflows."""
     bins: list[list[int]] = [[] for _ in range(count)]
     loads = [(0, b) for b in range(count)]
@@ -147,8 +147,8 @@ def _even(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: i
     return [np.sort(np.array(rows, dtype=np.int64)) for rows in bins]
 
 
-def _alike(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Longest row first, as many rows together as fit when all are padded to the first: the least padding."""
+def _padded_fit(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Longest row first, as many rows per bin as fit when padded to its first: the least padding."""
     bins: list[list[int]] = []
     for row in longest_first:
         if not bins or length_R[bins[-1][0]] * (len(bins[-1]) + 1) > budget:
@@ -157,22 +157,24 @@ def _alike(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> list
     return [np.sort(np.array(rows, dtype=np.int64)) for rows in bins]
 
 
-def _even_alike(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: int) -> list[np.ndarray] | None:
-    """The same in ``count`` bins, at the smallest budget that needs no more."""
+def _even_padded_fit(
+    length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: int
+) -> list[np.ndarray] | None:
+    """The same in ``count`` bins, with the smallest budget for which they suffice."""
     if not len(length_R):
         return None
     low, high = int(length_R.max()), budget
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(_alike(length_R, longest_first, middle)) <= count else (middle + 1, high)
-    bins = _alike(length_R, longest_first, low)
+        low, high = (low, middle) if len(_padded_fit(length_R, longest_first, middle)) <= count else (middle + 1, high)
+    bins = _padded_fit(length_R, longest_first, low)
     return bins + [np.zeros(0, dtype=np.int64)] * (count - len(bins))
 
 
 def _best_fit(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> list[np.ndarray]:
     """Longest row first, each to the fullest bin that still holds it, or to a new one."""
     bins: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (room left, bin), rising
+    rooms: list[tuple[int, int]] = []  # (tokens left, bin), ascending
     for row in longest_first:
         length = int(length_R[row])
         at = bisect.bisect_left(rooms, (length, -1))
@@ -188,17 +190,17 @@ def _best_fit(length_R: np.ndarray, longest_first: np.ndarray, budget: int) -> l
 
 @dataclass(frozen=True)
 class PackingStats:
-    """How well a step's tokens are spread, 1 being perfect."""
+    """How well a step's tokens are balanced; 1 is perfect."""
 
     efficiency: float
-    """Useful tokens over ranks x (the fullest bin of each micro-step): the share of the time no rank waits."""
+    """Tokens over ranks x (the fullest bin of each micro-step): the share of time that ranks do not wait."""
     imbalance: float
-    """Tokens of the rank with most, over the mean of the ranks."""
+    """Tokens of the fullest rank, over the mean of the ranks."""
     micro_steps: int
 
 
 def packing_stats(bins: Bins, length_R: np.ndarray) -> PackingStats:
-    """The spread of packed rows."""
+    """Efficiency and balance of packed rows."""
     load_MW = np.array([[int(length_R[rows].sum()) for rows in step] for step in bins], dtype=np.float64)
     total = load_MW.sum()
     return PackingStats(

@@ -1,14 +1,16 @@
-"""The prompt around a row's text, rendered once by the tokenizer's chat template and kept from then on.
+"""The prompt around a row's text, rendered once by the tokenizer's chat template and saved.
 
     [ template … text … question … assistant turn opens ] [ explanation … end token ]
       └─ prefix ─┘      └─────────── suffix ──────────┘
 
-Chat templates are programs: they write today's date, drop a system message, open a block of thoughts. So a prompt is
-rendered when a run starts, checked, and kept as token ids with checkpoint and export; nothing renders it again.
+Chat templates are programs: they write today's date, drop a system message, open a thinking block. So a prompt is
+rendered when a run starts, checked, and saved as token ids with checkpoint and export; it is never rendered again.
 
-The assistant's turn opens as the template writes a *finished* turn, without thoughts: what it puts before the answer
-belongs to the prompt (an empty ``<think>`` block, the channel of the final answer). Templates that know
-``enable_thinking`` or ``thinking`` are told false, and a block of thoughts that is left open is closed.
+The assistant's turn opens as in a *finished* turn without thinking: what the template puts before the answer belongs to
+the prompt (an empty ``<think>`` block, the channel of the final answer). Templates get ``enable_thinking`` and
+``thinking`` as false, and a thinking block that is left open is closed.
+
+Cost: a few renderings of the template and runs of the tokenizer, once per run.
 """
 
 from __future__ import annotations
@@ -26,50 +28,50 @@ from clsgen_dist.errors import ModelError, SettingsError
 PLAIN = "plain"
 """``prompt.chat_template`` for the layout without any template."""
 _TEXT = "clsgenRowText 'goes'\n\"here\"  <b>&</b> there"
-"""Stands for the row's text: a template that escapes, joins or rewrites what users say does not leave it whole."""
+"""Placeholder for the row's text: a template that escapes, joins or rewrites user messages changes it."""
 _ANSWER = "clsgenExplanationGoesHere"
 _WITHOUT_THOUGHTS = {"enable_thinking": False, "thinking": False}
 _THOUGHTS = re.compile(r"([<\[◁])(/?)([^<>\[\]◁▷\s]*(?:think|thought|reason)[^<>\[\]◁▷\s]*)([>\]▷])", re.IGNORECASE)
 """``<think>``, ``[THINK]``, ``◁think▷``, ``<|START_THINKING|>`` and what closes them."""
 _NO_SYSTEM = (
-    "leave prompt.system out and say it in prompt.question, or choose another template with prompt.chat_template"
+    "leave prompt.system out and put it into prompt.question, or choose another template with prompt.chat_template"
 )
-_CLOSES = re.compile(r"\bend|_end|end_", re.IGNORECASE)
+_END_NAME = re.compile(r"\bend|_end|end_", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedPrompt:
-    """What stands around every row's text, in tokens, and the settings that it was rendered from."""
+    """The tokens around every row's text, and the settings they were rendered from."""
 
     system: str | None
     question: str
     chat_template: str | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     prefix: str
-    """What stands before the text, for people; the ids count."""
+    """The string before the text, for people; the ids are what is used."""
     suffix: str
-    """What stands between the text and the explanation."""
+    """The string between the text and the explanation."""
     prefix_ids: list[int]
     suffix_ids: list[int]
     end_token: int
     """Token after each explanation."""
     control: list[str]
-    """Tokens that mark turns though the tokenizer does not call them special: user text never yields them."""
+    """Tokens that mark turns although the tokenizer does not call them special: user text never yields them."""
     template: str | None = None
     """The chat template's text where it is not the tokenizer's default; an export's tokenizer gets it."""
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`of_json` reads back."""
+        """The dictionary that :meth:`from_json` reads."""
         return asdict(self)
 
     @classmethod
-    def of_json(cls, kept: Mapping[str, Any]) -> RenderedPrompt:
-        """The prompt that a checkpoint or an export keeps."""
+    def from_json(cls, saved: Mapping[str, Any]) -> RenderedPrompt:
+        """The prompt that was saved with a checkpoint or an export."""
         known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in kept.items() if name in known})
+        return cls(**{name: value for name, value in saved.items() if name in known})
 
     def changes(self, **settings: Any) -> list[str]:
-        """In which of the settings given the prompt now wanted differs from the one rendered."""
+        """The settings in which the prompt now requested differs from the one rendered, as sentences."""
         return [
             f"prompt.{name} was {getattr(self, name)!r} and is now {value!r}"
             for name, value in settings.items()
@@ -88,15 +90,15 @@ def render_prompt(
     """The prompt of a new run.
 
     Args:
-        tokenizer: a transformers tokenizer; without chat template a plain layout is used.
-        system: system message; None leaves the template's own.
-        question: the task, put after the text.
-        chat_template: name of one of the tokenizer's templates, a file, or ``plain``; None takes the default.
+        tokenizer: a transformers tokenizer; without a chat template a plain layout is used.
+        system: system message; None leaves the template's default.
+        question: the task, placed after the text.
+        chat_template: name of one of the tokenizer's templates, a file, or ``plain``; None uses the default.
         template_kwargs: variables of the template.
 
     Raises:
         SettingsError: no such template, or none of several is the default.
-        ModelError: the template cannot say this prompt; the message names the setting that helps.
+        ModelError: the template cannot express this prompt; the message names the setting that helps.
     """
     template = _template(tokenizer, chat_template)
     ids = functools.partial(_ids, tokenizer)
@@ -129,9 +131,11 @@ def render_prompt(
     )
 
 
-def kept_prompt(kept: Mapping[str, Any] | None, tokenizer: Any, *, system: str | None, question: str) -> RenderedPrompt:
-    """The prompt that a checkpoint or an export keeps; of one too old to keep any, as it was rendered then."""
-    return RenderedPrompt.of_json(kept) if kept else _as_first_rendered(tokenizer, system, question)
+def saved_prompt(
+    saved: Mapping[str, Any] | None, tokenizer: Any, *, system: str | None, question: str
+) -> RenderedPrompt:
+    """The prompt of a checkpoint or an export; if it is too old to have one, rendered as it was at that time."""
+    return RenderedPrompt.from_json(saved) if saved else _render_legacy(tokenizer, system, question)
 
 
 def _template(tokenizer: Any, wanted: str | None) -> str | None:
@@ -170,25 +174,25 @@ def _rendered(
 
     user = {"role": "user", "content": f"{_TEXT}\n\n{question}"}
     turns = [{"role": "system", "content": system}, user] if system else [user]
-    alone = None  # what the template makes of the user's message without a system message
+    alone = None  # how the template renders the user's message without a system message
     if system:
-        with contextlib.suppress(Exception):  # some demand one
+        with contextlib.suppress(Exception):  # some templates require one
             alone = render(user, opens=True)
     try:
         opened = render(*turns, opens=True)
         finished = render(*turns, {"role": "assistant", "content": _ANSWER})
-    except Exception as error:  # a template is a program, and raises what it likes
+    except Exception as error:  # a template is a program, and may raise anything
         why = str(error).strip().partition("\n")[0]
         if alone is not None:
-            raise ModelError(f"the chat template has no system message ({why}); {_NO_SYSTEM}") from error
+            raise ModelError(f"the chat template does not support a system message ({why}); {_NO_SYSTEM}") from error
         raise ModelError(
-            f"the chat template cannot be rendered ({type(error).__name__}: {why}); set prompt.system if it wants one, "
+            f"the chat template cannot be rendered ({type(error).__name__}: {why}); set prompt.system if it needs one, "
             "give the variables it needs in prompt.template_kwargs, or choose another template with "
             "prompt.chat_template"
         ) from error
     if opened.count(_TEXT) != 1 or question.strip() not in opened.partition(_TEXT)[2] or finished.count(_ANSWER) != 1:
         raise ModelError(
-            "the chat template does not render the user's message and the assistant's exactly once and as they are; "
+            "the chat template does not render the user's message and the assistant's exactly once and unchanged; "
             "choose another with prompt.chat_template: the name of one, a .jinja file, or 'plain' for none"
         )
     if system and (opened == alone or system.strip() not in opened):
@@ -202,32 +206,32 @@ def _rendered(
 
 
 def _without_open_thoughts(opening: str) -> str:
-    """The opening of the assistant's turn with the block of thoughts closed that it leaves open."""
+    """The opening of the assistant's turn, with a thinking block closed if it is left open."""
     found = list(_THOUGHTS.finditer(opening))
-    if not found or found[-1][2] or _CLOSES.search(found[-1][3]):
+    if not found or found[-1][2] or _END_NAME.search(found[-1][3]):
         return opening
     left, _, name, right = found[-1].groups()
     if not re.fullmatch(r"[\w:]+", name):
         raise ModelError(
             f"the chat template leaves {found[-1][0]!r} open where the explanation begins; give the variable that "
-            "turns thoughts off in prompt.template_kwargs, or choose another template with prompt.chat_template"
+            "turns thinking off in prompt.template_kwargs, or choose another template with prompt.chat_template"
         )
     return f"{opening.rstrip()}\n\n{left}/{name}{right}\n\n"
 
 
 def _is_marker(content: str) -> bool:
-    """Whether a token looks like a mark-up, rather than a word or a run of white space."""
+    """Whether a token looks like markup, rather than a word or white space."""
     return bool(re.search(r"[^\w\s▁]", content))
 
 
 def special_tokens(tokenizer: Any) -> set[str]:
-    """The tokens that the tokenizer itself calls special; some tokenizers in Python mark their own EOS as ordinary."""
+    """The tokenizer's special tokens; some tokenizers in Python do not mark their own EOS as special."""
     marked = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return marked | set(tokenizer.all_special_tokens)
 
 
 def _end_token(tokenizer: Any, tail: str, control: set[str]) -> int:
-    """The token that closes an assistant's turn: the first that the template puts there, else the end of sequence."""
+    """The token that ends an assistant's turn: the first that the template puts there, else the end of sequence."""
     added = tokenizer.added_tokens_decoder
     for token in _ids(tokenizer, tail):
         if token in added and added[token].content in control:
@@ -244,13 +248,13 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _opening_tokens(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text by itself (BOS); what it puts after (EOS) would end the prompt."""
-    bare, whole = _ids(tokenizer, "x"), list(tokenizer("x", add_special_tokens=True)["input_ids"])
-    return next((whole[:k] for k in range(len(whole)) if whole[k : k + len(bare)] == bare), [])
+    """Tokens that the tokenizer itself puts before a text (BOS), without those that it puts after it (EOS)."""
+    bare, with_special = _ids(tokenizer, "x"), list(tokenizer("x", add_special_tokens=True)["input_ids"])
+    return next((with_special[:k] for k in range(len(with_special)) if with_special[k : k + len(bare)] == bare), [])
 
 
 def _before_text(ids: Callable[[str], list[int]], before: str) -> list[int]:
-    """The prefix's tokens; its last space is left out where the tokenizer puts one before each text by itself."""
+    """The prefix's tokens, without its last space if the tokenizer adds one before each text."""
     for shorter in (before, before.removesuffix(" ")):
         if ids(shorter) + ids("x") == ids(before + "x"):
             return ids(shorter)
@@ -258,13 +262,13 @@ def _before_text(ids: Callable[[str], list[int]], before: str) -> list[int]:
 
 
 def _after_text(ids: Callable[[str], list[int]], after: str) -> list[int]:
-    """The suffix's tokens as they follow a text: without the space that some tokenizers put before each text."""
-    start, whole = ids("x"), ids("x" + after)
-    return whole[len(start) :] if whole[: len(start)] == start else ids(after)
+    """The suffix's tokens as they follow a text: without the space that some tokenizers add before each text."""
+    start, joined = ids("x"), ids("x" + after)
+    return joined[len(start) :] if joined[: len(start)] == start else ids(after)
 
 
-def _as_first_rendered(tokenizer: Any, system: str | None, question: str) -> RenderedPrompt:
-    """As prompts were rendered before they were kept, for the checkpoints and exports of that time."""
+def _render_legacy(tokenizer: Any, system: str | None, question: str) -> RenderedPrompt:
+    """The prompt as rendered before prompts were saved, for checkpoints and exports of that time."""
     template = bool(tokenizer.chat_template)
     if template:
         messages = [{"role": "system", "content": system}] if system else []

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clsgen_dist.calibration.affine import AffineCalibration
 from clsgen_dist.data.encode import Encoder, Ids
-from clsgen_dist.data.prompt import kept_prompt
+from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError, SettingsError
 from clsgen_dist.evaluation.classification import predicted_class
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
@@ -68,7 +68,7 @@ class Predictor:
         weight_CD, bias_C = read_head(folder, self.card)
         self._head = (weight_CD.to(self.device), bias_C.to(self.device))
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        prompt = kept_prompt(self.card.prompt, self.tokenizer, system=self.card.system, question=self.card.question)
+        prompt = saved_prompt(self.card.prompt, self.tokenizer, system=self.card.system, question=self.card.question)
         self.encoder = Encoder(self.tokenizer, max_prompt_length=self.card.max_prompt_length, rendered=prompt)
         end = self.encoder.end_token
         family = open_backbone(str(folder), weights=False).meta

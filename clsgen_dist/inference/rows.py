@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.ingest import Ingested, read_examples
 from clsgen_dist.data.reading.rejection import places
@@ -27,7 +26,7 @@ def labelled_rows(
 ) -> Ingested:
     """The labelled rows of a source, in the model's label space; their explanations are not looked at."""
     rows = read_examples(
-        row_source(source),
+        source,
         columns=dataclasses.replace(columns or Columns(), explanation="", explanations="", difficulty=None),
         labels=predictor.card.labels,
         max_bad_fraction=max_bad_fraction,

@@ -46,7 +46,7 @@ _PROBE_BLOCKS = 16
 """Blocks whose rows are shuffled together in an epoch of the probing run."""
 OF_BACKBONE = ("loss_explanation", "loss_label", "confidence", "variability")
 """Scorers that ask the backbone."""
-SCORERS = (*difficulty.OF_ROWS, *OF_BACKBONE)
+SCORERS = (*difficulty.ROW_SCORERS, *OF_BACKBONE)
 
 
 def difficulty_scores(

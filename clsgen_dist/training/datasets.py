@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.config import DataSettings, Settings
-from clsgen_dist.data.checks.finding import MOST_LISTED, listed
-from clsgen_dist.data.demos.source import row_source
+from clsgen_dist.data.checks.finding import MAX_LISTED, listed
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.reading.rejection import refuse_if_too_bad
-from clsgen_dist.data.tables.build import TableSpec, open_table
+from clsgen_dist.data.tables.build import open_table
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
+from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,6 @@ def open_datasets(
             seed=seed,
             max_bad_fraction=data.max_bad_fraction,
             run=run,
-            say=logger.info,
             quarantine=quarantine and quarantine / "quarantine-train",
             owns_cache=os.environ.get("LOCAL_RANK", "0") == "0",
         )
@@ -127,7 +126,7 @@ def _open(
     encoder: Encoder,
     quarantine: Path | None,
 ) -> RowDataset:
-    table = open_table(row_source(source), _table_spec(data, labels, encoder))
+    table = open_table(source, _table_spec(data, labels, encoder))
     if quarantine is not None:
         if table.quarantine.exists():
             quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -156,10 +155,10 @@ def _classes(rows: RowDataset) -> str:
     names = rows.table.card.labels
     counts = np.bincount(rows.label_N[rows.label_N >= 0], minlength=len(names)).tolist()
     found = list(zip(names, counts, strict=True))
-    if len(found) > MOST_LISTED:
+    if len(found) > MAX_LISTED:
         found.sort(key=lambda item: -item[1])
     return f"{len(names)} classes: {listed(dict(found))}"
 
 
 def _note(rows: RowDataset) -> str:
-    return f"{rows.table.card.summary()}; {rows.shortened()} shortened in the middle of the text"
+    return f"{rows.table.card.summary()}; {rows.truncated()} shortened in the middle of the text"

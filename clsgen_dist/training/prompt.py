@@ -8,7 +8,7 @@ from typing import Any
 
 from clsgen_dist import checkpoint
 from clsgen_dist.config import PromptSettings
-from clsgen_dist.data.prompt import RenderedPrompt, kept_prompt, render_prompt
+from clsgen_dist.data.prompt import RenderedPrompt, render_prompt, saved_prompt
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError
 
@@ -26,9 +26,9 @@ def prompt_of_run(settings: PromptSettings, tokenizer: Any, resume_from: Path | 
         rendered: RenderedPrompt = world.broadcast(render_prompt(tokenizer, **wanted))
         return rendered
     kept = checkpoint.read_marker(resume_from).get("prompt")
-    if kept and (changes := RenderedPrompt.of_json(kept).changes(**wanted)):
+    if kept and (changes := RenderedPrompt.from_json(kept).changes(**wanted)):
         raise CheckpointError(
             f"{resume_from} was trained with another prompt: {'; '.join(changes)}. Restore it, or start a new run with "
             "another output_dir"
         )
-    return kept_prompt(kept, tokenizer, system=settings.system, question=settings.question)
+    return saved_prompt(kept, tokenizer, system=settings.system, question=settings.question)

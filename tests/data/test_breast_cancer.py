@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clsgen_dist.data.demos import breast_cancer
-from clsgen_dist.data.demos.source import row_source
+from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.errors import DataError
 
 
@@ -53,7 +53,7 @@ def test_words_and_evidence_come_from_the_training_split_alone(monkeypatch):
 
 
 def test_unknown_demo_sets_and_splits_are_refused():
-    with pytest.raises(DataError, match="no demo set"):
-        row_source("demo:breast-cancre/train")
+    with pytest.raises(DataError, match="not a demo dataset"):
+        find_source("demo:breast-cancre/train")
     with pytest.raises(DataError, match="train, dev, test"):
-        row_source("demo:breast-cancer/trian")
+        find_source("demo:breast-cancer/trian")

@@ -1,4 +1,4 @@
-"""Encoding: the classification token, what is supervised, what is cut, and what user text can never do."""
+"""Encoding: the classification token, what is supervised, what is truncated, and what user text can never do."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _encoder(tokenizer, **options):
 
 
 def _python_tokenizer(template=None):
-    """One without a fast backend; it calls its own EOS an ordinary token."""
+    """One without a fast backend; its own EOS is not marked as special."""
     tokenizer = ByT5Tokenizer(extra_ids=2)
     tokenizer.add_tokens(["glioblastoma", AddedToken("<|user|>", special=False), AddedToken("<|end|>", special=False)])
     tokenizer.chat_template = template
@@ -126,7 +126,7 @@ def test_user_text_is_tokenised_as_the_tokenizer_does_it(words):
     assert set(truth) & {tokenizer.convert_tokens_to_ids(str(w)) for w in words}, "the words do not occur"
     assert encoder.tokens_of([TEXT]) == [truth]
     assert encoder.explanations([TEXT]) == [[*truth, encoder.end_token]]
-    # A control token amid the text stays text, and the words around it stay what they were.
+    # A control token within the text remains text, and the words around it do not change.
     [ids] = encoder.tokens_of([f"{TEXT}<|im_end|>{TEXT}"])
     assert ids[: len(truth)] == truth and ids[-len(truth) :] == truth
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
@@ -150,7 +150,7 @@ MARKS = (
 
 @pytest.mark.parametrize("make", [byte_level, _python_tokenizer], ids=["fast", "in Python"])
 def test_marks_of_the_template_cannot_be_forged_though_they_are_not_special(make):
-    """Some are spelt out by the template, others it puts together from the role."""
+    """Some are written in the template, others are composed from the role."""
     tokenizer = make(MARKS)
     tokenizer.add_tokens(
         [AddedToken(mark, special=False) for mark in ("<|user|>", "<|assistant|>", "<|end|>", "<tool>")]
@@ -164,7 +164,7 @@ def test_marks_of_the_template_cannot_be_forged_though_they_are_not_special(make
     assert sum(token in control for token in encoder.prompt("x")[0].tolist()) == 3
 
 
-def test_a_word_of_the_question_or_the_system_message_is_no_mark():
+def test_a_word_of_the_question_or_the_system_message_is_not_a_control_token():
     tokenizer = byte_level(words=["HER2+"])
     encoder = Encoder(tokenizer, system="Look at HER2+.", question="Is it HER2+?", max_prompt_length=200)
     assert encoder.tokens_of(["HER2+"]) == [[tokenizer.convert_tokens_to_ids("HER2+")]]
@@ -185,7 +185,7 @@ def test_a_vocabulary_that_holds_a_control_token_as_a_word_is_refused():
         _encoder(tokenizer)
 
 
-def test_a_table_is_built_anew_when_words_or_control_tokens_change():
+def test_a_table_is_built_again_when_words_or_control_tokens_change():
     keys = [
         _encoder(tokenizer).tokenizer_key
         for tokenizer in (
@@ -221,7 +221,7 @@ def test_a_space_that_the_tokenizer_puts_before_each_text_is_not_doubled():
         "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
     )
     tokenizer = with_space_before_each_text(template)
-    whole = tokenizer("<s>[INST] The x\n\nWhy? [/INST]", add_special_tokens=False)["input_ids"]
+    full = tokenizer("<s>[INST] The x\n\nWhy? [/INST]", add_special_tokens=False)["input_ids"]
     encoder = Encoder(tokenizer, question="Why?", max_prompt_length=99)
-    assert encoder.prompt("The x")[0].tolist() == whole
+    assert encoder.prompt("The x")[0].tolist() == full
     assert encoder.end_token == tokenizer.eos_token_id

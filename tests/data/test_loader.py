@@ -1,4 +1,4 @@
-"""The stream: the same rows per optimizer step whoever computes them, and a state of one integer."""
+"""The stream: the same rows per optimizer step for any number of ranks, and a state of one integer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def rows(encoder, mixed, tmp_path_factory):
     import json
 
     from clsgen_dist.data.example import Columns
-    from clsgen_dist.data.tables.build import TableSpec, open_table
+    from clsgen_dist.data.tables.build import open_table
     from clsgen_dist.data.tables.dataset import RowDataset
+    from clsgen_dist.data.tables.spec import TableSpec
 
     path = tmp_path_factory.mktemp("stream") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in mixed))
@@ -65,10 +66,10 @@ def test_ranks_budget_and_restarts_change_nothing_of_what_a_step_sees(rows, worl
     stages = STAGES if staged else ()
     alone = _stream(rows, stages=stages, batch=batch)
     step = stop % alone.steps  # a process that starts here, as after a kill
-    row_B, showing_B = alone.chosen(step)
+    row_B, visit_B = alone.chosen(step)
     length = alone.stage_of(step).stage.max_prompt_length
     expected = Counter(
-        _sequences(collate([rows.sample(int(r), int(s), length)]))[0] for r, s in zip(row_B, showing_B, strict=True)
+        _sequences(collate([rows.sample(int(r), int(s), length)]))[0] for r, s in zip(row_B, visit_B, strict=True)
     )
     seen: Counter = Counter()
     counts = set()
@@ -87,27 +88,27 @@ def test_ranks_budget_and_restarts_change_nothing_of_what_a_step_sees(rows, worl
 
 
 def test_the_stream_is_the_same_read_from_any_step(rows):
-    whole = _stream(rows, stages=STAGES)
-    read = [whole.chosen(step) for step in range(whole.steps)]
-    for step in (whole.steps - 1, 2, whole.steps // 2, 3, 0):
-        row_B, showing_B = _stream(rows, stages=STAGES).chosen(step)
-        assert np.array_equal(row_B, read[step][0]) and np.array_equal(showing_B, read[step][1])
-    # Over the stages, a row's visit_counts are numbered through.
-    row, showing = (np.concatenate([r[k] for r in read]) for k in (0, 1))
+    full = _stream(rows, stages=STAGES)
+    read = [full.chosen(step) for step in range(full.steps)]
+    for step in (full.steps - 1, 2, full.steps // 2, 3, 0):
+        row_B, visit_B = _stream(rows, stages=STAGES).chosen(step)
+        assert np.array_equal(row_B, read[step][0]) and np.array_equal(visit_B, read[step][1])
+    # A row's visits are numbered consecutively over the stages.
+    row, visit = (np.concatenate([r[k] for r in read]) for k in (0, 1))
     for which in range(len(rows)):
-        assert showing[row == which].tolist() == list(range((row == which).sum()))
+        assert visit[row == which].tolist() == list(range((row == which).sum()))
 
 
 def test_several_explanations_are_taken_in_turn_over_stages(rows):
     stream = _stream(rows, stages=[Stage(name="a", epochs=4), Stage(name="b", epochs=2)], batch=len(rows))
     taken: dict[int, Counter] = {}
     for step in range(stream.steps):
-        for row, showing in zip(*stream.chosen(step), strict=True):
-            taken.setdefault(int(row), Counter())[rows.sample(int(row), int(showing)).explanation.tobytes()] += 1
+        for row, visit in zip(*stream.chosen(step), strict=True):
+            taken.setdefault(int(row), Counter())[rows.sample(int(row), int(visit)).explanation.tobytes()] += 1
     counts = np.diff(rows.table.explanation_start_N1)
-    for row, shown in taken.items():
-        assert set(shown.values()) == {6 // max(1, counts[row])}
-        assert len(shown) == max(1, counts[row])
+    for row, visited in taken.items():
+        assert set(visited.values()) == {6 // max(1, counts[row])}
+        assert len(visited) == max(1, counts[row])
 
 
 def test_a_fraction_of_an_epoch_ends_with_a_shorter_step(rows):
@@ -115,7 +116,7 @@ def test_a_fraction_of_an_epoch_ends_with_a_shorter_step(rows):
     assert [len(stream.chosen(step)[0]) for step in range(stream.steps)] == [10, 10, 3]
 
 
-def test_seven_rows_on_three_ranks_starve_nobody(row_dataset):
+def test_seven_rows_on_three_ranks_give_each_rank_a_batch(row_dataset):
     rows = row_dataset([{"text": f"t{i}", "label": "yes" if i % 2 else "no"} for i in range(7)])
     for rank in range(3):
         stream = _stream(rows, rank=rank, world_size=3, batch=2, epochs=1)

@@ -1,4 +1,4 @@
-"""Packing: every row in one bin, no bin over the budget, every rank as many, and evenly full."""
+"""Packing: every row in one bin, no bin over the budget, the same number of bins per rank, balanced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_row_is_in_one_bin_and_no_bin_is_over_the_budget(lengths, budget, 
 
 
 def test_bins_that_only_best_fit_finds_are_found():
-    """Evenly spread, 5+5+3 | 4+4+4 overflow a budget of 12; best-fit decreasing needs no third micro-step."""
+    """Balanced, 5+5+3 | 4+4+4 overflow a budget of 12; best-fit decreasing needs no third micro-step."""
     lengths = np.array([6, 6, 4, 4, 4])
     bins = pack(lengths, budget=12, ranks=1)
     assert len(bins) == 2
@@ -51,7 +51,7 @@ def test_a_row_over_the_budget_is_refused():
         pack(np.array([61]), budget=60, ranks=2)
 
 
-def test_fewer_rows_than_ranks_leave_empty_bins_and_nobody_without():
+def test_fewer_rows_than_ranks_leave_empty_bins():
     [step] = pack(np.array([5, 7]), budget=10, ranks=8)
     assert sorted(map(len, step)) == [0] * 6 + [1] * 2
 
@@ -65,7 +65,9 @@ def test_real_rows_are_packed_to_98_percent(name, ranks, shared_data, encoder):
     rows = [json.loads(line) for line in (shared_data / name / "train.jsonl").open()]
     prompts = encoder.tokens_of([row["text"] for row in rows])
     reasons = encoder.explanations([(row.get("explanations") or [row.get("explanation")])[0] for row in rows])
-    lengths = np.array([min(len(p) + encoder.frame, 1024) + len(r) for p, r in zip(prompts, reasons, strict=True)])
+    lengths = np.array(
+        [min(len(p) + encoder.template_length, 1024) + len(r) for p, r in zip(prompts, reasons, strict=True)]
+    )
     order = np.random.default_rng(0).permutation(len(lengths))
     tokens = waited = 0.0
     for at in range(0, len(lengths) - 127, 128):

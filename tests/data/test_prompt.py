@@ -1,4 +1,4 @@
-"""Chat templates: rendered right, or refused with the setting that helps."""
+"""Chat templates: rendered correctly, or refused with the setting that helps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from clsgen_dist.data.prompt import RenderedPrompt, kept_prompt, render_prompt
+from clsgen_dist.data.prompt import RenderedPrompt, render_prompt, saved_prompt
 from clsgen_dist.errors import ModelError, SettingsError
 from tests.tiny_tokenizers import CHATML, byte_level
 
@@ -36,19 +36,19 @@ def _change(of):
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
-        (NO_SYSTEM, "has no system message (System role not supported)"),
+        (NO_SYSTEM, "does not support a system message (System role not supported)"),
         (DROPS, "does not put prompt.system into the prompt"),
         (DROPS_FOR_ITS_OWN, "does not put prompt.system into the prompt"),
         (SHOUTS, "does not put prompt.system into the prompt"),
     ],
     ids=["refuses it", "drops it", "has its own", "changes it"],
 )
-def test_a_system_message_that_would_be_lost_is_refused_and_without_one_the_template_works(template, said):
+def test_a_system_message_that_would_be_lost_is_refused_and_without_one_the_template_works(template, message):
     with pytest.raises(ModelError) as caught:
         _render(template, system="Be brief.")
-    assert said in str(caught.value) and "leave prompt.system out" in str(caught.value)
+    assert message in str(caught.value) and "leave prompt.system out" in str(caught.value)
     assert _render(template).prefix.endswith("<|im_start|>user\n")
 
 
@@ -135,18 +135,18 @@ def test_a_broken_template_is_one_line(template):
         _render(template)
 
 
-def test_a_prompt_is_kept_whole_and_tells_what_changed():
+def test_a_prompt_is_saved_completely_and_reports_what_changed():
     prompt = _render(CHATML, system="Be brief.", template_kwargs={"date_string": "1 Jan"})
-    kept = RenderedPrompt.of_json(json.loads(json.dumps(prompt.to_json())))
+    kept = RenderedPrompt.from_json(json.loads(json.dumps(prompt.to_json())))
     assert kept == prompt
     same = {name: asdict(prompt)[name] for name in ("system", "question", "chat_template", "template_kwargs")}
     assert kept.changes(**same) == []
     assert kept.changes(**{**same, "question": "How?"}) == ["prompt.question was 'Why?' and is now 'How?'"]
 
 
-def test_a_run_too_old_to_keep_its_prompt_goes_on_with_it_as_it_was():
+def test_a_run_older_than_saved_prompts_resumes_with_the_same_prompt():
     tokenizer = byte_level(THINKS_IF_ASKED, words=["glioblastoma"])
-    prompt = kept_prompt(None, tokenizer, system=None, question="Why?")
+    prompt = saved_prompt(None, tokenizer, system=None, question="Why?")
     assert prompt.suffix == "\n\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     assert "glioblastoma" in prompt.control
-    assert kept_prompt(_render(CHATML).to_json(), tokenizer, system=None, question="x") == _render(CHATML)
+    assert saved_prompt(_render(CHATML).to_json(), tokenizer, system=None, question="x") == _render(CHATML)

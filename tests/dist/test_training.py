@@ -59,7 +59,7 @@ def _plain_torch(settings) -> dict[str, torch.Tensor]:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor(step, total, warmup_fraction=0.1, final_fraction=0.1)
         # Each row alone: nothing is packed.
-        batches = [collate([rows.train.sample(int(row), int(showing))]) for row, showing in zip(*stream.chosen(step))]
+        batches = [collate([rows.train.sample(int(row), int(visit))]) for row, visit in zip(*stream.chosen(step))]
         outputs = [model(**batch.inputs()) for batch in batches]
         generation = torch.cat([o.generation_loss for o in outputs]).mean()
         classification = torch.cat([o.class_loss for o in outputs]).sum() / max(1, sum(b.labelled for b in batches))

@@ -47,7 +47,7 @@ def test_bad_rows_are_quarantined_with_file_line_and_reason(tmp_path, encoder):
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ([], "holds no rows"),
+        ([], "has no rows"),
         ([b"{", b"}"], "2 of 2 rows are bad"),
         ([{**row, "label": "a"} for row in GOOD], r"found the classes \['a'\], expected two or more"),
         ([{"text": "x", "explanation": "y"}], r"found the classes \[\], expected two or more"),
@@ -78,8 +78,8 @@ def test_the_classes_are_told_with_their_rows_and_so_is_what_was_read_otherwise_
     assert read.notes[1] == "2 classes: 'a' (5), 'b' (3)"
     for part in (
         "1 without label",
-        "1 labels like 'None' taken as missing",
-        "1 labels cleared of invisible characters",
+        "1 labels like 'None' read as missing",
+        "1 labels read without their invisible characters",
         "1 explanation lists read from their text",
     ):
         assert part in read.notes[0]
@@ -103,11 +103,11 @@ def test_a_class_that_is_called_like_a_missing_value_is_one_once_it_is_named(tmp
     lines = [{"text": f"t{n}", "label": ("None", "some")[n % 2], "explanation": "so"} for n in range(8)]
     path = _write(tmp_path / "rows.jsonl", lines)
     assert open_datasets(_data(path, labels=["None", "some"]), encoder, None).train.label_N.tolist() == [0, 1] * 4
-    with pytest.raises(DataError, match=r"found the classes \['some'\].*4 labels like 'None' taken as missing"):
+    with pytest.raises(DataError, match=r"found the classes \['some'\].*4 labels like 'None' read as missing"):
         open_datasets(_data(path), encoder, None)
     for line in lines:
         del line["explanation"]
     with pytest.raises(
-        DataError, match=r"nothing to learn from this row; list 'None' in data.labels, if it is a class"
+        DataError, match=r"the row has nothing to train on; list 'None' in data.labels, if it is a class"
     ):
         open_datasets(_data(_write(tmp_path / "bare.jsonl", lines)), encoder, None)

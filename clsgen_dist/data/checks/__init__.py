@@ -1,1 +1,1 @@
-"""What `clsgen data check` looks at, finds and shows."""
+"""The checks of `clsgen data check`: ``measure`` reads the rows, ``report`` writes what the others find."""

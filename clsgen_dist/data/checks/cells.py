@@ -1,4 +1,4 @@
-"""Cells that were read as something else than they look (:class:`clsgen_dist.data.reading.cells.Notice`), by kind."""
+"""Cells that were not read literally (:class:`clsgen_dist.data.reading.cells.Notice`), by kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clsgen_dist.data.checks.finding import Finding, listed, row_ref, rows_are
 from clsgen_dist.data.checks.measure import Split
 from clsgen_dist.data.reading.cells import Notice
 
-_TOLD = {
+_MESSAGES = {
     Notice.MISSING_LABEL: (
         "a word for a missing value as label: {}; it is read as no label",
         "leave these cells empty; if it is a class, list it in data.labels",
@@ -20,15 +20,15 @@ _TOLD = {
     ),
     Notice.LIST_TEXT: (
         "the text of a list as explanation, like {}; its items are read as explanations",
-        "see that they are what you mean, or write the column as JSON",
+        "check that they are what you mean, or write the column as JSON",
     ),
     Notice.RESPELT_LABEL: (
-        "a label spelt like a float or truth value: {}; it is read as the class that it means, like '0' for 0.0",
-        "write 0 or true, so that every file and program names the class alike",
+        "a label written as a float or boolean: {}; it is read as the class that it means, like '0' for 0.0",
+        "write 0 or true, so that the class has the same name in every file and program",
     ),
     Notice.HIDDEN_CHARACTERS: (
-        "a label with characters that nobody sees: {}; it is read without them",
-        "delete zero-width, non-breaking and direction marks there, and compose accents (NFC)",
+        "a label with invisible characters: {}; it is read without them",
+        "delete zero-width, non-breaking and direction marks, and compose accents (NFC)",
     ),
     Notice.BRACKETED: (
         "an explanation in brackets, like {}, which may be a list without quotes; it is kept as one text",
@@ -43,7 +43,7 @@ _TOLD = {
 
 def cells(split: Split, names: Sequence[str]) -> Iterator[Finding]:
     for notice, found in split.notices.items():
-        what, remedy = _TOLD[notice]
+        what, remedy = _MESSAGES[notice]
         rows = sorted({row for row, _ in found})
         first, counts = dict(reversed(found)), dict(Counter(cell for _, cell in found).most_common())
         yield Finding(

@@ -1,4 +1,4 @@
-"""Texts that occur again: within a file, where a copy counts its text once more; between files, where it leaks."""
+"""Repeated texts: within a file, where copies weigh their text more; between files, where test rows leak."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: 
             "exact-duplicates",
             "warning",
             (split.source.name,),
-            f"{rows_are(len(copies), 'repeats', 'repeat')} a text of the file (but for case and space): there are "
-            f"{len(first)} different texts",
-            "delete the copies: each counts its text once more, in training and in the figures",
+            f"{rows_are(len(copies), 'repeats', 'repeat')} a text of the file (apart from case and white space): "
+            f"there are {len(first)} different texts",
+            "delete the copies: each gives its text more weight, in training and in the metrics",
             len(copies),
             len(split),
             copies,
         )
     mine = [s for s, where in enumerate(measured.sketch_split) if where == index and near.partner_RS[s, index] >= 0]
     if mine:
-        places = []
+        pairs = []
         for sketch in mine:
             like = int(near.partner_RS[sketch, index])
-            places.append(_pair(measured, sketch, like, near.likeness_RS[sketch, index]))
+            pairs.append(_pair(measured, sketch, like, near.jaccard_RS[sketch, index]))
         sizes = Counter(near.group_R[mine].tolist())
         split_by_label = sum(
-            bool(place.like and place.label and place.like.label and place.label != place.like.label)
-            for place in places
+            bool(pair.like and pair.label and pair.like.label and pair.label != pair.like.label) for pair in pairs
         )
         yield Finding(
             "near-duplicates",
@@ -47,11 +46,11 @@ def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: 
             f"{_at_least(near)}{len(mine)} of {len(first)} texts are nearly the same as another of the file "
             f"(Jaccard index {limits.near:g} or more), in {len(sizes)} group{'s' * (len(sizes) != 1)}, "
             f"the largest of {max(sizes.values())}"
-            + (f"; {split_by_label} have another label than their like" if split_by_label else ""),
-            "look at some; keep one of each group, and keep a group's rows in one split",
+            + (f"; {split_by_label} have another label than the text they match" if split_by_label else ""),
+            "look at some; keep one row of each group, or at least the group in one split",
             len(mine),
             len(split),
-            places,
+            pairs,
         )
 
 
@@ -72,7 +71,7 @@ def leakage(measured: Measured, earlier: int, later: int, near: NearDuplicates, 
             "error",
             both,
             f"{len(same)} of {len(b)} rows of {both[1]} have the same text as a row of {both[0]} "
-            f"({len(same) / len(b):.1%}): what is measured there is memory",
+            f"({len(same) / len(b):.1%}): metrics on them measure memorisation",
             f"delete them from {both[0]}, or from {both[1]}",
             len(same),
             len(b),
@@ -82,8 +81,8 @@ def leakage(measured: Measured, earlier: int, later: int, near: NearDuplicates, 
     for row, sketch in enumerate(b.sketches):
         if b.hashes[row] not in known and near.partner_RS[sketch, earlier] >= 0:
             like = int(near.partner_RS[sketch, earlier])
-            place = _pair(measured, sketch, like, near.likeness_RS[sketch, earlier])
-            close.append(row_ref(b, row, names, place.detail, place.like))
+            pair = _pair(measured, sketch, like, near.jaccard_RS[sketch, earlier])
+            close.append(row_ref(b, row, names, pair.detail, pair.like))
     if close:
         yield Finding(
             "near-leakage",
@@ -91,7 +90,7 @@ def leakage(measured: Measured, earlier: int, later: int, near: NearDuplicates, 
             both,
             f"{_at_least(near)}{len(close)} of {len(b)} rows of {both[1]} are nearly the same as a row of {both[0]} "
             f"({len(close) / len(b):.1%}; Jaccard index {limits.near:g} or more)",
-            "look at some; rows that say the same belong in one split",
+            "look at some; rows with the same content belong in one split",
             len(close),
             len(b),
             close,
@@ -115,7 +114,7 @@ def _at_least(near: NearDuplicates) -> str:
 
 
 def _pair(measured: Measured, sketch: int, like: int, jaccard: float) -> RowRef:
-    """The row of a sketch, with the row it is like."""
+    """The row of a sketch, with the row it resembles."""
     one, other = (
         row_ref(measured.splits[measured.sketch_split[s]], measured.sketch_row[s], measured.label_names)
         for s in (sketch, like)

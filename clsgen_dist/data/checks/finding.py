@@ -1,7 +1,7 @@
 """A finding about rows: what is wrong, how many, where, and what to do.
 
-``error``: training on the rows would be refused, or its figures would be wrong. ``warning``: it works, and somebody
-should know. ``info``: nothing to do. The codes are stable; ``clsgen data check --json`` writes them with every row.
+``error``: training would refuse the rows, or its metrics would be wrong. ``warning``: training works, but the rows
+deserve a look. ``info``: nothing to do. The codes are stable; ``clsgen data check --json`` writes them with every row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clsgen_dist.data.checks.measure import Split
 
 Severity = Literal["error", "warning", "info"]
-MOST_LISTED, _LONGEST_NAME = 8, 60
+MAX_LISTED, _MAX_NAME_LENGTH = 8, 60
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 
@@ -30,16 +30,16 @@ class RowRef:
     """None for a row that could not be read."""
     label: str | None = None
     detail: str = ""
-    """What is particular to this row."""
+    """What is specific to this row."""
     like: RowRef | None = None
     """The row it is a copy of."""
     excerpt: str = ""
-    """The beginning of a row that could not be taken; of the others the report reads it again."""
+    """The beginning of a rejected row; the report reads the other rows again."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the rows that a person should know."""
+    """Something to know about the rows."""
 
     code: str
     severity: Severity
@@ -50,14 +50,14 @@ class Finding:
     count: int = 0
     """Affected rows."""
     of: int = 0
-    """Rows it is a share of."""
+    """Rows that ``count`` is a share of."""
     rows: list[RowRef] = field(default_factory=list)
     """All affected rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What training would do with these rows."""
+    """The limits that training would apply to these rows."""
 
     max_prompt_length: int
     max_explanation_length: int
@@ -66,22 +66,22 @@ class Limits:
     """Jaccard index from which two texts are near duplicates."""
 
 
-def shown(finding: Finding, most: int) -> list[RowRef]:
-    """The first rows for people: of two rows that are each the other's like, only one."""
-    told: set[tuple[str, int]] = set()
-    places: list[RowRef] = []
-    for place in finding.rows:
-        if len(places) == most:
+def first_rows(finding: Finding, limit: int) -> list[RowRef]:
+    """The first rows to show to people; a pair of copies of each other is listed once."""
+    listed_rows: set[tuple[str, int]] = set()
+    rows: list[RowRef] = []
+    for row in finding.rows:
+        if len(rows) == limit:
             break
-        if place.like and {(p.split, p.line) for p in (place, place.like)} <= told:
+        if row.like and {(p.split, p.line) for p in (row, row.like)} <= listed_rows:
             continue
-        told |= {(p.split, p.line) for p in (place, place.like) if p}
-        places.append(place)
-    return places
+        listed_rows |= {(p.split, p.line) for p in (row, row.like) if p}
+        rows.append(row)
+    return rows
 
 
 def row_ref(split: Split, row: int, names: Sequence[str] = (), detail: str = "", like: RowRef | None = None) -> RowRef:
-    """A row's place; with its label if ``names`` are given."""
+    """The reference to a row, with its label if ``names`` are given."""
     label = names[split.labels[row]] if names and split.labels[row] >= 0 else None
     return RowRef(split.source.name, split.lines[row], split.ids[row], label, detail, like)
 
@@ -92,7 +92,7 @@ def rows_are(count: int, one: str, several: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters, lone surrogates, zero-width and direction marks made visible."""
+    """The text with control characters, lone surrogates, zero-width and direction marks as replacement characters."""
     return re.sub(
         r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]",
         "\ufffd",
@@ -107,11 +107,11 @@ def shortened(text: str, length: int = 40) -> str:
 
 
 def named(name: str) -> str:
-    """A class's name in quotes, not longer than a line."""
-    return repr(name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + " …")
+    """A class's name in quotes, shortened if it is long."""
+    return repr(name if len(name) <= _MAX_NAME_LENGTH else name[:_MAX_NAME_LENGTH] + " …")
 
 
 def listed(counts: dict[str, int]) -> str:
     """The first names with their counts."""
-    more = f" and {len(counts) - MOST_LISTED} more" if len(counts) > MOST_LISTED else ""
-    return ", ".join(f"{named(name)} ({count})" for name, count in list(counts.items())[:MOST_LISTED]) + more
+    more = f" and {len(counts) - MAX_LISTED} more" if len(counts) > MAX_LISTED else ""
+    return ", ".join(f"{named(name)} ({count})" for name, count in list(counts.items())[:MAX_LISTED]) + more

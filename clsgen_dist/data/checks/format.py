@@ -1,4 +1,4 @@
-"""What is wrong with files, explanations and lengths: rows that cannot be used, none explained, too long to fit."""
+"""Findings on files, explanations and lengths: unusable rows, missing explanations, texts that are too long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
         yield Finding(split.fault.kind, "error", name, f"{path} {split.fault.what}", split.fault.remedy)
         return
     if not split.total:
-        yield Finding("empty", "error", name, f"{path} holds no rows", "check what wrote the file, or leave it out")
+        yield Finding("empty", "error", name, f"{path} has no rows", "check what wrote the file, or leave it out")
         return
     if split.has_byte_order_mark:
         yield Finding("byte-order-mark", "info", name, f"{path} begins with UTF-8's byte order mark; it is skipped")
@@ -46,7 +46,7 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
             name,
             rows_are(len(split.mojibake), "holds", "hold")
             + " wrongly decoded characters (like 'Ã©' for 'é', or '\ufffd')",
-            "write the file again from its origin, reading that in its true encoding; the package ftfy fixes most",
+            "write the file again from its source, decoded with the right encoding; the ftfy package repairs most",
             len(split.mojibake),
             len(split),
             [row_ref(split, row) for row in split.mojibake],
@@ -54,21 +54,21 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
 
 
 def _remedy(split: Split) -> str:
-    """The remedy for the commonest kind of unusable row."""
+    """The remedy for the most frequent kind of unusable row."""
     code = Rejection(Counter(row.code for row in split.rejected).most_common(1)[0][0])
     if code is Rejection.NOT_UTF8:
         return f"if the file is Latin-1 (Windows): iconv -f WINDOWS-1252 -t UTF-8 {split.source.path} > NEW"
     if code in (Rejection.NO_TARGET, Rejection.MISSING_TEXT):
-        columns = next(row for row in split.rejected if row.code == code)
+        row = next(row for row in split.rejected if row.code == code)
         try:
-            there = ", ".join(json.loads(columns.raw))
+            found = ", ".join(json.loads(row.raw))
         except (json.JSONDecodeError, TypeError):
-            there = ""
+            found = ""
         return "name your columns with --columns.text, --columns.label and --columns.explanation" + (
-            f"; line {columns.line} has {there}" if there else ""
+            f"; line {row.line} has {found}" if found else ""
         )
     if code is Rejection.DUPLICATE_ID:
-        return "delete the copies, or give each row an id of its own"
+        return "delete the copies, or give each row a unique id"
     return "fix or delete these rows"
 
 
@@ -80,8 +80,8 @@ def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator
             "none-explained",
             "warning",
             name,
-            f"none of {len(split)} rows has an explanation: the model would learn to classify and not to explain",
-            "check --columns.explanation, or write explanations for some hundred rows",
+            f"none of {len(split)} rows has an explanation: the model would be trained to classify, but not to explain",
+            "check --columns.explanation, or write explanations for a few hundred rows",
             len(split),
             len(split),
         )
@@ -103,7 +103,7 @@ def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator
             "long-explanations",
             "error" if bad > limits.max_bad_fraction else "warning",
             name,
-            f"{rows_are(len(long), 'would', 'would')} be left out: an explanation is longer than "
+            f"{rows_are(len(long), 'would', 'would')} be rejected: an explanation is longer than "
             f"data.max_explanation_length {limit} tokens (the longest has {max(split.explanation_tokens)})",
             f"shorten them, or raise data.max_explanation_length to {max(split.explanation_tokens)}",
             len(long),
@@ -120,7 +120,7 @@ def lengths(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Find
         covers = int(np.percentile(split.prompt_tokens, 99))
         advice = f"raise data.max_prompt_length to {longest}"
         if covers <= limit or len(cut) == 1:
-            advice = "shorten these texts, so that what decides is not in the middle"
+            advice = "shorten these texts, so that what matters is not in the middle"
         elif covers < longest / 2:
             advice = f"raise data.max_prompt_length to {covers} (fits 99 % of the rows)"
         yield Finding(

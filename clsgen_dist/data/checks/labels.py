@@ -1,4 +1,4 @@
-"""What is wrong with labels: one class, few rows, imbalance, misspelt names, and texts with two labels."""
+"""Findings on labels: one class, few rows, imbalance, misspelt names, and texts with two labels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from clsgen_dist.data.checks.near import normalised
 from clsgen_dist.data.reading.cells import MISSING_WORDS
 
 _FEW_ROWS = 20
-"""Rows of a class; with fewer, one row more or less moves recall by five points."""
+"""Rows of a class; with fewer, a single row changes recall by more than five points."""
 _UNBALANCED = 10
-"""The largest class has this many times the rows of the smallest."""
+"""Reported when the largest class has this many times the rows of the smallest."""
 
 
 def class_counts(split: Split, names: Sequence[str]) -> dict[str, int]:
@@ -26,32 +26,32 @@ def class_counts(split: Split, names: Sequence[str]) -> dict[str, int]:
     return {name: counts[index] for index, name in enumerate(names) if counts[index]}
 
 
-_MOST_GROUPS = 10
+_MAX_GROUPS = 10
 _MISSING = frozenset(word.casefold() for word in MISSING_WORDS)
-_MOST_NAMES = 200
-"""With more classes, their names are not compared for slips: each would be held against each."""
+_MAX_NAMES = 200
+"""With more classes, names are not compared for typos, which takes quadratic time."""
 
 
 _LOOKALIKES = str.maketrans("асԁеһіјкмոорԛѕтѵԝхуαικνορτυχ", "acdehijkmnopqstvwxyaikvoptux")
-"""Small letters of the Cyrillic, Greek and Armenian alphabets that look like Latin ones (Unicode TS 39)."""
+"""Lower-case Cyrillic, Greek and Armenian letters that look like Latin ones (Unicode TS 39)."""
 
 
-def _look(name: str) -> str:
-    """What two names that could be taken for each other have in common."""
+def _skeleton(name: str) -> str:
+    """Equal for names that look alike (a skeleton in the sense of Unicode TS 39)."""
     return normalised(name).translate(_LOOKALIKES)
 
 
-def _folded(counts: dict[str, int]) -> dict[str, int]:
-    """Classes whose names look alike as one, under the commonest name."""
+def _merge_alike(counts: dict[str, int]) -> dict[str, int]:
+    """The counts with classes whose names look alike merged, under the most frequent name."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(counts, key=lambda name: -counts[name]):
-        groups[_look(name)].append(name)
+        groups[_skeleton(name)].append(name)
     return {group[0]: sum(counts[name] for name in group) for group in groups.values()}
 
 
 def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Finding]:
     name = (split.source.name,)
-    counts = _folded(class_counts(split, names))
+    counts = _merge_alike(class_counts(split, names))
     labelled = sum(counts.values())
     if len(counts) < 2:
         found = f"all {labelled} labelled rows are {named(next(iter(counts)))}" if counts else "no row has a label"
@@ -71,7 +71,7 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
             "unlabelled",
             "info",
             name,
-            f"{rows_are(len(split) - labelled, 'has', 'have')} no label: only explanations are learnt there",
+            f"{rows_are(len(split) - labelled, 'has', 'have')} no label: they train the explanation only",
             count=len(split) - labelled,
             of=len(split),
             rows=[row_ref(split, row) for row, label in enumerate(split.labels) if label < 0],
@@ -83,9 +83,7 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
             "warning",
             name,
             f"fewer than {_FEW_ROWS} rows of a class: {listed(few)}",
-            "add rows: so few are learnt by heart"
-            if is_train
-            else "add rows: figures on so few have very wide intervals",
+            "add rows: so few are memorised" if is_train else "add rows: metrics on so few have very wide intervals",
             sum(few.values()),
             labelled,
         )
@@ -96,8 +94,8 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
             "warning",
             name,
             f"{counts[commonest]} rows of {named(commonest)} for {counts[rarest]} of {named(rarest)} "
-            f"({counts[commonest] / counts[rarest]:.0f} to 1): a model that always says {named(commonest)} is right in "
-            f"{counts[commonest] / labelled:.0%} of the rows",
+            f"({counts[commonest] / counts[rarest]:.0f} to 1): a model that always predicts {named(commonest)} is "
+            f"right in {counts[commonest] / labelled:.0%} of the rows",
             f"collect more rows of {named(rarest)}; judge by AUROC and F1, never by accuracy",
             counts[rarest],
             labelled,
@@ -110,26 +108,28 @@ def label_names(measured: Measured) -> Iterator[Finding]:
     same: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
         if totals[index]:
-            same[_look(name)].append(index)
+            same[_skeleton(name)].append(index)
     alike = [(sorted(group, key=lambda i: -totals[i]), "look alike") for group in same.values()]
     folded = sorted(same, key=lambda key: -max(totals[i] for i in same[key]))
-    for place, key in enumerate(folded if len(folded) <= _MOST_NAMES else []):
+    for place, key in enumerate(folded if len(folded) <= _MAX_NAMES else []):
         near = [
             other
             for other in difflib.get_close_matches(key, folded[:place], n=1, cutoff=0.85)
             if 20 * totals[same[key][0]] <= max(totals[i] for i in same[other]) and not any(c.isdigit() for c in key)
         ]
-        alike += [([max(same[other], key=lambda i: totals[i]), *same[key]], "may be one misspelt") for other in near]
+        alike += [
+            ([max(same[other], key=lambda i: totals[i]), *same[key]], "may be one class, misspelt") for other in near
+        ]
     alike = [(group, how) for group, how in alike if len(group) > 1]
-    if len(alike) > _MOST_GROUPS:
+    if len(alike) > _MAX_GROUPS:
         yield Finding(
             "label-names",
             "warning",
             tuple(split.source.name for split in measured.splits),
-            f"{len(alike)} groups of labels look alike, or differ by a slip; {_MOST_GROUPS} of them follow",
-            "see that data.columns.label names the column of the classes, and write each class in one way",
+            f"{len(alike)} groups of labels look alike, or differ by a typo; {_MAX_GROUPS} of them follow",
+            "check that data.columns.label names the column of the classes, and spell each class in one way",
         )
-    for group, how in alike[:_MOST_GROUPS]:
+    for group, how in alike[:_MAX_GROUPS]:
         rare = set(group[1:])
         rows = [
             row_ref(split, row, names)
@@ -141,7 +141,7 @@ def label_names(measured: Measured) -> Iterator[Finding]:
             "label-names",
             "warning",
             tuple(dict.fromkeys(place.split for place in rows)),
-            f"the labels {listed({names[i]: totals[i] for i in group})} {how}, and would be classes of their own",
+            f"the labels {listed({names[i]: totals[i] for i in group})} {how}, and would be separate classes",
             f"write {named(names[group[0]])} in these rows, or list the true classes in data.labels",
             len(rows),
             sum(totals.values()),
@@ -181,8 +181,8 @@ def unseen_classes(measured: Measured, train: int, limits: Limits) -> Iterator[F
                 "unseen-class",
                 "error" if too_many else "warning",
                 (split.source.name,),
-                f"{rows_are(len(rows), 'has', 'have')} a class that {measured.splits[train].source.name} does not: "
-                + listed(unseen),
+                f"{rows_are(len(rows), 'has', 'have')} a class that {measured.splits[train].source.name} does not "
+                f"have: {listed(unseen)}",
                 "fix the labels, or move rows of the class to the training file",
                 len(rows),
                 len(split),
@@ -191,7 +191,7 @@ def unseen_classes(measured: Measured, train: int, limits: Limits) -> Iterator[F
 
 
 def conflicts(measured: Measured) -> Iterator[Finding]:
-    hashes, splits, rows = _table(measured)
+    hashes, splits, rows = _all_rows(measured)
     labels = np.concatenate([np.asarray(split.labels, dtype=np.int64) for split in measured.splits])
     found: list[RowRef] = []
     texts, across = 0, 0
@@ -220,7 +220,7 @@ def conflicts(measured: Measured) -> Iterator[Finding]:
         )
 
 
-def _table(measured: Measured) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+def _all_rows(measured: Measured) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
     """Hash, split and row of all rows."""
     splits = measured.splits
     return (
@@ -231,7 +231,7 @@ def _table(measured: Measured) -> tuple[NDArray[np.uint64], NDArray[np.int64], N
 
 
 def _repeated(hashes: NDArray[np.uint64], among: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
-    """Places of each hash that occurs more than once, in their order."""
+    """Indices of each hash that occurs more than once, in order."""
     places = np.flatnonzero(among)
     order = places[np.argsort(hashes[places], kind="stable")]
     ends = np.flatnonzero(np.diff(hashes[order])) + 1

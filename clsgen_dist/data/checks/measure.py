@@ -1,33 +1,36 @@
-"""What `clsgen data check` keeps of the rows it reads: numbers, hashes and places, never the texts.
+"""What `clsgen data check` keeps of the rows it reads: numbers, hashes and line numbers, never the texts.
 
-Cost: one pass over each source; per row two runs of the tokenizer, one MinHash sketch (the first time a text is met in
-its split) and about 1.5 KB of memory.
+Cost: one pass over each source; per row two runs of the tokenizer, one MinHash sketch (once per distinct text of a
+split) and about 1.5 KB of memory.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
 from clsgen_dist.data.checks.near import Sketches, Template, normalised, text_hash
-from clsgen_dist.data.demos.source import row_source
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import Notice
 from clsgen_dist.data.reading.ingest import unique_rows
+from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import RejectedRow
 from clsgen_dist.data.reading.sniff import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file
 from clsgen_dist.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 _SAMPLE = 1000
-"""First rows in which the shared template is looked for."""
+"""First rows, from which the shared template is estimated."""
 _MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€")
 """The replacement character, and UTF-8 that was read as Latin-1 and written again."""
-_RAW_KEPT = 300
+_MAX_RAW = 300
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Source:
     name: str
     """The split's name."""
     path: str
-    """As :func:`clsgen_dist.data.reading.ingest.unique_rows` takes it."""
+    """See :func:`clsgen_dist.data.reading.records.find_source`."""
 
 
 @dataclass
@@ -46,34 +49,34 @@ class Split:
 
     source: Source
     fault: FileFault | None = None
-    """Why nothing of the file was read."""
+    """Why the file was not read."""
     has_byte_order_mark: bool = False
     ids: list[str] = field(default_factory=list)
     lines: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("i"))
     """Index into the label names, or -1."""
     hashes: array[int] = field(default_factory=lambda: array("Q"))
-    """Of the normalised text: equal for texts that differ in case and white space only."""
+    """Of the normalised text: equal for texts that differ only in case and white space."""
     sketches: array[int] = field(default_factory=lambda: array("q"))
     """Index of the text's sketch: the same for equal texts of the split."""
     prompt_tokens: array[int] = field(default_factory=lambda: array("q"))
-    """Template and question included, nothing cut."""
+    """Of the untruncated prompt, template and question included."""
     explanation_tokens: array[int] = field(default_factory=lambda: array("q"))
     """Of the longest explanation with its end token; 0 for a row without any."""
     explanations: array[int] = field(default_factory=lambda: array("i"))
     mojibake: list[int] = field(default_factory=list)
     """Rows whose text or explanation looks wrongly decoded."""
     notices: dict[Notice, list[tuple[int, str]]] = field(default_factory=dict)
-    """Rows with cells that were read as something else than they look, and the cell's beginning."""
+    """Rows with cells that were not read literally, and the beginning of the cell."""
     rejected: list[RejectedRow] = field(default_factory=list)
-    """Rows that training would not take."""
+    """Rows that training would reject."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def total(self) -> int:
-        """Rows with the rejected ones."""
+        """Rows including the rejected ones."""
         return len(self.ids) + len(self.rejected)
 
 
@@ -83,7 +86,7 @@ class Measured:
 
     splits: list[Split]
     label_names: list[str]
-    """In the order they were met, or the recipe's."""
+    """The recipe's, or those found, in order of appearance."""
     labels_are_listed: bool
     """Whether they are the recipe's."""
     sketches: Sketches
@@ -95,7 +98,7 @@ class Measured:
 
 
 def sources_of(files: Sequence[str]) -> list[Source]:
-    """Names for the files: ``name=path`` as given, else the stem or the split's name, with more of the path if need be.
+    """Names for the files: ``name=path`` as given, else the stem or the split's name, or the path if that is ambiguous.
 
     Raises:
         DataError: the same name or file twice.
@@ -107,7 +110,7 @@ def sources_of(files: Sequence[str]) -> list[Source]:
         named.append((name, path) if given else (None, file))
     stems = [name or _stem(path) for name, path in named]
     sources = [
-        Source(stem if stems.count(stem) == 1 or name else path, row_source(path))
+        Source(stem if stems.count(stem) == 1 or name else path, path)
         for (name, path), stem in zip(named, stems, strict=True)
     ]
     names = [source.name for source in sources]
@@ -130,22 +133,20 @@ def measure(
     columns: Columns,
     labels: Sequence[str] | None,
     encoder: Encoder,
-    note: Callable[[str], None] = lambda text: None,
 ) -> Measured:
     """Read each source once.
 
     Args:
         sources: the splits.
-        columns: how their columns are called.
-        labels: the recipe's label space; None takes what is found.
+        columns: the names of their columns.
+        labels: the recipe's label space; None accepts the labels that are found.
         encoder: counts tokens, template and question included.
-        note: told which file is being read.
 
     Raises:
-        DataError: a source is not there, or has no text column.
+        DataError: a source does not exist, or has no text column.
     """
-    splits = [Split(source, *_look_at_bytes(source.path)) for source in sources]
-    # All are opened before the first is read: a wrong path must not show after minutes.
+    splits = [_open(source) for source in sources]
+    # All are opened before the first is read: a wrong path should fail at once, not after minutes.
     rows = [None if split.fault else unique_rows(split.source.path, columns=columns, labels=labels) for split in splits]
     sketches: Sketches | None = None
     names = {name: index for index, name in enumerate(labels or [])}
@@ -153,7 +154,7 @@ def measure(
     for index, (split, split_rows) in enumerate(zip(splits, rows, strict=True)):
         if split_rows is None:
             continue
-        note(f"reading {split.source.path}")
+        logger.info("reading %s", split.source.path)
         sample = list(islice(split_rows, _SAMPLE))
         if sketches is None and any(isinstance(row, Example) for row in sample):
             measured.template = Template.of(normalised(row.text) for row in sample if isinstance(row, Example))
@@ -161,15 +162,15 @@ def measure(
         seen: dict[int, int] = {}
         for row in chain(sample, split_rows):
             if isinstance(row, RejectedRow):
-                split.rejected.append(replace(row, raw=row.raw[:_RAW_KEPT]))
+                split.rejected.append(replace(row, raw=row.raw[:_MAX_RAW]))
             else:
-                _take(row, split, index, names, measured, encoder, seen)
+                _add(row, split, index, names, measured, encoder, seen)
         del sample
     measured.label_names = list(names)
     return measured
 
 
-def _take(
+def _add(
     row: Example,
     split: Split,
     index: int,
@@ -199,8 +200,14 @@ def _take(
     split.explanation_tokens.append(max(map(len, encoder.explanations(row.explanations)), default=0))
 
 
-def _look_at_bytes(path: str) -> tuple[FileFault | None, bool]:
-    """What keeps a text file from being read at all, and whether it begins with UTF-8's byte order mark."""
+def _open(source: Source) -> Split:
+    """The split of a source, with the path of its file."""
+    fault, has_mark = _inspect_bytes(source.path)
+    return Split(source if fault else replace(source, path=find_source(source.path).source), fault, has_mark)
+
+
+def _inspect_bytes(path: str) -> tuple[FileFault | None, bool]:
+    """Why a text file cannot be read, None if it can, and whether it begins with UTF-8's byte order mark."""
     file = Path(path).expanduser()
     try:
         if kind_of_file(file) not in ("jsonl", "csv") or not file.is_file():
@@ -208,11 +215,11 @@ def _look_at_bytes(path: str) -> tuple[FileFault | None, bool]:
         fault = file_fault(file)
         return fault, fault is None and has_byte_order_mark(file)
     except OSError:
-        return None, False  # the reader meets it again, and says so
+        return None, False  # the reader raises it again, as a DataError
 
 
 def excerpts(source: str, columns: Columns, lines: set[int], length: int) -> Iterator[tuple[int, str]]:
-    """The first characters of the texts on some lines: the file is read again, up to the last of them."""
+    """The first characters of the texts on these lines; the file is read again, up to the last of them."""
     last = max(lines, default=0)
     for row in unique_rows(source, columns=columns, labels=None, require_target=False) if lines else ():
         line = int(row.source.rpartition(":")[2]) if isinstance(row, Example) else row.line

@@ -1,18 +1,18 @@
 """Near duplicates among many short texts, without comparing every pair.
 
-A text becomes the set of its 5-character pieces (2 for scripts without spaces), after NFKC, case folding and one blank
-for any white space. The likeness of two texts is the Jaccard index of their sets, |A ∩ B| / |A ∪ B|. MinHash keeps P
-minima of a set under P permutations; two sets share each one with a probability equal to their Jaccard index, so texts
-that agree in one of b bands of r minima are candidates (found with 1 - (1 - J^r)^b), and each candidate is then
-compared: exactly up to 256 pieces, beyond that by the 256 smallest hashes of the union (standard error 0.03).
+A text becomes the set of its 5-character shingles (2 for scripts without spaces), after NFKC, case folding and one
+space for any white space. Two texts are compared by the Jaccard index of their sets, J = |A ∩ B| / |A ∪ B|. MinHash
+keeps the minima of a set under P permutations; two sets share each minimum with probability J, so texts that agree in
+one of b bands of r minima are candidates (probability 1 - (1 - J^r)^b). Each candidate pair is then compared: exactly
+up to 256 shingles, beyond that by the 256 smallest hashes of the union (standard error 0.03).
 
-Pieces of characters, not words: with one word changed, 85 % of the short texts of ComVE (22 words) stay above 0.8 by
-characters, 31 % by word triples. Pieces that nine rows in ten share are left out when they make up more than half of a
-row: under a long common instruction everything would look alike.
+Shingles of characters, not words: with one word changed, 85 % of the short texts of ComVE (22 words) stay above 0.8 by
+characters, 31 % by word triples. Shingles that nine rows in ten share are left out when they make up more than half of
+a row: with a long common instruction all rows would look alike.
 
-Cost: about 50 us and 1.5 KB a text; sorting per band afterwards. In a band, a row meets its 4 neighbours (more in
-small sets) and the nearest rows of each other split, so a template that fills one bucket with every row costs n log n
-and not n²; pairs may be missed in such a bucket, but each band orders it anew.
+Cost: about 50 us and 1.5 KB per text, then a sort per band. In a band, a row is compared with its 4 neighbours (more in
+small datasets) and the nearest rows of each other split, so a template that puts every row into one bucket costs
+n log n and not n²; pairs may be missed in such a bucket, but each band orders it differently.
 
 Source: Broder 1997, "On the resemblance and containment of documents"; bands: Leskovec, Rajaraman, Ullman, "Mining of
 Massive Datasets", section 3.4; bottom-k: Cohen & Kaplan 2007.
@@ -34,23 +34,23 @@ from numpy.typing import NDArray
 
 _PERMUTATIONS = 128
 _KEPT = 256
-"""Smallest piece hashes that are kept of a text: all of them for most short texts."""
+"""Smallest shingle hashes kept per text: all of them for most short texts."""
 _NEIGHBOURS = (4, 50)
-"""Fewest and most rows of its bucket that a row meets in a band: few texts can afford more."""
-_TRIES = (12, 500)
-"""Comparisons of one row that may fail before it is given up: bounds the work where everything is almost alike."""
+"""Fewest and most rows of its bucket that a row is compared with in a band: more when there are few texts."""
+_FAILURES = (12, 500)
+"""Fewest and most failed comparisons of a row before it is skipped: bounds the work when all texts are similar."""
 _WORK = 200_000
-"""Neighbours, or tries, of all texts together."""
+"""Neighbours, or failures, of all texts together."""
 _SLACK = 0.12
 """A candidate whose MinHash estimate (standard error 0.035) is this far below the threshold is not compared."""
-_LONGEST = 1_000_000
-"""Characters of a text that are looked at."""
-_LEAST_SAMPLE = 50
+_MAX_CHARACTERS = 1_000_000
+"""Characters of a text that are compared."""
+_MIN_SAMPLE = 50
 
 
 _MARKS = re.compile(r"[^\w\s\x00-\x7f]{31,}")
-"""Where more combining marks than any script needs may stand in a row: composing them takes quadratic time."""
-_MOST_MARKS = 30
+"""Where more consecutive combining marks may be than any script needs: composing them takes quadratic time."""
+_MAX_MARKS = 30
 """As Unicode's stream-safe format allows (UAX #15, section 13)."""
 
 
@@ -63,19 +63,19 @@ def _fewer_marks(found: re.Match[str]) -> str:
     kept, run = [], 0
     for character in found[0]:
         run = run + 1 if unicodedata.combining(character) else 0
-        if run <= _MOST_MARKS:
+        if run <= _MAX_MARKS:
             kept.append(character)
     return "".join(kept)
 
 
 def text_hash(normal: str) -> int:
-    """64 bits that stand for a normalised text; two of a million texts collide with probability 3e-8."""
+    """A 64-bit hash of a normalised text; two of a million texts collide with probability 3e-8."""
     return int.from_bytes(blake2b(normal.encode("utf-8"), digest_size=8).digest(), "little")
 
 
-def pieces(normal: str) -> NDArray[np.uint32]:
-    """Sorted distinct hashes of the text's 5-character pieces (2-character ones if it is written without spaces)."""
-    points = np.frombuffer(normal[:_LONGEST].encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+def shingles(normal: str) -> NDArray[np.uint32]:
+    """Sorted distinct hashes of the text's 5-character shingles (2-character ones if it is written without spaces)."""
+    points = np.frombuffer(normal[:_MAX_CHARACTERS].encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     # From U+2E80 on: Han, kana and Hangul. A word there is one to three characters.
     size = 2 if (points >= 0x2E80).mean() > 0.5 else 5
     count = max(1, len(points) - size + 1)
@@ -90,11 +90,11 @@ def pieces(normal: str) -> NDArray[np.uint32]:
 
 @dataclass(frozen=True)
 class Template:
-    """The pieces that nearly every row shares, when they make up most of a row."""
+    """The shingles that nearly every row shares, if they make up most of a row."""
 
-    pieces: NDArray[np.uint32]
+    shingles: NDArray[np.uint32]
     share: float
-    """Of the median row's pieces; 0 when there is no template."""
+    """Of the median row's shingles; 0 when there is no template."""
 
     @classmethod
     def none(cls) -> Template:
@@ -104,8 +104,8 @@ class Template:
     @classmethod
     def of(cls, normals: Iterable[str]) -> Template:
         """The template of a sample of normalised texts."""
-        sets = [pieces(normal) for normal in set(normals)]
-        if len(sets) < _LEAST_SAMPLE:
+        sets = [shingles(normal) for normal in set(normals)]
+        if len(sets) < _MIN_SAMPLE:
             return cls.none()
         found, counts = np.unique(np.concatenate(sets), return_counts=True)
         common = found[counts >= 0.9 * len(sets)]
@@ -113,15 +113,15 @@ class Template:
         return cls(common, share) if share > 0.5 else cls.none()
 
     def without(self, found: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """``found`` without the template; all of it if nothing else were left."""
-        if not len(self.pieces):
+        """``found`` without the template; unchanged if nothing else would be left."""
+        if not len(self.shingles):
             return found
-        own = found[~np.isin(found, self.pieces, assume_unique=True)]
+        own = found[~np.isin(found, self.shingles, assume_unique=True)]
         return own if len(own) else found
 
 
 class Sketches:
-    """MinHash signatures and smallest piece hashes of the texts added, in that order."""
+    """MinHash signatures and smallest shingle hashes of the texts added, in that order."""
 
     def __init__(self, template: Template) -> None:
         from datasketch import MinHash
@@ -135,8 +135,8 @@ class Sketches:
         return len(self.smallest)
 
     def add(self, normal: str) -> None:
-        """One more text."""
-        found = self._template.without(pieces(normal))
+        """Add a text."""
+        found = self._template.without(shingles(normal))
         self._minhash.clear()
         self._minhash.update_batch(found.tolist())
         self._signatures.append(self._minhash.hashvalues)
@@ -147,8 +147,8 @@ class Sketches:
         return np.stack(self._signatures) if self._signatures else np.zeros((0, _PERMUTATIONS), dtype=np.uint32)
 
 
-def likeness(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> float:
-    """Jaccard index from the smallest hashes of two texts; exact where both are whole."""
+def jaccard(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> float:
+    """Jaccard index from the smallest hashes of two texts; exact where these are all of their hashes."""
     both = np.intersect1d(a, b, assume_unique=True)
     if len(a) < _KEPT and len(b) < _KEPT:
         return len(both) / (len(a) + len(b) - len(both))
@@ -162,11 +162,11 @@ class NearDuplicates:
 
     partner_RS: NDArray[np.int64]
     """The text found in that split, or -1."""
-    likeness_RS: NDArray[np.float64]
+    jaccard_RS: NDArray[np.float64]
     group_R: NDArray[np.int64]
-    """Texts linked by near duplicates have the same number."""
+    """The same number for texts that are linked by near duplicates."""
     is_lower_bound: bool
-    """Whether some texts were given up, so that there may be more."""
+    """Whether some texts were skipped, so that there may be more near duplicates."""
 
 
 def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, threshold: float) -> NearDuplicates:
@@ -174,9 +174,9 @@ def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, thr
     texts = len(sketches)
     signatures_RP, split_of = sketches.signatures(), np.asarray(split_R, dtype=np.int64)
     partner_RS = np.full((texts, splits), -1, dtype=np.int64)
-    likeness_RS = np.zeros((texts, splits))
-    tries = _each(texts, _TRIES)
-    groups, failed_R, given_up = _Groups(texts), np.zeros(texts, dtype=np.int64), False
+    jaccard_RS = np.zeros((texts, splits))
+    max_failures = _per_text(texts, _FAILURES)
+    groups, failed_R, incomplete = _UnionFind(texts), np.zeros(texts, dtype=np.int64), False
     for i_K, j_K in _candidates(signatures_RP, split_of, threshold):
         roots = groups.roots()
         known = (
@@ -192,19 +192,19 @@ def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, thr
             there, here = split_of[j], split_of[i]
             if partner_RS[i, there] >= 0 and partner_RS[j, here] >= 0 and groups.root(i) == groups.root(j):
                 continue
-            if failed_R[i] >= tries and failed_R[j] >= tries:
-                given_up = True
+            if failed_R[i] >= max_failures and failed_R[j] >= max_failures:
+                incomplete = True
                 continue
-            alike = likeness(sketches.smallest[i], sketches.smallest[j])
-            if alike < threshold:
+            similarity = jaccard(sketches.smallest[i], sketches.smallest[j])
+            if similarity < threshold:
                 failed_R[i] += 1
                 failed_R[j] += 1
                 continue
             groups.join(i, j)
             for one, other, split in ((i, j, there), (j, i, here)):
-                if alike > likeness_RS[one, split]:
-                    partner_RS[one, split], likeness_RS[one, split] = other, alike
-    return NearDuplicates(partner_RS, likeness_RS, groups.roots(), given_up)
+                if similarity > jaccard_RS[one, split]:
+                    partner_RS[one, split], jaccard_RS[one, split] = other, similarity
+    return NearDuplicates(partner_RS, jaccard_RS, groups.roots(), incomplete)
 
 
 def _candidates(
@@ -213,7 +213,7 @@ def _candidates(
     """Per band, pairs of texts that agree in it: neighbours in the bucket, and the nearest of every other split."""
     from datasketch import MinHashLSH
 
-    # Missing a pair is worse than one comparison more.
+    # Missing a pair is worse than an extra comparison.
     lsh = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, weights=(0.05, 0.95))
     keys = [_band_key(signatures_RP[:, band * lsh.r : (band + 1) * lsh.r]) for band in range(lsh.b)]
     for band, key_R in enumerate(keys):
@@ -223,7 +223,7 @@ def _candidates(
         start_R = np.repeat(starts, np.diff(np.r_[starts, len(key)]))
         place_R = np.arange(len(key))
         found = []
-        for distance in range(1, _each(len(key), _NEIGHBOURS) + 1):
+        for distance in range(1, _per_text(len(key), _NEIGHBOURS) + 1):
             later = place_R[distance:][start_R[distance:] <= place_R[:-distance]]
             found.append((later - distance, later))
         for other in np.unique(split):
@@ -238,13 +238,13 @@ def _candidates(
         yield order[codes // max(1, len(key))], order[codes % max(1, len(key))]
 
 
-def _each(texts: int, bounds: tuple[int, int]) -> int:
-    """One text's part of the work that all may make, within bounds."""
+def _per_text(texts: int, bounds: tuple[int, int]) -> int:
+    """One text's share of the total work, within bounds."""
     return max(bounds[0], min(bounds[1], _WORK // max(1, texts)))
 
 
 def _next(is_wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each place the next one that is wanted; -1 if there is none."""
+    """For each position the next wanted one; -1 if there is none."""
     places = len(is_wanted)
     after = np.minimum.accumulate(np.where(is_wanted, np.arange(places), places)[::-1])[::-1]
     return np.where(after == places, -1, after)
@@ -258,7 +258,7 @@ def _band_key(minima: NDArray[np.uint32]) -> NDArray[np.uint64]:
     return key
 
 
-class _Groups:
+class _UnionFind:
     """Union-find."""
 
     def __init__(self, size: int) -> None:

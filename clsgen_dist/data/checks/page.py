@@ -1,6 +1,6 @@
-"""The page of `clsgen data check`: one HTML file that needs nothing from outside, in light and dark.
+"""The page of `clsgen data check`: one self-contained HTML file, for light and dark mode.
 
-Texts of rows are strangers' texts: all are escaped, and the page forbids itself any script and any request.
+The texts of rows are not trusted: all are escaped, and the page's own policy forbids scripts and requests.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from html import escape
 
 from clsgen_dist.data.checks import plots
-from clsgen_dist.data.checks.finding import Finding, RowRef, shown, visible
+from clsgen_dist.data.checks.finding import Finding, RowRef, first_rows, visible
 from clsgen_dist.data.checks.measure import excerpts
 from clsgen_dist.data.checks.report import Checked, classes, overview
 
-_SHOWN = 20
+_MAX_ROWS = 20
 """Rows of a finding on the page; the JSON file has all."""
 _EXCERPT = 200
 
@@ -58,7 +58,7 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 
 
 def page(checked: Checked) -> str:
-    """The whole document."""
+    """The complete HTML document."""
     splits = checked.measured.splits
     names = " · ".join(escape(split.source.name) for split in splits)
     limits = checked.limits
@@ -92,12 +92,12 @@ def page(checked: Checked) -> str:
 {_table("Rows, and lengths as median / 95 % / longest", [overview(split) for split in splits])}
 </section>
 <section aria-labelledby="findings"><h2 id="findings">Findings</h2>
-{findings or "<p>Nothing wrong was found.</p>"}
+{findings or "<p>No problems found.</p>"}
 </section>
 <section aria-labelledby="classes"><h2 id="classes">Classes</h2>
 {class_table}
 </section>
-<section aria-labelledby="plots"><h2 id="plots">Pictures</h2>
+<section aria-labelledby="plots"><h2 id="plots">Plots</h2>
 <div class="figures">{figures}</div>
 </section>
 </main>
@@ -110,10 +110,10 @@ def _finding(checked: Checked, finding: Finding, texts: dict[tuple[str, int], st
     remedy = f"<p><b>Remedy:</b> {escape(finding.remedy)}</p>" if finding.remedy else ""
     rows = ""
     if finding.rows:
-        places = shown(finding, _SHOWN)
+        refs = first_rows(finding, _MAX_ROWS)
         total = len(finding.rows)
-        title = f"{total} row{'s' * (total != 1)}" + (f", the first {len(places)}" if total > _SHOWN else "")
-        body = "".join(_place_rows(checked, ref, texts) for ref in places)
+        title = f"{total} row{'s' * (total != 1)}" + (f", the first {len(refs)}" if total > _MAX_ROWS else "")
+        body = "".join(_table_rows(checked, ref, texts) for ref in refs)
         rows = (
             f'<details><summary>{title}</summary><div class="scroll"><table><thead><tr><th scope="col">where</th>'
             f'<th scope="col">label</th><th scope="col">what</th><th scope="col">row</th></tr></thead>'
@@ -126,12 +126,12 @@ def _finding(checked: Checked, finding: Finding, texts: dict[tuple[str, int], st
     )
 
 
-def _place_rows(checked: Checked, ref: RowRef, texts: dict[tuple[str, int], str]) -> str:
-    line = _place_row(checked, ref, ref.detail, texts)
-    return line + (_place_row(checked, ref.like, "is like this row", texts) if ref.like else "")
+def _table_rows(checked: Checked, ref: RowRef, texts: dict[tuple[str, int], str]) -> str:
+    line = _table_row(checked, ref, ref.detail, texts)
+    return line + (_table_row(checked, ref.like, "matches this row", texts) if ref.like else "")
 
 
-def _place_row(checked: Checked, ref: RowRef, detail: str, texts: dict[tuple[str, int], str]) -> str:
+def _table_row(checked: Checked, ref: RowRef, detail: str, texts: dict[tuple[str, int], str]) -> str:
     where = checked.where(ref) + (f"\n{ref.id}" if ref.id and not ref.id.endswith(f":{ref.line}") else "")
     text = ref.excerpt or texts.get((ref.split, ref.line), "")
     return (
@@ -141,15 +141,15 @@ def _place_row(checked: Checked, ref: RowRef, detail: str, texts: dict[tuple[str
 
 
 def _visible(text: str) -> str:
-    """Escaped, with what neither shows nor may stand in HTML made visible."""
+    """Escaped, with characters that are invisible or not allowed in HTML replaced."""
     return escape(visible(text))
 
 
 def _excerpts(checked: Checked) -> dict[tuple[str, int], str]:
-    """Beginnings of the texts that the page shows, by split and line."""
+    """Beginnings of the texts on the page, by split and line."""
     wanted: dict[str, set[int]] = defaultdict(set)
     for finding in checked.findings:
-        for ref in shown(finding, _SHOWN):
+        for ref in first_rows(finding, _MAX_ROWS):
             for row in (ref, ref.like):
                 if row and not row.excerpt:
                     wanted[row.split].add(row.line)
@@ -171,12 +171,12 @@ def _table(caption: str, rows: Sequence[dict[str, str]]) -> str:
     )
 
 
-def _inline(figure: plots.Picture, number: int) -> str:
-    """The SVG for use inside HTML: its ids made unique, its colours those of the page."""
+def _inline(figure: plots.Plot, number: int) -> str:
+    """The SVG for use inside HTML: with unique ids and the page's colours."""
     svg = figure.svg[figure.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="p{number}-', svg)
     svg = re.sub(r'(href="|url\()#(?=[A-Za-z_])', rf"\1#p{number}-", svg)
     for name, colour in plots.COLOURS.items():
         svg = svg.replace(f": {colour}", f": var(--{name})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.told)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.alt_text)}"', 1)

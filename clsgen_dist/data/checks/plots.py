@@ -1,4 +1,4 @@
-"""The pictures of `clsgen data check`, as SVG; drawn in stand-in colours that the page turns into its own."""
+"""The plots of `clsgen data check`, as SVG; drawn in placeholder colours that the page replaces by its own."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ COLOURS = {
     "s4": "#010214",
     "error": "#010221",
 }
-"""Names of the page's CSS variables, and what stands for them in a drawing."""
+"""The page's CSS variables, and their placeholders in a drawing."""
 _SERIES = [COLOURS[f"s{i}"] for i in (1, 2, 3, 4)]
-_MOST_CLASSES = 20
+_MAX_CLASSES = 20
 _BINS = 40
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawing and its words."""
+class Plot:
+    """A drawing with its title and alternative text."""
 
     title: str
-    told: str
-    """What it shows, for those who do not see it."""
+    alt_text: str
     svg: str
 
 
-def figures(checked: Checked) -> list[Picture]:
-    """All pictures that there is something to draw for."""
+def figures(checked: Checked) -> list[Plot]:
+    """All plots for which there is data."""
     import matplotlib
 
     # Labels may hold "$" and any script; text stays text, in the page's font.
@@ -52,50 +51,50 @@ def figures(checked: Checked) -> list[Picture]:
         if not splits:
             return []
         limits = checked.limits
-        pictures = [
+        plots = [
             _classes(checked, explained=False),
             _lengths(checked, "Prompt length in tokens", "prompt_tokens", limits.max_prompt_length),
         ]
         if any(any(split.explanations) for split in splits):
-            pictures += [
+            plots += [
                 _lengths(checked, "Explanation length in tokens", "explanation_tokens", limits.max_explanation_length),
                 _classes(checked, explained=True),
             ]
-        return [picture for picture in [*pictures, _copies(checked)] if picture]
+        return [plot for plot in [*plots, _copies(checked)] if plot]
 
 
-def _classes(checked: Checked, *, explained: bool) -> Picture | None:
+def _classes(checked: Checked, *, explained: bool) -> Plot | None:
     """Bars of each class and split: the class's share of the rows, or the share of its rows that is explained."""
     splits = [split for split in checked.measured.splits if len(split)]
     names = checked.measured.label_names
     counts = [class_counts(split, names) for split in splits]
-    shown = sorted(names, key=lambda name: -sum(c.get(name, 0) for c in counts))[:_MOST_CLASSES]
-    if not shown:
+    largest = sorted(names, key=lambda name: -sum(c.get(name, 0) for c in counts))[:_MAX_CLASSES]
+    if not largest:
         return None
-    figure, axes = _axes(0.9 + 0.26 * len(shown) * len(splits))
+    figure, axes = _axes(0.9 + 0.26 * len(largest) * len(splits))
     height = 0.8 / len(splits)
     for place, (split, count) in enumerate(zip(splits, counts, strict=True)):
         if explained:
             labels, has = np.asarray(split.labels), np.asarray(split.explanations) > 0
-            share = [float(has[labels == names.index(name)].mean()) if count.get(name) else 0.0 for name in shown]
+            share = [float(has[labels == names.index(name)].mean()) if count.get(name) else 0.0 for name in largest]
         else:
-            share = [count.get(name, 0) / max(1, sum(count.values())) for name in shown]
-        at = np.arange(len(shown)) + (place - (len(splits) - 1) / 2) * height
+            share = [count.get(name, 0) / max(1, sum(count.values())) for name in largest]
+        at = np.arange(len(largest)) + (place - (len(splits) - 1) / 2) * height
         axes.barh(at, share, height * 0.88, color=_colour(place), label=split.source.name)
-        for y, value, name in zip(at, share, shown, strict=True):
-            told = "no row" if not count.get(name) else "<1%" if 0 < value < 0.005 else f"{value:.0%}"
-            axes.text(value + 0.01, y, told, va="center", fontsize=8, color=COLOURS["muted"])
-    axes.set_yticks(range(len(shown)), [_short(name) for name in shown])
+        for y, value, name in zip(at, share, largest, strict=True):
+            value_text = "no row" if not count.get(name) else "<1%" if 0 < value < 0.005 else f"{value:.0%}"
+            axes.text(value + 0.01, y, value_text, va="center", fontsize=8, color=COLOURS["muted"])
+    axes.set_yticks(range(len(largest)), [_short(name) for name in largest])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.1), xticks=[0, 0.25, 0.5, 0.75, 1], xticklabels=["0", "25 %", "50 %", "75 %", "100 %"])
     _finish(figure, axes, grid="x", legend=len(splits) > 1)
     title = "Share of each class's rows that is explained" if explained else "Share of each class"
-    more = f" (the {_MOST_CLASSES} largest of {len(names)})" if len(names) > _MOST_CLASSES else ""
-    return Picture(title + more, f"Bar chart: {title.lower()}, by split; figures are in the tables", _svg(figure))
+    more = f" (the {_MAX_CLASSES} largest of {len(names)})" if len(names) > _MAX_CLASSES else ""
+    return Plot(title + more, f"Bar chart: {title.lower()}, by split; figures are in the tables", _svg(figure))
 
 
-def _lengths(checked: Checked, title: str, field: str, limit: int) -> Picture | None:
-    """Histogram by split with the limit marked; what lies far beyond is counted in the last bin."""
+def _lengths(checked: Checked, title: str, field: str, limit: int) -> Plot | None:
+    """Histogram by split with the limit marked; values far beyond it are counted in the last bin."""
     of_split = {
         split.source.name: lengths[lengths > 0]
         for split in checked.measured.splits
@@ -107,7 +106,7 @@ def _lengths(checked: Checked, title: str, field: str, limit: int) -> Picture | 
     every = np.concatenate(list(of_split.values()))
     end = max(limit * 1.15 if every.max() > 0.5 * limit else 0, float(np.percentile(every, 99)) * 1.1, 10)
     figure, axes = _axes(3.2)
-    # Whole tokens a bin: otherwise some bins hold one length more than others.
+    # An integer number of tokens per bin: otherwise some bins would cover one length more than others.
     edges = np.arange(0, end + (step := math.ceil(end / _BINS)), step)
     end = edges[-1]
     for place, (name, lengths) in enumerate(of_split.items()):
@@ -127,11 +126,11 @@ def _lengths(checked: Checked, title: str, field: str, limit: int) -> Picture | 
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     _finish(figure, axes, grid="y", legend=True)
     over = int((every > limit).sum())
-    return Picture(title, f"Histogram: {title.lower()}, by split; {over} of {len(every)} over {limit}", _svg(figure))
+    return Plot(title, f"Histogram: {title.lower()}, by split; {over} of {len(every)} over {limit}", _svg(figure))
 
 
-def _copies(checked: Checked) -> Picture:
-    """Table of splits against splits: rows that are the same, and nearly the same, as one in the other."""
+def _copies(checked: Checked) -> Plot:
+    """Matrix of splits: rows with the same text, and nearly the same, as a row of the other split."""
     splits = checked.measured.splits
     matrix = leakage_matrix(checked.findings, splits)
     size = len(splits)
@@ -143,16 +142,16 @@ def _copies(checked: Checked) -> Picture:
             colour = COLOURS["error"] if column != row else COLOURS["s1"]
             alpha = 0.06 if not same + near else 0.15 + 0.4 * min(1.0, share * 4)
             axes.add_patch(_square(column, row, colour, alpha))
-            told = f"{same} same, {near} near" if same + near else "none"
-            axes.text(column, row, told, ha="center", va="center", fontsize=9, color=COLOURS["ink"])
+            cell = f"{same} same, {near} near" if same + near else "none"
+            axes.text(column, row, cell, ha="center", va="center", fontsize=9, color=COLOURS["ink"])
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
     names = [_short(split.source.name) for split in splits]
     axes.set_xticks(range(size), [f"… in {name}" for name in names])
     axes.set_yticks(range(size), [f"rows of {name}" for name in names])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=9, labelcolor=COLOURS["ink"])
-    told = "; ".join(f"{b} in {a}: {same} same, {near} near" for (a, b), (same, near) in matrix.items())
-    return Picture("Texts that occur again: within a file, and between files", f"Matrix: {told}", _svg(figure))
+    cells = "; ".join(f"{b} in {a}: {same} same, {near} near" for (a, b), (same, near) in matrix.items())
+    return Plot("Repeated texts: within a file, and between files", f"Matrix: {cells}", _svg(figure))
 
 
 def _square(column: int, row: int, colour: str, alpha: float) -> Any:

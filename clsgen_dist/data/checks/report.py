@@ -1,4 +1,4 @@
-"""What `clsgen data check` found, as text for a terminal and as JSON for programs; as a page: ``page.py``."""
+"""The findings of `clsgen data check` as text for a terminal and as JSON for programs; ``page.py`` writes HTML."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef, named, shown
+from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef, first_rows, named
 from clsgen_dist.data.checks.labels import class_counts
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.example import Columns
 
-_SHOWN = 5
-_MOST_CLASSES = 50
+_MAX_ROWS = 5
+_MAX_CLASSES = 50
 
 
 @dataclass(frozen=True)
 class Checked:
-    """All that a report tells."""
+    """Everything that a report contains."""
 
     measured: Measured
     findings: list[Finding]
@@ -35,7 +35,7 @@ class Checked:
         return next(s.source.path for s in self.measured.splits if s.source.name == split)
 
     def where(self, ref: RowRef) -> str:
-        """``train.jsonl:17``; the split's name where the file's would be ambiguous, or there is no file."""
+        """``train.jsonl:17``; with the split's name where the file's would be ambiguous, or there is no file."""
         files = [Path(split.source.path).name for split in self.measured.splits]
         file = Path(self.path(ref.split)).name
         is_file = Path(self.path(ref.split)).expanduser().is_file() and files.count(file) == 1
@@ -44,12 +44,12 @@ class Checked:
     def verdict(self) -> str:
         """Findings by severity, in words."""
         counts = Counter(finding.severity for finding in self.findings)
-        named = [f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES[:2] if counts[s]]
-        return ", ".join(named) or "nothing wrong was found"
+        counted = [f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES[:2] if counts[s]]
+        return ", ".join(counted) or "no problems found"
 
 
 def overview(split: Split) -> dict[str, str]:
-    """One line of the table of files: column and value."""
+    """A row of the table of files: column and value."""
     rows = len(split)
     labelled = sum(label >= 0 for label in split.labels)
     explained = sum(count > 0 for count in split.explanations)
@@ -77,23 +77,25 @@ def classes(splits: Sequence[Split], names: Sequence[str]) -> list[dict[str, str
                 for split, c in counts.items()
             },
         }
-        for name in sorted(names, key=lambda name: -sum(c.get(name, 0) for c in counts.values()))[:_MOST_CLASSES]
+        for name in sorted(names, key=lambda name: -sum(c.get(name, 0) for c in counts.values()))[:_MAX_CLASSES]
     ]
 
 
 def to_text(checked: Checked) -> str:
-    """Tables in Markdown, then each finding with its first places and the remedy."""
+    """Tables in Markdown, then each finding with its first rows and the remedy."""
     splits = checked.measured.splits
     parts = [_table([overview(split) for split in splits])]
     if checked.measured.label_names:
         parts.append(_table(classes(splits, checked.measured.label_names)))
-        if len(checked.measured.label_names) > _MOST_CLASSES:
-            parts[-1] += f"\n{len(checked.measured.label_names)} classes; these are the largest"
+        if len(checked.measured.label_names) > _MAX_CLASSES:
+            parts[-1] += f"\n{len(checked.measured.label_names)} classes; only the largest are listed"
     for finding in checked.findings:
         lines = [f"{finding.severity:7}  {finding.code} [{', '.join(finding.splits)}]: {finding.what}"]
         if finding.rows and finding.severity != "info":
-            more = f" … {len(finding.rows)} rows in all" if len(finding.rows) > _SHOWN else ""
-            lines.append("         where: " + "; ".join(_told(checked, p) for p in shown(finding, _SHOWN)) + more)
+            more = f" … {len(finding.rows)} rows in all" if len(finding.rows) > _MAX_ROWS else ""
+            lines.append(
+                "         where: " + "; ".join(_location(checked, r) for r in first_rows(finding, _MAX_ROWS)) + more
+            )
         if finding.remedy:
             lines.append(f"         remedy: {finding.remedy}")
         parts.append("\n".join(lines))
@@ -101,7 +103,7 @@ def to_text(checked: Checked) -> str:
 
 
 def to_json(checked: Checked) -> str:
-    """Every finding with every row; the schema only grows, so that other programs may build on it."""
+    """Every finding with every row; fields are only ever added, so that programs can rely on them."""
     splits = [
         {
             "name": split.source.name,
@@ -122,15 +124,15 @@ def to_json(checked: Checked) -> str:
             "remedy": finding.remedy,
             "count": finding.count,
             "of": finding.of,
-            "rows": [_place_json(checked, ref) for ref in finding.rows],
+            "rows": [_row_json(checked, ref) for ref in finding.rows],
         }
         for finding in checked.findings
     ]
-    whole = {"schema": 1, "tokenizer": checked.tokenizer, "splits": splits, "findings": findings}
-    return json.dumps(whole, ensure_ascii=True, indent=1) + "\n"
+    document = {"schema": 1, "tokenizer": checked.tokenizer, "splits": splits, "findings": findings}
+    return json.dumps(document, ensure_ascii=True, indent=1) + "\n"
 
 
-def _place_json(checked: Checked, ref: RowRef) -> dict[str, Any]:
+def _row_json(checked: Checked, ref: RowRef) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "split": ref.split,
         "source": checked.path(ref.split),
@@ -141,13 +143,13 @@ def _place_json(checked: Checked, ref: RowRef) -> dict[str, Any]:
     if ref.detail:
         fields["detail"] = ref.detail
     if ref.like:
-        fields["like"] = _place_json(checked, ref.like)
+        fields["like"] = _row_json(checked, ref.like)
     return fields
 
 
-def _told(checked: Checked, ref: RowRef) -> str:
-    """Where a row is, for people."""
-    # An id that is made of file and line says nothing more.
+def _location(checked: Checked, ref: RowRef) -> str:
+    """Where a row is and what is specific to it, for people."""
+    # An id that was made from file and line adds nothing.
     has_id = ref.id is not None and not ref.id.endswith(f":{ref.line}")
     inside = ", ".join([*([ref.id] if has_id and ref.id else []), *([ref.detail] if ref.detail else [])])
     if ref.like and ref.label and ref.like.label and ref.label != ref.like.label:
@@ -159,8 +161,8 @@ def _told(checked: Checked, ref: RowRef) -> str:
 def _table(rows: Sequence[dict[str, str]]) -> str:
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
-    told = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([told[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *told[1:]])
+    text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
 
 
 def _share(count: int, total: int) -> str:

@@ -1,8 +1,8 @@
-"""How hard each row is: scorers, their cache, and how they are joined.
+"""How hard each row is: scorers, their cache, and how they are combined.
 
-A scorer gives each row a number, higher being harder, or NaN where it cannot say. Scores are joined by rank: each is
+A scorer gives each row a number, higher being harder, or NaN if it is unknown. Scores are combined by rank: each is
 ranked within the row's class, to [0, 1], and the weighted mean is taken, so units do not matter and no class is harder
-than another. Those that read the rows alone are here; those that ask the backbone are in
+than another. Scorers that need only the rows are here; those that run the backbone are in
 :mod:`clsgen_dist.training.backbone_scores`.
 
     length      tokens of text and explanation together
@@ -12,7 +12,7 @@ than another. Those that read the rows alone are here; those that ask the backbo
                 other folds
     given       the row's own number, in the column `data.columns.difficulty`
 
-Scores are kept in the folder of the row table, under a hash of what made them beside the rows themselves.
+Scores are cached in the folder of the row table, under a hash of what they depend on besides the rows.
 
 Cost: length and rarity a pass over numbers (a second for a million rows); margin five fits on at most 20,000 rows
 each, in parallel, and as many passes over the texts.
@@ -39,18 +39,18 @@ from clsgen_dist.io.cache import cache_dir
 
 _FOLDS = 5
 _FIT_ROWS = 20_000
-_SMALL = 5000
-"""Fewer rows are scored here: other processes take seconds to start."""
+_PARALLEL_FROM = 5000
+"""Fewer rows are scored in this process: workers take seconds to start."""
 _BLOCK = 4096
 _WORDS = r"(?u)[\u2e80-\U0003ffff]|[^\W\u2e80-\U0003ffff]+|[^\w\s]"
-"""A word, a character of a script without spaces, or a sign: no text is without any."""
+"""A word, a character of a script without spaces, or a punctuation mark: every text has some."""
 
 Scorer = Callable[[RowDataset], np.ndarray]
 """``[N]`` difficulty of each row, NaN where unknown."""
 
 
 def length(rows: RowDataset) -> np.ndarray:
-    """Tokens of the text and of the explanations, on average."""
+    """Tokens of the text, plus the mean over its explanations."""
     table = rows.table
     starts_N1 = np.asarray(table.explanation_start_N1)
     count_N = np.diff(starts_N1)
@@ -60,7 +60,7 @@ def length(rows: RowDataset) -> np.ndarray:
 
 
 def rarity(rows: RowDataset) -> np.ndarray:
-    """Mean bits per token of the text under the set's own unigram frequencies; NaN for a text without tokens."""
+    """Mean bits per token of the text under the dataset's unigram frequencies; NaN for a text without tokens."""
     counts = np.zeros(0, dtype=np.int64)
     for _, _, values in rows.table.token_batches():
         found = np.bincount(values, minlength=len(counts))
@@ -80,10 +80,10 @@ def rarity(rows: RowDataset) -> np.ndarray:
 
 
 def margin(rows: RowDataset) -> np.ndarray:
-    """Cross-validated: how sure TF-IDF and logistic regression are of another class; NaN without label."""
+    """How confident cross-validated TF-IDF and logistic regression are of another class; NaN without label."""
     score_N = np.full(len(rows), np.nan)
     tasks = [(rows.table.folder, fold) for fold in range(_FOLDS)]
-    if len(rows) < _SMALL:
+    if len(rows) < _PARALLEL_FROM:
         found = [_fold_margins(*task) for task in tasks]
     else:
         with worker_pool(min(_FOLDS, len(os.sched_getaffinity(0)))) as pool:
@@ -94,7 +94,7 @@ def margin(rows: RowDataset) -> np.ndarray:
 
 
 def _fold_margins(folder: Path, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labelled rows of a fold, and their margins under a classifier that was fitted on the others."""
+    """Labelled rows of a fold, and their margins under a classifier fitted on the other folds."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -119,12 +119,12 @@ def _fold_margins(folder: Path, fold: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def given(rows: RowDataset) -> np.ndarray:
-    """The row's own number; NaN where the column is empty."""
+    """The value of the difficulty column; NaN where it is empty."""
     return np.asarray(rows.table.difficulty_N)
 
 
-OF_ROWS: dict[str, Scorer] = {"length": length, "rarity": rarity, "margin": margin, "given": given}
-"""Scorers that read the rows alone."""
+ROW_SCORERS: dict[str, Scorer] = {"length": length, "rarity": rarity, "margin": margin, "given": given}
+"""Scorers that need only the rows."""
 
 
 def _margins(probabilities_NC: np.ndarray, classes_C: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
@@ -145,7 +145,7 @@ def _text_blocks(table: RowTable) -> Iterator[tuple[np.ndarray, list[str]]]:
 
 
 def combine(scores: Mapping[str, np.ndarray], weights: Mapping[str, float], label_N: np.ndarray) -> np.ndarray:
-    """``[N]`` weighted mean of the ranks within each class, in [0, 1]; 0.5 where no scorer knows anything."""
+    """``[N]`` weighted mean of the ranks within each class, in [0, 1]; 0.5 where every score is NaN."""
     total_N, weight_N = np.zeros(len(label_N)), np.zeros(len(label_N))
     for name, weight in weights.items():
         rank_N = _ranks(scores[name], label_N)
@@ -170,17 +170,17 @@ def _ranks(score_N: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 # --- the cache -----------------------------------------------------------------------------------------------------
 
 
-def score_file(rows: RowDataset, name: str, made_of: object = None) -> Path:
-    """Where a scorer's numbers are kept; ``made_of`` is what made them beside the row table."""
-    key = hashlib.sha256(json.dumps([name, made_of]).encode()).hexdigest()[:12]
+def score_file(rows: RowDataset, name: str, depends_on: object = None) -> Path:
+    """The file of a scorer's numbers; ``depends_on`` is what they depend on besides the table."""
+    key = hashlib.sha256(json.dumps([name, depends_on]).encode()).hexdigest()[:12]
     table = rows.table.folder
-    # Another user's table may be read, and not be written to.
+    # Another user's table may be readable but not writable.
     home = table if os.access(table, os.W_OK) else cache_dir() / "scores" / table.name
     return home / "scores" / f"{name}-{key}.npy"
 
 
 def cached(rows: RowDataset, name: str) -> np.ndarray:
-    """The scores of a scorer of the rows, computed by the first process that asks."""
+    """The scores of one of :data:`ROW_SCORERS`, computed by the first process that needs them."""
     from filelock import FileLock
 
     file = score_file(rows, name)
@@ -188,12 +188,12 @@ def cached(rows: RowDataset, name: str) -> np.ndarray:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             if (kept := load(file)) is None:
-                save(file, kept := OF_ROWS[name](rows))
+                save(file, kept := ROW_SCORERS[name](rows))
     return np.asarray(kept)
 
 
 def load(file: Path) -> np.ndarray | None:
-    """An array that :func:`save` wrote, memory-mapped; None if it is not there, or damaged."""
+    """An array that :func:`save` wrote, memory-mapped; None if it does not exist, or is damaged."""
     try:
         return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
     except (OSError, ValueError, EOFError):
@@ -201,13 +201,13 @@ def load(file: Path) -> np.ndarray | None:
 
 
 def save(file: Path, values: np.ndarray) -> None:
-    """Write an array whole or not at all."""
-    handle, aside = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    """Write an array atomically."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as out:
             np.save(out, values)
-        os.replace(aside, file)
+        os.replace(temporary, file)
     except BaseException:
         with suppress(FileNotFoundError):
-            os.unlink(aside)
+            os.unlink(temporary)
         raise

@@ -1,21 +1,21 @@
-"""Which row stands at a position of the stream: a pure function of (seed, stage, position).
+"""The row at each position of the stream: a pure function of (seed, stage, position).
 
-A stage shows P positions of N rows. It is cut into segments; a segment says which share of its positions each band of
-difficulty gets, so that a row in band b of n_b rows is shown at the rate share_b / n_b per position. A row's rate
-summed up to position t is Λ(t). The k-th showing of row i comes when Λ_i reaches k + φ, with φ uniform in [0, 1) and
-drawn afresh for each k (systematic sampling):
+A stage has P positions, drawn from N rows. It consists of segments; a segment gives each band of difficulty a share of
+its positions, so that a row in band b of n_b rows is visited at the rate share_b / n_b per position. A row's rate
+summed up to position t is Λ(t). The k-th visit of row i is at the t where Λ_i reaches k + φ, with φ uniform in [0, 1)
+and drawn again for each k (systematic sampling):
 
-    visit_counts of row i up to t  =  floor(Λ_i(t))  or  ceil(Λ_i(t)),    at random by seed, never more, never fewer
+    visits of row i up to t  =  floor(Λ_i(t))  or  ceil(Λ_i(t)),    at random by seed, never more, never fewer
 
-and the stream is all visit_counts in the order of their t. For their number up to the stage's end to be P and not P on
-average, the last, fractional showing is drawn without replacement: of the n_g rows of one rate, for which Λ has the
-fraction f at the end, n_g·f (rounded by chance, so that all of them together are P) have their φ below f. One segment
-over all rows is the usual thing: each epoch shows every row once, in an order of its own. Nothing here knows of ranks,
-batches or what was shown before.
+and the stream is all visits in the order of their t. For their number at the stage's end to be exactly P, and not P on
+average, the last, fractional visit is drawn without replacement: of the n_g rows with the same rate, whose Λ ends with
+the fraction f, n_g·f rows (randomly rounded, so that the total is P) have their φ below f. With one segment over all
+rows, each epoch visits every row once, in an order of its own. Nothing here depends on ranks, batches or earlier
+visits.
 
-Cost: two bytes a row in memory, and eight for a moment where a stage ends in the middle of an epoch. The positions are
-made in windows of about 262,000; one costs a pass over the rows (half a second for ten million) and a sort of the
-window.
+Cost: two bytes of memory per row, and temporarily eight where a stage ends in the middle of an epoch. Positions are
+computed in windows of about 262,000; a window costs a pass over the rows (half a second for ten million) and a sort of
+the window.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ import numpy as np
 _WINDOW = 2**18
 _BLOCK = 2**18
 _LAST = 2**31
-"""Beyond the number of any showing: sets the draw of the last ones apart."""
+"""Larger than the number of any visit: gives the draw of the last visits its own random stream."""
 EDGE = 1e-7
-"""Quantiles are single precision: one so near to a band's edge is on it."""
+"""Quantiles are single precision: one this close to a band's edge is on it."""
 _DOMAIN = 0xC15
-"""Sets our draws apart: numpy gives 0 and (0, 0, 0) the same stream, and users' sets are often drawn from seed 0."""
+"""Gives the order its own random stream: numpy's seeds 0 and (0, 0, 0) are equal, and users often split with seed 0."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """Rows between two difficulty quantiles, and the share of a segment's positions that they get together."""
+    """Rows between two difficulty quantiles, and their share of a segment's positions."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ class Segment:
     """A stretch of a stage over which the rates do not change."""
 
     positions: float
-    """How many positions it takes; a fraction is fine."""
+    """Number of positions; may be fractional."""
     bands: tuple[Band, ...]
 
 
@@ -62,25 +62,25 @@ class StageOrder:
 
     Args:
         quantile_N: difficulty of each row as a quantile in [0, 1).
-        segments: what is shown when; their positions add up to ``positions``.
+        segments: the rates over the stage; their positions add up to ``positions``.
         positions: length of the stage.
-        key: (seed, stage), or any other integers that set this order apart.
+        key: (seed, stage), or any integers that identify the order.
 
     Raises:
-        ValueError: a segment in which no row lies.
+        ValueError: a segment without rows.
     """
 
     def __init__(self, quantile_N: np.ndarray, segments: Sequence[Segment], positions: int, key: Sequence[int]) -> None:
         self.positions, self._key, self._rows = positions, [_DOMAIN, *map(int, key)], len(quantile_N)
         edges = sorted({0.0, 1.0, *(e for s in segments for b in s.bands for e in (b.low, b.high))})
-        # A row on an edge belongs above it, whatever the last bits are.
+        # A row on an edge belongs above it, regardless of rounding.
         above_N = np.searchsorted(np.array(edges) - EDGE, quantile_N, side="right") - 1
         self._group_N = above_N.clip(0, len(edges) - 2).astype(np.int16)
         size_G = np.bincount(self._group_N, minlength=len(edges) - 1)
         rate_JG = np.stack([_rates(segment, np.array(edges), size_G) for segment in segments])
         lengths_J = np.array([s.positions for s in segments], dtype=np.float64)
         lengths_J *= positions / lengths_J.sum()
-        # A tail at the last rates, lest the last bits of a sum leave out the last showing.
+        # A tail at the last rates, so that rounding of a sum cannot drop the last visit.
         self._end_J = np.concatenate([[0.0], np.cumsum([*lengths_J, 1.0])])
         steps_JG = np.concatenate([rate_JG * lengths_J[:, None], rate_JG[-1:]])
         self._sum_GJ = np.concatenate([np.zeros((1, steps_JG.shape[1])), np.cumsum(steps_JG, axis=0)]).T
@@ -90,18 +90,18 @@ class StageOrder:
         self._window: tuple[int, int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def at(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows ``[p]`` at the positions from ``start`` up to ``stop``, and which showing in this stage each is."""
-        rows, visit_counts = [], []
+        """Rows ``[p]`` at the positions from ``start`` up to ``stop``, and how often the stage visited each before."""
+        rows, visits = [], []
         while start < stop:
             _, first, row_p, visit_p, _ = self._window_of(start)
             take = slice(start - first, min(stop - first, len(row_p)))
             rows.append(row_p[take])
-            visit_counts.append(visit_p[take])
+            visits.append(visit_p[take])
             start = first + take.stop
-        return np.concatenate(rows), np.concatenate(visit_counts)
+        return np.concatenate(rows), np.concatenate(visits)
 
     def visit_counts(self) -> np.ndarray:
-        """``[N]`` how often the stage shows each row."""
+        """``[N]`` how often the stage visits each row."""
         window, _, row_p, _, _ = self._window_of(self.positions - 1)
         count_N = np.bincount(row_p, minlength=self._rows).astype(np.int32)
         for block, before_n in self._visits_before(self._start(window)):
@@ -111,55 +111,55 @@ class StageOrder:
     def _sum_G(self, time: float) -> np.ndarray:
         return np.array([np.interp(time, self._end_J, sums_J) for sums_J in self._sum_GJ])
 
-    def _blocks(self) -> Iterator[slice]:
-        """The rows a block at a time, so that nothing of the size of the set is held but the rows' groups."""
+    def _row_blocks(self) -> Iterator[slice]:
+        """The rows in blocks, so that only the rows' groups need memory for all rows."""
         for start in range(0, self._rows, _BLOCK):
             yield slice(start, min(start + _BLOCK, self._rows))
 
-    def _phase(self, showing: int, block: slice) -> np.ndarray:
-        """φ of a block's rows for their showing number ``showing``."""
-        phase_n = self._uniform(showing, block)
-        if showing in self._last_G:
+    def _phase(self, visit: int, block: slice) -> np.ndarray:
+        """φ of a block's rows for visit number ``visit``."""
+        phase_n = self._uniform(visit, block)
+        if visit in self._last_G:
             group_n = self._group_N[block]
-            mine = self._last_G[group_n] == showing
-            phase_n[mine] = _bent(phase_n[mine], self._chosen_G[group_n[mine]], self._fraction_G[group_n[mine]])
+            mine = self._last_G[group_n] == visit
+            phase_n[mine] = _warp_phase(phase_n[mine], self._chosen_G[group_n[mine]], self._fraction_G[group_n[mine]])
         return phase_n
 
-    def _uniform(self, showing: int, block: slice) -> np.ndarray:
-        rng = np.random.default_rng([*self._key, showing, block.start // _BLOCK])
+    def _uniform(self, visit: int, block: slice) -> np.ndarray:
+        rng = np.random.default_rng([*self._key, visit, block.start // _BLOCK])
         return rng.random(block.stop - block.start)
 
     def _draw_last(self, size_G: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``[G]`` number of each group's last showing, the fraction of it, and the φ below which a row has it."""
+        """``[G]`` number of each group's last visit, its fraction, and the φ below which a row has it."""
         sum_G = self._sum_GJ[:, -2]
         last_G = np.floor(sum_G).astype(np.int64)
         fraction_G = sum_G - last_G
         left = self.positions - int((last_G * size_G).sum())
-        # Rounded so that all groups together are that many: a grid of whole numbers over their sums, begun by chance.
+        # Rounded to the right total: integers counted along the cumulative sums, from a random start.
         ends_G = np.cumsum(fraction_G * size_G)
         ends_G *= left / max(ends_G[-1], 1e-300)
         ends_G[-1] = left
         start = np.random.default_rng([*self._key, _LAST]).random()
         rows_G = np.diff(np.floor(ends_G + start), prepend=0.0).astype(np.int64).clip(0, size_G)
         chosen_G = np.where(rows_G > 0, 1.0, 0.0)
-        for showing in np.unique(last_G[(rows_G > 0) & (rows_G < size_G)]):
-            phase_N = np.concatenate([self._uniform(int(showing), block) for block in self._blocks()])
-            for group in np.flatnonzero((last_G == showing) & (rows_G > 0) & (rows_G < size_G)):
+        for visit in np.unique(last_G[(rows_G > 0) & (rows_G < size_G)]):
+            phase_N = np.concatenate([self._uniform(int(visit), block) for block in self._row_blocks()])
+            for group in np.flatnonzero((last_G == visit) & (rows_G > 0) & (rows_G < size_G)):
                 mine = np.partition(phase_N[self._group_N == group], rows_G[group])
                 chosen_G[group] = mine[rows_G[group]]
         return last_G, fraction_G, chosen_G
 
     def _visits_before(self, time: float) -> Iterator[tuple[slice, np.ndarray]]:
-        """Blocks of rows, and how often each row was shown before ``time``."""
+        """Blocks of rows, and how often each row was visited before ``time``."""
         sum_G = self._sum_G(time)
-        for block in self._blocks():
+        for block in self._row_blocks():
             sum_n = sum_G[self._group_N[block]]
-            whole_n = np.floor(sum_n).astype(np.int32)
-            count_n = whole_n.copy()
-            for showing in np.unique(whole_n):
-                mine = whole_n == showing
-                # The same comparison as in _make, to the last bit.
-                count_n[mine] += showing + self._phase(int(showing), block)[mine] < sum_n[mine]
+            full_n = np.floor(sum_n).astype(np.int32)
+            count_n = full_n.copy()
+            for visit in np.unique(full_n):
+                mine = full_n == visit
+                # Exactly the comparison of _make, so that both count the same visits.
+                count_n[mine] += visit + self._phase(int(visit), block)[mine] < sum_n[mine]
             yield block, count_n
 
     def _start(self, window: int) -> float:
@@ -174,7 +174,7 @@ class StageOrder:
         return self._before[window]
 
     def _window_of(self, position: int) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray]:
-        """The window that holds a position: its number and first position; rows, visit_counts and times in order."""
+        """The window of a position: its number and first position; rows, visits and times in order."""
         if self._window is None or not 0 <= position - self._window[1] < len(self._window[2]):
             guess = min(position * self._windows // self.positions, self._windows - 1)
             while guess and self._count_before(guess) > position:
@@ -189,11 +189,11 @@ class StageOrder:
         stop = float(self._end_J[-1]) if last else self._start(window + 1)
         low_G, high_G = self._sum_G(self._start(window)), self._sum_G(stop)
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for showing in range(int(np.floor(low_G.min())), int(np.ceil(high_G.max()))):
-            reached_G = (low_G < showing + 1) & (high_G > showing)
-            for block in self._blocks():
+        for visit in range(int(np.floor(low_G.min())), int(np.ceil(high_G.max()))):
+            reached_G = (low_G < visit + 1) & (high_G > visit)
+            for block in self._row_blocks():
                 group_n = self._group_N[block]
-                target_n = showing + self._phase(showing, block)
+                target_n = visit + self._phase(visit, block)
                 inside_n = reached_G[group_n] & (target_n >= low_G[group_n]) & (target_n < high_G[group_n])
                 row_p = np.flatnonzero(inside_n)
                 group_p, target_p = group_n[row_p], target_n[row_p]
@@ -201,7 +201,7 @@ class StageOrder:
                 for group in np.unique(group_p):
                     mine = group_p == group
                     time_p[mine] = self._when(int(group), target_p[mine])
-                found.append((row_p + block.start, np.full(len(row_p), showing, dtype=np.int32), time_p))
+                found.append((row_p + block.start, np.full(len(row_p), visit, dtype=np.int32), time_p))
         row_p, visit_p, time_p = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.lexsort((row_p, time_p))
         first = self._count_before(window)
@@ -213,7 +213,7 @@ class StageOrder:
         """Λ⁻¹: when a group's summed rate reaches each target."""
         sums_J = self._sum_GJ[group]
         rising = np.concatenate([[True], np.diff(sums_J) > 0])
-        # Where Λ stands still it is left at the end of the standstill: keep a flat stretch's last point.
+        # Where Λ is constant, the last point of the flat stretch counts.
         keep = rising | np.concatenate([rising[1:], [True]])
         at = np.searchsorted(sums_J[keep], target_p, side="right").clip(1, keep.sum() - 1)
         x, y = self._end_J[keep], sums_J[keep]
@@ -221,7 +221,7 @@ class StageOrder:
         return x[at - 1] + (target_p - y[at - 1]) / slope * (x[at] - x[at - 1])
 
 
-def _bent(phase: np.ndarray, chosen: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+def _warp_phase(phase: np.ndarray, chosen: np.ndarray, fraction: np.ndarray) -> np.ndarray:
     """φ mapped to [0, fraction) below ``chosen`` and to [fraction, 1) from there on."""
     below = phase / np.maximum(chosen, 1e-300) * fraction
     above = fraction + (phase - chosen) / np.maximum(1 - chosen, 1e-300) * (1 - fraction)
@@ -229,7 +229,7 @@ def _bent(phase: np.ndarray, chosen: np.ndarray, fraction: np.ndarray) -> np.nda
 
 
 def _rates(segment: Segment, edges: np.ndarray, size_G: np.ndarray) -> np.ndarray:
-    """``[G]`` rate of a row of each group; the share of a band without rows goes to the others."""
+    """``[G]`` rate of a row of each group; the share of an empty band goes to the others."""
     middle_G = (edges[:-1] + edges[1:]) / 2
     rate_G = np.zeros(len(size_G))
     total = 0.0

@@ -1,22 +1,23 @@
-"""Stages: what is shown when, from a recipe to segments of difficulty.
+"""Curriculum stages: from a recipe to segments of difficulty.
 
-A stage opens a range of difficulty. Its pool grows with progress t from a share c0 of the range to all of it
+A stage trains on a range of difficulty. Its pool grows with progress t from a share c0 of the range to all of it
 (competence, Platanios et al. 2019, arXiv 1903.09848, eq. 2 and 3):
 
     linear  c(t) = c0 + (1 - c0)·t        root  c(t) = sqrt(c0² + (1 - c0²)·t)        step  c in equal jumps
 
-The pool may be cut into bands with shares of their own, and a share of the positions may replay what is easier than
-the range. Difficulty is ranked within each class, so every pool keeps the base rate of the classes, and a stage never
-shifts what a calibrated probability rests on. Two controls come with it: ``hard_first`` turns the ranking round, and
-``random`` shuffles it, so that the same pool grows in no order (the control that curricula must beat, Wu et al. 2020,
-arXiv 2012.03107).
+The pool may be divided into bands with shares of their own, and a share of the positions may replay rows easier than
+the range. Difficulty is ranked within each class, so every pool keeps the base rate of the classes, on which calibrated
+probabilities depend. Two orders serve as controls: ``hard_first`` reverses the ranking, and ``random`` shuffles it, so
+that the pool grows in the same way without an order (the control that a curriculum must beat, Wu et al. 2020, arXiv
+2012.03107).
+
+Cost: a sort of the rows by difficulty; planning is arithmetic on the stages.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,9 +29,9 @@ from clsgen_dist.errors import SettingsError
 
 # N rows
 
-_MOST_BANDS = 100
+_MAX_BANDS = 100
 _SEGMENTS = 32
-"""A growing pool is widened this often over a stage."""
+"""Number of steps in which a growing pool is widened over a stage."""
 
 Pacing = Literal["full", "linear", "root", "step"]
 Direction = Literal["easy_first", "hard_first", "random"]
@@ -41,7 +42,7 @@ class Stage:
     """One stage of a run."""
 
     name: str
-    """How it is called in logs and plots."""
+    """Its name in logs and plots."""
     epochs: float | None = None
     """Length, as a multiple of the training rows; give this or `steps`."""
     steps: int | None = None
@@ -57,7 +58,7 @@ class Stage:
     bands: list[float] | None = None
     """Shares of equally wide difficulty bands of the pool, the easiest first, like [0.5, 0.3, 0.2]; none: by size."""
     replay: float = 0.0
-    """Share of the rows drawn from what is easier than the stage's difficulty range."""
+    """Share of the rows drawn from rows easier than the stage's difficulty range."""
     max_prompt_length: int | None = None
     """Longest prompt in tokens during this stage; none: data.max_prompt_length."""
     micro_batch_tokens: int | None = None
@@ -65,15 +66,15 @@ class Stage:
     lr_factor: float = 1.0
     """The scheduled learning rate is multiplied by this."""
     loss_schedule: Literal["constant", "linear", "cosine", "sigmoid"] | None = None
-    """How the loss weights move over the stage; none: as `loss` says, over the whole run."""
+    """How the loss weights change over the stage; none: as set in `loss`, over the run."""
     generation_range: tuple[float, float] | None = None
-    """Factor of loss.generation_weight at the stage's start and end; none: as `loss` says."""
+    """Factor of loss.generation_weight at the stage's start and end; none: as set in `loss`."""
     classification_range: tuple[float, float] | None = None
-    """Factor of loss.classification_weight at the stage's start and end; none: as `loss` says."""
+    """Factor of loss.classification_weight at the stage's start and end; none: as set in `loss`."""
 
     @property
     def needs_difficulty(self) -> bool:
-        """Whether it shows some rows rather than others."""
+        """Whether it selects rows by difficulty."""
         return tuple(self.difficulty) != (0.0, 1.0) or self.pacing != "full" or bool(self.bands)
 
 
@@ -93,12 +94,12 @@ def stage_faults(stages: Sequence[Stage]) -> list[str]:
         expect(stage.steps is None or stage.steps > 0, stage, "steps", "more than 0")
         expect(0 <= low < high <= 1, stage, "difficulty", "two rising quantiles from 0 to 1")
         expect(0 < stage.start <= 1, stage, "start", "a share above 0, up to 1")
-        expect(0 < stage.jumps <= _MOST_BANDS, stage, "jumps", f"1 to {_MOST_BANDS}")
+        expect(0 < stage.jumps <= _MAX_BANDS, stage, "jumps", f"1 to {_MAX_BANDS}")
         expect(0 <= stage.replay < 1, stage, "replay", "a share from 0 to below 1")
-        expect(stage.replay == 0 or low > 0, stage, "replay", "0, as difficulty starts at 0: nothing is easier")
+        expect(stage.replay == 0 or low > 0, stage, "replay", "0, since difficulty starts at 0 and no row is easier")
         shares = stage.bands or [1.0]
         expect(min(shares) >= 0 and sum(shares) > 0, stage, "bands", "shares of 0 or more, not all 0")
-        expect(len(shares) <= _MOST_BANDS, stage, "bands", f"at most {_MOST_BANDS} shares")
+        expect(len(shares) <= _MAX_BANDS, stage, "bands", f"at most {_MAX_BANDS} shares")
         expect(stage.lr_factor > 0, stage, "lr_factor", "more than 0")
         for field in ("max_prompt_length", "micro_batch_tokens"):
             expect((getattr(stage, field) or 1) > 0, stage, field, "more than 0")
@@ -106,12 +107,12 @@ def stage_faults(stages: Sequence[Stage]) -> list[str]:
             ends = getattr(stage, field) or (1.0, 1.0)
             expect(min(ends) >= 0 and max(ends) > 0, stage, field, "two factors of 0 or more, not both 0")
     names = [stage.name for stage in stages]
-    faults += [f"curriculum stages are called {names}, expected different names"] * (len(set(names)) < len(names))
+    faults += [f"curriculum stages are named {names}, expected different names"] * (len(set(names)) < len(names))
     return faults
 
 
 def quantiles(score_N: np.ndarray, label_N: np.ndarray, direction: Direction, seed: int) -> np.ndarray:
-    """``[N]`` place of each row in its class, in [0, 1): 0 is shown first. Equal scores are ordered by chance."""
+    """``[N]`` quantile of each row in its class, in [0, 1): 0 is visited first. Ties are broken at random."""
     rng = np.random.default_rng([seed, 0xD1FF])
     tie_N = rng.random(len(score_N))
     if direction == "random":
@@ -140,12 +141,12 @@ def competence(stage: Stage, progress: float) -> float:
 
 
 def segments(stage: Stage, positions: int) -> list[Segment]:
-    """The stage as stretches of constant rates."""
+    """The stage as segments of constant rates."""
     count = 1 if stage.pacing == "full" else stage.jumps if stage.pacing == "step" else _SEGMENTS
     low, high = stage.difficulty
     made: list[Segment] = []
     for index in range(count):
-        # In the middle of each stretch, so that the pool is as wide as the curve on average.
+        # At the middle of each segment, so that the pool follows the curve on average.
         progress = (index + 0.5) / count if stage.pacing != "step" else index / count
         top = low + (high - low) * competence(stage, progress)
         shares = stage.bands or [1.0]
@@ -160,14 +161,14 @@ def segments(stage: Stage, positions: int) -> list[Segment]:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its place in the run."""
+    """A stage with its position in the run."""
 
     stage: Stage
     index: int
     first_step: int
     steps: int
     positions: int
-    """Rows it shows."""
+    """Rows that it visits, counted with repetition."""
     ends_short: bool = False
     """Whether its last step is not full."""
 
@@ -177,7 +178,7 @@ def plan_stages(
 ) -> list[PlannedStage]:
     """The run's stages in order; without any, one of ``epochs`` over all rows. ``max_steps`` cuts the run short.
 
-    A stage that another follows is rounded up to whole steps: only the last step of a run may be short.
+    A stage that another follows is rounded up to full steps: only the last step of a run may be short.
     """
     planned: list[PlannedStage] = []
     first = 0
@@ -193,10 +194,10 @@ def plan_stages(
 
 
 def visited_before(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
-    """What decides which rows come before an optimizer step, by name: two runs that agree in it visited the same.
+    """What determines the rows before an optimizer step, by name: runs that agree in it visited the same rows.
 
-    What comes later may change, and so may the length of the stage in course, if its pool does not grow with it: a run
-    may be made longer, unless its last step was a short one, which would have been full (``last_rows``).
+    Later stages may change, and so may the length of the current one, unless its pool grows with it: a run may be made
+    longer, unless its last step was short, which would then have been full (``last_rows``).
     """
     entered = [p for p in stages if p.first_step < step]
     found: dict[str, Any] = {}
@@ -213,25 +214,12 @@ def visited_before(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
     return found
 
 
-def order_of_format_1(order: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`visited_before` gives, from a checkpoint of version 0.1, which named it in words."""
-    digest = {"difficulty of the rows (sha256)": "difficulty_sha256"}
-    short = " (its last step was a short one, so it cannot be made longer)"
-
-    def name(words: str) -> str:
-        if not (stage := re.fullmatch(r"stage (\d+): (\w+)(.*)", words)):
-            return digest.get(words, words)
-        return f"stages.{int(stage[1]) - 1}.{'last_rows' if stage[3] == short else stage[2]}"
-
-    return {name(words): value for words, value in order.items()}
-
-
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
 class RunOrder:
-    """Which row stands at which position of each stage of a run.
+    """The row at each position of each stage of a run.
 
     Args:
         stages: what :func:`plan_stages` planned.
@@ -244,7 +232,7 @@ class RunOrder:
         self._current: tuple[PlannedStage, StageOrder, np.ndarray] | None = None
 
     def at(self, stage: PlannedStage, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows ``[p]`` at a stage's positions from ``start`` up to ``stop``, and which showing of the run each is."""
+        """Rows ``[p]`` at the positions from ``start`` up to ``stop``, and how often the run visited each before."""
         _, order, before_N = self._enter(stage)
         row_p, visit_p = order.at(start, stop)
         return row_p, visit_p + before_N[row_p]
@@ -259,7 +247,7 @@ class RunOrder:
         return {"difficulty_sha256": digest, **visited_before(self.stages, step)}
 
     def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
-        """The order of a stage, and how often the stages before it showed each row."""
+        """The order of a stage, and how often earlier stages visited each row."""
         if self._current is None or self._current[0] is not stage:
             before_N = np.zeros(len(self.quantile_N), dtype=np.int64)
             for earlier in self.stages[: self.stages.index(stage)]:
@@ -269,11 +257,11 @@ class RunOrder:
 
 
 def stage_order(planned: PlannedStage, quantile_N: np.ndarray, seed: int) -> StageOrder:
-    """The order of a planned stage; SettingsError if no row is as difficult as it asks."""
+    """The order of a planned stage; SettingsError if no row is in its range of difficulty."""
     low, high = planned.stage.difficulty
     above_N = quantile_N >= low - EDGE
     try:
-        if not (above_N & (quantile_N < high - EDGE if high < 1 else above_N)).any():  # a replay would go on without
+        if not (above_N & (quantile_N < high - EDGE if high < 1 else above_N)).any():  # replay alone would hide that
             raise ValueError(f"no row has a difficulty in {low:.3g}-{high:.3g}")
         return StageOrder(
             quantile_N, segments(planned.stage, planned.positions), planned.positions, (seed, planned.index)

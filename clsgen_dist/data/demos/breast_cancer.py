@@ -1,14 +1,14 @@
-"""The demo's rows: scikit-learn's breast-cancer set, each aspirate put into words as a short clinical note.
+"""The demo's rows: scikit-learn's breast-cancer dataset, each aspirate put into words as a short clinical note.
 
 569 real fine-needle aspirates (Wolberg, Street & Mangasarian 1995; Wisconsin Diagnostic Breast Cancer), 30 numbers
-each. Eight of them become words by the thirds of the *training* split: words without numbers, since digits cost a
-token each and tell a small model little, and words of one token each, which are copied truly more often. Thirds, since
-logistic regression on these words tells the classes apart as well as on fifths. The explanation names the row's
+each. Eight of them become words by the thirds of the *training* split: words instead of numbers, since digits cost a
+token each and mean little to a small model, and words of one token each, which it copies more faithfully. Thirds, since
+logistic regression on these words separates the classes as well as on fifths. The explanation names the row's
 strongest evidence: the two findings with the largest log-likelihood ratio for its class,
 
     LLR(finding, level) = log P(level | malignant) / P(level | benign)       (counts of the training split, +1 each)
 
-so every statement in it can be checked against the note. Three phrasings each, chosen by the loader in turn.
+so every statement in it can be checked against the note. Each row has three phrasings, used in turn over its visits.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def load_splits(seed: int = 0) -> dict[str, Split]:
 
 
 def demo_file(split: str, seed: int = 0) -> Path:
-    """The split as JSONL in the cache; DataError for a split there is not."""
+    """The split as JSONL in the cache; DataError if there is no such split."""
     if split not in SPLITS:
-        raise DataError(f"the demo set {NAME!r} has the splits {', '.join(SPLITS)}, not {split!r}")
+        raise DataError(f"the demo dataset {NAME!r} has the splits {', '.join(SPLITS)}, not {split!r}")
 
     def write(folder: Path) -> None:
         for name, part in load_splits(seed).items():
@@ -87,7 +87,7 @@ def demo_file(split: str, seed: int = 0) -> Path:
 
 
 def stated_findings(explanation: str) -> list[tuple[str, str]]:
-    """The (finding, level) pairs an explanation states, as far as they are worded like the set's."""
+    """The (finding, level) pairs an explanation states, if worded as in this dataset."""
     names = "|".join(sorted(FINDINGS, key=len, reverse=True))
     levels = "|".join(sorted(LEVELS, key=len, reverse=True))
     return re.findall(rf"\b({names}) ({levels})\b", explanation.lower())

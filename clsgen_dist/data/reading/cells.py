@@ -1,15 +1,15 @@
-"""What a cell means, by one rule for every format: column names, class names, explanations.
+"""What a cell means, by the same rules in every format: column names, class names, explanations.
 
     0, 0.0, "0", "0.0"                    one class, '0'; likewise true, True, "TRUE" are 'true'
     "odd", " odd", "odd" + U+200B         one class: composed (NFC), single spaces, no invisible characters
     null, NaN, "", "nan", "None", "N/A"   no label, no explanation (pandas' words for a missing value)
     ["a", "b"], "['a', 'b']", "['a' 'b']" explanations: a list, or its text as JSON, Python or numpy print it
 
-A class that data.labels lists is that class, even if it is called "None" or "0.5". A text is never reinterpreted:
-"null" is a text. What is read as something else than it looks is counted as a :class:`Notice`; what cannot be read for
-sure is a :class:`~clsgen_dist.data.reading.rejection.Fault`, which rejects the row.
+A class listed in data.labels is that class, even if its name is "None" or "0.5". A text is never reinterpreted: "null"
+is a text. A cell that is not read literally is counted as a :class:`Notice`; a cell that cannot be read with certainty
+is a :class:`~clsgen_dist.data.reading.rejection.Fault`, which rejects the row.
 
-Cost: some microseconds a row. Sources: pandas' `na_values`; Unicode's property Default_Ignorable_Code_Point.
+Cost: some microseconds per row. Sources: pandas' `na_values`; Unicode's property Default_Ignorable_Code_Point.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _INVISIBLE = re.compile(
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
 _JOINERS = re.compile("(?<![^\\x00-\\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\\x00-\\x7f])")
-"""Joiners have a meaning in Persian, in scripts of India and in emoji; beside ASCII they have none."""
+"""Joiners have a meaning in Persian, in scripts of India and in emoji; next to ASCII they have none."""
 _DECIMAL = re.compile(r"-?(?:0|[1-9]\d*)\.\d+(?:[eE][-+]?\d+)?")
-_MOST_DIGITS = 30
+_MAX_DIGITS = 30
 _SHORT = 100
-"""Characters of a text that may be nothing but invisible ones."""
+"""Longer texts are not checked for having only invisible characters."""
 
 
 class Notice(StrEnum):
-    """What was read as something else than it looks."""
+    """Why a cell was not read literally."""
 
     MISSING_LABEL = "missing-label"
     MISSING_EXPLANATION = "missing-explanation"
@@ -61,16 +61,16 @@ class Notice(StrEnum):
 
 
 Notices = list[tuple[Notice, str]]
-"""What was noticed in a row, each with the cell's beginning."""
+"""Notices of a row, each with the beginning of the cell."""
 
-_EXAMPLE = 40
+_EXCERPT_LENGTH = 40
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
 
 
 def clean_name(name: str) -> str:
-    """The name as it looks: composed (NFC), white space of any kind as one space, nothing invisible."""
+    """The name as it is displayed: composed (NFC), any white space as one space, no invisible characters."""
     name = " ".join(name.split())
     if name.isascii() and name.isprintable():
         return name
@@ -79,31 +79,31 @@ def clean_name(name: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen."""
+    """Whether a text has no visible character."""
     if (first := text[:1]).isascii() and first.isalnum():
         return False
     return not text.strip() or (len(text) <= _SHORT and not clean_name(text))
 
 
 def is_missing(value: Any) -> bool:
-    """None, the NaN that pandas writes for it, or a cell in which nothing can be seen."""
+    """None, the NaN that pandas writes for it, or a cell without visible characters."""
     if isinstance(value, str):
         return is_blank(value)
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def class_name(value: str | bool | int | float | Decimal) -> str:
-    """The class that a cell of any format names; a number that is not whole keeps its digits.
+    """The class that a cell of any format names; a fraction keeps its digits.
 
     Raises:
-        Fault: the value can be no name, like a list.
+        Fault: the value cannot be a name, like a list.
     """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return _class_of_text(value)
     if isinstance(value, (int, float, Decimal)) and math.isfinite(value):
-        return _whole(Decimal(str(value))) or str(value)
+        return _as_integer(Decimal(str(value))) or str(value)
     raise Fault(Rejection.WRONG_LABEL_TYPE, f"{type(value).__name__}, expected a class name")
 
 
@@ -112,12 +112,12 @@ def _class_of_text(text: str) -> str:
     name = clean_name(text)
     if name in ("True", "TRUE", "False", "FALSE"):
         return name.lower()
-    return (_whole(Decimal(name)) if _DECIMAL.fullmatch(name) else None) or name
+    return (_as_integer(Decimal(name)) if _DECIMAL.fullmatch(name) else None) or name
 
 
-def _whole(number: Decimal) -> str | None:
-    """``12`` for 12.0, None for 12.5 and for numbers of more digits than anybody counts classes with."""
-    if number and abs(number.adjusted()) > _MOST_DIGITS:
+def _as_integer(number: Decimal) -> str | None:
+    """``12`` for 12.0; None for 12.5, and for numbers with too many digits for a class."""
+    if number and abs(number.adjusted()) > _MAX_DIGITS:
         return None
     return str(int(number)) if number == number.to_integral_value() else None
 
@@ -126,29 +126,29 @@ class ClassNames:
     """Reads the cells of a label column.
 
     Args:
-        names: the label space; None takes any class.
+        names: the label space; None accepts any class.
     """
 
     def __init__(self, names: Sequence[str] | None) -> None:
         self.names = list(names) if names is not None else None
         self._listed = frozenset(names or ())
-        self._known = {class_name(name): name for name in names or ()}
+        self._by_name = {class_name(name): name for name in names or ()}
 
     def read(self, value: Any, notices: Notices) -> str | None:
-        """The class of a cell, None without one; Fault if it can be none of the label space."""
+        """The class of a cell, None without one; Fault if it is not in the label space."""
         if isinstance(value, str) and value in self._listed:
             return value
         if is_missing(value):
             return None
         if isinstance(value, (list, tuple)):
-            raise Fault(Rejection.LABEL_LIST, f"{_begin(str(value))}; write one class name a row")
+            raise Fault(Rejection.LABEL_LIST, f"{_excerpt(str(value))}; write one class name per row")
         name = class_name(value)
-        if name not in self._known:
+        if name not in self._by_name:
             if isinstance(value, str) and clean_name(value) in MISSING_WORDS:
-                notices.append((Notice.MISSING_LABEL, _begin(value)))
+                notices.append((Notice.MISSING_LABEL, _excerpt(value)))
                 return None
             if isinstance(value, str) and list_in_text(value) is not None:
-                raise Fault(Rejection.LABEL_LIST, f"{_begin(value)}; write one class name a row")
+                raise Fault(Rejection.LABEL_LIST, f"{_excerpt(value)}; write one class name per row")
             if _DECIMAL.fullmatch(name) or (isinstance(value, float) and not value.is_integer()):
                 raise Fault(
                     Rejection.FRACTIONAL_LABEL,
@@ -160,40 +160,40 @@ class ClassNames:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise Fault(Rejection.UNKNOWN_LABEL, f"{name!r} is not in the label space {self.names}{hint}")
         if isinstance(value, float) or (isinstance(value, str) and name != (seen := clean_name(value))):
-            notices.append((Notice.RESPELT_LABEL, _begin(str(value))))
+            notices.append((Notice.RESPELT_LABEL, _excerpt(str(value))))
         elif isinstance(value, str) and value.strip(" ") != seen:
-            notices.append((Notice.HIDDEN_CHARACTERS, _begin(value)))
-        return self._known.get(name, name)
+            notices.append((Notice.HIDDEN_CHARACTERS, _excerpt(value)))
+        return self._by_name.get(name, name)
 
 
-def _begin(text: str) -> str:
+def _excerpt(text: str) -> str:
     text = text.replace("\n", " ")
-    return text if len(text) <= _EXAMPLE else f"{text[:_EXAMPLE]} …"
+    return text if len(text) <= _EXCERPT_LENGTH else f"{text[:_EXCERPT_LENGTH]} …"
 
 
 # --- explanations --------------------------------------------------------------------------------------------------
 
 
 def explanations_of(cells: Sequence[Any], notices: Notices) -> tuple[str, ...]:
-    """The different explanations in a row's cells, in order; Fault if one cannot be read for sure."""
+    """The distinct explanations in a row's cells, in order; Fault if one cannot be read with certainty."""
     found: dict[str, None] = {}
     for cell in cells:
         for text in _texts(cell, notices):
             if is_blank(text):
                 continue
-            if len(text) <= _SHORT and _says_nothing(text):
-                notices.append((Notice.MISSING_EXPLANATION, _begin(text)))
+            if len(text) <= _SHORT and _is_placeholder(text):
+                notices.append((Notice.MISSING_EXPLANATION, _excerpt(text)))
                 continue
             found.setdefault(text)
     return tuple(found)
 
 
-def _says_nothing(text: str) -> bool:
+def _is_placeholder(text: str) -> bool:
     return text.strip().casefold() in _NO_EXPLANATION or _ONLY_MARKS.fullmatch(text) is not None
 
 
 def _texts(cell: Any, notices: Notices) -> Iterator[str]:
-    """The strings of a cell: itself, those of a list, those of a list's text."""
+    """The strings of a cell: itself, the items of a list, or the items of a list written as text."""
     if not isinstance(cell, (list, tuple)):
         cell = [cell]
     for value in cell:
@@ -204,11 +204,11 @@ def _texts(cell: Any, notices: Notices) -> Iterator[str]:
         items = list_in_text(value)
         if items is None:
             if value[0] in "[{" and _BARE_LIST.fullmatch(value.strip()):
-                notices.append((Notice.BRACKETED, _begin(value)))
+                notices.append((Notice.BRACKETED, _excerpt(value)))
             yield value
         else:
-            if _json_list(value) is None:  # JSON is how a list is meant to be written into a cell
-                notices.append((Notice.LIST_TEXT, _begin(value)))
+            if _json_list(value) is None:  # JSON is the intended way to write a list into a cell
+                notices.append((Notice.LIST_TEXT, _excerpt(value)))
             yield from _texts(items, notices)
 
 
@@ -221,7 +221,7 @@ _ITEM = re.compile(
     r"|(?P<missing>None|null|NaN|nan|<NA>)(?=[\s,]|$)",
     re.DOTALL,
 )
-_AS_JSON = "; write the whole list as JSON"
+_AS_JSON = "; write the list as JSON"
 _GAP = re.compile(r"\s*,\s*|\s*")
 _LOOKS_LIKE_LIST = re.compile(r"\[[\s\[(]*(?:[\w.]+\()?[uUbB]?[\"'\u2018\u201c].*[\"'\u2019\u201d]\)?\s*\]+", re.DOTALL)
 _CUT_LIST = re.compile(r"[\[(]\s*[uU]?([\"'])(?:(?!\1).)*\1\s*(?:,\s*)?[uU]?[\"'][^\])]*", re.DOTALL)
@@ -229,10 +229,11 @@ _BARE_LIST = re.compile(r"\[[^\[\]]+,[^\[\]]+\]|\{[^{}:]+,[^{}:]+\}", re.DOTALL)
 
 
 def list_in_text(text: str) -> list[Any] | None:
-    """The items of a list whose text JSON, Python or numpy printed; None for a text that is no list.
+    """The items of a list that JSON, Python or numpy wrote as text; None for a text that is not a list.
 
     Raises:
-        Fault: it looks like a list and cannot be read for sure: cut short by numpy or a spreadsheet, quotes unescaped.
+        Fault: it looks like a list but cannot be read with certainty: shortened by numpy, cut off by a spreadsheet, or
+            with unescaped quotes.
     """
     if text.lstrip()[:1] not in _MAY_BEGIN_LIST:
         return None
@@ -247,7 +248,8 @@ def list_in_text(text: str) -> list[Any] | None:
     if not text.endswith(closer):
         if _CUT_LIST.fullmatch(text):
             raise Fault(
-                Rejection.UNREADABLE_LIST, f"{_begin(text)} has no end, the cell was cut; write the list as JSON"
+                Rejection.UNREADABLE_LIST,
+                f"{_excerpt(text)} has no closing bracket, the cell was cut off; write the list as JSON",
             )
         return None
     if (items := _json_list(text)) is not None:
@@ -261,7 +263,7 @@ def list_in_text(text: str) -> list[Any] | None:
         return list(value)
     if _LOOKS_LIKE_LIST.fullmatch(text):
         raise Fault(
-            Rejection.UNREADABLE_LIST, f"{_begin(text)}, its quotes or commas do not fit; write the list as JSON"
+            Rejection.UNREADABLE_LIST, f"{_excerpt(text)}, its quotes or commas do not match; write the list as JSON"
         )
     return None
 
@@ -281,7 +283,7 @@ def _printed_list(text: str, closer: str) -> list[str | None] | None:
     while at < len(inner):
         if inner.startswith("...", at) and items:
             raise Fault(
-                Rejection.UNREADABLE_LIST, f"{_begin(text)} was shortened by '...'; write the whole list as JSON"
+                Rejection.UNREADABLE_LIST, f"{_excerpt(text)} was shortened by '...'; write the complete list as JSON"
             )
         item = _ITEM.match(inner, at)
         if item is None:
@@ -296,7 +298,7 @@ def _printed_list(text: str, closer: str) -> list[str | None] | None:
         return None
     if gaps <= {","} or (gaps == {" "} and closer == "]"):
         return items
-    raise Fault(Rejection.UNREADABLE_LIST, f"{_begin(text)}, some commas are missing{_AS_JSON}")
+    raise Fault(Rejection.UNREADABLE_LIST, f"{_excerpt(text)}, some commas are missing{_AS_JSON}")
 
 
 def _unquoted(quoted: str) -> str:
@@ -305,9 +307,9 @@ def _unquoted(quoted: str) -> str:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal's value, None if it is none; nothing is executed."""
+    """The value of a Python literal, None if the text is not one; nothing is executed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # '\d' is no escape: Python warns and keeps both characters
+        warnings.simplefilter("ignore")  # '\d' is not an escape: Python warns and keeps both characters
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

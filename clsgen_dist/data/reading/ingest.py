@@ -1,11 +1,11 @@
-"""Rows in: records of any source become checked examples, and nothing is lost in silence.
+"""Records of any source become checked examples; no row is dropped silently.
 
 One validator turns records (:mod:`clsgen_dist.data.reading.records`) into examples, cell by cell
 (:mod:`clsgen_dist.data.reading.cells`). Each rejected row is kept with its reason, counted, and written to a quarantine
-file; more of them than ``max_bad_fraction`` end the run. Rows to predict are :class:`TextRow`: nothing of them counts
-but the text.
+file; more of them than ``max_bad_fraction`` end the run. Rows to predict are :class:`TextRow`: only their text is
+checked.
 
-Cost: one pass; about 50,000 short rows a second and core, a third of it for JSON.
+Cost: one pass; about 50,000 short rows per second and core, a third of it for JSON.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from clsgen_dist.data.reading.rejection import (
     write_quarantine,
 )
 
-_MOST_DIFFICULT = 1e100
-"""Beyond it, sums and differences of difficulties would not be numbers."""
+_MAX_DIFFICULTY = 1e100
+"""Larger values would overflow in sums and differences."""
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """What came of a source, in memory."""
+    """The examples and the rejected rows of a source, in memory."""
 
     examples: list[Example]
     rejected: list[RejectedRow]
     labels: list[str]
-    """The class names: those given, or the sorted ones found."""
+    """The class names: those given, or those found, sorted."""
 
     def summary(self) -> str:
         """One line for people."""
@@ -73,7 +73,7 @@ class TextRow:
 
     line: int
     id: str
-    """As it came; ``file:line`` without one."""
+    """As given; ``file:line`` without one."""
     text: str
     rejected: RejectedRow | None = None
     """Why it cannot be predicted; None if it can."""
@@ -82,9 +82,10 @@ class TextRow:
 def iter_rows(
     part: Part, *, columns: Columns, labels: Sequence[str] | None, require_target: bool = True
 ) -> Iterator[Example | RejectedRow]:
-    """The rows of a part as they come, checked one by one (ids are not compared with each other).
+    """The rows of a part in order, each checked by itself (ids are not compared).
 
-    ``labels`` is the label space, None takes any; ``require_target`` rejects rows with neither label nor explanation.
+    ``labels`` is the label space, None accepts any label; ``require_target`` rejects rows with neither label nor
+    explanation.
     """
     known, name = ClassNames(labels), Path(part.source).name
     for line, record, raw in read_part(part, columns):
@@ -97,12 +98,12 @@ def iter_rows(
 
 
 def read_texts(source: str, columns: Columns) -> list[TextRow]:
-    """Every row of a source in its order, whatever else it holds; DataError if the source as a whole cannot be used."""
+    """Every row of a source in order, whatever its other columns hold; DataError if the source cannot be read."""
     part = find_source(source)
-    only = dataclasses.replace(columns, label="", explanation="", explanations="", difficulty=None)
+    text_only = dataclasses.replace(columns, label="", explanation="", explanations="", difficulty=None)
     rows: list[TextRow] = []
-    for line, record, _ in read_part(part, only):
-        row_id = f"{Path(source).name}:{line}"
+    for line, record, _ in read_part(part, text_only):
+        row_id = f"{Path(part.source).name}:{line}"
         try:
             if isinstance(record, Fault):
                 raise record
@@ -110,7 +111,7 @@ def read_texts(source: str, columns: Columns) -> list[TextRow]:
             row_id = row_id if is_missing(given) else str(given)
             rows.append(TextRow(line, row_id, _text(record, columns)))
         except Fault as fault:
-            rows.append(TextRow(line, row_id, "", RejectedRow.of(fault, source, line, "")))
+            rows.append(TextRow(line, row_id, "", RejectedRow.of(fault, part.source, line, "")))
     return rows
 
 
@@ -124,17 +125,16 @@ def read_examples(
     require_target: bool = True,
     setting: str = "data.max_bad_fraction",
 ) -> Ingested:
-    """Read a source whole into memory and check its rows: for sets to predict or measure on.
+    """Read a source into memory and check its rows: for rows to predict or measure on.
 
     Args:
-        source: ``.jsonl``, ``.csv``, ``.parquet``; a folder of ``save_to_disk`` (``folder:split``); or a hub id
-            (``owner/name:split``, split ``train`` by default).
-        columns: how the source's columns are called.
-        labels: the label space; None takes what is found.
-        max_bad_fraction: more rejected rows than this share raise.
+        source: see :func:`clsgen_dist.data.reading.records.find_source`.
+        columns: the names of the source's columns.
+        labels: the label space; None accepts the labels that are found.
+        max_bad_fraction: a larger share of rejected rows raises.
         quarantine: JSONL file for rejected rows; None keeps them in the result only.
         require_target: reject rows with neither label nor explanation.
-        setting: what ``max_bad_fraction`` is called where the user sets it.
+        setting: the name of ``max_bad_fraction`` in the user's settings, for the message.
 
     Raises:
         DataError: the source cannot be read, has no usable row, or too many bad ones.
@@ -156,36 +156,35 @@ def read_examples(
 def unique_rows(
     source: str, *, columns: Columns, labels: Sequence[str] | None, require_target: bool = True
 ) -> Iterator[Example | RejectedRow]:
-    """The rows of a source as they come, of equal ids the first; arguments as for :func:`read_examples`.
+    """The rows of a source in order, of equal ids only the first; arguments as for :func:`read_examples`.
 
     Raises:
-        DataError: the source is not there, at once; it cannot be read, at the row where that shows.
+        DataError: the source does not exist (raised at once), or cannot be read (raised at the row in question).
     """
-    return _unique(
-        iter_rows(find_source(source), columns=columns, labels=labels, require_target=require_target), source
-    )
+    part = find_source(source)
+    return _unique(iter_rows(part, columns=columns, labels=labels, require_target=require_target), part.source)
 
 
 def _unique(rows: Iterator[Example | RejectedRow], source: str) -> Iterator[Example | RejectedRow]:
-    seen: dict[str, str] = {}
+    first_source: dict[str, str] = {}
     for row in rows:
-        if isinstance(row, Example) and row.id in seen:
-            yield duplicate(row, source, seen[row.id])
+        if isinstance(row, Example) and row.id in first_source:
+            yield duplicate(row, source, first_source[row.id])
             continue
         if isinstance(row, Example):
-            seen[row.id] = row.source
+            first_source[row.id] = row.source
         yield row
 
 
 def duplicate(row: Example, source: str, first: str) -> RejectedRow:
-    """The rejection of a row whose id was already seen at ``first`` (``file:line``)."""
+    """The rejection of a row whose id already occurred at ``first`` (``file:line``)."""
     line = int(row.source.rpartition(":")[2])
     fault = Fault(Rejection.DUPLICATE_ID, f"{row.id!r} is already at {first}")
     return RejectedRow.of(fault, source, line, json.dumps(asdict(row)))
 
 
 Noticed = dict[str, tuple[int, str]]
-"""Notices of many rows: by kind, how many, and the first one's cell."""
+"""Notices of many rows: by kind, their number and the first cell."""
 
 
 def add_notices(noticed: Noticed, notices: Iterable[tuple[Notice, str]]) -> None:
@@ -195,25 +194,27 @@ def add_notices(noticed: Noticed, notices: Iterable[tuple[Notice, str]]) -> None
         noticed[notice] = (count + 1, first)
 
 
-_NOTICED = {
-    Notice.MISSING_LABEL: "labels like {} taken as missing",
-    Notice.MISSING_EXPLANATION: "explanations like {} taken as missing",
+_NOTICE_WORDS = {
+    Notice.MISSING_LABEL: "labels like {} read as missing",
+    Notice.MISSING_EXPLANATION: "explanations like {} read as missing",
     Notice.LIST_TEXT: "explanation lists read from their text",
     Notice.RESPELT_LABEL: "labels like {} read as the class they mean",
-    Notice.HIDDEN_CHARACTERS: "labels cleared of invisible characters",
-    Notice.BRACKETED: "explanations in brackets, like {}, kept as they are",
-    Notice.PLACEHOLDER_TEXT: "texts like {} kept as they are",
+    Notice.HIDDEN_CHARACTERS: "labels read without their invisible characters",
+    Notice.BRACKETED: "explanations in brackets, like {}, kept unchanged",
+    Notice.PLACEHOLDER_TEXT: "texts like {} kept unchanged",
 }
 
 
 def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str], noticed: Noticed) -> str:
-    """What came of a source, in one line for people; ``reasons`` counts the rejected rows by code."""
+    """Counts of a source in one line for people; ``reasons`` counts the rejected rows by code."""
     parts = [f"{rows} rows"]
     parts += [f"{unlabelled} without label"] if unlabelled else []
     parts += [f"{unexplained} without explanation"] if unexplained else []
     if reasons:
         parts.append(f"{reasons.total()} rejected ({counted(reasons)})")
-    parts += [f"{count} {_NOTICED[Notice(notice)].format(repr(cell))}" for notice, (count, cell) in noticed.items()]
+    parts += [
+        f"{count} {_NOTICE_WORDS[Notice(notice)].format(repr(cell))}" for notice, (count, cell) in noticed.items()
+    ]
     return ", ".join(parts)
 
 
@@ -235,7 +236,7 @@ def _to_example(
             (f"; list {cell!r} in data.labels, if it is a class" for n, cell in notices if n == Notice.MISSING_LABEL),
             "",
         )
-        raise Fault(Rejection.NO_TARGET, f"nothing to learn from this row{hint}")
+        raise Fault(Rejection.NO_TARGET, f"the row has nothing to train on{hint}")
     row_id = _id(record.get(columns.id)) or source
     for part, value in (("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
         if value is not None:
@@ -265,7 +266,7 @@ def _text(record: dict[str, Any], columns: Columns) -> str:
 
 
 def _id(value: Any) -> str:
-    """An id that looks the same is the same; empty without one."""
+    """The id, equal for ids that look equal; empty without one."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     name = "" if is_missing(value) else clean_name(str(value))
@@ -279,7 +280,7 @@ def _difficulty(value: Any) -> float | None:
         number = float(value) if not isinstance(value, bool) else math.inf
     except (TypeError, ValueError, OverflowError):
         number = math.inf
-    if abs(number) > _MOST_DIFFICULT:
+    if abs(number) > _MAX_DIFFICULTY:
         raise Fault(Rejection.WRONG_DIFFICULTY_TYPE, f"{str(value)[:40]!r}")
     return None if math.isnan(number) else number
 

@@ -1,8 +1,8 @@
-"""Files and the hub as records, in parts that separate processes can read.
+"""Files and hub datasets as records, in parts that separate processes can read.
 
-A source is cut into parts: byte ranges of a JSONL file, row ranges of Parquet files, saved folders and hub sets; a CSV
-file is one part, since a quoted cell may hold line breaks, and so is a gzipped file. Each part knows the line it starts
-at, so a bad row has its file and line whoever reads it. JSONL and CSV are read here, in binary; the rest through
+A source is cut into parts: byte ranges of a JSONL file; row ranges of Parquet files, saved folders and hub datasets. A
+CSV file is one part, since a quoted cell may hold line breaks, and so is a gzipped file. Each part knows its first
+line, so a bad row is reported with file and line by any process. JSONL and CSV are read here, in binary; the rest by
 pyarrow and ``datasets``.
 
 Cost: one pass to count the lines of a JSONL file (about 2 GB/s), one to read them; memory of a part's batch.
@@ -11,24 +11,22 @@ Cost: one pass to count the lines of a JSONL file (about 2 GB/s), one to read th
 from __future__ import annotations
 
 import csv
-import dataclasses
-import difflib
 import gzip
 import io
 import itertools
 import json
 import os
 import re
-import shlex
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.data.demos.source import resolve_demo
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.cells import clean_name
+from clsgen_dist.data.reading.columns import ColumnNames, check_columns
 from clsgen_dist.data.reading.rejection import Fault, Rejection
 from clsgen_dist.data.reading.sniff import (
     BYTE_ORDER_MARK,
@@ -42,16 +40,14 @@ from clsgen_dist.errors import DataError
 
 _DELIMITERS = ",;\t|"
 PART_BYTES = 16 * 2**20
-"""Size of a JSONL part: a second's work for one core."""
+"""Size of a JSONL part: about a second of work for one core."""
 PART_ROWS = 65_536
-"""Rows of a part elsewhere."""
+"""Rows of a part of other formats."""
 _READ_ROWS = 1024
-_MOST_COLUMNS = 1000
-"""Names of JSON objects that are remembered."""
 
 
 Record = tuple[int, "dict[str, Any] | Fault", str]
-"""Line (the row elsewhere; from 1), the row's columns or what is wrong with it, and the row as it came."""
+"""Line in a text file, else row number (from 1); the row's columns, or what is wrong with it; the raw row."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +55,13 @@ class Part:
     """A piece of a source, to be read by one process."""
 
     source: str
-    """The source as it was named, for messages."""
+    """The source's name, for messages."""
     kind: str
     """jsonl, csv, parquet, folder or hub."""
     path: str
     split: str
     start: int
-    """First byte of a JSONL part; first row elsewhere."""
+    """First byte of a JSONL part; first row of other formats."""
     stop: int
     """One past the last; a line or row belongs to the part in which it begins."""
     line: int
@@ -73,13 +69,22 @@ class Part:
 
 
 def find_source(source: str) -> Part:
-    """A source as one part; DataError if there is no such thing, or it is no text of rows."""
+    """A source as one part; everything that reads rows starts here.
+
+    Args:
+        source: ``.jsonl``, ``.csv``, ``.parquet``; a folder of ``save_to_disk`` (``folder:split``); a hub id
+            (``owner/name:split``, split ``train`` by default); or an embedded dataset, ``demo:NAME/SPLIT``.
+
+    Raises:
+        DataError: there is no such source, or it cannot be read as rows.
+    """
     if not source.strip():
         raise DataError("a source is named '', expected a file, a folder or a hub id")
+    source = resolve_demo(source)
     try:
         return _find(source)
     except OSError as error:
-        raise DataError(f"{source} cannot be opened ({error.strerror}); check its name and who may read it") from error
+        raise DataError(f"{source} cannot be opened ({error.strerror}); check its name and permissions") from error
 
 
 def _find(source: str) -> Part:
@@ -89,8 +94,8 @@ def _find(source: str) -> Part:
         return Part(source, "folder", str(local), split, 0, sys.maxsize, 1)
     if "://" in source:
         raise DataError(
-            f"{source} is an address of shards, which are streamed: set data.stream_window and data.labels, or fetch "
-            "the file and name it here"
+            f"{source} is an address of shards, which must be streamed: set data.stream_window and data.labels, or "
+            "download the file and name it here"
         )
     if local.is_file() and split:
         raise DataError(f"{source}: a file has no splits; name the file alone, {path}")
@@ -99,30 +104,30 @@ def _find(source: str) -> Part:
         if kind is None:
             raise DataError(
                 f"{source}: files ending in {local.suffix!r} cannot be read; use one of {', '.join(SUFFIXES)} (text "
-                "also with .gz)"
+                "formats also with .gz)"
             )
         if kind != "parquet" and (fault := file_fault(local)):
             raise DataError(f"{source} {fault.what}; {fault.remedy}")
-        os.close(os.open(local, os.O_RDONLY))  # whether we may read it shows here, not in a worker
+        os.close(os.open(local, os.O_RDONLY))  # a missing permission should show here, not in a worker
         return Part(source, kind, str(local), "", 0, sys.maxsize, 1)
     if kind_of_file(local) or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise DataError(f"{source} does not exist (looked in {Path.cwd()}); check the path")
     return Part(source, "hub", path, split or "train", 0, sys.maxsize, 1)
 
 
-def cut(whole: Part) -> list[Part]:
+def cut(source: Part) -> list[Part]:
     """The parts of a source, in order."""
-    if whole.kind == "csv" or is_gzip_name(Path(whole.path)):
-        return [whole]
-    if whole.kind == "jsonl":
-        return _cut_jsonl(whole)
-    rows = _parquet(whole).metadata.num_rows if whole.kind == "parquet" else len(dataset_of(whole))
+    if source.kind == "csv" or is_gzip_name(Path(source.path)):
+        return [source]
+    if source.kind == "jsonl":
+        return _cut_jsonl(source)
+    rows = _parquet(source).metadata.num_rows if source.kind == "parquet" else len(dataset_of(source))
     starts = range(0, max(rows, 1), PART_ROWS)
-    return [replace(whole, start=at, stop=min(at + PART_ROWS, rows), line=at + 1) for at in starts]
+    return [replace(source, start=at, stop=min(at + PART_ROWS, rows), line=at + 1) for at in starts]
 
 
 def read_part(part: Part, columns: Columns) -> Iterator[Record]:
-    """The records of a part, in order, the columns named as ``columns`` does; DataError if the source is unusable."""
+    """The records of a part in order, columns named as in ``columns``; DataError if the source cannot be read."""
     reader = {
         "jsonl": _from_jsonl,
         "csv": _from_csv,
@@ -133,32 +138,32 @@ def read_part(part: Part, columns: Columns) -> Iterator[Record]:
     try:
         yield from reader(part, columns)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{part.source} is no whole gzip file ({error}); write it again") from error
+        raise DataError(f"{part.source} is not a complete gzip file ({error}); write it again") from error
 
 
 # --- JSONL ---------------------------------------------------------------------------------------------------------
 
 
-def _cut_jsonl(whole: Part) -> list[Part]:
-    size = os.path.getsize(whole.path)
+def _cut_jsonl(source: Part) -> list[Part]:
+    size = os.path.getsize(source.path)
     parts: list[Part] = []
     line = 1
-    with open(whole.path, "rb") as file:
+    with open(source.path, "rb") as file:
         for start in range(0, max(size, 1), PART_BYTES):
             stop = min(start + PART_BYTES, size)
-            # A line that begins before `start` belongs to the part before: this part's first is the next one.
+            # A line that begins before `start` belongs to the part before; this part begins with the next line.
             carried = 0
             if start:
                 file.seek(start - 1)
                 carried = file.read(1) != b"\n"
-            parts.append(replace(whole, start=start, stop=stop, line=line + carried))
+            parts.append(replace(source, start=start, stop=stop, line=line + carried))
             file.seek(start)
             line += file.read(stop - start).count(b"\n")
     return parts
 
 
 def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
-    names = _Names(columns)
+    names = ColumnNames(columns)
     with open_bytes(Path(part.path)) as file:
         if part.start:
             file.seek(part.start - 1)
@@ -192,9 +197,9 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
-    names = _Names(columns)
+    names = ColumnNames(columns)
     with open_bytes(Path(part.path)) as file:
-        # surrogateescape carries bad bytes through the parser, so that they are told of with their record's line.
+        # surrogateescape carries bad bytes through the parser, so that they are reported with their record's line.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first, above = text.readline(), 0
         if separator := _SEPARATOR_LINE.fullmatch(first):
@@ -207,7 +212,7 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
             raise DataError(
                 f"{part.source}: its header, line {above + 1}, is not CSV ({error}); fix its quotes"
             ) from None
-        _require_columns(part.source, header, columns)
+        check_columns(part.source, header, columns)
         end = reader.line_num + above
         while True:
             line = end + 1
@@ -220,14 +225,15 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
                     rest = reader.line_num + above - line + 1
                     raise DataError(
                         f"{part.source}: a quote opened in the record of line {line} is never closed, so the rest of "
-                        f"the file, {rest} lines, would be one cell; close it, or double a quote that is meant as one"
+                        f"the file, {rest} lines, would be one cell; close it, or double the "
+                        "quote if it is meant literally"
                     ) from None
                 end = reader.line_num + above
                 if end > line:
                     raise DataError(
                         f"{part.source}: a quote opened in the record of line {line} closes only in line "
-                        f"{end}, and not at the end of a cell; close it where its cell ends, or double a "
-                        "quote that is meant as one"
+                        f"{end}, and not at the end of a cell; close it where its cell ends, or double the "
+                        "quote if it is meant literally"
                     ) from None
                 yield line, Fault(Rejection.NOT_CSV, str(error)), ""
                 continue
@@ -246,8 +252,8 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
             yield line, {name: cell or None for name, cell in zip(header, cells, strict=True)}, raw
 
 
-def _delimiter(header: str, names: _Names) -> str:
-    """What separates the cells: what makes the text column stand in the header by itself, else what is most there."""
+def _delimiter(header: str, names: ColumnNames) -> str:
+    """The delimiter by which the header has the text column, else the most frequent one."""
     for delimiter in _DELIMITERS:
         if names.text in [names.of(cell.strip().strip('"')) for cell in header.split(delimiter)]:
             return delimiter
@@ -266,15 +272,15 @@ def _decode(data: bytes) -> str:
 
 def _from_parquet(part: Part, columns: Columns) -> Iterator[Record]:
     table = _parquet(part)
-    names = _Names(columns)
-    _require_columns(part.source, [names.of(name) for name in table.schema_arrow.names], columns)
+    names = ColumnNames(columns)
+    check_columns(part.source, [names.of(name) for name in table.schema_arrow.names], columns)
     try:
         yield from _row_groups(table, part, names)
     except (OSError, ValueError, OverflowError) as error:  # pyarrow's own, and numbers and dates beyond Python's
         raise DataError(f"{part.source} cannot be read as Parquet ({error}); write it again") from error
 
 
-def _row_groups(table: Any, part: Part, names: _Names) -> Iterator[Record]:
+def _row_groups(table: Any, part: Part, names: ColumnNames) -> Iterator[Record]:
     line = 0
     wanted = {name: names.of(name) for name in table.schema_arrow.names if names.of(name) in names.wanted}
     classes = _class_names(table.schema_arrow, {known: name for name, known in wanted.items()}.get(names.label, ""))
@@ -287,15 +293,15 @@ def _row_groups(table: Any, part: Part, names: _Names) -> Iterator[Record]:
                 if first < last:
                     known = batch.rename_columns([wanted[name] for name in batch.schema.names])
                     records = known.slice(first, last - first).to_pylist()
-                    yield from _named(records, at + first + 1, classes, names.label)
+                    yield from _with_class_names(records, at + first + 1, classes, names.label)
                 at += len(batch)
         line += rows
 
 
 def _from_dataset(part: Part, columns: Columns) -> Iterator[Record]:
-    names = _Names(columns)
-    data = dataset_of(part).with_format(None)  # a set may be saved as one that gives arrays of numpy or torch
-    _require_columns(part.source, [names.of(name) for name in data.column_names], columns)
+    names = ColumnNames(columns)
+    data = dataset_of(part).with_format(None)  # a saved dataset may have a numpy or torch format
+    check_columns(part.source, [names.of(name) for name in data.column_names], columns)
     wanted = {name: names.of(name) for name in data.column_names if names.of(name) in names.wanted}
     data = data.select_columns(list(wanted)).rename_columns(wanted)
     classes = getattr(data.features.get(names.label), "names", None)
@@ -303,17 +309,19 @@ def _from_dataset(part: Part, columns: Columns) -> Iterator[Record]:
     for at in range(part.start, stop, _READ_ROWS):
         rows = data[at : min(at + _READ_ROWS, stop)]
         records = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
-        yield from _named(records, at + 1, classes, names.label)
+        yield from _with_class_names(records, at + 1, classes, names.label)
 
 
-def _named(records: list[dict[str, Any]], line: int, classes: list[str] | None, column: str) -> Iterator[Record]:
+def _with_class_names(
+    records: list[dict[str, Any]], line: int, classes: list[str] | None, column: str
+) -> Iterator[Record]:
     """The records, with class names for label numbers."""
     for number, record in enumerate(records, start=line):
         raw = json.dumps(record, default=str, ensure_ascii=False)
         label = record.get(column)
         if classes and isinstance(label, int):
             if label >= len(classes):
-                detail = f"number {label}, but the set names {len(classes)} classes"
+                detail = f"number {label}, but the dataset names {len(classes)} classes"
                 yield number, Fault(Rejection.UNKNOWN_LABEL, detail), raw
                 continue
             record[column] = None if label < 0 else classes[label]
@@ -326,7 +334,7 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
 
     try:
         return getattr(Features.from_arrow_schema(schema).get(label), "names", None)
-    except (ValueError, KeyError):  # a column of a type that datasets does not know, which is not ours to read
+    except (ValueError, KeyError):  # a column of a type that datasets does not know; it is not read
         return None
 
 
@@ -345,58 +353,21 @@ def dataset_of(part: Part) -> Any:
     if part.kind == "hub":
         try:
             return load_dataset(part.path, split=part.split)
-        except Exception as error:  # offline, unknown, gated, no such split: the hub has an exception for each
+        except Exception as error:  # offline, unknown, gated, no such split: each has its own exception
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"{part.path!r} is no file or folder here, and the hub did not give it: {first}") from error
+            raise DataError(
+                f"{part.path!r} is not a local file or folder, and could not be loaded from the hub: {first}"
+            ) from error
     if not any((Path(part.path) / name).exists() for name in ("state.json", "dataset_dict.json")):
-        raise DataError(f"{part.path} is no folder of Dataset.save_to_disk; name a file in it, or save the set so")
+        raise DataError(
+            f"{part.path} is not a folder of Dataset.save_to_disk; name a file in it, or save the dataset with it"
+        )
     try:
         data = load_from_disk(part.path)
-    except Exception as error:  # cut JSON, Arrow files short or gone: datasets and pyarrow have an exception for each
+    except Exception as error:  # truncated JSON, Arrow files truncated or missing: each has its own exception
         raise DataError(f"{part.path} is a damaged folder of Dataset.save_to_disk ({error}); save it again") from error
     if not isinstance(data, DatasetDict):
         return data
     if part.split not in data:
-        raise DataError(f"{part.path} holds the splits {', '.join(data)}; name one: {part.path}:{next(iter(data))}")
+        raise DataError(f"{part.path} has the splits {', '.join(data)}; name one: {part.path}:{next(iter(data))}")
     return data[part.split]
-
-
-class _Names:
-    """The columns that are read, however invisibly their names differ in a source; others may hold anything."""
-
-    def __init__(self, columns: Columns) -> None:
-        self.wanted = {name for name in dataclasses.astuple(columns) if name}
-        self.text, self.label = columns.text, columns.label
-        self._by_look = {clean_name(name): name for name in self.wanted}
-        self._as_written: set[str] = set()
-
-    def of(self, name: str) -> str:
-        """The name that the settings have for a source's column; its own where they have none."""
-        return name if name in self.wanted else self._by_look.get(clean_name(name), name)
-
-    def renamed(self, record: dict[str, Any]) -> dict[str, Any] | Fault:
-        """A JSON object with its names as the settings write them."""
-        if record.keys() <= self._as_written:
-            return record
-        names = {name: self.of(name) for name in record}
-        if len(self._as_written) < _MOST_COLUMNS:
-            self._as_written |= {name for name, known in names.items() if name == known}
-        if len(set(names.values())) < len(names):
-            twice = next(name for name in self.wanted if list(names.values()).count(name) > 1)
-            return Fault(Rejection.DUPLICATE_COLUMN, f"{twice!r}, but for invisible characters; which one counts?")
-        return {known: record[name] for name, known in names.items()}
-
-
-def _require_columns(source: str, found: Sequence[str], columns: Columns) -> None:
-    twice = sorted({name for name in _Names(columns).wanted if list(found).count(name) > 1})
-    if twice:
-        raise DataError(f"{source} has {len(twice)} columns twice: {', '.join(twice)}; which one counts? Rename one")
-    if columns.text in found:
-        return
-    near = difflib.get_close_matches(columns.text, found, n=1)
-    flag = f"--data.columns.text={shlex.quote(near[0] if near else 'NAME')}"
-    raise DataError(
-        f"{source} has the columns {', '.join(map(repr, found)) or '(none)'}, and no text column {columns.text!r}; "
-        + (f"did you mean {near[0]!r}? Then say {flag}" if near else f"name it with {flag}")
-        + " (for `data check`: --columns.text)"
-    )

@@ -1,4 +1,4 @@
-"""Rejected rows: a code to count and compare, a sentence for people, and the quarantine file that keeps them."""
+"""Rejected rows: a code to count and compare, a sentence for people, and the quarantine file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _WORDS = {
     Rejection.WRONG_TEXT_TYPE: "text is not a string",
     Rejection.WRONG_LABEL_TYPE: "label has a wrong type",
     Rejection.LABEL_LIST: "label is a list",
-    Rejection.FRACTIONAL_LABEL: "label is a number that is not whole",
+    Rejection.FRACTIONAL_LABEL: "label is a number with a fraction",
     Rejection.WRONG_EXPLANATION_TYPE: "explanation has a wrong type",
     Rejection.LONG_EXPLANATION: "explanation is too long",
     Rejection.WRONG_DIFFICULTY_TYPE: "difficulty is not a number",
@@ -66,7 +66,7 @@ _WORDS = {
 
 
 class Fault(Exception):
-    """Raised on a cell or line for which its row is rejected."""
+    """A cell or line because of which its row is rejected."""
 
     def __init__(self, code: Rejection, detail: str = "") -> None:
         self.code = code
@@ -85,7 +85,7 @@ class RejectedRow:
     reason: str
     """The sentence for people."""
     raw: str = ""
-    """The row as it came, cut at 2,000 characters."""
+    """The raw row, cut at 2,000 characters."""
 
     @classmethod
     def of(cls, fault: Fault, source: str, line: int, raw: str) -> RejectedRow:
@@ -96,15 +96,15 @@ class RejectedRow:
 def write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
     """Write the rejected rows; without any, delete the file of an earlier run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="ascii") as file:  # ASCII: a rejected row may hold what UTF-8 cannot
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="ascii") as file:  # ASCII: a rejected row may hold what UTF-8 cannot
         file.writelines(json.dumps(asdict(row)) + "\n" for row in rejected)
         empty = file.tell() == 0
     if empty:
-        aside.unlink()
+        temporary.unlink()
         path.unlink(missing_ok=True)
     else:
-        os.replace(aside, path)
+        os.replace(temporary, path)
 
 
 def refuse_if_too_bad(
@@ -116,17 +116,17 @@ def refuse_if_too_bad(
     quarantine: Path | None,
     setting: str = "data.max_bad_fraction",
 ) -> None:
-    """DataError if a source of so many good and bad rows cannot be used; ``first`` are some of the bad."""
+    """DataError if a source has too many bad rows, or no good one; ``first`` are some of the bad rows."""
     total = rows + rejected
     if total == 0:
-        raise DataError(f"{source} holds no rows")
+        raise DataError(f"{source} has no rows; check the file that was written")
     if rows and rejected <= max_bad_fraction * total:
         return
     where = f" All of them are in {quarantine}." if quarantine else ""
-    much = f"more than {setting} {max_bad_fraction:.1%} allows" if rows else "so no row is left"
+    limit = f"more than {setting} {max_bad_fraction:.1%} allows" if rows else "so no row is left"
     remedy = f"Fix the rows, or raise {setting}" if rows else "Fix the rows, or name the columns"
     bad = f"{rejected} of {total} rows are bad ({rejected / total:.1%})"
-    raise DataError(f"{source}: {bad}, {much}. {places(first)}.{where} {remedy}")
+    raise DataError(f"{source}: {bad}, {limit}. {places(first)}.{where} {remedy}")
 
 
 def counted(codes: Counter[str]) -> str:

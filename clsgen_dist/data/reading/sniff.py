@@ -1,4 +1,4 @@
-"""What the first bytes of a text file say against reading it: another encoding, packed, one array instead of lines."""
+"""Formats by file name; why a text file cannot be read, from its first bytes: encoding, compression, JSON arrays."""
 
 from __future__ import annotations
 
@@ -19,51 +19,53 @@ SUFFIXES = tuple(_KINDS)
 
 
 def kind_of_file(path: Path) -> str | None:
-    """jsonl, csv or parquet by the name's end, in any case, text also as ``.gz``; None for other names."""
+    """jsonl, csv or parquet by the suffix, in any case, text also as ``.gz``; None for other names."""
     name = path.name.lower()
     kind = _KINDS.get(Path(name.removesuffix(".gz")).suffix)
     return None if kind == "parquet" and name.endswith(".gz") else kind
 
 
 def is_gzip_name(path: Path) -> bool:
-    """Whether the file is unpacked as it is read."""
+    """Whether the file is decompressed as it is read."""
     return path.suffix.lower() == ".gz"
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked where its name ends in ``.gz``."""
+    """The file's bytes, decompressed if its name ends in ``.gz``."""
     return cast(BinaryIO, gzip.open(path)) if is_gzip_name(path) else path.open("rb")
 
 
 @dataclass(frozen=True)
 class FileFault:
-    """Why nothing of a file can be read as it is."""
+    """Why a file cannot be read."""
 
     kind: Literal["empty", "encoding", "format"]
     what: str
-    """Follows the file's name."""
+    """The end of a sentence that begins with the file's name."""
     remedy: str
 
 
 def file_fault(path: Path) -> FileFault | None:
-    """What keeps a .jsonl or .csv file from being read, None if nothing does; OSError where it cannot be opened."""
+    """Why a .jsonl or .csv file cannot be read, None if it can; OSError if it cannot be opened."""
     try:
         with open_bytes(path) as file:
             head = file.read(_HEAD)
     except (gzip.BadGzipFile, EOFError) as error:
-        return FileFault("format", f"is no whole gzip file ({error})", "write it again, or name it without .gz")
+        return FileFault("format", f"is not a complete gzip file ({error})", "write it again, or name it without .gz")
     if not head.strip():
-        whole = len(head) < _HEAD or path.stat().st_size == _HEAD
-        return FileFault("empty", "holds no rows", "check what wrote the file, or leave it out") if whole else None
+        is_all = len(head) < _HEAD or path.stat().st_size == _HEAD
+        return FileFault("empty", "has no rows", "check what wrote the file, or leave it out") if is_all else None
     if head[:2] == b"\x1f\x8b":
         return FileFault(
-            "format", "is packed with gzip", f"name it {path.name}.gz, or unpack it: gunzip -c {path} > NEW"
+            "format", "is compressed with gzip", f"name it {path.name}.gz, or decompress it: gunzip -c {path} > NEW"
         )
     if head[:4] == b"PK\x03\x04":
-        return FileFault("format", "is a zip archive or an Excel workbook", "save the sheet as CSV UTF-8, or unpack it")
+        return FileFault(
+            "format", "is a zip archive or an Excel workbook", "save the sheet as CSV UTF-8, or extract the archive"
+        )
     if not head.strip(b"\0"):
         return FileFault(
-            "format", "begins with NUL bytes, as files do whose writing was cut short by a crash", "write it again"
+            "format", "begins with NUL bytes, as a file does after a crash while it was written", "write it again"
         )
     if encoding := _encoding(head):
         return FileFault(
@@ -72,14 +74,14 @@ def file_fault(path: Path) -> FileFault | None:
     if kind_of_file(path) == "jsonl" and (command := _one_value(head)):
         return FileFault(
             "format",
-            "is one JSON value over the whole file, expected one object a line",
-            f"turn it: jq -c '{command}' {f'<(zcat {path})' if is_gzip_name(path) else path} > NEW.jsonl",
+            "is a single JSON value, expected one object per line",
+            f"convert it: jq -c '{command}' {f'<(zcat {path})' if is_gzip_name(path) else path} > NEW.jsonl",
         )
     return None
 
 
 def has_byte_order_mark(path: Path) -> bool:
-    """Whether the file begins with UTF-8's mark, which is skipped."""
+    """Whether the file begins with UTF-8's byte order mark, which is skipped."""
     with open_bytes(path) as file:
         return file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
 
@@ -95,7 +97,7 @@ def _encoding(head: bytes) -> str | None:
 
 
 def _one_value(head: bytes) -> str | None:
-    """jq's program that turns an array, or an object over several lines, into lines; None for a file of lines."""
+    """The jq program that turns an array, or an object over several lines, into lines; None for a file of lines."""
     first, *others = (line.strip() for line in head.removeprefix(BYTE_ORDER_MARK).strip().splitlines())
     if first == b"{" and others and others[0].startswith(b'"'):
         return "."
@@ -103,6 +105,6 @@ def _one_value(head: bytes) -> str | None:
         return None
     try:
         value = json.loads(first)
-    except (ValueError, RecursionError):  # cut off by the line's end, or by ours
+    except (ValueError, RecursionError):  # truncated at the end of the line, or of the bytes read
         return ".[]" if first[1:].lstrip()[:1] in (b"", b"{") else None
     return ".[]" if value and all(isinstance(item, dict) for item in value) else None

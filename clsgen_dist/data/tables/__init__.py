@@ -1,5 +1,6 @@
-"""Rows on disk, in tokens: ``build`` makes a ``table``, ``dataset`` sees it through a prompt, ``shards`` streams many.
+"""Rows on disk, in tokens: ``spec`` → ``build`` (by ``part``) → ``table`` → ``dataset`` (through a prompt).
 
-In: checked examples and a tokenizer. Out: samples by row number, lengths before anything is read. A build reads the
-source twice and writes about its size twice over; an open table costs 20 bytes a row, mapped.
+``shards`` does the same for datasets larger than the disk. In: checked examples and a tokenizer. Out: samples by row
+number, and their lengths without reading the rows. A build reads the source twice and writes about twice its size; an
+open table costs 20 bytes per row, mapped.
 """

@@ -1,4 +1,10 @@
-"""A table of rows seen through a prompt: samples by row number, and their lengths before anything is read."""
+"""A table of rows seen through a prompt: samples by row number, and their lengths from the columns alone.
+
+A row with E explanations gives, on its v-th visit, explanation (v + 2654435761·row) mod E: all in turn, from a start
+that is spread over the rows.
+
+Cost: lengths are arithmetic on mapped columns; a sample reads one row.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +18,12 @@ from clsgen_dist.data.tables.table import RowTable
 
 # N rows, p positions
 
-_SPREAD = 2654435761
-"""Knuth's multiplier: at which of its explanations a row begins."""
+_MULTIPLIER = 2654435761
+"""Knuth's multiplicative hash of the row number: with which explanation the row starts."""
 
 
 class RowDataset:
-    """A table seen through a prompt: samples by row number, lengths before anything is read.
-
-    Several explanations of a row are taken in turn over its visit_counts, from a place drawn from the row's number.
-    """
+    """Samples of a table by row number and visit."""
 
     def __init__(self, table: RowTable, encoder: Encoder) -> None:
         self.table, self.encoder = table, encoder
@@ -36,18 +39,18 @@ class RowDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Tells these rows in this prompt from any other."""
+        """Identifies these rows with this prompt."""
         prompt = self.encoder.build_prompt(np.zeros(0, dtype=np.int32)).tobytes()
-        made_of = f"{self.table.card.sha256}/{self.encoder.max_prompt_length}/".encode() + prompt
-        return hashlib.sha256(made_of).hexdigest()
+        identity = f"{self.table.card.sha256}/{self.encoder.max_prompt_length}/".encode() + prompt
+        return hashlib.sha256(identity).hexdigest()
 
     def id(self, row: int) -> str:
         """The row's id."""
         return self.table.id(row)
 
-    def sample(self, row: int, showing: int = 0, max_prompt_length: int | None = None) -> Sample:
-        """The row with the explanation of its showing number ``showing``."""
-        which = int(self._which(np.array([row]), np.array([showing]))[0])
+    def sample(self, row: int, visit: int = 0, max_prompt_length: int | None = None) -> Sample:
+        """The row with the explanation of its visit number ``visit`` (from 0)."""
+        which = int(self._explanation_at(np.array([row]), np.array([visit]))[0])
         return Sample(
             self.encoder.build_prompt(self.table.text_ids(row), max_prompt_length),
             self.table.explanation_ids(row, which) if which >= 0 else np.zeros(0, dtype=np.int32),
@@ -55,16 +58,16 @@ class RowDataset:
         )
 
     def lengths(self, row_p: np.ndarray, visit_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
-        """``[p]`` tokens of the samples of these rows and visit_counts."""
+        """``[p]`` tokens of the samples of these rows at these visits."""
         table = self.table
-        which_p = self._which(row_p, visit_p)
+        which_p = self._explanation_at(row_p, visit_p)
         explanation_p = np.zeros(len(row_p), dtype=np.int64)
         has_p = which_p >= 0
         explanation_p[has_p] = table.explanation_length_E[table.explanation_start_N1[row_p[has_p]] + which_p[has_p]]
         return self.encoder.prompt_lengths(table.text_length_N[row_p], max_prompt_length) + explanation_p
 
     def longest(self, max_prompt_length: int | None = None) -> int:
-        """Tokens of the longest sample, whatever explanation is shown."""
+        """Tokens of the longest sample over all explanations."""
         table = self.table
         explanation_N = np.zeros(len(table), dtype=np.int64)
         has_N = np.diff(table.explanation_start_N1) > 0
@@ -75,19 +78,19 @@ class RowDataset:
             (self.encoder.prompt_lengths(np.asarray(table.text_length_N), max_prompt_length) + explanation_N).max()
         )
 
-    def shortened(self, max_prompt_length: int | None = None) -> int:
-        """Rows whose text loses its middle."""
-        room = (max_prompt_length or self.encoder.max_prompt_length) - self.encoder.frame
+    def truncated(self, max_prompt_length: int | None = None) -> int:
+        """Number of rows whose text loses its middle."""
+        room = (max_prompt_length or self.encoder.max_prompt_length) - self.encoder.template_length
         return int((self.table.text_length_N > room).sum())
 
     def first_visit(self, row_p: np.ndarray) -> np.ndarray:
-        """``[p]`` the showing at which each row has the first of its explanations."""
+        """``[p]`` the visit at which each row has its first explanation."""
         starts = self.table.explanation_start_N1
         count_p = np.maximum(starts[row_p + 1] - starts[row_p], 1)
-        return -(row_p * _SPREAD) % count_p
+        return -(row_p * _MULTIPLIER) % count_p
 
-    def _which(self, row_p: np.ndarray, visit_p: np.ndarray) -> np.ndarray:
-        """``[p]`` number of the explanation shown, or -1 where there is none."""
+    def _explanation_at(self, row_p: np.ndarray, visit_p: np.ndarray) -> np.ndarray:
+        """``[p]`` index of the explanation of each visit, or -1 where there is none."""
         starts = self.table.explanation_start_N1
         count_p = starts[row_p + 1] - starts[row_p]
-        return np.where(count_p > 0, (visit_p + row_p * _SPREAD) % np.maximum(count_p, 1), -1)
+        return np.where(count_p > 0, (visit_p + row_p * _MULTIPLIER) % np.maximum(count_p, 1), -1)

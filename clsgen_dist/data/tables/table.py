@@ -1,9 +1,9 @@
-"""Rows on disk, in tokens, opened: memory-mapped, by row number. :mod:`clsgen_dist.data.tables.build` makes them.
+"""Rows on disk, in tokens, read by row number. :mod:`clsgen_dist.data.tables.build` writes them.
 
 A table is a folder: Arrow streams with the rows as read and in tokens (``datasets.Dataset.from_file`` opens them too),
-columns of numbers, ``table.json`` with what came of the source, and ``quarantine.jsonl`` with what was rejected.
+columns of numbers, ``table.json`` with counts, and ``quarantine.jsonl`` with the rejected rows.
 
-Cost: milliseconds to open; 20 bytes a row, mapped, not read.
+Cost: milliseconds to open; 20 bytes per row, mapped, not read.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from clsgen_dist.data.reading.rejection import RejectedRow
 
 @dataclass(frozen=True)
 class TableCard:
-    """What came of a source, in words and counts: ``table.json``."""
+    """Counts of a table and the fingerprint of its rows: ``table.json``."""
 
     source: str
     rows: int
     stored: int
-    """Rows in the Arrow files: those that count, and those whose id was there before."""
+    """Rows in the Arrow files: those of the table, and those with a repeated id."""
     labels: list[str]
     unlabelled: int
     unexplained: int
     rejected: dict[str, int]
     """Rejected rows by code."""
     noticed: Noticed
-    """What was read as something else than it looks."""
+    """Cells that were not read literally, by kind: how many, and the first one."""
     sha256: str
     """Fingerprint of the rows in their order."""
 
@@ -52,7 +52,7 @@ class TableCard:
 
 
 class DamagedTableError(Exception):
-    """A table whose files are not as they were written."""
+    """A file of a table is missing or changed."""
 
 
 class RowTable:
@@ -67,7 +67,7 @@ class RowTable:
             self._open(folder)
         except (OSError, ValueError, TypeError, KeyError) as error:  # pyarrow and numpy have these for a broken file
             if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-                raise  # the file may be whole: no permission, no memory, a server that does not answer
+                raise  # not damage: no permission, no memory, a server that does not answer
             raise DamagedTableError(f"the table {folder} is damaged ({error})") from error
 
     def _open(self, folder: Path) -> None:
@@ -79,7 +79,7 @@ class RowTable:
         self.text_length_N: Ids = self._column("text_length")
         """Tokens of the text."""
         self.explanation_start_N1: np.ndarray = self._column("explanation_start")
-        """``[N + 1]`` where a row's explanations begin in :attr:`explanation_length_E`."""
+        """``[N + 1]`` where each row's explanations begin in :attr:`explanation_length_E`."""
         self.explanation_length_E: Ids = self._column("explanation_length")
         """Tokens of every explanation, end token included."""
         self.difficulty_N: np.ndarray = self._column("difficulty")
@@ -122,7 +122,7 @@ class RowTable:
         return _ints(*self._cell(row, "text_ids"))
 
     def explanation_ids(self, row: int, which: int) -> Ids:
-        """Tokens of a row's explanation number ``which``, end token included."""
+        """Tokens of a row's explanation number ``which`` (from 0), end token included."""
         column, at = self._cell(row, "explanation_ids")
         return _ints(column.values, column.offsets[at].as_py() + which)
 
@@ -143,7 +143,7 @@ class RowTable:
         return Example(**cells, explanations=explanations, source=f"{Path(self.card.source).name}:{line}")
 
     def lines(self) -> np.ndarray:
-        """``[N]`` line of each row in its source, rising."""
+        """``[N]`` line of each row in its source, increasing."""
         if self._line_N is None:
             columns = [batch.column("line").to_numpy()[kept] for batch, kept in self._kept()]
             self._line_N = np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)
@@ -169,7 +169,7 @@ class RowTable:
             row += len(kept)
 
     def _kept(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-        """Every record batch with the places in it of rows that count."""
+        """Every record batch, with the positions in it of the table's rows."""
         for index, batch in enumerate(self._batches):
             first, last = np.searchsorted(self._place_N, self._starts[index : index + 2])
             yield batch, self._place_N[first:last] - self._starts[index]

@@ -1,4 +1,4 @@
-"""Processes that share work on rows: they end with the one that started them, and leave signals to it."""
+"""Worker processes for work on rows: they exit with their parent, and leave signals to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def worker_pool(workers: int) -> Executor:
-    """Fresh processes, which end with this one and leave Ctrl-C and Slurm's signals to it."""
+    """A pool of spawned processes, which exit with this one and leave Ctrl-C and Slurm's signals to it."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -24,12 +24,12 @@ def _become_worker() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each: the processes share them out
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each: parallelism is over processes
     parent = multiprocessing.parent_process()
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         if parent is not None:
             parent.join()
             os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

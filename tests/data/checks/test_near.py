@@ -1,4 +1,4 @@
-"""Near duplicates: what is found against every pair compared, what a template does, and that nothing blows up."""
+"""Near duplicates: the same pairs as by comparing all, the effect of a template, and bounded work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from clsgen_dist.data.checks.near import Sketches, Template, likeness, near_duplicates, normalised, pieces, text_hash
+from clsgen_dist.data.checks.near import Sketches, Template, jaccard, near_duplicates, normalised, shingles, text_hash
 
 WORDS = [
     "river",
@@ -55,7 +55,7 @@ def test_case_space_and_unicode_form_do_not_tell_texts_apart():
 def test_likeness_is_the_jaccard_index_of_the_pieces():
     a, b = _sentences(2, 20)
     b = a.replace("river", "brook") + b[:30]
-    assert likeness(*(s[:256] for s in (pieces(normalised(a)), pieces(normalised(b))))) == pytest.approx(
+    assert jaccard(*(s[:256] for s in (shingles(normalised(a)), shingles(normalised(b))))) == pytest.approx(
         _true_jaccard(a, b)
     )
 
@@ -65,8 +65,8 @@ def test_likeness_of_long_texts_is_estimated_within_its_error():
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(2000)]
     a = " ".join(words)
     b = " ".join(words[:1600] + words[100:500])
-    assert len(pieces(a)) > 5000
-    assert likeness(pieces(a)[:256], pieces(b)[:256]) == pytest.approx(_true_jaccard(a, b), abs=0.1)
+    assert len(shingles(a)) > 5000
+    assert jaccard(shingles(a)[:256], shingles(b)[:256]) == pytest.approx(_true_jaccard(a, b), abs=0.1)
 
 
 def test_pairs_are_those_that_comparing_all_finds():
@@ -85,12 +85,12 @@ def test_pairs_are_those_that_comparing_all_finds():
     is_found = found.partner_RS >= 0
     assert expected.sum() > 40
     assert not (is_found & ~expected).any()
-    # Bands of MinHash miss a pair at the threshold itself once in twenty times.
+    # Bands of MinHash miss a pair at the threshold itself one time in twenty.
     assert (is_found & expected).sum() >= 0.93 * expected.sum()
     for text, split in zip(*np.nonzero(is_found), strict=True):
         other = found.partner_RS[text, split]
         assert splits[other] == split and found.group_R[other] == found.group_R[text]
-        assert found.likeness_RS[text, split] == pytest.approx(_true_jaccard(texts[text], texts[other]))
+        assert found.jaccard_RS[text, split] == pytest.approx(_true_jaccard(texts[text], texts[other]))
 
 
 def test_texts_without_spaces_are_compared_by_shorter_pieces():
@@ -104,7 +104,7 @@ def test_texts_without_spaces_are_compared_by_shorter_pieces():
 def test_a_long_common_instruction_does_not_make_all_rows_alike():
     instruction = (
         "You are a careful reviewer of short statements. Read what is written below twice, ask yourself who could have "
-        "said so, weigh each word, do not guess at facts you cannot know, and decide if it is plausible. Statement: "
+        "output so, weigh each word, do not guess at facts you cannot know, and decide if it is plausible. Statement: "
     )
     texts = [instruction + text for text in _sentences(200, 4)]
     texts.append(texts[0] + " x")
@@ -118,7 +118,7 @@ def test_a_long_common_instruction_does_not_make_all_rows_alike():
 
 def test_rows_that_are_only_template_keep_their_pieces():
     template = Template.of([f"the very same words stand in each of these rows {i}" for i in range(60)])
-    bare = pieces("the very same words stand in each of these rows")
+    bare = shingles("the very same words stand in each of these rows")
     assert template.share > 0.5
     assert template.without(bare).tolist() == bare.tolist()
 

@@ -1,4 +1,4 @@
-"""Difficulty: scorers that say what they claim, joined by rank within each class, computed once."""
+"""Difficulty: scorers measure what they claim, combined by rank within each class, computed once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_margin_finds_the_row_with_the_other_classs_word(rows):
 
 def test_margin_is_the_same_computed_by_several_processes(rows, monkeypatch):
     alone = difficulty.margin(rows)
-    monkeypatch.setattr(difficulty, "_SMALL", 0)
+    monkeypatch.setattr(difficulty, "_PARALLEL_FROM", 0)
     assert np.array_equal(difficulty.margin(rows), alone, equal_nan=True)
 
 
@@ -73,7 +73,7 @@ def test_given_is_the_users_column(rows):
     assert score_N[10] == 10 and np.isnan(score_N[4])
 
 
-def test_a_difficulty_that_is_no_number_rejects_its_row(row_dataset):
+def test_a_difficulty_that_is_not_a_number_rejects_its_row(row_dataset):
     rows = row_dataset(
         [{"text": "a", "label": "x", "difficulty": "hard"}, {"text": "b", "label": "y", "difficulty": "0.5"}]
     )
@@ -96,14 +96,14 @@ def test_scores_are_joined_by_rank_within_each_class_with_weights():
     assert difficulty.combine({"b": np.full(3, np.nan)}, {"b": 1.0}, label_N[:3]).tolist() == [0.5] * 3
 
 
-def test_scores_are_computed_once_and_kept_beside_the_rows(rows, monkeypatch):
+def test_scores_are_computed_once_and_cached_with_the_table(rows, monkeypatch):
     first = difficulty.cached(rows, "length")
-    monkeypatch.setitem(difficulty.OF_ROWS, "length", lambda rows: pytest.fail("computed again"))
+    monkeypatch.setitem(difficulty.ROW_SCORERS, "length", lambda rows: pytest.fail("computed again"))
     assert np.array_equal(difficulty.cached(rows, "length"), first)
     assert difficulty.score_file(rows, "length").parent == rows.table.folder / "scores"
 
 
-# --- what the backbone says -----------------------------------------------------------------------------------------
+# --- scores of the backbone -----------------------------------------------------------------------------------------
 
 
 def test_the_backbones_scores_equal_what_transformers_computes_row_by_row(rows, tiny_backbone):
@@ -142,7 +142,7 @@ def test_a_probing_run_finds_what_is_hard_and_what_is_ambiguous():
     assert np.nanargmin(confidence_N) == 7 and confidence_N[7] < 0.4 and np.nanmedian(confidence_N) > 0.7
     assert np.isnan(confidence_N[9]) and np.isnan(variability_N[9])
     assert 0 < variability_N[11] < 0.5 * np.nanmedian(variability_N)
-    # The first epoch is seen before it is learnt: probabilities start at a half, so even easy rows are not at 1.
+    # The first epoch is scored before it is trained on: probabilities start at a half, so even easy rows are not at 1.
     assert np.nanmax(confidence_N) < 0.99
 
 
@@ -158,7 +158,7 @@ def test_a_probing_run_reads_blocks_and_says_the_same_of_sorted_rows():
     assert np.argsort(blocks_N)[:20].tolist().count(3) == 1 and (variability_N >= 0).all()
 
 
-def test_scoring_goes_on_after_a_kill_block_by_block(rows, tiny_backbone, monkeypatch):
+def test_scoring_resumes_after_a_kill_block_by_block(rows, tiny_backbone, monkeypatch):
     from clsgen_dist.training import backbone_scores as scoring
 
     monkeypatch.setattr(scoring, "_BLOCK", 16)
@@ -194,7 +194,7 @@ def test_a_scorer_that_knows_nothing_of_these_rows_is_refused(row_dataset):
         difficulty_scores(rows, {"length": 1.0, "given": 1.0}, backbone="", compute=False)
 
 
-def test_an_unknown_scorer_is_refused_with_those_there_are(rows):
+def test_an_unknown_scorer_is_refused_with_the_known_ones(rows):
     with pytest.raises(DataError, match=r"names 'lenght', expected scorers among length, rarity, margin, given, loss"):
         difficulty_scores(rows, {"lenght": 1.0}, backbone="", compute=False)
 

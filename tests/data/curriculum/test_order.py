@@ -1,4 +1,4 @@
-"""The order of a stage: each row exactly as often as promised, the same whoever asks, however much at once."""
+"""The order of a stage: each row exactly as often as its rate says, whichever positions are asked for."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def _order(rows, parts, seed=0):
 
 @given(rows=st.integers(1, 60), parts=segments, seed=st.integers(0, 5))
 @settings(max_examples=400, deadline=None)
-def test_a_row_is_shown_as_often_as_promised_rounded_down_or_up(rows, parts, seed):
+def test_a_row_is_visited_as_often_as_its_rate_says_rounded_down_or_up(rows, parts, seed):
     try:
         stage = _order(rows, parts, seed)
     except ValueError:
         return  # no row in a segment's bands: refused, see below
     row_p, visit_p = stage.at(0, stage.positions)
     assert len(row_p) == stage.positions
-    shown = np.bincount(row_p, minlength=rows)
-    assert np.array_equal(shown, stage.visit_counts())
-    # A row's visit_counts are numbered 0, 1, 2 ... as they come.
+    visited = np.bincount(row_p, minlength=rows)
+    assert np.array_equal(visited, stage.visit_counts())
+    # A row's visits are numbered 0, 1, 2 ... in order.
     for row in range(rows):
-        assert visit_p[row_p == row].tolist() == list(range(shown[row]))
+        assert visit_p[row_p == row].tolist() == list(range(visited[row]))
     promised = stage._sum_GJ[:, -2][stage._group_N]
     assert promised.sum() == pytest.approx(stage.positions)
-    assert (np.floor(promised - 1e-9) <= shown).all() and (shown <= np.ceil(promised + 1e-9)).all()
+    assert (np.floor(promised - 1e-9) <= visited).all() and (visited <= np.ceil(promised + 1e-9)).all()
 
 
 @given(rows=st.integers(5, 40), epochs=st.integers(1, 4), seed=st.integers(0, 99))
@@ -58,14 +58,14 @@ def test_each_epoch_shows_each_row_once_in_an_order_of_its_own(rows, epochs, see
 @settings(max_examples=80, deadline=None)
 def test_asking_in_any_pieces_and_windows_gives_the_same_stream(parts, cuts, window):
     try:
-        whole = _order(37, parts)
+        full = _order(37, parts)
     except ValueError:
         return
-    expected = whole.at(0, whole.positions)
+    expected = full.at(0, full.positions)
     usual, order._WINDOW = order._WINDOW, window
     try:
         pieces = _order(37, parts)
-        bounds = sorted({0, whole.positions, *(c % whole.positions for c in cuts)})
+        bounds = sorted({0, full.positions, *(c % full.positions for c in cuts)})
         found = {a: pieces.at(a, b) for a, b in reversed(list(itertools.pairwise(bounds)))}
     finally:
         order._WINDOW = usual
@@ -73,14 +73,14 @@ def test_asking_in_any_pieces_and_windows_gives_the_same_stream(parts, cuts, win
         assert np.array_equal(np.concatenate([found[a][part] for a in sorted(found)]), expected[part])
 
 
-def test_whose_showing_is_left_out_at_the_end_is_drawn_evenly():
-    shown = np.zeros(12)
+def test_the_rows_without_a_last_visit_are_drawn_evenly():
+    visited = np.zeros(12)
     for seed in range(300):
         stage = _order(12, [Segment(5, (Band(0, 0.5, 0.3), Band(0.5, 1, 0.7)))], seed)
-        shown += stage.visit_counts()
+        visited += stage.visit_counts()
     promised = np.repeat([5 * 0.3 / 6, 5 * 0.7 / 6], 6) * 300
-    assert shown.sum() == 1500
-    assert (abs(shown - promised) < 4 * np.sqrt(promised)).all()
+    assert visited.sum() == 1500
+    assert (abs(visited - promised) < 4 * np.sqrt(promised)).all()
 
 
 def test_a_row_on_a_bands_edge_is_above_it():

@@ -1,4 +1,4 @@
-"""Stages: pools that grow as the paper says, base rates that stay, and what cannot work refused."""
+"""Stages: pools grow as in the paper, base rates are kept, and impossible stages are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _plan(stage, rows=1000, batch=10):
     return planned
 
 
-def _shown(stage, quantile_N, seed=0):
+def _visited(stage, quantile_N, seed=0):
     planned = _plan(stage, len(quantile_N))
     return stage_order(planned, quantile_N, seed).at(0, planned.positions)[0]
 
@@ -44,21 +44,21 @@ def test_competence_follows_platanios():
 def test_a_growing_pool_never_shows_what_is_not_open_yet(pacing):
     quantile_N = np.arange(1000) / 1000
     stage = Stage(name="a", epochs=2, pacing=pacing, start=0.2)
-    shown = quantile_N[_shown(stage, quantile_N)]
-    count = len(segments(stage, len(shown)))
+    visited = quantile_N[_visited(stage, quantile_N)]
+    count = len(segments(stage, len(visited)))
     for index in range(count):
-        part = shown[index * len(shown) // count : (index + 1) * len(shown) // count]
+        part = visited[index * len(visited) // count : (index + 1) * len(visited) // count]
         # Five positions of slack at either end: a time is a position only on average.
         assert part[5:-5].max() < competence(stage, min((index + 1.5) / count, 0.999)) + 0.02
-    assert shown[: len(shown) // 20].max() < 0.45 and shown[-len(shown) // 20 :].max() > 0.9
+    assert visited[: len(visited) // 20].max() < 0.45 and visited[-len(visited) // 20 :].max() > 0.9
 
 
 def test_bands_and_replay_get_their_shares():
     quantile_N = np.arange(900) / 900
-    shown = quantile_N[_shown(Stage(name="a", epochs=1, bands=[0.6, 0.3, 0.1]), quantile_N)]
-    assert np.histogram(shown, [0, 1 / 3, 2 / 3, 1])[0] / len(shown) == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
-    shown = quantile_N[_shown(Stage(name="a", epochs=0.5, difficulty=(0.5, 1), replay=0.25), quantile_N)]
-    assert (shown < 0.5).mean() == pytest.approx(0.25, abs=0.03)
+    visited = quantile_N[_visited(Stage(name="a", epochs=1, bands=[0.6, 0.3, 0.1]), quantile_N)]
+    assert np.histogram(visited, [0, 1 / 3, 2 / 3, 1])[0] / len(visited) == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+    visited = quantile_N[_visited(Stage(name="a", epochs=0.5, difficulty=(0.5, 1), replay=0.25), quantile_N)]
+    assert (visited < 0.5).mean() == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("direction", ["easy_first", "hard_first", "random"])
@@ -70,20 +70,20 @@ def test_every_pool_keeps_the_base_rate_however_difficulty_leans(direction):
     quantile_N = quantiles(score_N, label_N, direction, seed=0)
     for high in (0.1, 0.3, 1.0):
         assert label_N[quantile_N < high].mean() == pytest.approx(label_N.mean(), abs=0.005)
-    shown = _shown(Stage(name="a", epochs=1, pacing="root"), quantile_N)
-    for part in np.array_split(label_N[shown], 4):
+    visited = _visited(Stage(name="a", epochs=1, pacing="root"), quantile_N)
+    for part in np.array_split(label_N[visited], 4):
         assert part.mean() == pytest.approx(label_N.mean(), abs=0.035)
     own = quantile_N[label_N == 1][np.argsort(score_N[label_N == 1])]
     rising = np.corrcoef(np.arange(len(own)), own)[0, 1]
     assert {"easy_first": rising > 0.99, "hard_first": rising < -0.99, "random": abs(rising) < 0.15}[direction]
 
 
-def test_every_class_is_there_from_the_first_pool_on():
+def test_every_class_is_in_the_first_pool():
     quantile_N = quantiles(np.arange(7.0), np.array([0, 0, 0, 0, 0, 0, 1]), "easy_first", 0)
     assert quantile_N[6] == 0 and sorted(quantile_N[:6]) == pytest.approx([k / 6 for k in range(6)])
 
 
-def test_stages_follow_each_other_in_whole_steps():
+def test_stages_have_complete_steps():
     stages = [Stage(name="a", epochs=0.25), Stage(name="b", steps=7), Stage(name="c", epochs=1)]
     planned = plan_stages(stages, rows=43, batch_size=10, epochs=9, max_steps=None)
     assert [(p.first_step, p.steps, p.positions) for p in planned] == [(0, 2, 20), (2, 7, 70), (9, 5, 43)]
@@ -106,7 +106,7 @@ def test_a_stage_in_which_no_row_lies_is_refused_by_name():
         ({"epochs": 1, "steps": 1}, "give either epochs or steps"),
         ({"epochs": 0}, "epochs is 0, expected more than 0"),
         ({"steps": 3, "difficulty": (0.5, 0.2)}, "expected two rising quantiles"),
-        ({"steps": 3, "replay": 0.1}, "nothing is easier"),
+        ({"steps": 3, "replay": 0.1}, "no row is easier"),
         ({"steps": 3, "bands": [0, 0]}, "not all 0"),
         ({"steps": 3, "start": 0}, "a share above 0"),
         ({"steps": 3, "generation_range": (0, 0)}, "not both 0"),
@@ -117,7 +117,7 @@ def test_what_cannot_work_is_refused_by_stage_and_field(fields, expected):
     assert len(faults) == 1 and "'x'" in faults[0] and expected in faults[0]
 
 
-def test_a_run_may_be_made_longer_but_what_it_has_shown_is_fixed():
+def test_a_run_may_be_made_longer_but_what_it_visited_is_fixed():
     def plan(**last):
         stages = [Stage(name="a", steps=2), Stage(name="b", **{"steps": 3, **last})]
         return plan_stages(stages, rows=43, batch_size=10, epochs=1, max_steps=None)

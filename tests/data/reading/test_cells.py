@@ -1,4 +1,4 @@
-"""Cells: what they mean, whatever wrote them, and what is said of those that are read otherwise than they look."""
+"""Cells: what they mean, whatever wrote them, and the notices of those that are not read literally."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import pytest
 from clsgen_dist.data.reading.cells import ClassNames, Notice, clean_name, explanations_of, list_in_text
 from clsgen_dist.data.reading.rejection import Fault
 
-REASONS = ["Nobody does that.", "It isn't usual.", 'He said "no", twice.', "two\nlines", "100 % [sic], yes", "a \\d é"]
+REASONS = [
+    "Nobody does that.",
+    "It isn't usual.",
+    'He said "no", twice.',
+    "two\nlines",
+    "100 % [sic], yes",
+    "a \\d é",
+]
 
 
 def _label(value, names=None):
-    """The class of a cell, and what was noticed."""
+    """The class of a cell, and the notices."""
     notices = []
     return ClassNames(names).read(value, notices), [notice for notice, _ in notices]
 
@@ -98,13 +105,13 @@ def test_prose_that_begins_like_a_list_stays_a_text(text):
         "[['a' 'b']\n ['c' 'd']]",
     ],
 )
-def test_a_list_that_cannot_be_read_for_sure_rejects_its_row(text):
-    with pytest.raises(Fault, match=r"unreadable list: .*write the (whole )?list as JSON"):
+def test_an_ambiguous_list_rejects_its_row(text):
+    with pytest.raises(Fault, match=r"unreadable list: .*write the (complete )?list as JSON"):
         list_in_text(text)
 
 
 @pytest.mark.parametrize("cell", ["[['a'], ['b']]", [["a"], ["b"]], "[1, 2]", [1], "[{'text': 'a'}]", 5, {"a": 1}])
-def test_items_that_are_no_strings_reject_their_row(cell):
+def test_items_that_are_not_strings_reject_their_row(cell):
     with pytest.raises(Fault, match="explanation has a wrong type"):
         _explained(cell)
 
@@ -115,11 +122,11 @@ def test_both_columns_take_a_text_a_list_or_its_text():
     assert _explained("a", ["b", "a"])[0] == ("a", "b")
 
 
-# --- nothing
+# --- missing values
 
 
 @pytest.mark.parametrize("nothing", [None, math.nan, "", " ", "\u200b", "\ufeff\u00a0"])
-def test_an_empty_cell_is_no_label_and_no_explanation_without_a_word(nothing):
+def test_an_empty_cell_is_neither_label_nor_explanation_and_gives_no_notice(nothing):
     assert _label(nothing) == (None, [])
     assert _explained(nothing, [nothing]) == ((), [])
 
@@ -170,7 +177,7 @@ def test_what_looks_different_stays_different(name):
 
 
 def test_an_export_finds_its_own_names_however_rows_spell_them():
-    """Names of an older run need not be as they would be read today."""
+    """Names of an older run may differ from how they would be read today."""
     assert _label(0.0, ["0.0", "1.0"])[0] == _label("0", ["0.0", "1.0"])[0] == "0.0"
     assert _label(True, ["False", "True"])[0] == "True"
     assert [_label(name, ["1", "1.0", "odd "]) for name in ("1", "1.0", "odd ")] == [
@@ -181,20 +188,20 @@ def test_an_export_finds_its_own_names_however_rows_spell_them():
 
 
 @pytest.mark.parametrize("value", [0.5, "0.5", "-1.25", np.float64(2.5)])
-def test_a_number_that_is_not_whole_is_a_class_only_if_listed(value):
-    with pytest.raises(Fault, match=r"not whole: .* list it in data.labels"):
+def test_a_fraction_is_a_class_only_if_listed(value):
+    with pytest.raises(Fault, match=r"with a fraction: .* list it in data.labels"):
         _label(value)
     assert _label(value, [str(value), "1"])[0] == str(value)
 
 
 @pytest.mark.parametrize("value", [["odd"], "['odd', 'fine']", "['odd']", '["odd"]', "['odd' 'fine']"])
-def test_a_list_is_no_label(value):
+def test_a_list_is_not_a_label(value):
     with pytest.raises(Fault, match="label is a list"):
         _label(value)
 
 
 @pytest.mark.parametrize("value", [b"odd", {"a": 1}, math.inf])
-def test_other_types_are_no_labels(value):
+def test_other_types_are_not_labels(value):
     with pytest.raises(Fault, match="label has a wrong type"):
         _label(value)
 
@@ -210,7 +217,7 @@ def test_other_types_are_no_labels(value):
         ("not\u00a0odd", Notice.HIDDEN_CHARACTERS),
     ],
 )
-def test_a_label_that_is_read_otherwise_than_it_looks_is_noticed(value, notice):
+def test_a_label_that_is_not_read_literally_gives_a_notice(value, notice):
     assert _label(value)[1] == [notice]
 
 

@@ -1,4 +1,4 @@
-"""Shards that come and go: the order fixed, each row once an epoch, no more than a few windows on the disk."""
+"""Streamed shards: a fixed order, each row once an epoch, no more than a few windows on the disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from clsgen_dist.data.curriculum.stages import plan_stages
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.loader import TrainStream
-from clsgen_dist.data.tables.build import TableSpec
 from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
+from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError
 
 SHARDS, ROWS = 7, 11
@@ -57,7 +57,6 @@ def _stream(
     batch=9,
     seed=0,
     window=2,
-    said=None,
     bad=0.2,
     quarantine=None,
     run=None,
@@ -65,7 +64,7 @@ def _stream(
     spec = TableSpec(Columns(), ("a", "b"), 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
     rows = ShardedRows(
         pattern, spec, encoder, window=window, seed=seed, max_bad_fraction=bad, quarantine=quarantine,
-        run=str(run or f"run {next(_runs)}"), owns_cache=rank == 0, say=(said if said is not None else []).append,
+        run=str(run or f"run {next(_runs)}"), owns_cache=rank == 0,
     )  # fmt: skip
     stages = plan_stages([], rows=len(rows), batch_size=batch, epochs=epochs, max_steps=None)
     order = ShardedOrder(rows, stages)
@@ -78,9 +77,8 @@ def _ids(stream, steps):
     return [[stream.rows.id(int(row)) for row in stream.chosen(step)[0]] for step in steps]
 
 
-def test_each_epoch_shows_every_good_row_once_window_by_window(shards, encoder, tmp_path):
-    said: list[str] = []
-    stream = _stream(shards, encoder, said=said, batch=ROWS, quarantine=tmp_path / "lost")
+def test_each_epoch_visits_every_good_row_once_window_by_window(shards, encoder, tmp_path, caplog):
+    stream = _stream(shards, encoder, batch=ROWS, quarantine=tmp_path / "lost")
     ids = _ids(stream, range(stream.steps))
     good = {f"{s}-{r}" for s in range(SHARDS) for r in range(ROWS) if not (r == 5 and s > 1)}
     epochs = [Counter(i for step in ids[e * SHARDS : (e + 1) * SHARDS] for i in step) for e in (0, 1)]
@@ -88,16 +86,16 @@ def test_each_epoch_shows_every_good_row_once_window_by_window(shards, encoder, 
     assert [i for step in ids[:SHARDS] for i in step] != [i for step in ids[SHARDS:] for i in step]
     for shard_set in ({i.split("-")[0] for step in ids[k : k + 2] for i in step} for k in (0, 2, 4)):
         assert len(shard_set) == 2  # a window is two shards, mixed
-    assert sum("1 rejected (1 empty text)" in text for text in said) >= SHARDS - 2
+    assert sum("1 rejected (1 empty text)" in text for text in caplog.messages) >= SHARDS - 2
     lost = [json.loads(file.read_text()) for file in (tmp_path / "lost").iterdir()]
     assert len(lost) == SHARDS - 2 and {(row["line"], row["reason"]) for row in lost} == {(6, "empty text")}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_the_order_does_not_depend_on_where_it_is_entered_or_on_ranks(shards, encoder, world_size):
-    whole = _stream(shards, encoder)
-    truth = _ids(whole, range(whole.steps))
-    for step in (whole.steps - 1, 3, 11):
+def test_the_order_does_not_depend_on_the_first_step_or_on_ranks(shards, encoder, world_size):
+    full = _stream(shards, encoder)
+    truth = _ids(full, range(full.steps))
+    for step in (full.steps - 1, 3, 11):
         seen = []
         for rank in range(world_size):
             stream = _stream(shards, encoder, rank=rank, world_size=world_size)
@@ -108,25 +106,25 @@ def test_the_order_does_not_depend_on_where_it_is_entered_or_on_ranks(shards, en
     assert _ids(_stream(shards, encoder, seed=1), [0]) != truth[:1]
 
 
-def test_a_second_explanation_comes_in_the_second_epoch(shards, encoder):
+def test_the_second_epoch_has_the_second_explanation(shards, encoder):
     stream = _stream(shards, encoder)
     taken: dict[int, set[bytes]] = {}
     for step in range(stream.steps):
-        for row, showing in zip(*stream.chosen(step), strict=True):
-            taken.setdefault(int(row), set()).add(stream.rows.sample(int(row), int(showing)).explanation.tobytes())
+        for row, visit in zip(*stream.chosen(step), strict=True):
+            taken.setdefault(int(row), set()).add(stream.rows.sample(int(row), int(visit)).explanation.tobytes())
     assert {len(explanations) for explanations in taken.values()} == {2}
 
 
 def test_only_the_windows_in_use_are_on_the_disk(shards, encoder, monkeypatch):
     monkeypatch.setattr("clsgen_dist.data.tables.shards._STEPS_KEPT", 2)
     stream = _stream(shards, encoder, window=1, epochs=3)
-    most, home = 0, stream.rows._home
+    most, home = 0, stream.rows._cache_dir
     for step in range(stream.steps):
         stream.step(step)
-        stream.rows._coming.join()
+        stream.rows._prefetch.join()
         most = max(most, len([p for p in home.iterdir() if p.is_dir()]))
         assert not list(home.glob("*.parquet"))
-    # A step may lie in two windows: those, the one before and the one to come.
+    # A step may span two windows: these, the previous one and the next one.
     assert 3 <= most <= 4
     stream.rows.close()
     assert not home.exists()
@@ -137,7 +135,7 @@ def test_a_step_wider_than_a_window_sees_all_of_its_rows(shards, encoder):
     assert sum(len(stream.step(step).ids) for step in range(stream.steps)) == 2 * (SHARDS * ROWS - (SHARDS - 2))
 
 
-def test_shards_written_anew_are_read_anew(tmp_path, encoder, monkeypatch):
+def test_replaced_shards_are_read_again(tmp_path, encoder, monkeypatch):
     from datasets import Dataset
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -146,7 +144,7 @@ def test_shards_written_anew_are_read_anew(tmp_path, encoder, monkeypatch):
         Dataset.from_list([{"text": text, "label": "ab"[r % 2]} for r in range(4)]).to_parquet(tmp_path / "s.parquet")
         stream = _stream(str(tmp_path / "s*.parquet"), encoder)
         row = int(stream.chosen(0)[0][0])
-        rows, at = stream.rows._place(row)
+        rows, at = stream.rows._locate(row)
         found.append((rows.table.example(at).text, stream.rows.fingerprint))
     assert [text for text, _ in found] == ["first text", "second"] and found[0][1] != found[1][1]
 
@@ -158,7 +156,7 @@ def test_too_many_bad_rows_of_a_shard_end_the_run(shards, encoder):
             stream.step(step)
 
 
-def test_addresses_that_lead_nowhere_are_told(shards, encoder, tmp_path):
+def test_wrong_addresses_are_refused(shards, encoder, tmp_path):
     with pytest.raises(DataError, match="no shard matches"):
         _stream(shards.replace("rows-", "other-"), encoder)
     with pytest.raises(DataError, match="cannot be listed"):
@@ -174,12 +172,14 @@ def test_positions_are_counted_by_footers(shards, encoder):
     assert rows.longest() == encoder.max_prompt_length + 64
 
 
-def test_a_rank_that_is_behind_finds_its_windows_still_there(shards, encoder, tmp_path, monkeypatch):
+def test_windows_are_kept_for_a_rank_that_is_behind(shards, encoder, tmp_path, monkeypatch):
     from clsgen_dist.data.tables import shards as module
 
     built: Counter[str] = Counter()
     build = module.build_table
-    monkeypatch.setattr(module, "build_table", lambda whole, *rest: (built.update([whole.source]), build(whole, *rest)))
+    monkeypatch.setattr(
+        module, "build_table", lambda source, *rest: (built.update([source.source]), build(source, *rest))
+    )
     truth = _ids(stream := _stream(shards, encoder, window=1, batch=6, epochs=1), range(stream.steps))
     built.clear()
     first = _stream(shards, encoder, window=1, batch=6, epochs=1, run=tmp_path)
@@ -188,20 +188,22 @@ def test_a_rank_that_is_behind_finds_its_windows_still_there(shards, encoder, tm
         first.step(step)
         if step >= 4:
             assert _ids(second, [step - 4]) == [truth[step - 4]]
-    assert len(built) == SHARDS and set(built.values()) == {1}  # fetched by whoever came first, and by nobody again
+    assert len(built) == SHARDS and set(built.values()) == {
+        1
+    }  # fetched by the first rank that needs it, and never again
 
 
-def test_what_a_killed_run_left_goes_and_a_living_run_keeps_its_own(shards, encoder, tmp_path):
+def test_tables_of_a_killed_run_are_deleted_and_those_of_a_running_one_are_not(shards, encoder, tmp_path):
     alive = _stream(shards, encoder, run=tmp_path / "alive")
     alive.step(0)
     dead = _stream(shards, encoder, run=tmp_path / "dead")
     dead.step(0)
-    dead.rows._coming.join()
-    dead.rows._house.release()  # as the kernel does when a process dies
-    assert any(dead.rows._home.iterdir())
+    dead.rows._prefetch.join()
+    dead.rows._run_lock.release()  # as the kernel does when a process dies
+    assert any(dead.rows._cache_dir.iterdir())
     third = _stream(shards, encoder, run=tmp_path / "third")
-    assert not dead.rows._home.exists() and any(alive.rows._home.iterdir())
-    assert third.rows._home != alive.rows._home
+    assert not dead.rows._cache_dir.exists() and any(alive.rows._cache_dir.iterdir())
+    assert third.rows._cache_dir != alive.rows._cache_dir
 
 
 def test_copied_shards_are_the_same_rows_and_edited_ones_are_not(shards, encoder, tmp_path):

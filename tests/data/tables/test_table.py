@@ -1,4 +1,4 @@
-"""Tables on disk: the rows as they were, built once, whoever builds, and gone on with after a kill."""
+"""Tables on disk: the same rows as read, built once, by any number of processes, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading import records as read
 from clsgen_dist.data.reading.ingest import read_examples
-from clsgen_dist.data.tables.build import TableSpec, open_table
+from clsgen_dist.data.tables.build import open_table
+from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError
 
 
@@ -61,18 +62,18 @@ def test_a_table_holds_what_the_source_holds(tmp_path, mixed, encoder):
 
 
 def test_parts_read_by_several_processes_make_the_same_table(tmp_path, mixed, encoder, monkeypatch):
-    """Cut in the middle of lines, with bad lines, long lines and an id twice across parts."""
+    """Cut in the middle of lines, with bad lines, long lines and an id repeated across parts."""
     rows = [json.dumps(row) for row in mixed]
     rows[5:5] = ["{broken", "", json.dumps({"text": "x" * 5000, "label": "no"})]
     rows.append(json.dumps({**mixed[2], "text": "again"}))
     source = str(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text("\ufeff" + "\n".join(rows))
-    whole = open_table(source, _spec(encoder))
-    digest = whole.card.sha256
+    full = open_table(source, _spec(encoder))
+    digest = full.card.sha256
     monkeypatch.setattr(read, "PART_BYTES", 300)
     parts = open_table(source, _spec(encoder, max_explanation_length=65))  # another key, the same rows
     assert len(list(parts.folder.glob("part-*.arrow"))) > 10
-    for table in (whole, parts):
+    for table in (full, parts):
         truth = _same_as_read(table, source, encoder)
         assert sorted((r.line, r.code, r.reason) for r in table.rejected()) == sorted(
             (r.line, r.code, r.reason) for r in truth.rejected
@@ -112,8 +113,7 @@ def test_the_arrow_files_open_with_datasets(tmp_path, mixed, encoder):
 
 def test_a_table_is_built_once_and_again_when_anything_that_made_it_changes(tmp_path, mixed, encoder):
     source = _write(tmp_path / "rows.jsonl", mixed)
-    said: list[str] = []
-    first = open_table(source, _spec(encoder), said.append).folder
+    first = open_table(source, _spec(encoder)).folder
     assert first.parent == tmp_path / ".clsgen"
     stamp = (first / "table.json").stat().st_mtime_ns
     assert open_table(source, _spec(encoder)).folder == first
@@ -132,16 +132,16 @@ def test_a_table_is_built_once_and_again_when_anything_that_made_it_changes(tmp_
     assert len(others) == 5 and first not in others
 
 
-def test_a_table_of_other_reading_rules_is_built_again(tmp_path, mixed, encoder, monkeypatch):
-    from clsgen_dist.data.tables import build
+def test_a_table_of_another_format_is_built_again(tmp_path, mixed, encoder, monkeypatch):
+    from clsgen_dist.data.tables import spec
 
     source = _write(tmp_path / "rows.jsonl", mixed)
     now = open_table(source, _spec(encoder)).folder
-    monkeypatch.setattr(build, "FORMAT", build.FORMAT - 1)
+    monkeypatch.setattr(spec, "FORMAT", spec.FORMAT - 1)
     assert open_table(source, _spec(encoder)).folder != now
 
 
-def test_what_was_read_otherwise_than_it_looks_is_counted_over_all_parts(tmp_path, encoder, monkeypatch):
+def test_notices_are_counted_over_all_parts(tmp_path, encoder, monkeypatch):
     monkeypatch.setattr(read, "PART_BYTES", 300)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # in this process
     rows = [{"text": f"t{n}", "label": ("0.0", "1.0", "nan")[n % 3], "explanation": "['a', 'b']"} for n in range(30)]
@@ -152,7 +152,7 @@ def test_what_was_read_otherwise_than_it_looks_is_counted_over_all_parts(tmp_pat
     assert "20 labels like '0.0' read as the class they mean" in table.card.summary()
 
 
-def test_where_the_data_cannot_be_written_beside_the_users_cache_is_taken(tmp_path, mixed, encoder, monkeypatch):
+def test_read_only_data_have_their_table_in_the_users_cache(tmp_path, mixed, encoder, monkeypatch):
     (tmp_path / "data").mkdir()
     source = _write(tmp_path / "data" / "rows.jsonl", mixed)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -160,7 +160,7 @@ def test_where_the_data_cannot_be_written_beside_the_users_cache_is_taken(tmp_pa
     assert open_table(source, _spec(encoder)).folder.parent == tmp_path / "cache" / "clsgen_dist" / "tables"
 
 
-def test_an_explanation_that_is_too_long_rejects_its_row_by_name(tmp_path, encoder):
+def test_a_row_with_too_long_an_explanation_is_rejected(tmp_path, encoder):
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y", "explanation": "so " * 100}]
     table = open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder))
     [rejected] = table.rejected()
@@ -179,10 +179,10 @@ def test_a_row_of_200_000_characters_is_one_row(tmp_path, encoder):
     assert len(encoder.build_prompt(table.text_ids(0))) == encoder.max_prompt_length
 
 
-def test_long_texts_are_not_gathered_a_thousand_at_a_time(tmp_path, encoder, monkeypatch):
-    from clsgen_dist.data.tables import build
+def test_a_batch_of_long_texts_has_fewer_rows(tmp_path, encoder, monkeypatch):
+    from clsgen_dist.data.tables import part
 
-    monkeypatch.setattr(build, "_BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(part, "_BATCH_CHARACTERS", 1000)
     asked: list[int] = []
 
     def tokens_of(texts):
@@ -195,7 +195,7 @@ def test_long_texts_are_not_gathered_a_thousand_at_a_time(tmp_path, encoder, mon
     assert max(asked) < 2000 and sum(asked) > 20 * 500
 
 
-def test_a_label_that_only_a_rejected_row_has_is_no_class(tmp_path, encoder):
+def test_a_label_of_a_rejected_row_only_is_not_a_class(tmp_path, encoder):
     rows = [
         {"id": 1, "text": "a", "label": "a"},
         {"id": 1, "text": "b", "label": "b"},
@@ -221,29 +221,32 @@ def test_a_table_that_cannot_be_written_says_where_and_what_to_do(tmp_path, mixe
     (tmp_path / ".clsgen").write_text("in the way")  # so the user's cache is taken
     (tmp_path / "cache").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"cannot be kept in .*cache/clsgen_dist.*XDG_CACHE_HOME"):
+    with pytest.raises(DataError, match=r"cannot be stored in .*cache/clsgen_dist.*XDG_CACHE_HOME"):
         open_table(source, _spec(encoder))
 
 
 _BUILD = """
+import logging
 import sys
 from clsgen_dist.data.reading import records as read
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.tables.build import TableSpec, open_table
+from clsgen_dist.data.tables.build import open_table
+from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.model.backbone import load_tokenizer
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     read.PART_BYTES = 20_000
     encoder = Encoder(load_tokenizer(sys.argv[2]), system="Be brief.", question="Why?", max_prompt_length=96)
     spec = TableSpec(Columns(), None, 64, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key)
-    table = open_table(sys.argv[1], spec, print)
+    table = open_table(sys.argv[1], spec)
     print(len(table), table.card.sha256)
 """
 
 
 @pytest.mark.long
-def test_a_killed_build_goes_on_where_it_stopped_and_leaves_no_process(tmp_path, smollm2, encoder):
+def test_a_killed_build_resumes_and_leaves_no_process(tmp_path, smollm2, encoder):
     rows = [{"id": str(i), "text": f"row {i} " + "word " * (i % 97), "label": "ab"[i % 2]} for i in range(6_000)]
     source = _write(tmp_path / "rows.jsonl", rows)
     script = tmp_path / "build.py"
@@ -261,12 +264,12 @@ def test_a_killed_build_goes_on_where_it_stopped_and_leaves_no_process(tmp_path,
     assert not tmp, "workers outlived the process that started them"
     stamps = {path: path.stat().st_mtime_ns for path in done}
     second = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert "going on with" in second.stdout
+    assert "resuming the build in" in second.stdout
     [folder] = [p for p in (tmp_path / ".clsgen").iterdir() if p.is_dir()]
     assert all((folder / path.name).stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     count, digest = second.stdout.split()[-2:]
     assert int(count) == len(rows)
-    # Built undisturbed, it is the same table.
+    # Built without interruption, it is the same table.
     copy = tmp_path / "again"
     copy.mkdir()
     other = subprocess.run(
@@ -289,31 +292,32 @@ def _session(leader):
 
 
 @pytest.mark.parametrize("damage", ["card emptied", "part cut", "part gone", "column gone", "column cut"])
-def test_a_damaged_table_is_told_and_built_anew(tmp_path, mixed, encoder, damage):
-    source, said = _write(tmp_path / "rows.jsonl", mixed), []
-    whole = open_table(source, _spec(encoder))
-    folder, sha256 = whole.folder, whole.card.sha256
+def test_a_damaged_table_is_built_again_with_a_warning(tmp_path, mixed, encoder, damage, caplog):
+    source = _write(tmp_path / "rows.jsonl", mixed)
+    full = open_table(source, _spec(encoder))
+    folder, sha256 = full.folder, full.card.sha256
     file = folder / {"card": "table.json", "part": "part-00000.arrow", "column": "label.npy"}[damage.split()[0]]
     if damage.endswith("gone"):
         file.unlink()
     else:
         file.write_bytes(b"" if damage.endswith("emptied") else file.read_bytes()[:-30])
-    again = open_table(source, _spec(encoder), said.append)
+    again = open_table(source, _spec(encoder))
     assert again.card.sha256 == sha256 and again.example(40).text == mixed[40]["text"]
-    assert len(said) == 1 and f"the table {folder} is damaged" in said[0] and said[0].endswith("it is built anew")
+    [record] = [r for r in caplog.records if r.name.startswith("clsgen_dist.")]
+    assert record.levelname == "WARNING" and f"the table {folder} is damaged" in record.message
 
 
 def test_a_part_of_a_build_that_was_cut_short_is_written_again(tmp_path, mixed, encoder, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", mixed)
-    whole = open_table(source, _spec(encoder))
-    partial = whole.folder.with_name(whole.folder.name + ".partial")
-    whole.folder.rename(partial)
+    full = open_table(source, _spec(encoder))
+    partial = full.folder.with_name(full.folder.name + ".partial")
+    full.folder.rename(partial)
     part = partial / "part-00000.arrow"
     part.write_bytes(part.read_bytes()[:-100])
-    assert open_table(source, _spec(encoder)).card.sha256 == whole.card.sha256
+    assert open_table(source, _spec(encoder)).card.sha256 == full.card.sha256
 
 
-def test_another_users_cache_beside_the_data_is_left_alone(tmp_path, mixed, encoder, monkeypatch):
+def test_a_read_only_cache_next_to_the_data_is_left_alone(tmp_path, mixed, encoder, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", mixed)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / ".clsgen").mkdir(mode=0o555)
@@ -323,7 +327,7 @@ def test_another_users_cache_beside_the_data_is_left_alone(tmp_path, mixed, enco
 def test_a_column_of_ids_taken_for_labels_is_refused(tmp_path, encoder, monkeypatch):
     from clsgen_dist.data.tables import build
 
-    monkeypatch.setattr(build, "_MOST_CLASSES", 30)
+    monkeypatch.setattr(build, "_MAX_CLASSES", 30)
     rows = [{"text": f"t{n}", "label": f"id {n}"} for n in range(40)]
-    with pytest.raises(DataError, match=r"has 40 classes, .* expected at most 30: see that data.columns.label names"):
+    with pytest.raises(DataError, match=r"has 40 classes, .* expected at most 30: check that data.columns.label names"):
         open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder))

@@ -1,0 +1,142 @@
+"""One part of a source, written to disk in tokens: what each worker process of a build does.
+
+    rows of a part ──check──▶ batches of 1,024 rows ──tokenise──▶ part-00000.arrow, .rejected.jsonl, .json
+
+The ``.json`` is written last: a part without it, or with an Arrow file of another size, is written again.
+
+Cost: one pass over the part; memory of one batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clsgen_dist.data.example import Example
+from clsgen_dist.data.reading.ingest import Noticed, add_notices, iter_rows
+from clsgen_dist.data.reading.records import Part
+from clsgen_dist.data.reading.rejection import Fault, RejectedRow, Rejection, write_quarantine
+from clsgen_dist.data.tables.spec import TableSpec
+
+_BATCH_ROWS, _BATCH_CHARACTERS = 1024, 2**22
+"""A batch ends at either limit, so that a thousand long texts are never in memory at once."""
+
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "line": pa.int64(),
+        "text": pa.large_string(),
+        "label": pa.string(),
+        "difficulty": pa.float64(),
+        "explanations": pa.list_(pa.large_string()),
+        "text_ids": pa.list_(pa.int32()),
+        "explanation_ids": pa.list_(pa.list_(pa.int32())),
+        "id_hash": pa.uint64(),
+    }
+)
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Path of a part's files, without their suffix."""
+    return folder / f"part-{number:05d}"
+
+
+def is_written(part: Path) -> bool:
+    """Whether a part is complete."""
+    try:
+        written = json.loads(part.with_name(f"{part.name}.json").read_text())
+        return bool(part.with_name(f"{part.name}.arrow").stat().st_size == written["bytes"])
+    except (OSError, ValueError):
+        return False
+
+
+def write_part(part: Part, spec: TableSpec, target: Path) -> None:
+    """Write ``target.arrow``, ``target.rejected.jsonl`` and last ``target.json``, which marks the part as complete."""
+    digest = hashlib.sha256()
+    rejected: list[RejectedRow] = []
+    noticed: Noticed = {}
+    pending: list[Example] = []
+    characters = 0
+    with pa.OSFile(f"{target}.arrow", "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+
+        def flush() -> None:
+            batch, too_long = _record_batch(part, pending, spec, digest)
+            rejected.extend(too_long)
+            writer.write_batch(batch)
+            pending.clear()
+
+        for row in iter_rows(part, columns=spec.columns, labels=spec.labels):
+            if isinstance(row, RejectedRow):
+                rejected.append(row)
+                continue
+            add_notices(noticed, row.notices)
+            pending.append(row)
+            characters += len(row.text) + sum(map(len, row.explanations))
+            if len(pending) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
+                flush()
+                characters = 0
+        if pending:
+            flush()
+    rejected.sort(key=lambda row: row.line)
+    write_quarantine(target.with_name(f"{target.name}.rejected.jsonl"), rejected)
+    temporary = target.with_name(f"{target.name}.json.tmp")
+    size = os.path.getsize(f"{target}.arrow")
+    temporary.write_text(json.dumps({"sha256": digest.hexdigest(), "bytes": size, "noticed": noticed}))
+    temporary.rename(target.with_name(f"{target.name}.json"))
+
+
+def _record_batch(
+    part: Part, examples: list[Example], spec: TableSpec, digest: Any
+) -> tuple[pa.RecordBatch, list[RejectedRow]]:
+    """The rows in tokens, added to ``digest``, and the rows whose explanation is too long."""
+    texts = spec.tokens_of([e.text for e in examples])
+    flat = iter(spec.tokens_of([x.strip() for e in examples for x in e.explanations]))
+    rows: list[tuple[Example, int, list[int], list[list[int]]]] = []
+    too_long: list[RejectedRow] = []
+    for example, text_ids in zip(examples, texts, strict=True):
+        explanation_ids = [[*next(flat), spec.end_token] for _ in example.explanations]
+        line = int(example.source.rpartition(":")[2])
+        longest = max(map(len, explanation_ids), default=0)
+        if longest > spec.max_explanation_length:
+            fault = Fault(
+                Rejection.LONG_EXPLANATION,
+                f"{longest} tokens, longer than data.max_explanation_length {spec.max_explanation_length}",
+            )
+            too_long.append(RejectedRow.of(fault, part.source, line, json.dumps(asdict(example))))
+            continue
+        digest.update(repr((example.id, example.label, example.difficulty, text_ids, explanation_ids)).encode())
+        rows.append((example, line, text_ids, explanation_ids))
+    columns = {
+        "id": [e.id for e, *_ in rows],
+        "line": [line for _, line, *_ in rows],
+        "text": [e.text for e, *_ in rows],
+        "label": [e.label for e, *_ in rows],
+        "difficulty": [e.difficulty for e, *_ in rows],
+        "explanations": [list(e.explanations) for e, *_ in rows],
+        "text_ids": _list_array([ids for *_, ids, _ in rows]),
+        "explanation_ids": _list_array([ids for *_, ids in rows], _list_array([x for *_, ids in rows for x in ids])),
+        "id_hash": [_hash64(e.id) for e, *_ in rows],
+    }
+    arrays = [pa.array(values, type=_SCHEMA.field(name).type) if isinstance(values, list) else values
+              for name, values in columns.items()]  # fmt: skip
+    return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA), too_long
+
+
+def _list_array(lists: list[list[Any]], values: pa.Array | None = None) -> pa.ListArray:
+    """An array of lists of tokens, or of lists of ``values``."""
+    offsets = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int32)
+    if values is None:
+        values = pa.array(np.fromiter(itertools.chain.from_iterable(lists), np.int32, count=offsets[-1]))
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
