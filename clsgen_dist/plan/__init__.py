@@ -1,5 +1,5 @@
 """What a recipe needs and costs on a cluster, before a GPU is requested.
 
-Input: settings, a cluster file, rows or their number. Output: memory, traffic, time, GPU-hours with ranges, and advice.
+In: settings, a cluster file, rows or their number. Out: memory, traffic, time, GPU-hours with ranges, and advice.
 It runs the training code itself on torch's meta device: seconds for 70B.
 """

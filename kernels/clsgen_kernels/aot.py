@@ -192,6 +192,7 @@ def _number(pattern: str, text: str) -> int:
 
 
 def main() -> None:
+    """Compile the kernels for each target and print what the compiler made of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=list(BY_TARGET), default=list(BY_TARGET))
     chosen = parser.parse_args().targets

@@ -43,7 +43,7 @@ def test_70b_on_512_ranks_within_two_minutes_and_without_memory(run_command, tmp
 
 def test_bad_input_is_one_line(run_command):
     for flags, message in (
-        (("--ranks", "0"), "--ranks is 0, expected 1 or more"),
+        (("--ranks", "0"), "--ranks is 0, expected more than 0"),
         (("--model.backbone", "./nowhere"), "is not a folder with a config.json"),
         (("--model.load_in_4bit", "true"), "needs a GPU to quantise on"),
     ):

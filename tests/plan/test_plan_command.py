@@ -59,8 +59,11 @@ def test_the_command_prints_and_writes_the_plan(recipe, backbone, tmp_path, caps
          "--cluster", "configs/clusters/a100.yaml", "--nodes", "2", "--json", str(tmp_path / "plan.json"),
          "--plot", str(tmp_path / "plan.png"), "--search", "true"]
     )  # fmt: skip
-    printed = capsys.readouterr().out
-    assert "rows/train.jsonl is not available here" in printed and "assumed: 1,000,000 rows of 1024 tokens" in printed
+    captured = capsys.readouterr()
+    printed = captured.out
+    assert (
+        "rows/train.jsonl is not available here" in captured.err and "assumed: 1,000,000 rows of 1024 tokens" in printed
+    )
     assert (
         "fits:" in printed and "interval between saves, Daly" in printed and "plans fit, the cheapest first" in printed
     )
@@ -86,7 +89,7 @@ def test_the_command_prints_and_writes_the_plan(recipe, backbone, tmp_path, caps
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--nodes", "0"], "--nodes is 0, expected 1 or more"),
+        (["--nodes", "0"], "--nodes is 0, expected more than 0"),
         (["--nodes", "x"], "--nodes is 'x', expected a whole number"),
         (["--search", "maybe"], "--search is 'maybe', expected true or false"),
         (["--nodez", "3"], "unknown option --nodez; did you mean --nodes?"),
@@ -103,4 +106,4 @@ def test_bad_input_is_one_line_and_status_two(flags, message, backbone, capsys):
         main(["plan", "--config", "configs/recipe.yaml", f"--model.backbone={backbone}", *flags])
     assert refused.value.code == 2
     printed = capsys.readouterr()
-    assert message in printed.err and printed.err.count("\n") == 1
+    assert message in printed.err.splitlines()[-1] and printed.err.count("error: ") == 1

@@ -42,6 +42,7 @@ _MESSAGES = {
 
 
 def cells(split: Split, names: Sequence[str]) -> Iterator[Finding]:
+    """Cells that are read as something else than they look, by kind of notice."""
     for notice, found in split.notices.items():
         what, remedy = _MESSAGES[notice]
         rows = sorted({row for row, _ in found})

@@ -11,6 +11,7 @@ from clsgen_dist.data.checks.near import NearDuplicates
 
 
 def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: Limits) -> Iterator[Finding]:
+    """Exact and near duplicates within one split."""
     split, names = measured.splits[index], measured.label_names
     first: dict[int, int] = {}
     copies = []
@@ -55,6 +56,7 @@ def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: 
 
 
 def leakage(measured: Measured, earlier: int, later: int, near: NearDuplicates, limits: Limits) -> Iterator[Finding]:
+    """Rows of a later split whose text is also in an earlier one, exactly or nearly."""
     a, b, names = measured.splits[earlier], measured.splits[later], measured.label_names
     known: dict[int, int] = {}
     for row, digest in enumerate(a.hashes):

@@ -14,6 +14,7 @@ from clsgen_dist.data.reading.rejection import Rejection, counted
 
 
 def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
+    """Files that cannot be read, rows that are rejected, wrongly decoded characters."""
     name = (split.source.name,)
     path = split.source.path
     if split.fault:
@@ -73,6 +74,7 @@ def _remedy(split: Split) -> str:
 
 
 def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Finding]:
+    """Splits without explanations, in part or in full; explanations that are too long."""
     name = (split.source.name,)
     explained = sum(count > 0 for count in split.explanations)
     if not explained:
@@ -113,6 +115,7 @@ def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator
 
 
 def lengths(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Finding]:
+    """Prompts that would be truncated."""
     limit = limits.max_prompt_length
     cut = [row for row, tokens in enumerate(split.prompt_tokens) if tokens > limit]
     if cut:

@@ -50,6 +50,7 @@ def _merge_alike(counts: dict[str, int]) -> dict[str, int]:
 
 
 def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Finding]:
+    """Missing labels, a single class, imbalance."""
     name = (split.source.name,)
     counts = _merge_alike(class_counts(split, names))
     labelled = sum(counts.values())
@@ -103,6 +104,7 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
 
 
 def label_names(measured: Measured) -> Iterator[Finding]:
+    """Class names that look alike or occur once."""
     names = measured.label_names
     totals = Counter(label for split in measured.splits for label in split.labels if label >= 0)
     same: dict[str, list[int]] = defaultdict(list)
@@ -150,6 +152,7 @@ def label_names(measured: Measured) -> Iterator[Finding]:
 
 
 def missing_names(split: Split, measured: Measured) -> Iterator[Finding]:
+    """Classes called like a missing value."""
     names = measured.label_names
     found = {name: count for name, count in class_counts(split, names).items() if name.casefold() in _MISSING}
     if found and not measured.labels_are_listed:
@@ -169,6 +172,7 @@ def missing_names(split: Split, measured: Measured) -> Iterator[Finding]:
 
 
 def unseen_classes(measured: Measured, train: int, limits: Limits) -> Iterator[Finding]:
+    """Classes of other splits that the training rows lack."""
     known = set(measured.splits[train].labels)
     if known <= {-1}:
         return
@@ -191,6 +195,7 @@ def unseen_classes(measured: Measured, train: int, limits: Limits) -> Iterator[F
 
 
 def conflicts(measured: Measured) -> Iterator[Finding]:
+    """Equal texts with different labels."""
     hashes, splits, rows = _all_rows(measured)
     labels = np.concatenate([np.asarray(split.labels, dtype=np.int64) for split in measured.splits])
     found: list[RowRef] = []

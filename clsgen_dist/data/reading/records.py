@@ -348,6 +348,7 @@ def _parquet(part: Part) -> Any:
 
 
 def dataset_of(part: Part) -> Any:
+    """The ``datasets.Dataset`` of a saved folder or hub id; DataError if it cannot be had."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     if part.kind == "hub":
