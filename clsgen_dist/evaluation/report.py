@@ -18,6 +18,7 @@ import numpy as np
 from clsgen_dist.evaluation.bootstrap import Interval, bootstrap_interval
 from clsgen_dist.evaluation.calibration import brier, ece, nll
 from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
+from clsgen_dist.io.tables import markdown_table
 
 # N rows, C classes
 
@@ -75,9 +76,7 @@ class Report:
             ]
             for s in self.scores
         ]
-        widths = [max(len(row[c]) for row in [columns, *rows]) for c in range(len(columns))]
-        lines = [_line(columns, widths), "|" + "|".join("-" * (w + 2) for w in widths) + "|"]
-        return "\n".join(lines + [_line(row, widths) for row in rows])
+        return markdown_table([columns, *rows])
 
     def text(self) -> str:
         """Table and statistics as text."""
@@ -201,7 +200,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"

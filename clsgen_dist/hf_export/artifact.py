@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from clsgen_dist.errors import ModelError
+from clsgen_dist.io.files import atomic_write
 
 HEAD_FILE = "classification_head/weights.safetensors"
 """In its own folder, since some engines load every ``*.safetensors`` next to the model as backbone weights."""
@@ -52,9 +52,7 @@ class ModelCard:
 
     def write(self, folder: Path) -> None:
         """Write ``clsgen.json`` atomically."""
-        partial = folder / f"{META_FILE}.tmp"
-        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, folder / META_FILE)
+        atomic_write(folder / META_FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> ModelCard:

@@ -20,7 +20,7 @@ _TIMESTAMP = "%(asctime)s"
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """stderr as it is when something is logged: it may have been redirected since."""
+    """stderr as it is when something is logged, since it may have been redirected; above any progress bar."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -28,6 +28,14 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
     @property
     def stream(self) -> object:  # type: ignore[override]
         return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "tqdm" not in sys.modules:
+            return super().emit(record)
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+        sys.stderr.flush()
 
 
 def setup_logging(*, timestamps: bool = False) -> None:

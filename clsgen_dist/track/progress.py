@@ -72,15 +72,6 @@ class Progress:
         if is_due or self.done >= self.total:
             self._print_state(now)
 
-    def note(self, text: str) -> None:
-        """Prints ``text`` on its own line, above the bar if there is one."""
-        if not self._enabled:
-            return
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            self._print(text)
-
     def close(self) -> None:
         """Closes the bar, or prints the final state if it has not been printed yet."""
         if self._bar is not None:

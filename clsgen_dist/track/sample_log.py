@@ -8,10 +8,11 @@ A resumed run drops the lines that the killed one wrote after its checkpoint, so
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+
+from clsgen_dist.io.files import atomic_write
 
 
 class SampleLog:
@@ -44,9 +45,7 @@ def drop_steps_from(path: Path, first_step: int) -> None:
     """Delete the JSON lines of ``first_step`` and later steps, which will be repeated."""
     if path.exists():
         kept = [line for line in path.read_text().splitlines(True) if _step_of(line) < first_step]
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_text("".join(kept))
-        os.replace(aside, path)
+        atomic_write(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import pty
+import sys
 import termios
 
 import pytest
 
+from clsgen_dist.io.log import setup_logging
 from clsgen_dist.track.progress import Progress, duration
 
 
@@ -83,31 +86,26 @@ def test_time_left_of_a_resumed_run_counts_only_its_own_steps() -> None:
     assert lines_of(stream) == ["train 91/100 (91%) eta 1m03s"]
 
 
-def test_note_is_a_line_of_its_own_in_a_file() -> None:
-    stream = io.StringIO()
-    with Progress(2, enabled=True, stream=stream, clock=Clock()) as progress:
-        progress.note("saved step 1")
-    assert lines_of(stream) == ["saved step 1"]
-
-
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_other_ranks_print_nothing(is_terminal: bool) -> None:
     stream = io.StringIO()
     stream.isatty = lambda: is_terminal  # type: ignore[method-assign]
     with Progress(2, enabled=False, stream=stream) as progress:
         progress.update(loss=1.0)
-        progress.note("saved")
         progress.update(loss=1.0)
     assert stream.getvalue() == ""
     assert progress.done == 2
 
 
-def test_a_terminal_gets_one_bar_and_notes_above_it() -> None:
+def test_a_terminal_gets_one_bar_and_log_lines_above_it(monkeypatch) -> None:
+    setup_logging()
     reader, writer = pty.openpty()
     termios.tcsetwinsize(writer, (24, 120))
     with os.fdopen(writer, "w") as terminal, Progress(4, start=1, enabled=True, stream=terminal) as progress:
         progress.update(loss=2.5)
-        progress.note("saved step 2")
+        monkeypatch.setattr(sys, "stderr", terminal)
+        logging.getLogger("clsgen_dist.training").info("saved step 2")
+        monkeypatch.undo()
         progress.update(n=2, loss=1.5)
     shown = read_to_the_end(reader).decode()
     # What stays on screen: of each line, what was written after the last return to its start.

@@ -15,6 +15,7 @@ from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef,
 from clsgen_dist.data.checks.labels import class_counts
 from clsgen_dist.data.checks.measure import Measured, Split
 from clsgen_dist.data.example import Columns
+from clsgen_dist.io.tables import markdown_table
 
 _MAX_ROWS = 5
 _MAX_CLASSES = 50
@@ -159,10 +160,7 @@ def _location(checked: Checked, ref: RowRef) -> str:
 
 
 def _table(rows: Sequence[dict[str, str]]) -> str:
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
-    text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
+    return markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def _share(count: int, total: int) -> str:

@@ -23,9 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +32,7 @@ from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.table import RowTable
 from clsgen_dist.data.tables.workers import worker_pool
 from clsgen_dist.io.cache import cache_dir
+from clsgen_dist.io.files import atomic_file
 
 # N rows, C classes
 
@@ -202,12 +201,5 @@ def load(file: Path) -> np.ndarray | None:
 
 def save(file: Path, values: np.ndarray) -> None:
     """Write an array atomically."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            np.save(out, values)
-        os.replace(temporary, file)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with atomic_file(file, "wb") as out:
+        np.save(out, values)

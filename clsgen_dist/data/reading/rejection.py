@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from clsgen_dist.errors import DataError
+from clsgen_dist.io.files import atomic_file
 
 RAW_LIMIT = 2000
 """Characters of a rejected row that the quarantine keeps."""
@@ -96,15 +96,11 @@ class RejectedRow:
 def write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
     """Write the rejected rows; without any, delete the file of an earlier run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="ascii") as file:  # ASCII: a rejected row may hold what UTF-8 cannot
+    with atomic_file(path, encoding="ascii") as file:  # ASCII: a rejected row may hold what UTF-8 cannot
         file.writelines(json.dumps(asdict(row)) + "\n" for row in rejected)
         empty = file.tell() == 0
     if empty:
-        temporary.unlink()
-        path.unlink(missing_ok=True)
-    else:
-        os.replace(temporary, path)
+        path.unlink()
 
 
 def refuse_if_too_bad(

@@ -25,6 +25,7 @@ from clsgen_dist.data.reading.ingest import Noticed, add_notices, iter_rows
 from clsgen_dist.data.reading.records import Part
 from clsgen_dist.data.reading.rejection import Fault, RejectedRow, Rejection, write_quarantine
 from clsgen_dist.data.tables.spec import TableSpec
+from clsgen_dist.io.files import atomic_write
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 2**22
 """A batch ends at either limit, so that a thousand long texts are never in memory at once."""
@@ -87,10 +88,8 @@ def write_part(part: Part, spec: TableSpec, target: Path) -> None:
             flush()
     rejected.sort(key=lambda row: row.line)
     write_quarantine(target.with_name(f"{target.name}.rejected.jsonl"), rejected)
-    temporary = target.with_name(f"{target.name}.json.tmp")
-    size = os.path.getsize(f"{target}.arrow")
-    temporary.write_text(json.dumps({"sha256": digest.hexdigest(), "bytes": size, "noticed": noticed}))
-    temporary.rename(target.with_name(f"{target.name}.json"))
+    written = {"sha256": digest.hexdigest(), "bytes": os.path.getsize(f"{target}.arrow"), "noticed": noticed}
+    atomic_write(target.with_name(f"{target.name}.json"), json.dumps(written))
 
 
 def _record_batch(
