@@ -242,15 +242,15 @@ def test_what_may_not_be_read_is_said_in_one_line(tmp_path):
     [
         (
             "data: {train: a}\nmodel: {backbone: b}\noptim: {lr: 0.1}\noptim: {eps: 0.1}\n",
-            "'optim' is there twice, in lines 3",
+            "'optim' occurs twice, in lines 3",
         ),
         (
             "data: {train: a}\nmodel: {backbone: b}\noptim: {lr: 0.1, lr: 0.2}\n",
-            "'lr' is there twice, in lines 3 and 3",
+            "'lr' occurs twice, in lines 3 and 3",
         ),
         (
             "data: {train: a}\nmodel: {backbone: b}\ncurriculum: {stages: [{name: x, name: y}]}\n",
-            "'name' is there twice",
+            "'name' occurs twice",
         ),
     ],
 )
@@ -264,7 +264,7 @@ def test_a_setting_that_a_recipe_has_twice_is_refused(text, twice, tmp_path, cap
 
 def test_a_field_that_the_deepspeed_file_has_twice_is_refused(tmp_path):
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3,\n\t"stage": 2}}')
-    with pytest.raises(SettingsError, match="'stage' is there twice in one object; keep one of them"):
+    with pytest.raises(SettingsError, match="'stage' is in one object twice; keep one of them"):
         deepspeed_config(
             tmp_path / "zero.json", batch_size=8, world_size=1, max_grad_norm=1.0, bf16=False, optimizer="adamw"
         )

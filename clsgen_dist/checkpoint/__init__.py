@@ -1,8 +1,8 @@
 """Checkpoints that count only when committed: ``folders`` finds them, ``marker`` says what they are, ``saver`` writes
 them, ``loading`` resumes from one, ``canary`` proves that the weights arrived.
 
-In: DeepSpeed's engine and the run's state. Out: ``checkpoints/step-00000120/``, whole or not at all. A save costs a
-copy of the shard to host memory; writing, flushing and checksums go on beside the steps.
+In: DeepSpeed's engine and the run's state. Out: ``checkpoints/step-00000120/``, complete or not at all. A save costs a
+copy of the shard to host memory; writing, flushing and checksums overlap with the next steps.
 """
 
 from clsgen_dist.checkpoint.folders import (

@@ -48,7 +48,7 @@ def unmarked(root: Path) -> list[Path]:
 
 
 def newest_valid(root: Path, world: World | None = None, *, good: bool = False) -> Path | None:
-    """The newest checkpoint whose files are whole; damaged ones are reported and passed over.
+    """The newest checkpoint whose files are intact; damaged ones are logged and skipped.
 
     With ``good``, one that was written while updates were being skipped is passed over too: its weights made the losses
     spike. Collective with a ``world``, whose ranks share the reading.

@@ -1,4 +1,4 @@
-"""The marker of a checkpoint, ``committed.json``: what was saved, and proof that all of it is there.
+"""The marker of a checkpoint, ``committed.json``: what was saved, and proof that it is complete.
 
     format, world_size     2; how many ranks wrote it
     state, identity        where the run stood, and what must be equal to resume it

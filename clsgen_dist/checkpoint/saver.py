@@ -1,8 +1,8 @@
-"""Writing checkpoints without holding up the steps for longer than a copy takes.
+"""Writing checkpoints: training stalls only while the shard is copied to host memory.
 
-A save copies this rank's shard to host memory (the stall), and a thread writes, flushes and sums it while training goes
-on. At the first step boundary where every rank has written, all commit together: marker aside, fsync, rename, fsync of
-the folder. One save is under way at a time.
+A save copies this rank's shard to host memory (the stall); a thread writes, flushes and checksums it while training
+continues. At the first step boundary where every rank has written, all commit together: marker aside, fsync, rename,
+fsync of the folder. One save is in progress at a time.
 
 Cost: host memory for this rank's trained parameters and their optimizer state until they are written (none with
 ``checkpoint.asynchronous: false``), one write of them, and one read for the checksums.
@@ -115,10 +115,10 @@ class Saver:
         parts = self._world.gather(self._writer.result())
         failed = [f"rank {rank}: {part.why}" for rank, part in enumerate(parts) if isinstance(part, _Unwritten)]
         if failed:
-            told = f"{folder} was not written ({'; '.join(failed[:4])}); the previous one is kept"
+            message = f"{folder} was not written ({'; '.join(failed[:4])}); the previous one is kept"
             if any(isinstance(part, _Unwritten) and part.may_pass for part in parts):
-                raise RuntimeError(told)  # a crash: another start may do better
-            raise CheckpointError(told)
+                raise RuntimeError(message)  # a crash: another start may do better
+            raise CheckpointError(message)
         if self._world.is_main:
             files = {name: entry for part in parts for name, entry in part.items()}
             rest = [p.name for p in folder.iterdir() if p.is_file() and p.name not in (*files, *checkpoint.LEFTOVER)]
@@ -148,7 +148,7 @@ class _ShardWriter(CheckpointEngine):
             self._files.append(written)
             try:
                 written.set_result(_write(state_dict, Path(path)))
-            except (OSError, RuntimeError) as error:  # told by all ranks together, in finish()
+            except (OSError, RuntimeError) as error:  # raised by all ranks together, in finish()
                 written.set_exception(error)
 
     def load(self, path: str, map_location: Any = None) -> Any:
@@ -179,7 +179,7 @@ class _Unwritten:
 
     why: str
     may_pass: bool
-    """Whether it may go by itself, as a file server that does not answer."""
+    """Whether it may be temporary, like a file server that does not answer."""
 
 
 def _write(state_dict: Any, path: Path) -> tuple[str, dict[str, Any]]:
@@ -209,7 +209,7 @@ def checkpoint_bytes(engine: Any, world: World) -> int:
 
 
 def checkpoints_to_come(steps: int, every: int | None, eval_every: int | None, *, keep_last: int, there: int) -> int:
-    """How many more checkpoints the disk must hold at once, beside ``there``, in so many steps; at least one.
+    """How many more checkpoints the disk must hold at once, besides ``there``, over ``steps`` steps; at least one.
 
     Held are the last ones, the best, and the one that is being written.
     """

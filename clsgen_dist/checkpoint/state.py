@@ -78,13 +78,13 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What must be equal for a resumed run to go on as if it had not stopped."""
+    """What must be equal for a resumed run to go on as if it had never stopped."""
 
     labels: list[str]
     rows: int
     rows_sha256: str
     order: dict[str, Any]
-    """What decides the rows shown so far: :func:`clsgen_dist.data.curriculum.stages.visited_before`."""
+    """What decides the rows visited so far: :func:`clsgen_dist.data.curriculum.stages.visited_before`."""
     seed: int
     batch_size: int
     finetune: str

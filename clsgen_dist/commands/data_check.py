@@ -81,7 +81,7 @@ def check_files(
     """Everything that :func:`run` prints, as values; arguments and errors as there.
 
     Raises:
-        UserError: a file, recipe or tokenizer is not there, or a setting cannot work.
+        UserError: a file, recipe or tokenizer does not exist, or a setting cannot work.
     """
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
 

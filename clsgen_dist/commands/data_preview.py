@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "configs/recipe.yaml"
 _CLASSES = 8
-"""Classes that are shown by themselves."""
+"""Classes with a column of their own."""
 
 
 def run(settings: Settings, ranks: PositiveInt = 1, plot: str = "preview.png", plan: str | None = None) -> None:
@@ -48,17 +48,17 @@ def run(settings: Settings, ranks: PositiveInt = 1, plot: str = "preview.png", p
     datasets = datasets_of_recipe(settings)
     rows = datasets.train
     assert isinstance(rows, RowDataset)
-    shown = _Shown(settings, plan_stream(settings, datasets, rank=0, world_size=ranks), rows)
-    print(markdown_table(shown.table()))
-    _draw_preview(Path(plot), shown)
+    run = _RunPreview(settings, plan_stream(settings, datasets, rank=0, world_size=ranks), rows)
+    print(markdown_table(run.table()))
+    _draw_preview(Path(plot), run)
     print(f"\nplot  {plot}")
     if plan:
         with writing(Path(plan)):
-            atomic_write(Path(plan), json.dumps(shown.plan(), indent=1) + "\n")
+            atomic_write(Path(plan), json.dumps(run.plan(), indent=1) + "\n")
         print(f"plan  {plan}")
 
 
-class _Shown:
+class _RunPreview:
     """What each optimizer step of a planned run shows."""
 
     def __init__(self, settings: Settings, stream: TrainStream, rows: RowDataset) -> None:
@@ -141,41 +141,41 @@ class _Shown:
         return table
 
 
-def _draw_preview(path: Path, shown: _Shown) -> None:
+def _draw_preview(path: Path, run: _RunPreview) -> None:
     """Difficulty and classes over the run, the weights and rate in force, and the tokens of a step."""
     figure, axes = stacked_axes(4, 2.2)
-    buckets = np.array_split(np.arange(shown.steps), min(shown.steps, 120))
+    buckets = np.array_split(np.arange(run.steps), min(run.steps, 120))
     centres = [bucket.mean() for bucket in buckets]
     edges = np.linspace(0, 1, 26)
     density = np.stack(
-        [np.histogram(np.concatenate([shown.difficulty[s] for s in bucket]), edges)[0] for bucket in buckets],
+        [np.histogram(np.concatenate([run.difficulty[s] for s in bucket]), edges)[0] for bucket in buckets],
         axis=1,
     ).astype(float)
     density /= density.sum(axis=0, keepdims=True)
-    starts = [bucket[0] for bucket in buckets] + [shown.steps]
+    starts = [bucket[0] for bucket in buckets] + [run.steps]
     axes[0].pcolormesh(starts, edges, density, cmap="viridis")
     axes[0].set_ylabel("difficulty quantile\n(brighter: more)")
-    for index, label in enumerate(shown.labels[:_CLASSES]):
-        share = [(shown.label_N[np.concatenate([shown.rows[s] for s in bucket])] == index).mean() for bucket in buckets]
+    for index, label in enumerate(run.labels[:_CLASSES]):
+        share = [(run.label_N[np.concatenate([run.rows[s] for s in bucket])] == index).mean() for bucket in buckets]
         axes[1].plot(centres, share, label=shortened(label))
     axes[1].set_ylim(0, 1)
-    more = f" (the first {_CLASSES} of {len(shown.labels)} classes)" if len(shown.labels) > _CLASSES else ""
+    more = f" (the first {_CLASSES} of {len(run.labels)} classes)" if len(run.labels) > _CLASSES else ""
     axes[1].set_ylabel(f"share of rows{more}")
     axes[1].legend(frameon=False)
-    axes[2].plot(shown.generation, label="generation weight")
-    axes[2].plot(shown.classification, label="classification weight")
+    axes[2].plot(run.generation, label="generation weight")
+    axes[2].plot(run.classification, label="classification weight")
     axes[2].set_ylabel("loss weight")
     axes[2].legend(frameon=False, loc="upper left")
     rate = axes[2].twinx()
-    rate.plot(shown.lr, color="grey", linestyle=":")
+    rate.plot(run.lr, color="grey", linestyle=":")
     rate.set_ylabel("learning rate (dotted)")
-    axes[3].plot(shown.tokens)
+    axes[3].plot(run.tokens)
     axes[3].set_ylabel("tokens of a step")
     axes[3].set_xlabel("optimizer step")
     for axis in axes:
-        axis.set_xlim(0, shown.steps)
-        for planned in shown.stages[1:]:
+        axis.set_xlim(0, run.steps)
+        for planned in run.stages[1:]:
             axis.axvline(planned.first_step, color="red", linewidth=0.8)
-    for planned in shown.stages:
+    for planned in run.stages:
         axes[0].text(planned.first_step, 1.02, planned.stage.name, color="red")
     save_figure(figure, path)

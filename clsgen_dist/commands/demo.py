@@ -1,7 +1,7 @@
 """``clsgen demo``: the main job on the embedded default, from nothing to a report.
 
 Trains under ZeRO-3 with DeepSpeed's launcher exactly as a user would, exports, calibrates on the dev split, and
-measures on the held-out split, beside baselines that see the same rows: the majority class, logistic regression on the
+measures on the held-out split, with baselines on the same rows: the majority class, logistic regression on the
 note's words, on the raw numbers behind the note, and on the frozen backbone's states (a linear probe).
 """
 

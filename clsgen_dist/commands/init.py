@@ -10,7 +10,7 @@ def run(to: str = ".") -> None:
     """Copy configs/, ds_configs/ and slurm/ of this version into a folder; existing files are left alone.
 
     Args:
-        to: The folder; made if it is not there.
+        to: The folder; created if it does not exist.
     """
     from clsgen_dist.config import SHIPPED
 

@@ -71,7 +71,7 @@ class PromptSettings:
 
 @dataclass(kw_only=True)
 class CurriculumSettings:
-    """In which order the training rows are shown: from simple to complex, in stages."""
+    """In which order the training rows are visited: from simple to complex, in stages."""
 
     stages: list[Stage] = field(default_factory=list)
     """The stages in order; none: `train.epochs` over all rows, shuffled."""

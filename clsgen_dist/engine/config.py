@@ -54,10 +54,10 @@ def deepspeed_config(
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError for a name that is there twice, of which Python would take the last."""
+    """A JSON object; ValueError for a duplicate name, of which Python would take the last."""
     names = [name for name, _ in pairs]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{twice!r} is there twice in one object; keep one of them")
+        raise ValueError(f"{twice!r} is in one object twice; keep one of them")
     return dict(pairs)
 
 

@@ -1,6 +1,6 @@
 """DeepSpeed's operators in C++ that a run needs, compiled once per machine before anything waits for them.
 
-A build that was killed leaves torch's own lock behind, on which every later one waits for ever. So one process builds
+A build that was killed leaves torch's own lock behind, on which every later build waits forever. So one process builds
 at a time, under a lock of *ours*, which dies with it: whoever holds that knows that no build is running, and removes
 torch's. The others come after, and find it done.
 """
@@ -22,7 +22,7 @@ def build_operators(optimizer: str, config: dict[str, Any]) -> None:
     """Compile what the optimizer and DeepSpeed's configuration need: two minutes each, once.
 
     Raises:
-        SettingsError: the compiler or ninja is not there.
+        SettingsError: the compiler or ninja is not installed.
     """
     from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
     from filelock import FileLock

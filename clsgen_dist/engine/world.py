@@ -165,7 +165,7 @@ def open_store(rank: int, timeout_s: int) -> torch_dist.Store:
     """The store that rank 0 keeps at MASTER_ADDR:MASTER_PORT, whoever else has come.
 
     Raises:
-        RendezvousError: rank 0 cannot listen there, or is not there within ``timeout_s``.
+        RendezvousError: rank 0 cannot listen there, or cannot be reached within ``timeout_s``.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # torchrun's agent keeps the store itself.

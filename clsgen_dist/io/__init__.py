@@ -1,5 +1,5 @@
 """Files, pictures and output, whatever room they are for.
 
-In: texts, tables, figures. Out: files that are there whole or not at all, lines on a terminal, cached folders.
+In: texts, tables, figures. Out: files written atomically, lines on a terminal, cached folders.
 Costs nothing to import. Imports nothing of ours but :mod:`clsgen_dist.errors`.
 """

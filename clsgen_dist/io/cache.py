@@ -1,4 +1,4 @@
-"""Where converted backbones and generated demo rows are kept, and how they get there whole."""
+"""The user's cache: converted backbones and generated demo rows, built once and atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cache_dir() -> Path:
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder ``name`` in the cache, filled by ``build(folder)`` if it is not there yet.
+    """The folder ``name`` in the cache, filled by ``build(folder)`` if it does not exist yet.
 
     Built aside and renamed, so a killed build leaves nothing that looks finished; ranks and processes that come at the
     same time wait for the one that builds.

@@ -28,7 +28,7 @@ def _in_node(node: Any) -> str | None:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode):
             if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
-                return f"{key.value!r} is there twice, in lines {lines[key.value]} and {line}; keep one of them"
+                return f"{key.value!r} occurs twice, in lines {lines[key.value]} and {line}; keep one of them"
             lines[key.value] = line
         if found := _in_node(value):
             return found

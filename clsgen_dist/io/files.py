@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the one message for those that cannot be written."""
+"""Atomic file writes, and the one message for files that cannot be written."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ layout are those of the code that will run, of any number of ranks.
 What DeepSpeed cannot do on fake tensors, and what stands in for it:
 
 - a number read from a tensor (a norm, an overflow flag, a loss) is 1, or False: every step counts as a good one
-- ranks comparing their lists of modules with rank 0's (``assert_ints_same_as_other_ranks``) is left out: nothing came
+- ranks comparing their lists of modules with rank 0's (``assert_ints_same_as_other_ranks``) is left out: no data
+arrives
 - gathered weights and gradients are not cut into a piece for each rank, which takes DeepSpeed longer than the model
   itself from some hundred ranks on: one piece stands for all (``AllGatherCoalescedHandle.wait``,
   ``reduce_scatter_coalesced``), of the same size, in the same collective
@@ -211,7 +212,7 @@ def _train(settings: Settings, world: World, engine: Any, share: Step, ledger: _
     for number in range(WARM_UP + 1):
         ledger.take()
         taken = share if number == WARM_UP else dataclasses.replace(share, batches=share.batches[:1])
-        agree(world, taken)  # for its collective: the other ranks' counts are not there
+        agree(world, taken)  # for its collective: the other ranks' counts are unknown
         train_step(number, taken, counts, limits=(math.inf, math.inf))
     return ledger.take()
 
@@ -301,7 +302,7 @@ def _replacements() -> Iterator[None]:
 
 
 def _arrive(handle: Any, handle_dependency: bool = True) -> None:
-    """Weights that were gathered together are there."""
+    """Weights that were gathered together have arrived."""
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     if handle.complete:

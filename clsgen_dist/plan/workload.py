@@ -1,6 +1,6 @@
 """What a run's stages ask of the ranks: steps, micro-steps, and the tokens of the fullest rank in each.
 
-From the recipe's rows, by the planning and packing that training uses; or, where they are not at hand, from a stated
+From the recipe's rows, by the planning and packing that training uses; or, where they are not available, from a given
 number of rows of one length.
 """
 
@@ -88,17 +88,17 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
     for planned in stream.stages:
         steps = min(planned.steps, total - planned.first_step)
         sampled = np.unique(np.linspace(0, steps - 1, min(steps, _SAMPLED_STEPS)).astype(int))
-        loads, shown = [], []
+        loads, visited = [], []
         for step in sampled + planned.first_step:
             row_B, _, length_B, bins = stream.bins(int(step))
             loads.append(_fullest(bins, length_B))
-            shown.append(length_B)
+            visited.append(length_B)
             prompts.append(
                 train.encoder.prompt_lengths(train.table.text_length_N[row_B], planned.stage.max_prompt_length)
             )
-        row_tokens = float(np.concatenate(shown).mean())
+        row_tokens = float(np.concatenate(visited).mean())
         stages.append(_stage(planned, steps, settings.train.batch_size, row_tokens, loads))
-        lengths += shown
+        lengths += visited
     length_p = np.concatenate(lengths)
     supervised = 1 - np.concatenate(prompts).sum() / length_p.sum()
     note = f"rows of {train.name}: {len(train)}, {length_p.mean():.0f} tokens each, {supervised:.0%} supervised"

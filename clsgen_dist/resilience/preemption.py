@@ -1,9 +1,9 @@
-"""Stopping when asked to: SIGUSR2 (Slurm's warning before the time limit) or SIGTERM (scancel, a node drained).
+"""Preemption: SIGUSR2 (Slurm's warning before the time limit) or SIGTERM (scancel, a node drained).
 
-A signal may reach one rank or all, in the middle of anything. It only leaves a note here; the ranks agree on it in the
-all-reduce that begins each step, save once, and end with status 75. Before the first step there is nothing to save, and
-the process ends at once, from within the handler: what is raised there ends up in whatever is being imported or loaded,
-and libraries make other errors of it, or none. Worker processes leave these signals to their parent.
+A signal may reach one rank or all, at any time. The handler only records it; the ranks agree on it in the all-reduce
+that begins each step, save once, and exit with status 75. Before the first step there is nothing to save, and the
+process exits at once, from within the handler: an exception raised there would surface in whatever is being imported or
+loaded, where libraries replace or swallow it. Worker processes leave these signals to their parent.
 """
 
 from __future__ import annotations

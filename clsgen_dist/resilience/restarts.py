@@ -1,12 +1,12 @@
-"""Every start of a run, in ``attempts.jsonl``: a chain of restarts that gets nowhere stops, and says why.
+"""Every start of a run, in ``attempts.jsonl``: a chain of restarts without progress is ended, with the reason.
 
     {"start": "2026-03-01T12:00:00+00:00", "step": 120, "ranks": 64, "job": "4711", "restarts": 3}
     {"end": "RuntimeError", "step": 133, "status": 1, "why": "..."}
 
-A start is noted before anything is loaded. It is without an end where the process was killed, or stopped before the
-first step; where Slurm itself took the job away (a lost node, preemption, ``scontrol requeue``), as its logs show, it
-does not count. Its step is that of the newest checkpoint, which may be damaged: it shows whether there is a
-newer one than at the start before.
+A start is recorded before anything is loaded. It has no end if the process was killed, or stopped before the first
+step; if Slurm itself took the job away (a lost node, preemption, ``scontrol requeue``), as its logs show, it does not
+count. Its step is that of the newest checkpoint, which may be damaged: it shows whether there is a newer one than at
+the start before.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class StartLog:
         step: where it begins.
         ranks: how many take part.
         limit: so many starts in a row may begin at one step; None: any number.
-        anew: forget the starts so far.
+        forget: forget the starts so far.
 
     Raises:
         NoProgressError: the last ``limit`` starts all began at this step.
     """
 
     def __init__(
-        self, output: Path, *, is_main: bool, step: int, ranks: int, limit: int | None, anew: bool = False
+        self, output: Path, *, is_main: bool, step: int, ranks: int, limit: int | None, forget: bool = False
     ) -> None:
         self._file, self._is_main, self._step, self._ranks = output / FILE, is_main, step, ranks
-        self._limit, self._anew = limit, anew
+        self._limit, self._forget = limit, forget
         self.reached = step
         """Optimizer steps done, which the trainer keeps up to date."""
 
     def __enter__(self) -> StartLog:
         if not self._is_main:
             return self
-        if self._anew:
+        if self._forget:
             self._file.unlink(missing_ok=True)
         if self._limit is not None and (fault := _stuck(self._file, self._step, self._limit)):
             raise NoProgressError(fault)

@@ -1,4 +1,4 @@
-"""One run at a time writes to a folder: ``owner`` in it says which.
+"""The lock of a run's folder: one run at a time writes to it, named in the file ``owner``.
 
     {"token": "5f0c...", "job": "4711", "restart": 3, "host": "n0", "pid": 2202, "born": "88123", "time": "2026-..."}
 

@@ -1,4 +1,4 @@
-"""Which rank holds up the others, by name of its node.
+"""Stragglers: which rank slows the others down, by the name of its node.
 
 ZeRO-3 couples the ranks layer by layer, so all of them show one and the same step time. Two things still differ:
 
@@ -51,12 +51,12 @@ def stragglers(paces: list[Pace]) -> dict[str, str]:
         others = [p for p in paces if p is not pace]
         more = pace.busy - median(p.busy for p in others)
         slower = pace.product / median(p.product for p in others)
-        told = [f"is busy {more:.3f} s longer than the others in a step of {pace.step:.3f} s"] * (
+        messages = [f"is busy {more:.3f} s longer than the others in a step of {pace.step:.3f} s"] * (
             more > _BUSY * pace.step
         )
-        told += [f"multiplies {slower:.1f} times slower than the others"] * (slower > _SLOW)
-        if told:
-            found[f"rank {pace.rank} on {pace.node}"] = " and ".join(told)
+        messages += [f"multiplies {slower:.1f} times slower than the others"] * (slower > _SLOW)
+        if messages:
+            found[f"rank {pace.rank} on {pace.node}"] = " and ".join(messages)
     return found
 
 

@@ -1,10 +1,10 @@
-"""Ends a process that is stuck, and says where: no hang outlasts ``faults.hang_timeout_s``.
+"""Ends a process that hangs, and logs where: no hang outlasts ``faults.hang_timeout_s``.
 
-A thread looks once a second whether there was progress; it runs also while the main thread waits in a collective for a
-rank that is dead, stopped or asleep. Once the time is up it writes the stack of every thread to ``stacks/rank-N.txt``
+A thread checks for progress once a second, also while the main thread waits in a collective for a rank that is dead,
+stopped or asleep. Once the time is up it writes the stack of every thread to ``stacks/rank-N.txt``
 and ends the process with status 1; the launcher then ends the others. The file keeps those of earlier starts.
 
-Only time in which the process could run counts: a job that ``scontrol suspend`` stopped for hours is not stuck.
+Only time in which the process could run counts: a job that ``scontrol suspend`` stopped for hours does not hang.
 """
 
 from __future__ import annotations

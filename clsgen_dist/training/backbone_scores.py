@@ -2,7 +2,7 @@
 
     loss_explanation   mean loss of the explanations' tokens after the prompt, nats per token
     loss_label         -log of the share of the row's class in softmax over the classes' names, each name's likelihood
-                       after the prompt taken whole, nats
+                       after the prompt, over the complete name, nats
     confidence         minus the mean probability of the row's class over a short probing run
     variability        standard deviation of that probability over its epochs (data maps, Swayamdipta et al. 2020,
                        arXiv 2009.10795, eq. 1 and 2)
@@ -52,7 +52,7 @@ SCORERS = (*difficulty.ROW_SCORERS, *OF_BACKBONE)
 def difficulty_scores(
     rows: RowDataset, weights: Mapping[str, float], *, backbone: str, compute: bool
 ) -> dict[str, np.ndarray]:
-    """``[N]`` scores by name, each computed once and kept beside the rows.
+    """``[N]`` scores by name, each computed once and cached next to the rows.
 
     Args:
         rows: the rows.
@@ -72,7 +72,7 @@ def difficulty_scores(
     missing = [name for name in asked if difficulty.load(files[name]) is None]
     if missing and not compute:
         raise DataError(
-            f"the scores {', '.join(missing)} of {rows.table.card.source} by {backbone} are not there yet; compute "
+            f"the scores {', '.join(missing)} of {rows.table.card.source} by {backbone} do not exist yet; compute "
             f"them once, before training: clsgen data score {rows.table.card.source} --config YOUR_RECIPE"
         )
     if missing:

@@ -82,7 +82,7 @@ def build_engine(
         backbone.weights.require_exportable(learns)
     if train.activation_checkpointing:
         checkpoint_activations(lm)
-    # ZeRO-3 keeps one dtype in its flat groups, with fp32 masters beside them; new weights were drawn in fp32.
+    # ZeRO-3 keeps one dtype in its flat groups, with fp32 master weights; new weights were drawn in fp32.
     for parameter in dual_head.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_tensor"):
             parameter.data = parameter.data.to(lm.dtype)  # type: ignore[arg-type]

@@ -93,7 +93,7 @@ def dev_metrics(
 ) -> dict[str, float]:
     """AUROC, F1 at even odds, ECE and NLL of the labelled rows, and the losses.
 
-    A loss that is NaN was not there to be measured; one that is infinite was no number.
+    A NaN loss means no rows to measure it on; an infinite one was not finite on some row.
     """
     from scipy.special import softmax
 

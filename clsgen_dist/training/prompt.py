@@ -18,7 +18,7 @@ def prompt_of_run(settings: PromptSettings, tokenizer: Any, resume_from: Path | 
 
     Raises:
         SettingsError, ModelError: it cannot be rendered.
-        CheckpointError: the checkpoint to go on from was trained with another.
+        CheckpointError: the checkpoint to resume from was trained with another.
     """
     wanted = asdict(settings)
     if resume_from is None:

@@ -37,7 +37,7 @@ def changed_settings(settings: Settings, folder: Path) -> list[str]:
     """What changed since the checkpoint in ``folder`` was written, like ``optim.lr 0.0001 -> 0.0003``.
 
     Raises:
-        CheckpointError: a change that a run must not go on with.
+        CheckpointError: a change that a resumed run must not have.
     """
     try:
         then = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
@@ -46,13 +46,13 @@ def changed_settings(settings: Settings, folder: Path) -> list[str]:
         return [f"unknown, as {folder / SETTINGS_FILE} cannot be read"]
     last = read_marker(folder)["identity"]["labels"][-1]  # the positive class where none is named
     pairs = {name: tuple(v or last for v in pair) if name == _POSITIVE else pair for name, pair in pairs.items()}
-    told = {n: f"{n} {was} -> {now}" for n, (was, now) in pairs.items() if was != now and not is_free(n)}
-    if refused := told.get(_POSITIVE):
+    changes = {n: f"{n} {was} -> {now}" for n, (was, now) in pairs.items() if was != now and not is_free(n)}
+    if refused := changes.get(_POSITIVE):
         raise CheckpointError(
-            f"{folder} was written with another meaning of its probability: {refused}. Put that back, or start anew "
+            f"{folder} was written with another meaning of its probability: {refused}. Restore it, or start a new run "
             "with another output_dir"
         )
-    return list(told.values())
+    return list(changes.values())
 
 
 def is_free(name: str) -> bool:

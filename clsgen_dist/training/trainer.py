@@ -87,7 +87,7 @@ def train(settings: Settings) -> TrainResult:
             step=_newest_step(settings, output),
             ranks=ranks,
             limit=settings.faults.max_stuck_starts if settings.resume == "auto" else None,
-            anew=settings.resume == "never" and settings.overwrite,
+            forget=settings.resume == "never" and settings.overwrite,
         ) as start_log,
         process_group(settings.train.collective_timeout_s, settings.faults.rendezvous_timeout_s) as world,
     ):

@@ -50,7 +50,7 @@ def test_a_wrong_cluster_file_is_refused_with_its_field(change, message, h100, t
 def test_a_duplicate_field_is_refused(h100, tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump(dataclasses.asdict(h100), sort_keys=False) + "tflops: 1\n")
-    with pytest.raises(SettingsError, match=r"cluster.yaml: 'tflops' is there twice, in lines 5 and \d+; keep one"):
+    with pytest.raises(SettingsError, match=r"cluster.yaml: 'tflops' occurs twice, in lines 5 and \d+; keep one"):
         load_cluster(path)
 
 
