@@ -49,7 +49,7 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
         width = max(map(len, known))
         print(f"usage: clsgen {group}COMMAND [options]   (clsgen {group}COMMAND --help lists them)\n")
         print("\n".join(f"  {name:{width}}  {text}" for name, text in known.items()))
-        sys.exit()
+        sys.exit(0)
     if given[0] not in known:
         near = difflib.get_close_matches(given[0], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"

@@ -58,11 +58,12 @@ class Predictor:
         ModelError: the folder is not an export, or its head does not match its fingerprint.
     """
 
-    def __init__(self, folder: Path, device: str | None = None) -> None:
+    def __init__(self, folder: str | Path, device: str | None = None) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         from clsgen_dist.model.backbone import choose_attention, open_backbone
 
+        folder = Path(folder)
         self.card = ModelCard.read(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         weight_CD, bias_C = read_head(folder, self.card)

@@ -120,7 +120,7 @@ def test_a_run_whose_folder_another_has_taken_over_ends_at_its_next_save_without
     other = {"token": "other", "job": "7", "restart": 1, "host": "n7", "pid": 7, "born": "7", "time": "now"}
     taken = {"what": "write", "step": 4, "rank": 0, "path": str(output / "owner"), "text": json.dumps(other)}
     lost = run(output, [taken])
-    assert lost.status == [2, 2] and "belongs to job 7, process 7 on n7 by now" in lost.logs[0], lost.text
+    assert lost.status == [2, 2] and "now belongs to job 7, process 7 on n7" in lost.logs[0], lost.text
     steps = [checkpoint.read_marker(c)["state"]["step"] for c in checkpoint.committed(output / "checkpoints")]
     assert max(steps, default=0) <= 2 and not list((output / "checkpoints").glob("step-*4"))
     assert "end" not in lines(output / "attempts.jsonl")[-1]
@@ -353,7 +353,7 @@ def test_an_earlier_checkpoint_is_gone_on_from_only_when_the_later_ones_may_go(r
 @pytest.mark.parametrize(
     ("first", "then", "world", "expected"),
     [
-        ({"optim__name": "adamw_8bit"}, {}, 1, "the state of adamw_8bit cannot be shared out anew"),
+        ({"optim__name": "adamw_8bit"}, {}, 1, "the state of adamw_8bit cannot be resharded"),
         ({"optim__name": "adamw"}, {"optim__name": "adamw_8bit"}, 2, "optimizer was 'adamw' and is now 'adamw_8bit'"),
         ({"model__finetune": "lora"}, {"model__lora_rank": 8}, 2, "lora was [4, 32] and is now (8, 32)"),
     ],

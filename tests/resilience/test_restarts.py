@@ -29,7 +29,7 @@ def test_starts_that_get_nowhere_are_refused_until_there_is_a_newer_checkpoint_o
             _start(tmp_path, ends=RuntimeError("lost"))
     assert [note.get("status") for note in _notes(tmp_path)] == [None, 1, None, 1]
     with pytest.raises(
-        NoProgressError, match=r"no progress over 2 starts: all began at step 0 .* after step 1: lost; after step 1"
+        NoProgressError, match=r"no progress over 2 starts: all began at step 0, .* after step 1: lost; after step 1"
     ):
         _start(tmp_path)
     _start(tmp_path, main=False)  # rank 0 keeps the list

@@ -67,10 +67,10 @@ def test_the_exit_status_says_errors_warnings_if_strict_and_wrong_commands(train
     assert "did you mean 'check'?" in capsys.readouterr().err
 
 
-def test_data_lists_its_verbs(capsys):
+def test_data_lists_its_commands(capsys):
     for argv in ([], ["--help"]):
         assert _exit_status(*argv) == 0
-        assert "clsgen data VERB" in (output := capsys.readouterr().out)
+        assert "clsgen data COMMAND" in (output := capsys.readouterr().out)
         assert "  check  " in output
 
 
