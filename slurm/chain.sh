@@ -18,17 +18,17 @@ die() {
 (($# >= 1)) || die "usage: slurm/chain.sh JOB_SCRIPT STAGE=NODES... [-- ARGUMENTS FOR train.py]"
 script=$1
 shift
-[[ -r $script ]] || die "'$script' is no job script that can be read, like slurm/train_70b.sh"
+[[ -r $script ]] || die "'$script' is not a readable job script, expected one like slurm/train_70b.sh"
 stages=()
 while (($#)) && [[ $1 != -- ]]; do
-    [[ $1 =~ ^[^=]+=[1-9][0-9]*$ ]] || die "'$1' is no STAGE=NODES, like easy=2"
+    [[ $1 =~ ^[^=]+=[1-9][0-9]*$ ]] || die "'$1' is not STAGE=NODES, like easy=2"
     stages+=("$1")
     shift
 done
 (($#)) && shift
 ((${#stages[@]})) || die "no stages: name at least one STAGE=NODES, like easy=2, before --"
 
-xargs -n 1 <<<"${SBATCH_FLAGS:-}" >/dev/null 2>&1 || die "SBATCH_FLAGS is '$SBATCH_FLAGS', where a quote is open"
+xargs -n 1 <<<"${SBATCH_FLAGS:-}" >/dev/null 2>&1 || die "SBATCH_FLAGS is '$SBATCH_FLAGS', with an unclosed quote"
 mapfile -t flags < <(xargs -rn 1 printf '%s\n' <<<"${SBATCH_FLAGS:-}")
 # The script itself says where its runs go: OUTPUT=${OUTPUT:-...}
 OUTPUT=$(
@@ -41,7 +41,7 @@ bad=$(cut -d ' ' -f 1 "${OUTPUT:-}/bad_nodes" 2>/dev/null | sort -u | paste -sd 
 for stage in "${stages[@]}"; do
     [[ ${DRY_RUN:-0} != 1 && ${CHECK_STAGES:-1} == 1 ]] || break
     told=$(sbatch --test-only ${bad:+"--exclude=$bad"} ${flags[@]+"${flags[@]}"} --nodes="${stage#*=}" "$script" 2>&1) ||
-        die "stage $stage cannot start as the nodes are now: ${told//$'\n'/; }. Nothing was submitted. Where nodes are only down for a while: CHECK_STAGES=0"
+        die "stage $stage cannot start on the cluster as it is: ${told//$'\n'/; }. Nothing was submitted. If nodes are only down for now: CHECK_STAGES=0"
 done
 before=
 for stage in "${stages[@]}"; do

@@ -87,7 +87,7 @@ load_site() {
         source "$file" || die "$file ends with status $?: its last command failed; make that an if, or fix it"
         set -u
     elif [[ -n ${CLSGEN_CLUSTER_ENV:-} ]]; then
-        die "CLSGEN_CLUSTER_ENV names $file, which is not there"
+        die "CLSGEN_CLUSTER_ENV names $file, which does not exist"
     fi
 }
 
@@ -105,7 +105,7 @@ rendezvous() {
     local address
     address=$(patient 60 scontrol show node -o "$MASTER_ADDR" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2) || address=
     if [[ -z $address ]] || ! getent ahosts "$address" >/dev/null; then
-        die "the first node's name '$MASTER_ADDR' does not resolve, nor its NodeAddr '$address': set CLSGEN_MASTER_ADDR to an address of it that the other nodes reach"
+        die "the first node's name '$MASTER_ADDR' does not resolve, nor does its NodeAddr '$address': set CLSGEN_MASTER_ADDR to an address of it that the other nodes reach"
     fi
     export MASTER_ADDR=$address
 }
@@ -122,18 +122,18 @@ refuse_contradictions() {
                 [[ $(realpath -m "$value") == "$OUTPUT" ]] || die "$word: the job's folder is OUTPUT, $OUTPUT; set that, as bad nodes and logs are kept there too"
                 ;;
             --resume)
-                [[ $value == auto ]] || die "$word: a job always goes on from its last checkpoint; to start over give OUTPUT another folder"
+                [[ $value == auto ]] || die "$word: a job always resumes from its last checkpoint; to start over give OUTPUT another folder"
                 ;;
-            --overwrite) die "$word: a job always goes on from its last checkpoint; to start over give OUTPUT another folder" ;;
+            --overwrite) die "$word: a job always resumes from its last checkpoint; to start over give OUTPUT another folder" ;;
         esac
     done
     for name in MAX_RESTARTS MAX_BAD_NODES PREFLIGHT PREFLIGHT_TIMEOUT SIGNAL_LEAD; do
         [[ ${!name:-0} =~ ^(0|[1-9][0-9]*)$ ]] || die "$name is '${!name}', expected a whole number"
     done
-    xargs -n 1 <<<"${SRUN_FLAGS:-}" >/dev/null 2>&1 || die "SRUN_FLAGS is '$SRUN_FLAGS', where a quote is open"
+    xargs -n 1 <<<"${SRUN_FLAGS:-}" >/dev/null 2>&1 || die "SRUN_FLAGS is '$SRUN_FLAGS', with an unclosed quote"
     # With --export=NONE nothing of the submitting shell comes along, and the script's own RECIPE and OUTPUT would be taken.
     if [[ ,${SLURM_EXPORT_ENV:-ALL}, == *,@(NONE|NIL),* && ${EXPORT_NONE_OK:-0} != 1 ]]; then
-        die "--export=${SLURM_EXPORT_ENV} (or SBATCH_EXPORT): RECIPE and OUTPUT of the submitting shell are not here; say --export=ALL, or --export=NONE,EXPORT_NONE_OK=1 where the script sets them itself"
+        die "--export=${SLURM_EXPORT_ENV} (or SBATCH_EXPORT): RECIPE and OUTPUT of the submitting shell are missing; use --export=ALL, or --export=NONE,EXPORT_NONE_OK=1 where the script sets them itself"
     fi
     local limit lead=${SIGNAL_LEAD:-600}
     if [[ ${DRY_RUN:-0} != 1 && -n ${SLURM_JOB_END_TIME:-} && -n ${SLURM_JOB_START_TIME:-} ]]; then
@@ -156,7 +156,7 @@ compare_code() {
     local now before file=$OUTPUT/code_version
     now=$(timeout -k 5 20 git -C "$ROOT" describe --always --dirty 2>/dev/null) || return 0
     before=$(tail -n 1 "$file" 2>/dev/null) || before=$now
-    [[ $before == "$now" ]] || say "the code is another one than at the last start: $before, now $now"
+    [[ $before == "$now" ]] || say "the code has changed since the last start: $before, now $now"
     [[ $before == "$now" && -f $file ]] || echo "$now" >>"$file"
 }
 
@@ -313,7 +313,7 @@ leave_out() {
     bad=$(paste -sd , <<<"$bad")
     # Says that a running task cannot be changed, having changed those that wait.
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || scontrol update JobId="$SLURM_ARRAY_JOB_ID" ExcNodeList="$bad" >/dev/null 2>&1 || true
-    again "bad nodes left out: $bad" 1 patient 300 scontrol update JobId="$this_job" ExcNodeList="$bad"
+    again "bad nodes excluded: $bad" 1 patient 300 scontrol update JobId="$this_job" ExcNodeList="$bad"
 }
 
 # again WHY STATUS [COMMAND...]: this job once more, from its last checkpoint, with COMMAND once it is back in the queue; of an
@@ -327,7 +327,7 @@ again() {
             say "$why: no task of the array is left; submit it again"
             exit "$status"
         fi
-        say "$why: the next task of the array goes on"
+        say "$why: the next task of the array continues"
         exit 0 # what waits for the array (afterok) waits for all its tasks to end well
     fi
     trap '' TERM # requeueing ends this script too, and what comes after it must still be done
@@ -419,7 +419,7 @@ train() {
         return
     fi
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} && -s $array_done ]]; then
-        say "a task of this array has done all of it ($array_done): nothing is left to do"
+        say "a task of this array has completed the run ($array_done): nothing left to do"
         exit 0
     fi
     { mkdir -p "$CLSGEN_LOGS" && date >"$CLSGEN_LOGS/started"; } || die "$CLSGEN_LOGS cannot be written: make room, or set OUTPUT to another folder"

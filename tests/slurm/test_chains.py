@@ -67,12 +67,12 @@ def test_a_chain_ends_with_the_stage_that_fails(slurm, chain, tmp_path):
 def test_a_stage_that_no_nodes_can_run_is_refused_before_any_is_submitted(slurm, chain):
     refused = chain("easy=1", "hard=9", check=False, flags="--comment='none of these'", CLSGEN_COMMAND="exit 0")
     assert refused.returncode == 2 and refused.stdout == ""
-    assert "stage hard=9 cannot start as the nodes are now: allocation failure: Requested node" in refused.stderr
+    assert "stage hard=9 cannot start on the cluster as it is: allocation failure: Requested node" in refused.stderr
     assert "none of these" not in slurm.say("squeue", "-h", "-o", "%k")
     first, second = chain("easy=1", "hard=9", CLSGEN_COMMAND="sleep 60", CHECK_STAGES=0)
     slurm.say("scancel", first, second)
     refused = chain("easy=1", check=False, flags="--comment='never closed")
-    assert refused.returncode == 2 and "where a quote is open" in refused.stderr
+    assert refused.returncode == 2 and "with an unclosed quote" in refused.stderr
 
 
 def test_a_chain_of_arrays_goes_on_task_by_task_and_stage_by_stage(slurm, chain, tmp_path):
@@ -85,14 +85,14 @@ def test_a_chain_of_arrays_goes_on_task_by_task_and_stage_by_stage(slurm, chain,
     assert (
         told[:3]
         == [
-            "asked to stop: the next task of the array goes on",
+            "asked to stop: the next task of the array continues",
             told[1],
             "done",
         ]
         and told[1].startswith("status 1 rank 0 on ")
-        and told[1].endswith("the next task of the array goes on")
+        and told[1].endswith("the next task of the array continues")
     ), text
-    assert told[3].startswith("a task of this array has done all of it") and len(told) == 4
+    assert told[3].startswith("a task of this array has completed the run") and len(told) == 4
     assert then.count("== ") == 4 and then.count(" done\n") == 1 and "requeued" not in text + then
 
 
@@ -108,14 +108,14 @@ def test_tasks_of_an_array_that_start_together_take_turns(slurm, job):
         time.sleep(0.3)
     text = job.log.read_text()
     assert "of this array is running: this one waits for its turn" in text, text
-    assert "asked to stop: the next task of the array goes on" in text and text.endswith(" done\n"), text
+    assert "asked to stop: the next task of the array continues" in text and text.endswith(" done\n"), text
     assert (job.output / "n").read_text().strip() == "2"
 
 
 def test_an_array_that_runs_out_or_fails_for_good_does_not_end_well(slurm, job):
     array = job(command="exit 75", flags=("--array=1-2%1", "--open-mode=append"))
     _gone(slurm, array)
-    assert job.log.read_text().count("asked to stop: the next task of the array goes on") == 1
+    assert job.log.read_text().count("asked to stop: the next task of the array continues") == 1
     assert "asked to stop: no task of the array is left; submit it again" in job.log.read_text()
     assert slurm.state(f"{array}_2")["ExitCode"] == "75:0"
     array = job(command="exit 2", flags=("--array=1-9%1", "--open-mode=append"))

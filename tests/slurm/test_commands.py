@@ -90,9 +90,9 @@ def test_what_is_missing_or_wrong_is_named_with_its_remedy(tmp_path):
     refused("--time is 540 s", script, **{**job, **times})
     chain = "slurm/chain.sh"
     refused("usage: slurm/chain.sh", chain)
-    refused("'easy' is no STAGE=NODES, like easy=2", chain, script, "easy")
+    refused("'easy' is not STAGE=NODES, like easy=2", chain, script, "easy")
     refused("no stages: name at least one STAGE=NODES", chain, script, "--", "--seed", "1")
-    refused("'slurm/none.sh' is no job script", chain, "slurm/none.sh", "easy=1")
+    refused("'slurm/none.sh' is not a readable job script", chain, "slurm/none.sh", "easy=1")
 
 
 def test_what_a_chain_would_submit(tmp_path):

@@ -22,7 +22,7 @@ def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job):
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"], ended["BatchHost"]) == ("COMPLETED", "1", "n1"), (ended, text)
     assert ended["ExcNodeList"] in ("n[0,2]", "n0,n2")  # what the user left out stays out
-    assert "error: n0: GPU 0 has 7 uncorrected ECC errors" in text and "bad nodes left out: n0,n2: requeued" in text
+    assert "error: n0: GPU 0 has 7 uncorrected ECC errors" in text and "bad nodes excluded: n0,n2: requeued" in text
     assert "1 ranks in" in text and "on n1" in text and "on n0" not in text
     (bad,) = (job.output / "bad_nodes").read_text().splitlines()
     assert bad.startswith("n0 ")
@@ -57,7 +57,7 @@ def test_an_array_leaves_a_bad_node_to_others(slurm, job):
         assert time.monotonic() < deadline, job.log.read_text()
         time.sleep(0.3)
     text = job.log.read_text()
-    assert "bad nodes left out: n0: the next task of the array goes on" in text and "on n1" in text, text
+    assert "bad nodes excluded: n0: the next task of the array continues" in text and "on n1" in text, text
     assert text.rstrip().endswith("done")
 
 
@@ -72,7 +72,7 @@ def test_a_rank_that_cannot_start_or_hangs_is_named_and_costs_no_more_than_the_v
     ended = slurm.wait(job(command="echo never", PREFLIGHT=1, PYTHON=python), timeout=200)
     text = job.log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "1"), text
-    assert "error: n1: rank 1 timed out" in text and "bad nodes left out: n1: requeued" in text
+    assert "error: n1: rank 1 timed out" in text and "bad nodes excluded: n1: requeued" in text
     assert "error: n2: rank 1 timed out" in text and "1 nodes are left" in text and "never" not in text
     assert time.monotonic() - start < 90
 
