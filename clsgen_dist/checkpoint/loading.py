@@ -71,15 +71,15 @@ def restore_weights(engine: Any, world: World, folder: Path) -> None:
 
 
 def require_same_canary(folder: Path, now: list[dict[str, Any]], tolerance: float) -> tuple[float, float]:
-    """The probe's mean loss as saved and as scored now, by each rank.
+    """The fixed text's mean loss as saved and as scored now, by each rank.
 
     CheckpointError, on all ranks, if one of them is off by more than ``tolerance``.
     """
 
-    def mean(probe: dict[str, Any]) -> float:
-        return float(sum(probe["token_losses"]) / len(probe["token_losses"]))
+    def mean(scores: dict[str, Any]) -> float:
+        return float(sum(scores["token_losses"]) / len(scores["token_losses"]))
 
-    then, losses = mean(read_marker(folder)["canary"]), [mean(probe) for probe in now]
+    then, losses = mean(read_marker(folder)["canary"]), [mean(scores) for scores in now]
     wrong = [f"{loss:.6f} on rank {rank}" for rank, loss in enumerate(losses)
              if not abs(then - loss) <= tolerance * max(1.0, abs(then))]  # fmt: skip
     if wrong:

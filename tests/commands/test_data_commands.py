@@ -79,7 +79,7 @@ def test_a_wrong_flag_is_answered(run_command):
 
 
 @pytest.mark.parametrize(
-    ("verb", "flags", "said"),
+    ("command", "flags", "said"),
     [
         ("preview", ["--plan", "/proc/none/plan.json"], "cannot be written"),
         ("preview", ["--plot", "picture.xyz"], "picture.xyz cannot be written"),
@@ -87,14 +87,14 @@ def test_a_wrong_flag_is_answered(run_command):
         ("score", ["--seed=-1"], "seed is -1, expected 0 or more"),
     ],
 )
-def test_bad_flags_are_answered_in_one_line(recipe_file, capsys, monkeypatch, tmp_path, verb, flags, said):
+def test_bad_flags_are_answered_in_one_line(recipe_file, capsys, monkeypatch, tmp_path, command, flags, said):
     from clsgen_dist.cli import main
 
     monkeypatch.chdir(tmp_path)
-    rows = [str(recipe_file.parent / "rows.jsonl")] if verb == "score" else []
+    rows = [str(recipe_file.parent / "rows.jsonl")] if command == "score" else []
     own = ["--curriculum.difficulty", '{"length": 1}', *flags]
     with pytest.raises(SystemExit) as end:
-        main(["data", verb, "--config", str(recipe_file), *own, *rows])  # the recipe first, then the file
+        main(["data", command, "--config", str(recipe_file), *own, *rows])  # the recipe first, then the file
     assert end.value.code == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and said in errors[0]
