@@ -1,7 +1,7 @@
 """From a sharded training checkpoint to a plain Hugging Face folder.
 
 1. The trained weights are merged into the base's files (:mod:`clsgen_dist.hf_export.merge`).
-2. The base's configuration and tokenizer are copied (:mod:`clsgen_dist.hf_export.base_files`).
+2. The base's configuration and tokenizer are copied (:mod:`clsgen_dist.hf_export.config_files`).
 3. The classification head is written into its own folder.
 4. The result is reloaded and verified (:mod:`clsgen_dist.hf_export.verify`), then renamed to the output folder.
 """
@@ -19,7 +19,7 @@ from clsgen_dist import checkpoint
 from clsgen_dist.config import Settings, settings_from_yaml
 from clsgen_dist.errors import CheckpointError, ModelError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint
-from clsgen_dist.hf_export.base_files import copy_small_files, write_chat_template, write_config, write_readme
+from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config, write_readme
 from clsgen_dist.hf_export.merge import Merge, trained_tensors, write_shards
 from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary, verify_shapes, write_evidence
 from clsgen_dist.model.backbone import Backbone, backbone_path, open_backbone

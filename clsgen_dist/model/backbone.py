@@ -22,7 +22,7 @@ from clsgen_dist.errors import ModelError
 from clsgen_dist.model import smollm2
 from clsgen_dist.model.attention import register_per_sequence_attention, supports_custom_attention
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
-from clsgen_dist.model.families import open_config
+from clsgen_dist.model.families import open_config, refuse_changed_logits
 from clsgen_dist.model.weight_files import WeightFiles, WeightMap
 
 _DEMO = f"demo:{smollm2.NAME}"
@@ -204,23 +204,6 @@ def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, loa
         backbone.path, config=backbone.config, dtype=dtype, attn_implementation=attention, **options
     )
     return lm
-
-
-def refuse_changed_logits(lm: Any) -> None:
-    """ModelError if the LM's logits are not plain ``hidden @ weight.T``: the loss would train a different model."""
-    config = lm.config.get_text_config()
-    changes = {
-        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
-        "logit_scale": None if getattr(config, "logit_scale", None) == 1 else getattr(config, "logit_scale", None),
-        "logits_scaling": None if getattr(config, "logits_scaling", 1) == 1 else config.logits_scaling,
-        "lm_head.bias": getattr(lm.get_output_embeddings(), "bias", None) is not None or None,
-    }
-    found = {name: value for name, value in changes.items() if value is not None}
-    if found:
-        raise ModelError(
-            f"{type(lm).__name__} changes its logits after the LM head ({found}), which the loss does not support; "
-            "use a backbone whose logits are hidden states times the output embedding (Llama, Qwen, Mistral, Gemma 3 …)"
-        )
 
 
 def build_model(

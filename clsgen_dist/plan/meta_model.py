@@ -18,7 +18,7 @@ import torch
 from clsgen_dist.config import ModelSettings
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model import families
-from clsgen_dist.model.backbone import build_model, refuse_changed_logits
+from clsgen_dist.model.backbone import build_model
 from clsgen_dist.model.dual_head import DualHeadModel
 from clsgen_dist.plan import attention_shapes
 
@@ -107,7 +107,7 @@ def meta_model(spec: ModelSpec, attention: Attention) -> DualHeadModel:
     with torch.device("meta"):
         with _as_model_error(f"model.backbone {spec.backbone!r} has a configuration that transformers cannot build"):
             lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=register())
-        refuse_changed_logits(lm)
+        families.refuse_changed_logits(lm)
         return build_model(
             lm,
             classes=spec.classes,

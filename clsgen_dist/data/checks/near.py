@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 
 _PERMUTATIONS = 128
 _KEPT = 256
@@ -176,9 +177,9 @@ def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, thr
     partner_RS = np.full((texts, splits), -1, dtype=np.int64)
     jaccard_RS = np.zeros((texts, splits))
     max_failures = _per_text(texts, _FAILURES)
-    groups, failed_R, incomplete = _UnionFind(texts), np.zeros(texts, dtype=np.int64), False
+    groups, failed_R, incomplete = DisjointSet(range(texts)), np.zeros(texts, dtype=np.int64), False
     for i_K, j_K in _candidates(signatures_RP, split_of, threshold):
-        roots = groups.roots()
+        roots = _lowest_members(groups)
         known = (
             (roots[i_K] == roots[j_K]) & (partner_RS[i_K, split_of[j_K]] >= 0) & (partner_RS[j_K, split_of[i_K]] >= 0)
         )
@@ -190,7 +191,7 @@ def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, thr
         likely = np.concatenate(estimates) >= threshold - _SLACK
         for i, j in zip(i_K[likely].tolist(), j_K[likely].tolist(), strict=True):
             there, here = split_of[j], split_of[i]
-            if partner_RS[i, there] >= 0 and partner_RS[j, here] >= 0 and groups.root(i) == groups.root(j):
+            if partner_RS[i, there] >= 0 and partner_RS[j, here] >= 0 and groups.connected(i, j):
                 continue
             if failed_R[i] >= max_failures and failed_R[j] >= max_failures:
                 incomplete = True
@@ -200,11 +201,11 @@ def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, thr
                 failed_R[i] += 1
                 failed_R[j] += 1
                 continue
-            groups.join(i, j)
+            groups.merge(i, j)
             for one, other, split in ((i, j, there), (j, i, here)):
                 if similarity > jaccard_RS[one, split]:
                     partner_RS[one, split], jaccard_RS[one, split] = other, similarity
-    return NearDuplicates(partner_RS, jaccard_RS, groups.roots(), incomplete)
+    return NearDuplicates(partner_RS, jaccard_RS, _lowest_members(groups), incomplete)
 
 
 def _candidates(
@@ -258,22 +259,8 @@ def _band_key(minima: NDArray[np.uint32]) -> NDArray[np.uint64]:
     return key
 
 
-class _UnionFind:
-    """Union-find."""
-
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
-
-    def root(self, item: int) -> int:
-        parent = self._parent
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    def join(self, a: int, b: int) -> None:
-        low, high = sorted((self.root(a), self.root(b)))
-        self._parent[high] = low
-
-    def roots(self) -> NDArray[np.int64]:
-        return np.array([self.root(item) for item in range(len(self._parent))], dtype=np.int64)
+def _lowest_members(sets: DisjointSet) -> NDArray[np.int64]:
+    """For each item the lowest item of its set."""
+    roots = np.array([sets[item] for item in range(len(sets))], dtype=np.int64)
+    _, first, place = np.unique(roots, return_index=True, return_inverse=True)
+    return first[place]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clsgen_dist.hf_export.artifact import HEAD_FILE
-from clsgen_dist.hf_export.base_files import copy_small_files, write_chat_template, write_config, write_readme
+from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config, write_readme
 from clsgen_dist.hf_export.merge import Merge, write_shards
 from clsgen_dist.model.backbone import open_backbone
 
