@@ -22,6 +22,7 @@ from clsgen_dist.checkpoint.state import RunIdentity, TrainState
 from clsgen_dist.engine.settings import OPTIMIZERS
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError
+from clsgen_dist.model.backbone import local_values
 
 _WHY = {"last_rows": " (its last step was a short one, so it cannot be made longer)"}
 
@@ -128,12 +129,8 @@ def frozen_sums(model: torch.nn.Module, world: World) -> tuple[float, float]:
     for parameter in model.parameters():
         if parameter.requires_grad:
             continue
-        shard = getattr(parameter, "ds_tensor", None)
-        if shard is None:
-            values, share = parameter.detach(), 1 / world.size
-        else:
-            start = shard.ds_numel * world.rank  # the last shards are padded
-            values, share = shard.detach().flatten()[: max(0, parameter.ds_numel - start)], 1.0
+        values = local_values(parameter, world.rank)
+        share = 1.0 if hasattr(parameter, "ds_tensor") else 1 / world.size
         total += share * values.sum(dtype=torch.float64).item()
         square += share * values.double().square().sum().item()
     sums = world.sum(total, square)

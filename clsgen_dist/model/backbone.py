@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError
@@ -303,11 +303,23 @@ def checkpoint_activations(lm: Any) -> None:
                 setattr(module, "gradient_checkpointing", False)  # noqa: B010 (mypy assumes a submodule)
 
 
+def local_values(parameter: Any, rank: int) -> Tensor:
+    """This rank's elements of a parameter, flat if ZeRO-3 has sharded it; the padding of the last shards is not read.
+
+    The padding is memory that nobody has initialised: it may hold NaN.
+    """
+    shard = getattr(parameter, "ds_tensor", None)
+    if shard is None:
+        return parameter.detach()  # type: ignore[no-any-return]
+    start = shard.ds_numel * rank
+    return shard.detach().flatten()[: max(0, parameter.ds_numel - start)]  # type: ignore[no-any-return]
+
+
 def require_finite(model: nn.Module, world: Any) -> None:
     """ModelError naming the parameters with NaN or infinity; collective over the ranks of ``world``."""
     found = []
     for name, parameter in model.named_parameters():
-        values = getattr(parameter, "ds_tensor", parameter)
+        values = local_values(parameter, world.rank)
         if values.is_floating_point() and not bool(torch.isfinite(values).all()):
             found.append(name.removeprefix("lm."))
     names = sorted({name for part in world.gather(found) for name in part})

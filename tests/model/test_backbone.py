@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from clsgen_dist.checkpoint import frozen_sums
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import ModelError
@@ -19,6 +23,7 @@ from clsgen_dist.model.backbone import (
     load_backbone,
     load_tokenizer,
     open_backbone,
+    require_finite,
 )
 
 OPTIONS = {
@@ -144,3 +149,18 @@ def test_only_layers_with_a_backward_pass_are_recomputed(tiny_backbone, finetune
     output = model(**batch.inputs())
     (output.generation_loss.sum() + output.class_loss.sum()).backward()
     assert len(passes) == 4 + recomputed
+
+
+def test_the_padding_of_a_shard_is_neither_checked_nor_summed():
+    """Seven elements on three ranks: the last shard holds one, and two that nobody has initialised."""
+    world = SimpleNamespace(rank=2, size=3, gather=lambda value: [value], sum=lambda *values: list(values))
+    shard = torch.tensor([1.5, math.nan, math.inf])
+    shard.ds_numel = 3
+    parameter = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    parameter.ds_tensor, parameter.ds_numel = shard, 7
+    model = SimpleNamespace(named_parameters=lambda: [("w", parameter)], parameters=lambda: [parameter])
+    require_finite(model, world)
+    assert frozen_sums(model, world) == (1.5, 2.25)
+    shard[0] = math.nan
+    with pytest.raises(ModelError, match="NaN or infinity: w;"):
+        require_finite(model, world)

@@ -184,7 +184,7 @@ def test_scoring_resumes_after_a_kill_block_by_block(rows, tiny_backbone, monkey
 
 
 def test_training_does_not_compute_what_needs_the_backbone(rows, tiny_backbone):
-    with pytest.raises(DataError, match=r"loss_label .* not there yet; compute them once.*clsgen data score"):
+    with pytest.raises(DataError, match=r"loss_label .* do not exist yet; compute them once.*clsgen data score"):
         difficulty_scores(rows, {"loss_label": 1.0}, backbone=str(tiny_backbone), compute=False)
 
 
