@@ -61,8 +61,10 @@ def installed(tmp_path_factory):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    built = subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), str(source)], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[-3000:]
+    # A source distribution, and the wheel made from that, as `make wheel` does.
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
     (wheel,) = folder.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     (packages,) = folder.glob("venv/lib/python*/site-packages")
