@@ -67,7 +67,8 @@ patient() {
 # then a stop that ends well is followed by a requeue.
 ask_slurm() {
     local job
-    job=$(timeout 10 scontrol show job -o "$this_job") || job= # Slurm kills 30 s after TERM: no second try
+    # Slurm kills 30 s after TERM: no second try. It may send TERM again meanwhile, which must not end the question.
+    job=$(trap '' TERM; timeout -s KILL 10 scontrol show job -o "$this_job") || job=
     if [[ -z $job || $job == *' JobState=RUNNING '* || $job == *' Reason=TimeLimit '* ]]; then
         fate=
     elif [[ $job == *" Restarts=$((${SLURM_RESTART_COUNT:-0} + 1)) "* ]]; then
