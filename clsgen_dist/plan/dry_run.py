@@ -356,7 +356,7 @@ class _FileSizes(CheckpointEngine):
         self.files[Path(path).name] = sum(t.numel() * t.element_size() for t in tensors)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("a dry run writes nothing that could be loaded")
 
     def commit(self, info: Any) -> bool:
         return True
