@@ -99,7 +99,8 @@ def resolve_path(path: str) -> Path:
     for candidate in (Path(path), SHIPPED / path):
         if candidate.is_file():
             return candidate
-    raise SettingsError(f"{path!r} is not a file, neither in {Path.cwd()} nor in {SHIPPED}; check the path")
+    places = " or ".join(dict.fromkeys([str(Path.cwd()), str(SHIPPED)]))
+    raise SettingsError(f"{path!r} is not a file in {places}; check the path")
 
 
 def load_settings(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -148,7 +149,7 @@ def parse_settings(argv: Sequence[str], *, default_config: str | None = None) ->
 def recipe_flags(argv: Sequence[str], default: str | None = None) -> list[str]:
     """The flags with the value of ``--config`` as a path of ours where it is none from here.
 
-    ``default`` is the recipe used where the flags name none.
+    ``default`` is the recipe used where the flags name none. SettingsError if there is no such file.
     """
     # Launchers put a flag of their own first.
     flags = [flag for flag in argv if not re.fullmatch(r"--local[_-]rank=\d+", flag)]
@@ -157,8 +158,8 @@ def recipe_flags(argv: Sequence[str], default: str | None = None) -> list[str]:
     found: list[str] = []
     for word, before in zip(flags, ["", *flags], strict=False):
         name, equals, value = word.partition("=") if word.startswith("--config=") else ("", "", word)
-        if (equals or before == "--config") and not Path(value).exists() and (SHIPPED / value).is_file():
-            word = f"{name}{equals}{SHIPPED / value}"
+        if (equals or before == "--config") and not Path(value).exists():
+            word = f"{name}{equals}{resolve_path(value)}"
         found.append(word)
     return found
 
