@@ -23,6 +23,7 @@ from clsgen_dist.model import smollm2
 from clsgen_dist.model.attention import register_per_sequence_attention, supports_custom_attention
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
 from clsgen_dist.model.families import open_config, refuse_changed_logits
+from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 from clsgen_dist.model.weight_files import WeightFiles, WeightMap
 
 _DEMO = f"demo:{smollm2.NAME}"
@@ -278,8 +279,9 @@ def _layer_stack(lm: Any) -> tuple[str, nn.ModuleList]:
     prefix = next((f"{name}." for name, module in lm.named_modules() if module is decoder and name), "")
     stacks = [(prefix + name, m) for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)]
     if not stacks:
-        raise ModelError(
-            f"{type(lm).__name__} has no ModuleList of layers; use a decoder that has one (Llama, Qwen, Mistral ...)"
+        raise UnsupportedBackboneError(
+            Unsupported.NO_LAYER_LIST,
+            f"{type(lm).__name__} has no ModuleList of layers; use a decoder that has one (Llama, Qwen, Mistral ...)",
         )
     layers = getattr(lm.config.get_text_config(decoder=True), "num_hidden_layers", None)
     return max(stacks, key=lambda item: (len(item[1]) == layers, len(item[1])))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist.errors import ModelError
+from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
 _MERGED = "merge it into its base (peft: merge_and_unload, then save_pretrained) and name that folder"
 
@@ -32,14 +33,16 @@ def open_config(path: str) -> Any:
         ) from error
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
+        raise UnsupportedBackboneError(
+            Unsupported.ENCODER_DECODER,
             f"model.backbone {path!r} is an encoder-decoder ({kind}); the classification token must be the last prompt "
-            "token of a decoder: use a causal language model (Llama, Qwen, Mistral, Gemma ...)"
+            "token of a decoder: use a causal language model (Llama, Qwen, Mistral, Gemma ...)",
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(
+        raise UnsupportedBackboneError(
+            Unsupported.NO_CAUSAL_LM,
             f"model.backbone {path!r} has model_type {kind!r}, which is not a causal language model in transformers; "
-            "use one that AutoModelForCausalLM opens"
+            "use one that AutoModelForCausalLM opens",
         )
     if quantised := getattr(config, "quantization_config", None):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
@@ -62,9 +65,10 @@ def refuse_changed_logits(lm: Any) -> None:
     }
     found = {name: value for name, value in changes.items() if value is not None}
     if found:
-        raise ModelError(
+        raise UnsupportedBackboneError(
+            Unsupported.CHANGED_LOGITS,
             f"{type(lm).__name__} changes its logits after the LM head ({found}), which the loss does not support; "
-            "use a backbone whose logits are hidden states times the output embedding (Llama, Qwen, Mistral, Gemma 3 …)"
+            "use a backbone whose logits are hidden states times the output embedding (Llama, Qwen, Mistral, Gemma 3 …)",
         )
 
 

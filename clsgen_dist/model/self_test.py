@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from clsgen_dist.data.pack import Sample, collate
-from clsgen_dist.errors import ModelError
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
 from clsgen_dist.model.dual_head import DualHeadModel
+from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
 # N packed tokens, S sequences, T tokens of the longest, D hidden, V vocabulary
 
@@ -60,25 +60,29 @@ class SelfTest:
         return "packed" if self.packed <= self.rounding and self.leak <= self.leak_tolerance else "padded"
 
     def require_trainable(self, name: str) -> None:
-        """ModelError if the backbone cannot be trained in either layout."""
+        """UnsupportedBackboneError if the backbone cannot be trained in either layout."""
         if self.causal == float("inf"):
-            raise ModelError(
-                f"{name} returns NaN for plain text although its weights are finite; use another backbone or precision"
+            raise UnsupportedBackboneError(
+                Unsupported.NAN,
+                f"{name} returns NaN for plain text although its weights are finite; use another backbone or precision",
             )
         if not self.causal <= self.rounding:
-            raise ModelError(
+            raise UnsupportedBackboneError(
+                Unsupported.NOT_CAUSAL,
                 f"{name} is not causal: earlier states depend on later tokens (relative change {self.causal:.1e}), "
-                "so the head would see the label; use a causal language model"
+                "so the head would see the label; use a causal language model",
             )
         if not self.logits <= self.rounding:
-            raise ModelError(
+            raise UnsupportedBackboneError(
+                Unsupported.CHANGED_LOGITS,
                 f"{name} changes its logits after the LM head (relative change {self.logits:.1e}), which the loss "
-                "does not support; use a backbone whose logits are hidden states times the output embedding (Llama ...)"
+                "does not support; use a backbone whose logits are hidden states times the output embedding (Llama ...)",
             )
         if self.layout == "padded" and not self.padded <= self.rounding:
-            raise ModelError(
+            raise UnsupportedBackboneError(
+                Unsupported.BATCH_DEPENDENT,
                 f"{name} computes different states for a row in a batch than alone (relative difference "
-                f"{self.padded:.1e}), packed or padded, so it cannot be trained in batches; use another backbone"
+                f"{self.padded:.1e}), packed or padded, so it cannot be trained in batches; use another backbone",
             )
 
 
@@ -88,7 +92,7 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
     Collective under ZeRO-3, through ``engine(inside=...)``. If ``refusal`` is set, a forward pass was interrupted.
 
     Raises:
-        ModelError: the backbone fails even on padded rows.
+        UnsupportedBackboneError: the backbone fails even on padded rows.
     """
     lm: Any = model.lm
     backbone = lm.base_model
@@ -108,9 +112,10 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
         logits_NV = lm(**accepted_inputs(lm, inputs)).logits[row_N, position_N]
         alone_TD = backbone(**accepted_inputs(backbone, alone)).last_hidden_state[0]
     except _FAULTS as error:
-        raise ModelError(
+        raise UnsupportedBackboneError(
+            Unsupported.NEEDS_MORE_THAN_TEXT,
             f"{type(lm).__name__} does not run on plain text with attention {lm.config._attn_implementation!r}: "
-            f"{_one_line(error)}; set model.attention to eager, or use another backbone"
+            f"{_one_line(error)}; set model.attention to eager, or use another backbone",
         ) from error
     padded_ND = padded_STD[row_N, position_N]
     weight_VD = lm.get_output_embeddings().weight

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from clsgen_dist.errors import ModelError
+from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
 Shape = tuple[int, ...]
 
@@ -282,9 +283,10 @@ class WeightMap:
             for name in (*full, down, up)
         }
         if left := sorted(set(trained) - placed):
-            raise ModelError(
+            raise UnsupportedBackboneError(
+                Unsupported.NOT_EXPORTABLE,
                 f"{_some(left)} of {type(self.lm).__name__} could be trained but not exported: no tensor in "
-                f"{self.files.folder} belongs to it. Set model.finetune to head, or use another backbone"
+                f"{self.files.folder} belongs to it. Set model.finetune to head, or use another backbone",
             )
 
     def repeats(self, group: Group) -> bool:
@@ -313,9 +315,10 @@ class WeightMap:
             if name in self.state and shape != tuple(self.state[name].shape)
         ]
         if missing:
-            raise ModelError(
+            raise UnsupportedBackboneError(
+                Unsupported.MISSING_WEIGHTS,
                 f"{self.files.folder} has no weights for {_some(missing)} of {type(self.lm).__name__}; they would "
-                f"be initialised randomly{self._remedy(missing)}"
+                f"be initialised randomly{self._remedy(missing)}",
             )
         if wrong:
             raise ModelError(
@@ -351,9 +354,10 @@ class WeightMap:
             try:
                 self.to_files(group, self.to_parameters(group, self._on_meta(group)))
             except Exception as error:
-                raise ModelError(
+                raise UnsupportedBackboneError(
+                    Unsupported.NOT_EXPORTABLE,
                     f"{type(self.lm).__name__} could be trained but not exported: {str(error).splitlines()[0]}. Set "
-                    "model.finetune to head, or use another backbone"
+                    "model.finetune to head, or use another backbone",
                 ) from error
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from clsgen_dist.data.pack import Sample, collate
-from clsgen_dist.errors import ModelError
 from clsgen_dist.hf_export.merge import Merge, write_shards
 from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
 from clsgen_dist.model.self_test import self_test
+from clsgen_dist.model.unsupported import UnsupportedBackboneError
 from tests.model.tiny_families import MODEL_TYPES, NOT_DECODERS, tiny_config
 
 TABLE = Path(__file__).resolve().parents[2] / "docs/backbones.md"
@@ -57,8 +57,8 @@ def look(kind: str, folder: Path) -> tuple[str, str]:
         with torch.no_grad():
             found = self_test(model.eval(), Sample(tokens[:20], tokens[20:], -1))
         found.require_trainable(kind)
-    except ModelError as error:
-        return "refused", _reason(str(error))
+    except UnsupportedBackboneError as error:
+        return "refused", error.reason
     model.layout = found.layout
     _trains(model.train(), tokens)
     _exports(model.lm, opened, folder / "out")
@@ -89,25 +89,6 @@ def _exports(lm, opened, folder: Path) -> None:
     assert again.keys() == trained.keys()
     for name, parameter in again.items():
         assert torch.equal(parameter, trained[name]), name
-
-
-def _reason(text: str) -> str:
-    """The reason in the table for an error message."""
-    for words, reason in (
-        ("changes its logits", "its logits are scaled, capped or biased"),
-        ("is not causal", "not causal"),
-        ("is not a causal language model", "no causal-LM class for its text part"),
-        ("encoder-decoder", "encoder-decoder"),
-        ("in a batch than alone", "rows in a batch change each other"),
-        ("does not run on plain text", "fails on text-only input"),
-        ("returns NaN", "NaN in a tiny model"),
-        ("could be trained but not exported", "trained weights could not be written back"),
-        ("initialised randomly", "weights missing in its files"),
-        ("list of layers", "no list of layers"),
-    ):
-        if words in text:
-            return reason
-    return text[:80]
 
 
 def _table() -> dict[str, tuple[str, str]]:
