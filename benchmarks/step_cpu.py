@@ -149,8 +149,8 @@ def our_way(dual: Any, *, engine: bool) -> Any:
 
     from clsgen_dist.data.pack import collate
     from clsgen_dist.engine.optim import build_optimizer, parameter_groups
+    from clsgen_dist.objectives.loss_weights import LossWeights
     from clsgen_dist.objectives.normalization import StepCounts, backward_loss
-    from clsgen_dist.objectives.weights import LossWeights
 
     optimizer = build_optimizer(
         "adamw", parameter_groups(dual, lr=5e-5, head_lr=None, weight_decay=0.0), betas=(0.9, 0.999), eps=1e-8

@@ -17,7 +17,7 @@ from typing import Any
 from clsgen_dist.data.settings import CurriculumSettings, DataSettings, PromptSettings
 from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.io.constraints import NonNegativeInt, dataclass_range_faults
+from clsgen_dist.io.value_ranges import NonNegativeInt, dataclass_range_faults
 from clsgen_dist.model.settings import ModelSettings
 from clsgen_dist.objectives.settings import LossSettings
 from clsgen_dist.resilience.settings import FaultSettings

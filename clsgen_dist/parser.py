@@ -20,7 +20,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_loader, set_parsi
 from clsgen_dist.data.curriculum.stages import Stage
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.io import constraints
+from clsgen_dist.io import value_ranges
 from clsgen_dist.io.duplicate_keys import duplicate_key
 
 _YAML = "yaml, names as written"
@@ -105,10 +105,10 @@ def call(command: Callable[..., None], parser: Parser, argv: Sequence[str], *, s
         except SettingsError as error:
             parser.error(str(error))
     # Of the command's own types only the number ranges matter here.
-    types = {**vars(constraints), "Settings": object, "Columns": object}
+    types = {**vars(value_ranges), "Settings": object, "Columns": object}
     hints = get_type_hints(command, localns=types, include_extras=True)
     own = {f"--{name}": value for name, value in arguments.items()}
-    if faults := constraints.range_faults({f"--{name}": kind for name, kind in hints.items()}, own):
+    if faults := value_ranges.range_faults({f"--{name}": kind for name, kind in hints.items()}, own):
         parser.error("; ".join(faults))
     return lambda: command(**arguments)
 

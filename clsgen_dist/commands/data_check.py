@@ -14,12 +14,12 @@ from pathlib import Path
 
 from clsgen_dist.config import DataSettings, PromptSettings, parse_settings, resolve_path
 from clsgen_dist.data.checks.cells import cells
-from clsgen_dist.data.checks.copies import copies_within, leakage
+from clsgen_dist.data.checks.exact_duplicates import copies_within, leakage
 from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits
 from clsgen_dist.data.checks.format import explanations, lengths, unreadable
 from clsgen_dist.data.checks.labels import conflicts, label_names, labels, missing_names, unseen_classes
 from clsgen_dist.data.checks.measure import Measured, measure, sources_of
-from clsgen_dist.data.checks.near import NearDuplicates, near_duplicates
+from clsgen_dist.data.checks.near_duplicates import NearDuplicates, near_duplicates
 from clsgen_dist.data.checks.page import page
 from clsgen_dist.data.checks.report import Checked, to_json, to_text
 from clsgen_dist.data.encode import Encoder

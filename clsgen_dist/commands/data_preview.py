@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clsgen_dist.data.checks.finding import shortened
-from clsgen_dist.io.figures import save_figure, stacked_axes
 from clsgen_dist.io.files import atomic_write, require_writable, writing
+from clsgen_dist.io.plots import save_figure, stacked_axes
 from clsgen_dist.io.tables import markdown_table
 
 if TYPE_CHECKING:
     from clsgen_dist.config import Settings
     from clsgen_dist.data.loader import TrainStream
     from clsgen_dist.data.tables.dataset import RowDataset
-    from clsgen_dist.io.constraints import PositiveInt
+    from clsgen_dist.io.value_ranges import PositiveInt
 
 # N rows, B rows of a step
 

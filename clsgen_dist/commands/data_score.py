@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clsgen_dist.data.checks.finding import shortened
-from clsgen_dist.io.figures import save_figure, stacked_axes
 from clsgen_dist.io.files import require_writable
+from clsgen_dist.io.plots import save_figure, stacked_axes
 from clsgen_dist.io.tables import markdown_table
 
 if TYPE_CHECKING:
     from clsgen_dist.config import Settings
-    from clsgen_dist.io.constraints import NonNegativeInt
+    from clsgen_dist.io.value_ranges import NonNegativeInt
 
 # N rows
 
@@ -40,7 +40,7 @@ def run(settings: Settings, show: NonNegativeInt = 3, plot: str = "difficulty.pn
     from clsgen_dist.data.curriculum.difficulty import combine
     from clsgen_dist.data.tables.dataset import RowDataset
     from clsgen_dist.model.backbone import backbone_path
-    from clsgen_dist.model.context import require_context
+    from clsgen_dist.model.context_length import require_context
     from clsgen_dist.training.backbone_scores import OF_BACKBONE, difficulty_scores
     from clsgen_dist.training.datasets import datasets_of_recipe
     from clsgen_dist.training.sampling_plan import difficulty_model

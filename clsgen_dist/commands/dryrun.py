@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clsgen_dist.config import Settings
-    from clsgen_dist.io.constraints import PositiveInt
+    from clsgen_dist.io.value_ranges import PositiveInt
 
 DEFAULT_RECIPE = "configs/recipe.yaml"
 

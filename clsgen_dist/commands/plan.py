@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clsgen_dist.config import Settings
-    from clsgen_dist.io.constraints import NonNegativeInt, PositiveInt
+    from clsgen_dist.io.value_ranges import NonNegativeInt, PositiveInt
 
 DEFAULT_RECIPE = "configs/recipe.yaml"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clsgen_dist.data.example import Columns
     from clsgen_dist.inference.predict import Prediction
-    from clsgen_dist.io.constraints import ClosedUnitInterval, PositiveInt
+    from clsgen_dist.io.value_ranges import ClosedUnitInterval, PositiveInt
 
 VERBATIM = ("text",)
 

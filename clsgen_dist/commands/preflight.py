@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clsgen_dist.io.constraints import PositiveInt
+    from clsgen_dist.io.value_ranges import PositiveInt
 
 
 def run(output_dir: str, timeout_s: PositiveInt = 300) -> None:

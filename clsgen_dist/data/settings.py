@@ -9,7 +9,7 @@ from typing import Any
 from clsgen_dist.data.curriculum.stages import Direction, Stage, stage_faults
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.cells import class_name
-from clsgen_dist.io.constraints import ClosedUnitInterval, PositiveInt
+from clsgen_dist.io.value_ranges import ClosedUnitInterval, PositiveInt
 
 
 @dataclass(kw_only=True)

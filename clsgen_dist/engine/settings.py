@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clsgen_dist.io.constraints import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
+from clsgen_dist.io.value_ranges import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)

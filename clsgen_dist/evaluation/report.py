@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clsgen_dist.evaluation.bootstrap import Interval, bootstrap_interval
-from clsgen_dist.evaluation.calibration import brier, ece, nll
+from clsgen_dist.evaluation.calibration_error import brier, ece, nll
 from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
 from clsgen_dist.io.tables import markdown_table
 

@@ -25,7 +25,7 @@ from clsgen_dist.errors import ModelError, SettingsError
 from clsgen_dist.evaluation.classification import predicted_class
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
 from clsgen_dist.model.attention import accepted_inputs
-from clsgen_dist.model.context import context_length
+from clsgen_dist.model.context_length import context_length
 from clsgen_dist.model.self_test import ROUNDING, relative_difference
 
 # S sequences of a batch, T padded length, D hidden, V vocabulary, C classes

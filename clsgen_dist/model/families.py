@@ -67,8 +67,8 @@ def refuse_changed_logits(lm: Any) -> None:
     if found:
         raise UnsupportedBackboneError(
             Unsupported.CHANGED_LOGITS,
-            f"{type(lm).__name__} changes its logits after the LM head ({found}), which the loss does not support; "
-            "use a backbone whose logits are hidden states times the output embedding (Llama, Qwen, Mistral, Gemma 3 …)",
+            f"{type(lm).__name__} changes its logits after the LM head ({found}), which the loss does not support; use "
+            "a backbone whose logits are hidden states times the output embedding (Llama, Qwen, Mistral, Gemma 3 …)",
         )
 
 

@@ -75,8 +75,8 @@ class SelfTest:
         if not self.logits <= self.rounding:
             raise UnsupportedBackboneError(
                 Unsupported.CHANGED_LOGITS,
-                f"{name} changes its logits after the LM head (relative change {self.logits:.1e}), which the loss "
-                "does not support; use a backbone whose logits are hidden states times the output embedding (Llama ...)",
+                f"{name} changes its logits after the LM head (relative change {self.logits:.1e}), which the loss does "
+                "not support; use a backbone whose logits are hidden states times the output embedding (Llama ...)",
             )
         if self.layout == "padded" and not self.padded <= self.rounding:
             raise UnsupportedBackboneError(

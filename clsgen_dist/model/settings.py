@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from clsgen_dist.io.constraints import ClosedUnitInterval, PositiveInt
+from clsgen_dist.io.value_ranges import ClosedUnitInterval, PositiveInt
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 from clsgen_kernels import DualHeadOutput
 from torch import Tensor
 
-from clsgen_dist.objectives.weights import LossWeights
+from clsgen_dist.objectives.loss_weights import LossWeights
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from clsgen_dist.io.constraints import NonNegativeFloat
+from clsgen_dist.io.value_ranges import NonNegativeFloat
 
 
 @dataclass(kw_only=True)

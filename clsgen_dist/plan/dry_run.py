@@ -51,7 +51,7 @@ from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.log import quiet_libraries
 from clsgen_dist.model.backbone import backbone_path, open_backbone
-from clsgen_dist.model.context import require_context
+from clsgen_dist.model.context_length import require_context
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.objectives.normalization import StepCounts
 from clsgen_dist.plan.meta_model import open_config

@@ -17,7 +17,7 @@ from clsgen_dist.engine.config import deepspeed_config
 from clsgen_dist.engine.settings import OPTIMIZERS
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
-from clsgen_dist.model.context import require_context
+from clsgen_dist.model.context_length import require_context
 from clsgen_dist.plan.cluster import GIB, Cluster
 from clsgen_dist.plan.communication import Flow, FlowKind, flows
 from clsgen_dist.plan.goodput import Faults, Goodput, goodput

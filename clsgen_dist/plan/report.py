@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.io.figures import save_figure, stacked_axes
+from clsgen_dist.io.plots import save_figure, stacked_axes
 from clsgen_dist.io.tables import markdown_table
 from clsgen_dist.plan.cluster import GIB
 from clsgen_dist.plan.dry_run import DryRun

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clsgen_dist.io.constraints import NonNegativeInt, PositiveInt
+from clsgen_dist.io.value_ranges import NonNegativeInt, PositiveInt
 
 
 @dataclass(kw_only=True)

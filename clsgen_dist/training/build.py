@@ -8,8 +8,8 @@ import torch
 
 from clsgen_dist.config import Settings, resolve_path
 from clsgen_dist.data.encode import Encoder
+from clsgen_dist.engine.compiled_ops import build_operators
 from clsgen_dist.engine.config import deepspeed_config, refuse_missing_kernels
-from clsgen_dist.engine.operators import build_operators
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
 from clsgen_dist.engine.world import on_accelerator
 from clsgen_dist.model.backbone import (

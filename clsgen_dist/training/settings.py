@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clsgen_dist.io.constraints import PositiveFloat, PositiveInt
+from clsgen_dist.io.value_ranges import PositiveFloat, PositiveInt
 
 
 @dataclass(kw_only=True)

@@ -24,13 +24,13 @@ from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backbone, require_finite
-from clsgen_dist.model.context import require_context, require_embedded
+from clsgen_dist.model.context_length import require_context, require_embedded
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
 from clsgen_dist.training.build import build_engine
 from clsgen_dist.training.datasets import open_datasets, require_something_to_learn
-from clsgen_dist.training.evaluation import metric_fault
-from clsgen_dist.training.prompt import prompt_of_run
+from clsgen_dist.training.dev_evaluation import metric_fault
+from clsgen_dist.training.run_prompt import prompt_of_run
 from clsgen_dist.training.sampling_plan import plan_stream
 
 logger = logging.getLogger(__name__)

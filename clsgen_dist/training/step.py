@@ -18,8 +18,8 @@ from clsgen_dist.config import LossSettings, OptimSettings
 from clsgen_dist.data.loader import Step
 from clsgen_dist.engine.optim import lr_factor, set_lr
 from clsgen_dist.engine.world import World, waiting
+from clsgen_dist.objectives.loss_weights import LossWeights
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
-from clsgen_dist.objectives.weights import LossWeights
 from clsgen_dist.resilience import spikes
 from clsgen_dist.training.sampling_plan import weight_schedule
 

@@ -29,8 +29,8 @@ from clsgen_dist.engine.world import World, launched_ranks, process_group
 from clsgen_dist.errors import NonFiniteLossError, Preempted
 from clsgen_dist.io.files import disk_full_as_user_error
 from clsgen_dist.io.log import log_to_folder
+from clsgen_dist.objectives.loss_weights import LossWeights
 from clsgen_dist.objectives.normalization import StepCounts
-from clsgen_dist.objectives.weights import LossWeights
 from clsgen_dist.resilience import spikes
 from clsgen_dist.resilience.preemption import PreemptionHandler
 from clsgen_dist.resilience.restarts import StartLog
@@ -43,7 +43,7 @@ from clsgen_dist.track.sample_log import SampleLog, drop_steps_from
 from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
 from clsgen_dist.training.build import zero_config
-from clsgen_dist.training.evaluation import dev_metrics, evaluate, is_better, metric_name, reliability
+from clsgen_dist.training.dev_evaluation import dev_metrics, evaluate, is_better, metric_name, reliability
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
 from clsgen_dist.training.setting_changes import changed_settings
 from clsgen_dist.training.setup import Run, prepare, run_identity

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from clsgen_dist.calibration.affine import AffineCalibration, fit_affine
 from clsgen_dist.errors import DataError
-from clsgen_dist.evaluation.calibration import ece, nll
+from clsgen_dist.evaluation.calibration_error import ece, nll
 from clsgen_dist.evaluation.classification import auroc
 
 

@@ -12,7 +12,7 @@ import pytest
 from clsgen_dist.data.example import Example
 from clsgen_dist.evaluation import report as report_module
 from clsgen_dist.evaluation.bootstrap import bootstrap_interval
-from clsgen_dist.evaluation.calibration import ece, nll, reliability_bins
+from clsgen_dist.evaluation.calibration_error import ece, nll, reliability_bins
 from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
 from clsgen_dist.evaluation.report import Report, score, text_baseline
 from clsgen_dist.inference.evaluate import build_report

@@ -13,8 +13,8 @@ from clsgen_dist.model.attention import packed_inputs, register_per_sequence_att
 from clsgen_dist.model.backbone import build_model
 from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
 from clsgen_dist.model.self_test import self_test
+from clsgen_dist.objectives.loss_weights import LossWeights
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss
-from clsgen_dist.objectives.weights import LossWeights
 
 HYBRIDS = {
     # Layers that carry something along the sequence: linear attention, short convolutions, state spaces.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clsgen_dist.objectives.normalization import LossWeights
-from clsgen_dist.training.evaluation import dev_metrics, is_better
+from clsgen_dist.training.dev_evaluation import dev_metrics, is_better
 
 
 def test_dev_metrics_leave_out_rows_without_label():

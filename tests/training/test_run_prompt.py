@@ -10,7 +10,7 @@ from clsgen_dist import checkpoint
 from clsgen_dist.config import PromptSettings
 from clsgen_dist.data.prompt import render_prompt
 from clsgen_dist.errors import CheckpointError
-from clsgen_dist.training.prompt import prompt_of_run
+from clsgen_dist.training.run_prompt import prompt_of_run
 from tests.tiny_tokenizers import CHATML, byte_level
 
 CLOCK = "{{ strftime_now('%H:%M:%S.%f') }}" + CHATML

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, listed, named, row_ref, rows_are
 from clsgen_dist.data.checks.measure import Measured, Split
-from clsgen_dist.data.checks.near import normalised
+from clsgen_dist.data.checks.near_duplicates import normalised
 from clsgen_dist.data.reading.cells import MISSING_WORDS
 
 _FEW_ROWS = 20

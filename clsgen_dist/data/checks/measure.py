@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from clsgen_dist.data.checks.near import Sketches, Template, normalised, text_hash
+from clsgen_dist.data.checks.near_duplicates import Sketches, Template, normalised, text_hash
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import Notice

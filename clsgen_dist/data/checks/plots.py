@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.data.checks.copies import leakage_matrix
+from clsgen_dist.data.checks.exact_duplicates import leakage_matrix
 from clsgen_dist.data.checks.labels import class_counts
 from clsgen_dist.data.checks.report import Checked
 

@@ -28,9 +28,9 @@ from clsgen_dist.data.example import Example
 from clsgen_dist.data.reading.ingest import Noticed, duplicate
 from clsgen_dist.data.reading.records import Part, cut, find_source
 from clsgen_dist.data.reading.rejection import RejectedRow, write_quarantine
-from clsgen_dist.data.tables.part import is_written, part_path, write_part
 from clsgen_dist.data.tables.spec import TableSpec, display_name, table_folder
 from clsgen_dist.data.tables.table import DamagedTableError, RowTable, TableCard
+from clsgen_dist.data.tables.table_part import is_written, part_path, write_part
 from clsgen_dist.data.tables.workers import worker_pool
 from clsgen_dist.errors import DataError
 

@@ -178,9 +178,9 @@ def test_a_row_of_200_000_characters_is_one_row(tmp_path, encoder):
 
 
 def test_a_batch_of_long_texts_has_fewer_rows(tmp_path, encoder, monkeypatch):
-    from clsgen_dist.data.tables import part
+    from clsgen_dist.data.tables import table_part
 
-    monkeypatch.setattr(part, "_BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(table_part, "_BATCH_CHARACTERS", 1000)
     asked: list[int] = []
 
     def tokens_of(texts):

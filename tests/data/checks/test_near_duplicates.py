@@ -9,7 +9,15 @@ import time
 import numpy as np
 import pytest
 
-from clsgen_dist.data.checks.near import Sketches, Template, jaccard, near_duplicates, normalised, shingles, text_hash
+from clsgen_dist.data.checks.near_duplicates import (
+    Sketches,
+    Template,
+    jaccard,
+    near_duplicates,
+    normalised,
+    shingles,
+    text_hash,
+)
 
 WORDS = [
     "river",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from clsgen_dist.evaluation.calibration import brier, ece, nll
+from clsgen_dist.evaluation.calibration_error import brier, ece, nll
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])

@@ -14,8 +14,8 @@ import torch
 from clsgen_dist.data.loader import evaluation_batches
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
+from clsgen_dist.objectives.loss_weights import LossWeights
 from clsgen_dist.objectives.normalization import mean
-from clsgen_dist.objectives.weights import LossWeights
 
 if TYPE_CHECKING:
     from clsgen_dist.track.reliability import Reliability
@@ -67,7 +67,7 @@ def reliability(logits_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> R
     """The reliability diagram of the labelled rows; None without any."""
     from scipy.special import softmax
 
-    from clsgen_dist.evaluation.calibration import reliability_bins
+    from clsgen_dist.evaluation.calibration_error import reliability_bins
     from clsgen_dist.track.reliability import Reliability
 
     labelled = labels_N >= 0
@@ -97,7 +97,7 @@ def dev_metrics(
     """
     from scipy.special import softmax
 
-    from clsgen_dist.evaluation.calibration import ece
+    from clsgen_dist.evaluation.calibration_error import ece
     from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1
 
     labelled = labels_N >= 0

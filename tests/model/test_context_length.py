@@ -16,7 +16,7 @@ from transformers import (
 
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError, SettingsError
-from clsgen_dist.model.context import context_length, require_context, require_embedded
+from clsgen_dist.model.context_length import context_length, require_context, require_embedded
 from tests.tiny_tokenizers import byte_level
 
 

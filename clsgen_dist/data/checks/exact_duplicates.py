@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref, rows_are
 from clsgen_dist.data.checks.measure import Measured, Split
-from clsgen_dist.data.checks.near import NearDuplicates
+from clsgen_dist.data.checks.near_duplicates import NearDuplicates
 
 
 def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: Limits) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clsgen_dist.objectives.weights import SCHEDULES, WeightSchedule, ramp
+from clsgen_dist.objectives.loss_weights import SCHEDULES, WeightSchedule, ramp
 
 factors = st.tuples(st.floats(0, 2), st.floats(0, 2)).filter(lambda ends: max(ends) > 0.01)
 
