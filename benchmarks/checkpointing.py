@@ -1,10 +1,10 @@
-"""Activation checkpointing where most layers are frozen: transformers' own switch against ours.
+"""Activation checkpointing of partly frozen models: transformers' implementation against ours.
 
     python benchmarks/checkpointing.py
 
-A step of the demo's model (SmolLM2-135M, 4 rows of 256 tokens, fp32): seconds, and bytes kept for the backward pass.
-transformers' switch recomputes every layer and makes the embeddings' output require a gradient, so that frozen layers
-run backward too. Rounds are interleaved; medians are printed.
+A step of the demo's model (SmolLM2-135M, 4 rows of 256 tokens, fp32): seconds, and megabytes of activations kept for
+the backward pass. transformers' implementation recomputes every layer and makes the output of the embeddings require
+a gradient, so frozen layers run backward too. Rounds are interleaved; the table gives medians.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from clsgen_dist.model.backbone import build_model, checkpoint_activations, load
 from clsgen_dist.model.smollm2 import smollm2_folder
 
 CASES: dict[str, tuple[str, int | None]] = {
-    "head alone": ("head", None),
-    "2 upper layers": ("full", 2),
-    "LoRA on 15 upper layers": ("lora", 15),
+    "head only": ("head", None),
+    "top 2 layers": ("full", 2),
+    "LoRA on the top 15 layers": ("lora", 15),
 }
 
 
-def prepare(finetune: str, top_layers: int | None, switch: str) -> Any:
-    """A model in training mode with one of the switches on."""
+def prepare(finetune: str, top_layers: int | None, method: str) -> Any:
+    """A model in training mode with one of the checkpointing methods: none, transformers, or clsgen."""
     lm = load_backbone(
         open_backbone(str(smollm2_folder())), dtype=torch.float32, attention=register_per_sequence_attention()
     )
@@ -38,15 +38,15 @@ def prepare(finetune: str, top_layers: int | None, switch: str) -> Any:
         lm, classes=2, label_tokens=None, finetune=finetune, top_layers=top_layers, lora_rank=8, lora_alpha=16,
         lora_dropout=0.0, head_dropout=0.0, loss_impl="auto", seed=0,
     )  # fmt: skip
-    if switch == "transformers":
+    if method == "transformers":
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    elif switch == "clsgen":
+    elif method == "clsgen":
         checkpoint_activations(lm)
     return model.train()
 
 
 def step(model: Any, inputs: dict[str, Any]) -> tuple[float, float]:
-    """Seconds of a step, and megabytes kept between forward and backward."""
+    """Seconds of a step, and megabytes of activations kept between forward and backward."""
     kept = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -74,17 +74,17 @@ def main() -> None:
     draw = lambda length: rng.integers(3, 40000, length).astype(np.int32)  # noqa: E731
     inputs = collate([Sample(draw(192), draw(64), i % 2) for i in range(4)]).inputs()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {rounds} rounds\n")
-    print("| what learns | checkpointing | s/step | kept MB |")
+    print("| trained | checkpointing | s a step | activations kept, MB |")
     print("|---|---|--:|--:|")
     for name, (finetune, top_layers) in CASES.items():
-        models = {switch: prepare(finetune, top_layers, switch) for switch in ("none", "transformers", "clsgen")}
-        found: dict[str, list[tuple[float, float]]] = {switch: [] for switch in models}
+        models = {method: prepare(finetune, top_layers, method) for method in ("none", "transformers", "clsgen")}
+        results: dict[str, list[tuple[float, float]]] = {method: [] for method in models}
         for _ in range(rounds + 1):
-            for switch, model in models.items():
-                found[switch].append(step(model, inputs))
-        for switch, taken in found.items():
-            seconds = statistics.median(s for s, _ in taken[1:])
-            print(f"| {name} | {switch} | {seconds:.2f} | {taken[-1][1]:.0f} |", flush=True)
+            for method, model in models.items():
+                results[method].append(step(model, inputs))
+        for method, measured in results.items():
+            seconds = statistics.median(s for s, _ in measured[1:])
+            print(f"| {name} | {method} | {seconds:.2f} | {measured[-1][1]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

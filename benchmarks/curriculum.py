@@ -1,19 +1,19 @@
-"""Does a curriculum help? Five ways to show the same rows, at equal tokens, over five seeds, on two sets.
+"""Does a curriculum help? Five ways to train on the same rows, at equal tokens, over five seeds, on two data sets.
 
     python benchmarks/curriculum.py --set demo            # 25 runs of about a minute and a half on two cores
     python benchmarks/curriculum.py --set comve           # needs ../shared/data; 25 runs of about three minutes
-    python benchmarks/curriculum.py --set demo --model tiny --seeds 2 --tokens 4000      # a look, two minutes
+    python benchmarks/curriculum.py --set demo --model tiny --seeds 2 --tokens 4000      # a smoke test, two minutes
 
 none             every row, shuffled
-curriculum       easy first: a pool that grows from the easiest quarter to all (root pacing) over 60 % of the run
+curriculum       easy first: a pool that grows from the easiest quarter to all rows (root pacing) over 60 % of the run
 anti             the same, hardest first
-random pool      the same growing pool in no order: what a curriculum must beat (Wu et al. 2020)
-moving weights   every row, shuffled; the classification weight grows from 0.2 to 1 along a cosine (others: constant)
+random pool      the same growing pool in random order: the baseline a curriculum must beat (Wu et al. 2020)
+moving weights   every row, shuffled; the classification weight rises from 0.2 to 1 on a cosine (others: constant)
 
-Difficulty is length, rarity and margin, ranked within the class. The number of steps is set so that each way sees the
-same number of tokens within one step. AUROC and generation loss are of the dev rows after the last step; differences to
-"none" come with 95 % intervals of a paired bootstrap over seeds and dev rows (generation loss: over seeds). Runs that
-are done are kept under --runs, so a killed benchmark goes on.
+Difficulty is length, rarity and margin, ranked within the class. The number of steps is set so that each method trains
+on the same number of tokens, to within one step. AUROC and generation loss are measured on the dev rows after the last
+step; differences to "none" have 95 % intervals of a paired bootstrap over seeds and dev rows (generation loss: over
+seeds). Finished runs are kept under --runs, so a benchmark that was killed continues with the missing ones.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def flags(name: str, arm: str, seed: int, model: str, output: Path, epochs: floa
 
 
 def epochs_for(tokens: int, name: str, arm: str, seed: int, model: str, output: Path) -> float:
-    """The length at which a way has shown so many tokens, by planning the run."""
+    """The number of epochs in which a method trains on this many tokens, by planning the run."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.model.backbone import backbone_path, load_tokenizer
@@ -89,31 +89,31 @@ def epochs_for(tokens: int, name: str, arm: str, seed: int, model: str, output: 
             )
             rows = open_datasets(settings.data, encoder, None)
         stream = plan_stream(settings, rows, rank=0, world_size=1)
-        shown = sum(int(stream.bins(step)[2].sum()) for step in range(stream.steps))
-        if abs(shown - tokens) < 0.01 * tokens:
+        planned = sum(int(stream.bins(step)[2].sum()) for step in range(stream.steps))
+        if abs(planned - tokens) < 0.01 * tokens:
             break
-        epochs *= tokens / shown
+        epochs *= tokens / planned
     return epochs
 
 
 def worker(name: str, arm: str, seed: int, model: str, output: Path, tokens: int) -> None:
-    """One run; writes what its last evaluation saw to ``result.npz``."""
+    """One run; writes the results of its last evaluation to ``result.npz``."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.training import trainer
 
     epochs = epochs_for(tokens, name, arm, seed, model, output)
     settings = parse_settings(flags(name, arm, seed, model, output, epochs), default_config="configs/demo.yaml")
-    seen: list[Any] = []
+    evaluations: list[Any] = []
     evaluate = trainer.evaluate
 
     def keep(*args: Any, **options: Any) -> Any:
-        seen.append(evaluate(*args, **options))
-        return seen[-1]
+        evaluations.append(evaluate(*args, **options))
+        return evaluations[-1]
 
     trainer.evaluate = keep  # type: ignore[assignment]
     start = time.perf_counter()
     trainer.train(settings)
-    logits_NC, labels_N, generation, classification = seen[-1]
+    logits_NC, labels_N, generation, classification = evaluations[-1]
     np.savez(
         output / "result.npz",
         logits=logits_NC,
@@ -125,11 +125,11 @@ def worker(name: str, arm: str, seed: int, model: str, output: Path, tokens: int
 
 
 def prepare(runs: Path, name: str, model: str, dev_rows: int) -> None:
-    """The dev rows that are measured on, and the tiny model."""
+    """Write the dev rows used for evaluation, and the tiny model."""
     runs.mkdir(parents=True, exist_ok=True)
     if name == "comve":
         if not SHARED.is_dir():
-            sys.exit(f"needs the real sets in {SHARED}")
+            sys.exit(f"needs the real data sets in {SHARED}")
         lines = (SHARED / "comve/dev.jsonl").read_text().splitlines(True)[:dev_rows]
         (runs / "comve-dev.jsonl").write_text("".join(lines))
     if model == "tiny" and not (runs / "tiny").exists():
@@ -157,10 +157,10 @@ def auroc(result: Any, rows: np.ndarray | None = None) -> float:
 
 
 def interval(ours: list[Any], base: list[Any], draws: int = 1000) -> tuple[float, float, float]:
-    """Mean AUROC difference over seeds, and its 95 % interval over seeds and rows, both resampled in pairs."""
+    """Mean AUROC difference over seeds, and its 95 % paired bootstrap interval over seeds and rows."""
     rng = np.random.default_rng(0)
     rows = len(base[0]["labels"])
-    same = all(np.array_equal(r["labels"], base[0]["labels"]) for r in base)  # the demo's split moves with the seed
+    same = all(np.array_equal(r["labels"], base[0]["labels"]) for r in base)  # the demo's split depends on the seed
     found = []
     for _ in range(draws):
         chosen = rng.integers(len(base), size=len(base))
@@ -186,8 +186,8 @@ def main() -> None:
     parser.add_argument("--set", choices=("demo", "comve"), default="demo")
     parser.add_argument("--model", choices=("smollm2", "tiny"), default="smollm2")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=30_000, help="tokens each run is trained on")
-    parser.add_argument("--dev-rows", type=int, default=300, help="comve: dev rows that are measured on")
+    parser.add_argument("--tokens", type=int, default=30_000, help="training tokens of each run")
+    parser.add_argument("--dev-rows", type=int, default=300, help="comve: number of dev rows used for evaluation")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-curriculum"))
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -219,7 +219,7 @@ def report(args: argparse.Namespace, results: dict[str, list[Any]]) -> None:
     rows = len(results["none"][0]["labels"])
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.model}")
     print(f"{args.set}: {args.seeds} seeds, {args.tokens} tokens a run, {rows} dev rows")
-    print("| way | AUROC | - none | generation loss | - none | seconds |")
+    print("| method | AUROC | - none | generation loss | - none | seconds |")
     print("|---|--:|--:|--:|--:|--:|")
     base = results["none"]
     for arm, found in results.items():

@@ -1,14 +1,13 @@
-"""Rows per second and memory from a file to packed batches, as the set grows; beside plain ``datasets``.
+"""Rows per second and memory from a file to packed batches, for growing data sets; against plain ``datasets``.
 
     python benchmarks/data_scale.py                          # 10k, 100k, 1M rows; about six minutes on two cores
     python benchmarks/data_scale.py --rows 10000             # seconds
 
-Synthetic rows of real lengths: words drawn from comve-like sentences, 10 to 60 a text, a label, one explanation. Ours:
-``open_table`` (read, check, tokenise, on all cores), the same again (warm start), then the training stream's packed
-steps. Peer: ``load_dataset("json")``, ``map`` with the same tokenizer on as many processes, and Hugging Face's
-padding collator behind a DataLoader with shuffling. Each in a fresh process; memory is what that process and its
-children had written to and could not share (Private_Dirty), at its peak over 50 ms samples: pages of mapped files,
-which the kernel may drop at any time, are left out.
+Synthetic rows of realistic lengths: a text of 10 to 60 words drawn from comve-like sentences, a label, an explanation.
+Ours: ``open_table`` (read, check, tokenise, on all cores), the same again (warm start), then the training stream's
+packed steps. Peer: ``load_dataset("json")``, ``map`` with the same tokenizer on as many processes, and Hugging Face's
+padding collator with a shuffling DataLoader. Each runs in a fresh process. Memory is the peak Private_Dirty of that
+process and its children, sampled every 50 ms; it excludes pages of mapped files, which the kernel may drop at any time.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ BATCHES = 200
 
 
 def write_rows(path: Path, count: int) -> None:
-    """A JSONL file of so many rows."""
+    """Write a JSONL file of ``count`` rows."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -56,7 +55,7 @@ def write_rows(path: Path, count: int) -> None:
 
 
 class Memory:
-    """Peak private memory of this process and its children, MB, while it is entered."""
+    """Measures the peak private memory (MB) of this process and its children while it is entered."""
 
     def __enter__(self) -> Memory:
         import psutil
@@ -180,14 +179,14 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(prefix="data-scale-"))
         try:
             write_rows(folder / "rows.jsonl", count)
-            for way, name in (("ours", "clsgen"), ("theirs", "datasets.map + HF collator")):
+            for side, name in (("ours", "clsgen"), ("theirs", "datasets.map + HF collator")):
                 done = subprocess.run(
-                    [sys.executable, __file__, "--worker", way, "--file", str(folder / "rows.jsonl")],
+                    [sys.executable, __file__, "--worker", side, "--file", str(folder / "rows.jsonl")],
                     capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
                 )  # fmt: skip
                 lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
                 if not lines:
-                    sys.exit(f"{way} failed:\n{done.stderr[-3000:]}")
+                    sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
                 answer = json.loads(lines[0].removeprefix("RESULT "))
                 cells = [f"{answer[c]:,.2f}" if c == "warm s" else f"{answer[c]:,.0f}" for c in columns]
                 print(f"| {count:,} | {name} | " + " | ".join(cells) + " |", flush=True)

@@ -1,12 +1,12 @@
-"""Dual-head loss on the CPU, beside the ways peers compute it: time and peak extra memory, forward and backward.
+"""Dual-head loss on the CPU against other implementations: time and peak extra memory, forward and backward.
 
     python benchmarks/loss_cpu.py                 # the reference shape: N=2048, n=512, D=576, V=49152, fp32
-    python benchmarks/loss_cpu.py --growth        # and how each grows in n, V and D
+    python benchmarks/loss_cpu.py --growth        # also how each scales with n, V and D
 
-Each method runs in a process of its own (so that a peak belongs to one method). Rounds go through all methods in turn,
-since machines drift; the table gives medians, and ratios of medians. "extra" is peak resident memory over what was
-resident before the first call, so it includes the gradients themselves (4·(N·D + V·D) bytes with a trained LM weight).
-Methods whose package is not installed are named and left out. cut-cross-entropy: ``pip install cut-cross-entropy``.
+Each method runs in its own process, so that a peak belongs to one method. Each round runs all methods in turn, since
+the speed of a machine drifts; the table gives medians, and ratios of medians. "extra" is peak resident memory above
+what was resident before the first call, so it includes the gradients (4·(N·D + V·D) bytes with a trained LM weight).
+Methods whose package is not installed are listed and skipped. cut-cross-entropy: ``pip install cut-cross-entropy``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ METHODS: dict[str, tuple[Loss, str]] = {
 
 
 def worker(method: str, tokens: int, supervised: int, width: int, vocabulary: int) -> None:
-    """Serve one timed call per line on stdin; answer with JSON seconds and peak extra MB."""
+    """Time one call per line on stdin; print seconds and peak extra MB as JSON."""
     import resource
 
     loss, _ = METHODS[method]
@@ -90,7 +90,7 @@ def worker(method: str, tokens: int, supervised: int, width: int, vocabulary: in
     w = torch.randn(vocabulary, width).mul_(width**-0.5).requires_grad_("frozen" not in method)
     index = torch.randperm(tokens)[:supervised].sort().values
     target = torch.randint(0, vocabulary, (supervised,))
-    torch.randn(64, 64) @ torch.randn(64, 64)  # BLAS buffers are not the method's
+    torch.randn(64, 64) @ torch.randn(64, 64)  # allocate BLAS buffers first: they do not count as the method's memory
     resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6  # noqa: SIM115
     for _ in sys.stdin:
         h.grad = w.grad = None
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", type=int, nargs=4, default=(2048, 512, 576, 49152), metavar=("N", "n", "D", "V"))
-    parser.add_argument("--growth", action="store_true", help="also double n, V and D in turn")
+    parser.add_argument("--growth", action="store_true", help="also run with n, V and D doubled, one at a time")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -154,7 +154,7 @@ def main() -> None:
     methods = []
     for name, (_, package) in METHODS.items():
         if package and importlib.util.find_spec(package) is None:
-            print(f"left out: {name} ({package} is not installed)")
+            print(f"skipped: {name} ({package} is not installed)")
         else:
             methods.append(name)
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds")

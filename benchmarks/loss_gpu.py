@@ -1,12 +1,12 @@
-"""The dual-head loss on a GPU: correctness first, then time and peak memory beside the peers that are installed.
+"""The dual-head loss on a GPU: correctness first, then time and peak memory against the installed peers.
 
     python benchmarks/loss_gpu.py                    # heads of Llama-3 8B and 70B, 8192 tokens, a quarter supervised
     python benchmarks/loss_gpu.py --heads 8b --tokens 4096 --rounds 20
-    python benchmarks/loss_gpu.py --dry-run          # no GPU: sizes and roofline only
+    python benchmarks/loss_gpu.py --dry-run          # without a GPU: sizes and roofline only
 
 Forward and backward, bf16, W trained. Rounds are interleaved over the methods; the table gives medians, peak memory
-beyond inputs and gradients, and what the roofline of ``clsgen_kernels.cost`` allows this chip. Peers that are not
-installed are named and left out: ``pip install liger-kernel cut-cross-entropy quack-kernels``.
+beyond inputs and gradients, and the time that the roofline of ``clsgen_kernels.cost`` predicts for this chip. Missing
+peers are listed and skipped: ``pip install liger-kernel cut-cross-entropy quack-kernels``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clsgen_kernels import cost, dual_head_loss
 HEADS = {"8b": 4096, "70b": 8192}
 VOCABULARY = 128256
 CLASSES, ROWS = 2, 16
-# Dense bf16 FLOP/s and bytes/s: the makers' data sheets, times 0.8 and 0.9, about what good kernels reach.
+# Dense bf16 FLOP/s and bytes/s: vendors' data sheets, times 0.8 and 0.9, about what good kernels reach.
 CHIPS = {"A100": (250e12, 1.8e12), "H100": (790e12, 3.0e12), "H200": (790e12, 4.3e12), "B200": (1800e12, 7.2e12)}
 
 Step = Callable[[], torch.Tensor]
@@ -86,7 +86,7 @@ def methods(given: dict[str, Any]) -> dict[str, Step]:
 
 
 def check(device: str) -> None:
-    """Losses and gradients against float64 on a shape that takes seconds; raises where they differ."""
+    """Compare losses and gradients with float64 on a small shape (seconds); exits if they differ."""
     given = inputs(512, 1024, device)
     tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.requires_grad}
     truth = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
@@ -98,7 +98,7 @@ def check(device: str) -> None:
     for name, got, expected in zip(("loss", "class loss", *tensors), *pairs, strict=True):
         error = float((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not error < (1e-5 if "loss" in name else 1e-2):
-            raise SystemExit(f"wrong on this chip: {name} differs from float64 by {error:.1e}; times mean nothing")
+            raise SystemExit(f"wrong on this chip: {name} differs from float64 by {error:.1e}; not measuring times")
         print(f"against float64, {name}: {error:.1e}")
 
 
@@ -127,7 +127,7 @@ def measure(steps: dict[str, Step], given: dict[str, Any], rounds: int) -> dict[
 
 
 def modelled(tokens: int, width: int) -> dict[str, cost.Cost]:
-    """The cost model's answer to each method it knows."""
+    """The cost model's estimate for each method that it covers."""
     n = tokens // 4
     return {
         "naive, all tokens": cost.naive(tokens, width, VOCABULARY),
@@ -145,10 +145,10 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--dry-run", action="store_true", help="the model only, for an H100")
+    parser.add_argument("--dry-run", action="store_true", help="print only the cost model, for an H100")
     args = parser.parse_args()
     if not args.dry_run and not torch.cuda.is_available():
-        raise SystemExit("no GPU here; --dry-run prints sizes and roofline, benchmarks/loss_cpu.py measures the CPU")
+        raise SystemExit("no GPU found; --dry-run prints sizes and roofline, benchmarks/loss_cpu.py measures the CPU")
     chip = "H100" if args.dry_run else torch.cuda.get_device_name()
     speeds = next((s for name, s in CHIPS.items() if name in chip), None)
     print(f"{'not measured: the model for' if args.dry_run else 'measured on'} {chip}, torch {torch.__version__}, bf16")
@@ -172,7 +172,7 @@ def main() -> None:
             print(f"| {name:22} | {ms} | {extra} | {roof} | {line} |")
         missing = [m for m in ("liger_kernel", "cut_cross_entropy", "quack") if not importlib.util.find_spec(m)]
         if missing and not args.dry_run:
-            print(f"not installed, left out: {', '.join(missing)}")
+            print(f"not installed, skipped: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

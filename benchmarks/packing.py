@@ -1,14 +1,15 @@
 """Useful tokens per second of a training step on rows of mixed lengths: padded, grouped by length, packed.
 
     python benchmarks/packing.py                    # needs ../shared/data; about ten minutes on two cores
-    python benchmarks/packing.py --model tiny       # seconds, for a look
+    python benchmarks/packing.py --model tiny       # a smoke test, seconds
 
-400 rows of comve (about 75 tokens) and 400 of pubmedqa (about 400) shuffled together; an optimizer step takes 32 rows.
-"HF Trainer, padded" takes them as they come, eight at a time, padded to the longest; "grouped" in the order of
-transformers' own length-grouped sampler; both make all logits. "our loss, padded" is this project's loss on the same
-padded batches, to tell packing's part from the loss's. "packed" is what training does: one to a few micro-batches of at
-most ``--budget`` tokens. Same backbone, same LoRA on the upper half, same optimizer, fp32, no engine; rounds are
-interleaved, medians are shown. Useful tokens are those of rows: padding counts as time only.
+400 rows of comve (about 75 tokens) and 400 of pubmedqa (about 400), shuffled together; an optimizer step takes 32 rows.
+"HF Trainer, padded" takes them in that order, eight at a time, padded to the longest; "grouped" in the order of
+transformers' length-grouped sampler. Both compute the logits of all tokens. "our loss, padded" is this project's loss
+on the same padded batches, which separates the effects of packing and loss. "packed" is what training does: one or a
+few micro-batches of at most ``--budget`` tokens. Same backbone, same LoRA on the upper half of the layers, same
+optimizer, fp32, no engine; rounds are interleaved, and the table gives medians. Only tokens of rows are useful tokens:
+padding takes time but does not count.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def model(kind: str, attention: str) -> Any:
 
 
 def our_step(dual: Any, forward: Callable[[Any], Any]) -> Callable[[list[Any]], None]:
-    """One optimizer step of ours over batches; ``forward`` gives a batch's outputs, and its counts."""
+    """Our optimizer step over several batches; ``forward`` computes the outputs of one batch."""
     import torch
 
     from clsgen_dist.engine.optim import build_optimizer, parameter_groups
@@ -112,7 +113,7 @@ def our_step(dual: Any, forward: Callable[[Any], Any]) -> Callable[[list[Any]], 
 
 
 def padded_forward(dual: Any) -> Callable[[Any], Any]:
-    """Our loss on padded batches: what the model would do without packing."""
+    """Our loss on padded batches: the model without packing."""
     from clsgen_kernels import dual_head_loss
 
     def forward(batch: Any) -> Any:
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     args = parser.parse_args()
     if not args.shared.is_dir():
-        sys.exit(f"needs the real sets in {args.shared}; name their folder with --shared")
+        sys.exit(f"needs the real data sets in {args.shared}; choose another folder with --shared")
     import numpy as np
     import torch
     from peers import padded, trainer_step
@@ -170,7 +171,7 @@ def main() -> None:
     torch.manual_seed(0)
     grouped_order = get_length_grouped_indices(lengths, MICRO)
     packed_dual, padded_dual = model(args.model, register_per_sequence_attention()), model(args.model, "sdpa")
-    usual = trainer_step(padded_dual)
+    hf_trainer = trainer_step(padded_dual)
     ours_padded = our_step(padded_dual, padded_forward(padded_dual))
     ours = our_step(packed_dual, lambda batch: packed_dual(**batch.inputs()))
 
@@ -181,20 +182,20 @@ def main() -> None:
         length_R = np.array([len(s.prompt) + len(s.explanation) for s in step])
         ours([collate([step[int(i)] for i in bins]) for [bins] in pack(length_R, budget=args.budget, ranks=1)])
 
-    ways = {
-        "HF Trainer, padded": (rows, lambda step: usual([padded(part) for part in micro(step)])),
+    methods = {
+        "HF Trainer, padded": (rows, lambda step: hf_trainer([padded(part) for part in micro(step)])),
         "HF Trainer, grouped": (
             [rows[i] for i in grouped_order],
-            lambda step: usual([padded(part) for part in micro(step)]),
+            lambda step: hf_trainer([padded(part) for part in micro(step)]),
         ),
         "our loss, padded": (rows, lambda step: ours_padded([PaddedBatch(part) for part in micro(step)])),
         "packed": (rows, packed),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    # Spread over the grouped order, whose first batch holds the longest rows.
+    speeds: dict[str, list[float]] = {name: [] for name in methods}
+    # Steps are spread over the epoch: in the grouped order, the first batch has the longest rows.
     starts = np.linspace(0, len(rows) - STEP, args.rounds + 1, dtype=int) // STEP * STEP
     for round_, start in enumerate(starts):
-        for name, (order, run) in ways.items():
+        for name, (order, run) in methods.items():
             step = order[start : start + STEP]
             began = time.perf_counter()
             run(step)
@@ -204,7 +205,7 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, {args.model}")
     print(f"{len(rows)} rows of {min(lengths)} to {max(lengths)} tokens, {STEP} a step, {args.rounds} rounds")
     waste = 1 - sum(lengths) / sum(MICRO * max(lengths[i : i + MICRO]) for i in range(0, len(lengths), MICRO))
-    print(f"padding when padded as they come: {waste:.0%} of all positions")
+    print(f"padding without grouping: {waste:.0%} of all positions")
     print("| a training step     | useful tokens/s | over padded | over grouped |")
     print("|---------------------|----------------:|------------:|-------------:|")
     median = {name: statistics.median(values) for name, values in speeds.items()}

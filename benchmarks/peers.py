@@ -1,6 +1,6 @@
-"""The usual way, for benchmarks to run beside: padded batches, logits of all tokens, Hugging Face's Trainer.
+"""The baseline for benchmarks: padded batches, logits of all tokens, Hugging Face's Trainer.
 
-Same backbone, same trainable parameters, same rows, same optimizer as ours; only how a step is computed differs.
+Backbone, trainable parameters, rows and optimizer are the same as ours; only the computation of a step differs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clsgen_dist.data.pack import Sample
 
 
 def padded(samples: Sequence[Sample], pad_token: int = 2) -> dict[str, torch.Tensor]:
-    """What a padding collator makes of samples: everything as long as the longest."""
+    """Collate samples as a padding collator does: pad all to the longest."""
     lengths = [len(s.prompt) + len(s.explanation) for s in samples]
     ids = torch.full((len(samples), max(lengths)), pad_token)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -34,8 +34,8 @@ def padded(samples: Sequence[Sample], pad_token: int = 2) -> dict[str, torch.Ten
     }
 
 
-class UsualModel(torch.nn.Module):
-    """A dual-head model that makes all logits."""
+class BaselineModel(torch.nn.Module):
+    """A dual-head model that computes the logits of all tokens."""
 
     def __init__(self, dual: Any) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def trainer_step(dual: Any) -> Callable[[Sequence[dict[str, torch.Tensor]]], Non
     """One optimizer step of Hugging Face's Trainer over the micro-batches given."""
     from transformers import Trainer, TrainingArguments
 
-    model = UsualModel(dual)
+    model = BaselineModel(dual)
     folder = tempfile.mkdtemp()
     trainer = Trainer(
         model=model, args=TrainingArguments(folder, use_cpu=True, report_to=[], disable_tqdm=True, max_grad_norm=1.0)

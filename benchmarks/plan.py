@@ -1,12 +1,12 @@
-"""The planner against real runs on CPU, DeepSpeed's estimators and published runs; and a table of goodput.
+"""Compare the planner with real runs on CPU, DeepSpeed's estimators and published runs; print a table of goodput.
 
     python benchmarks/plan.py                       # everything, several minutes
-    python benchmarks/plan.py --ranks 2             # measured runs on two ranks only, then the rest
+    python benchmarks/plan.py --ranks 2             # measured runs on two ranks only, and the rest
     python benchmarks/plan.py --ranks none          # no measured runs
 
-It prints the tables of docs/plan_validation.md and docs/plan.md. Published runs are of other code (FSDP, MPT, Llama);
-the planner knows only their shapes. Each chip has one set of constants, that of configs/clusters. Tensor and pipeline
-parallel runs and fp8 are excluded, which ZeRO-3 does not have. "selective" checkpointing is planned as none. MPT is
+It prints the tables of docs/plan_validation.md and docs/plan.md. Published runs used other code (FSDP, MPT, Llama); the
+planner knows only their shapes. Each chip has one set of constants, from configs/clusters. Runs with tensor or pipeline
+parallelism or fp8 are excluded, since ZeRO-3 has none of these. "selective" checkpointing is planned as none. MPT is
 planned as a Llama of the same width, depth and number of parameters.
 """
 
@@ -77,7 +77,7 @@ class Published:
     gpus_per_node: int
     sequence: int
     micro_batch: int
-    """Sequences of a GPU in one micro-step."""
+    """Sequences per GPU in a micro-step."""
     accumulation: int
     checkpointing: str
     """``full``, ``none``, or ``selective``, which is planned as none."""
@@ -87,12 +87,12 @@ class Published:
     compiled: str
     tokens_s_gpu: float
     memory_gib: float | None
-    """Peak allocation, if the source gives it and its states are those of the plan: not if all of them are bf16."""
+    """Peak allocation; None if the source does not give it, or keeps all model states in bf16, unlike the plan."""
     note: str
 
     @property
     def held_out(self) -> bool:
-        """Whether the row was not used to set constants: about half of the rows, by a checksum of their key."""
+        """Whether the row was kept out of fitting the constants: about half of the rows, by a checksum of their key."""
         key = (self.source, self.model, self.finetune, self.gpus, self.sequence, self.micro_batch, self.checkpointing)
         return bool(zlib.crc32(repr(key).encode()) & 1)
 
@@ -117,7 +117,7 @@ def table(rows: list[list[str]]) -> None:
 
 
 def real_runs(ranks: list[int]) -> None:
-    """Memory and traffic of real engines against the plan."""
+    """Measured memory and traffic of real engines, against the plan."""
     import plan_cases as cases
 
     rows = [["ranks", "run", "peak MB", "planned", "error", "gathered MB", "error", "reduced MB", "error"]]
@@ -152,7 +152,7 @@ def error(planned: float, actual: float) -> str:
 
 
 class PublishedPlanner:
-    """Plans published runs from the shapes of the models above."""
+    """Plans published runs, from the model shapes above."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import LlamaConfig
@@ -187,7 +187,7 @@ class PublishedPlanner:
 
 
 def published_runs(planner: PublishedPlanner, every_row: bool) -> None:
-    """Tokens per second and GPU, and memory, planned and published."""
+    """Tokens per second per GPU, and memory: planned and published."""
     titles = "chip,model,trained,GPUs,sequence,micro-batch,checkpointing,tokens/s/GPU,planned,error,GiB,planned,error"
     rows = [[*titles.split(","), "rows", "source"]]
     found: list[tuple[Published, float, float | None]] = []
@@ -195,7 +195,7 @@ def published_runs(planner: PublishedPlanner, every_row: bool) -> None:
         plan = planner.plan(run)
         rate = plan.stages[0].tokens_per_second / run.gpus
         allocated = (plan.memory.device_total - plan.memory.device.get("CUDA, NCCL, cuBLAS", 0)) / 2**30
-        # Published runs hold all logits (bf16, fp32, and an fp32 gradient), which our loss does not.
+        # Published runs keep all logits in memory (bf16, fp32, and an fp32 gradient); our loss does not.
         allocated += 10 * run.sequence * run.micro_batch * MODELS[run.model]["vocab_size"] / 2**30
         found.append((run, rate / run.tokens_s_gpu, allocated / run.memory_gib if run.memory_gib else None))
         rows.append(
@@ -249,7 +249,7 @@ def _errors(ratios: list[Any]) -> list[str]:
 
 
 def estimators(planner: PublishedPlanner) -> None:
-    """DeepSpeed's estimate of the model states next to the plan's parts."""
+    """DeepSpeed's estimate of model states, against the parts of the plan."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
     rows = [
@@ -287,7 +287,7 @@ def estimators(planner: PublishedPlanner) -> None:
 
 
 def saves_and_faults() -> None:
-    """Checkpoint interval and goodput of Llama-3-70B on 4,096 H100: the plan's own save, and others."""
+    """Checkpoint interval and goodput of Llama-3-70B on 4,096 H100s, for the planned save time and for others."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.plan.cluster import load_cluster
     from clsgen_dist.plan.goodput import Faults, goodput, kept_share

@@ -1,9 +1,9 @@
-"""What a checkpoint costs the steps: the stall of each save, written while training goes on and before it goes on.
+"""How long a save stalls training: checkpoints written in the background, and before training continues.
 
     python benchmarks/saves.py [--top_layers 8] [--ranks 2]
 
-Trains upper layers of the embedded backbone on the demo's rows, all weights of them and both moments saved at every
-second step, with checkpoint.asynchronous true and false in turns, and reads what the runs put on TensorBoard.
+Trains the top layers of the embedded backbone on the demo's rows and saves them, with both moments, every second step.
+Runs alternate between checkpoint.asynchronous true and false; stalls and step times come from their TensorBoard logs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(output: Path, asynchronous: bool, top_layers: int, ranks: int) -> tuple[list[float], float, float]:
-    """Stalls (s) of the saves, the median step (s), and MB of a checkpoint."""
+    """Stall of each save (s), median step time (s), and size of a checkpoint (MB)."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     settings = {
         "output_dir": output, "model.finetune": "full", "model.top_layers": top_layers, "data.dev": "null",
         "train.batch_size": 8, "train.max_steps": 13, "train.eval_every": "null", "checkpoint.every": 2,
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--top_layers", type=int, default=8)
     parser.add_argument("--ranks", type=int, default=2)
     own = parser.parse_args()
-    print(f"{platform.machine()}, {own.ranks} ranks, upper {own.top_layers} layers of SmolLM2-135M\n")
+    print(f"{platform.machine()}, {own.ranks} ranks, top {own.top_layers} layers of SmolLM2-135M\n")
     print("| checkpoint.asynchronous | saves | median stall, s | longest, s | a step, s | a checkpoint, MB |")
     print("|---|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,19 +1,20 @@
-"""A whole training step on the CPU, beside the usual way: tokens/s and peak memory.
+"""A whole training step on the CPU, against the usual implementation: tokens/s and peak memory.
 
     python benchmarks/step_cpu.py                      # the demo's rows: real lengths, LoRA on 15 layers
     python benchmarks/step_cpu.py --rows 4x256         # 4 rows of 256 tokens a micro-batch
-    python benchmarks/step_cpu.py --model tiny         # seconds, for a look; also with the tests
+    python benchmarks/step_cpu.py --model tiny         # a smoke test, seconds
 
-"clsgen" is this project's model and loss, under DeepSpeed ZeRO-3 on one rank and, to tell the engine's price from the
-loss's, without an engine. "HF Trainer" is the same dual-head model trained the usual way: transformers' Trainer, padded
-batches, logits of all tokens, both cross-entropies; same backbone, same LoRA, same trainable parameters, same rows in
-the same order, same optimizer (torch AdamW), fp32. "usual loss, ZeRO-3" is the usual way under the very same engine.
-Each runs in a process of its own; rounds are interleaved, since machines drift; the table gives medians.
+"clsgen" is this project's model and loss, under DeepSpeed ZeRO-3 on one rank and, to separate the cost of the engine
+from that of the loss, without an engine. "HF Trainer" is the same dual-head model trained the usual way: transformers'
+Trainer, padded batches, logits of all tokens, both cross-entropies; same backbone, same LoRA, same trainable
+parameters, same rows in the same order, same optimizer (torch AdamW), fp32. "usual loss, ZeRO-3" is that loss under
+the same engine as ours. Each runs in its own process; rounds are interleaved, since the speed of a machine drifts; the
+table gives medians.
 
-"extra" is peak resident memory over what was resident once model and optimizer stood and every weight had been read
-(weights are mapped from their file, and count only once touched). It is taken in processes of its own whose allocator
-gives freed memory back at once, so that it counts what a step holds; "as malloc keeps it" is the same under glibc's
-defaults, from the timed processes.
+"extra" is peak resident memory above what was resident after model and optimizer were built and every weight was read
+(weights are memory-mapped, and count only once touched). It is measured in separate processes whose allocator returns
+freed memory at once, so that it counts only what a step needs; "as malloc keeps it" is the same with glibc's defaults,
+measured in the timed processes.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from typing import Any
 MODES = ("HF Trainer", "clsgen, no engine", "usual loss, ZeRO-3", "clsgen, ZeRO-3")
 
 
-# glibc returns what is freed, at a price in speed: for measuring memory, not time.
-SETTLED_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+# With these, glibc returns freed memory at once, which is slow: for measuring memory, not time.
+RETURNING_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def resident_mb() -> float:
@@ -50,7 +51,7 @@ def peak_mb() -> float:
 
 
 def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, list[Any], int]:
-    """The dual-head model (LoRA, zero dropout) and one list of steps' samples, the same for every mode."""
+    """The dual-head model (LoRA, zero dropout), the samples of each step (the same for every mode), the layer count."""
     import torch
 
     from clsgen_dist.config import parse_settings
@@ -99,22 +100,22 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     generator = torch.Generator().manual_seed(0)
     long = []
     for row in range(8 * count):
-        # A quarter of the tokens is supervised.
+        # A quarter of the tokens are supervised.
         tokens = torch.randint(100, 40_000, (length,), generator=generator, dtype=torch.int32).numpy()
         cut = length - length // 4
         long.append(Sample(tokens[:cut], tokens[cut:], row % 2))
     return dual, [long[i : i + count] for i in range(0, len(long), count)], layers
 
 
-def usual_way(dual: Any, *, engine: bool) -> Any:
-    """A step function of a model that makes all logits of padded batches: HF Trainer's own, or DeepSpeed's."""
+def baseline_step(dual: Any, *, engine: bool) -> Any:
+    """Step function of the baseline (padded batches, all logits), by HF Trainer or, with ``engine``, by DeepSpeed."""
     import torch
-    from peers import UsualModel, padded, trainer_step
+    from peers import BaselineModel, padded, trainer_step
 
     if not engine:
         step = trainer_step(dual)
         return lambda samples: step([padded(samples)])
-    model = UsualModel(dual)
+    model = BaselineModel(dual)
     wrapped = zero3_engine(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5))
 
     def engine_step(samples: Any) -> None:
@@ -125,7 +126,7 @@ def usual_way(dual: Any, *, engine: bool) -> Any:
 
 
 def zero3_engine(model: Any, optimizer: Any) -> Any:
-    """The model under DeepSpeed ZeRO-3, one rank."""
+    """A DeepSpeed ZeRO-3 engine of the model on one rank."""
     import deepspeed
 
     from clsgen_dist.config import resolve_path
@@ -143,8 +144,8 @@ def zero3_engine(model: Any, optimizer: Any) -> Any:
     return engine
 
 
-def our_way(dual: Any, *, engine: bool) -> Any:
-    """A step function of this project's, with or without DeepSpeed."""
+def our_step(dual: Any, *, engine: bool) -> Any:
+    """Step function of this project, with or without DeepSpeed."""
     import torch
 
     from clsgen_dist.data.pack import collate
@@ -181,7 +182,7 @@ def our_way(dual: Any, *, engine: bool) -> Any:
 
 
 def worker(mode: str, model: str, rows: str, micro: int) -> None:
-    """Serve: each line on stdin is one round of steps; answers seconds, tokens and peak extra MB as JSON."""
+    """Read a number of steps per line from stdin, run them, print seconds, tokens and peak extra MB as JSON."""
     import contextlib
 
     with contextlib.ExitStack() as stack:
@@ -195,8 +196,8 @@ def worker(mode: str, model: str, rows: str, micro: int) -> None:
         if mode.endswith("ZeRO-3"):
             set_zero3_units(dual)
         dual.train()
-        way = our_way if mode.startswith("clsgen") else usual_way
-        step = way(dual, engine=mode.endswith("ZeRO-3"))
+        make_step = our_step if mode.startswith("clsgen") else baseline_step
+        step = make_step(dual, engine=mode.endswith("ZeRO-3"))
         for parameter in dual.parameters():
             getattr(parameter, "ds_tensor", parameter).sum()
         resident, at = resident_mb(), 0
@@ -215,7 +216,7 @@ def worker(mode: str, model: str, rows: str, micro: int) -> None:
 
 
 class Worker:
-    """One mode in a process of its own."""
+    """One mode in its own process."""
 
     def __init__(self, mode: str, flags: list[str], environment: dict[str, str]) -> None:
         self.command = [sys.executable, __file__, "--worker", mode, *flags]
@@ -230,7 +231,7 @@ class Worker:
         )
 
     def steps(self, count: int) -> dict[str, float]:
-        """Run so many steps; what :func:`worker` answers."""
+        """Run ``count`` steps; returns what :func:`worker` prints."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
@@ -247,10 +248,10 @@ class Worker:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("smollm2", "tiny"), default="smollm2")
-    parser.add_argument("--rows", default="demo", help="'demo', or ROWSxTOKENS of one micro-batch")
-    parser.add_argument("--micro", type=int, default=8, help="rows a micro-batch of the demo's")
+    parser.add_argument("--rows", default="demo", help="'demo', or ROWSxTOKENS of a micro-batch")
+    parser.add_argument("--micro", type=int, default=8, help="with --rows demo: rows per micro-batch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="steps a round")
+    parser.add_argument("--steps", type=int, default=3, help="steps per round")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -263,10 +264,10 @@ def main() -> None:
             answers[mode].append(worker_.steps(args.steps if round_ else 1))
     for worker_ in timed.values():
         worker_.close()
-    held = {}
+    extra_mb = {}
     for mode in MODES:
-        worker_ = Worker(mode, flags, SETTLED_MALLOC)
-        held[mode] = worker_.steps(3)["extra"]
+        worker_ = Worker(mode, flags, RETURNING_MALLOC)
+        extra_mb[mode] = worker_.steps(3)["extra"]
         worker_.close()
     import torch
 
@@ -277,10 +278,10 @@ def main() -> None:
     base: tuple[float, float] | None = None
     for mode, answer in answers.items():
         speed = statistics.median(a["tokens"] / a["seconds"] for a in answer[1:])
-        base = base or (speed, held[mode])
+        base = base or (speed, extra_mb[mode])
         print(
             f"| {mode:18} | {speed:8.0f} | {speed / base[0]:5.2f} "
-            f"| {held[mode]:8.0f} | {held[mode] / base[1]:5.2f} | {answer[-1]['extra']:18.0f} |"
+            f"| {extra_mb[mode]:8.0f} | {extra_mb[mode] / base[1]:5.2f} | {answer[-1]['extra']:18.0f} |"
         )
 
 

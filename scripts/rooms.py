@@ -1,10 +1,10 @@
-"""Which room imports which: the layers of the package, read from the code, and what breaks them.
+"""The layers of the package: which room imports which, read from the code, and imports that violate the layers.
 
-    python scripts/rooms.py            print the table of docs/architecture.md, and imports that go upward
-    python scripts/rooms.py --write    put the table into docs/architecture.md
+    python scripts/rooms.py            print the table of docs/architecture.md, and upward imports
+    python scripts/rooms.py --write    write the table into docs/architecture.md
 
-A room is a package directly under ``clsgen_dist`` or one of its modules. Imports go downward: a room may import rooms
-of lower layers. ``settings.py`` of any room holds dataclasses alone and belongs to the layer ``settings``.
+A room is a package or module directly under ``clsgen_dist``. A room may import only rooms of lower layers. The
+``settings.py`` of any room holds only dataclasses and belongs to the layer ``settings``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def room_of(module: str) -> str:
 
 
 def imports() -> Iterator[tuple[str, str, str]]:
-    """Every import of ours: file, the importing room, the imported one."""
+    """Every import between rooms: file, importing room, imported room."""
     for path in sorted((ROOT / "clsgen_dist").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         room = room_of(module.removesuffix(".__init__") if module != "clsgen_dist.__init__" else "clsgen_dist")
@@ -66,13 +66,13 @@ def imports() -> Iterator[tuple[str, str, str]]:
 
 
 def upward() -> list[str]:
-    """Imports of a room that is not in a lower layer."""
+    """Imports that violate the layers: the imported room is not in a lower layer."""
     layer = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
     return sorted({f"{file}: {a} imports {b}" for file, a, b in imports() if layer[b] <= layer[a]})
 
 
 def table() -> str:
-    """Rooms from the top down, with what each imports."""
+    """Markdown table of the rooms from the top down, with the rooms that each imports."""
     found: dict[str, set[str]] = {}
     for _, importing, imported in imports():
         found.setdefault(importing, set()).add(imported)

@@ -1,10 +1,10 @@
-"""Take the screenshots of the README: TensorBoard on a run of the demo, and the report of ``clsgen data check``.
+"""Take the screenshots for the README: TensorBoard with a run of the demo, and the report of ``clsgen data check``.
 
     python scripts/screenshots.py [--run runs/screenshots]
 
-Trains the demo's recipe into the run's folder if no run is there (4 minutes on 2 CPU cores), opens both pages in
-headless Chromium (Debian packages chromium and chromium-driver) and writes ``tensorboard.png`` and ``data_report.png``
-to ``docs/images`` with at most 256 colours, so that each stays below 200 kB.
+Trains the demo's recipe if the folder holds no run (4 minutes on 2 CPU cores), opens both pages in headless Chromium
+(Debian packages chromium and chromium-driver) and writes ``tensorboard.png`` and ``data_report.png`` to
+``docs/images``, with at most 256 colours so that each stays below 200 kB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs/images"
-MOST_BYTES = 200_000
+MAX_BYTES = 200_000
 CURVES_DRAWN = """
 const all = (root, selector) => [...root.querySelectorAll(selector)].concat(
   ...[...root.querySelectorAll("*")].filter(n => n.shadowRoot).map(n => all(n.shadowRoot, selector)));
@@ -34,7 +34,7 @@ return all(document, "path.line").filter(n => n.getClientRects().length && n.get
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/screenshots"), help="a run's folder")
+    parser.add_argument("--run", type=Path, default=Path("runs/screenshots"), help="folder of the run")
     run = parser.parse_args().run
     IMAGES.mkdir(exist_ok=True)
     clsgen = [sys.executable, "-m", "clsgen_dist"]
@@ -49,7 +49,7 @@ def main() -> None:
         report = Path(folder) / "report.html"
         splits = ["train=demo:breast-cancer/train", "dev=demo:breast-cancer/dev", "test=demo:breast-cancer/test"]
         check = [*clsgen, "data", "check", *splits, "--config", "configs/demo.yaml", "--report", str(report)]
-        subprocess.run(check, check=False)  # Status 1: texts of the demo repeat between splits.
+        subprocess.run(check, check=False)  # Status 1: the demo's splits share texts.
         page.set_window_size(1040, 900)
         page.get(report.as_uri())
         time.sleep(1)
@@ -82,7 +82,7 @@ def browser(profile: str) -> Iterator[Any]:
 
 @contextmanager
 def tensorboard(run: Path) -> Iterator[str]:
-    """TensorBoard on the run, at a free port; yields its address."""
+    """TensorBoard for the run, on a free port; yields its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run), "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -91,14 +91,14 @@ def tensorboard(run: Path) -> Iterator[str]:
             if address := re.search(r"http://127\.0\.0\.1:\d+/", line):
                 yield address[0]
                 return
-        raise RuntimeError(f"TensorBoard ended with status {process.wait()} before it had an address")
+        raise RuntimeError(f"TensorBoard ended with status {process.wait()} before it printed its address")
     finally:
         process.terminate()
         process.wait(20)
 
 
 def wait_for_curves(page: Any) -> None:
-    """Until the two losses of train and of dev are drawn, and the animation is over."""
+    """Wait until the two losses of train and dev are drawn, and the animation has ended."""
     deadline = time.monotonic() + 60
     while page.execute_script(CURVES_DRAWN) < 4:
         if time.monotonic() > deadline:
@@ -108,14 +108,14 @@ def wait_for_curves(page: Any) -> None:
 
 
 def save(page: Any, name: str) -> None:
-    """The visible part of the page as a palette PNG."""
+    """Save the visible part of the page as a palette PNG."""
     picture = (
         Image.open(io.BytesIO(page.get_screenshot_as_png())).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     )
     picture.save(IMAGES / name, optimize=True)
     size = (IMAGES / name).stat().st_size
-    if size > MOST_BYTES:
-        raise RuntimeError(f"{name} has {size} bytes, expected at most {MOST_BYTES}; make the window smaller")
+    if size > MAX_BYTES:
+        raise RuntimeError(f"{name} has {size} bytes, expected at most {MAX_BYTES}; make the window smaller")
     print(f"{IMAGES / name}: {size // 1000} kB")
 
 

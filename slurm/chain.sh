@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One job per curriculum stage, each on as many nodes as it needs; a stage begins when the one before has ended well.
+# Submit one job per curriculum stage, each on its own number of nodes. A stage starts when the one before it has succeeded.
 #
 #   slurm/chain.sh slurm/train_70b.sh easy=2 hard=8 -- --data.train rows.jsonl
 #
-# The next stage resumes the last checkpoint of the one before, on other ranks too. A job that is requeued keeps its
-# place in the chain; once a stage has failed, Slurm ends those after it. SBATCH_FLAGS has flags for each sbatch, like
-# "--partition=gpu --account=lab", or "--array=1-9%1" where jobs may not requeue themselves. Nodes that OUTPUT/bad_nodes
-# lists are left out. A stage that Slurm could not start as the nodes are now is refused before any is submitted
-# (CHECK_STAGES=0 leaves that out). DRY_RUN=1 shows the submissions.
+# Each stage resumes from the last checkpoint of the one before, on any number of ranks. A job that is requeued keeps its place in
+# the chain; if a stage fails, Slurm removes the ones after it. SBATCH_FLAGS is passed to each sbatch, for example
+# "--partition=gpu --account=lab", or "--array=1-9%1" where jobs may not requeue themselves. Nodes in OUTPUT/bad_nodes are
+# excluded. If Slurm cannot start a stage with the nodes as they are, nothing is submitted (CHECK_STAGES=0 skips this check).
+# DRY_RUN=1 prints the commands instead of submitting.
 set -euo pipefail
 
 die() {
@@ -30,18 +30,18 @@ done
 
 xargs -n 1 <<<"${SBATCH_FLAGS:-}" >/dev/null 2>&1 || die "SBATCH_FLAGS is '$SBATCH_FLAGS', with an unclosed quote"
 mapfile -t flags < <(xargs -rn 1 printf '%s\n' <<<"${SBATCH_FLAGS:-}")
-# The script itself says where its runs go: OUTPUT=${OUTPUT:-...}
+# The job script sets OUTPUT (OUTPUT=${OUTPUT:-...}): evaluate its assignments.
 OUTPUT=$(
     set +u
     eval "$(grep -E '^(export )?[A-Za-z_]+=' "$script")" >/dev/null
     printf %s "${OUTPUT:-}"
 )
 bad=$(cut -d ' ' -f 1 "${OUTPUT:-}/bad_nodes" 2>/dev/null | sort -u | paste -sd ,) || true
-# Slurm takes a stage that waits for another on trust: one that no nodes can ever run would be found out when its turn has come.
+# Slurm does not check a job that depends on another until its dependency is met: a stage that no nodes can run would fail late.
 for stage in "${stages[@]}"; do
     [[ ${DRY_RUN:-0} != 1 && ${CHECK_STAGES:-1} == 1 ]] || break
-    told=$(sbatch --test-only ${bad:+"--exclude=$bad"} ${flags[@]+"${flags[@]}"} --nodes="${stage#*=}" "$script" 2>&1) ||
-        die "stage $stage cannot start on the cluster as it is: ${told//$'\n'/; }. Nothing was submitted. If nodes are only down for now: CHECK_STAGES=0"
+    reason=$(sbatch --test-only ${bad:+"--exclude=$bad"} ${flags[@]+"${flags[@]}"} --nodes="${stage#*=}" "$script" 2>&1) ||
+        die "stage $stage cannot start on the cluster as it is: ${reason//$'\n'/; }. Nothing was submitted. If nodes are only down for now: CHECK_STAGES=0"
 done
 before=
 for stage in "${stages[@]}"; do
@@ -54,7 +54,7 @@ for stage in "${stages[@]}"; do
         before="<job of ${stage%%=*}>"
     else
         before=$("${submit[@]}")
-        before=${before%%;*} # of a federation: job;cluster
+        before=${before%%;*} # a federation prints job;cluster
         echo "stage ${stage%%=*}: job $before on ${stage#*=} nodes"
     fi
 done

@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# What every job does. Sourced by train_*.sh, which hold directives and settings only.
+# What every job runs. Sourced by train_*.sh, which hold only directives and settings.
 #
-#   RECIPE   YAML recipe                       OUTPUT   the run's folder, seen by all nodes
+#   RECIPE   YAML recipe                       OUTPUT   the run's folder, on a file system that all nodes share
 #
-# A job has two steps, each with one task per GPU: a look at the nodes, then clsgen train. How a task ends decides what becomes
-# of the job (clsgen_dist/errors.py), in finish():
-#   0 done · 2 a person must fix it: no requeue · 75 asked to stop: requeue · else crash: requeue until this job has
-#   crashed MAX_RESTARTS times. The trainer itself refuses (2) when starts make no progress.
+# A job has two steps, each with one task per GPU: a preflight check of the nodes, then clsgen train. The exit status of the
+# tasks (clsgen_dist/errors.py) decides in finish() what happens to the job:
+#   0 done · 2 a person must fix it: no requeue · 75 asked to stop: requeue · other: a crash, requeue until this job has
+#   crashed more than MAX_RESTARTS times. The trainer itself exits with 2 when restarts make no progress.
 set -euo pipefail
 
-# USR2 comes here when the site or scancel names the batch shell (--signal=B:, --batch): the tasks are asked, as if it had
-# come to them. TERM reaches the tasks by itself. This script waits for them in both cases.
-asked='' fate=''
-trap 'asked=USR2; ask_tasks' USR2
-trap 'asked=TERM; ask_slurm' TERM
+# With --signal=B: or scancel --batch, USR2 reaches this shell but not the tasks: forward it to them. Slurm sends TERM to the tasks
+# itself. In both cases this script waits for them to end.
+stop_signal='' no_requeue_reason=''
+trap 'stop_signal=USR2; signal_tasks' USR2
+trap 'stop_signal=TERM; check_why_term' TERM
 
-# Of an array, one task has the array's own number as its SLURM_JOB_ID, which means all tasks to scontrol.
+# One task of an array has the array's own ID as its SLURM_JOB_ID, and scontrol takes that ID to mean all tasks.
 this_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
 this_job=${this_job:-${SLURM_JOB_ID:-}}
 
-say() { printf '== %s %s\n' "$(date '+%F %T')" "$*"; }
+log() { printf '== %s %s\n' "$(date '+%F %T')" "$*"; }
 
 die() {
     printf 'error: %s\n' "$*" >&2
     exit 2
 }
 
-# need NAME FIX: NAME must be set.
-need() { [[ -n ${!1:-} ]] || die "$1 is not set; $2"; }
+# require NAME FIX: exit unless the variable NAME is set.
+require() { [[ -n ${!1:-} ]] || die "$1 is not set; $2"; }
 
-# With DRY_RUN=1 a command is shown, in a form that a shell reads back, and not run.
+# run COMMAND...: run it; with DRY_RUN=1 print it instead, quoted for a shell.
 run() {
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         printf '%q ' "$@"
@@ -39,16 +39,16 @@ run() {
     fi
 }
 
-ask_tasks() { scancel --signal=USR2 "$this_job" || true; }
+signal_tasks() { scancel --signal=USR2 "$this_job" || true; }
 
-# patient SECONDS COMMAND...: a Slurm command's answer. Controllers restart: while scontrol says that none is up, the command is
-# asked again, for so long, and once more when one is up; what it says then is final.
-patient() {
-    local until=$((SECONDS + $1)) answer status was_up=0
+# slurm_retry SECONDS COMMAND...: print the output of a Slurm command. Controllers restart: while scontrol ping finds none up,
+# retry for up to SECONDS, and once more after one is up; the result of that last try counts.
+slurm_retry() {
+    local until=$((SECONDS + $1)) output status was_up=0
     shift
     while true; do
         status=0
-        answer=$(timeout 60 "$@") || status=$?
+        output=$(timeout 60 "$@") || status=$?
         ((status != 0 && SECONDS < until)) || break
         if timeout 20 scontrol ping 2>/dev/null | grep -q ' UP'; then
             ((!was_up)) || break
@@ -58,32 +58,32 @@ patient() {
         fi
         sleep 5
     done
-    printf '%s\n' "$answer"
+    printf '%s\n' "$output"
     return "$status"
 }
 
-# What Slurm means by TERM: it asks (preemption's grace, the time limit), it has put the job back into the queue itself (a lost
-# node, scontrol requeue, preemption), or someone has cancelled the job. Where the controller does not answer, nobody knows:
-# then a stop that ends well is followed by a requeue.
-ask_slurm() {
+# Find out why Slurm sent TERM: it only asks the job to stop (preemption with a grace time, the time limit), it has requeued the
+# job itself (a lost node, scontrol requeue, preemption), or somebody has cancelled the job. In the last two cases this script
+# must not requeue. If the controller does not answer, the reason is unknown: a clean stop is then followed by a requeue.
+check_why_term() {
     local job
-    # Slurm kills 30 s after TERM: no second try. It may send TERM again meanwhile, which must not end the question.
+    # No retry: Slurm kills the job 30 s after TERM. It may send TERM again meanwhile, which must not interrupt scontrol.
     job=$(trap '' TERM; timeout -s KILL 10 scontrol show job -o "$this_job") || job=
     if [[ -z $job || $job == *' JobState=RUNNING '* || $job == *' Reason=TimeLimit '* ]]; then
-        fate=
+        no_requeue_reason=
     elif [[ $job == *" Restarts=$((${SLURM_RESTART_COUNT:-0} + 1)) "* ]]; then
-        fate="Slurm starts it again by itself"
+        no_requeue_reason="Slurm has already requeued it"
     else
-        fate="cancelled, so not started again"
+        no_requeue_reason="cancelled, so not requeued"
     fi
-    say "TERM: waiting for the tasks"
+    log "received TERM: waiting for the tasks to end"
 }
 
-# Site settings: slurm/cluster.env, or the file that CLSGEN_CLUSTER_ENV names.
+# Source the site's settings: slurm/cluster.env, or the file in CLSGEN_CLUSTER_ENV.
 load_site() {
     local file=${CLSGEN_CLUSTER_ENV:-$ROOT/slurm/cluster.env}
     if [[ -f $file ]]; then
-        set +u # site files and the modules that they load name variables that are not set
+        set +u # site files, and the modules that they load, use unset variables
         # shellcheck source=/dev/null
         source "$file" || die "$file ends with status $?: its last command failed; make that an if, or fix it"
         set -u
@@ -92,8 +92,8 @@ load_site() {
     fi
 }
 
-# Where rank 0 listens: the job's first node, on a port that other jobs of this node are unlikely to have, below those that
-# the kernel gives to outgoing connections. Who the ranks are, srun says, not the shell that submitted.
+# Where rank 0 listens: the job's first node, on a port that other jobs on this node are unlikely to use, below the kernel's
+# range for outgoing connections. srun sets the ranks, so values from the submitting shell are unset.
 rendezvous() {
     CLSGEN_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null) || CLSGEN_NODES=$SLURM_JOB_NODELIST
     export CLSGEN_NODES
@@ -101,40 +101,40 @@ rendezvous() {
     export MASTER_PORT=${CLSGEN_MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
     unset RANK LOCAL_RANK WORLD_SIZE LOCAL_SIZE LOCAL_WORLD_SIZE
     [[ ${DRY_RUN:-0} != 1 && -z ${CLSGEN_MASTER_ADDR:-} ]] || return 0
-    # A node's name in Slurm need not be one that DNS knows; its address is.
+    # DNS may not know a node's name in Slurm; then use its NodeAddr.
     getent ahosts "$MASTER_ADDR" >/dev/null && return
     local address
-    address=$(patient 60 scontrol show node -o "$MASTER_ADDR" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2) || address=
+    address=$(slurm_retry 60 scontrol show node -o "$MASTER_ADDR" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2) || address=
     if [[ -z $address ]] || ! getent ahosts "$address" >/dev/null; then
-        die "the first node's name '$MASTER_ADDR' does not resolve, nor does its NodeAddr '$address': set CLSGEN_MASTER_ADDR to an address of it that the other nodes reach"
+        die "the first node's name '$MASTER_ADDR' does not resolve, nor does its NodeAddr '$address': set CLSGEN_MASTER_ADDR to an address of it that the other nodes can reach"
     fi
     export MASTER_ADDR=$address
 }
 
-# What would make the job run something else than it was told, or for ever.
-refuse_contradictions() {
-    local word flag value name
+# Refuse arguments and settings that conflict with those of the job, or would make it restart forever.
+check_arguments() {
+    local argument flag value name
     while (($#)); do
-        word=$1 flag=${1%%=*} value=${2:-}
+        argument=$1 flag=${1%%=*} value=${2:-}
         shift
-        [[ $word != *=* ]] || value=${word#*=}
+        [[ $argument != *=* ]] || value=${argument#*=}
         case $flag in
             --output_dir)
-                [[ $(realpath -m "$value") == "$OUTPUT" ]] || die "$word: the job's folder is OUTPUT, $OUTPUT; set that, as bad nodes and logs are kept there too"
+                [[ $(realpath -m "$value") == "$OUTPUT" ]] || die "$argument: the job writes to OUTPUT, $OUTPUT, which also holds its logs and bad nodes; set OUTPUT instead"
                 ;;
             --resume)
-                [[ $value == auto ]] || die "$word: a job always resumes from its last checkpoint; to start over give OUTPUT another folder"
+                [[ $value == auto ]] || die "$argument: a job always resumes from its last checkpoint; to start over set OUTPUT to another folder"
                 ;;
-            --overwrite) die "$word: a job always resumes from its last checkpoint; to start over give OUTPUT another folder" ;;
+            --overwrite) die "$argument: a job always resumes from its last checkpoint; to start over set OUTPUT to another folder" ;;
         esac
     done
     for name in MAX_RESTARTS MAX_BAD_NODES PREFLIGHT PREFLIGHT_TIMEOUT SIGNAL_LEAD; do
         [[ ${!name:-0} =~ ^(0|[1-9][0-9]*)$ ]] || die "$name is '${!name}', expected a whole number"
     done
     xargs -n 1 <<<"${SRUN_FLAGS:-}" >/dev/null 2>&1 || die "SRUN_FLAGS is '$SRUN_FLAGS', with an unclosed quote"
-    # With --export=NONE nothing of the submitting shell comes along, and the script's own RECIPE and OUTPUT would be taken.
+    # --export=NONE drops the submitting shell's variables: the job would silently use the script's default RECIPE and OUTPUT.
     if [[ ,${SLURM_EXPORT_ENV:-ALL}, == *,@(NONE|NIL),* && ${EXPORT_NONE_OK:-0} != 1 ]]; then
-        die "--export=${SLURM_EXPORT_ENV} (or SBATCH_EXPORT): RECIPE and OUTPUT of the submitting shell are missing; use --export=ALL, or --export=NONE,EXPORT_NONE_OK=1 where the script sets them itself"
+        die "--export=${SLURM_EXPORT_ENV} (or SBATCH_EXPORT): RECIPE and OUTPUT of the submitting shell are missing; use --export=ALL, or --export=NONE,EXPORT_NONE_OK=1 if the script sets them itself"
     fi
     local limit lead=${SIGNAL_LEAD:-600}
     if [[ ${DRY_RUN:-0} != 1 && -n ${SLURM_JOB_END_TIME:-} && -n ${SLURM_JOB_START_TIME:-} ]]; then
@@ -143,34 +143,35 @@ refuse_contradictions() {
     fi
 }
 
-# What ran, on what: appended for each start. A tool that hangs, as on a sick chip, must not hold up the job: the preflight
-# is there to name it.
-record() {
+# Print commit, GPUs and packages of this start. With timeouts, since a tool that hangs (nvidia-smi on a bad GPU) must not hold
+# up the job: finding the bad node is the preflight's work.
+print_environment() {
     echo "--- $(date '+%F %T') job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
-    run timeout -k 5 20 git -C "$ROOT" describe --always --dirty || echo "no git here"
-    run timeout -k 5 20 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "no nvidia-smi here"
-    run timeout -k 5 60 "$PYTHON" -m pip freeze || echo "no pip here"
+    run timeout -k 5 20 git -C "$ROOT" describe --always --dirty || echo "git failed"
+    run timeout -k 5 20 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "nvidia-smi failed"
+    run timeout -k 5 60 "$PYTHON" -m pip freeze || echo "pip failed"
 }
 
-# The code may have changed while the job waited in the queue: that is said.
-compare_code() {
+# Log if the code has changed since the last start: the job may have waited in the queue for days.
+log_code_change() {
     local now before file=$OUTPUT/code_version
     now=$(timeout -k 5 20 git -C "$ROOT" describe --always --dirty 2>/dev/null) || return 0
     before=$(tail -n 1 "$file" 2>/dev/null) || before=$now
-    [[ $before == "$now" ]] || say "the code has changed since the last start: $before, now $now"
+    [[ $before == "$now" ]] || log "the code has changed since the last start: $before, now $now"
     [[ $before == "$now" && -f $file ]] || echo "$now" >>"$file"
 }
 
-# The words before a command that put it into a container, one a line; none without. Under pyxis srun does it.
-container() {
+# Print the command prefix that runs a task in the container, one word per line. Empty without a container, and with pyxis, where
+# srun starts it.
+container_prefix() {
     local mount name
     case ${CONTAINER:-none} in
         none | pyxis) return ;;
         apptainer) printf '%s\n' apptainer exec "$([[ -e /dev/kfd ]] && echo --rocm || echo --nv)" --pwd "$ROOT" --bind "$(join , "${mounts[@]}")" ;;
-        enroot) # takes along no environment, and knows no folder to start in
+        enroot) # passes no environment on, and has no option for the working directory
             printf '%s\n' enroot start
             for mount in "${mounts[@]}"; do printf '%s\n' --mount "$mount"; done
-            for name in $(environment); do printf '%s\n' --env "$name"; done
+            for name in $(variable_names); do printf '%s\n' --env "$name"; done
             ;;
         *) die "CONTAINER is '$CONTAINER', expected none, pyxis, enroot or apptainer" ;;
     esac
@@ -179,8 +180,8 @@ container() {
     [[ $CONTAINER != enroot ]] || printf '%s\n' bash -c 'cd "$0" && exec "$@"' "$ROOT"
 }
 
-# Names that tasks need from their environment.
-environment() {
+# Names of the environment variables that tasks need.
+variable_names() {
     {
         compgen -e | grep -E '^(SLURM|CLSGEN|MASTER|NCCL|RCCL|GLOO|TORCH|HF|OMP|CUDA|ROCR|HIP|NVIDIA|FI_|UCX_|LD_LIBRARY_PATH|PYTHON)' || true
         printf '%s\n' SLURM_{PROCID,LOCALID,NODEID,NTASKS,STEP_TASKS_PER_NODE} SLURMD_NODENAME CUDA_VISIBLE_DEVICES
@@ -194,16 +195,17 @@ join() {
     echo "$*"
 }
 
-# What each task runs, with the step's name (preflight, rank) as $0. Bash stays in between, for three things: a log per task
-# (task 0's is the job's main log too); $0.done as proof that task 0 ended well, since srun says 0 too when it loses its
-# node; and in `failed` who ended badly and how, the first one first: srun kills the others then and reports the highest
-# status, which is often theirs.
+# The script that each task runs, with the step's name (preflight, rank) as $0. It wraps the command for three reasons:
+#   - a log per task; task 0's output also goes to the job's log;
+#   - $0.done proves that task 0 succeeded: srun also exits with 0 when it loses that task's node;
+#   - `failed` lists the tasks that ended with another status than 0, in order: srun kills the others after a failure, and reports
+#     the highest status, which is often theirs.
 #
-# 75 ends as 0, once it is written down, or srun would kill the other ranks on their way out. In the preflight task 0 judges,
-# and must outlive the others to do so: they always end with 0.
+# A task that ends with 75 records it and exits with 0; otherwise srun would kill the other ranks while they exit. In the
+# preflight, task 0 gives the verdict and must outlive the others, so they always exit with 0.
 #
-# Signals are the trainer's business: bash and tee outlive them, the trainer has handlers of its own.
-task() {
+# The trainer has its own signal handlers. Bash and tee survive the signals, and end after it.
+task_script() {
     # shellcheck disable=SC2016  # expands in the task
     printf '%s' '
         trap : USR2 TERM
@@ -218,17 +220,17 @@ task() {
         exit "$status"'
 }
 
-# step NAME SRUN_FLAG... -- COMMAND...: run it as the job's tasks, wait for their end, also when a signal interrupts the wait,
-# and leave in `ended` how that was: its first word is the status.
+# step NAME SRUN_FLAG... -- COMMAND...: run COMMAND in every task and wait for all of them, even if a signal interrupts the wait.
+# Sets `ended`: its first word is the status; after a failure, the rest says where it occurred.
 step() {
     local name=$1 status=0 pid
     shift
-    # All of the job's nodes, whatever became of some of them meanwhile; ranks of a node next to each other.
+    # Always all of the job's nodes, even if some have gone down meanwhile. Ranks of a node are consecutive.
     local -a srun=(srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --distribution=block)
     srun+=(${SLURM_JOB_NUM_NODES:+--nodes="$SLURM_JOB_NUM_NODES"} ${SLURM_NTASKS:+--ntasks="$SLURM_NTASKS"})
-    local -a more
-    mapfile -t more < <(xargs -rn 1 printf '%s\n' <<<"${SRUN_FLAGS:-}")
-    srun+=(${more[@]+"${more[@]}"})
+    local -a site_flags
+    mapfile -t site_flags < <(xargs -rn 1 printf '%s\n' <<<"${SRUN_FLAGS:-}")
+    srun+=(${site_flags[@]+"${site_flags[@]}"})
     if [[ ${CONTAINER:-none} == pyxis ]]; then
         srun+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$ROOT" --container-mounts="$(join , "${mounts[@]}")")
     fi
@@ -237,13 +239,13 @@ step() {
         shift
     done
     shift
-    srun+=(bash -c "$(task)" "$name" ${words[@]+"${words[@]}"} "$@")
+    srun+=(bash -c "$(task_script)" "$name" ${prefix[@]+"${prefix[@]}"} "$@")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         run "${srun[@]}"
         return
     fi
-    if [[ -n $asked ]]; then
-        ended="143 $asked came before step '$name'"
+    if [[ -n $stop_signal ]]; then
+        ended="143 received $stop_signal before step '$name'"
         return
     fi
     "${srun[@]}" &
@@ -251,182 +253,182 @@ step() {
     while wait "$pid" || status=$?; kill -0 "$pid" 2>/dev/null; do status=0; done
     if [[ -s $CLSGEN_LOGS/failed ]]; then
         ended=$(head -n 1 "$CLSGEN_LOGS/failed")
-        # srun that loses a task asks the others to stop: that is no stop that anybody asked this job for.
-        if [[ $ended == 75\ * && $status != 0 && -z $asked ]]; then
-            ended=$(grep -v -m 1 '^75 ' "$CLSGEN_LOGS/failed") || ended="$status srun (it lost a task that said nothing, and stopped the others)"
+        # When srun loses a task, it stops the others, which then end with 75. Nobody asked the job to stop, so it is a crash.
+        if [[ $ended == 75\ * && $status != 0 && -z $stop_signal ]]; then
+            ended=$(grep -v -m 1 '^75 ' "$CLSGEN_LOGS/failed") || ended="$status srun (a task was lost without recording its status, and srun stopped the others)"
         fi
     elif [[ -s $CLSGEN_LOGS/$name.done ]]; then
         ended=0
     else
-        ended="$((status ? status : 1)) srun (it ended with $status, and task 0 did not say that all was done)"
+        ended="$((status ? status : 1)) srun (exit status $status, but task 0 did not record success)"
     fi
 }
 
-# The nodes that were found bad, by name.
+# Print the names of the bad nodes.
 bad_nodes() { [[ ! -f $OUTPUT/bad_nodes ]] || cut -d ' ' -f 1 "$OUTPUT/bad_nodes" | sort -u; }
 
-# Look at the nodes before each start: chips, disks, speed, links. Those with a verdict against them are left out; without a
-# verdict nobody is blamed.
+# Check the nodes before each start: GPUs, disks, speed, links. Bad nodes are excluded. If the preflight itself fails, there is no
+# verdict, and no node is excluded.
 preflight() {
     [[ ${PREFLIGHT:-1} == 1 ]] || return 0
-    # The wait: longer than rank 0 takes for its verdict once another is gone (preflight/run.py).
+    # --wait: longer than rank 0 needs for its verdict after another rank is gone (preflight/run.py).
     local timeout=${PREFLIGHT_TIMEOUT:-300}
-    local -a look=(step preflight --wait=$((timeout * 5)) --time=$((10 + timeout / 10)) -- "$PYTHON" -m clsgen_dist preflight
+    local -a check=(step preflight --wait=$((timeout * 5)) --time=$((10 + timeout / 10)) -- "$PYTHON" -m clsgen_dist preflight
         --output_dir "$OUTPUT" --timeout_s "$timeout")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
-        "${look[@]}"
+        "${check[@]}"
         return
     fi
     local before
     before=$(bad_nodes | wc -l)
-    grep -qxF -f <(bad_nodes) <<<"$CLSGEN_NODES" && leave_out
-    "${look[@]}" >/dev/null
+    grep -qxF -f <(bad_nodes) <<<"$CLSGEN_NODES" && exclude_bad_nodes
+    "${check[@]}" >/dev/null
     if [[ $ended == 0 ]]; then
-        say "$(tail -n 1 "$CLSGEN_LOGS/preflight-0.log")"
+        log "$(tail -n 1 "$CLSGEN_LOGS/preflight-0.log")"
         return
     fi
     grep -h '^error:' "$CLSGEN_LOGS"/preflight-*.log | sort -u | head -n 20 | grep . || tail -n 20 "$CLSGEN_LOGS/preflight-0.log"
-    (($(bad_nodes | wc -l) == before)) || leave_out
+    (($(bad_nodes | wc -l) == before)) || exclude_bad_nodes
     finish
 }
 
-# Start again without the bad nodes, as long as there are enough others, and not too many were found bad.
-leave_out() {
+# Restart without the bad nodes. Give up if too few other nodes are left, or if more than MAX_BAD_NODES are bad.
+exclude_bad_nodes() {
     local bad nodes left excluded job required
     bad=$(bad_nodes)
     if (($(wc -l <<<"$bad") > ${MAX_BAD_NODES:-8})); then
         give_up "more than MAX_BAD_NODES (${MAX_BAD_NODES:-8}) bad nodes: something else is wrong; see $OUTPUT/bad_nodes, fix it, delete the file"
     fi
-    job=$(patient 300 scontrol show job -o "$this_job") || job=
+    job=$(slurm_retry 300 scontrol show job -o "$this_job") || job=
     required=$(grep -o ' ReqNodeList=[^( ]*' <<<"$job" | cut -d = -f 2) || true
     if [[ -n $required ]] && required=$(scontrol show hostnames "$required" | grep -xF "$bad"); then
         give_up "--nodelist asks for ${required//$'\n'/, }, which was found bad: see $OUTPUT/bad_nodes; submit without it, or fix it and delete its line"
     fi
     excluded=$(grep -o ' ExcNodeList=[^( ]*' <<<"$job" | cut -d = -f 2) || true
     bad=$({ echo "$bad"; [[ -z $excluded ]] || scontrol show hostnames "$excluded"; } | sort -u)
-    # Where nobody can say how many there are, Slurm's queue is left to find out.
-    if nodes=$(patient 300 sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %T'); then
+    # If the partition's nodes cannot be listed, requeue anyway: the job then waits in the queue.
+    if nodes=$(slurm_retry 300 sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %T'); then
         left=$(grep -vE ' (down|drain|fail|maint|unk)|\*$' <<<"$nodes" | cut -d ' ' -f 1 | sort -u | grep -cvxF "$bad") || true
         if ((left < SLURM_JOB_NUM_NODES)); then
-            give_up "$left nodes are left besides bad, excluded and drained ones, $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, fix them, delete their lines"
+            give_up "$left nodes are left that are not bad, excluded or drained; $SLURM_JOB_NUM_NODES are needed: see $OUTPUT/bad_nodes, fix them, delete their lines"
         fi
     fi
     bad=$(paste -sd , <<<"$bad")
-    # Says that a running task cannot be changed, having changed those that wait.
+    # Updates the pending tasks, although it reports an error because a running task cannot be updated.
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || scontrol update JobId="$SLURM_ARRAY_JOB_ID" ExcNodeList="$bad" >/dev/null 2>&1 || true
-    again "bad nodes excluded: $bad" 1 patient 300 scontrol update JobId="$this_job" ExcNodeList="$bad"
+    restart "bad nodes excluded: $bad" 1 slurm_retry 300 scontrol update JobId="$this_job" ExcNodeList="$bad"
 }
 
-# again WHY STATUS [COMMAND...]: this job once more, from its last checkpoint, with COMMAND once it is back in the queue; of an
-# array (sbatch --array=1-9%1) the next task, for sites whose jobs may not requeue themselves. STATUS ends the job where
-# nothing comes after it.
-again() {
-    local why=$1 status=$2 error waiting
+# restart WHY STATUS [COMMAND...]: requeue the job to resume from its last checkpoint, run COMMAND once it is back in the queue, and
+# exit. In an array (sbatch --array=1-9%1, for sites where jobs may not requeue themselves) the next task continues instead. If
+# neither is possible, exit with STATUS.
+restart() {
+    local why=$1 status=$2 error pending
     shift 2
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
-        if waiting=$(patient 300 squeue -h -t PENDING -j "$SLURM_ARRAY_JOB_ID") && [[ -z $waiting ]]; then
-            say "$why: no task of the array is left; submit it again"
+        if pending=$(slurm_retry 300 squeue -h -t PENDING -j "$SLURM_ARRAY_JOB_ID") && [[ -z $pending ]]; then
+            log "$why: no task of the array is left; submit it again"
             exit "$status"
         fi
-        say "$why: the next task of the array continues"
-        exit 0 # what waits for the array (afterok) waits for all its tasks to end well
+        log "$why: the next task of the array continues"
+        exit 0 # a job that depends on the array (afterok) needs every task to exit with 0
     fi
-    trap '' TERM # requeueing ends this script too, and what comes after it must still be done
-    if ! error=$(patient 300 scontrol requeue "$this_job" 2>&1); then
-        say "$why: not requeued ($error); submit again, or as an array of jobs one after the other: sbatch --array=1-9%1"
+    trap '' TERM # requeueing sends TERM to this script too, which still has to log and run COMMAND
+    if ! error=$(slurm_retry 300 scontrol requeue "$this_job" 2>&1); then
+        log "$why: not requeued ($error); submit again, or as an array of jobs one after the other: sbatch --array=1-9%1"
         exit "$status"
     fi
-    say "$why: requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
+    log "$why: requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
     "$@"
     exit 0
 }
 
-# give_up WHY [STATUS]: the job ends, and with it what is left of its array.
+# give_up WHY [STATUS]: end the job, and cancel the pending tasks of its array.
 give_up() {
-    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || patient 300 scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" || true
-    say "$1"
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || slurm_retry 300 scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" || true
+    log "$1"
     exit "${2:-2}"
 }
 
-# How often this job has crashed. Stops that were asked for, bad nodes, and what Slurm requeues by itself do not count.
+# Print how often this job has crashed. Requested stops, bad nodes and requeues by Slurm do not count.
 crashes() { find "$OUTPUT/logs" -path "*/$SLURM_JOB_ID.*/crash" | wc -l; }
 
-# What becomes of the job, by how its step ended.
+# End or restart the job, depending on how its step ended.
 finish() {
-    local status=${ended%% *} most=${MAX_RESTARTS:-20}
+    local status=${ended%% *} limit=${MAX_RESTARTS:-20}
     if [[ $status == 0 ]]; then
         [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || date >"$array_done"
-        say "done"
+        log "done"
         exit 0
-    elif [[ -n $fate ]]; then
-        say "status $ended: $fate"
+    elif [[ -n $no_requeue_reason ]]; then
+        log "status $ended: $no_requeue_reason"
         exit 143
     elif [[ $status == 75 ]]; then
-        again "asked to stop" 75
+        restart "asked to stop" 75
     elif [[ $status == 2 || $status == 126 || $status == 127 ]]; then
         give_up "status $ended: see $CLSGEN_LOGS; fix it, then sbatch again"
     fi
     echo "$ended" >"$CLSGEN_LOGS/crash" || give_up "status $ended, and $CLSGEN_LOGS cannot be written: make room, then sbatch again"
-    (($(crashes) <= most)) || give_up "status $ended, crash number $(crashes) of this job (MAX_RESTARTS is $most): giving up; see $CLSGEN_LOGS" "$status"
-    again "status $ended" "$status"
+    (($(crashes) <= limit)) || give_up "status $ended, crash number $(crashes) of this job (MAX_RESTARTS is $limit): giving up; see $CLSGEN_LOGS" "$status"
+    restart "status $ended" "$status"
 }
 
-# Tasks of an array write to one folder, so one runs at a time: also where %1 was forgotten. A task that was started beside
-# another goes back into the queue, to take its turn; where it may not, it ends.
+# Tasks of an array write to the same folder, so only one may run at a time, even if %1 was forgotten. A task that starts while
+# another is running goes back into the queue; if the site forbids that, it ends.
 one_at_a_time() {
     [[ -n ${SLURM_ARRAY_JOB_ID:-} ]] || return 0
     scontrol update JobId="$SLURM_ARRAY_JOB_ID" ArrayTaskThrottle=1 >/dev/null 2>&1 || true
     local first
-    first=$(patient 300 squeue -h -t RUNNING -j "$SLURM_ARRAY_JOB_ID" -o %K | sort -n | head -n 1) || first=
+    first=$(slurm_retry 300 squeue -h -t RUNNING -j "$SLURM_ARRAY_JOB_ID" -o %K | sort -n | head -n 1) || first=
     if [[ -n $first && $first != "${SLURM_ARRAY_TASK_ID:-}" ]]; then
-        say "task $first of this array is running: this one waits for its turn (submit with --array=1-9%1)"
-        trap '' TERM # requeueing ends this script too
-        patient 300 scontrol requeue "$this_job" >/dev/null 2>&1 || say "it may not be requeued, so it ends"
+        log "task $first of this array is running: this one waits for its turn (submit with --array=1-9%1)"
+        trap '' TERM # requeueing sends TERM to this script too
+        slurm_retry 300 scontrol requeue "$this_job" >/dev/null 2>&1 || log "requeueing failed, so this task ends"
         exit 0
     fi
 }
 
-# train ARGUMENTS...: the whole job. ARGUMENTS go to clsgen train.
+# train ARGUMENTS...: run the job. ARGUMENTS are passed to clsgen train.
 train() {
     ROOT=${CLSGEN_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
     load_site
-    need RECIPE "set it in the job script, like RECIPE=configs/70b_zero3.yaml"
-    need OUTPUT "set it in the job script, to a folder that all nodes see"
-    need SLURM_JOB_ID "this runs under Slurm: sbatch slurm/train_70b.sh (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
-    [[ ${CONTAINER:-none} == none ]] || need CONTAINER_IMAGE "name the image in slurm/cluster.env"
+    require RECIPE "set it in the job script, like RECIPE=configs/70b_zero3.yaml"
+    require OUTPUT "set it in the job script, to a folder that all nodes see"
+    require SLURM_JOB_ID "this runs under Slurm: sbatch slurm/train_70b.sh (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
+    [[ ${CONTAINER:-none} == none ]] || require CONTAINER_IMAGE "name the image in slurm/cluster.env"
     cd "$ROOT"
     OUTPUT=$(realpath -m "$OUTPUT")
-    refuse_contradictions "$@"
+    check_arguments "$@"
     PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
     export ROOT OUTPUT CLSGEN_LOGS=$OUTPUT/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
     export PYTHONPATH=$ROOT:$ROOT/kernels${PYTHONPATH:+:$PYTHONPATH}
     rendezvous
-    local prefix ended='' array_done=$OUTPUT/logs/${SLURM_ARRAY_JOB_ID:-}.done
-    local -a mounts=("$ROOT:$ROOT" "$OUTPUT:$OUTPUT" ${CONTAINER_MOUNTS:+"$CONTAINER_MOUNTS"}) words=()
+    local lines ended='' array_done=$OUTPUT/logs/${SLURM_ARRAY_JOB_ID:-}.done
+    local -a mounts=("$ROOT:$ROOT" "$OUTPUT:$OUTPUT" ${CONTAINER_MOUNTS:+"$CONTAINER_MOUNTS"}) prefix=()
     IFS=, read -ra mounts <<<"$(join , "${mounts[@]}")"
-    prefix=$(container) || exit 2
-    [[ -z $prefix ]] || mapfile -t words <<<"$prefix"
-    # The job's own settings come last: a --config among ARGUMENTS must not move the run.
+    lines=$(container_prefix) || exit 2
+    [[ -z $lines ]] || mapfile -t prefix <<<"$lines"
+    # The job's own settings come last, so that a --config in ARGUMENTS cannot change the run's folder.
     local -a command=("$PYTHON" -m clsgen_dist train --config "$RECIPE" "$@" --output_dir "$OUTPUT" --resume auto)
     [[ -z ${CLSGEN_COMMAND:-} ]] || command=(bash -c "$CLSGEN_COMMAND")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         run mkdir -p "$CLSGEN_LOGS"
-        record
+        print_environment
         preflight
         step rank --wait=60 -- "${command[@]}"
-        echo "# To start again, and where nodes are bad:"
+        echo "# To restart, and to exclude bad nodes:"
         run scontrol requeue "$this_job"
         run scontrol update JobId="$this_job" ExcNodeList="<names in $OUTPUT/bad_nodes>"
         return
     fi
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} && -s $array_done ]]; then
-        say "a task of this array has completed the run ($array_done): nothing left to do"
+        log "a task of this array has completed the run ($array_done): nothing left to do"
         exit 0
     fi
     { mkdir -p "$CLSGEN_LOGS" && date >"$CLSGEN_LOGS/started"; } || die "$CLSGEN_LOGS cannot be written: make room, or set OUTPUT to another folder"
     one_at_a_time
-    compare_code
-    record >>"$OUTPUT/environment.txt" 2>&1 & # not while the GPUs wait
+    log_code_change
+    print_environment >>"$OUTPUT/environment.txt" 2>&1 & # in the background: the GPUs need not wait for it
     preflight
     step rank --wait=60 -- "${command[@]}"
     finish

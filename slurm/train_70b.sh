@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Llama-3 70B on 8 node(s) of 8 GPUs:   sbatch slurm/train_70b.sh --data.train rows.jsonl --data.dev dev.jsonl
-# Everything after the script's name goes to train.py; Slurm's own flags come before it and win over those below.
+# Llama-3 70B on 8 nodes of 8 GPUs:   sbatch slurm/train_70b.sh --data.train rows.jsonl --data.dev dev.jsonl
+# Arguments after the script's name go to train.py; Slurm flags go before it, and override those below.
 #SBATCH --job-name=clsgen-70b
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=8
@@ -18,7 +18,7 @@ set -euo pipefail
 RECIPE=${RECIPE:-configs/70b_zero3.yaml}
 OUTPUT=${OUTPUT:-runs/70b}
 lib=${CLSGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/lib.sh
-[[ -r $lib ]] || { echo "error: $lib is not there: submit from the checkout, or set CLSGEN_ROOT to it" >&2; exit 2; }
+[[ -r $lib ]] || { echo "error: $lib does not exist: submit from the checkout, or set CLSGEN_ROOT to it" >&2; exit 2; }
 # shellcheck source=slurm/lib.sh
 source "$lib"
 train "$@"

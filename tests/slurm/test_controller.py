@@ -45,32 +45,32 @@ UP = 'if [ "$1" = ping ]; then echo "Slurmctld(primary) at head is UP"; exit 0; 
 
 
 def test_a_controller_that_restarts_is_asked_again(library):
-    done, calls = library("patient 30 scontrol requeue 7", scontrol=DOWN_AT_FIRST)
+    done, calls = library("slurm_retry 30 scontrol requeue 7", scontrol=DOWN_AT_FIRST)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "requeued", done.stdout + done.stderr
     assert sum(call.startswith("scontrol requeue") for call in calls) == 4
 
 
 def test_what_a_controller_that_is_up_says_is_final(library):
     refusal = UP + 'echo "Requeue of this job is disabled"; exit 1'
-    done, calls = library("patient 30 scontrol requeue 7 2>&1", scontrol=refusal)
+    done, calls = library("slurm_retry 30 scontrol requeue 7 2>&1", scontrol=refusal)
     assert done.returncode == 1 and "disabled" in done.stdout
     assert sum(call.startswith("scontrol requeue") for call in calls) == 2  # it may have come up in between
 
 
 @pytest.mark.parametrize(
-    ("answer", "fate"),
+    ("answer", "reason"),
     [
         ("exit 1", ""),
         ("echo", ""),
         ("echo JobId=7 JobState=RUNNING Reason=None x", ""),
-        ("echo JobId=7 JobState=CANCELLED Reason=None Restarts=0 x", "cancelled, so not started again"),
-        ("echo JobId=7 JobState=PENDING Reason=None Restarts=1 x", "Slurm starts it again by itself"),
+        ("echo JobId=7 JobState=CANCELLED Reason=None Restarts=0 x", "cancelled, so not requeued"),
+        ("echo JobId=7 JobState=PENDING Reason=None Restarts=1 x", "Slurm has already requeued it"),
     ],
     ids=["no answer", "empty answer", "running", "cancelled", "requeued"],
 )
-def test_only_an_answer_says_that_a_job_is_cancelled(library, answer, fate):
-    done, _ = library('fate=unset; ask_slurm; echo "fate=$fate"', scontrol=UP + answer)
-    assert f"fate={fate}\n" in done.stdout, done.stdout + done.stderr
+def test_only_an_answer_says_that_a_job_is_cancelled(library, answer, reason):
+    done, _ = library('no_requeue_reason=unset; check_why_term; echo "reason=$no_requeue_reason"', scontrol=UP + answer)
+    assert f"reason={reason}\n" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_node_whose_name_does_not_resolve_is_met_at_its_address(library):
@@ -92,7 +92,7 @@ def test_a_bad_node_that_the_job_asks_for_by_name_ends_it(library, tmp_path):
         "job -o") echo "JobId=7 ReqNodeList=n[1-2] ExcNodeList=(null) x";;
         "hostnames n[1-2]") printf 'n1\\nn2\\n';; esac"""
     )
-    done, _ = library("leave_out", {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_PARTITION": "p"}, scontrol=show)
+    done, _ = library("exclude_bad_nodes", {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_PARTITION": "p"}, scontrol=show)
     assert done.returncode == 2 and "--nodelist asks for n2, which was found bad" in done.stdout, done.stdout
 
 

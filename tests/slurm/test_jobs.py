@@ -56,7 +56,7 @@ def test_nothing_is_done_without_proof(slurm, job, small_disk):
     job.tool("srun", "exit 0")
     ended = slurm.wait(job(command="exit 0"))
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "2"), job.log.read_text()
-    assert "task 0 did not say that all was done" in job.log.read_text() and "== done" not in job.log.read_text()
+    assert "task 0 did not record success" in job.log.read_text() and "== done" not in job.log.read_text()
 
 
 def test_the_job_hands_its_own_environment_to_the_tasks(slurm, job, tmp_path):
@@ -116,7 +116,7 @@ def test_what_slurm_requeues_by_itself_is_no_crash(slurm, job):
     ended = slurm.wait(number)
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), text
-    assert text.count("Slurm starts it again by itself") == 2 and "not started again" not in text, text
+    assert text.count("Slurm has already requeued it") == 2 and "not requeued" not in text, text
     assert not list(job.output.glob("logs/*/crash"))
 
 
@@ -127,7 +127,7 @@ def test_a_cancelled_job_stays_cancelled(slurm, job):
     ended = slurm.wait(number)
     time.sleep(3)
     assert slurm.state(number)["JobState"] == ended["JobState"] == "CANCELLED", job.log.read_text()
-    assert "cancelled, so not started again" in job.log.read_text()
+    assert "cancelled, so not requeued" in job.log.read_text()
 
 
 def test_a_training_over_two_nodes_is_asked_to_stop_goes_on_and_ends(slurm, job, recipe, tmp_path):

@@ -39,7 +39,7 @@ def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job):
         slurm.say("scontrol", "update", "NodeName=n2", "State=RESUME")
     text = job.log.read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), text
-    assert "1 nodes are left besides bad, excluded and drained ones, 2 are needed" in text and "never" not in text
+    assert "1 nodes are left that are not bad, excluded or drained; 2 are needed" in text and "never" not in text
     assert not list((job.output / f"logs/{again}.0").glob("preflight*"))
 
     # It would wait for ever for a node that it asks for and may not have.
