@@ -48,7 +48,7 @@ def test_random_kills_do_not_change_the_weights(slurm, recipe, train, tmp_path):
     }  # fmt: skip
     start = time.monotonic()
     train(tmp_path / "uninterrupted", **options)
-    print(f"\nundisturbed: {steps} steps in {time.monotonic() - start:.0f} s")
+    print(f"\nuninterrupted: {steps} steps in {time.monotonic() - start:.0f} s")
     site = tmp_path / "cluster.env"
     site.write_text(
         f"PYTHON={sys.executable}\nexport GLOO_SOCKET_IFNAME=lo\nCLSGEN_MASTER_ADDR=127.0.0.1\nMAX_RESTARTS=999\n"
