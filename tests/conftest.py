@@ -71,7 +71,7 @@ def tiny_backbone(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def tiny_untied(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with an LM head of its own."""
+    """The same with an untied LM head."""
     return _tiny(smollm2, tmp_path_factory.mktemp("tiny") / "llama-untied", tie_word_embeddings=False)
 
 
@@ -132,7 +132,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[
 def run_command(
     server: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command from the checkout as a user would; ``check=False`` to look at a failure.
+    """Run a command from the checkout as a user would; ``check=False`` for commands that may fail.
 
     ``clsgen`` is forked from a process that has imported everything: seconds less for each.
     """
@@ -209,7 +209,7 @@ def mixed() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def recipe(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """``recipe(output, **overrides)``: flags of a small run; everything is partitioned, nothing stays whole."""
+    """``recipe(output, **overrides)``: flags of a small run; all weights are partitioned, none is persistent."""
     from clsgen_dist.data.demos.breast_cancer import demo_file
 
     zero = json.loads((ROOT / "ds_configs/zero3.json").read_text())

@@ -3,9 +3,9 @@
     {"ranks": 2, "argv": [...], "faults": [...], "log": "/tmp/run.log", "timeout": 60}   ──▶   {"status": [75, 75], ...}
     {"command": ["predict", ...], "cwd": ".", "env": {...}, "log": "/tmp/x.log", "timeout": 60}   ──▶   {"status": 0}
 
-Each rank is a process of its own that runs ``train.py``'s main, with the environment a launcher would give it and a log
-beside the others'. As under srun with --kill-on-bad-exit, the first rank that fails ends the others, five seconds
-later. ``faults`` are told to tests/faults/inject.py in the ranks they name.
+Each rank is a separate process that runs ``train.py``'s main, with the environment a launcher would give it and a log
+beside those of the others. As under srun with --kill-on-bad-exit, the first rank that fails ends the others, five
+seconds later. ``faults`` are passed to tests/faults/inject.py in the ranks they name.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def rank_main(request: dict[str, Any], rank: int, port: int) -> int:
 
 
 def command_main(request: dict[str, Any]) -> int:
-    """What ``clsgen`` does with these words; stdout and stderr to files of their own."""
+    """What ``clsgen`` does with these words; stdout and stderr to separate files."""
     for number, end in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{request['log']}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
@@ -101,7 +101,7 @@ def command_main(request: dict[str, Any]) -> int:
 
 
 def serve_command(request: dict[str, Any]) -> dict[str, Any]:
-    """Run one command to its end, or for so long."""
+    """Run one command to its end or its timeout."""
     if (pid := os.fork()) == 0:
         status = 1
         try:
@@ -159,7 +159,7 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what imports print is no answer
+    os.dup2(2, 1)  # what imports print must not reach stdout, which carries the answers
     for name in IMPORTED:
         importlib.import_module(name)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Settings: what is read, what is refused, and how it is said."""
+"""Settings: what is accepted, what is refused, and the error messages."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_flags_override_the_file_and_the_rest_keeps_its_default(tmp_path):
     assert settings.train.batch_size == 16
 
 
-def test_without_config_the_default_recipe_is_taken():
+def test_the_default_recipe_is_used_without_config():
     settings = parse_settings(["--train.epochs", "0.5"], default_config="configs/demo.yaml")
     assert settings.data.train == "demo:breast-cancer/train"
     assert settings.train.epochs == 0.5
 
 
-def test_written_settings_read_back_equal():
+def test_settings_round_trip_through_yaml():
     settings = parse_settings([*NEEDED, "--data.labels", '["no", "yes"]', "--train.max_steps", "7"])
     assert settings_from_yaml(to_yaml(settings)) == settings
 
@@ -50,8 +50,8 @@ def test_written_settings_read_back_equal():
         ('["odd ", "fi\u00adne"]', ["odd", "fine"]),
     ],
 )
-def test_labels_are_names_as_they_are_written(written, labels, tmp_path):
-    """In the file and on the command line, with the positive one among them; YAML's types have no say."""
+def test_labels_are_read_as_text_not_as_yaml_types(written, labels, tmp_path):
+    """In the file and on the command line, including the positive one; YAML's types do not apply."""
     recipe = tmp_path / "recipe.yaml"
     positive = written.strip("[]").split(", ")[-1]
     recipe.write_text(
@@ -63,7 +63,7 @@ def test_labels_are_names_as_they_are_written(written, labels, tmp_path):
         assert (data.labels, data.positive_label) == (labels, labels[-1])
 
 
-def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path, capsys):
+def test_numbers_and_booleans_in_the_file_keep_their_type(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "data: &rows {train: a, stream_window: null}\nmodel: {backbone: b}\noptim: {lr: 1e-3, betas: [0.8, 0.9]}\n"
@@ -75,7 +75,7 @@ def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path, c
     assert (settings.train.epochs, settings.train.activation_checkpointing) == (2.0, True)
     with pytest.raises(SystemExit):
         parse_settings(["--config", str(recipe), "--print_config"])
-    assert "'8'" not in (shown := capsys.readouterr().out) and "batch_size: 8\n" in shown and "epochs: 0.5\n" in shown
+    assert "'8'" not in (text := capsys.readouterr().out) and "batch_size: 8\n" in text and "epochs: 0.5\n" in text
     assert (settings.data.stream_window, settings.prompt.system, settings.prompt.question) == (None, "5", "Is it so:")
 
 
@@ -117,14 +117,14 @@ def test_numbers_and_truth_values_in_the_file_are_still_read_as_such(tmp_path, c
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_wrong_settings_exit_with_value_expectation_and_remedy(flags, expected, capsys):
+def test_wrong_settings_are_refused_with_the_value_and_a_fix(flags, expected, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_settings([*NEEDED, *flags])
     assert stop.value.code == 2
     assert expected in capsys.readouterr().err
 
 
-def test_unknown_key_in_the_file_names_the_nearest(tmp_path, capsys):
+def test_unknown_key_in_the_file_suggests_the_nearest(tmp_path, capsys):
     for text, expected in (("fintune: lora", "model.finetune"), ("trian: {epochs: 3}", "train")):
         recipe = tmp_path / "recipe.yaml"
         nested = f"model:\n  backbone: b\n  {text}\n" if "fintune" in text else f"model: {{backbone: b}}\n{text}\n"
@@ -171,8 +171,8 @@ def test_auto_fields_are_filled_in_from_the_settings():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.name)
-def test_shipped_files_go_with_some_optimizer(path):
-    # Eight ranks: what hpZ's files make of a node.
+def test_shipped_deepspeed_files_are_accepted(path):
+    # Eight ranks, as the hpZ files assume eight GPUs a node.
     assert deepspeed_config(path, **{**FILL, "optimizer": "adamw", "world_size": 8})["zero_optimization"]["stage"] == 3
 
 
@@ -199,7 +199,7 @@ def test_shipped_files_go_with_some_optimizer(path):
         ),
     ],
 )
-def test_contradictions_are_refused_not_overridden(change, options, expected, tmp_path):
+def test_deepspeed_fields_that_contradict_the_settings_are_refused(change, options, expected, tmp_path):
     config = {**json.loads((ROOT / "ds_configs/zero3.json").read_text()), **change}
     path = tmp_path / "zero.json"
     path.write_text(json.dumps(config))
@@ -207,7 +207,7 @@ def test_contradictions_are_refused_not_overridden(change, options, expected, tm
         deepspeed_config(path, **{**FILL, **options})
 
 
-def test_broken_json_is_named(tmp_path):
+def test_a_deepspeed_file_with_broken_json_is_refused(tmp_path):
     path = tmp_path / "zero.json"
     path.write_text("{")
     with pytest.raises(SettingsError, match=r"zero\.json is not valid JSON"):
@@ -215,7 +215,7 @@ def test_broken_json_is_named(tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
-def test_what_may_not_be_read_is_said_in_one_line(tmp_path):
+def test_missing_permissions_are_a_one_line_error(tmp_path):
     (tmp_path / "locked/run").mkdir(parents=True)
     (tmp_path / "locked").chmod(0o700)
     for folder in (tmp_path, *tmp_path.parents):
@@ -238,7 +238,7 @@ def test_what_may_not_be_read_is_said_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "twice"),
+    ("text", "message"),
     [
         (
             "data: {train: a}\nmodel: {backbone: b}\noptim: {lr: 0.1}\noptim: {eps: 0.1}\n",
@@ -254,15 +254,15 @@ def test_what_may_not_be_read_is_said_in_one_line(tmp_path):
         ),
     ],
 )
-def test_a_setting_that_a_recipe_has_twice_is_refused(text, twice, tmp_path, capsys):
+def test_a_duplicate_setting_in_a_recipe_is_refused(text, message, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(SystemExit):
         parse_settings(["--config", str(tmp_path / "recipe.yaml")])
-    told = capsys.readouterr().err
-    assert twice in told and told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
-def test_a_field_that_the_deepspeed_file_has_twice_is_refused(tmp_path):
+def test_a_duplicate_field_in_the_deepspeed_file_is_refused(tmp_path):
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3,\n\t"stage": 2}}')
     with pytest.raises(SettingsError, match="'stage' is in one object twice; keep one of them"):
         deepspeed_config(

@@ -1,4 +1,4 @@
-"""What `pip install` takes along: a wheel works where there is no checkout."""
+"""What `pip install` installs: the wheel works without a checkout."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_import_is_declared():
 def installed(tmp_path_factory):
     """``run(*arguments)``: ``python -m clsgen_dist`` in an environment that has the wheel, in an empty folder.
 
-    Other packages are those of this environment; the checkout is not to be seen.
+    Other packages are those of this environment; the checkout is not on the path.
     """
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
@@ -86,7 +86,7 @@ def installed(tmp_path_factory):
     return run
 
 
-def test_the_wheel_brings_recipes_and_scripts(installed):
+def test_the_wheel_contains_recipes_and_scripts(installed):
     first = installed("init", "--to", "mine")
     mine = installed.folder / "mine"
     copied = {str(path.relative_to(mine)) for path in mine.rglob("*") if path.is_file()}

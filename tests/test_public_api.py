@@ -1,4 +1,4 @@
-"""The Python API that the package's docstring shows, as a program of its own uses it."""
+"""The Python API that the package's docstring shows, used from a separate program."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def test_recovers_a_known_distortion():
     assert calibration.bias_C[1] == pytest.approx(-2 / 3, rel=0.1)
 
 
-def test_ece_falls_where_a_temperature_alone_does_not_do_it():
+def test_ece_improves_more_than_with_a_temperature_alone():
     logits, labels = _biased()
     held_out, held_out_labels = _biased(seed=1)
     calibration = fit_affine(logits, labels)
@@ -62,7 +62,7 @@ def test_a_separable_split_stays_finite():
 
 
 @pytest.mark.parametrize(("slope", "offset"), [(0.01, 5.0), (10.0, 50.0), (100.0, 1000.0), (1.0, 30.0)])
-def test_the_fit_does_not_depend_on_how_far_off_the_logits_are(slope, offset):
+def test_the_fit_does_not_depend_on_scale_and_offset_of_the_logits(slope, offset):
     rng = np.random.default_rng(0)
     true = rng.normal(0, 1.5, 4000)
     labels = (rng.random(4000) < 1 / (1 + np.exp(-true))).astype(int)
@@ -95,6 +95,6 @@ def test_json_round_trip():
         (np.zeros((20, 1)), [0] * 20, "2 or more"),
     ],
 )
-def test_what_cannot_be_fitted_is_said(logits, labels, message):
+def test_unusable_input_is_refused_with_the_reason(logits, labels, message):
     with pytest.raises(DataError, match=message):
         fit_affine(logits, np.array(labels))

@@ -1,4 +1,4 @@
-"""Which checkpoint counts: without ranks, on files."""
+"""Which checkpoints are valid, kept and deleted: on files, without ranks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_newest_committed_checkpoint_wins(tmp_path):
     assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(10)
 
 
-def test_a_folder_without_marker_does_not_count(tmp_path):
+def test_a_folder_without_marker_is_not_a_checkpoint(tmp_path):
     _commit(tmp_path, 2)
     (_commit(tmp_path, 4) / checkpoint.MARKER).unlink()
     assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(2)
@@ -37,7 +37,7 @@ def test_a_folder_without_marker_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "expected"),
     [
         (lambda p: p.write_bytes(b"weightz"), "does not match its checksum"),
         (lambda p: p.write_bytes(b"weig"), "has 4 bytes, expected 7"),
@@ -45,21 +45,21 @@ def test_a_folder_without_marker_does_not_count(tmp_path):
     ],
     ids=["bit flipped", "truncated", "gone"],
 )
-def test_damage_is_named_and_the_one_before_is_taken(damage, said, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_logged_and_the_previous_one_used(damage, expected, tmp_path, caplog):
     _commit(tmp_path, 2)
     damage(_commit(tmp_path, 4) / "shard.pt")
     assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(2)
     [message] = caplog.messages
-    assert said in message and "shard.pt" in message and checkpoint.folder_name(4) in message
+    assert expected in message and "shard.pt" in message and checkpoint.folder_name(4) in message
 
 
-def test_an_unreadable_marker_is_damage_too(tmp_path, caplog):
+def test_an_unreadable_marker_counts_as_damage(tmp_path, caplog):
     (_commit(tmp_path, 2) / checkpoint.MARKER).write_text("{")
     assert checkpoint.newest_valid(tmp_path) is None
     assert "cannot be read" in caplog.messages[0]
 
 
-def test_a_marker_of_which_any_byte_has_changed_does_not_count(tmp_path):
+def test_a_marker_with_any_byte_changed_is_invalid(tmp_path):
     _commit(tmp_path, 2)
     marker = _commit(tmp_path, 4) / checkpoint.MARKER
     whole = marker.read_bytes()
@@ -83,14 +83,14 @@ def _is_same(changed, whole):
         return False
 
 
-def test_the_one_to_go_back_to_is_of_a_good_step(tmp_path):
+def test_rollback_ignores_checkpoints_saved_during_skipped_steps(tmp_path):
     _commit(tmp_path, 2)
     _commit(tmp_path, 4, in_a_row=1)
     assert checkpoint.newest_valid(tmp_path, good=True).name == checkpoint.folder_name(2)
     assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(4)
 
 
-def test_what_a_run_does_not_go_on_from_is_deleted(tmp_path):
+def test_checkpoints_after_the_resumed_step_are_deleted(tmp_path):
     for step in (2, 4, 6):
         _commit(tmp_path, step)
     checkpoint.begin_folder(tmp_path / checkpoint.folder_name(3))  # a save that is killed
@@ -100,7 +100,7 @@ def test_what_a_run_does_not_go_on_from_is_deleted(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("step-*")) == [checkpoint.folder_name(s) for s in (2, 4)]
 
 
-def test_nothing_there_is_nothing_to_resume(tmp_path):
+def test_a_missing_folder_has_no_checkpoint(tmp_path):
     assert checkpoint.newest_valid(tmp_path / "none") is None
 
 
@@ -112,8 +112,8 @@ def test_pruning_keeps_the_last_and_the_best(tmp_path):
     assert len(list(tmp_path.glob("step-*"))) == 3
 
 
-def _operators(root):
-    """What people keep beside checkpoints."""
+def _user_folders(root):
+    """Folders that users keep beside checkpoints."""
     _commit(root, 40).rename(root / "step-00000040-good")
     _commit(root, 30).rename(root / "step-30.bak")
     (root / "step-mine").mkdir()
@@ -123,8 +123,8 @@ def _operators(root):
     return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
-def test_what_people_keep_beside_checkpoints_is_neither_read_nor_deleted(tmp_path):
-    theirs = _operators(tmp_path)
+def test_user_folders_beside_checkpoints_are_neither_read_nor_deleted(tmp_path):
+    theirs = _user_folders(tmp_path)
     for step in (10, 20, 60):
         _commit(tmp_path, step)
     assert checkpoint.newest_valid(tmp_path).name == checkpoint.folder_name(60)
@@ -135,7 +135,7 @@ def test_what_people_keep_beside_checkpoints_is_neither_read_nor_deleted(tmp_pat
     assert (tmp_path / "step-mine/notes.txt").read_text() == "mine"
 
 
-def test_a_save_and_a_deletion_cut_short_are_known_as_leftovers(tmp_path):
+def test_interrupted_saves_and_deletions_are_cleaned_up(tmp_path):
     checkpoint.begin_folder(tmp_path / checkpoint.folder_name(4))
     (tmp_path / checkpoint.folder_name(4) / "mp_rank_00_model_states.pt").write_bytes(b"half")
     deleted = _commit(tmp_path, 2)
@@ -146,7 +146,7 @@ def test_a_save_and_a_deletion_cut_short_are_known_as_leftovers(tmp_path):
     assert not list(tmp_path.glob("step-*"))
 
 
-def test_whole_shards_whose_marker_is_lost_stay_and_are_named(tmp_path, caplog):
+def test_complete_shards_without_a_marker_are_kept_and_logged(tmp_path, caplog):
     lost = _commit(tmp_path, 4)
     (lost / "mp_rank_00_model_states.pt").write_bytes(b"weights")
     (lost / checkpoint.MARKER).unlink()
@@ -157,21 +157,21 @@ def test_whole_shards_whose_marker_is_lost_stay_and_are_named(tmp_path, caplog):
     assert "moved to step-00000004.aside-1" in caplog.text
 
 
-def test_the_newest_commit_is_what_other_tools_find_as_latest(tmp_path):
+def test_the_latest_file_names_the_newest_checkpoint(tmp_path):
     _commit(tmp_path, 2)
     _commit(tmp_path, 4)
     assert (tmp_path / "latest").read_text() == checkpoint.folder_name(4)
     assert "clsgen export" in (tmp_path / "README.txt").read_text()
 
 
-def test_a_save_killed_between_its_marker_and_the_end_of_its_sign_is_whole_and_stays(tmp_path):
+def test_a_save_killed_after_publishing_its_marker_is_valid(tmp_path):
     folder = _commit(tmp_path, 4)
     (folder / "saving").touch()  # commit() publishes the marker first
     checkpoint.clear_after(tmp_path, 4)
     assert checkpoint.newest_valid(tmp_path) == folder
 
 
-def test_a_fixed_text_that_one_rank_scores_otherwise_is_told_by_all(tmp_path):
+def test_a_canary_mismatch_on_one_rank_is_an_error(tmp_path):
     folder = tmp_path / checkpoint.folder_name(2)
     folder.mkdir()
     checkpoint.commit(folder, {"canary": {"token_losses": [2.0, 4.0]}})
@@ -181,7 +181,7 @@ def test_a_fixed_text_that_one_rank_scores_otherwise_is_told_by_all(tmp_path):
         checkpoint.require_same_canary(folder, [right, wrong], 1e-4)
 
 
-def test_room_is_asked_for_all_checkpoints_that_a_run_will_hold(tmp_path):
+def test_disk_space_is_checked_for_all_checkpoints_kept_at_once(tmp_path):
     world = SimpleNamespace(is_main=True, size=2, broadcast=lambda value: value)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     require_room(tmp_path, world, free // 4, 3)
@@ -203,5 +203,5 @@ def test_room_is_asked_for_all_checkpoints_that_a_run_will_hold(tmp_path):
         (10, None, 2, 9, 1),
     ],
 )
-def test_how_many_more_checkpoints_the_disk_must_hold_at_once(every, eval_every, keep_last, there, expected):
+def test_number_of_additional_checkpoints_on_disk(every, eval_every, keep_last, there, expected):
     assert checkpoints_to_come(100, every, eval_every, keep_last=keep_last, there=there) == expected

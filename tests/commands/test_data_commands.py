@@ -45,14 +45,14 @@ def test_score_and_preview_show_what_would_be_trained(recipe_file, run_command, 
         assert part in scored.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
     plot = tmp_path / "preview.png"
-    shown = run_command(
+    printed = run_command(
         *("clsgen", "data", "preview", "--config", str(recipe_file), "--ranks", "2", "--plot", str(plot)),
         *("--plan", str(tmp_path / "plan.json")),
     ).stdout
     assert plot.stat().st_size > 10_000
     lines = {
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
-        for line in shown.splitlines()
+        for line in printed.splitlines()
         if "|" in line
     }
     plan = json.loads((tmp_path / "plan.json").read_text())
@@ -61,12 +61,12 @@ def test_score_and_preview_show_what_would_be_trained(recipe_file, run_command, 
         ("all", 3, 9, 41),
     ]
     assert all(s["tokens"] > 24 * 45 and s["micro_steps"] >= s["last_step"] - s["first_step"] for s in plan)
-    steps, rows_shown, distinct = (int(n) for n in lines["short"][:3])
-    assert (steps, rows_shown) == (3, 24) and distinct <= 22
+    steps, visited, distinct = (int(n) for n in lines["short"][:3])
+    assert (steps, visited) == (3, 24) and distinct <= 22
     assert float(lines["short"][4]) < 0.3 < float(lines["all"][4])
 
 
-def test_a_wrong_flag_is_answered(run_command):
+def test_misspelt_flags_and_commands_get_a_suggestion(run_command):
     done = run_command("clsgen", "data", "score", "x.jsonl", "--curriculum.ordr", "random", check=False)
     assert done.returncode == 2 and "did you mean --curriculum.order?" in done.stderr
     done = run_command("clsgen", "data", "previw", check=False)
@@ -79,7 +79,7 @@ def test_a_wrong_flag_is_answered(run_command):
 
 
 @pytest.mark.parametrize(
-    ("command", "flags", "said"),
+    ("command", "flags", "expected"),
     [
         ("preview", ["--plan", "/proc/none/plan.json"], "cannot be written"),
         ("preview", ["--plot", "picture.xyz"], "picture.xyz cannot be written"),
@@ -87,7 +87,7 @@ def test_a_wrong_flag_is_answered(run_command):
         ("score", ["--seed=-1"], "seed is -1, expected 0 or more"),
     ],
 )
-def test_bad_flags_are_answered_in_one_line(recipe_file, capsys, monkeypatch, tmp_path, command, flags, said):
+def test_bad_flags_are_a_one_line_error(recipe_file, capsys, monkeypatch, tmp_path, command, flags, expected):
     from clsgen_dist.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -97,4 +97,4 @@ def test_bad_flags_are_answered_in_one_line(recipe_file, capsys, monkeypatch, tm
         main(["data", command, "--config", str(recipe_file), *own, *rows])  # the recipe first, then the file
     assert end.value.code == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and said in errors[0]
+    assert len(errors) == 1 and expected in errors[0]

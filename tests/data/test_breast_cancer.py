@@ -32,7 +32,7 @@ def test_every_explanation_names_its_label_and_states_only_what_the_note_says(sp
                 assert breast_cancer.evidence_is_true(row["text"], explanation)
 
 
-def test_a_false_or_empty_statement_is_found_out(splits):
+def test_a_false_or_empty_explanation_is_detected(splits):
     note = splits["train"].rows[0]["text"]
     (finding, level), *_ = breast_cancer.stated_findings(note)
     other = next(word for word in breast_cancer.LEVELS if word != level)

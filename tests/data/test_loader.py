@@ -1,4 +1,4 @@
-"""The stream: the same rows per optimizer step for any number of ranks, and a state of one integer."""
+"""The stream: the same rows per optimizer step for any number of ranks, resumed from a step number alone."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _sequences(batch):
     stop=st.integers(0, 10**6),
 )
 @settings(max_examples=40, deadline=None)
-def test_ranks_budget_and_restarts_change_nothing_of_what_a_step_sees(rows, world_size, budget, batch, staged, stop):
+def test_a_step_has_the_same_rows_for_any_ranks_budget_and_restart(rows, world_size, budget, batch, staged, stop):
     stages = STAGES if staged else ()
     alone = _stream(rows, stages=stages, batch=batch)
     step = stop % alone.steps  # a process that starts here, as after a kill
@@ -87,7 +87,7 @@ def test_ranks_budget_and_restarts_change_nothing_of_what_a_step_sees(rows, worl
     assert len(counts) == 1, "ranks must run equally many micro-steps"
 
 
-def test_the_stream_is_the_same_read_from_any_step(rows):
+def test_the_stream_is_the_same_from_any_first_step(rows):
     full = _stream(rows, stages=STAGES)
     read = [full.chosen(step) for step in range(full.steps)]
     for step in (full.steps - 1, 2, full.steps // 2, 3, 0):
@@ -99,7 +99,7 @@ def test_the_stream_is_the_same_read_from_any_step(rows):
         assert visit[row == which].tolist() == list(range((row == which).sum()))
 
 
-def test_several_explanations_are_taken_in_turn_over_stages(rows):
+def test_explanations_alternate_across_stages(rows):
     stream = _stream(rows, stages=[Stage(name="a", epochs=4), Stage(name="b", epochs=2)], batch=len(rows))
     taken: dict[int, Counter] = {}
     for step in range(stream.steps):
@@ -126,14 +126,14 @@ def test_seven_rows_on_three_ranks_give_each_rank_a_batch(row_dataset):
     assert sum(b.labelled for b in steps[0].batches) == 0  # rank 2 of a step of two rows
 
 
-def test_a_stage_shortens_texts_and_packs_by_its_own_lengths(rows):
+def test_a_stage_truncates_texts_and_packs_by_its_own_lengths(rows):
     stream = _stream(rows, stages=STAGES)
     assert max(b.longest for step in range(3) for b in stream.step(step).batches) <= 40 + 20
     *_, length_B, _ = stream.bins(1)
     assert sum(b.tokens for b in stream.step(1).batches) == length_B.sum()
 
 
-def test_steps_are_made_ahead_in_order_and_the_wait_is_measured():
+def test_steps_are_prefetched_in_order_and_the_wait_is_measured():
     def make(step):
         time.sleep(0.03)
         return step
@@ -147,7 +147,7 @@ def test_steps_are_made_ahead_in_order_and_the_wait_is_measured():
     assert max(waited for _, waited in got[3:]) < 0.02  # slower steps than data: no wait
 
 
-def test_what_fails_while_a_step_is_made_is_raised_where_it_is_used():
+def test_an_error_while_prefetching_is_raised_in_the_consumer():
     def make(step):
         if step == 2:
             raise OSError("disk gone")

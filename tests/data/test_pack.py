@@ -39,7 +39,7 @@ def test_bins_that_only_best_fit_finds_are_found():
     assert {tuple(lengths[rows]) for [rows] in bins} == {(6, 6), (4, 4, 4)}
 
 
-def test_thousands_of_rows_that_fit_badly_are_packed_in_a_moment():
+def test_thousands_of_rows_that_fit_badly_are_packed_quickly():
     lengths = np.random.default_rng(0).integers(520, 780, 4096)
     start = time.perf_counter()
     assert len(pack(lengths, budget=1024, ranks=2)) == 2048
@@ -59,7 +59,7 @@ def test_fewer_rows_than_ranks_leave_empty_bins():
 @pytest.mark.parametrize("name", ["comve", "pubmedqa", "hatecheck", "contractnli"])
 @pytest.mark.parametrize("ranks", [1, 2, 8])
 def test_real_rows_are_packed_to_98_percent(name, ranks, shared_data, encoder):
-    """Of the tokens that run while the fullest rank of each micro-step runs, 98 % are rows."""
+    """Of the tokens that all ranks could process while the fullest one runs, 98 % are used."""
     import json
 
     rows = [json.loads(line) for line in (shared_data / name / "train.jsonl").open()]
@@ -90,6 +90,6 @@ def test_a_batch_marks_sequences_supervision_and_classification_tokens():
     assert (batch.tokens, batch.supervised, batch.labelled, batch.longest) == (9, 3, 2, 5)
 
 
-def test_a_stand_in_has_nothing_to_learn():
+def test_a_dummy_batch_has_no_supervision():
     batch = dummy_batch(2)
     assert (batch.supervised, batch.labelled) == (0, 0) and batch.tokens > 0

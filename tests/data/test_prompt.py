@@ -1,4 +1,4 @@
-"""Chat templates: rendered correctly, or refused with the setting that helps."""
+"""Chat templates: rendered correctly, or refused with the setting to change."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _change(of):
     ],
     ids=["refuses it", "drops it", "has its own", "changes it"],
 )
-def test_a_system_message_that_would_be_lost_is_refused_and_without_one_the_template_works(template, message):
+def test_a_system_message_that_the_template_drops_is_refused(template, message):
     with pytest.raises(ModelError) as caught:
         _render(template, system="Be brief.")
     assert message in str(caught.value) and "leave prompt.system out" in str(caught.value)
@@ -63,19 +63,19 @@ def test_a_system_message_that_would_be_lost_is_refused_and_without_one_the_temp
         "''",
     ],
 )
-def test_a_template_that_changes_what_the_user_says_is_refused(of):
+def test_a_template_that_changes_the_users_message_is_refused(of):
     with pytest.raises(ModelError, match=r"does not render the user's message.*prompt\.chat_template"):
         _render(_change(of))
 
 
-def test_a_template_that_wants_a_system_message_gets_one_or_says_so():
+def test_a_template_that_requires_a_system_message_needs_one():
     wants = NO_SYSTEM.replace("== 'system'", "!= 'system'").replace("not supported", "first")
     assert _render(wants, system="Be brief.").prefix.startswith("<|im_start|>system\nBe brief.<|im_end|>")
     with pytest.raises(ModelError, match=r"System role first.*set prompt\.system"):
         _render(wants)
 
 
-def test_a_template_that_trims_is_fine():
+def test_a_template_that_trims_is_accepted():
     assert _render(_change("m.content | trim")).suffix == "\n\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -106,19 +106,19 @@ def test_of_several_templates_one_must_be_named_unless_one_is_the_default(tmp_pa
         (CHANNELS, {}, "<|im_start|>assistant\n<|channel|>final"),
         (CHATML.replace("{% if add_generation_prompt %}", "{% if false %}"), {}, "<|im_start|>assistant\n"),
     ],
-    ids=["off", "as set", "always open", "in brackets", "channel of the answer", "no generation prompt"],
+    ids=["disabled by default", "enabled", "always open", "in brackets", "answer channel", "no generation prompt"],
 )  # fmt: skip
-def test_the_assistants_turn_opens_as_a_finished_one_without_thoughts(template, options, opening):
+def test_the_assistants_turn_has_no_open_thinking_block(template, options, opening):
     suffix = _render(template, question="Does it <think>?", **options).suffix
     assert suffix == f"\n\nDoes it <think>?<|im_end|>\n{opening}"
 
 
-def test_open_thoughts_that_cannot_be_closed_are_refused():
+def test_an_open_thinking_block_that_cannot_be_closed_is_refused():
     with pytest.raises(ModelError, match=r"leaves '<\|START_THINKING\|>' open.*prompt\.template_kwargs"):
         _render(ALWAYS_THINKS.replace("<think>", "<|START_THINKING|>"))
 
 
-def test_a_template_that_needs_a_variable_says_so_and_takes_it():
+def test_a_template_variable_must_be_in_template_kwargs():
     template = "{{ hospital.name }}: " + CHATML
     with pytest.raises(ModelError, match=r"'hospital' is undefined.*prompt\.template_kwargs"):
         _render(template)
@@ -130,12 +130,12 @@ def test_a_template_that_needs_a_variable_says_so_and_takes_it():
 @pytest.mark.parametrize(
     "template", ["{% for m in messages %}", "{{ messages[7].content }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}"]
 )
-def test_a_broken_template_is_one_line(template):
+def test_a_broken_template_is_a_one_line_error(template):
     with pytest.raises(ModelError, match=r"cannot be rendered \(\w+: .*prompt\.chat_template"):
         _render(template)
 
 
-def test_a_prompt_is_saved_completely_and_reports_what_changed():
+def test_a_prompt_round_trips_through_json_and_reports_changes():
     prompt = _render(CHATML, system="Be brief.", template_kwargs={"date_string": "1 Jan"})
     kept = RenderedPrompt.from_json(json.loads(json.dumps(prompt.to_json())))
     assert kept == prompt

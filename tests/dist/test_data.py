@@ -1,4 +1,4 @@
-"""Real runs on sets with planted faults, and on shards that come and go."""
+"""Real runs on rows with planted faults, and on streamed shards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
-def _shown(output):
+def _visited(output):
     return [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
 
 
-def test_seven_rows_on_three_ranks_one_class_none_explained_a_broken_line_and_a_huge_row(train, tmp_path):
+def test_seven_rows_with_planted_faults_train_on_three_ranks(train, tmp_path):
     rows = [{"id": f"r{i}", "text": f"text {i}", "label": "a"} for i in range(6)]
     rows.append({"id": "huge", "text": "word " * 40_000, "label": "a"})
     path = tmp_path / "rows.jsonl"
@@ -30,14 +30,14 @@ def test_seven_rows_on_three_ranks_one_class_none_explained_a_broken_line_and_a_
     }
     done = train(output, ranks=3, **options)
     assert "7 rows, 7 without explanation, 1 rejected (1 not JSON); 1 shortened" in done.stdout
-    steps = _shown(output)
+    steps = _visited(output)
     assert [len(step["rows"]) for step in steps] == [2, 2, 2, 1]
     assert sorted(r for step in steps for r in step["rows"]) == sorted(row["id"] for row in rows)
     refused = train(tmp_path / "other", ranks=1, check=False, **{**options, "data__max_bad_fraction": 0.01})
     assert refused.returncode != 0 and "1 of 8 rows are bad (12.5%)" in refused.stderr
 
 
-def test_streamed_shards_go_on_with_the_same_rows_at_another_number_of_ranks(train, tmp_path):
+def test_streamed_shards_resume_with_the_same_rows_on_another_number_of_ranks(train, tmp_path):
     from datasets import Dataset
 
     for s in range(5):
@@ -55,7 +55,7 @@ def test_streamed_shards_go_on_with_the_same_rows_at_another_number_of_ranks(tra
     }
     truth = tmp_path / "truth"
     train(truth, ranks=2, **options)
-    steps = _shown(truth)
+    steps = _visited(truth)
     epochs = [r for step in steps for r in step["rows"]]
     assert sorted(epochs[:45]) == sorted(epochs[45:]) == sorted(f"{s}-{r}" for s in range(5) for r in range(9))
     resumed = tmp_path / "resumed"
@@ -65,5 +65,5 @@ def test_streamed_shards_go_on_with_the_same_rows_at_another_number_of_ranks(tra
             shutil.rmtree(folder)
     done = train(resumed, ranks=1, resume="auto", **options)
     assert "resumed from" in done.stdout and "at step 4 of 9" in done.stdout
-    assert _shown(resumed) == steps
+    assert _visited(resumed) == steps
 

@@ -1,4 +1,4 @@
-"""Several nodes without Slurm: ``deepspeed --hostfile``, started on each of them, as where there is no ssh between them."""
+"""Several nodes without Slurm: ``deepspeed --hostfile``, started on each of them, as without ssh between them."""
 
 from __future__ import annotations
 

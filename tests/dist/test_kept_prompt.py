@@ -1,4 +1,4 @@
-"""A run keeps the prompt that it was started with, though its template writes the time of day."""
+"""A run keeps the prompt of its first start, even if the template contains the time of day."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_resume_export_and_predict_use_the_prompt_of_the_first_start(clock, trai
     assert (rendered.prefix, rendered.prefix_ids) == (prompt["prefix"], prompt["prefix_ids"])
 
 
-def test_rows_that_would_go_beyond_the_context_are_refused_before_any_is_read(train, tmp_path):
+def test_a_prompt_length_beyond_the_context_is_refused_before_reading_rows(train, tmp_path):
     done = train(tmp_path / "run", ranks=1, check=False, data__train="nowhere.jsonl", data__max_prompt_length=2048)
     assert done.returncode == 2
     assert "the backbone's context length is 2048; lower data.max_prompt_length to" in done.stdout

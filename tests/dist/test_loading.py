@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def wide_backbone(tmp_path_factory):
-    """49 M parameters (187 MB) in many layers of equal size: large beside what a process holds anyway."""
+    """49 M parameters (187 MB) in many layers of equal size: large compared with the rest of the process."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -31,8 +31,8 @@ def wide_backbone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
-def test_loading_holds_a_share_and_one_module_at_most(ranks, wide_backbone, run_command, free_port, tmp_path, monkeypatch):
-    # Freed memory goes back at once: what is measured is what loading holds, not what the allocator keeps for later.
+def test_loading_holds_at_most_a_shard_and_one_module(ranks, wide_backbone, run_command, free_port, tmp_path, monkeypatch):
+    # Freed memory is returned at once, so that memory kept by the allocator is not measured.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     zero = json.loads((Path(__file__).resolve().parents[2] / "ds_configs/zero3.json").read_text())
     zero["zero_optimization"]["stage3_param_persistence_threshold"] = 0

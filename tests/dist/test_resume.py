@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {
-    # 256 rows: the first stage ends after step 5, and the rows of the second have all been shown after step 18.
+    # 256 rows: the first stage ends after step 5, and all rows of the second have been visited after step 18.
     "data__dev": "few",
     "model__finetune": "lora",
     "model__top_layers": 3,
@@ -73,21 +73,21 @@ def _kill_one_rank_when(committed_step: int, output: Path, flags: list[str], por
 
 
 @pytest.fixture(scope="module")
-def undisturbed(launch, tmp_path_factory):
-    output = tmp_path_factory.mktemp("undisturbed") / "run"
+def uninterrupted(launch, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
     done = launch(output, **RUN)
     (output.parent / "stdout").write_text(done.stdout)
     (output.parent / "stderr").write_text(done.stderr)
     return output
 
 
-def test_a_start_says_nothing_of_what_libraries_think(undisturbed):
-    """Before our first line stands what the launcher itself prints, which `deepspeed --log_level error` silences."""
+def test_library_warnings_are_not_printed(uninterrupted):
+    """Only the launcher's own lines come before ours; `deepspeed --log_level error` silences them."""
     launcher = re.compile(r"\[(runner|launch|real_accelerator)\.py:\d+:\w+\]")
-    output = (undisturbed.parent / "stdout").read_text().splitlines()
+    output = (uninterrupted.parent / "stdout").read_text().splitlines()
     assert [line for line in output if line.strip() and not launcher.search(line)] == []
     ours = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?!.*(Warning|\[INFO\]))|train \d+/\d+ ")
-    errors = (undisturbed.parent / "stderr").read_text().replace("\r", "\n").splitlines()
+    errors = (uninterrupted.parent / "stderr").read_text().replace("\r", "\n").splitlines()
     assert [line for line in errors if line.strip() and not ours.match(line) and not launcher.search(line)] == []
     assert any("2 classes: " in line for line in errors)
 
@@ -129,10 +129,10 @@ def test_the_launcher_ends_with_an_error_when_a_rank_is_killed(recipe, free_port
     assert checkpoint.newest_valid(tmp_path / "run/checkpoints")
 
 
-def test_killed_twice_and_resumed_ends_bit_equal(undisturbed, twice_killed):
+def test_a_run_killed_twice_and_resumed_ends_bit_equal(uninterrupted, twice_killed):
     output, done = twice_killed
     assert "resumed from" in done.stdout
-    ours, theirs = _states(output), _states(undisturbed)
+    ours, theirs = _states(output), _states(uninterrupted)
     assert len(ours) == 2
     tensors = sum(1 for _ in _walk(ours))
     assert tensors > 4
@@ -150,11 +150,11 @@ def _walk(value):
             yield from _walk(v)
 
 
-def test_the_curves_go_on_where_they_stopped(undisturbed, twice_killed):
+def test_resumed_curves_equal_uninterrupted_ones(uninterrupted, twice_killed):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     curves = []
-    for output in (undisturbed, twice_killed[0]):
+    for output in (uninterrupted, twice_killed[0]):
         log = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
         log.Reload()
         tags = ("loss/generation", "loss/classification", "optim/lr", "dev/auroc", "curriculum/stage")
@@ -170,16 +170,16 @@ def test_the_curves_go_on_where_they_stopped(undisturbed, twice_killed):
     assert sorted(curves[0]["loss/generation"]) == list(range(1, 25))
 
 
-def test_only_the_last_checkpoints_and_the_best_are_kept(undisturbed):
-    kept = checkpoint.committed(undisturbed / "checkpoints")
+def test_only_the_last_checkpoints_and_the_best_are_kept(uninterrupted):
+    kept = checkpoint.committed(uninterrupted / "checkpoints")
     best = checkpoint.read_marker(kept[-1])["state"]["best_step"]
     expected = sorted({checkpoint.folder_name(s) for s in (22, 24, best)})
     assert [p.name for p in kept] == expected
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over(undisturbed, train, tmp_path):
+def test_a_damaged_checkpoint_is_logged_and_skipped(uninterrupted, train, tmp_path):
     output = tmp_path / "run"
-    shutil.copytree(undisturbed, output)
+    shutil.copytree(uninterrupted, output)
     newest = checkpoint.committed(output / "checkpoints")[-1]
     victim = next(newest.glob("*optim_states.pt"))
     data = bytearray(victim.read_bytes())
@@ -190,16 +190,16 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(undisturbed, train, tmp_p
     assert f"{newest.name} is damaged and passed over" in done.stdout
     assert victim.name in done.stdout
     assert "resumed from" in done.stdout and checkpoint.folder_name(22) in done.stdout
-    _assert_bit_equal(_states(output), _states(undisturbed))
+    _assert_bit_equal(_states(output), _states(uninterrupted))
 
 
-def _shown(output: Path) -> list[str]:
+def _visited(output: Path) -> list[str]:
     return (output / "rows.jsonl").read_text().splitlines()
 
 
 @pytest.mark.long
-def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undisturbed, recipe, ranks, train, tmp_path):
-    """2 ranks, killed; 1 rank, killed; 4 ranks, killed; 3 to the end: sample by sample what 2 undisturbed ranks show."""
+def test_resume_on_other_rank_counts_keeps_rows_and_curves(uninterrupted, recipe, ranks, train, tmp_path):
+    """2 ranks, killed; 1 rank, killed; 4 ranks, killed; 3 to the end: the same samples as 2 uninterrupted ranks."""
     output = tmp_path / "run"
     quiet = {**RUN, "model__head_dropout": 0.0, "model__lora_dropout": 0.0, "data__dev": "null", "train__eval_every": "null"}
     truth = tmp_path / "truth"
@@ -212,8 +212,8 @@ def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undistur
     done = train(output, ranks=3, **quiet, resume="auto")
     assert "resumed from" in done.stdout
     assert not list((output / "checkpoints").glob("*universal*"))
-    assert _shown(output) == _shown(truth) == _shown(undisturbed)
-    assert len(_shown(output)) == 24
+    assert _visited(output) == _visited(truth) == _visited(uninterrupted)
+    assert len(_visited(output)) == 24
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     curves = []
@@ -226,26 +226,26 @@ def test_other_rank_counts_go_on_with_the_same_rows_and_the_same_curves(undistur
         assert ours == pytest.approx(theirs, rel=2e-5)
 
 
-def test_what_would_not_go_on_as_before_is_refused(undisturbed, train, tmp_path):
+def test_resume_with_another_seed_order_or_positive_label_is_refused(uninterrupted, train, tmp_path):
     for overrides, expected in (
         ({"seed": 5}, "seed was 0 and is now 5"),
         ({"curriculum__order": "hard_first"}, "order.difficulty_sha256 was"),
         ({"data__positive_label": "benign"}, "data.positive_label malignant -> benign"),
     ):
-        done = train(undisturbed, check=False, **{**RUN, "resume": "auto", **overrides})
+        done = train(uninterrupted, check=False, **{**RUN, "resume": "auto", **overrides})
         assert done.returncode != 0
         assert expected in done.stderr
 
 
-def test_other_rates_and_weights_are_told_and_take_effect(undisturbed, train, tmp_path):
+def test_resume_logs_and_applies_changed_rates_and_loss_weights(uninterrupted, train, tmp_path):
     output = tmp_path / "run"
-    shutil.copytree(undisturbed, output)
+    shutil.copytree(uninterrupted, output)
     shutil.rmtree(checkpoint.committed(output / "checkpoints")[-1])
     changed = {"optim__lr": 2e-3, "optim__weight_decay": 0.5, "optim__betas": "[0.8, 0.9]", "loss__generation_weight": 4.0}
     done = train(output, **RUN, resume="auto", **changed)
-    told = next(line for line in done.stdout.splitlines() if "settings changed since step-00000022" in line)
-    assert "optim.lr 0.001 -> 0.002; " in told and "loss.generation_weight 2.0 -> 4.0; " in told
-    rates = [_curve(folder, "optim/lr") for folder in (undisturbed, output)]
+    logged = next(line for line in done.stdout.splitlines() if "settings changed since step-00000022" in line)
+    assert "optim.lr 0.001 -> 0.002; " in logged and "loss.generation_weight 2.0 -> 4.0; " in logged
+    rates = [_curve(folder, "optim/lr") for folder in (uninterrupted, output)]
     for step in (23, 24):
         assert rates[1][step] == pytest.approx(2 * rates[0][step])
     assert _curve(output, "loss_weight/generation")[23] == pytest.approx(4.0)
@@ -261,8 +261,8 @@ def _curve(output: Path, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in log.Scalars(tag)}
 
 
-def test_an_output_folder_in_use_is_not_overwritten_by_accident(undisturbed, train):
-    done = train(undisturbed, check=False, ranks=1, **RUN)
+def test_an_output_folder_with_checkpoints_is_not_overwritten(uninterrupted, train):
+    done = train(uninterrupted, check=False, ranks=1, **RUN)
     assert done.returncode != 0
     assert "already holds checkpoints" in done.stderr
-    assert checkpoint.committed(undisturbed / "checkpoints")
+    assert checkpoint.committed(uninterrupted / "checkpoints")

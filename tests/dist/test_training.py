@@ -1,4 +1,4 @@
-"""Two ranks under ZeRO-3 against one process of plain torch, and the ways training is spread."""
+"""Two ranks under ZeRO-3 against one process of plain torch, however training is distributed."""
 
 from __future__ import annotations
 
@@ -122,13 +122,13 @@ def plain(recipe, mixed_rows, tmp_path_factory):
     ],
     ids=["2 ranks", "1 rank", "2 ranks, many micro-steps, activation checkpointing"],
 )
-def test_weights_equal_plain_torch_however_the_batch_is_spread(world, overrides, train, plain, mixed_rows, tmp_path):
-    """Ten rows a step are packed unevenly, and some ranks get no labelled row: global means or bust."""
+def test_weights_equal_plain_torch_however_the_batch_is_distributed(world, overrides, train, plain, mixed_rows, tmp_path):
+    """Ten rows a step are packed unevenly, and some ranks get no labelled row: only global means give equal weights."""
     train(tmp_path / "run", ranks=world, data__train=mixed_rows, **SMOOTH, **overrides)
     assert _worst_difference(_trained(tmp_path / "run"), plain) < 2e-5
 
 
-def test_lora_and_frozen_layers_train_what_they_should(train, recipe, mixed_rows, tmp_path):
+def test_lora_on_the_top_layers_equals_plain_torch(train, recipe, mixed_rows, tmp_path):
     overrides = {"data__train": mixed_rows, "model__finetune": "lora", "model__top_layers": 2, "optim__eps": 1e-2}
     overrides["optim__max_grad_norm"] = 0.5
     train(tmp_path / "run", **overrides)
@@ -166,7 +166,7 @@ def test_training_stops_when_the_dev_metric_no_longer_improves(train, mixed_rows
         ({"deepspeed": "nowhere.json"}, "'nowhere.json' is not a file"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_no_traceback(overrides, expected, train, mixed_rows, tmp_path):
+def test_user_errors_are_one_line_without_a_traceback(overrides, expected, train, mixed_rows, tmp_path):
     done = train(tmp_path / "run", ranks=1, check=False, **{"data__train": mixed_rows, **overrides})
     assert done.returncode != 0
     assert expected in done.stderr
@@ -194,7 +194,7 @@ def _tensors(value):
             yield from _tensors(item)
 
 
-def test_a_first_loss_is_what_an_untrained_model_has(train, mixed_rows, tmp_path):
+def test_the_first_loss_is_that_of_an_untrained_model(train, mixed_rows, tmp_path):
     """Under zero.Init a wrongly initialised model shows here: ln V for tokens, ln 2 for classes."""
     train(tmp_path / "run", ranks=1, data__train=mixed_rows, train__max_steps=1, model__head_init="zeros")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -206,7 +206,7 @@ def test_a_first_loss_is_what_an_untrained_model_has(train, mixed_rows, tmp_path
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])
-def test_bf16_trains_the_head_and_the_adapters_with_fp32_masters(ranks, recipe, tmp_path, finetune):
+def test_bf16_trains_head_and_adapters_with_fp32_master_weights(ranks, recipe, tmp_path, finetune):
     options = {"train__precision": "bf16", "train__max_steps": 4, "model__finetune": finetune}
     done = ranks(recipe(tmp_path / "run", data__train="demo:breast-cancer/train", **options))
     assert done.status == [0, 0], done.text

@@ -87,7 +87,7 @@ def test_quantised_traffic_is_refused_without_a_gpu(variant, key):
     assert "Traceback" not in done.stderr
 
 
-def test_ulysses_is_refused_by_name(recipe, train, tmp_path):
+def test_ulysses_is_refused(recipe, train, tmp_path):
     config = json.loads((SHIPPED / "ds_configs/zero3.json").read_text())
     file = tmp_path / "ulysses.json"
     file.write_text(json.dumps({**config, "sequence_parallel_size": 2, "data_parallel_size": 1}))

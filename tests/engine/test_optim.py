@@ -7,7 +7,7 @@ import pytest
 from clsgen_dist.engine.optim import lr_factor
 
 
-def test_the_rate_rises_to_its_peak_and_falls_to_its_floor():
+def test_learning_rate_warms_up_and_decays_to_its_floor():
     factors = [lr_factor(step, 100, warmup_fraction=0.1, final_fraction=0.2) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == pytest.approx(1.0) == pytest.approx(factors[10])

@@ -1,4 +1,4 @@
-"""Ranks from launchers."""
+"""Ranks from launchers and Slurm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clsgen_dist.engine.world import _environment, ranks_here
 from clsgen_dist.errors import SettingsError
 
 
-def test_ranks_come_from_slurm_when_no_launcher_says_them(monkeypatch):
+def test_ranks_come_from_slurm_without_a_launcher(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # so that what the function sets is taken back afterwards
         monkeypatch.delenv(name)
@@ -25,7 +25,7 @@ def test_ranks_come_from_slurm_when_no_launcher_says_them(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["LOCAL_SIZE", "LOCAL_WORLD_SIZE"])
-def test_cores_are_shared_by_the_ranks_of_a_machine(name, monkeypatch):
+def test_ranks_per_node_come_from_slurm_or_the_launcher(name, monkeypatch):
     for other in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         monkeypatch.delenv(other, raising=False)
     assert ranks_here() == 1

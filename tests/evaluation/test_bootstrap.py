@@ -1,4 +1,4 @@
-"""Intervals are repeatable, and that of a difference sees what separate ones cannot."""
+"""Bootstrap intervals: repeatable, and paired for a difference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def test_same_seed_same_interval():
     assert first != other
 
 
-def test_width_is_that_of_the_normal_approximation():
+def test_width_matches_the_normal_approximation():
     x = np.random.default_rng(0).normal(size=400)
     interval = bootstrap_interval(lambda i: x[i].mean(), 400)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
 
 
-def test_the_interval_of_a_difference_finds_a_small_gain_that_separate_intervals_hide():
+def test_a_paired_interval_finds_a_small_gain_that_separate_intervals_miss():
     rng = np.random.default_rng(0)
     hardness = rng.normal(size=200)
     b = hardness + rng.normal(0, 0.05, 200)
@@ -32,7 +32,7 @@ def test_the_interval_of_a_difference_finds_a_small_gain_that_separate_intervals
     assert 0 < together.low < 0.05 < together.high
 
 
-def test_resamples_without_value_are_dropped_and_counted():
+def test_nan_resamples_are_dropped_and_counted():
     def sometimes(index):
         return float("nan") if 0 in index else 1.0
 
@@ -43,6 +43,6 @@ def test_resamples_without_value_are_dropped_and_counted():
     assert none.dropped == 20 and np.isnan(none.low)
 
 
-def test_no_rows_is_an_error_that_says_so():
+def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="of 0 rows"):
         bootstrap_interval(lambda i: 0.0, 0)

@@ -1,4 +1,4 @@
-"""Proper scores against scikit-learn and against what their definition promises."""
+"""Proper scores against scikit-learn, by hand, and on overconfident predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clsgen_dist.evaluation.calibration_error import brier, ece, nll
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_brier_and_nll_are_those_of_scikit_learn(classes):
+def test_brier_and_nll_match_scikit_learn(classes):
     from sklearn.metrics import brier_score_loss, log_loss
 
     rng = np.random.default_rng(0)
@@ -25,7 +25,7 @@ def test_brier_by_hand():
     assert brier(np.array([[0.5, 0.3, 0.2]]), np.array([0])) == pytest.approx(0.25 + 0.09 + 0.04)
 
 
-def test_overconfidence_costs_in_every_measure():
+def test_overconfidence_worsens_every_measure():
     rng = np.random.default_rng(0)
     logits = np.stack([np.zeros(5000), rng.normal(0, 1.5, 5000)], axis=1)
     honest, loud = softmax(logits, axis=1), softmax(3 * logits, axis=1)
@@ -35,11 +35,11 @@ def test_overconfidence_costs_in_every_measure():
     assert ece(honest, labels) < 0.03 and ece(loud, labels) > 0.08
 
 
-def test_a_probability_of_zero_for_what_happened_stays_finite():
+def test_nll_stays_finite_if_the_true_class_has_probability_zero():
     assert np.isfinite(nll(np.array([[1.0, 0.0]]), np.array([1])))
 
 
-def test_recalibration_is_told_as_a_paired_difference():
+def test_recalibration_is_reported_as_a_paired_difference():
     from clsgen_dist.evaluation.report import Report, recalibration_changes
 
     rng = np.random.default_rng(0)

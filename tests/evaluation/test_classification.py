@@ -1,4 +1,4 @@
-"""Ranking and deciding against an independent reference and by exhaustive search."""
+"""AUROC and the F1 threshold against independent references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.special import softmax
 from clsgen_dist.evaluation.classification import auroc, best_f1_threshold, f1_at
 
 
-def test_auroc_is_the_share_of_pairs_in_order():
+def test_auroc_is_the_share_of_correctly_ordered_pairs():
     rng = np.random.default_rng(0)
     p, labels = np.round(rng.random(57), 1), rng.integers(0, 2, 57)
     gap = p[labels == 1][:, None] - p[labels == 0][None, :]
@@ -17,7 +17,7 @@ def test_auroc_is_the_share_of_pairs_in_order():
     assert auroc(np.stack([1 - p, p], axis=1), labels, 1) == pytest.approx(pairs)
 
 
-def test_auroc_of_many_classes_leaves_out_those_absent():
+def test_multiclass_auroc_ignores_absent_classes():
     rng = np.random.default_rng(0)
     probabilities, labels = softmax(rng.normal(size=(40, 4)), axis=1), rng.integers(0, 3, 40)
     per_class = [
@@ -27,9 +27,9 @@ def test_auroc_of_many_classes_leaves_out_those_absent():
     assert auroc(probabilities, labels, 0) == pytest.approx(np.mean(per_class))
 
 
-def test_the_threshold_holds_better_on_new_rows_than_the_best_of_one_sample():
-    """The best empirical threshold of a small sample follows its accidents."""
-    steady, single = [], []
+def test_the_threshold_generalises_better_than_the_empirical_optimum():
+    """The best empirical threshold of a small sample overfits it."""
+    expected, empirical = [], []
     for seed in range(60):
         rng = np.random.default_rng(seed)
 
@@ -40,9 +40,9 @@ def test_the_threshold_holds_better_on_new_rows_than_the_best_of_one_sample():
 
         (p, y), (new_p, new_y) = draw(60), draw(4000)
         best = max(np.unique(p), key=lambda t, p=p, y=y: f1_at(p, y, t))
-        steady.append(f1_at(new_p, new_y, best_f1_threshold(p)))
-        single.append(f1_at(new_p, new_y, best))
-    assert np.mean(steady) > np.mean(single) + 0.005
+        expected.append(f1_at(new_p, new_y, best_f1_threshold(p)))
+        empirical.append(f1_at(new_p, new_y, best))
+    assert np.mean(expected) > np.mean(empirical) + 0.005
 
 
 def test_the_threshold_is_half_the_best_expected_f1():

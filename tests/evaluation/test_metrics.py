@@ -46,13 +46,13 @@ def test_more_than_two_classes_use_the_top_probability():
     assert ece(probabilities, np.array([0, 1])) == pytest.approx(0.3)
 
 
-def test_empty_bins_are_nan_and_count_for_nothing():
+def test_empty_bins_are_nan_with_count_zero():
     confidence, frequency, count = reliability_bins(_binary([0.99, 1.0]), np.array([1, 1]), bins=10)
     assert np.isnan(confidence[:9]).all() and np.isnan(frequency[:9]).all()
     assert count.tolist() == [0] * 9 + [2]
 
 
-def test_auroc_of_one_class_is_nan_and_of_ties_a_half():
+def test_auroc_is_nan_for_one_class_and_a_half_for_ties():
     assert np.isnan(auroc(_binary([0.2, 0.3]), np.array([1, 1]), 1))
     assert auroc(_binary([0.5, 0.5]), np.array([0, 1]), 1) == 0.5
     three = np.eye(3)
@@ -77,7 +77,7 @@ def test_nll_of_even_odds_is_log_two():
     assert nll(_binary([0.5, 0.5]), np.array([0, 1])) == pytest.approx(np.log(2))
 
 
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+def test_bootstrap_interval_has_its_nominal_coverage():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(100):
@@ -87,7 +87,7 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
     assert 86 <= covered <= 100
 
 
-def test_resamples_without_value_are_dropped_and_counted():
+def test_nan_resamples_are_dropped_and_counted():
     labels = np.array([0] * 5 + [1])
     probabilities = _binary(np.linspace(0, 1, 6))
     interval = bootstrap_interval(lambda i: auroc(probabilities[i], labels[i], 1), 6, resamples=200)
@@ -95,7 +95,7 @@ def test_resamples_without_value_are_dropped_and_counted():
     assert np.isfinite([interval.low, interval.high]).all()
 
 
-def test_a_report_on_one_class_has_no_auroc_and_says_so_to_people_and_programs():
+def test_a_report_on_one_class_has_no_auroc_in_text_and_json():
     scores = score("model", _binary([0.2, 0.9, 0.4]), np.array([1, 1, 1]), positive=1, threshold=None)
     report = Report(3, [scores], notes=["no row of the class 'no': AUROC needs two classes"])
     assert "| n/a " in report.text() and report.text().endswith(
@@ -105,7 +105,7 @@ def test_a_report_on_one_class_has_no_auroc_and_says_so_to_people_and_programs()
     assert read["scores"][0]["auroc"] is None and read["scores"][0]["nll"] == pytest.approx(scores.nll)
 
 
-def test_the_text_baseline_takes_what_training_rows_there_are():
+def test_the_text_baseline_needs_words_and_two_classes():
     texts, new = ["good day", "bad day", "good night", "bad night"], ["good", "bad"]
     assert text_baseline(texts, np.array([1, 1, 1, 1]), new, 2) is None
     assert text_baseline(["!", "?"], np.array([0, 1]), new, 2) is None
@@ -113,7 +113,7 @@ def test_the_text_baseline_takes_what_training_rows_there_are():
     assert probabilities.argmax(axis=1).tolist() == [3, 1] and probabilities[:, [0, 2]].sum() == 0
 
 
-def test_a_class_without_held_out_or_training_rows_leaves_the_rest_of_the_report(monkeypatch):
+def test_an_absent_class_does_not_prevent_a_report(monkeypatch):
     monkeypatch.setattr(report_module, "bootstrap_interval", partial(bootstrap_interval, resamples=10))
     card = SimpleNamespace(labels=["a", "b", "c"], calibration=None, threshold=None)
     predictor = SimpleNamespace(card=card, positive=2)

@@ -1,4 +1,4 @@
-"""Faults at chosen places of a real run: what a test asks for happens in the rank it names, and only the cause is ours.
+"""Faults at chosen places of a real run, in the ranks that a test names; only the cause is artificial.
 
     {"what": "kill", "where": "save:write", "step": 4, "rank": 1}
 
@@ -34,7 +34,7 @@ def inject(faults: list[dict[str, Any]]) -> None:
 
     def reach(where: str) -> None:
         for fault in due(where):
-            _happen(fault)
+            _trigger(fault)
 
     def before(function: Callable[..., Any], where: str, then: str | None = None) -> Callable[..., Any]:
         def wrapped(*args: Any, **options: Any) -> Any:
@@ -93,7 +93,7 @@ def inject(faults: list[dict[str, Any]]) -> None:
     trainer.Trainer.__init__ = started  # type: ignore[method-assign]
 
 
-def _happen(fault: dict[str, Any]) -> None:
+def _trigger(fault: dict[str, Any]) -> None:
     what = fault["what"]
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "usr2": signal.SIGUSR2, "term": signal.SIGTERM}.get(what)
     if number is not None:

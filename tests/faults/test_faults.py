@@ -1,4 +1,4 @@
-"""What a run does when it is hit: real ranks, real signals and kills, at places that the tests choose."""
+"""Fault tolerance of a run: real ranks, real signals and kills, at places that the tests choose."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def run(recipe, ranks, mixed, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run, tmp_path_factory):
-    """The run that nobody disturbs."""
-    output = tmp_path_factory.mktemp("faults") / "undisturbed"
+def uninterrupted(run, tmp_path_factory):
+    """A run without faults."""
+    output = tmp_path_factory.mktemp("faults") / "uninterrupted"
     assert run(output).status == [0, 0]
     return output
 
@@ -63,7 +63,7 @@ def numbers(output):
 
 
 def same(output, other):
-    """Whether two runs end at one step with the same bits, having shown the same rows."""
+    """Whether two runs end at one step with the same bits, having visited the same rows."""
     (step, ours), (other_step, theirs) = numbers(output), numbers(other)
     assert step == other_step
     assert (output / "rows.jsonl").read_text() == (other / "rows.jsonl").read_text()
@@ -74,7 +74,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# --- asked to stop
+# --- preemption
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def lines(path):
     ],
     ids=["USR2 in a step, one rank", "TERM twice during a save"],
 )
-def test_all_ranks_stop_at_one_boundary_with_one_checkpoint_and_go_on(run, undisturbed, tmp_path, fault, at):
+def test_preempted_ranks_stop_at_the_same_step_and_resume(run, uninterrupted, tmp_path, fault, at):
     output = tmp_path / "run"
     stopped = run(output, [fault])
     assert stopped.status == [75, 75], stopped.text
@@ -97,11 +97,11 @@ def test_all_ranks_stop_at_one_boundary_with_one_checkpoint_and_go_on(run, undis
     assert sorted((output / "checkpoints").glob("step-*")) == checkpoint.committed(output / "checkpoints")
     done = run(output)
     assert done.status == [0, 0] and f"at step {at} of 12" in done.text
-    assert same(output, undisturbed)
+    assert same(output, uninterrupted)
     assert [line.get("end") for line in lines(output / "attempts.jsonl")] == [None, "Preempted", None, "done"]
 
 
-def test_asked_before_the_first_step_there_is_nothing_to_save_and_again_and_again_gets_nowhere(run, tmp_path):
+def test_repeated_preemption_before_the_first_step_is_no_progress(run, tmp_path):
     asked = [{"what": "term", "where": "start"}]
     stopped = run(tmp_path / "run", asked)
     assert stopped.status == [75, 75] and "stopped: received SIGTERM before the first step" in stopped.text
@@ -112,10 +112,10 @@ def test_asked_before_the_first_step_there_is_nothing_to_save_and_again_and_agai
     assert "killed, or stopped before the first step" in refused.text
 
 
-# --- one run in a folder
+# --- run lock
 
 
-def test_a_run_whose_folder_another_has_taken_over_ends_at_its_next_save_without_writing(run, tmp_path):
+def test_a_run_that_lost_its_folder_ends_at_the_next_save_without_writing(run, tmp_path):
     output = tmp_path / "run"
     other = {"token": "other", "job": "7", "restart": 1, "host": "n7", "pid": 7, "born": "7", "time": "now"}
     taken = {"what": "write", "step": 4, "rank": 0, "path": str(output / "owner"), "text": json.dumps(other)}
@@ -125,22 +125,22 @@ def test_a_run_whose_folder_another_has_taken_over_ends_at_its_next_save_without
     assert max(steps, default=0) <= 2 and not list((output / "checkpoints").glob("step-*4"))
     assert "end" not in lines(output / "attempts.jsonl")[-1]
     assert json.loads((output / "owner").read_text()) == other
-    assert run(output).status == [0, 0] and not (output / "owner").exists()  # nobody lives there
+    assert run(output).status == [0, 0] and not (output / "owner").exists()  # its process does not exist
 
 
-# --- killed, stopped, stuck
+# --- killed and hanging ranks, full disks
 
 
-def test_a_killed_rank_ends_the_job_and_the_rest_of_the_run_is_the_same(run, undisturbed, tmp_path):
+def test_a_killed_rank_ends_the_job_and_the_resumed_run_is_bit_equal(run, uninterrupted, tmp_path):
     killed = run(tmp_path / "run", [{"what": "kill", "step": 7, "rank": 1}])
     assert killed.status[1] == -9 and killed.status[0] not in (0, 75)
     assert killed.ended[0] - killed.ended[1] < 20
     assert run(tmp_path / "run").status == [0, 0]
-    assert same(tmp_path / "run", undisturbed)
+    assert same(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.parametrize("what", [{"what": "stop"}, {"what": "sleep", "seconds": 100}], ids=["SIGSTOP", "sleeps"])
-def test_a_rank_that_hangs_ends_the_job_in_the_time_stated_and_leaves_stacks(run, tmp_path, what):
+def test_a_hanging_rank_ends_the_job_in_time_and_leaves_stack_traces(run, tmp_path, what):
     hung = run(tmp_path / "run", [{**what, "step": 3, "rank": 1}], faults__hang_timeout_s=6)
     assert hung.status[0] == 1 and hung.status[1] != 0
     stacks = (tmp_path / "run/stacks/rank-0.txt").read_text()
@@ -149,7 +149,7 @@ def test_a_rank_that_hangs_ends_the_job_in_the_time_stated_and_leaves_stacks(run
         assert "inject.py" in (tmp_path / "run/stacks/rank-1.txt").read_text()
 
 
-def test_killed_at_each_phase_of_a_save_the_last_committed_checkpoint_counts(run, undisturbed, tmp_path):
+def test_a_run_killed_during_a_save_resumes_from_the_last_committed_checkpoint(run, uninterrupted, tmp_path):
     output = tmp_path / "run"
     for phase in ("save:copy", "save:write", "save:written", "save:marker", "save:committed"):
         killed = run(
@@ -162,11 +162,11 @@ def test_killed_at_each_phase_of_a_save_the_last_committed_checkpoint_counts(run
         )
     again = run(output, faults__max_stuck_starts=9)
     assert again.status == [0, 0], again.text
-    assert newest in checkpoint.committed(output / "checkpoints")  # what was gone on from is not cleared away
-    assert same(output, undisturbed)
+    assert newest in checkpoint.committed(output / "checkpoints")  # the resumed checkpoint is not deleted
+    assert same(output, uninterrupted)
 
 
-def test_a_full_disk_is_told_by_all_ranks_and_the_checkpoint_before_stands(run, tmp_path):
+def test_a_full_disk_during_a_save_ends_all_ranks_and_keeps_the_last_checkpoint(run, tmp_path):
     full = run(tmp_path / "run", [{"what": "full", "where": "save:write", "steps": [4, 5, 6], "rank": 1}])
     assert full.status == [2, 2] and "rank 1: OSError: [Errno 28] No space left on device" in full.logs[0]
     newest = checkpoint.newest_valid(tmp_path / "run/checkpoints")
@@ -175,14 +175,14 @@ def test_a_full_disk_is_told_by_all_ranks_and_the_checkpoint_before_stands(run, 
     assert stale.status == [1, 1] and "OSError: [Errno 116] Stale file handle" in stale.logs[0]  # may pass: a crash
 
 
-def test_a_disk_that_fills_up_in_a_step_is_told_in_one_line(run, tmp_path):
+def test_a_full_disk_during_a_step_is_a_one_line_error(run, tmp_path):
     full = run(tmp_path / "run", [{"what": "full", "step": 3}])
     assert full.status == [2, 2] and "Traceback" not in full.text
     assert f"make room on the disk of {tmp_path}/run" in full.logs[0]
 
 
 @pytest.mark.parametrize("options", ["size=64m", "size=640m,nr_inodes=9"], ids=["full disk", "out of inodes"])
-def test_what_the_checkpoints_to_come_need_is_asked_for_before_the_first_step(run, tmp_path, options):
+def test_disk_space_for_checkpoints_is_checked_before_the_first_step(run, tmp_path, options):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True).returncode:
@@ -196,7 +196,7 @@ def test_what_the_checkpoints_to_come_need_is_asked_for_before_the_first_step(ru
         subprocess.run(["umount", disk], check=True)
 
 
-def test_restarts_that_get_nowhere_stop_and_say_why(run, tmp_path):
+def test_restarts_without_progress_end_with_the_reason(run, tmp_path):
     fault = [{"what": "raise", "step": 2}]
     assert [run(tmp_path / "run", fault).status for _ in range(3)] == [[1, 1]] * 3
     stopped = run(tmp_path / "run", fault, world=1)
@@ -207,17 +207,17 @@ def test_restarts_that_get_nowhere_stop_and_say_why(run, tmp_path):
     )
 
 
-# --- ranks that do not come
+# --- ranks that do not start, and stragglers
 
 
-def test_a_rank_that_never_comes_is_named_in_bounded_time(run, tmp_path):
+def test_a_rank_that_never_starts_is_named_after_the_timeout(run, tmp_path):
     alone = run(tmp_path / "run", request={"only": [0]}, faults__rendezvous_timeout_s=3)
     assert alone.status == [1] and "ranks 1 of 2 timed out after 3 s" in alone.text
     other = run(tmp_path / "run", request={"only": [1]}, faults__rendezvous_timeout_s=3)
     assert other.status == [1] and "rank 1 on" in other.text and "did not reach rank 0" in other.text
 
 
-def test_a_port_that_is_taken_is_named(run, tmp_path):
+def test_a_port_in_use_is_named(run, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -226,20 +226,20 @@ def test_a_port_that_is_taken_is_named(run, tmp_path):
     assert 0 not in ended.status and f"rank 0 cannot listen on 127.0.0.1:{port}" in ended.logs[0]
 
 
-def test_a_rank_that_holds_up_the_others_is_named(run, tmp_path):
+def test_a_straggler_is_named(run, tmp_path):
     slow = [{"what": "sleep", "seconds": 0.3, "rank": 1}]
     done = run(tmp_path / "run", slow, train__batch_size=2, train__max_steps=41, checkpoint__every="null")
     assert done.status == [0, 0]
     (found,) = lines(tmp_path / "run/stragglers.jsonl")
-    (told,) = found["stragglers"]
-    assert told.startswith(f"rank 1 on {socket.gethostname()} is busy 0.")
-    assert f"straggler: {told}" in done.logs[0]
+    (message,) = found["stragglers"]
+    assert message.startswith(f"rank 1 on {socket.gethostname()} is busy 0.")
+    assert f"straggler: {message}" in done.logs[0]
 
 
-# --- numbers that must not count
+# --- skipped steps and rollbacks
 
 
-def test_bad_steps_are_left_out_by_all_ranks_counted_and_their_rows_written(run, tmp_path):
+def test_bad_steps_are_skipped_on_all_ranks_and_their_rows_logged(run, tmp_path):
     faults = [
         {"what": "nan_loss", "step": 3, "rank": 1},
         {"what": "nan_grad", "step": 5, "rank": 0},
@@ -248,18 +248,18 @@ def test_bad_steps_are_left_out_by_all_ranks_counted_and_their_rows_written(run,
     options = {"train__batch_size": 2, "train__max_steps": 26, "checkpoint__every": "null"}
     done = run(tmp_path / "run", faults, **options)
     assert done.status == [0, 0], done.text
-    skipped, shown = lines(tmp_path / "run/skipped.jsonl"), lines(tmp_path / "run/rows.jsonl")
+    skipped, visited = lines(tmp_path / "run/skipped.jsonl"), lines(tmp_path / "run/rows.jsonl")
     assert [line["step"] for line in skipped] == [3, 5, 24]
     reasons = [line["reason"] for line in skipped]
     assert reasons[:2] == ["the generation loss is nan", "a gradient is not finite"]
     assert "more than the" in reasons[2]
-    assert [line["rows"] for line in skipped] == [shown[k]["rows"] for k in (2, 4, 23)]
+    assert [line["rows"] for line in skipped] == [visited[k]["rows"] for k in (2, 4, 23)]
     marker = checkpoint.read_marker(checkpoint.committed(tmp_path / "run/checkpoints")[-1])
     assert marker["state"]["spikes"]["skipped"] == 3 and marker["state"]["spikes"]["rollbacks"] == 0
     assert all(torch.isfinite(t).all() for t in numbers(tmp_path / "run")[1] if torch.is_floating_point(t))
 
 
-def test_too_many_in_a_row_go_back_to_a_checkpoint_and_past_the_data(run, tmp_path):
+def test_too_many_skipped_steps_in_a_row_roll_back_and_skip_the_data(run, tmp_path):
     faults = [{"what": "nan_loss", "steps": [5, 6, 7], "rank": 1}]
     truth = run(tmp_path / "truth", faults)
     assert (
@@ -273,14 +273,14 @@ def test_too_many_in_a_row_go_back_to_a_checkpoint_and_past_the_data(run, tmp_pa
     assert same(tmp_path / "run", tmp_path / "truth")
 
 
-def test_a_run_that_only_diverges_ends_and_names_its_rows(run, tmp_path):
+def test_a_run_that_keeps_diverging_ends_and_logs_its_rows(run, tmp_path):
     ended = run(tmp_path / "run", [{"what": "nan_loss", "steps": list(range(5, 30)), "rank": 1}], train__max_steps=15)
     assert ended.status == [2, 2]
     assert "after 2 rollbacks to a checkpoint" in ended.logs[0] and "skipped.jsonl" in ended.logs[0]
     assert [line["step"] for line in lines(tmp_path / "run/skipped.jsonl")] == list(range(5, 14))
 
 
-def test_a_run_ends_after_a_stage_and_the_next_one_goes_on_as_if_it_had_not(run, tmp_path):
+def test_stopping_after_a_stage_and_resuming_is_bit_equal(run, tmp_path):
     stages = "[{name: easy, steps: 3, difficulty: [0, 0.6]}, {name: all, steps: 5, lr_factor: 0.5}]"
     options = {"curriculum__stages": stages, "train__max_steps": "null", "checkpoint__every": "null"}
     assert run(tmp_path / "truth", **options).status == [0, 0]
@@ -292,10 +292,10 @@ def test_a_run_ends_after_a_stage_and_the_next_one_goes_on_as_if_it_had_not(run,
     assert refused.status == [2, 2] and "expected one of the curriculum's stages ['easy', 'all']" in refused.text
 
 
-# --- heads apart, other ranks, other settings
+# --- loss spikes of each head, other ranks, other settings
 
 
-def test_rows_of_another_kind_are_no_leap(run, tmp_path):
+def test_switching_between_labelled_and_explained_rows_is_no_loss_spike(run, tmp_path):
     """Labels cost 0.7 nats a row, explanations 11 a token: neither a mixture nor a stage of the other is a fault."""
     path = tmp_path / "rows.jsonl"
     labelled = [{"text": f"row {n}", "label": ("first", "second")[n % 2]} for n in range(40)]
@@ -308,7 +308,7 @@ def test_rows_of_another_kind_are_no_leap(run, tmp_path):
 
 
 @pytest.mark.long
-def test_going_back_works_after_a_change_of_ranks(run, tmp_path):
+def test_rollback_works_after_a_change_of_ranks(run, tmp_path):
     bad = [{"what": "nan_loss", "steps": [5, 6, 7], "rank": 0}]
     for before, after in ((2, 1), (1, 2)):
         output = tmp_path / f"{before}-{after}"
@@ -319,7 +319,7 @@ def test_going_back_works_after_a_change_of_ranks(run, tmp_path):
         assert [line["step"] for line in lines(output / "skipped.jsonl")] == [5, 6, 7]
 
 
-def test_a_stop_while_steps_are_left_out_saves_nothing_to_go_back_to(run, tmp_path):
+def test_rollback_after_preemption_during_skipped_steps_uses_an_earlier_checkpoint(run, tmp_path):
     bad = [{"what": "nan_grad", "steps": [5, 6, 7], "rank": 0}]
     stopped = run(tmp_path / "run", [*bad, {"what": "usr2", "step": 6, "rank": 1}])
     assert stopped.status == [75, 75]
@@ -328,7 +328,7 @@ def test_a_stop_while_steps_are_left_out_saves_nothing_to_go_back_to(run, tmp_pa
     assert [line["step"] for line in lines(tmp_path / "run/skipped.jsonl")] == [5, 6, 7]
 
 
-def test_before_anything_is_learnt_nothing_is_saved(run, tmp_path):
+def test_nothing_is_saved_before_the_first_update(run, tmp_path):
     bad = [{"what": "nan_grad", "step": 1, "rank": 0}]
     stopped = run(tmp_path / "run", [*bad, {"what": "usr2", "step": 1, "rank": 1}])
     assert stopped.status == [75, 75] and "before the first update: nothing to save" in stopped.text
@@ -336,9 +336,9 @@ def test_before_anything_is_learnt_nothing_is_saved(run, tmp_path):
     assert run(tmp_path / "run", bad, world=1).status == [0]
 
 
-def test_an_earlier_checkpoint_is_gone_on_from_only_when_the_later_ones_may_go(run, undisturbed, tmp_path):
+def test_resume_from_an_earlier_checkpoint_needs_overwrite(run, uninterrupted, tmp_path):
     output = tmp_path / "run"
-    shutil.copytree(undisturbed, output)
+    shutil.copytree(uninterrupted, output)
     third = output / "checkpoints/step-00000006"
     checkpoint.begin_folder(output / "checkpoints/step-00000099")  # a save that is killed
     refused = run(output, resume=third)
@@ -347,7 +347,7 @@ def test_an_earlier_checkpoint_is_gone_on_from_only_when_the_later_ones_may_go(r
     assert stopped.status == [75, 75], stopped.text
     kept = sorted(p.name for p in (output / "checkpoints").glob("step-*"))
     assert kept == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
-    assert run(output).status == [0, 0] and same(output, undisturbed)
+    assert run(output).status == [0, 0] and same(output, uninterrupted)
 
 
 @pytest.mark.parametrize(
@@ -357,15 +357,15 @@ def test_an_earlier_checkpoint_is_gone_on_from_only_when_the_later_ones_may_go(r
         ({"optim__name": "adamw"}, {"optim__name": "adamw_8bit"}, 2, "optimizer was 'adamw' and is now 'adamw_8bit'"),
         ({"model__finetune": "lora"}, {"model__lora_rank": 8}, 2, "lora was [4, 32] and is now (8, 32)"),
     ],
-    ids=["8-bit state on other ranks", "another optimizer", "another rank of LoRA"],
+    ids=["8-bit state on other ranks", "another optimizer", "another LoRA rank"],
 )
-def test_what_cannot_go_on_is_refused_in_one_line(run, tmp_path, first, then, world, expected):
+def test_resume_with_another_optimizer_or_lora_rank_is_refused_in_one_line(run, tmp_path, first, then, world, expected):
     assert run(tmp_path / "run", train__max_steps=2, **first).status == [0, 0]
     refused = run(tmp_path / "run", world=world, **first | then)
     assert refused.status == [2] * world and expected in refused.text and "Traceback" not in refused.text
 
 
-def test_dev_rows_that_cannot_say_what_is_best(run, tmp_path):
+def test_dev_rows_of_one_class_cannot_select_the_best_checkpoint(run, tmp_path):
     dev = tmp_path / "dev.jsonl"
     dev.write_text(json.dumps({"text": "one", "label": "first"}) + "\n")
     options = {"data__dev": dev, "train__eval_every": 1, "train__max_steps": 3}
@@ -375,7 +375,7 @@ def test_dev_rows_that_cannot_say_what_is_best(run, tmp_path):
     assert done.status == [0] and "Until then the last checkpoint counts as the best" in done.text
 
 
-def test_the_best_by_one_metric_is_not_compared_with_another(run, tmp_path):
+def test_best_so_far_is_reset_when_best_metric_changes(run, tmp_path):
     dev = tmp_path / "dev.jsonl"
     dev.write_text(
         "".join(json.dumps({"text": f"row {n}", "label": ["first", "second"][n % 2]}) + "\n" for n in range(8))
@@ -388,7 +388,7 @@ def test_the_best_by_one_metric_is_not_compared_with_another(run, tmp_path):
     assert marker["state"]["best_step"] == 6 and 0 <= marker["state"]["best_value"] <= 1
 
 
-def test_rows_from_which_nothing_would_be_learnt_are_refused(run, tmp_path):
+def test_rows_without_any_weighted_loss_are_refused(run, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(
         "".join(json.dumps({"text": f"row {n}", "label": ["first", "second"][n % 2]}) + "\n" for n in range(9))

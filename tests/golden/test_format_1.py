@@ -1,4 +1,4 @@
-"""What version 0.1 wrote in format 1 is read: a checkpoint is resumed and exported, an export predicts."""
+"""Files of format 1, written by version 0.1: a checkpoint is resumed and exported, an export predicts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_checkpoint_of_format_1_is_resumed_and_exported(train, tmp_path):
     assert Predictor(tmp_path / "model").predict(["a text"], explain=False)[0].label in ("benign", "malignant")
 
 
-def test_rows_in_another_order_are_refused_as_before(train, tmp_path):
+def test_a_changed_row_order_is_refused_on_resume(train, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(OLD / "step-00000004", run / "checkpoints" / "step-00000004")
     other = {**RUN, "curriculum__stages": STAGES.replace("start: 0.5", "start: 0.6")}

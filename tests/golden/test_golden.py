@@ -1,7 +1,7 @@
-"""Losses of three tiny runs, recorded: a change that should change no result shows the same figures.
+"""Losses of three tiny runs, recorded: a change that should not affect results must give the same numbers.
 
-``CLSGEN_RECORD=1 pytest tests/golden`` records them anew, for a change that should. On the processor and the version of
-torch that recorded them the figures are equal to the last bit; elsewhere, to rounding.
+``CLSGEN_RECORD=1 pytest tests/golden`` records them again, for a change that should. On the processor and the version
+of torch that recorded them the numbers are equal to the last bit; elsewhere, to rounding.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _curves(output: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_losses_are_those_recorded(name, train, ranks, recipe, tmp_path):
+def test_losses_equal_the_recorded_ones(name, train, ranks, recipe, tmp_path):
     output = tmp_path / "run"
     if name == "resumed":
         killed = ranks(recipe(output, **RUNS[name]), faults=[{"what": "kill", "step": 5, "rank": 1}])

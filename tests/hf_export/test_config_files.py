@@ -73,7 +73,7 @@ def base(request, smollm2, tmp_path_factory):
     return folder
 
 
-def test_version_5_reads_the_same_configuration_as_before(base, tmp_path):
+def test_transformers_5_reads_the_configuration_of_the_base(base, tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 
     exported = _export(tmp_path / "out", base)
@@ -111,7 +111,7 @@ def test_no_engine_loads_the_head_as_backbone_weights(base, tmp_path):
 
 
 @pytest.mark.parametrize("kept_in", ["a file", "the configuration", "the configuration, several"])
-def test_the_template_that_was_trained_is_the_default_of_the_export(smollm2, tmp_path, kept_in):
+def test_the_chat_template_of_training_is_the_default_of_the_export(smollm2, tmp_path, kept_in):
     from transformers import AutoTokenizer
 
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

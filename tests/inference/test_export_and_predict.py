@@ -58,7 +58,7 @@ assert not any(name.startswith("clsgen") for name in sys.modules)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_the_export_is_sharded_as_asked_and_every_tensor_has_elements(exported):
+def test_the_export_is_sharded_and_has_no_empty_tensors(exported):
     from safetensors import safe_open
 
     index = json.loads((exported[1] / "model.safetensors.index.json").read_text())
@@ -107,7 +107,7 @@ def test_a_tampered_head_is_refused(exported, tmp_path):
         Predictor(folder)
 
 
-def test_an_export_that_was_wrong_once_is_repeated_and_logged(exported, tmp_path, monkeypatch, caplog):
+def test_verification_that_fails_once_is_repeated_and_logged(exported, tmp_path, monkeypatch, caplog):
     from clsgen_dist.hf_export import export as module
 
     verify, calls = module.verify_canary, []
@@ -127,11 +127,11 @@ def test_an_export_that_was_wrong_once_is_repeated_and_logged(exported, tmp_path
     assert "differ from the trained model's" in warning.getMessage() and "exporting again" in warning.getMessage()
     evidence = json.loads((tmp_path / "model.differed.json").read_text())
     assert evidence["written_unlike_second_merge"] == [] == evidence["loaded_unlike_written"]
-    assert max(evidence["difference_when_loaded_again"]) < 1e-4  # the fault was in the comparison, as it was made here
+    assert max(evidence["difference_when_loaded_again"]) < 1e-4  # only the comparison was wrong, as injected above
     assert verified.getMessage().startswith("verified by reloading")
 
 
-def test_an_export_that_is_not_the_trained_model_is_found_out(exported, tmp_path):
+def test_an_export_that_differs_from_the_trained_model_is_refused(exported, tmp_path):
     """The canary's losses in the marker are the training engine's: verification fails once they are changed."""
     import shutil
 
@@ -189,7 +189,7 @@ def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_pa
 
 
 @pytest.mark.parametrize("text", ["null", "5", "true", "[1]", "{a: b}", "-", " padded ", "~"])
-def test_a_text_on_the_command_line_is_taken_as_it_is(text, monkeypatch, capsys):
+def test_text_on_the_command_line_is_not_parsed_as_yaml(text, monkeypatch, capsys):
     from clsgen_dist.inference import predict as module
 
     seen = []
@@ -225,7 +225,7 @@ one_export = pytest.mark.parametrize("exported", ["full, untied"], indirect=True
 
 
 @one_export
-def test_bad_rows_are_reported_in_the_commands_own_terms_and_left_out_if_few(exported, held_out, caplog):
+def test_calibrate_and_evaluate_report_bad_rows_and_skip_a_few(exported, held_out, caplog):
     from clsgen_dist import calibrate, evaluate
 
     model, rows = str(exported[1]), held_out(*["benign", "malignant"] * 10, "weird", 0.5)
@@ -239,7 +239,7 @@ def test_bad_rows_are_reported_in_the_commands_own_terms_and_left_out_if_few(exp
 
 
 @one_export
-def test_one_class_is_refused_to_calibrate_on_and_makes_a_partial_report(exported, held_out, capsys, tmp_path):
+def test_one_class_cannot_be_calibrated_on_but_can_be_evaluated(exported, held_out, capsys, tmp_path):
     from clsgen_dist import calibrate
     from clsgen_dist.commands.evaluate import run as evaluate
 
@@ -247,9 +247,9 @@ def test_one_class_is_refused_to_calibrate_on_and_makes_a_partial_report(exporte
     with pytest.raises(DataError, match=r"held_out.jsonl: no row of the class 'malignant', only of 'benign' \(12\)"):
         calibrate(model, rows)
     evaluate(model, rows, train=rows, output=str(tmp_path / "report.json"), explain=False)
-    told = capsys.readouterr().out
-    assert "n/a" in told and "note: no row of the class 'malignant': AUROC needs two classes" in told
-    assert "note: no TF-IDF baseline" in told
+    printed = capsys.readouterr().out
+    assert "n/a" in printed and "note: no row of the class 'malignant': AUROC needs two classes" in printed
+    assert "note: no TF-IDF baseline" in printed
     assert json.loads((tmp_path / "report.json").read_text())["scores"][0]["auroc"] is None
 
 
@@ -264,7 +264,7 @@ def test_one_class_is_refused_to_calibrate_on_and_makes_a_partial_report(exporte
         (("predcit",), "did you mean 'predict'"),
     ],
 )
-def test_wrong_commands_end_with_one_clear_line(arguments, expected, run_command):
+def test_wrong_commands_are_a_one_line_error(arguments, expected, run_command):
     done = run_command("clsgen", *arguments, check=False)
     assert done.returncode == 2
     assert expected in done.stderr

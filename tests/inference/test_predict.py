@@ -1,4 +1,4 @@
-"""Predictions of an export that was made by hand: how it decodes, and in which prompt."""
+"""Predictions of a hand-made export: decoding and prompt."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def folder(tmp_path):
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_decoding_is_greedy_whatever_the_bases_generation_config_says(settings, folder):
+def test_decoding_is_greedy_whatever_the_generation_config(settings, folder):
     (folder / "generation_config.json").write_text(json.dumps(settings))
     predictor = Predictor(folder)
     ids = predictor.encoder.prompt("Hello.")[0].tolist()
@@ -67,7 +67,7 @@ def test_decoding_is_greedy_whatever_the_bases_generation_config_says(settings, 
     assert prediction.explanation == predictor.tokenizer.decode(ids[prompt:], skip_special_tokens=True).strip()
 
 
-def test_the_prompt_is_the_one_that_was_kept_and_not_rendered_again(folder):
+def test_the_saved_prompt_is_used_and_not_rendered_again(folder):
     kept = ModelCard.read(folder).prompt
     first, second = (Predictor(folder) for _ in range(2))
     assert first.encoder.prompt("x")[0].tolist() == [*kept["prefix_ids"], ord("x") - 33, *kept["suffix_ids"]]
@@ -75,7 +75,7 @@ def test_the_prompt_is_the_one_that_was_kept_and_not_rendered_again(folder):
     assert first.predict(texts, explain=False) == second.predict(texts, explain=False)
 
 
-def test_an_export_of_the_first_format_is_read_and_its_prompt_rendered_as_then(folder):
+def test_an_export_of_format_1_is_read_with_its_original_prompt(folder):
     card = ModelCard.read(folder)
     fields = {name: value for name, value in dataclasses.asdict(card).items() if name != "prompt"}
     (folder / META_FILE).write_text(json.dumps({**fields, "format_version": 1}))
@@ -88,11 +88,11 @@ def test_an_export_of_the_first_format_is_read_and_its_prompt_rendered_as_then(f
 
 
 @pytest.mark.parametrize(
-    ("new_tokens", "said"), [(0, "expected 1 or more"), (-3, "expected 1 or more"), (200, "lower it to")]
+    ("new_tokens", "expected"), [(0, "expected 1 or more"), (-3, "expected 1 or more"), (200, "lower it to")]
 )
-def test_max_new_tokens_must_fit_after_the_longest_prompt(new_tokens, said, folder):
+def test_max_new_tokens_must_fit_after_the_longest_prompt(new_tokens, expected, folder):
     predictor = Predictor(folder)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=expected):
         predictor.predict(["x" * 60, "x"], max_new_tokens=new_tokens)
     room = 256 - len(predictor.encoder.prompt("x" * 60)[0])
     assert len(predictor.predict(["x" * 60, "x"], max_new_tokens=room)) == 2

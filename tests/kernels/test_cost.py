@@ -1,4 +1,4 @@
-"""The cost model: what its formulas must obey, and that the documentation quotes it."""
+"""The cost model: identities of its formulas, and the figures that docs/kernel.md quotes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_page_quotes_the_model(method):
+def test_the_docs_quote_the_cost_model(method):
     row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| {method} | "))
     quoted = [[float(x) for x in re.findall(r"[\d.]+", cell)] for cell in row.strip("|").split("|")[1:]]
     wide, narrow = METHODS[method](8192), METHODS[method](4096)
@@ -31,7 +31,7 @@ def test_the_page_quotes_the_model(method):
     assert quoted[2] == pytest.approx([wide.extra_bytes / 1e6], abs=0.51)
 
 
-def test_a_stored_pass_is_a_pass_less():
+def test_stored_logits_save_one_pass():
     recomputed, stored = (cost.ours(SUPERVISED, 4096, VOCABULARY, stored=s) for s in (False, True))
     assert recomputed.flops - stored.flops == 2.0 * SUPERVISED * 4096 * VOCABULARY
     assert stored.extra_bytes - recomputed.extra_bytes == 2 * SUPERVISED * VOCABULARY

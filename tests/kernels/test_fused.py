@@ -54,7 +54,7 @@ def test_losses_and_gradients_against_float64(shape, dtype, tolerance):
 
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("store_bytes", [0, 10**9], ids=["recomputed", "stored"])
-def test_every_option_at_once(kind, store_bytes):
+def test_all_options_together_match_float64(kind, store_bytes):
     tensors, *rest = make_case(vocabulary=129, kind=kind, classes=1 if kind == "sigmoid" else 3, bias=True, lora_rank=5)
     options = {"generation": EVERYTHING, "classification": CLASSES[kind]}
     tensors = cast(tensors, torch.float32)
@@ -84,7 +84,7 @@ def test_stored_logits_save_the_second_pass():
     assert slabs > 1 and seen == [False] * 2 * slabs + [True] * slabs
 
 
-def test_logits_of_eighty_stay_as_exact_as_plain_torch():
+def test_logits_of_80_are_as_accurate_as_plain_torch():
     tensors, *rest = make_case(vocabulary=203, scale=80.0 / 24**0.5)
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
@@ -116,7 +116,7 @@ def _every_other(vector):
     return torch.stack([vector, vector + 1], dim=-1)[..., 0]
 
 
-def test_the_sum_comes_weighted_from_the_kernel():
+def test_sum_reduction_is_weighted_in_the_kernel():
     tensors, indices, _ = make_case(vocabulary=65)
     tensors, weight = cast(tensors, torch.float32), torch.rand(23, generator=torch.Generator().manual_seed(0))
     upstream = torch.tensor(0.7), torch.ones(5, 3), torch.tensor(-1.3)
@@ -129,7 +129,7 @@ def test_the_sum_comes_weighted_from_the_kernel():
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
-def test_all_tokens_ignored_and_no_row_labelled(impl):
+def test_all_tokens_ignored_and_no_labels_give_zero_loss_and_gradients(impl):
     tensors, indices, upstream = make_case(vocabulary=65)
     tensors = cast(tensors, torch.float32)
     indices["target_n"][:] = -100
@@ -140,7 +140,7 @@ def test_all_tokens_ignored_and_no_row_labelled(impl):
     assert all((grad == 0).all() for grad in grads.values())
 
 
-def test_gradient_is_added_to_an_fp32_sum():
+def test_gradient_accumulates_in_fp32():
     tensors, *rest = make_case(vocabulary=65)
     tensors = cast(tensors, torch.float16)
     _, truth_grads = _truth((cast(tensors, torch.float64), *rest))
@@ -151,7 +151,7 @@ def test_gradient_is_added_to_an_fp32_sum():
     assert_close({"dW": total / 2}, {"dW": truth_grads["lm_weight_VD"]}, 5e-4)
 
 
-def test_an_fp32_head_with_narrower_states_keeps_its_precision():
+def test_an_fp32_head_keeps_its_precision_with_16_bit_hidden_states():
     for dtype in (torch.bfloat16, torch.float16):
         tensors, *rest = make_case(vocabulary=33)
         tensors = cast(tensors, dtype)
@@ -191,7 +191,7 @@ def test_bfloat16_rounds_no_worse_than_plain_torch():
     assert_close(got, {name: value.double() for name, value in emulated.items()}, 2**-6)
 
 
-def test_the_order_of_programs_changes_no_bit(monkeypatch):
+def test_results_do_not_depend_on_the_order_of_programs(monkeypatch):
     from triton.runtime.interpreter import interpreter_builder
 
     tensors, *rest = make_case(vocabulary=203, supervised=33)
@@ -285,7 +285,7 @@ def test_launch_parameters_can_be_overridden():
 
 
 @pytest.mark.parametrize("width", [24, 41], ids=["aligned", "unaligned"])
-def test_descriptors_load_the_same(width, monkeypatch):
+def test_descriptor_loads_give_equal_results(width, monkeypatch):
     tensors, *rest = make_case(vocabulary=129, width=width, scale=0.5, bias=True, lora_rank=5)
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
@@ -299,7 +299,7 @@ def test_descriptors_load_the_same(width, monkeypatch):
     assert_close(grads, truth_grads, 1e-6)
 
 
-def test_the_table_has_every_target_and_knows_chips_by_capability(monkeypatch):
+def test_launch_parameters_are_chosen_by_compute_capability(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", None)
     for capability, target in (
         ((8, 0), "sm_80"),

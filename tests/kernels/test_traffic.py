@@ -103,7 +103,7 @@ def test_forward_moves_little_more_than_each_input_once(inputs, monkeypatch, cap
     assert uncached / bound > 3  # the model of the cache is not vacuous
 
 
-def test_backward_makes_the_passes_it_states(inputs, monkeypatch, capsys):
+def test_backward_moves_the_bytes_of_its_stated_passes(inputs, monkeypatch, capsys):
     lm, classes = inputs
     out = fused.forward(lm, classes, launch=LAUNCH)
     traffic = Traffic()

@@ -32,7 +32,7 @@ def test_four_ranks_equal_one_process(free_port, tmp_path):
     messages = [process.communicate(timeout=180)[1] for process in started]
     assert [process.returncode for process in started] == [0] * len(started), "\n".join(messages)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(ranks.ROWS))]
-    # A rank without rows is refused on every rank alike: nobody waits.
+    # A rank without rows is refused on every rank alike: none hangs.
     assert {result.pop() for result in results} == {
         "the ranks hold [5, 5, 0, 5] vocabulary rows, expected at least one each; use fewer ranks"
     }

@@ -48,39 +48,39 @@ def _model(path, **changes):
     return build_model(_lm(path), **{**OPTIONS, **changes})
 
 
-def _learning(model):
+def _trainable(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_full_finetuning_trains_everything(tiny_backbone):
     model = _model(tiny_backbone)
-    assert _learning(model) == {name for name, _ in model.named_parameters()}
+    assert _trainable(model) == {name for name, _ in model.named_parameters()}
 
 
 def test_upper_layers_are_trained_with_the_final_norm_and_the_rest_is_frozen(tiny_backbone):
-    learning = _learning(_model(tiny_backbone, top_layers=1))
-    assert "lm.model.norm.weight" in learning
-    assert "lm.model.embed_tokens.weight" not in learning
-    assert {n.split(".")[3] for n in learning if ".layers." in n} == {"3"}
+    trainable = _trainable(_model(tiny_backbone, top_layers=1))
+    assert "lm.model.norm.weight" in trainable
+    assert "lm.model.embed_tokens.weight" not in trainable
+    assert {n.split(".")[3] for n in trainable if ".layers." in n} == {"3"}
 
 
 def test_lora_reaches_every_linear_layer_of_the_chosen_layers_and_not_the_lm_head(tiny_untied):
-    learning = _learning(_model(tiny_untied, finetune="lora", top_layers=2))
-    modules = {n.split(".layers.")[1].split(".lora_")[0] for n in learning if ".layers." in n}
+    trainable = _trainable(_model(tiny_untied, finetune="lora", top_layers=2))
+    modules = {n.split(".layers.")[1].split(".lora_")[0] for n in trainable if ".layers." in n}
     parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
     parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     assert modules == {f"{layer}.{part}" for layer in (2, 3) for part in parts}
-    assert not any("lm_head" in n or "embed" in n for n in learning)
+    assert not any("lm_head" in n or "embed" in n for n in trainable)
 
 
-def test_head_alone(tiny_backbone):
-    assert _learning(_model(tiny_backbone, finetune="head")) == {
+def test_finetune_head_trains_only_the_head(tiny_backbone):
+    assert _trainable(_model(tiny_backbone, finetune="head")) == {
         "classification_head.weight",
         "classification_head.bias",
     }
 
 
-def test_the_head_is_initialised_with_its_labels_tokens(tiny_backbone):
+def test_the_head_is_initialised_from_the_labels_first_tokens(tiny_backbone):
     tokenizer = load_tokenizer(str(tiny_backbone))
     encoder = Encoder(tokenizer, system=None, question="Why?", max_prompt_length=128)
     tokens = label_start_tokens(encoder, ["benign", "malignant"])
@@ -98,12 +98,12 @@ def test_head_dropout_acts_in_training_only(tiny_backbone):
     assert head.eval().dropout_scale(100) is None
 
 
-def test_more_upper_layers_than_there_are_is_refused(tiny_backbone):
+def test_more_top_layers_than_the_backbone_has_are_refused(tiny_backbone):
     with pytest.raises(ModelError, match="top_layers is 9, but the backbone has 4"):
         _model(tiny_backbone, top_layers=9)
 
 
-def test_backbones_that_change_their_logits_are_refused(tmp_path):
+def test_backbones_with_logit_softcapping_are_refused(tmp_path):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
@@ -114,7 +114,7 @@ def test_backbones_that_change_their_logits_are_refused(tmp_path):
         open_backbone(str(tmp_path))
 
 
-def test_unknown_names_are_refused(tmp_path):
+def test_unknown_backbones_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"expected 'demo:smollm2-135m', the only embedded backbone"):
         backbone_path("demo:smollm3")
     with pytest.raises(ModelError, match="is not a folder"):
@@ -139,7 +139,7 @@ def test_a_backbone_that_cannot_be_downloaded_is_a_one_line_error():
     ("finetune", "top_layers", "recomputed"), [("head", None, 0), ("full", 1, 1), ("full", None, 4)]
 )
 def test_only_layers_with_a_backward_pass_are_recomputed(tiny_backbone, finetune, top_layers, recomputed):
-    """transformers' own switch runs frozen layers twice forward and once backward, to no purpose."""
+    """transformers' own switch also runs frozen layers twice forward and once backward."""
     model = _model(tiny_backbone, finetune=finetune, top_layers=top_layers).train()
     checkpoint_activations(model.lm)
     passes = []
@@ -152,7 +152,7 @@ def test_only_layers_with_a_backward_pass_are_recomputed(tiny_backbone, finetune
 
 
 def test_the_padding_of_a_shard_is_neither_checked_nor_summed():
-    """Seven elements on three ranks: the last shard holds one, and two that nobody has initialised."""
+    """Seven elements on three ranks: the last shard holds one, and two uninitialised ones."""
     world = SimpleNamespace(rank=2, size=3, gather=lambda value: [value], sum=lambda *values: list(values))
     shard = torch.tensor([1.5, math.nan, math.inf])
     shard.ds_numel = 3

@@ -51,7 +51,7 @@ def test_the_context_length_is_found_in_every_kind_of_configuration(config, leng
     assert context_length(config) == length
 
 
-def test_settings_that_allow_more_than_the_context_are_refused_with_what_fits():
+def test_lengths_beyond_the_context_are_refused_with_the_largest_that_fits():
     config = LlamaConfig(max_position_embeddings=100)
     require_context(config, 60, 40)
     with pytest.raises(
@@ -71,9 +71,9 @@ def test_settings_that_allow_more_than_the_context_are_refused_with_what_fits():
         ((), ("<image>",), None, None),
         ((), ("<image>",), "<image>", "<image>"),
     ],
-    ids=["all there", "a word that texts may hold", "a special token that no prompt uses", "one that the prompt uses"],
+    ids=["all embedded", "a word of user text", "an unused special token", "a special token of the prompt"],
 )
-def test_a_token_without_a_row_in_the_embedding_is_refused_if_it_can_occur(words, special, template_token, refused):
+def test_a_token_without_an_embedding_is_refused_if_it_can_occur(words, special, template_token, refused):
     rows = len(byte_level())
     tokenizer = byte_level(words=words, special=("<|im_start|>", "<|im_end|>", *special))
     if template_token:
@@ -88,7 +88,7 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_if_it_can_occur(words
         require_embedded(tokenizer, encoder, LlamaConfig(vocab_size=rows))
 
 
-def test_the_end_token_beyond_the_embedding_is_refused():
+def test_an_end_token_without_an_embedding_is_refused():
     tokenizer = byte_level()
     encoder = Encoder(tokenizer, question="Why?", max_prompt_length=64)
     with pytest.raises(ModelError, match=r"the first is '<\|im_end\|>'"):

@@ -26,7 +26,7 @@ BEGIN, END = "<!-- families -->\n", "<!-- /families -->"
 LARGEST = 3_000_000
 
 
-def look(kind: str, folder: Path) -> tuple[str, str]:
+def layout_of(kind: str, folder: Path) -> tuple[str, str]:
     """The layout of a family (``packed``, ``padded``, ``refused`` or ``not tried``), and the reason."""
     from transformers import AutoModelForCausalLM
 
@@ -118,8 +118,8 @@ KNOWN = [
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in KNOWN else pytest.mark.long) for k in MODEL_TYPES])
-def test_a_family_does_what_the_table_says(kind, tmp_path):
-    assert look(kind, tmp_path) == _table()[kind]
+def test_a_family_behaves_as_the_table_says(kind, tmp_path):
+    assert layout_of(kind, tmp_path) == _table()[kind]
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
     for kind in MODEL_TYPES:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found, why = look(kind, Path(folder))
+                found, why = layout_of(kind, Path(folder))
             except Exception as error:
                 found, why = "FAULT", f"{type(error).__name__}: {str(error)[:100]}"
         print(kind, found, why, file=sys.stderr, flush=True)

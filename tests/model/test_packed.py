@@ -17,7 +17,7 @@ from clsgen_dist.objectives.loss_weights import LossWeights
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss
 
 HYBRIDS = {
-    # Layers that carry something along the sequence: linear attention, short convolutions, state spaces.
+    # Layers that carry a state along the sequence: linear attention, short convolutions, state spaces.
     "Qwen3Next": {
         "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8,
         "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
@@ -90,7 +90,7 @@ def _gradients(model, groups, samples):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_and_every_gradient_equal_the_unpacked_ones(family, samples):
+def test_packed_losses_and_gradients_equal_unpacked_ones(family, samples):
     alone = _model(family, "eager")
     truth = _gradients(alone, [[i] for i in range(len(samples))], samples)
     lengths = np.array([len(s.prompt) + len(s.explanation) for s in samples])
@@ -116,7 +116,7 @@ def test_a_sequence_does_not_attend_to_its_neighbours(samples):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_families_hidden_states_times_the_lm_head_are_their_logits(family, samples):
+def test_hidden_states_times_the_lm_head_equal_the_models_logits(family, samples):
     """The loss's logits are those of the model itself."""
     lm = _lm(family, register_per_sequence_attention()).eval()
     model = build_model(
@@ -131,7 +131,7 @@ def test_the_families_hidden_states_times_the_lm_head_are_their_logits(family, s
 
 
 @pytest.mark.parametrize("family", ["Llama", *HYBRIDS])
-def test_padded_rows_have_the_losses_and_gradients_of_rows_alone(family, samples):
+def test_padded_losses_and_gradients_equal_those_of_single_rows(family, samples):
     changes = HYBRIDS.get(family, {})
     alone = _model(family, "eager", **changes)
     alone.layout = "padded"
@@ -155,7 +155,7 @@ def _tested(model):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS])
-def test_the_self_test_packs_if_packed_rows_equal_rows_alone(family, samples):
+def test_the_self_test_selects_packing_if_packed_rows_equal_single_rows(family, samples):
     """Losses in the layout that it selects are those of rows alone."""
     changes = HYBRIDS.get(family, {})
     model = _model(family, register_per_sequence_attention(), **changes)
@@ -189,7 +189,7 @@ def test_a_model_that_scales_its_logits_is_refused():
 
 
 @pytest.mark.parametrize("sinks", [False, True])
-def test_capped_scores_and_attention_sinks_equal_transformers_own(sinks):
+def test_softcapping_and_attention_sinks_equal_transformers_attention(sinks):
     """Gemma 2's soft cap and gpt-oss's sinks, packed, against eager attention over each row alone."""
     torch.manual_seed(0)
     kind, changes = (

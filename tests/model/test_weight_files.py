@@ -222,7 +222,7 @@ def test_damaged_files_are_a_one_line_error_with_a_remedy(llama, damage, expecte
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "is quantised"),
     ],
 )
-def test_bases_of_another_kind_are_refused_without_a_question(llama, fields, expected):
+def test_unsupported_backbones_are_refused_without_asking_about_remote_code(llama, fields, expected):
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelError, match=expected):

@@ -1,4 +1,4 @@
-"""Loss weights that move: bounded, a function of progress alone."""
+"""Scheduled loss weights: bounded, a function of progress alone."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_a_ramp_rises_from_0_to_1_through_a_half(schedule):
     assert ramp(schedule, -1) == values[0] and ramp(schedule, 2) == values[100]
 
 
-def test_generation_first_and_classification_grows():
+def test_classification_weight_grows_and_generation_weight_is_constant():
     schedule = _schedule(schedule="cosine")
     assert (schedule.at(0).generation, schedule.at(0).classification) == pytest.approx((1, 0.2))
     assert (schedule.at(1).generation, schedule.at(1).classification) == pytest.approx((1, 1))
 
 
-def test_constant_weights_are_the_settings():
+def test_constant_weights_equal_the_settings():
     weights = _schedule(schedule="constant", generation=4.0).at(0)
     assert (weights.generation, weights.classification) == (4.0, 1.0)
 
@@ -53,7 +53,7 @@ def test_constant_weights_are_the_settings():
     min_share=st.floats(0, 0.5),
     progress=st.floats(0, 1),
 )
-def test_no_head_starves(progress, min_share, **changes):
+def test_every_head_keeps_its_minimum_share(progress, min_share, **changes):
     weights = _schedule(min_share=min_share, **changes).at(progress)
     total = weights.generation + weights.classification
     assert min(weights.generation, weights.classification) >= min_share * total - 1e-9

@@ -23,7 +23,7 @@ def test_shares_of_all_ranks_add_up_to_the_global_means():
     torch.testing.assert_close(averaged, expected)
 
 
-def test_a_step_without_any_such_row_costs_nothing_and_is_nan_in_the_log():
+def test_a_step_without_supervision_has_zero_loss_and_logs_nan():
     output = DualHeadOutput(torch.zeros(0), torch.zeros(1, 2), torch.zeros(1), torch.zeros(0) > 1)
     loss = backward_loss(output, StepCounts(0, 0, 5), LossWeights(1.0, 1.0), world_size=2)
     assert loss.item() == 0.0

@@ -41,7 +41,7 @@ def test_advice_changes_one_thing_where_one_is_enough(recipe, h100):
     assert not any("nodes" in line for line in lines)  # activations do not shrink with nodes
 
 
-def test_advice_is_pairs_where_one_change_is_not_enough(recipe, h100):
+def test_advice_is_pairs_of_changes_where_one_is_not_enough(recipe, h100):
     long = dataclasses.replace(STATED, tokens_per_row=8000)  # no smaller micro-batch holds a row
     both = Planner(recipe(), h100, long).plan(recipe(train__activation_checkpointing="true"), nodes=8)
     planner = Planner(recipe(), tight(h100, both, gpu=-1e8), long)
@@ -99,7 +99,7 @@ def staged(backbone, tmp_path_factory):
     return parse_settings(["--config", str(path), *flags])
 
 
-def test_a_stage_with_a_micro_batch_of_its_own_is_capped_by_name(staged, h100):
+def test_advice_names_the_stage_with_its_own_micro_batch(staged, h100):
     long = dataclasses.replace(STATED, tokens_per_row=16384)
     planner = Planner(staged, h100, long)
     plan = planner.plan(staged, nodes=1)

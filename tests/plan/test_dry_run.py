@@ -14,7 +14,7 @@ MODELS = "configs/models"
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_70b_on_512_ranks_within_two_minutes_and_without_memory(run_command, tmp_path):
+def test_70b_on_512_ranks_takes_under_two_minutes_and_little_memory(run_command, tmp_path):
     file = tmp_path / "dry.json"
     printed = run_command(
         "clsgen", "dryrun", "--config", "configs/70b_zero3.yaml", "--model.backbone", f"{MODELS}/llama-3-70b",
@@ -41,7 +41,7 @@ def test_70b_on_512_ranks_within_two_minutes_and_without_memory(run_command, tmp
     assert "all ranks: 1,024 files" in printed.stdout
 
 
-def test_bad_input_is_one_line(run_command):
+def test_bad_input_is_a_one_line_error(run_command):
     for flags, message in (
         (("--ranks", "0"), "--ranks is 0, expected more than 0"),
         (("--model.backbone", "./nowhere"), "is not a folder with a config.json"),

@@ -32,7 +32,7 @@ def test_goodput_matches_random_faults(gpus, save, write):
     assert found.at_advised == kept_share(faults, found.advised)
 
 
-def test_a_run_that_never_reaches_a_save_keeps_nothing():
+def test_goodput_is_zero_if_no_save_is_ever_reached():
     faults = Faults(gpus=10**6, per_gpu_hour=1.0, restart_hours=0.2, save_hours=0.02)
     assert 0 <= goodput(faults).at_advised < 1e-12 and kept_share(faults, 1.0) == 0
 

@@ -33,7 +33,7 @@ def measured(request, tmp_path_factory, free_port):
 
 @pytest.fixture(scope="module")
 def dry_runs(measured):
-    """The same cases in the dry run, as one of two fake ranks, in a process of its own."""
+    """The same cases in the dry run, as one of two fake ranks, in a separate process."""
     script = (
         "import dataclasses, json, sys\n"
         "from clsgen_dist.config import settings_from_yaml\n"
@@ -53,7 +53,7 @@ def dry_runs(measured):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_dry_run_does_what_a_real_rank_does(name, measured, dry_runs):
+def test_the_dry_run_matches_a_real_rank(name, measured, dry_runs):
     _, report = measured[name]
     found = dry_runs[name]
     assert [[c["op"], c["bytes"]] for c in found["step"]] == report["order"]
@@ -66,7 +66,7 @@ def test_the_dry_run_does_what_a_real_rank_does(name, measured, dry_runs):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_memory_and_traffic_are_those_of_a_real_run(name, measured):
+def test_planned_memory_and_traffic_match_a_real_run(name, measured):
     written, report = measured[name]
     predicted = cases.predict(written, ranks=2)
     assert predicted.total == pytest.approx(report["peak"], rel=0.10)

@@ -78,7 +78,7 @@ def needed(trace, zero, **options):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_parameters_are_those_of_the_architecture(tied, trace_of):
+def test_parameter_counts_match_the_architecture(tied, trace_of):
     hidden, wide, vocabulary = 96, 200, 1009
     layer = 2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * wide + 2 * hidden
     expected = (1 if tied else 2) * vocabulary * hidden + 5 * layer + hidden + 3 * hidden + 3
@@ -157,7 +157,7 @@ def test_each_optimizer_and_offload_has_its_states(trace_of):
     assert frozen["optimizer"] < 0.01 * plain["optimizer"]
 
 
-def test_four_bits_keep_the_frozen_linear_maps_in_a_quarter_of_the_elements(trace_of):
+def test_frozen_linear_maps_take_a_quarter_of_the_memory_in_4_bits(trace_of):
     lora = needed(trace_of(finetune="lora"), zero_of(4)).device
     small = needed(trace_of(finetune="lora", load_in_4bit=True), zero_of(4)).device
     linear = sum(w.numel for w in trace_of(finetune="lora").weights if "base_layer" in w.name)

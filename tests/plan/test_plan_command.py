@@ -101,7 +101,7 @@ def test_the_command_prints_and_writes_the_plan(recipe, backbone, tmp_path, caps
         (["--optim.name", "adamw_8bit", "--deepspeed", "ds_configs/zero3_offload.json"], "cannot be offloaded"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(flags, message, backbone, capsys):
+def test_bad_input_is_a_one_line_error_with_status_2(flags, message, backbone, capsys):
     with pytest.raises(SystemExit) as refused:
         main(["plan", "--config", "configs/recipe.yaml", f"--model.backbone={backbone}", *flags])
     assert refused.value.code == 2

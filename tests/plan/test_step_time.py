@@ -13,7 +13,7 @@ from clsgen_dist.plan.plan import Planner
 from clsgen_dist.plan.step_time import attention_flops
 
 
-def test_attention_flops_are_a_triangle_or_in_a_window_a_band():
+def test_attention_flops_count_the_causal_triangle_or_window_band():
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=3)
     assert attention_flops(config, [100]) == 3 * 4 * 64 * 100 * 100 / 2
     assert attention_flops(config, [50, 50]) == attention_flops(config, [100]) / 2
@@ -72,7 +72,7 @@ def test_idle_ranks_lower_the_mfu_and_are_noted(planner, recipe):
         "a step has 64 rows for 128 ranks, so 64 ranks idle; raise train.batch_size, or use fewer nodes"
     ]
     rate = [plan.stages[0].mfu / (plan.stages[0].tokens_per_second / plan.ranks) for plan in (busy, idle)]
-    assert rate[0] == pytest.approx(rate[1])  # FLOPs of a token do not depend on who is idle
+    assert rate[0] == pytest.approx(rate[1])  # FLOPs of a token do not depend on idle ranks
     assert idle.stages[0].mfu < 0.6 * busy.stages[0].mfu
 
 

@@ -12,7 +12,7 @@ from clsgen_dist.errors import SettingsError
 from clsgen_dist.plan.workload import _fullest, _fullest_alike, stated_workload, workload_of_rows
 
 
-def test_stated_rows_are_packed_by_the_code_that_packs_training(recipe):
+def test_stated_rows_are_packed_as_in_training(recipe):
     work = stated_workload(recipe(train__epochs=3), ranks=6, rows=1000, tokens_per_row=3000, supervised_per_row=100)
     stage = work.stages[0]
     assert (stage.steps, stage.micro_steps) == (47, math.ceil(64 / 2 / 6))  # two rows a micro-batch of 8192
@@ -29,7 +29,7 @@ def test_rows_of_one_length_need_no_packing(rows, length, ranks):
     assert _fullest_alike(rows, length, budget=8192, ranks=ranks) == packed
 
 
-def test_rows_at_hand_give_the_steps_and_tokens_of_the_run(recipe, row_dataset, mixed):
+def test_workload_of_real_rows_has_the_steps_and_tokens_of_the_run(recipe, row_dataset, mixed):
     from clsgen_dist.training.datasets import Datasets
     from clsgen_dist.training.sampling_plan import plan_stream
 

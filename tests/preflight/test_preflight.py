@@ -31,7 +31,7 @@ def _reports(times, devices=None):
     return [Report(r, f"n{r // 2}", (devices or ["H100"] * len(times))[r], ms) for r, ms in enumerate(times)]
 
 
-def test_a_chip_that_is_slow_or_of_another_kind_is_named():
+def test_a_slow_or_different_gpu_is_named():
     nodes = ["n0", "n1"]
     assert judge_reports(_reports([1.0, 1.1, 1.2, 1.0]), nodes) == {}
     (reason,) = judge_reports(_reports([1.0, 1.1, 1.6, 1.0]), nodes)["n1"]
@@ -41,7 +41,7 @@ def test_a_chip_that_is_slow_or_of_another_kind_is_named():
     assert judge_reports([*_reports([1.0, 1.0, 1.0]), None], nodes) == {"n1": ["rank 3 timed out"]}
 
 
-def test_a_node_whose_links_are_all_slow_is_bad_and_those_paired_with_it_are_not():
+def test_only_the_node_with_slow_links_is_bad_not_its_peers():
     names = ["n0", "n1", "n2", "n3"]
     links = [Link(a, b, 4.0 if "n2" in (a, b) else 40.0) for a in names for b in names if a != b]
     bad = judge_links(links, "H100")
@@ -115,7 +115,7 @@ def _ranks(tmp_path, which, free_port, *arguments, start=("-m", "clsgen_dist"), 
     return [(process.communicate(timeout=100)[0], process.returncode) for process in started]
 
 
-def test_four_ranks_measure_their_links_and_a_missing_one_is_named(tmp_path, free_port):
+def test_four_ranks_measure_their_links_and_a_missing_rank_is_named(tmp_path, free_port):
     ends = _ranks(tmp_path, range(4), free_port())
     assert [status for _, status in ends] == [0] * 4, ends
     lines = [json.loads(line) for line in (tmp_path / "run/preflight.jsonl").read_text().splitlines()]
@@ -155,19 +155,19 @@ def test_a_rank_that_dies_while_links_are_measured_is_named_and_its_peers_are_no
     assert bad.startswith("n1 ") and time.monotonic() - start < 60
 
 
-def test_a_full_shared_disk_is_the_fault_of_no_node(tmp_path, free_port, small_disk):
+def test_a_full_shared_disk_marks_no_node_as_bad(tmp_path, free_port, small_disk):
     ((text, status),) = _ranks(small_disk, [0], free_port())
     assert status == 2 and f"error: {small_disk}/run has 0.00 GB free, less than 1; make room" in text, text
     assert not (small_disk / "run/bad_nodes").exists()
 
 
-def test_a_folder_that_is_not_shared_is_the_fault_of_no_node(tmp_path, free_port):
+def test_a_folder_that_is_not_shared_marks_no_node_as_bad(tmp_path, free_port):
     ends = _ranks(tmp_path, range(4), free_port(), "--timeout_s", "12", own_disk=tmp_path / "none")
     assert [status for _, status in ends] == [2, 0, 0, 0], ends
     assert f"error: {tmp_path}/run on n1 is not the folder of n0: set OUTPUT" in ends[0][0]
     assert not (tmp_path / "run/bad_nodes").exists()
 
 
-def test_a_node_that_alone_does_not_see_the_folder_is_bad():
+def test_the_only_node_that_does_not_see_the_folder_is_bad():
     reports = [Report(rank, f"n{rank}", "H100", 1.0, sees_run_dir=rank != 2) for rank in range(4)]
     assert judge_reports(reports, ["n0", "n1", "n2", "n3"]) == {"n2": ["the run's folder is not shared with rank 0"]}

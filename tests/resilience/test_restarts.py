@@ -23,7 +23,7 @@ def _notes(folder):
     return [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
 
 
-def test_starts_that_get_nowhere_are_refused_until_there_is_a_newer_checkpoint_or_a_person_came(tmp_path):
+def test_starts_without_progress_are_refused_until_a_newer_checkpoint_or_a_user_error(tmp_path):
     for _ in range(2):
         with pytest.raises(RuntimeError):
             _start(tmp_path, ends=RuntimeError("lost"))
@@ -34,13 +34,13 @@ def test_starts_that_get_nowhere_are_refused_until_there_is_a_newer_checkpoint_o
         _start(tmp_path)
     _start(tmp_path, main=False)  # rank 0 keeps the list
     _start(tmp_path, step=5)  # a checkpoint later
-    for _ in range(3):  # each time a person fixed something, and started it
+    for _ in range(3):  # a user error each time, which the user fixes before the next start
         with pytest.raises(DataError):
             _start(tmp_path, step=5, ends=DataError("rows"))
     _start(tmp_path, step=5)
 
 
-def test_who_lost_the_folder_writes_nothing_into_it(tmp_path):
+def test_a_run_that_lost_its_lock_writes_nothing(tmp_path):
     with pytest.raises(RunLockError):
         _start(tmp_path, ends=RunLockError("another's"))
     assert "start" in _notes(tmp_path)[-1]
@@ -63,7 +63,7 @@ with PreemptionHandler() as stop:
     assert done.stderr == f"stopped: received {name} before the first step: nothing to save. Start again\n"
 
 
-def test_what_slurm_took_away_by_itself_is_no_failed_start(tmp_path, monkeypatch):
+def test_a_start_ended_by_slurm_is_not_a_failed_start(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
 
     def killed(restart, crash):

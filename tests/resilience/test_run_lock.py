@@ -19,7 +19,7 @@ from clsgen_dist.resilience.watchdog import Watchdog
 
 @pytest.fixture
 def job(monkeypatch):
-    """``job(number, restart)``: this process is of that job from here on."""
+    """``job(number, restart)``: this process belongs to that job from here on."""
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
@@ -30,7 +30,7 @@ def job(monkeypatch):
     return be
 
 
-def test_a_living_process_keeps_its_folder_and_a_dead_one_does_not(job, tmp_path):
+def test_a_running_process_keeps_the_lock_and_a_dead_one_loses_it(job, tmp_path):
     with RunLock(tmp_path, is_main=True):
         claim = json.loads((tmp_path / "owner").read_text())
         with pytest.raises(RunLockError, match=rf"belongs to process {os.getpid()} on .*choose another --output_dir"):
@@ -49,19 +49,19 @@ def test_a_living_process_keeps_its_folder_and_a_dead_one_does_not(job, tmp_path
         pass
 
 
-def test_a_restarted_job_takes_over_and_what_is_left_of_it_finds_out(job, tmp_path):
+def test_a_restarted_job_takes_the_lock_and_leftover_processes_notice(job, tmp_path):
     job("7")
     left = RunLock(tmp_path, is_main=True).__enter__()
     job("7", 1)
     with RunLock(tmp_path, is_main=True):
         assert "belongs to job 7" in left._lost()
         left.__exit__(None, None, None)
-        assert (tmp_path / "owner").exists()  # not its own any more
+        assert (tmp_path / "owner").exists()  # the other process holds it now
     assert "belongs to nobody" in left._lost()
 
 
 @pytest.mark.parametrize(("state", "kept"), [("RUNNING", True), ("COMPLETING", False), ("", False)])
-def test_another_job_keeps_its_folder_while_slurm_says_that_it_runs(job, tmp_path, monkeypatch, state, kept):
+def test_another_job_keeps_the_lock_while_slurm_reports_it_running(job, tmp_path, monkeypatch, state, kept):
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n[ $4 = 7 ] && echo {state}\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -80,7 +80,7 @@ def test_another_job_keeps_its_folder_while_slurm_says_that_it_runs(job, tmp_pat
     [("DOWN", "8", True), ("UP", "8", False), ("DOWN", None, False)],
     ids=["no answer", "no such job", "outside a job"],
 )
-def test_a_controller_that_does_not_answer_gives_no_folder_away(job, tmp_path, monkeypatch, ping, number, kept):
+def test_the_lock_is_kept_while_the_slurm_controller_does_not_answer(job, tmp_path, monkeypatch, ping, number, kept):
     for name, body in (("squeue", "exit 1"), ("scontrol", f"echo Slurmctld is {ping}")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_named(job, tmp_path):
         RunLock(tmp_path / "file/run", is_main=True).__enter__()
 
 
-def test_stacks_of_earlier_starts_are_kept(tmp_path):
+def test_stack_traces_of_earlier_starts_are_kept(tmp_path):
     for _ in range(2):
         with Watchdog(tmp_path / "rank-0.txt", 60):
             pass
@@ -113,7 +113,7 @@ def test_stacks_of_earlier_starts_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"job": "7"}', b"\xff\xfe"])
-def test_a_damaged_owner_file_gives_the_folder_to_nobody(job, tmp_path, damage):
+def test_a_damaged_owner_file_blocks_the_lock(job, tmp_path, damage):
     run_lock = RunLock(tmp_path, is_main=True).__enter__()
     (tmp_path / "owner").write_bytes(damage)
     assert "is damaged" in run_lock._lost()
@@ -123,7 +123,7 @@ def test_a_damaged_owner_file_gives_the_folder_to_nobody(job, tmp_path, damage):
     assert (tmp_path / "owner").read_bytes() == damage
 
 
-def test_a_folder_that_other_nodes_do_not_share_is_named_and_the_node_is_not_blamed(job, tmp_path, monkeypatch):
+def test_a_folder_that_other_nodes_do_not_share_is_a_settings_error(job, tmp_path, monkeypatch):
     monkeypatch.setattr("clsgen_dist.resilience.run_lock._SEEN_WITHIN_S", 1)
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     first = RunLock(tmp_path / "run", is_main=True).__enter__()
@@ -138,7 +138,7 @@ def test_a_folder_that_other_nodes_do_not_share_is_named_and_the_node_is_not_bla
             RunLock(own, is_main=False).require_seen(world)
 
 
-def test_time_in_which_a_process_was_stopped_is_no_hang(tmp_path):
+def test_a_suspended_process_is_not_a_hang(tmp_path):
     """``scontrol suspend`` stops all of a job, for longer than ``faults.hang_timeout_s``."""
     code = """
 import sys, time

@@ -92,12 +92,12 @@ PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
             subprocess.run(["slurmd", "-N", name], env=env, check=True)
             pids.append(folder / f"slurmd.{name}.pid")
         deadline = time.monotonic() + 30
-        while _say(env, "sinfo", "-h", "-t", "idle", "-o", "%D") != str(len(NODES)):
+        while _run(env, "sinfo", "-h", "-t", "idle", "-o", "%D") != str(len(NODES)):
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()[-3000:]
             time.sleep(0.2)
         yield _tools(env, folder / "slurmctld.pid")
     finally:
-        _say(env, "scancel", "--user=root")
+        _run(env, "scancel", "--user=root")
         for file in reversed(pids):
             if file.exists():
                 os.kill(int(file.read_text()), signal.SIGTERM)
@@ -105,7 +105,7 @@ PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _say(env: dict[str, str], *words: str) -> str:
+def _run(env: dict[str, str], *words: str) -> str:
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
@@ -115,7 +115,7 @@ def _start_now(env: dict[str, str], job: str) -> None:
     Not within the second in which it was requeued: the nodes, which revoked its credential then, would refuse it.
     """
     time.sleep(2)
-    _say(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
+    _run(env, "scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def _tools(env: dict[str, str], controller: Path) -> SimpleNamespace:
@@ -128,11 +128,11 @@ def _tools(env: dict[str, str], controller: Path) -> SimpleNamespace:
         return done.stdout.strip()
 
     def state(job: str) -> dict[str, str]:
-        fields = _say(env, "scontrol", "show", "job", "-o", job).split()
+        fields = _run(env, "scontrol", "show", "job", "-o", job).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
     def wait(job: str, timeout: float = 120) -> dict[str, str]:
-        """Until the job has ended for good; a requeued one is started at once."""
+        """Wait until the job has ended; a requeued job is started at once."""
         deadline = time.monotonic() + timeout
         while (now := state(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
             if now["JobState"] == "PENDING" and now.get("Reason") == "BeginTime":
@@ -142,7 +142,7 @@ def _tools(env: dict[str, str], controller: Path) -> SimpleNamespace:
         return now
 
     def start(job: str, restart: int, timeout: float = 60) -> None:
-        """Until the job runs for this restart, which is started at once."""
+        """Wait until the job runs for this restart, which is started at once."""
         deadline = time.monotonic() + timeout
         while (now := state(job))["JobState"] != "RUNNING" or now["Restarts"] != str(restart):
             if now["JobState"] == "PENDING" and now.get("Reason") == "BeginTime":
@@ -151,7 +151,7 @@ def _tools(env: dict[str, str], controller: Path) -> SimpleNamespace:
             time.sleep(0.3)
 
     def outage(seconds: float) -> None:
-        """No controller for so long."""
+        """Stop the controller for this time."""
         os.kill(int(controller.read_text()), signal.SIGTERM)
         time.sleep(seconds)
         subprocess.run(["slurmctld"], env=env, check=True)
@@ -159,7 +159,7 @@ def _tools(env: dict[str, str], controller: Path) -> SimpleNamespace:
     return SimpleNamespace(
         outage=outage,
         env=env, sbatch=sbatch, state=state, wait=wait, start=start, start_now=lambda job: _start_now(env, job),
-        say=lambda *words: _say(env, *words), small=SMALL,
+        run=lambda *words: _run(env, *words), small=SMALL,
     )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def job(slurm, tmp_path):
             time.sleep(0.1)
 
     def tool(name, script):
-        """A program of this name that the job finds first; returns its path."""
+        """Put a program of this name first on the job's PATH; returns its path."""
         folder = tmp_path / "tools"
         folder.mkdir(exist_ok=True)
         (folder / name).write_text(f"#!/bin/bash\n{script}\n")

@@ -1,4 +1,4 @@
-"""A run under Slurm whose ranks are killed at random ends with the weights of one that nobody disturbed.
+"""A run under Slurm whose ranks are killed at random ends with the weights of an uninterrupted one.
 
     pytest tests/slurm/soak.py -s                   ten minutes, a kill -9 about every minute
     SOAK_MINUTES=60 SOAK_EVERY=90 pytest tests/slurm/soak.py -s
@@ -40,15 +40,15 @@ def _weights(output):
     return last.name, [flat for file in files for flat in file["optimizer_state_dict"]["fp32_flat_groups"]]
 
 
-def test_random_kills_change_nothing(slurm, recipe, train, tmp_path):
+def test_random_kills_do_not_change_the_weights(slurm, recipe, train, tmp_path):
     steps = round(MINUTES * STEPS_PER_MINUTE)
     options = {
         "data__train": "demo:breast-cancer/train", "train__epochs": 1 + steps // 20, "train__max_steps": steps,
         "checkpoint__every": 20, "checkpoint__keep_last": 2, "train__log_rows": "true", "model__head_dropout": 0.1,
     }  # fmt: skip
     start = time.monotonic()
-    train(tmp_path / "undisturbed", **options)
-    print(f"\nundisturbed: {steps} steps in {time.monotonic() - start:.0f} s")
+    train(tmp_path / "uninterrupted", **options)
+    print(f"\nuninterrupted: {steps} steps in {time.monotonic() - start:.0f} s")
     site = tmp_path / "cluster.env"
     site.write_text(
         f"PYTHON={sys.executable}\nexport GLOO_SOCKET_IFNAME=lo\nCLSGEN_MASTER_ADDR=127.0.0.1\nMAX_RESTARTS=999\n"
@@ -73,8 +73,8 @@ def test_random_kills_change_nothing(slurm, recipe, train, tmp_path):
     print(f"killed {kills} times in {minutes:.1f} min: {now['JobState']}, {now['Restarts']} restarts")
     assert now["JobState"] == "COMPLETED", log.read_text()[-3000:]
     assert kills >= MINUTES * 60 / EVERY / 3 and int(now["Restarts"]) >= kills / 2
-    (ours, mine), (theirs, truth) = _weights(output), _weights(tmp_path / "undisturbed")
+    (ours, mine), (theirs, truth) = _weights(output), _weights(tmp_path / "uninterrupted")
     assert ours == theirs and len(mine) == len(truth) > 0
     assert all(torch.equal(a, b) for a, b in zip(mine, truth, strict=True))
-    rows = [(tmp_path / name / "rows.jsonl").read_text() for name in ("killed", "undisturbed")]
+    rows = [(tmp_path / name / "rows.jsonl").read_text() for name in ("killed", "uninterrupted")]
     assert rows[0] == rows[1]

@@ -32,15 +32,15 @@ def chain(slurm, job, tmp_path):
     return submit
 
 
-def _gone(slurm, *numbers):
+def _wait_until_gone(slurm, *numbers):
     deadline = time.monotonic() + 90
-    while left := slurm.say("squeue", "-h", "-j", ",".join(numbers)):
+    while left := slurm.run("squeue", "-h", "-j", ",".join(numbers)):
         assert time.monotonic() < deadline, left
         time.sleep(0.3)
 
 
-def test_a_chain_walks_the_stages_each_on_its_own_nodes(slurm, job, chain, recipe, tmp_path):
-    """On one node, then on two: the second stage resumes on twice the ranks, and rows go on as in one run."""
+def test_a_chain_runs_each_stage_on_its_own_number_of_nodes(slurm, job, chain, recipe, tmp_path):
+    """On one node, then on two: the second stage resumes on twice the ranks, and rows continue as in one run."""
     stages = "[{name: easy, steps: 4, difficulty: [0, 0.5]}, {name: hard, steps: 4}]"
     options = {"data__train": "demo:breast-cancer/train", "curriculum__stages": stages, "train__log_rows": "true"}
     arguments = ["--", "--config", "configs/demo.yaml", *recipe(job.output, **options)]
@@ -51,48 +51,48 @@ def test_a_chain_walks_the_stages_each_on_its_own_nodes(slurm, job, chain, recip
         text = (tmp_path / f"chain-{number}.log").read_text()
         assert (ended["JobState"], ended["NumNodes"]) == ("COMPLETED", nodes), text[-3000:]
     assert "resumed from" in text and "at step 4 of 8" in text
-    shown = [json.loads(line) for line in (job.output / "rows.jsonl").read_text().splitlines()]
-    assert [step["step"] for step in shown] == list(range(1, 9))
+    visited = [json.loads(line) for line in (job.output / "rows.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in visited] == list(range(1, 9))
     starts = [json.loads(line) for line in (job.output / "attempts.jsonl").read_text().splitlines()]
     assert [(start["ranks"], start["step"]) for start in starts if "start" in start] == [(1, 0), (2, 4)]
 
 
-def test_a_chain_ends_with_the_stage_that_fails(slurm, chain, tmp_path):
+def test_a_failed_stage_ends_the_chain(slurm, chain, tmp_path):
     first, second = chain("easy=1", "hard=1", CLSGEN_COMMAND="exit 2")
-    _gone(slurm, first, second)
+    _wait_until_gone(slurm, first, second)
     assert slurm.state(first)["JobState"] == "FAILED" and slurm.state(second)["JobState"] == "CANCELLED"
     assert not (tmp_path / f"chain-{second}.log").exists()
 
 
-def test_a_stage_that_no_nodes_can_run_is_refused_before_any_is_submitted(slurm, chain):
+def test_a_stage_that_the_cluster_cannot_run_is_refused_before_any_is_submitted(slurm, chain):
     refused = chain("easy=1", "hard=9", check=False, flags="--comment='none of these'", CLSGEN_COMMAND="exit 0")
     assert refused.returncode == 2 and refused.stdout == ""
     assert "stage hard=9 cannot start on the cluster as it is: allocation failure: Requested node" in refused.stderr
-    assert "none of these" not in slurm.say("squeue", "-h", "-o", "%k")
+    assert "none of these" not in slurm.run("squeue", "-h", "-o", "%k")
     first, second = chain("easy=1", "hard=9", CLSGEN_COMMAND="sleep 60", CHECK_STAGES=0)
-    slurm.say("scancel", first, second)
+    slurm.run("scancel", first, second)
     refused = chain("easy=1", check=False, flags="--comment='never closed")
     assert refused.returncode == 2 and "with an unclosed quote" in refused.stderr
 
 
-def test_a_chain_of_arrays_goes_on_task_by_task_and_stage_by_stage(slurm, chain, tmp_path):
+def test_a_chain_of_arrays_continues_with_the_next_task_and_stage(slurm, chain, tmp_path):
     count = "n=$(($(cat $OUTPUT/n 2>/dev/null || echo 0) + 1)); echo $n >$OUTPUT/n"
     command = f"{count}; case $n in 1) exit 75;; 2) exit 1;; esac"
     first, second = chain("easy=1", "hard=1", flags="--array=1-4%1", CLSGEN_COMMAND=command)
-    _gone(slurm, first, second)
+    _wait_until_gone(slurm, first, second)
     text, then = ((tmp_path / f"chain-{number}.log").read_text() for number in (first, second))
-    told = [line.split(" ", 3)[3] for line in text.splitlines() if line.startswith("== ")]
+    messages = [line.split(" ", 3)[3] for line in text.splitlines() if line.startswith("== ")]
     assert (
-        told[:3]
+        messages[:3]
         == [
             "asked to stop: the next task of the array continues",
-            told[1],
+            messages[1],
             "done",
         ]
-        and told[1].startswith("status 1 rank 0 on ")
-        and told[1].endswith("the next task of the array continues")
+        and messages[1].startswith("status 1 rank 0 on ")
+        and messages[1].endswith("the next task of the array continues")
     ), text
-    assert told[3].startswith("a task of this array has completed the run") and len(told) == 4
+    assert messages[3].startswith("a task of this array has completed the run") and len(messages) == 4
     assert then.count("== ") == 4 and then.count(" done\n") == 1 and "requeued" not in text + then
 
 
@@ -101,7 +101,7 @@ def test_tasks_of_an_array_that_start_together_take_turns(slurm, job):
     command = f"{count}; [ $n = 2 ] || {{ sleep 4; exit 75; }}"
     array = job(command=command, flags=("--nodes=1", "--array=1-2", "--open-mode=append"))
     deadline = time.monotonic() + 60
-    while left := slurm.say("squeue", "-h", "-j", array, "-o", "%A %r"):
+    while left := slurm.run("squeue", "-h", "-j", array, "-o", "%A %r"):
         for number in (line.split()[0] for line in left.splitlines() if "BeginTime" in line):
             slurm.start_now(number)
         assert time.monotonic() < deadline, left
@@ -112,12 +112,12 @@ def test_tasks_of_an_array_that_start_together_take_turns(slurm, job):
     assert (job.output / "n").read_text().strip() == "2"
 
 
-def test_an_array_that_runs_out_or_fails_for_good_does_not_end_well(slurm, job):
+def test_an_array_that_runs_out_of_tasks_or_fails_ends_with_an_error(slurm, job):
     array = job(command="exit 75", flags=("--array=1-2%1", "--open-mode=append"))
-    _gone(slurm, array)
+    _wait_until_gone(slurm, array)
     assert job.log.read_text().count("asked to stop: the next task of the array continues") == 1
     assert "asked to stop: no task of the array is left; submit it again" in job.log.read_text()
     assert slurm.state(f"{array}_2")["ExitCode"] == "75:0"
     array = job(command="exit 2", flags=("--array=1-9%1", "--open-mode=append"))
-    _gone(slurm, array)
+    _wait_until_gone(slurm, array)
     assert job.log.read_text().count("fix it, then sbatch again") == 1

@@ -30,7 +30,7 @@ def test_dry_run_shows_the_commands_and_runs_none(tmp_path):
         look, train = (line for line in done.stdout.splitlines() if line.startswith("srun --export=ALL"))
         assert "--distribution=block" in look and "--timeout_s 300" in look and "-m clsgen_dist train" in train
         assert f"/opt/python -m clsgen_dist preflight --output_dir {output}" in look
-        # Whatever recipe the user names, the run stays where its job looks for it.
+        # Whatever recipe the user names, the run stays in the folder that the job expects.
         assert f"--config configs/{recipe}.yaml --config mine.yaml --train.max_steps 3" in train
         assert train.rstrip().endswith(f"--output_dir {output} --resume auto")
         for command in (
@@ -43,7 +43,7 @@ def test_dry_run_shows_the_commands_and_runs_none(tmp_path):
 
 @pytest.mark.parametrize("mounts", [{}, {"CONTAINER_MOUNTS": "/data:/rows,/lustre:/lustre"}], ids=["none", "two"])
 @pytest.mark.parametrize("container", ["pyxis", "apptainer", "enroot"])
-def test_a_container_has_checkout_run_and_mounts_and_starts_in_the_checkout(container, mounts, tmp_path):
+def test_a_container_mounts_checkout_and_run_folder_and_starts_in_the_checkout(container, mounts, tmp_path):
     output = tmp_path / "run"
     done = _dry(CONTAINER=container, CONTAINER_IMAGE="/images/c.sqsh", OUTPUT=str(output), NCCL_DEBUG="INFO", **mounts)
     pairs = [f"{ROOT}:{ROOT}", f"{output}:{output}", *mounts.get("CONTAINER_MOUNTS", "").split(",")]
@@ -62,7 +62,7 @@ def test_a_container_has_checkout_run_and_mounts_and_starts_in_the_checkout(cont
             assert words.replace(f"cd\\ {ROOT}", "") in step, step
 
 
-def test_what_is_missing_or_wrong_is_named_with_its_remedy(tmp_path):
+def test_missing_or_wrong_settings_are_named_with_a_fix(tmp_path):
     def refused(words, *command, **more):
         done = _bash(*command, **more)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
@@ -95,7 +95,7 @@ def test_what_is_missing_or_wrong_is_named_with_its_remedy(tmp_path):
     refused("'slurm/none.sh' is not a readable job script", chain, "slurm/none.sh", "easy=1")
 
 
-def test_what_a_chain_would_submit(tmp_path):
+def test_dry_run_of_a_chain_prints_what_it_would_submit(tmp_path):
     (tmp_path / "bad_nodes").write_text("n7 2026-03-01 slow\nn3 2026-03-01 slow\nn7 2026-03-02 slow\n")
     words = ("slurm/train_8b.sh", "easy=1", "hard=2", "--", "--seed", "1")
     done = _bash("slurm/chain.sh", *words, DRY_RUN="1", OUTPUT=str(tmp_path), SBATCH_FLAGS="--partition=gpu")

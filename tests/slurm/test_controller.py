@@ -1,4 +1,4 @@
-"""What the scripts do while the controller does not answer: stand-ins for Slurm's commands, no Slurm is needed."""
+"""What the scripts do while the controller does not answer: fake Slurm commands, no Slurm is needed."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ echo "Unable to contact slurm controller (connect failure)"; exit 1
 UP = 'if [ "$1" = ping ]; then echo "Slurmctld(primary) at head is UP"; exit 0; fi\n'
 
 
-def test_a_controller_that_restarts_is_asked_again(library):
+def test_commands_are_retried_while_the_controller_restarts(library):
     done, calls = library("slurm_retry 30 scontrol requeue 7", scontrol=DOWN_AT_FIRST)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "requeued", done.stdout + done.stderr
     assert sum(call.startswith("scontrol requeue") for call in calls) == 4
 
 
-def test_what_a_controller_that_is_up_says_is_final(library):
+def test_an_error_from_a_running_controller_is_final(library):
     refusal = UP + 'echo "Requeue of this job is disabled"; exit 1'
     done, calls = library("slurm_retry 30 scontrol requeue 7 2>&1", scontrol=refusal)
     assert done.returncode == 1 and "disabled" in done.stdout
@@ -68,12 +68,12 @@ def test_what_a_controller_that_is_up_says_is_final(library):
     ],
     ids=["no answer", "empty answer", "running", "cancelled", "requeued"],
 )
-def test_only_an_answer_says_that_a_job_is_cancelled(library, answer, reason):
+def test_a_job_is_cancelled_only_if_the_controller_answers_so(library, answer, reason):
     done, _ = library('no_requeue_reason=unset; check_why_term; echo "reason=$no_requeue_reason"', scontrol=UP + answer)
     assert f"reason={reason}\n" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_node_whose_name_does_not_resolve_is_met_at_its_address(library):
+def test_a_node_whose_name_does_not_resolve_is_reached_by_address(library):
     show = (
         UP + 'case $2 in hostnames) echo rack7-node3.invalid;; node) echo "NodeName=rack7 NodeAddr=127.0.0.1 x";; esac'
     )
@@ -84,7 +84,7 @@ def test_a_node_whose_name_does_not_resolve_is_met_at_its_address(library):
     assert done.returncode == 2 and "set CLSGEN_MASTER_ADDR" in done.stderr
 
 
-def test_a_bad_node_that_the_job_asks_for_by_name_ends_it(library, tmp_path):
+def test_a_bad_node_in_the_jobs_nodelist_ends_the_job(library, tmp_path):
     (tmp_path / "bad_nodes").write_text("n2 2026-01-01 no chip\n")
     show = (
         UP
@@ -96,7 +96,7 @@ def test_a_bad_node_that_the_job_asks_for_by_name_ends_it(library, tmp_path):
     assert done.returncode == 2 and "--nodelist asks for n2, which was found bad" in done.stdout, done.stdout
 
 
-def test_a_second_task_of_an_array_leaves_the_others_alone(library):
+def test_a_second_array_task_is_requeued_without_cancelling_the_others(library):
     env = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2"}
     done, calls = library("one_at_a_time; echo went on", env, scontrol=UP, squeue="printf '2\\n1\\n'", scancel="exit 1")
     assert done.returncode == 0 and "task 1 of this array is running" in done.stdout and "went on" not in done.stdout
@@ -106,14 +106,14 @@ def test_a_second_task_of_an_array_leaves_the_others_alone(library):
     assert "went on" in done.stdout
 
 
-def test_site_files_may_name_what_is_not_set(library, tmp_path):
+def test_site_files_may_use_unset_variables(library, tmp_path):
     (tmp_path / "cluster.env").write_text('export PATH="$PATH:$NEVER_SET"\nSRUN_FLAGS="--cpu-bind=cores"\n')
     env = {"CLSGEN_CLUSTER_ENV": str(tmp_path / "cluster.env")}
     done, _ = library('load_site; echo "$SRUN_FLAGS"; echo ${UNSET_AGAIN:-} ; set -o | grep nounset', env)
     assert "--cpu-bind=cores" in done.stdout and "nounset        \ton" in done.stdout, done.stderr
 
 
-def test_a_chain_takes_its_output_from_a_script_that_builds_it(tmp_path):
+def test_a_chain_evaluates_output_as_set_in_the_job_script(tmp_path):
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/bash\nBASE=/lustre/me\nOUTPUT=$BASE/x\n")
     done = subprocess.run(
@@ -124,7 +124,7 @@ def test_a_chain_takes_its_output_from_a_script_that_builds_it(tmp_path):
 
 
 @pytest.mark.long
-def test_a_job_that_stops_while_there_is_no_controller_goes_on_afterwards(slurm, job):
+def test_a_job_preempted_during_a_controller_outage_is_requeued_afterwards(slurm, job):
     stop = "touch $OUTPUT/up-$SLURM_PROCID; sleep 6; exit 75"
     number = job(command=f"[ ${{SLURM_RESTART_COUNT:-0}} = 1 ] || {{ {stop}; }}")
     job.reach("up-*", 2)

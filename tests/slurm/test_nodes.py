@@ -1,4 +1,4 @@
-"""Bad nodes are left out, and nobody is blamed without a verdict: on a real Slurm of three nodes."""
+"""Bad nodes are excluded, and only after a verdict of the preflight: on a real Slurm of three nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
-def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job):
+def test_a_bad_node_is_excluded_and_the_job_continues_elsewhere(slurm, job):
     job.tool(
         "nvidia-smi",
         "errors=0; [ $SLURMD_NODENAME = n0 ] && errors=7\n"
@@ -21,7 +21,7 @@ def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job):
     ended = slurm.wait(number)
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"], ended["BatchHost"]) == ("COMPLETED", "1", "n1"), (ended, text)
-    assert ended["ExcNodeList"] in ("n[0,2]", "n0,n2")  # what the user left out stays out
+    assert ended["ExcNodeList"] in ("n[0,2]", "n0,n2")  # what the user excluded stays excluded
     assert "error: n0: GPU 0 has 7 uncorrected ECC errors" in text and "bad nodes excluded: n0,n2: requeued" in text
     assert "1 ranks in" in text and "on n1" in text and "on n0" not in text
     (bad,) = (job.output / "bad_nodes").read_text().splitlines()
@@ -30,30 +30,30 @@ def test_a_bad_node_is_left_out_and_the_job_goes_on_elsewhere(slurm, job):
     assert [look["node"] for look in looks] == ["n0", "n1"]
     assert looks[0]["chips"] == ["H100, 570, 80 GB"] and looks[0]["software"]["torch"]
 
-    # What was found out once is not measured again; nodes that are drained are none to go to.
-    slurm.say("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
+    # A node known to be bad is not measured again; drained nodes do not count as free.
+    slurm.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
     try:
         again = job(command="echo never", flags=("--nodes=2",), PREFLIGHT=1)
         ended = slurm.wait(again)
     finally:
-        slurm.say("scontrol", "update", "NodeName=n2", "State=RESUME")
+        slurm.run("scontrol", "update", "NodeName=n2", "State=RESUME")
     text = job.log.read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), text
     assert "1 nodes are left that are not bad, excluded or drained; 2 are needed" in text and "never" not in text
     assert not list((job.output / f"logs/{again}.0").glob("preflight*"))
 
-    # It would wait for ever for a node that it asks for and may not have.
+    # It would wait forever for a node that it both requests and excludes.
     ended = slurm.wait(job(command="echo never", flags=("--nodes=1", "--nodelist=n0"), PREFLIGHT=1))
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
     assert "--nodelist asks for n0, which was found bad" in job.log.read_text()
 
 
-def test_an_array_leaves_a_bad_node_to_others(slurm, job):
+def test_array_tasks_avoid_a_bad_node(slurm, job):
     job.output.mkdir()
     (job.output / "bad_nodes").write_text("n0 2026-03-01 slow\n")
     array = job(command="echo on $SLURMD_NODENAME", flags=("--nodes=1", "--array=1-2%1"), PREFLIGHT=1, PYTHON="true")
     deadline = time.monotonic() + 60
-    while slurm.say("squeue", "-h", "-j", array):
+    while slurm.run("squeue", "-h", "-j", array):
         assert time.monotonic() < deadline, job.log.read_text()
         time.sleep(0.3)
     text = job.log.read_text()
@@ -61,8 +61,8 @@ def test_an_array_leaves_a_bad_node_to_others(slurm, job):
     assert text.rstrip().endswith("done")
 
 
-def test_a_rank_that_cannot_start_or_hangs_is_named_and_costs_no_more_than_the_verdict(slurm, job):
-    """n1 has no Python, then n2 hangs: each is left out, until too few are left."""
+def test_a_node_that_fails_or_hangs_in_preflight_is_excluded_within_the_timeout(slurm, job):
+    """n1 has no Python, then n2 hangs: each is excluded, until too few are left."""
     python = job.tool(
         "python",
         "case $*:$SLURMD_NODENAME in *preflight*:n1) exit 127;; *preflight*:n2) exec sleep 300;; esac\n"
@@ -77,7 +77,7 @@ def test_a_rank_that_cannot_start_or_hangs_is_named_and_costs_no_more_than_the_v
     assert time.monotonic() - start < 90
 
 
-def test_without_a_verdict_nobody_is_blamed(slurm, job):
+def test_a_preflight_without_a_verdict_excludes_no_node(slurm, job):
     """Stopped in the preflight, then a preflight that cannot work, then all is well."""
     python = job.tool(
         "python",
@@ -86,7 +86,7 @@ def test_without_a_verdict_nobody_is_blamed(slurm, job):
     )
     number = job(command="echo trained", PREFLIGHT=1, PYTHON=python)
     job.reach("up-*", 2)
-    slurm.say("scancel", "--signal=USR2", number)
+    slurm.run("scancel", "--signal=USR2", number)
     ended = slurm.wait(number)
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), text

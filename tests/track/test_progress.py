@@ -1,4 +1,4 @@
-"""A bar where there is a terminal, few plain lines where there is a file, nothing where it is off."""
+"""Progress: a bar on a terminal, a few plain lines in a file, nothing if disabled."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_to_the_end(terminal: int) -> bytes:
             read += part
 
 
-def test_plain_line_says_done_share_time_left_and_the_losses() -> None:
+def test_plain_lines_have_step_percentage_eta_and_losses() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = Progress(60, enabled=True, stream=stream, clock=clock)
     for _ in range(12):
@@ -59,7 +59,7 @@ def test_plain_line_says_done_share_time_left_and_the_losses() -> None:
     ]
 
 
-def test_last_update_is_printed_however_soon_it_comes() -> None:
+def test_the_last_update_is_always_printed() -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress(3, enabled=True, stream=stream, clock=clock, label="dev") as progress:
         for _ in range(3):
@@ -68,7 +68,7 @@ def test_last_update_is_printed_however_soon_it_comes() -> None:
     assert lines_of(stream) == ["dev 1/3 (33%) eta 2s", "dev 3/3 (100%) done in 3s"]
 
 
-def test_a_run_that_stops_early_still_says_where_it_stopped() -> None:
+def test_a_run_that_stops_early_prints_its_last_step() -> None:
     stream = io.StringIO()
     with pytest.raises(KeyboardInterrupt), Progress(10, enabled=True, stream=stream, clock=Clock()) as progress:
         progress.update(n=2, loss=0.5)
@@ -78,7 +78,7 @@ def test_a_run_that_stops_early_still_says_where_it_stopped() -> None:
     assert lines_of(stream)[-1].endswith("loss 0.25")
 
 
-def test_time_left_of_a_resumed_run_counts_only_its_own_steps() -> None:
+def test_eta_of_a_resumed_run_counts_only_its_own_steps() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = Progress(100, start=90, enabled=True, stream=stream, clock=clock)
     clock.now = 7.0
@@ -107,9 +107,9 @@ def test_a_terminal_gets_one_bar_and_log_lines_above_it(monkeypatch) -> None:
         logging.getLogger("clsgen_dist.training").info("saved step 2")
         monkeypatch.undo()
         progress.update(n=2, loss=1.5)
-    shown = read_to_the_end(reader).decode()
+    output = read_to_the_end(reader).decode()
     # What stays on screen: of each line, what was written after the last return to its start.
-    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in shown.split("\n")]
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in output.split("\n")]
     assert lines[0] == "saved step 2"
     assert lines[1].startswith("train: 100%|")
     assert "4/4" in lines[1] and "loss 1.5" in lines[1] and "step" in lines[1]

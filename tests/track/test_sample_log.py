@@ -1,4 +1,4 @@
-"""The log of rows shown: each step once, whatever the ids."""
+"""The log of visited rows: each step once, whatever the ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from clsgen_dist.track.sample_log import SampleLog
 
 
-def test_a_resumed_run_drops_what_lay_past_its_checkpoint_and_keeps_odd_ids(tmp_path):
+def test_a_resumed_run_drops_entries_after_its_checkpoint_and_keeps_odd_ids(tmp_path):
     path = tmp_path / "rows.jsonl"
     with SampleLog(path, first_step=1) as log:
         for step, row in enumerate(["x", "a\u2028b", "nel\x85", "late"], start=1):

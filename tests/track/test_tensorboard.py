@@ -1,4 +1,4 @@
-"""What a reader of the log finds in it: with TensorBoard's own reader, and on its page in a real browser."""
+"""TensorBoard logs, read with TensorBoard's own reader and on its page in a real browser."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def points(log_dir: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, pytest.approx(event.value)) for event in read(log_dir).Scalars(tag)]
 
 
-def test_scalars_come_back_under_the_tags_they_were_given(tmp_path: Path) -> None:
+def test_scalars_are_read_back_under_their_tags(tmp_path: Path) -> None:
     with TensorBoardLog(tmp_path, settings_text="") as log:
         log.step(1, {LOSS_GENERATION: 2.5, "optim/lr": 1e-5})
         log.step(2, {LOSS_GENERATION: 2.25, "optim/lr": 2e-5})
@@ -99,7 +99,7 @@ def test_both_losses_share_a_chart_and_the_dev_losses_another(tmp_path: Path) ->
     assert drawn == {"generation and classification": tags[3:4], "generation and classification, dev": tags[4:]}
 
 
-def test_the_reliability_diagram_comes_back_as_it_was_drawn(tmp_path: Path) -> None:
+def test_the_reliability_diagram_is_read_back_unchanged(tmp_path: Path) -> None:
     with TensorBoardLog(tmp_path, settings_text="") as log:
         log.evaluation(5, {}, RELIABILITY)
     (event,) = read(tmp_path).Images("dev/reliability")
@@ -168,14 +168,14 @@ def run_folder(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tensorboard_url(tmp_path: Path, run_folder: Path) -> Iterator[str]:
     """The address of a real TensorBoard on the log of a real run; it picks its own free port."""
-    said = tmp_path / "tensorboard.txt"
+    log_file = tmp_path / "tensorboard.txt"
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run_folder)]
-    with said.open("w") as output:
+    with log_file.open("w") as output:
         server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", "0"], stdout=output, stderr=output)
     try:
         give_up = time.monotonic() + 60
-        while not (match := re.search(r"http://127\.0\.0\.1:\d+/", said.read_text())):
-            assert server.poll() is None and time.monotonic() < give_up, f"no TensorBoard:\n{said.read_text()}"
+        while not (match := re.search(r"http://127\.0\.0\.1:\d+/", log_file.read_text())):
+            assert server.poll() is None and time.monotonic() < give_up, f"no TensorBoard:\n{log_file.read_text()}"
             time.sleep(0.1)
         yield match.group()
     finally:
@@ -189,7 +189,7 @@ def tensorboard_url(tmp_path: Path, run_folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
-    """Headless Chromium that resolves no name and so reaches this machine only."""
+    """Headless Chromium that resolves no host names, so that it reaches this machine only."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("needs Debian packages chromium and chromium-driver (apt-packages.txt)")
@@ -256,7 +256,7 @@ def test_a_browser_draws_both_losses_of_a_run_on_one_chart_in_two_colours(
             "generation",
             "classification",
         }
-        assert len(set(chart["colours"])) == 2, "the curves cannot be told from each other"
+        assert len(set(chart["colours"])) == 2, "the curves have the same colour"
         logged = [points(run_folder / "tensorboard", prefix + tag) for tag in (LOSS_GENERATION, LOSS_CLASSIFICATION)]
         curves = [vertices(path) for path in chart["curves"]]
         assert sorted(map(len, curves)) == sorted(map(len, logged))

@@ -1,4 +1,4 @@
-"""Rates are of training alone, and the peak is this process's."""
+"""Rates exclude pauses, and peak memory is that of this process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_paused_time_does_not_count(clock: Clock) -> None:
     assert throughput.rates()[TOKENS_PER_SECOND] == 50
 
 
-def test_rates_asked_for_inside_a_pause_leave_the_pause_out_of_both_reports(clock: Clock) -> None:
+def test_rates_read_inside_a_pause_exclude_it(clock: Clock) -> None:
     throughput = Throughput(clock)
     throughput.add(100, 0)
     clock.now += 2
@@ -71,14 +71,14 @@ def test_a_failed_evaluation_ends_its_pause(clock: Clock) -> None:
     assert throughput.rates()[TOKENS_PER_SECOND] == 20
 
 
-def test_no_time_gives_no_rate(clock: Clock) -> None:
+def test_rates_are_nan_if_no_time_has_passed(clock: Clock) -> None:
     throughput = Throughput(clock)
     throughput.add(10, 10)
     assert all(math.isnan(rate) for rate in throughput.rates().values())
 
 
 @pytest.mark.skipif(torch.cuda.is_initialized(), reason="an earlier test used CUDA, whose peak is reported then")
-def test_peak_memory_of_the_host_grows_with_what_is_resident_and_stays() -> None:
+def test_host_peak_memory_grows_with_resident_memory_and_stays() -> None:
     before = peak_memory_gib()
     # 1.25 times the peak so far cannot fit under it, whatever other tests held before.
     held = torch.ones(int(before * 1.25 * 2**30) // 4)
@@ -90,6 +90,6 @@ def test_peak_memory_of_the_host_grows_with_what_is_resident_and_stays() -> None
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_peak_memory_on_cuda_is_of_tensors() -> None:
+def test_cuda_peak_memory_counts_tensors() -> None:
     torch.ones(2**28, device="cuda")
     assert 1 <= peak_memory_gib() < 16

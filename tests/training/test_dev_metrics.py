@@ -11,21 +11,21 @@ from clsgen_dist.objectives.normalization import LossWeights
 from clsgen_dist.training.dev_evaluation import dev_metrics, is_better
 
 
-def test_dev_metrics_leave_out_rows_without_label():
+def test_dev_metrics_ignore_rows_without_label():
     logits = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 9.0]])
     metrics = dev_metrics(logits, np.array([0, 1, -1]), 1, (1.5, 0.25), LossWeights(2.0, 4.0))
     assert (metrics["auroc"], metrics["f1"]) == (1.0, 1.0)
     assert metrics["loss"] == pytest.approx(2.0 * 1.5 + 4.0 * 0.25)
 
 
-def test_better_means_higher_or_lower_by_the_metric_and_nan_is_never_better():
+def test_is_better_depends_on_the_metric_and_nan_is_never_better():
     assert is_better("auroc", 0.9, 0.8) and not is_better("auroc", 0.8, 0.9)
     assert is_better("nll", 0.1, 0.2) and not is_better("nll", 0.2, 0.1)
     assert is_better("ece", 0.5, None) and not is_better("auroc", float("nan"), None)
     assert not is_better("loss", float("inf"), None)
 
 
-def test_a_loss_that_is_no_number_is_no_better_than_none_at_all():
+def test_an_absent_loss_is_ignored_and_a_broken_one_is_infinite():
     logits, labels = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1])
     absent = dev_metrics(logits, labels, 1, (math.nan, 0.25), LossWeights(1.0, 1.0))
     assert absent["loss"] == 0.25

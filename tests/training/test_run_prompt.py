@@ -1,4 +1,4 @@
-"""Which prompt a run goes on with: without ranks, on a marker."""
+"""Which prompt a resumed run uses, from the checkpoint's marker, without ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLOCK = "{{ strftime_now('%H:%M:%S.%f') }}" + CHATML
 ALONE = SimpleNamespace(broadcast=lambda value: value)
 
 
-def test_every_rank_takes_what_the_first_one_rendered():
+def test_every_rank_uses_the_prompt_of_rank_0():
     first = render_prompt(byte_level(CLOCK), system=None, question="Why?")
     second = prompt_of_run(
         PromptSettings(question="Why?"), byte_level(CLOCK), None, SimpleNamespace(broadcast=lambda value: first)
@@ -36,7 +36,7 @@ def test_a_resumed_run_keeps_its_prompt_and_refuses_another(tmp_path):
             prompt_of_run(PromptSettings(**{**vars(settings), **changed}), tokenizer, tmp_path, ALONE)
 
 
-def test_a_checkpoint_too_old_to_keep_a_prompt_is_gone_on_from(tmp_path):
+def test_a_checkpoint_without_a_saved_prompt_is_resumed(tmp_path):
     checkpoint.commit(tmp_path, {"state": {}})
     prompt = prompt_of_run(PromptSettings(question="Why?"), byte_level(), tmp_path, ALONE)
     assert prompt.suffix == "\n\nWhy?<|im_end|>\n<|im_start|>assistant\n"

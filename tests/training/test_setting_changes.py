@@ -1,4 +1,4 @@
-"""Which changed settings a resumed run refuses, tells, or passes over: every field of the tree has its answer."""
+"""Which changed settings a resumed run refuses, reports or ignores, for every field of the tree."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _fields(tree: Any, name: str = "") -> list[tuple[Any, str, str]]:
     return found
 
 
-def test_every_setting_that_changes_is_told_unless_it_is_free(saved):
+def test_every_changed_setting_is_reported_unless_it_is_free(saved):
     unchanged = settings_from_yaml(YAML)
     assert changed_settings(unchanged, saved) == []
     names = [dotted for _, _, dotted in _fields(unchanged)]
@@ -56,11 +56,11 @@ def test_every_setting_that_changes_is_told_unless_it_is_free(saved):
             with pytest.raises(CheckpointError, match=r"data\.positive_label malignant -> another"):
                 changed_settings(settings, saved)
         else:
-            told = changed_settings(settings, saved)
-            assert [text.split(" ")[0] for text in told] == ([] if is_free(name) else [name])
+            reported = changed_settings(settings, saved)
+            assert [text.split(" ")[0] for text in reported] == ([] if is_free(name) else [name])
 
 
-def test_a_change_is_told_with_both_values(saved):
+def test_a_change_is_reported_with_both_values(saved):
     settings = settings_from_yaml(YAML)
     settings.optim.lr, settings.output_dir = 3e-4, "elsewhere"
     settings.curriculum.stages = [Stage(name="all", epochs=1)]
@@ -69,7 +69,7 @@ def test_a_change_is_told_with_both_values(saved):
     assert stages.startswith("curriculum.stages [] -> [{'name': 'all'")
 
 
-def test_the_last_class_is_the_positive_one_also_when_it_is_named(saved):
+def test_naming_the_default_positive_label_is_no_change(saved):
     settings = settings_from_yaml(YAML)
     settings.data.positive_label = "malignant"
     assert changed_settings(settings, saved) == []
@@ -78,7 +78,7 @@ def test_the_last_class_is_the_positive_one_also_when_it_is_named(saved):
         changed_settings(settings, saved)
 
 
-def test_settings_that_cannot_be_read_are_told(saved):
+def test_unreadable_saved_settings_are_reported(saved):
     (saved / checkpoint.SETTINGS_FILE).write_text("a: [")
     assert "cannot be read" in changed_settings(settings_from_yaml(YAML), saved)[0]
     (saved / checkpoint.SETTINGS_FILE).unlink()

@@ -51,7 +51,7 @@ def test_rows_that_differ_only_in_a_counter_are_found(train):
     assert found["shared-template"].severity == "warning"
 
 
-def test_a_shared_instruction_is_mentioned_and_hides_no_copies(train, test):
+def test_a_shared_instruction_is_reported_and_hides_no_copies(train, test):
     rows, held_out = make_rows(200), make_rows(60, seed=1)
     held_out[7]["text"] = rows[12]["text"].replace(" and ", " & ", 1)
     for row in rows + held_out:
@@ -71,7 +71,7 @@ def test_copies_with_the_same_id_are_refused_as_training_refuses_them(train):
     assert "a unique id" in finding.remedy
 
 
-def test_many_identical_rows_are_all_counted_and_quickly(train):
+def test_many_identical_rows_are_all_counted_quickly(train):
     rows = [{"text": "all rows say this", "label": "yes" if i % 2 else "no"} for i in range(20_000)]
     start = time.monotonic()
     found = findings_of(train(rows))

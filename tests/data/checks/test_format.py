@@ -30,7 +30,7 @@ def test_broken_lines_are_an_error_with_reasons_and_lines(tmp_path, train):
     assert finding.rows[0].excerpt == '{"id": "x", "text": '
 
 
-def test_few_enough_broken_lines_are_a_warning(train):
+def test_a_few_broken_lines_are_a_warning(train):
     path = train(make_rows(200))
     with open(path, "a") as file:
         file.write("{\n")
@@ -58,7 +58,7 @@ def test_latin_1_rows_are_unusable_and_the_remedy_names_the_encoding(tmp_path):
     assert "iconv -f WINDOWS-1252 -t UTF-8" in finding.remedy
 
 
-def test_a_byte_order_mark_costs_no_row(tmp_path):
+def test_a_byte_order_mark_loses_no_row(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\n" for row in make_rows(60)).encode())
     found = findings_of(str(path))
@@ -93,7 +93,7 @@ def test_an_empty_file_is_an_error_and_the_other_files_are_still_checked(tmp_pat
         ("PK\x03\x04abc", "is a zip archive or an Excel workbook", "save the sheet as CSV UTF-8"),
     ],
 )
-def test_a_file_that_is_not_lines_is_reported_with_the_command_that_converts_it(tmp_path, text, message, remedy):
+def test_a_file_that_is_not_jsonl_is_reported_with_the_command_that_converts_it(tmp_path, text, message, remedy):
     path = tmp_path / "rows.json"
     path.write_bytes(text.encode("latin-1"))
     finding = findings_of(str(path))["format"]
@@ -116,7 +116,7 @@ def test_a_text_of_200_000_combining_marks_is_fast(train):
     assert time.monotonic() - start < 40  # a few seconds; quadratic time would be minutes
 
 
-def test_a_thousand_pairs_of_labels_are_one_warning_and_ten_examples(train):
+def test_many_look_alike_labels_are_a_summary_and_ten_examples(train):
     names = [f"class {chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(100)]
     rows = [
         {**row, "label": names[i % 100] if i < 300 else names[i % 100].upper()} for i, row in enumerate(make_rows(600))
@@ -126,7 +126,7 @@ def test_a_thousand_pairs_of_labels_are_one_warning_and_ten_examples(train):
     assert len(message) == 11 and message[0].startswith("100 groups of labels look alike")
 
 
-def test_unnamed_columns_are_named_from_the_row(train):
+def test_a_missing_column_is_reported_with_the_columns_of_the_row(train):
     found = findings_of(train([{"text": row["text"], "verdict": row["label"]} for row in make_rows(50)]))
     assert found["unusable-rows"].severity == "error"
     assert "line 1 has text, verdict" in found["unusable-rows"].remedy

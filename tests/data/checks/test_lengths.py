@@ -10,12 +10,12 @@ from clsgen_dist.commands.data_check import check_files
 from tests.data.checks.planted import findings_of, lines_of, make_rows, write_rows
 
 
-def test_none_explained_is_a_warning(train):
+def test_no_explanations_is_a_warning(train):
     found = findings_of(train([{k: v for k, v in row.items() if k != "explanation"} for row in make_rows(100)]))
     assert {code: f.severity for code, f in found.items()} == {"none-explained": "warning"}
 
 
-def test_the_share_explained_is_reported_with_the_rows_that_are_not(train):
+def test_rows_without_explanation_are_reported_with_their_share(train):
     rows = make_rows(100)
     for row in rows[:25]:
         del row["explanation"]
@@ -35,7 +35,7 @@ def test_explanations_that_are_too_long_are_reported_as_training_would_treat_the
     assert "301" in finding.what and "data.max_explanation_length to 301" in finding.remedy
 
 
-def test_texts_that_would_lose_their_middle_are_found_and_the_encoder_agrees(train, smollm2):
+def test_reported_truncations_are_those_of_the_encoder(train, smollm2):
     from clsgen_dist.config import PromptSettings
     from clsgen_dist.data.encode import Encoder
     from clsgen_dist.model.backbone import load_tokenizer
@@ -52,7 +52,7 @@ def test_texts_that_would_lose_their_middle_are_found_and_the_encoder_agrees(tra
     assert (finding.severity, lines_of(finding)) == ("warning", cut)
 
 
-def test_a_row_of_200_000_characters_is_found_and_fast(train):
+def test_a_row_of_200_000_characters_is_found_quickly(train):
     rows = make_rows(100)
     rows[40]["text"] = "word and stone " * 13_334
     start = time.monotonic()
@@ -62,7 +62,7 @@ def test_a_row_of_200_000_characters_is_found_and_fast(train):
     assert lines_of(found["truncation"]) == [41]
 
 
-def test_the_recipe_decides_on_lengths_labels_and_columns(tmp_path):
+def test_lengths_labels_and_columns_come_from_the_recipe(tmp_path):
     rows = [{"body": row["text"], "label": row["label"], "explanation": row["explanation"]} for row in make_rows(100)]
     write_rows(tmp_path / "rows.jsonl", [*rows, {**rows[0], "body": "other words", "label": "unsure"}])
     recipe = tmp_path / "recipe.yaml"

@@ -54,13 +54,13 @@ def _true_jaccard(a, b):
     return len(one & other) / len(one | other)
 
 
-def test_case_space_and_unicode_form_do_not_tell_texts_apart():
+def test_case_space_and_unicode_form_are_ignored():
     same = ["Ein  Käse\tKOSTET", "ein käse kostet", "ein ka\u0308se\u00a0kostet\n"]
     assert len({text_hash(normalised(text)) for text in same}) == 1
     assert text_hash(normalised("ein kase kostet")) != text_hash(normalised(same[0]))
 
 
-def test_likeness_is_the_jaccard_index_of_the_pieces():
+def test_similarity_is_the_jaccard_index_of_the_shingles():
     a, b = _sentences(2, 20)
     b = a.replace("river", "brook") + b[:30]
     assert jaccard(*(s[:256] for s in (shingles(normalised(a)), shingles(normalised(b))))) == pytest.approx(
@@ -68,7 +68,7 @@ def test_likeness_is_the_jaccard_index_of_the_pieces():
     )
 
 
-def test_likeness_of_long_texts_is_estimated_within_its_error():
+def test_similarity_of_long_texts_is_estimated_within_its_error():
     rng = random.Random(1)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(2000)]
     a = " ".join(words)
@@ -77,7 +77,7 @@ def test_likeness_of_long_texts_is_estimated_within_its_error():
     assert jaccard(shingles(a)[:256], shingles(b)[:256]) == pytest.approx(_true_jaccard(a, b), abs=0.1)
 
 
-def test_pairs_are_those_that_comparing_all_finds():
+def test_pairs_match_a_brute_force_comparison():
     rng = random.Random(2)
     texts = _sentences(150, 12)
     for text in texts[:60]:
@@ -101,7 +101,7 @@ def test_pairs_are_those_that_comparing_all_finds():
         assert found.jaccard_RS[text, split] == pytest.approx(_true_jaccard(texts[text], texts[other]))
 
 
-def test_texts_without_spaces_are_compared_by_shorter_pieces():
+def test_texts_without_spaces_are_compared_by_shorter_shingles():
     a = "我昨天在图书馆里看了一本很有意思的小说然后回家做饭"
     b = a.replace("小说", "杂志")
     c = "今天的天气非常好我们决定去公园散步并且吃一顿午餐吧"
@@ -124,14 +124,14 @@ def test_a_long_common_instruction_does_not_make_all_rows_alike():
     assert (found >= 0).mean() < 0.1
 
 
-def test_rows_that_are_only_template_keep_their_pieces():
+def test_rows_that_are_only_template_keep_their_shingles():
     template = Template.of([f"the very same words stand in each of these rows {i}" for i in range(60)])
     bare = shingles("the very same words stand in each of these rows")
     assert template.share > 0.5
     assert template.without(bare).tolist() == bare.tolist()
 
 
-def test_ten_thousand_texts_that_are_nearly_the_same_take_seconds_and_are_all_counted():
+def test_ten_thousand_near_duplicates_are_all_counted_in_seconds():
     text = " ".join(_sentences(1, 60))
     texts = [f"{text} {i}" for i in range(10_000)]
     start = time.monotonic()

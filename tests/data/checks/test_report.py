@@ -30,7 +30,7 @@ def test_splits_are_named_after_files_given_names_and_hub_splits(tmp_path):
         sources_of([a, a])
 
 
-def test_what_cannot_be_checked_is_refused_with_a_remedy(tmp_path, train):
+def test_wrong_files_and_options_are_refused(tmp_path, train):
     path = train(make_rows(10))
     for options, error, expected in (
         ({"files": []}, DataError, "name the files"),
@@ -52,7 +52,7 @@ def _exit_status(*argv):
     return 0
 
 
-def test_the_exit_status_says_errors_warnings_if_strict_and_wrong_commands(train, test, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_reflects_errors_strict_warnings_and_wrong_commands(train, test, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     good, small = train(make_rows(100)), test(make_rows(7, seed=1))
     assert _exit_status("check", good) == 0
@@ -74,7 +74,7 @@ def test_data_lists_its_commands(capsys):
         assert "  check  " in output
 
 
-def test_the_text_has_tables_and_for_each_finding_file_line_and_remedy(train, test):
+def test_the_text_report_has_tables_and_the_places_of_each_finding(train, test):
     rows = make_rows(100)
     message = to_text(check_files([train(rows), test([*make_rows(60, seed=1), {**rows[4], "id": "copy"}])]))
     assert "| train | 100  | 0        | 100 (100%) |" in message
@@ -83,7 +83,7 @@ def test_the_text_has_tables_and_for_each_finding_file_line_and_remedy(train, te
     assert message.endswith("1 error")
 
 
-def test_the_json_has_every_row_of_every_finding(train, tmp_path, monkeypatch):
+def test_the_json_report_has_every_row_of_every_finding(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = make_rows(100)
     path = train(rows + [{**row, "id": f"copy{i}"} for i, row in enumerate(rows[:40])])
@@ -137,7 +137,7 @@ class _Page(HTMLParser):
             self.cells[-1] += data
 
 
-def test_the_page_is_complete_escapes_rows_and_loads_nothing_from_outside(train, test):
+def test_the_html_report_is_complete_escaped_and_self_contained(train, test):
     evil = """<script>alert("x")</script></td><img src=http://evil.example/x onerror='alert(1)'> $\\frac{$"""
     rows = make_rows(100, labels=["no", "<b>yes</b> & $x_"])
     rows[3]["text"] = evil
@@ -168,7 +168,7 @@ def test_the_page_is_complete_escapes_rows_and_loads_nothing_from_outside(train,
     assert "&lt;b&gt;yes&lt;/b&gt; &amp; $x_" in page
 
 
-def test_the_page_of_nothing_but_bad_rows_still_opens(tmp_path):
+def test_the_html_report_of_bad_rows_only_is_valid(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{\n" * 5)
     (tmp_path / "none.jsonl").touch()
     checked = check_files([str(tmp_path / "rows.jsonl"), str(tmp_path / "none.jsonl")])

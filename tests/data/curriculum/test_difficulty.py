@@ -1,4 +1,4 @@
-"""Difficulty: scorers measure what they claim, combined by rank within each class, computed once."""
+"""Difficulty: the scorers, combined by rank within each class, computed once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_length_counts_text_and_explanation(rows):
     assert score_N[8] == len(rows.table.text_ids(8))
 
 
-def test_rarity_is_the_mean_of_bits_under_the_sets_own_frequencies(rows):
+def test_rarity_is_the_mean_bits_per_token_under_the_rows_own_frequencies(rows):
     score_N = difficulty.rarity(rows)
     assert score_N.argmax() == 5
     counts: dict[int, int] = {}
@@ -55,7 +55,7 @@ def test_rarity_is_the_mean_of_bits_under_the_sets_own_frequencies(rows):
     assert score_N[5] == pytest.approx(by_hand)
 
 
-def test_margin_finds_the_row_with_the_other_classs_word(rows):
+def test_margin_finds_the_row_with_a_word_of_the_other_class(rows):
     score_N = difficulty.margin(rows)
     assert np.nanargmax(score_N) == 3 and score_N[3] > 0.5
     assert np.isnan(score_N[9]) and np.isnan(score_N).sum() == 1
@@ -68,7 +68,7 @@ def test_margin_is_the_same_computed_by_several_processes(rows, monkeypatch):
     assert np.array_equal(difficulty.margin(rows), alone, equal_nan=True)
 
 
-def test_given_is_the_users_column(rows):
+def test_given_is_the_difficulty_column(rows):
     score_N = difficulty.given(rows)
     assert score_N[10] == 10 and np.isnan(score_N[4])
 
@@ -82,7 +82,7 @@ def test_a_difficulty_that_is_not_a_number_rejects_its_row(row_dataset):
     assert difficulty.given(rows).tolist() == [0.5]
 
 
-def test_scores_are_joined_by_rank_within_each_class_with_weights():
+def test_scores_are_combined_by_weighted_rank_within_each_class():
     label_N = np.array([0, 0, 0, 1, 1, -1])
     scores = {
         "a": np.array([1.0, 2.0, 3.0, 1000.0, 10.0, 7.0]),
@@ -106,7 +106,7 @@ def test_scores_are_computed_once_and_cached_with_the_table(rows, monkeypatch):
 # --- scores of the backbone -----------------------------------------------------------------------------------------
 
 
-def test_the_backbones_scores_equal_what_transformers_computes_row_by_row(rows, tiny_backbone):
+def test_backbone_scores_equal_transformers_row_by_row(rows, tiny_backbone):
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -131,7 +131,7 @@ def test_the_backbones_scores_equal_what_transformers_computes_row_by_row(rows, 
     assert np.isnan(scores["loss_explanation"][8]) and np.isnan(scores["loss_label"][9])
 
 
-def test_a_probing_run_finds_what_is_hard_and_what_is_ambiguous():
+def test_a_probing_run_finds_hard_and_ambiguous_rows():
     rng = np.random.default_rng(0)
     label_N = np.arange(400) % 2
     state_ND = rng.normal(size=(400, 16)).astype(np.float32) * 0.3
@@ -146,7 +146,7 @@ def test_a_probing_run_finds_what_is_hard_and_what_is_ambiguous():
     assert np.nanmax(confidence_N) < 0.99
 
 
-def test_a_probing_run_reads_blocks_and_says_the_same_of_sorted_rows():
+def test_a_probing_run_over_blocks_of_sorted_rows_gives_similar_scores():
     rng = np.random.default_rng(1)
     label_N = (np.arange(1000) >= 500).astype(int)  # sorted by class, as files often are
     state_ND = rng.normal(size=(1000, 8)).astype(np.float32)
@@ -183,12 +183,12 @@ def test_scoring_resumes_after_a_kill_block_by_block(rows, tiny_backbone, monkey
     assert np.isnan(scores["loss_explanation"]).sum() == 1
 
 
-def test_training_does_not_compute_what_needs_the_backbone(rows, tiny_backbone):
+def test_training_does_not_compute_backbone_scores(rows, tiny_backbone):
     with pytest.raises(DataError, match=r"loss_label .* do not exist yet; compute them once.*clsgen data score"):
         difficulty_scores(rows, {"loss_label": 1.0}, backbone=str(tiny_backbone), compute=False)
 
 
-def test_a_scorer_that_knows_nothing_of_these_rows_is_refused(row_dataset):
+def test_a_scorer_without_a_score_for_any_row_is_refused(row_dataset):
     rows = row_dataset([{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(6)])
     with pytest.raises(DataError, match=r"scorer 'given' says nothing of any row .* drop it"):
         difficulty_scores(rows, {"length": 1.0, "given": 1.0}, backbone="", compute=False)
@@ -199,7 +199,7 @@ def test_an_unknown_scorer_is_refused_with_the_known_ones(rows):
         difficulty_scores(rows, {"lenght": 1.0}, backbone="", compute=False)
 
 
-def test_margin_reads_texts_without_words(row_dataset):
+def test_margin_works_on_texts_without_words(row_dataset):
     rows = row_dataset([{"text": "🙂" if i % 2 else "!", "label": "ab"[i % 2]} for i in range(40)])
     assert (difficulty.margin(rows) < 0).all()
     rows = row_dataset([{"text": "好极了吧" if i % 2 else "坏极了吧", "label": "ab"[i % 2]} for i in range(40)])

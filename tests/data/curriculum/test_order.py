@@ -1,4 +1,4 @@
-"""The order of a stage: each row exactly as often as its rate says, whichever positions are asked for."""
+"""The order of a stage: each row exactly as often as its rate says, whatever slice is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _order(rows, parts, seed=0):
 
 @given(rows=st.integers(1, 60), parts=segments, seed=st.integers(0, 5))
 @settings(max_examples=400, deadline=None)
-def test_a_row_is_visited_as_often_as_its_rate_says_rounded_down_or_up(rows, parts, seed):
+def test_visits_of_a_row_equal_its_rate_rounded_down_or_up(rows, parts, seed):
     try:
         stage = _order(rows, parts, seed)
     except ValueError:
@@ -43,7 +43,7 @@ def test_a_row_is_visited_as_often_as_its_rate_says_rounded_down_or_up(rows, par
 
 @given(rows=st.integers(5, 40), epochs=st.integers(1, 4), seed=st.integers(0, 99))
 @settings(max_examples=50, deadline=None)
-def test_each_epoch_shows_each_row_once_in_an_order_of_its_own(rows, epochs, seed):
+def test_each_epoch_visits_each_row_once_in_a_new_order(rows, epochs, seed):
     stage = _order(rows, [Segment(rows * epochs, (Band(0, 1, 1.0),))], seed)
     row_p, visit_p = stage.at(0, rows * epochs)
     for epoch in range(epochs):
@@ -56,7 +56,7 @@ def test_each_epoch_shows_each_row_once_in_an_order_of_its_own(rows, epochs, see
 
 @given(parts=segments, cuts=st.lists(st.integers(0, 10**6), max_size=6), window=st.sampled_from([5, 17, 64]))
 @settings(max_examples=80, deadline=None)
-def test_asking_in_any_pieces_and_windows_gives_the_same_stream(parts, cuts, window):
+def test_the_stream_does_not_depend_on_slices_or_windows(parts, cuts, window):
     try:
         full = _order(37, parts)
     except ValueError:
@@ -73,7 +73,7 @@ def test_asking_in_any_pieces_and_windows_gives_the_same_stream(parts, cuts, win
         assert np.array_equal(np.concatenate([found[a][part] for a in sorted(found)]), expected[part])
 
 
-def test_the_rows_without_a_last_visit_are_drawn_evenly():
+def test_fractional_visits_are_spread_evenly():
     visited = np.zeros(12)
     for seed in range(300):
         stage = _order(12, [Segment(5, (Band(0, 0.5, 0.3), Band(0.5, 1, 0.7)))], seed)
@@ -83,7 +83,7 @@ def test_the_rows_without_a_last_visit_are_drawn_evenly():
     assert (abs(visited - promised) < 4 * np.sqrt(promised)).all()
 
 
-def test_a_row_on_a_bands_edge_is_above_it():
+def test_a_row_on_the_edge_of_two_bands_is_in_the_upper_one():
     quantile_N = np.arange(10, dtype=np.float32) / 10  # 0.7 and 0.9 are a little less in single precision
     for low, rows in ((0.7, [7, 8, 9]), (0.9, [9])):
         stage = StageOrder(quantile_N, [Segment(len(rows), (Band(low, 1, 1.0),))], len(rows), (0, 0))
@@ -104,7 +104,7 @@ def test_the_order_depends_on_seed_and_stage():
     assert len({tuple(first(*key)) for key in [(0, 0), (1, 0), (0, 1)]}) == 3
 
 
-def test_a_segment_in_which_no_row_lies_is_refused():
+def test_a_segment_without_rows_is_refused():
     with pytest.raises(ValueError, match=r"no row has a difficulty in 0.95-0.99"):
         _order(10, [Segment(5, (Band(0.95, 0.99, 1.0),))])
 

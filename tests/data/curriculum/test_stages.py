@@ -41,7 +41,7 @@ def test_competence_follows_platanios():
 
 
 @pytest.mark.parametrize("pacing", ["linear", "root", "step"])
-def test_a_growing_pool_never_shows_what_is_not_open_yet(pacing):
+def test_a_growing_pool_visits_only_rows_within_its_competence(pacing):
     quantile_N = np.arange(1000) / 1000
     stage = Stage(name="a", epochs=2, pacing=pacing, start=0.2)
     visited = quantile_N[_visited(stage, quantile_N)]
@@ -62,7 +62,7 @@ def test_bands_and_replay_get_their_shares():
 
 
 @pytest.mark.parametrize("direction", ["easy_first", "hard_first", "random"])
-def test_every_pool_keeps_the_base_rate_however_difficulty_leans(direction):
+def test_every_pool_keeps_the_base_rate_when_one_class_is_harder(direction):
     """The rare class is much harder: ranked over all rows, an early pool would hold none of it."""
     rng = np.random.default_rng(0)
     label_N = (rng.random(4000) < 0.1).astype(int)
@@ -92,7 +92,7 @@ def test_stages_have_complete_steps():
     assert (alone.stage.name, alone.steps, alone.positions) == ("all", 7, 64)
 
 
-def test_a_stage_in_which_no_row_lies_is_refused_by_name():
+def test_a_stage_without_rows_is_refused_by_name():
     with pytest.raises(
         SettingsError, match=r"stage 'tail': no row has a difficulty in 0.95-1 \(3 rows in all\); widen"
     ):
@@ -112,12 +112,12 @@ def test_a_stage_in_which_no_row_lies_is_refused_by_name():
         ({"steps": 3, "generation_range": (0, 0)}, "not both 0"),
     ],
 )
-def test_what_cannot_work_is_refused_by_stage_and_field(fields, expected):
+def test_impossible_fields_are_refused_with_the_name_of_the_stage(fields, expected):
     faults = stage_faults([Stage(name="x", **fields)])
     assert len(faults) == 1 and "'x'" in faults[0] and expected in faults[0]
 
 
-def test_a_run_may_be_made_longer_but_what_it_visited_is_fixed():
+def test_a_run_may_be_extended_but_its_visited_rows_are_fixed():
     def plan(**last):
         stages = [Stage(name="a", steps=2), Stage(name="b", **{"steps": 3, **last})]
         return plan_stages(stages, rows=43, batch_size=10, epochs=1, max_steps=None)
@@ -136,7 +136,7 @@ def test_a_run_may_be_made_longer_but_what_it_visited_is_fixed():
     "change",
     [{"name": "z"}, {"lr_factor": 0.1}, {"micro_batch_tokens": 99}, {"start": 0.9}, {"loss_schedule": "linear"}],
 )
-def test_what_shows_the_same_rows_may_change_between_restarts(change):
+def test_fields_that_keep_the_visited_rows_may_change_on_resume(change):
     one, two = (
         plan_stages([Stage(**{"name": "a", "steps": 3, **fields})], rows=43, batch_size=10, epochs=1, max_steps=None)
         for fields in ({}, change)
@@ -144,7 +144,7 @@ def test_what_shows_the_same_rows_may_change_between_restarts(change):
     assert visited_before(one, 2) == visited_before(two, 2)
 
 
-def test_a_short_last_step_cannot_be_filled_up_afterwards():
+def test_a_short_last_step_cannot_be_extended_on_resume():
     one, two = (plan_stages([], rows=43, batch_size=10, epochs=e, max_steps=None) for e in (1, 2))
     assert visited_before(one, 4) == visited_before(two, 4)
     assert visited_before(one, 5) != visited_before(two, 5)
@@ -153,11 +153,11 @@ def test_a_short_last_step_cannot_be_filled_up_afterwards():
     assert visited_before(one, 4) == visited_before(two, 4)
 
 
-def test_stages_need_names_of_their_own():
+def test_stages_need_unique_names():
     assert "different names" in stage_faults([Stage(name="x", steps=1), Stage(name="x", steps=1)])[0]
 
 
-def test_a_stage_whose_own_rows_are_none_is_refused_though_it_replays():
+def test_a_stage_with_only_replayed_rows_is_refused():
     quantile_N = quantiles(np.arange(7.0), np.array([0, 1, 0, 1, 0, 1, 0]), "easy_first", 0)
     stage = Stage(name="hard", epochs=3, difficulty=(0.8, 1.0), replay=0.2)
     with pytest.raises(SettingsError, match=r"stage 'hard': no row has a difficulty in 0.8-1 \(7 rows in all\)"):

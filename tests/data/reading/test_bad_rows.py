@@ -51,7 +51,7 @@ def test_a_bad_row_is_reported_with_line_and_reason_and_quarantined(line, reason
     assert "1 rejected" in read.summary()
 
 
-def test_an_earlier_runs_quarantine_does_not_stay(tmp_path):
+def test_the_quarantine_file_of_an_earlier_run_is_deleted(tmp_path):
     stale = tmp_path / "quarantine.jsonl"
     stale.write_text("old")
     read_rows(write_jsonl(tmp_path / "rows.jsonl", GOOD), quarantine=stale)
@@ -67,7 +67,7 @@ def test_too_many_bad_rows_end_the_run_with_counts_places_and_remedy(tmp_path):
         assert part in str(stop.value)
 
 
-def test_a_file_without_one_good_row_never_passes(tmp_path):
+def test_a_file_without_a_good_row_is_refused(tmp_path):
     with pytest.raises(DataError, match="2 of 2 rows are bad"):
         read_rows(write_jsonl(tmp_path / "rows.jsonl", [{"text": ""}] * 2))
     with pytest.raises(DataError, match="has no rows"):
@@ -93,7 +93,7 @@ def test_a_missing_text_column_is_reported_with_the_nearest_name(tmp_path):
         read_rows(path)
 
 
-def test_what_cannot_be_opened_says_why(tmp_path, monkeypatch):
+def test_unreadable_sources_are_refused_with_the_reason(tmp_path, monkeypatch):
     from datasets import Dataset, DatasetDict
 
     DatasetDict({"train": Dataset.from_list(GOOD)}).save_to_disk(tmp_path / "splits")
@@ -113,14 +113,14 @@ def test_what_cannot_be_opened_says_why(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", ["1" * 5000, "1e999"])
-def test_numbers_no_computer_holds_reject_their_row_only(number, tmp_path):
+def test_overflowing_numbers_reject_only_their_row(number, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"text": "a", "label": "x"}}\n{{"text": "b", "label": "y", "difficulty": {number}}}\n')
     read = read_rows(path, columns=Columns(difficulty="difficulty"))
     assert ([e.text for e in read.examples], [r.line for r in read.rejected]) == (["a"], [2])
 
 
-def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path):
+def test_an_unclosed_quote_does_not_swallow_rows(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text(
         "id,label,text\n" + "".join(f"{i},a,text {i}\n" for i in range(9)) + '9,a,"open\n10,a,lost\n11,a,lost\n'
@@ -135,7 +135,7 @@ def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path):
     assert ([e.id for e in read.examples], [(r.line, r.reason[:7]) for r in read.rejected]) == (["2"], [(2, "not CSV")])
 
 
-def test_what_only_looks_like_a_source_is_refused(tmp_path):
+def test_splits_of_files_and_shard_patterns_are_refused(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", GOOD)
     with pytest.raises(DataError, match="a file has no splits"):
         read_rows(f"{path}:validation")
@@ -179,7 +179,7 @@ def test_a_repeated_column_is_refused(tmp_path):
         read_rows(tmp_path / "rows.csv")
 
 
-def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path):
+def test_overlong_and_empty_paths_are_refused(tmp_path):
     (tmp_path / ("n" * 100)).mkdir()
     with pytest.raises(DataError, match=r"cannot be opened .*too long"):
         read_rows(tmp_path / ("n" * 300 + ".jsonl"))
@@ -219,7 +219,7 @@ def test_columns_that_look_the_same_are_refused(tmp_path):
     assert [(r.line, r.code) for r in read.rejected] == [(1, "duplicate-column")]
 
 
-def test_lines_that_are_not_rows_are_answered_too(tmp_path):
+def test_bad_rows_to_predict_are_returned_with_their_fault(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "a"}\n\n{broken\n[1]\n{"text": 5}\n{"txt": "b"}\n{"text": "\xff"}\n{"text": "c"}\n')
     read = read_texts(str(path), Columns())

@@ -1,4 +1,4 @@
-"""Cells: what they mean, whatever wrote them, and the notices of those that are not read literally."""
+"""Cells: how values are read, whatever program wrote them, and the notices for those not read literally."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _explained(*cells):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_json_python_or_numpy_print_of_a_list_is_read_as_the_list(seed):
+def test_lists_printed_by_json_python_or_numpy_are_read_as_lists(seed):
     rng = random.Random(seed)
     items = rng.choices(REASONS, k=rng.randint(1, 4))
     import json
@@ -63,7 +63,7 @@ def test_what_json_python_or_numpy_print_of_a_list_is_read_as_the_list(seed):
         ("[ 'a'\n  'b' ]", ["a", "b"]),
     ],
 )
-def test_other_lists_that_programs_write(text, items):
+def test_other_list_notations_are_read_as_lists(text, items):
     assert list_in_text(text) == items
 
 
@@ -87,7 +87,7 @@ def test_other_lists_that_programs_write(text, items):
         "",
     ],
 )
-def test_prose_that_begins_like_a_list_stays_a_text(text):
+def test_prose_that_begins_like_a_list_stays_text(text):
     assert list_in_text(text) is None
 
 
@@ -116,7 +116,7 @@ def test_items_that_are_not_strings_reject_their_row(cell):
         _explained(cell)
 
 
-def test_both_columns_take_a_text_a_list_or_its_text():
+def test_both_explanation_columns_accept_text_lists_and_lists_in_text():
     for cell in (["a", "b"], "['a' 'b']", '["a", "b"]', ["['a', 'b']"], ("a", "b", "a", None, " ")):
         assert _explained(cell, None)[0] == _explained(None, cell)[0] == ("a", "b")
     assert _explained("a", ["b", "a"])[0] == ("a", "b")
@@ -132,7 +132,7 @@ def test_an_empty_cell_is_neither_label_nor_explanation_and_gives_no_notice(noth
 
 
 @pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "NULL", "N/A", "n/a", "NA", "<NA>", "#N/A", "-", "NaT"])
-def test_a_word_for_a_missing_value_is_none_and_is_noticed(word):
+def test_a_word_for_a_missing_value_is_read_as_none_with_a_notice(word):
     assert _label(f" {word}\u200b") == (None, [Notice.MISSING_LABEL])
     assert _label(word, ["no", "yes"]) == (None, [Notice.MISSING_LABEL])
     assert _explained(word, [word.upper()]) == ((), [Notice.MISSING_EXPLANATION] * 2)
@@ -144,7 +144,7 @@ def test_a_word_that_pandas_keeps_is_a_class(word):
     assert _label(word) == (word, [])
 
 
-def test_an_explanation_of_marks_only_is_none():
+def test_an_explanation_of_punctuation_only_is_missing():
     assert _explained(["--", "…", "?", "[...]", "n/a", "none"])[0] == ()
     assert _explained("No.")[0] == ("No.",)
 
@@ -172,11 +172,11 @@ def test_cells_that_mean_the_same_are_one_class(name, cells):
 
 
 @pytest.mark.parametrize("name", ["007", "1.", "1e3", "1,5", "Odd", "ｏdd", "می\u200cخواهم", "👨\u200d👩"])
-def test_what_looks_different_stays_different(name):
+def test_names_that_look_different_are_different_classes(name):
     assert _label(name) == (name, [])
 
 
-def test_an_export_finds_its_own_names_however_rows_spell_them():
+def test_listed_names_match_cells_spelt_differently():
     """Names of an older run may differ from how they would be read today."""
     assert _label(0.0, ["0.0", "1.0"])[0] == _label("0", ["0.0", "1.0"])[0] == "0.0"
     assert _label(True, ["False", "True"])[0] == "True"
@@ -221,7 +221,7 @@ def test_a_label_that_is_not_read_literally_gives_a_notice(value, notice):
     assert _label(value)[1] == [notice]
 
 
-def test_clean_names_are_left_as_they_are():
+def test_clean_name_is_idempotent():
     rng = random.Random(0)
     pool = "ab é\u0301\u200b\u200c\u200d\ufeff\u00a0\t عمन्👨1.-"
     for _ in range(500):

@@ -31,7 +31,7 @@ ODD = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cells_and_column_names_mean_the_same_in_every_format(kind, tmp_path):
-    """Integers as floats, as pandas writes them where some are missing; lists in text; invisible marks in names."""
+    """Integers as floats, as pandas writes them where some are missing; lists in text; hidden characters in names."""
     rows = [{**row, "\ufeffid ": f"{row[chr(0xFEFF) + 'id ']}{n}"} for n, row in enumerate(ODD)]
     read = read_rows(write_as(kind, tmp_path, rows))
     assert [(e.id, e.text, e.label, e.explanations) for e in read.examples] == [
@@ -46,7 +46,7 @@ def test_cells_and_column_names_mean_the_same_in_every_format(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_truth_values_are_the_same_classes_in_every_format(kind, tmp_path):
+def test_booleans_are_the_same_classes_in_every_format(kind, tmp_path):
     read = read_rows(write_as(kind, tmp_path, [{"text": "a", "label": True}, {"text": "b", "label": False}]))
     assert [e.label for e in read.examples] == ["true", "false"]
 
@@ -58,7 +58,7 @@ def test_columns_are_mapped(tmp_path):
     assert read.examples[0].id == "rows.jsonl:1"
 
 
-def test_labels_may_be_numbers_or_truth_values_and_both_explanation_columns_join(tmp_path):
+def test_labels_may_be_numbers_or_booleans_and_both_explanation_columns_are_merged(tmp_path):
     rows = [
         {"text": "x", "label": 1, "explanation": "a", "explanations": ["b", "a", " "]},
         {"text": "y", "label": True},
@@ -77,7 +77,7 @@ def test_class_label_columns_become_names(tmp_path):
     assert [e.label for e in read_rows(tmp_path / "saved").examples] == ["pos", "neg"]
 
 
-def test_a_very_long_row_is_just_a_row(tmp_path):
+def test_a_very_long_row_is_read_completely(tmp_path):
     read = read_rows(write_jsonl(tmp_path / "rows.jsonl", [{"text": "word " * 40_000, "label": "yes"}]))
     assert len(read.examples[0].text) == 200_000
 
@@ -106,7 +106,7 @@ def test_a_column_called_difficulty_is_not_read_by_default(tmp_path):
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_cells_may_be_separated_as_spreadsheets_do(tmp_path, name, delimiter):
+def test_delimiters_of_spreadsheets_are_detected(tmp_path, name, delimiter):
     path = tmp_path / name
     path.write_text(f'id{delimiter}"text"{delimiter}label\na{delimiter}"one{delimiter}, two"{delimiter}x\n')
     (example,) = read_rows(path).examples
@@ -122,7 +122,7 @@ def test_other_columns_are_not_read(tmp_path):
     assert [e.label for e in read_rows(tmp_path / "rows.parquet").examples] == ["x", "y"]
 
 
-def test_nothing_in_a_list_of_explanations_or_as_id_is_nothing(tmp_path):
+def test_empty_explanations_and_ids_are_missing(tmp_path):
     rows = [
         {"id": math.nan, "text": "a", "label": "x", "explanations": ["", None, " ", "why"]},
         {"id": math.nan, "text": "b", "label": "   ", "explanation": "since"},

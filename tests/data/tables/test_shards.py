@@ -106,7 +106,7 @@ def test_the_order_does_not_depend_on_the_first_step_or_on_ranks(shards, encoder
     assert _ids(_stream(shards, encoder, seed=1), [0]) != truth[:1]
 
 
-def test_the_second_epoch_has_the_second_explanation(shards, encoder):
+def test_the_second_epoch_uses_the_second_explanation(shards, encoder):
     stream = _stream(shards, encoder)
     taken: dict[int, set[bytes]] = {}
     for step in range(stream.steps):
@@ -130,7 +130,7 @@ def test_only_the_windows_in_use_are_on_the_disk(shards, encoder, monkeypatch):
     assert not home.exists()
 
 
-def test_a_step_wider_than_a_window_sees_all_of_its_rows(shards, encoder):
+def test_a_step_larger_than_a_window_gets_all_of_its_rows(shards, encoder):
     stream = _stream(shards, encoder, window=1, batch=30)
     assert sum(len(stream.step(step).ids) for step in range(stream.steps)) == 2 * (SHARDS * ROWS - (SHARDS - 2))
 
@@ -156,7 +156,7 @@ def test_too_many_bad_rows_of_a_shard_end_the_run(shards, encoder):
             stream.step(step)
 
 
-def test_wrong_addresses_are_refused(shards, encoder, tmp_path):
+def test_wrong_shard_patterns_are_refused(shards, encoder, tmp_path):
     with pytest.raises(DataError, match="no shard matches"):
         _stream(shards.replace("rows-", "other-"), encoder)
     with pytest.raises(DataError, match="cannot be listed"):
@@ -166,7 +166,7 @@ def test_wrong_addresses_are_refused(shards, encoder, tmp_path):
         _stream(str(tmp_path / "x.parquet"), encoder)
 
 
-def test_positions_are_counted_by_footers(shards, encoder):
+def test_rows_are_counted_from_parquet_footers(shards, encoder):
     rows = _stream(shards, encoder).rows
     assert len(rows) == SHARDS * ROWS and np.array_equal(rows.counts, [ROWS] * SHARDS)
     assert rows.longest() == encoder.max_prompt_length + 64
@@ -206,7 +206,7 @@ def test_tables_of_a_killed_run_are_deleted_and_those_of_a_running_one_are_not(s
     assert third.rows._cache_dir != alive.rows._cache_dir
 
 
-def test_copied_shards_are_the_same_rows_and_edited_ones_are_not(shards, encoder, tmp_path):
+def test_copied_shards_keep_the_fingerprint_and_edited_ones_do_not(shards, encoder, tmp_path):
     store = fsspec.filesystem("memory")
     here = _stream(shards, encoder).rows.fingerprint
     for folder in ("copy", "edited"):

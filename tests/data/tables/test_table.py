@@ -56,7 +56,7 @@ def _assert_same_as_read(table, source, encoder, labels=None):
     return truth
 
 
-def test_a_table_holds_what_the_source_holds(tmp_path, mixed, encoder):
+def test_a_table_has_the_rows_of_its_source(tmp_path, mixed, encoder):
     source = _write(tmp_path / "rows.jsonl", mixed)
     _assert_same_as_read(open_table(source, _spec(encoder)), source, encoder)
 
@@ -109,7 +109,7 @@ def test_the_arrow_files_open_with_datasets(tmp_path, mixed, encoder):
     assert Dataset.from_file(str(file))["id"][:] == [row["id"] for row in mixed]
 
 
-def test_a_table_is_built_once_and_again_when_anything_that_made_it_changes(tmp_path, mixed, encoder):
+def test_a_table_is_rebuilt_only_when_its_inputs_change(tmp_path, mixed, encoder):
     source = _write(tmp_path / "rows.jsonl", mixed)
     first = open_table(source, _spec(encoder)).folder
     assert first.parent == tmp_path / ".clsgen"
@@ -130,7 +130,7 @@ def test_a_table_is_built_once_and_again_when_anything_that_made_it_changes(tmp_
     assert len(others) == 5 and first not in others
 
 
-def test_a_table_of_another_format_is_built_again(tmp_path, mixed, encoder, monkeypatch):
+def test_a_table_of_another_format_is_rebuilt(tmp_path, mixed, encoder, monkeypatch):
     from clsgen_dist.data.tables import spec
 
     source = _write(tmp_path / "rows.jsonl", mixed)
@@ -193,7 +193,7 @@ def test_a_batch_of_long_texts_has_fewer_rows(tmp_path, encoder, monkeypatch):
     assert max(asked) < 2000 and sum(asked) > 20 * 500
 
 
-def test_a_label_of_a_rejected_row_only_is_not_a_class(tmp_path, encoder):
+def test_a_label_that_only_rejected_rows_have_is_not_a_class(tmp_path, encoder):
     rows = [
         {"id": 1, "text": "a", "label": "a"},
         {"id": 1, "text": "b", "label": "b"},
@@ -214,7 +214,7 @@ def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(tmp_path, 
         open_table(str(tmp_path / "rows.jsonl"), _spec(encoder))
 
 
-def test_a_table_that_cannot_be_written_says_where_and_what_to_do(tmp_path, mixed, encoder, monkeypatch):
+def test_a_table_that_cannot_be_written_is_an_error_with_its_path_and_a_fix(tmp_path, mixed, encoder, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", mixed)
     (tmp_path / ".clsgen").write_text("in the way")  # so the user's cache is taken
     (tmp_path / "cache").write_text("in the way")
@@ -290,7 +290,7 @@ def _session(leader):
 
 
 @pytest.mark.parametrize("damage", ["card emptied", "part cut", "part gone", "column gone", "column cut"])
-def test_a_damaged_table_is_built_again_with_a_warning(tmp_path, mixed, encoder, damage, caplog):
+def test_a_damaged_table_is_rebuilt_with_a_warning(tmp_path, mixed, encoder, damage, caplog):
     source = _write(tmp_path / "rows.jsonl", mixed)
     full = open_table(source, _spec(encoder))
     folder, sha256 = full.folder, full.card.sha256
@@ -305,7 +305,7 @@ def test_a_damaged_table_is_built_again_with_a_warning(tmp_path, mixed, encoder,
     assert record.levelname == "WARNING" and f"the table {folder} is damaged" in record.message
 
 
-def test_a_part_of_a_build_that_was_cut_short_is_written_again(tmp_path, mixed, encoder, monkeypatch):
+def test_a_truncated_part_of_an_interrupted_build_is_rewritten(tmp_path, mixed, encoder, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", mixed)
     full = open_table(source, _spec(encoder))
     partial = full.folder.with_name(full.folder.name + ".partial")
@@ -322,7 +322,7 @@ def test_a_read_only_cache_next_to_the_data_is_left_alone(tmp_path, mixed, encod
     assert open_table(source, _spec(encoder)).folder.parent == tmp_path / "cache" / "clsgen_dist" / "tables"
 
 
-def test_a_column_of_ids_taken_for_labels_is_refused(tmp_path, encoder, monkeypatch):
+def test_a_label_column_of_ids_is_refused(tmp_path, encoder, monkeypatch):
     from clsgen_dist.data.tables import build
 
     monkeypatch.setattr(build, "_MAX_CLASSES", 30)
