@@ -80,6 +80,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     yield "forward, stored", forward_kernel, forward, {**plain, "STORE_LOGITS": True}, launch.forward_more
     yield "forward, multi-label", forward_kernel, forward, {**plain, "KIND": 1}, launch.forward
     yield "forward, ordinal", forward_kernel, forward, {**plain, "KIND": 2}, launch.forward
+    yield "forward, soft", forward_kernel, forward, {**plain, "KIND": 3}, launch.forward
     yield "forward, all options", forward_kernel, forward, everything, launch.forward_more
     gradient = {
         **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "logits_nV", "grad_nK"), "*bf16"),

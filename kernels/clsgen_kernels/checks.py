@@ -12,6 +12,8 @@ from clsgen_kernels.inputs import IGNORE, ClassOptions, LMLora
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
 
+_FLOATS = (torch.float32, torch.float64)
+
 
 def check_tensors(
     hidden_ND: Tensor,
@@ -57,16 +59,22 @@ def check_tensors(
 def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: ClassOptions) -> None:
     """Shapes and ranges of labels and head for this kind of label space."""
     rows = class_index_S.shape[0]
-    shape = (rows, outputs) if options.kind == "multilabel" else (rows,)
-    if label_S.shape != shape or label_S.dtype != torch.int64:
-        _refuse(f"label_S is {label_S.dtype} {tuple(label_S.shape)}, expected int64 {shape} for kind {options.kind!r}")
+    shape = (rows, outputs) if options.kind in ("multilabel", "soft") else (rows,)
+    dtypes = {"multilabel": (torch.int64, *_FLOATS), "soft": _FLOATS}.get(options.kind, (torch.int64,))
+    if label_S.shape != shape or label_S.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        _refuse(
+            f"label_S is {label_S.dtype} {tuple(label_S.shape)}, expected {expected} {shape} for kind {options.kind!r}"
+        )
     if options.kind == "sigmoid" and outputs != 1:
         _refuse(f"the head has {outputs} outputs, expected 1 for kind 'sigmoid'; use 'multilabel' or 'softmax'")
     if options.class_weight is not None and len(options.class_weight) != outputs:
         _refuse(f"class_weight has {len(options.class_weight)} values, expected one for each of {outputs} outputs")
     if label_S.device.type == "cpu":
-        end = {"softmax": outputs, "ordinal": outputs + 1}.get(options.kind, 2)
-        _check_range("label_S", label_S, -1, end)
+        if label_S.is_floating_point():
+            _check_range("label_S", label_S, -1, 1, inclusive=True)
+        else:
+            _check_range("label_S", label_S, -1, {"softmax": outputs, "ordinal": outputs + 1}.get(options.kind, 2))
 
 
 def check_options(
@@ -107,8 +115,9 @@ def _refuse(why: str) -> None:
     raise ValueError(f"dual_head_loss: {why}")
 
 
-def _check_range(name: str, values: Tensor, low: int, end: int) -> None:
-    if values.numel() and (values.min() < low or values.max() >= end):
+def _check_range(name: str, values: Tensor, low: int, end: int, *, inclusive: bool = False) -> None:
+    last = end if inclusive else end - 1
+    if values.numel() and not (values.min() >= low and values.max() <= last):
         raise ValueError(
-            f"dual_head_loss: {name} holds values from {values.min()} to {values.max()}, expected {low}..{end - 1}"
+            f"dual_head_loss: {name} holds values from {values.min()} to {values.max()}, expected {low}..{last}"
         )

@@ -100,6 +100,7 @@ def dual_head_loss(
     store_bytes: int = 0,
     lm_weight_grad_VD: Tensor | None = None,
     vocab_group: Any = None,
+    hidden_grad_square: Tensor | None = None,
 ) -> DualHeadOutput:
     """Both heads' losses on the final-norm hidden states of a batch of packed or padded tokens.
 
@@ -111,7 +112,8 @@ def dual_head_loss(
         target_n: int64 ``[n]`` the tokens they predict, in ``[0, V)``; -100 for one to ignore.
         class_index_S: int64 ``[S]`` position in ``N`` of each row's classification token; distinct; may be empty.
         label_S: int64 ``[S]`` class of each row in ``[0, C)``, or -1 for a row without label. ``"ordinal"``: in
-            ``[0, C]``. ``"multilabel"``: ``[S, C]`` of 0, 1 and -1 for unknown.
+            ``[0, C]``. ``"multilabel"``: ``[S, C]`` of 0 and 1 (or floats between), negative for unknown. ``"soft"``:
+            float ``[S, C]``, each row a distribution, or negative throughout for a row without label.
         dropout_scale_SD: ``[S, D]`` factor on the pooled states (a scaled dropout mask), or None.
         token_weight_n: ``[n]`` weights of the generation losses; only with ``reduction="sum"``.
         lm_bias_V: ``[V]`` bias of the LM head, or None.
@@ -130,6 +132,8 @@ def dual_head_loss(
         vocab_group: process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` is then this
             rank's rows, in rank order; targets index the full vocabulary. Every rank of the group must call this,
             and run backward through the generation loss. See :mod:`clsgen_kernels.vocab_parallel`.
+        hidden_grad_square: fp32 ``[2]`` to which the backward adds the squared norm of each head's gradient at
+            ``hidden_ND``, generation then classification; not with ``impl="reference"``.
 
     Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C``, ``lm_bias_V`` and the
     adapter, exactly, for any upstream gradient of the outputs. Double backward is not supported.
@@ -181,6 +185,7 @@ def dual_head_loss(
         store_bytes,
         lm_weight_grad_VD,
         vocab_group,
+        hidden_grad_square,
     )
     tensors = (hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, lm_bias_V, lora_nR, lora_VR)
     indices = (supervised_index_n, target_n, class_index_S, label_S)
@@ -200,6 +205,7 @@ class _Call:
     store_bytes: int
     lm_weight_grad_VD: Tensor | None
     vocab_group: Any
+    hidden_grad_square: Tensor | None
 
 
 class _DualHead(torch.autograd.Function):
@@ -317,6 +323,9 @@ class _DualHead(torch.autograd.Function):
             if dropout_scale_SD is not None:
                 grad_pooled_SD = grad_pooled_SD * dropout_scale_SD
             # Positions are distinct within each head, so no two rows are added to the same position: no atomics needed.
+            if call.hidden_grad_square is not None:
+                norms = [torch.linalg.vector_norm(grad) for grad in (grads.hidden_nD, grad_pooled_SD)]
+                call.hidden_grad_square.add_(torch.stack(norms).square())
             grad_hidden_ND = torch.zeros(ctx.hidden_shape, dtype=wide, device=lse_n.device)
             grad_hidden_ND[supervised_index_n] = grads.hidden_nD
             grad_hidden_ND[class_index_S] += grad_pooled_SD.to(wide)

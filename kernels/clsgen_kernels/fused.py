@@ -27,7 +27,7 @@ from clsgen_kernels.launch import Launch, Tile, choose
 
 # n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits, R LoRA rank, K slab
 
-_KINDS = {"softmax": 0, "sigmoid": 1, "multilabel": 1, "ordinal": 2}
+_KINDS = {"softmax": 0, "sigmoid": 1, "multilabel": 1, "ordinal": 2, "soft": 3}
 
 
 def interpreted() -> bool:

@@ -43,20 +43,23 @@ class GenerationOptions:
 class ClassOptions:
     """How class logits become a row's loss.
 
-    ``kind``: ``"softmax"`` over C classes; ``"sigmoid"``, one logit for two classes; ``"multilabel"``, C independent
-    logits; ``"ordinal"``, C cumulative logits of C+1 ordered classes, logit c for "above class c" (McCullagh 1980). For
-    the last two, the row's loss is the sum over its logits: the negative log-likelihood of its labels.
-    ``class_weight`` multiplies the loss per class (``"ordinal"``: per logit; ``"sigmoid"``: its one logit).
-    ``focal_gamma`` multiplies by ``(1 - p_t)^γ`` (Lin 2017, arXiv 1708.02002).
+    ``kind``: ``"softmax"`` over C classes; ``"soft"``, a softmax against a distribution q over them, ``-Σ q log p``;
+    ``"sigmoid"``, one logit for two classes; ``"multilabel"``, C independent logits; ``"ordinal"``, C cumulative logits
+    of C+1 ordered classes, logit c for "above class c" (McCullagh 1980). For the last two, the row's loss is the sum
+    over its logits: the negative log-likelihood of its labels. ``class_weight`` multiplies the loss per class
+    (``"ordinal"``: per logit; ``"sigmoid"``: its one logit). ``focal_gamma`` multiplies by ``(1 - p_t)^γ`` (Lin 2017,
+    arXiv 1708.02002); not with ``"soft"``.
     """
 
-    kind: Literal["softmax", "sigmoid", "multilabel", "ordinal"] = "softmax"
+    kind: Literal["softmax", "soft", "sigmoid", "multilabel", "ordinal"] = "softmax"
     class_weight: tuple[float, ...] | None = None
     focal_gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("softmax", "sigmoid", "multilabel", "ordinal"):
-            raise ValueError(f"kind {self.kind!r} is not one of softmax, sigmoid, multilabel, ordinal")
+        if self.kind not in (kinds := ("softmax", "soft", "sigmoid", "multilabel", "ordinal")):
+            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(kinds)}")
+        if self.kind == "soft" and self.focal_gamma:
+            raise ValueError(f"focal_gamma is {self.focal_gamma}, expected 0 for kind 'soft', which has no target class")
         if self.focal_gamma < 0:
             raise ValueError(f"focal_gamma is {self.focal_gamma}, expected 0 or more")
 
@@ -112,7 +115,7 @@ class HeadInputs(NamedTuple):
     weight_CD: Tensor
     bias_C: Tensor
     label_S: Tensor
-    """``[S]`` class, -1 without label; or, for ``"multilabel"``, ``[S, C]`` of 0, 1 and -1 (unknown)."""
+    """``[S]`` class, -1 without label; ``"multilabel"`` and ``"soft"``: ``[S, C]``, negative where unknown."""
     options: ClassOptions
 
     def weights_C(self) -> Tensor:
@@ -121,9 +124,10 @@ class HeadInputs(NamedTuple):
 
     def labels_for_kernel(self) -> tuple[Tensor, Tensor]:
         """``[S]`` labels, and ``[S, C]`` fp32 targets where logits are independent (else an unused tensor)."""
-        if self.options.kind in ("sigmoid", "multilabel"):
+        if self.options.kind in ("sigmoid", "multilabel", "soft"):
             target_SC = self.label_S.view(self.label_S.shape[0], -1).float()
-            return torch.zeros(target_SC.shape[0], dtype=torch.int64, device=target_SC.device), target_SC
+            unknown_S = (target_SC[:, 0] < 0) if self.options.kind == "soft" else torch.zeros_like(target_SC[:, 0])
+            return -unknown_S.to(torch.int64), target_SC
         return self.label_S, self.bias_C
 
     def logits(self) -> Tensor:
@@ -140,6 +144,11 @@ class HeadInputs(NamedTuple):
             part_S = F.cross_entropy(logits_SC, label_S, reduction="none", ignore_index=-1)
             part_S = self._focal(part_S)
             return part_S if weights_C is None else part_S * weights_C[label_S.where(known_S, 0)]
+        if kind == "soft":
+            known_S = label_S[:, 0] >= 0
+            target_SC = label_S.to(logits_SC.dtype) if weights_C is None else label_S.to(logits_SC.dtype) * weights_C
+            part_S = -(target_SC * torch.log_softmax(logits_SC, dim=1)).sum(dim=1)
+            return torch.where(known_S, part_S, 0.0)
         if kind == "ordinal":
             target_SC = (label_S[:, None] > torch.arange(logits_SC.shape[1], device=label_S.device)).to(logits_SC.dtype)
             known_SC = (label_S >= 0)[:, None].expand_as(logits_SC)

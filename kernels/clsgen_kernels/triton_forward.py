@@ -18,6 +18,7 @@ from clsgen_kernels.triton_common import LOG2E, add_product, tanh
 SOFTMAX: tl.constexpr = tl.constexpr(0)
 SIGMOID: tl.constexpr = tl.constexpr(1)  # independent logits, targets in a matrix (one logit: binary)
 ORDINAL: tl.constexpr = tl.constexpr(2)  # cumulative logits: target of logit c is label > c
+SOFT: tl.constexpr = tl.constexpr(3)  # softmax against a distribution over the classes, in a matrix
 
 
 @triton.jit
@@ -194,11 +195,18 @@ def forward_kernel(
                 logit = tl.sum(tl.where(local_column[None, :] == local, logits, 0.0), axis=1)
                 logit += tl.load(head_bias_C + column)
                 tl.store(class_logits_SC + row * C + column, logit, mask=row_mask)
-                if KIND == SOFTMAX:
+                if KIND == SOFTMAX or KIND == SOFT:
                     new_maximum = tl.maximum(maximum, logit)
                     total = total * tl.exp2((maximum - new_maximum) * LOG2E) + tl.exp2((logit - new_maximum) * LOG2E)
                     maximum = new_maximum
+                if KIND == SOFTMAX:
                     target_logit = tl.where(target == column, logit, target_logit)
+                elif KIND == SOFT:
+                    share = tl.load(label_SC + row * C + column, mask=row_mask, other=0.0)
+                    if HAS_CLASS_WEIGHT:
+                        share *= tl.load(class_weight_C + column)
+                    target_logit += share * logit
+                    loss += share
                 else:
                     if KIND == SIGMOID:
                         class_target = tl.load(label_SC + row * C + column, mask=row_mask, other=-1.0)
@@ -259,6 +267,8 @@ def forward_kernel(
                 loss *= tl.load(token_weight_n + row, mask=row_mask, other=0.0)
             tl.store(tile_loss + row_tile, tl.sum(tl.where(row_mask, loss, 0.0), axis=0))
     else:
+        if KIND == SOFT:
+            loss = (maximum + tl.log(total)) * loss - target_logit
         if KIND == SOFTMAX:
             loss = maximum + tl.log(total) - target_logit
             if HAS_FOCAL:

@@ -43,6 +43,8 @@ def make_case(
         tensors |= {"lora_a_RD": normal(lora_rank, width), "lora_b_VR": normal(vocabulary, lora_rank)}
     top = {"softmax": classes, "ordinal": classes + 1}.get(kind, 2)
     label = torch.randint(0, top, (rows, classes) if kind == "multilabel" else (rows,), generator=generator)
+    if kind == "soft":
+        label = torch.rand(rows, classes, generator=generator, dtype=torch.float64).softmax(dim=1)
     label[::3] = -1
     indices = {
         "supervised_index_n": index[:supervised].sort().values,

@@ -56,6 +56,7 @@ CLASSES = {
     "weighted softmax": ClassOptions(class_weight=(1.0, 2.0, 0.5)),
     "focal softmax": ClassOptions(focal_gamma=2.0),
     "multi-label, weighted, focal": ClassOptions("multilabel", (1.0, 2.0, 0.5), 1.5),
+    "soft, weighted": ClassOptions("soft", (1.0, 2.0, 0.5)),
     "ordinal": ClassOptions("ordinal"),
     "sigmoid": ClassOptions("sigmoid"),
 }
@@ -94,12 +95,28 @@ def test_label_spaces_by_hand():
         return float(side.losses(logits))
 
     chance = torch.sigmoid(logits)[0].tolist()
+    q, p = (0.7, 0.1, 0.2), torch.softmax(logits, dim=1)[0].tolist()
+    assert loss([q], kind="soft") == pytest.approx(-sum(a * math.log(b) for a, b in zip(q, p, strict=True)))
+    assert loss([[1.0, 0.3, -1.0]], kind="multilabel") == pytest.approx(
+        -math.log(chance[0]) - 0.3 * math.log(chance[1]) - 0.7 * math.log(1 - chance[1])
+    )
     assert loss([[1, 0, -1]], kind="multilabel") == pytest.approx(-math.log(chance[0]) - math.log(1 - chance[1]))
     # Three thresholds, four ordered classes: class 2 is above the first two and not above the third.
     expected = -math.log(chance[0]) - math.log(chance[1]) - math.log(1 - chance[2])
     assert loss([2], kind="ordinal") == pytest.approx(expected)
     p = float(torch.softmax(logits, dim=1)[0, 1])
     assert loss([1], focal_gamma=2.0, class_weight=(1.0, 3.0, 1.0)) == pytest.approx(-3 * (1 - p) ** 2 * math.log(p))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["lm trained", "lm frozen"])
+def test_each_heads_gradient_at_the_hidden_states_is_measured_apart(frozen):
+    tensors, indices, (tokens, _, rows) = make_case()
+    trained = tuple(k for k in tensors if not (frozen and k == "lm_weight_VD"))
+    square = torch.zeros(2)
+    run(tensors, indices, (tokens, torch.zeros(5, 3), rows), trained=trained, impl="torch", hidden_grad_square=square)
+    for head, upstream in enumerate([(tokens, torch.zeros(5, 3), rows * 0), (tokens * 0, torch.zeros(5, 3), rows)]):
+        _, grads = run(tensors, indices, upstream, impl="reference")
+        assert square[head].item() == pytest.approx(grads["hidden_ND"].square().sum().item(), rel=1e-6)
 
 
 def test_ignored_targets_have_no_loss_and_token_hit_is_the_argmax():
@@ -238,7 +255,8 @@ def test_full_logits_are_never_materialised(impl):
         ({"lm_weight_grad_VD": torch.zeros(507, 24, dtype=torch.float16)}, r"expected torch.float32 \(507, 24\)"),
         ({"classification": ClassOptions(class_weight=(1.0,))}, "one for each of 3"),
         ({"classification": ClassOptions("sigmoid")}, "expected 1 for kind 'sigmoid'"),
-        ({"classification": ClassOptions("multilabel")}, r"expected int64 \(5, 3\)"),
+        ({"classification": ClassOptions("multilabel")}, r"expected int64 or float32 or float64 \(5, 3\)"),
+        ({"classification": ClassOptions("soft")}, r"expected float32 or float64 \(5, 3\) for kind 'soft'"),
         ({"impl": "triton"}, "supports fp32, fp16 and bf16"),
     ],
 )
@@ -256,6 +274,7 @@ def test_wrong_input_is_refused_with_value_and_expectation(change, message):
         (lambda: GenerationOptions(softcap=0.0), "softcap is 0.0"),
         (lambda: ClassOptions(focal_gamma=-1.0), "focal_gamma is -1.0"),
         (lambda: ClassOptions(kind="binary"), "kind 'binary' is not one of"),
+        (lambda: ClassOptions(kind="soft", focal_gamma=1.0), "expected 0 for kind 'soft'"),
     ],
 )
 def test_wrong_options_are_refused(make, message):

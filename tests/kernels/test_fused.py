@@ -34,6 +34,7 @@ CLASSES = {
     "sigmoid": ClassOptions("sigmoid"),
     "multilabel": ClassOptions("multilabel", (1.0, 2.0, 0.5), 1.5),
     "ordinal": ClassOptions("ordinal"),
+    "soft": ClassOptions("soft", (1.0, 2.0, 0.5)),
 }
 
 
