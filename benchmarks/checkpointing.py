@@ -20,6 +20,7 @@ import torch
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.model.attention import register_per_sequence_attention
 from clsgen_dist.model.backbone import build_model, checkpoint_activations, load_backbone, open_backbone
+from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.smollm2 import smollm2_folder
 
 CASES: dict[str, tuple[str, int | None]] = {
@@ -34,10 +35,7 @@ def prepare(finetune: str, top_layers: int | None, method: str) -> Any:
     lm = load_backbone(
         open_backbone(str(smollm2_folder())), dtype=torch.float32, attention=register_per_sequence_attention()
     )
-    model = build_model(
-        lm, classes=2, label_tokens=None, finetune=finetune, top_layers=top_layers, lora_rank=8, lora_alpha=16,
-        lora_dropout=0.0, head_dropout=0.0, loss_impl="auto", seed=0,
-    )  # fmt: skip
+    model = build_model(lm, head=HeadSpec(2), finetune=finetune, top_layers=top_layers, lora_rank=8, lora_alpha=16)
     if method == "transformers":
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     elif method == "clsgen":

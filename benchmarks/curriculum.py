@@ -36,7 +36,7 @@ ARMS: dict[str, dict[str, str]] = {
     "curriculum": {"curriculum.order": "easy_first"},
     "anti": {"curriculum.order": "hard_first"},
     "random pool": {"curriculum.order": "random"},
-    "moving weights": {"loss.schedule": "cosine", "loss.classification_range": "[0.2, 1.0]"},
+    "moving weights": {"objectives.schedule": "cosine", "objectives.classification.range": "[0.2, 1.0]"},
 }
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -59,6 +59,7 @@ def model(kind: str, attention: str) -> Any:
     import torch
 
     from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, open_backbone
+    from clsgen_dist.model.classification_head import HeadSpec
 
     if kind == "tiny":
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -74,16 +75,11 @@ def model(kind: str, attention: str) -> Any:
     lm.set_attn_implementation(attention)
     dual = build_model(
         lm,
-        classes=3,
-        label_tokens=None,
+        head=HeadSpec(3),
         finetune="lora",
         top_layers=lm.config.num_hidden_layers // 2,
         lora_rank=16,
         lora_alpha=32,
-        lora_dropout=0.0,
-        head_dropout=0.0,
-        loss_impl="auto",
-        seed=0,
     )
     return dual.train()
 
@@ -93,8 +89,6 @@ def our_step(dual: Any, forward: Callable[[Any], Any]) -> Callable[[list[Any]], 
     import torch
 
     from clsgen_dist.engine.optim import build_optimizer, parameter_groups
-    from clsgen_dist.objectives.loss_weights import LossWeights
-    from clsgen_dist.objectives.normalization import StepCounts, backward_loss
 
     optimizer = build_optimizer(
         "adamw", parameter_groups(dual, lr=5e-5, head_lr=None, weight_decay=0.0), betas=(0.9, 0.999), eps=1e-8
@@ -102,9 +96,10 @@ def our_step(dual: Any, forward: Callable[[Any], Any]) -> Callable[[list[Any]], 
     parameters = [p for p in dual.parameters() if p.requires_grad]
 
     def step(batches: list[Any]) -> None:
-        counts = StepCounts(sum(b.supervised for b in batches), sum(b.labelled for b in batches), 0)
+        supervised, labelled = sum(b.supervised for b in batches), sum(b.labelled for b in batches)
         for batch in batches:
-            backward_loss(forward(batch), counts, LossWeights(1.0, 1.0), 1).backward()
+            output = forward(batch)
+            (output.generation_loss.sum() / supervised + output.class_loss.sum() / labelled).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

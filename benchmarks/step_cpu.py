@@ -59,6 +59,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     from clsgen_dist.data.pack import Sample
     from clsgen_dist.model.attention import register_per_sequence_attention
     from clsgen_dist.model.backbone import backbone_path, build_model, load_backbone, load_tokenizer, open_backbone
+    from clsgen_dist.model.classification_head import HeadSpec
     from clsgen_dist.training.datasets import open_datasets
     from clsgen_dist.training.sampling_plan import plan_stream
 
@@ -79,16 +80,11 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     layers = lm.config.num_hidden_layers
     dual = build_model(
         lm,
-        classes=2,
-        label_tokens=None,
+        head=HeadSpec(2),
         finetune="lora",
         top_layers=layers // 2,
         lora_rank=16,
         lora_alpha=32,
-        lora_dropout=0.0,
-        head_dropout=0.0,
-        loss_impl="auto",
-        seed=0,
     )
     lm.set_attn_implementation(register_per_sequence_attention() if attention == "packed" else "sdpa")
     encoded = open_datasets(settings.data, encoder, None)
@@ -150,20 +146,20 @@ def our_step(dual: Any, *, engine: bool) -> Any:
 
     from clsgen_dist.data.pack import collate
     from clsgen_dist.engine.optim import build_optimizer, parameter_groups
-    from clsgen_dist.objectives.loss_weights import LossWeights
-    from clsgen_dist.objectives.normalization import StepCounts, backward_loss
 
     optimizer = build_optimizer(
         "adamw", parameter_groups(dual, lr=5e-5, head_lr=None, weight_decay=0.0), betas=(0.9, 0.999), eps=1e-8
     )
-    weights = LossWeights(1.0, 1.0)
+
+    def joint_loss(output: Any, batch: Any) -> Any:
+        return output.generation_loss.sum() / batch.supervised + output.class_loss.sum() / batch.labelled
+
     if not engine:
         parameters = [p for p in dual.parameters() if p.requires_grad]
 
         def plain(samples: Any) -> None:
             batch = collate(samples)
-            counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
-            backward_loss(dual(**batch.inputs()), counts, weights, 1).backward()
+            joint_loss(dual(**batch.inputs()), batch).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -174,8 +170,7 @@ def our_step(dual: Any, *, engine: bool) -> Any:
 
     def step(samples: Any) -> None:
         batch = collate(samples)
-        counts = StepCounts(batch.supervised, batch.labelled, batch.tokens)
-        wrapped.backward(backward_loss(wrapped(**batch.inputs()), counts, weights, 1), scale_wrt_gas=False)
+        wrapped.backward(joint_loss(wrapped(**batch.inputs()), batch), scale_wrt_gas=False)
         wrapped.step()
 
     return step

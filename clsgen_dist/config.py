@@ -19,7 +19,7 @@ from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.value_ranges import NonNegativeInt, dataclass_range_faults
 from clsgen_dist.model.settings import ModelSettings
-from clsgen_dist.objectives.settings import LossSettings
+from clsgen_dist.objectives.settings import ObjectivesSettings
 from clsgen_dist.resilience.settings import FaultSettings
 from clsgen_dist.training.settings import CheckpointSettings, TrainSettings
 
@@ -45,7 +45,7 @@ class Settings:
     data: DataSettings
     prompt: PromptSettings = field(default_factory=PromptSettings)
     model: ModelSettings
-    loss: LossSettings = field(default_factory=LossSettings)
+    objectives: ObjectivesSettings = field(default_factory=ObjectivesSettings)
     curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -56,7 +56,7 @@ class Settings:
         """Raise SettingsError with every fault found, field by field."""
         faults = dataclass_range_faults(self)
         if not faults:
-            for section in (self.data, self.model, self.loss, self.curriculum, self.faults):
+            for section in (self.data, self.model, self.objectives, self.curriculum, self.faults):
                 faults += section.faults()
             faults += _cross_faults(self)
         if faults:
@@ -67,18 +67,23 @@ def _cross_faults(s: Settings) -> Iterator[str]:
     """What is wrong between sections."""
     train, data = s.train, s.data
     for stage in s.curriculum.stages:
-        if (stage.loss_schedule or s.loss.schedule) == "constant" and (
+        if (stage.loss_schedule or s.objectives.schedule) == "constant" and (
             stage.generation_range or stage.classification_range
         ):
             yield (
                 f"curriculum stage {stage.name!r}: loss ranges with the schedule constant, which does not move; set "
-                "loss_schedule of the stage (or loss.schedule) to linear, cosine or sigmoid"
+                "loss_schedule of the stage (or objectives.schedule) to linear, cosine or sigmoid"
             )
         if (stage.max_prompt_length or 0) > data.max_prompt_length:
             yield (
                 f"curriculum stage {stage.name!r}: max_prompt_length is {stage.max_prompt_length}, more than "
                 f"data.max_prompt_length {data.max_prompt_length}, which is what the exported model takes"
             )
+    if s.objectives.balance.method == "gradient_norm" and s.model.finetune == "head":
+        yield (
+            "objectives.balance.method is gradient_norm with model.finetune=head: no gradient reaches the hidden states; "
+            "use uncertainty or loss_ratio"
+        )
     stages = [stage.name for stage in s.curriculum.stages]
     if train.stop_at_stage is not None and train.stop_at_stage not in stages:
         yield f"train.stop_at_stage is {train.stop_at_stage!r}, expected one of the curriculum's stages {stages}"
@@ -165,12 +170,45 @@ def recipe_flags(argv: Sequence[str], default: str | None = None) -> list[str]:
 
 
 def settings_from_yaml(text: str) -> Settings:
-    """The tree that :func:`to_yaml` wrote."""
+    """The tree that :func:`to_yaml` wrote, of this version or an earlier one."""
+    import yaml
+
     from clsgen_dist.parser import add_settings, new_parser
 
     parser = new_parser("settings")
     add_settings(parser, Settings)
-    return _instantiate(parser, parser.parse_string(text))
+    return _instantiate(parser, parser.parse_string(yaml.safe_dump(with_new_names(yaml.safe_load(text)))))
+
+
+RENAMED = {
+    "loss.generation_weight": "objectives.generation.weight",
+    "loss.classification_weight": "objectives.classification.weight",
+    "loss.generation_range": "objectives.generation.range",
+    "loss.classification_range": "objectives.classification.range",
+    "loss.schedule": "objectives.schedule",
+    "loss.min_share": "objectives.min_share",
+    "loss.impl": "objectives.impl",
+}
+"""Settings that checkpoints of an earlier version wrote under another name."""
+
+
+def with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """A settings tree of an earlier version with the names of this one."""
+    tree = dict(tree)
+    for old, new in RENAMED.items():
+        section, name = old.split(".")
+        if section not in tree or name not in tree[section]:
+            continue
+        tree[section] = dict(tree[section])
+        *parents, leaf = new.split(".")
+        inner = tree
+        for parent in parents:
+            inner[parent] = dict(inner.get(parent, {}))
+            inner = inner[parent]
+        inner[leaf] = tree[section].pop(name)
+        if not tree[section]:
+            del tree[section]
+    return tree
 
 
 def to_yaml(settings: Settings) -> str:

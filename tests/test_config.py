@@ -88,8 +88,8 @@ def test_numbers_and_booleans_in_the_file_keep_their_type(tmp_path, capsys):
         (["--model.finetune", "loar"], "'full', 'lora', 'head'"),
         (["--optim.lr", "-1"], "optim.lr is -1.0, expected more than 0"),
         (["--train.micro_batch_size", "9"], "here it is train.micro_batch_tokens, a budget in tokens"),
-        (["--loss.min_share", "0.7"], "loss.min_share is 0.7, expected a share from 0 to 0.5"),
-        (["--loss.classification_range", "[0, 0]"], "two factors of 0 or more, not both 0"),
+        (["--objectives.min_share", "0.7"], "objectives.min_share is 0.7, expected a share from 0 to 0.5"),
+        (["--objectives.classification.range", "[0, 0]"], "two factors of 0 or more, not both 0"),
         (
             ["--curriculum.stages", '[{"name": "a", "epochs": 1, "classification_range": [0.1, 1]}]'],
             "'a': loss ranges with the schedule constant",
@@ -112,7 +112,10 @@ def test_numbers_and_booleans_in_the_file_keep_their_type(tmp_path, capsys):
         (["--data.labels", "[a, b]", "--data.positive_label", "c"], "one of data.labels"),
         (["--train.eval_every", "5"], "data.dev is not set"),
         (["--train.early_stop_patience", "2"], "nothing is compared"),
-        (["--loss.generation_weight", "0", "--loss.classification_weight", "0"], "nothing would be trained"),
+        (
+            ["--objectives.generation.weight", "0", "--objectives.classification.weight", "0"],
+            "nothing would be trained",
+        ),
         (["--model.load_in_4bit", "true", "--model.finetune", "full"], "use finetune=lora"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],

@@ -1,12 +1,12 @@
 """The marker of a checkpoint, ``committed.json``: what was saved, and proof that it is complete.
 
-    format, world_size     2; how many ranks wrote it
+    format, world_size     3; how many ranks wrote it
     state, identity        where the run stood, and what must be equal to resume it
     canary, prompt         the scores of a fixed text; the rendered prompt
     files                  size and SHA-256 of every file
     sha256                 of the marker itself
 
-A checkpoint without marker is a save that was killed. Markers of format 1 are read as if they were of format 2.
+A checkpoint without marker is a save that was killed. Markers of formats 1 and 2 are read as if they were of format 3.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clsgen_dist.checkpoint.state import SpikeState, TrainState, best_by
 from clsgen_dist.errors import CheckpointError
 from clsgen_dist.io.files import atomic_write
 
-FORMAT = 2
+FORMAT = 3
 MARKER = "committed.json"
 SETTINGS_FILE = "settings.yaml"
 SAVING, DELETING = "saving", "deleting"
@@ -48,7 +48,9 @@ def read_marker(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / MARKER} cannot be read ({error}); use an earlier checkpoint") from None
     if not isinstance(marker, dict) or marker.pop("sha256", None) != _digest(marker):
         raise CheckpointError(f"{folder / MARKER} does not match its own checksum; use an earlier checkpoint")
-    return marker if "format" in marker else _from_format_1(marker)
+    if "format" not in marker:
+        marker = _from_format_1(marker)
+    return _from_format_2(marker) if marker["format"] < FORMAT else marker
 
 
 def commit(folder: Path, marker: dict[str, Any]) -> None:
@@ -98,8 +100,9 @@ def _sha256(path: Path) -> str:
 def train_state(marker: dict[str, Any]) -> TrainState:
     """The training state of a marker."""
     state = dict(marker["state"])
-    spikes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in state.pop("spikes").items()}
-    return TrainState(**state, spikes=SpikeState(**spikes))
+    spikes = state.pop("spikes")
+    recent = {term: tuple(losses) for term, losses in spikes.pop("recent").items()}
+    return TrainState(**state, spikes=SpikeState(**spikes, recent=recent))
 
 
 def _from_format_1(marker: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +113,13 @@ def _from_format_1(marker: dict[str, Any]) -> dict[str, Any]:
         state["best_by"] = best_by(*state["best_by"].split(" of the dev rows "))
     identity["order"] = {_order_code(words): value for words, value in identity["order"].items()}
     return {**marker, "state": state, "identity": identity, "canary": marker["probe"], "format": 1}
+
+
+def _from_format_2(marker: dict[str, Any]) -> dict[str, Any]:
+    """A marker of format 2: the spike guard knew two losses by field."""
+    spikes = dict(marker["state"]["spikes"])
+    spikes["recent"] = {name: spikes.pop(f"recent_{name}") for name in ("generation", "classification")}
+    return {**marker, "state": {**marker["state"], "spikes": spikes}}
 
 
 def _order_code(words: str) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+BalanceState = dict[str, dict[str, float]]
+"""By quantity, then by term: see :mod:`clsgen_dist.objectives.balance`."""
 _REMEMBERED, _NEEDED, _LEAST = 64, 16, 1.0
 
 
@@ -15,10 +18,8 @@ _REMEMBERED, _NEEDED, _LEAST = 64, 16, 1.0
 class SpikeState:
     """What the guard knows; part of the training state, so that a resumed run takes the same turns."""
 
-    recent_generation: tuple[float, ...] = ()
-    """Generation losses of the last good steps that had supervised tokens."""
-    recent_classification: tuple[float, ...] = ()
-    """Classification losses of the last good steps that had labelled rows."""
+    recent: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """By term: its losses in the last good steps that had something for it."""
     in_a_row: int = 0
     """Steps skipped since the last good one."""
     skipped: int = 0
@@ -26,21 +27,22 @@ class SpikeState:
     rollbacks: int = 0
     """Times the weights went back to a checkpoint."""
 
-    def limits(self, spike_factor: float) -> tuple[float, float]:
-        """Generation and classification loss above which a step is a spike; infinite while too few are known."""
-        return tuple(
-            spike_factor * max(median(recent), _LEAST) if spike_factor and len(recent) >= _NEEDED else math.inf
-            for recent in (self.recent_generation, self.recent_classification)
-        )  # type: ignore[return-value]
+    def limits(self, spike_factor: float, terms: Iterable[str]) -> dict[str, float]:
+        """Loss of each term above which a step is a spike; infinite while too few are known."""
+        return {
+            name: spike_factor * max(median(recent), _LEAST)
+            if spike_factor and len(recent := self.recent.get(name, ())) >= _NEEDED
+            else math.inf
+            for name in terms
+        }
 
-    def after(self, generation: float, classification: float, *, updated: bool) -> SpikeState:
-        """The state after a step with these mean losses; NaN for a head that the step had nothing for."""
+    def after(self, losses: Mapping[str, float], *, updated: bool) -> SpikeState:
+        """The state after a step with these mean losses; NaN for a term that the step had nothing for."""
         if not updated:
             return dataclasses.replace(self, in_a_row=self.in_a_row + 1, skipped=self.skipped + 1)
         return dataclasses.replace(
             self,
-            recent_generation=_with(self.recent_generation, generation),
-            recent_classification=_with(self.recent_classification, classification),
+            recent={**self.recent, **{n: _with(self.recent.get(n, ()), loss) for n, loss in losses.items()}},
             in_a_row=0,
         )
 
@@ -69,6 +71,8 @@ class TrainState:
     """For early stopping."""
     spikes: SpikeState = field(default_factory=SpikeState)
     """Losses and skipped steps so far."""
+    balance: BalanceState = field(default_factory=dict)
+    """State of the adaptive loss weights."""
 
     @property
     def updates(self) -> int:

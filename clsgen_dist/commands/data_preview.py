@@ -87,11 +87,11 @@ class _RunPreview:
                 step, self.steps, warmup_fraction=optim.warmup_fraction, final_fraction=optim.final_lr_fraction
             )
             self.lr.append(factor * planned.stage.lr_factor * optim.lr)
-            schedule, progress = weight_schedule(settings.loss, planned, step, self.steps)
+            schedule, progress = weight_schedule(settings.objectives, planned, step, self.steps)
             weights.append(schedule.at(progress))
         self.loads = loads
-        self.generation = [w.generation for w in weights]
-        self.classification = [w.classification for w in weights]
+        self.generation = [w["generation"] for w in weights]
+        self.classification = [w["classification"] for w in weights]
 
     def plan(self) -> list[dict[str, Any]]:
         """The stages for a launch script."""

@@ -21,7 +21,8 @@ from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model import smollm2
 from clsgen_dist.model.attention import register_per_sequence_attention, supports_custom_attention
-from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
+from clsgen_dist.model.classification_head import ClassificationHead, HeadSpec
+from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
 from clsgen_dist.model.families import open_config, refuse_changed_logits
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 from clsgen_dist.model.weight_files import WeightFiles, WeightMap
@@ -210,16 +211,14 @@ def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, loa
 def build_model(
     lm: nn.Module,
     *,
-    classes: int,
-    label_tokens: Sequence[int] | None,
+    head: HeadSpec,
+    losses: LossSpec | None = None,
     finetune: str,
-    top_layers: int | None,
-    lora_rank: int,
-    lora_alpha: int,
-    lora_dropout: float,
-    head_dropout: float,
-    loss_impl: str,
-    seed: int,
+    top_layers: int | None = None,
+    lora_rank: int = 16,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.0,
+    seed: int = 0,
 ) -> DualHeadModel:
     """The dual-head model with its trainable parameters selected.
 
@@ -242,8 +241,8 @@ def build_model(
             layers[index].requires_grad_(True)
         for parameter in _final_norm(lm, stack_name):
             parameter.requires_grad_(True)
-    head = ClassificationHead(_initial_head_weight(lm, classes, label_tokens), head_dropout)
-    return DualHeadModel(lm, head, loss_impl)
+    weight = _initial_head_weight(lm, head)
+    return DualHeadModel(lm, ClassificationHead(weight, head.dropout, head.initial_bias(), head.kind), losses)
 
 
 def label_start_tokens(encoder: Encoder, labels: Sequence[str]) -> list[int] | None:
@@ -252,13 +251,14 @@ def label_start_tokens(encoder: Encoder, labels: Sequence[str]) -> list[int] | N
     return tokens if len(set(tokens)) == len(tokens) else None
 
 
-def _initial_head_weight(lm: Any, classes: int, label_tokens: Sequence[int] | None) -> torch.Tensor:
-    """``[C, D]`` initial weight of the classification head."""
+def _initial_head_weight(lm: Any, head: HeadSpec) -> torch.Tensor:
+    """Initial weight of the classification head; collective under ZeRO-3."""
     weight_VD = lm.get_output_embeddings().weight
-    if label_tokens is None:
-        return torch.zeros(classes, getattr(weight_VD, "ds_shape", weight_VD.shape)[1])
+    width = getattr(weight_VD, "ds_shape", weight_VD.shape)[1]
+    if head.label_tokens is None:
+        return head.initial_weight(None, width)
     with gathered([weight_VD]):
-        return weight_VD.detach()[list(label_tokens)].float()
+        return head.initial_weight(weight_VD.detach()[list(head.label_tokens)], width)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
     h = final_norm(backbone(tokens))          [N, D]
     generation:     cross-entropy of softmax(h W_lmᵀ) at the supervised positions
-    classification: cross-entropy of softmax(dropout(h_c) W_clsᵀ + b) at each row's classification token
+    classification: negative log-likelihood of the label at dropout(h_c) W_clsᵀ + b, h_c each row's classification token
 
 The classification head is linear on the final-norm state, so that its rows can be folded into unused rows of the
 vocabulary at export. CLSGen, arXiv 2604.11801, trains the two jointly.
@@ -13,38 +13,74 @@ Under ZeRO-3 everything here must run inside ``engine(...)``, where reading ``lm
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from clsgen_kernels import DualHeadOutput, dual_head_loss
+import torch.nn.functional as F
+from clsgen_kernels import DualHeadOutput, GenerationOptions, dual_head_loss
 from torch import Tensor, nn
 
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
+from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
 
-# N packed tokens, S sequences, n supervised tokens, D hidden, C classes
+# N packed tokens, S sequences, n supervised tokens, D hidden, K logits of the head
 
 
-class ClassificationHead(nn.Module):
-    """``[C, D]`` weight and ``[C]`` bias; dropout on its input, in training only.
+@dataclass(frozen=True)
+class ForwardPass:
+    """What a term of the loss sees of a micro-batch."""
 
-    Args:
-        weight_CD: initial weight (copied, in fp32); the bias is initialised with zeros.
-        dropout: probability of dropping an input.
-    """
+    batch: dict[str, Any]
+    """Fields of :class:`clsgen_dist.data.pack.Batch`."""
+    hidden_ND: Tensor
+    """``[N, D]`` states after the final norm; a term's gradient here is measured."""
+    losses: DualHeadOutput
+    """Per-token and per-row losses of the two heads."""
+    lm: Any
+    """The causal LM, for its output embedding; under ZeRO-3 gathered while it is used."""
+    head: ClassificationHead
 
-    def __init__(self, weight_CD: Tensor, dropout: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight_CD.detach().to(torch.float32, copy=True))
-        self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0]))
-        self.dropout = dropout
+    def class_logits(self) -> Tensor:
+        """``[S, K]`` logits of the classification head, without dropout, differentiable."""
+        weight_KD, bias_K = self.head.affine()
+        return F.linear(self.hidden_ND[self.batch["class_index_S"]].float(), weight_KD.float(), bias_K.float())
 
-    def dropout_scale(self, rows: int) -> Tensor | None:
-        """A new ``[rows, D]`` mask of 0 and 1/(1-p), or None if nothing is dropped."""
-        if not self.training or self.dropout == 0:
-            return None
-        keep = 1 - self.dropout
-        width = self.weight.ds_shape[1] if hasattr(self.weight, "ds_shape") else self.weight.shape[1]
-        return torch.full((rows, width), keep, device=self.weight.device).bernoulli_().div_(keep)
+
+class LossTerm(Protocol):
+    """A term of the loss, see :mod:`clsgen_dist.objectives.term`."""
+
+    name: str
+
+    def sum(self, forward: ForwardPass) -> Tensor:
+        """The term's sum, a scalar."""
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """How a model computes its losses. Options hold in training; outside it both losses are plain likelihoods."""
+
+    impl: str = "auto"
+    """See :func:`clsgen_kernels.dual_head_loss`."""
+    classification: ClassLoss = field(default_factory=ClassLoss)
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+    terms: tuple[LossTerm, ...] = ()
+    """The terms of the loss, generation and classification first; none: the two heads' losses alone."""
+
+
+class ModelOutput(NamedTuple):
+    """Losses of a micro-batch."""
+
+    generation_loss: Tensor
+    """``[n]`` per supervised token, nats."""
+    class_logits: Tensor
+    """``[S, C]``."""
+    class_loss: Tensor
+    """``[S]`` per row, nats; 0 without label."""
+    token_hit: Tensor
+    """bool ``[n]``: the target is the most likely token."""
+    term_sums: tuple[Tensor, ...]
+    """Sum of each term of :class:`LossSpec`, scalars."""
 
 
 class DualHeadModel(nn.Module):
@@ -53,18 +89,22 @@ class DualHeadModel(nn.Module):
     Args:
         lm: an ``AutoModelForCausalLM``, possibly with LoRA layers injected.
         head: the classification head.
-        loss_impl: see :func:`clsgen_kernels.dual_head_loss`.
+        losses: how the losses are computed.
+
+    ``hidden_grad_square`` (fp32 ``[terms]``, or None) collects the squared norm of each term's gradient at the last
+    hidden states over the backward passes.
 
     ``layout`` is how the backbone gets the sequences of a batch: ``"packed"`` end to end, or ``"padded"`` as rows, for
     layers that carry state along the sequence (:mod:`clsgen_dist.model.self_test` decides).
     """
 
-    def __init__(self, lm: nn.Module, head: ClassificationHead, loss_impl: str = "auto") -> None:
+    def __init__(self, lm: nn.Module, head: ClassificationHead, losses: LossSpec | None = None) -> None:
         super().__init__()
+        self.loss_spec = losses or LossSpec()
         self.lm = lm
         self.classification_head = head
-        self.loss_impl = loss_impl
         self.layout: Literal["packed", "padded"] = "packed"
+        self.hidden_grad_square: Tensor | None = None
 
     def hidden_states(self, input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Tensor, longest: int) -> Tensor:
         """``[N, D]`` states after the final norm, in packed order whatever the layout."""
@@ -82,28 +122,51 @@ class DualHeadModel(nn.Module):
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
         return self.losses(**batch) if inside is None else inside(self)
 
-    def losses(
-        self,
-        input_ids_N: Tensor,
-        position_N: Tensor,
-        sequence_start_S1: Tensor,
-        longest: int,
-        supervised_index_n: Tensor,
-        target_n: Tensor,
-        class_index_S: Tensor,
-        label_S: Tensor,
-    ) -> DualHeadOutput:
-        """Both losses of a batch (fields: see :class:`clsgen_dist.data.pack.Batch`)."""
+    def losses(self, **batch: Any) -> ModelOutput:
+        """All losses of a batch (fields: see :class:`clsgen_dist.data.pack.Batch`)."""
         lm: Any = self.lm
-        return dual_head_loss(
-            self.hidden_states(input_ids_N, position_N, sequence_start_S1, longest),
+        head, spec, square = self.classification_head, self.loss_spec, self.hidden_grad_square
+        class_loss = spec.classification if self.training else ClassLoss(spec.classification.kind)
+        weight_KD, bias_K = head.affine()
+        label_S, class_options = class_loss.targets(batch["label_S"], bias_K.shape[0])
+        if spec.classification.bias_correction is not None and not self.training:
+            bias_K = bias_K + bias_K.new_tensor(spec.classification.bias_correction)
+        hidden_ND = self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
+        losses = dual_head_loss(
+            hidden_ND,
             lm.get_output_embeddings().weight,
-            self.classification_head.weight,
-            self.classification_head.bias,
-            supervised_index_n=supervised_index_n,
-            target_n=target_n,
-            class_index_S=class_index_S,
+            weight_KD,
+            bias_K,
+            supervised_index_n=batch["supervised_index_n"],
+            target_n=batch["target_n"],
+            class_index_S=batch["class_index_S"],
             label_S=label_S,
-            dropout_scale_SD=self.classification_head.dropout_scale(label_S.shape[0]),
-            impl=self.loss_impl,
+            dropout_scale_SD=head.dropout_scale(label_S.shape[0]),
+            generation=spec.generation if self.training else GenerationOptions(),
+            classification=class_options,
+            impl=spec.impl,
+            hidden_grad_square=None if square is None or spec.impl == "reference" else square[:2],
         )
+        sums = []
+        for index, term in enumerate(spec.terms):
+            # The fused loss measures the first two itself.
+            measured_ND = hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index])
+            sums.append(term.sum(ForwardPass(batch, measured_ND, losses, lm, head)))
+        return ModelOutput(*losses, tuple(sums))
+
+
+_BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")
+
+
+class _MeasureGradient(torch.autograd.Function):
+    """The identity; its backward adds the squared norm of the gradient to a scalar."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, square: Tensor) -> Tensor:
+        ctx.square = square
+        return hidden_ND.view_as(hidden_ND)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
+        ctx.square.add_(torch.linalg.vector_norm(grad_ND.float()).square())
+        return grad_ND, None

@@ -1,9 +1,9 @@
-"""Loss weights that move with progress: generation first, classification grows.
+"""The weight of each term at a step: base weight, schedule and adaptive factor, with a floor.
 
-    w(p) = w · (start + (end - start) · s(p)),   p in [0, 1] the progress of the run or of its stage
+    w_t = weight_t · (start_t + (end_t - start_t) · s(p)) · factor_t,        p in [0, 1] the progress of the run or stage
 
-with s constant (1), linear (p), cosine ((1 - cos πp) / 2) or sigmoid (a logistic curve from 0 to 1). Neither head
-starves: where both weights are above zero, neither falls below a share of their sum. The state is the step alone.
+with s constant (1), linear (p), cosine ((1 - cos πp) / 2) or sigmoid (a logistic curve from 0 to 1), and factor_t from
+:mod:`clsgen_dist.objectives.balance`. No term starves: those above zero keep at least a share of their sum.
 
 Source: the idea of weights that move is a secondary article's about CLSGen (arXiv 2604.11801), not the paper's; fixed
 weights match more complex schemes in Kurin et al. 2022 (arXiv 2201.04122). What they do here: docs/results.md.
@@ -12,18 +12,14 @@ weights match more complex schemes in Kurin et al. 2022 (arXiv 2201.04122). What
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 _STEEPNESS = 10.0
 SCHEDULES = ("constant", "linear", "cosine", "sigmoid")
 
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the two global means."""
-
-    generation: float
-    classification: float
+Weights = dict[str, float]
+"""By term name."""
 
 
 def ramp(schedule: str, progress: float) -> float:
@@ -44,34 +40,40 @@ def ramp(schedule: str, progress: float) -> float:
 
 @dataclass(frozen=True)
 class WeightSchedule:
-    """The weights of both losses over a run or a stage."""
+    """The weights of all terms over a run or a stage."""
 
-    generation: float
-    """Weight of the generation loss at factor 1."""
-    classification: float
-    """Weight of the classification loss at factor 1."""
+    base: Weights
+    """Weight of each term at factor 1."""
     schedule: str
-    """Shape of the move: one of :data:`SCHEDULES`; constant stays at the end of both ranges."""
-    generation_range: tuple[float, float]
-    """Factor of the generation weight at the start and at the end."""
-    classification_range: tuple[float, float]
-    """The same of the classification weight."""
-    min_share: float
-    """Least share of the sum that a weight above zero may have."""
+    """Shape of the move: one of :data:`SCHEDULES`; constant stays at the end of the ranges."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Factor of a term's weight at the start and at the end; (1, 1) for those not named."""
+    min_share: float = 0.0
+    """Least share of the sum that a weight above zero may have; of T terms at most 1/T."""
 
-    def at(self, progress: float) -> LossWeights:
-        """The weights at a progress in [0, 1]."""
+    def at(self, progress: float, factors: Mapping[str, float] | None = None) -> Weights:
+        """The weights at a progress in [0, 1], each times its factor."""
         s = ramp(self.schedule, progress)
-        weights = [
-            weight * (start + (end - start) * s)
-            for weight, (start, end) in (
-                (self.generation, self.generation_range),
-                (self.classification, self.classification_range),
-            )
-        ]
-        if self.generation > 0 and self.classification > 0:
-            total = sum(weights)
-            # Raising the smaller one to its share of the old sum keeps the sum, and so the step size, as it was.
-            floor = self.min_share * total
-            weights = [min(max(weight, floor), total - floor) for weight in weights]
-        return LossWeights(*weights)
+        weights = {}
+        for name, weight in self.base.items():
+            start, end = self.ranges.get(name, (1.0, 1.0))
+            weights[name] = weight * (start + (end - start) * s)
+            if factors:
+                weights[name] *= factors[name]
+        return _with_floor(weights, {name for name, weight in self.base.items() if weight > 0}, self.min_share)
+
+
+def _with_floor(weights: Weights, active: set[str], min_share: float) -> Weights:
+    """Raise the active weights to their least share; the others give way in proportion, so the sum stays as it was."""
+    total = sum(weights[name] for name in active)
+    floor = min(min_share, 1 / max(1, len(active))) * total
+    raised: set[str] = set()
+    while low := {name for name in active - raised if weights[name] < floor}:
+        raised |= low
+        free = sum(weights[name] for name in active - raised)
+        scale = (total - floor * len(raised)) / free if free else 0.0
+        weights = {
+            name: floor if name in raised else weight * scale if name in active else weight
+            for name, weight in weights.items()
+        }
+    return weights

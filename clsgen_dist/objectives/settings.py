@@ -1,40 +1,51 @@
-"""Settings of the losses."""
+"""Settings of the losses: one section a term, what moves their weights, and how the fused loss is computed."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from clsgen_dist.io.value_ranges import NonNegativeFloat
+from clsgen_dist.objectives.balance import BalanceSettings
+from clsgen_dist.objectives.classification import ClassificationSettings
+from clsgen_dist.objectives.generation import GenerationSettings
+from clsgen_dist.objectives.term import Term, TermSettings
+
+FUSED = ("generation", "classification")
+"""Terms that are always there: the fused loss computes both in one pass."""
 
 
 @dataclass(kw_only=True)
-class LossSettings:
-    """How the two losses are joined: both are global means (per supervised token, per labelled row)."""
+class ObjectivesSettings:
+    """The terms of a step's loss: each is a global mean (per token, per row) times its weight."""
 
-    generation_weight: NonNegativeFloat = 1.0
-    """Weight of the generation loss."""
-    classification_weight: NonNegativeFloat = 1.0
-    """Weight of the classification loss."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    classification: ClassificationSettings = field(default_factory=ClassificationSettings)
     schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
-    """How the weights move over the run, from the start to the end of the ranges below; constant: not at all."""
-    generation_range: tuple[float, float] = (1.0, 1.0)
-    """Factor of the generation weight at the start and at the end, where the schedule moves."""
-    classification_range: tuple[float, float] = (0.2, 1.0)
-    """Factor of the classification weight at the start and at the end, where the schedule moves."""
+    """How the weights move over the run, from the start to the end of each term's `range`; constant: not at all."""
     min_share: Annotated[float, Ge(0), Le(0.5)] = 0.05
-    """Neither weight falls below this share of their sum, so that no head starves."""
+    """No weight falls below this share of their sum, so that no term starves."""
+    balance: BalanceSettings = field(default_factory=BalanceSettings)
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of `dual_head_loss`; auto: Triton on a GPU, vocabulary tiles in torch on the CPU."""
 
+    def sections(self) -> dict[str, TermSettings]:
+        """The section of each term, by name."""
+        sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: section for name, section in sections.items() if isinstance(section, TermSettings)}
+
+    def terms(self) -> list[Term]:
+        """The terms of a step's loss: generation and classification, which the fused loss computes, and what is on."""
+        return [section.term() for name, section in self.sections().items() if name in FUSED or section.weight > 0]
+
     def faults(self) -> Iterator[str]:
         """What is wrong with fields of this section taken together."""
-        if self.generation_weight == 0 and self.classification_weight == 0:
-            yield "loss.generation_weight and loss.classification_weight are both 0: nothing would be trained"
-        for name in ("generation_range", "classification_range"):
-            ends = getattr(self, name)
-            if min(ends) < 0 or max(ends) == 0:
-                yield f"loss.{name} is {list(ends)}, expected two factors of 0 or more, not both 0"
+        if not any(section.weight for section in self.sections().values()):
+            names = [f"objectives.{name}.weight" for name in self.sections()]
+            yield f"{' and '.join(names)} are all 0: nothing would be trained"
+        for name, section in self.sections().items():
+            yield from section.faults(name)
+        yield from self.balance.faults()

@@ -3,7 +3,7 @@
 Per micro-step (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 7): weights are gathered for the forward, and
 again for the backward unless they were kept; gradients of trained weights are reduce-scattered in every micro-step. Per
 step: the persistent weights are gathered again, DeepSpeed all-reduces one norm for each optimizer sub-group, and the
-trainer all-reduces five numbers and three (fp64).
+trainer all-reduces five numbers, three (fp64) and two (fp32).
 
 A collective over W ranks on n nodes of g GPUs, of a complete tensor of S bytes, as a ring over all of them (NCCL):
 
@@ -28,7 +28,7 @@ from clsgen_dist.plan.zero3_simulation import Simulation
 
 _QUANTISATION_GROUP = 8000
 """Elements that share an fp32 scale (``CUDAQuantizer.target_group_size``)."""
-_TRAINER_SUMS_BYTES = (5 + 3) * 8
+_TRAINER_SUMS_BYTES = 8 * (5 + 3) + 4 * 2
 
 
 class FlowKind(StrEnum):
@@ -89,7 +89,7 @@ def flows(trace: MetaTrace, zero: Zero3Settings, simulation: Simulation, *, micr
     found.append(Flow(FlowKind.GATHER_PERSISTENT, size, len(persistent), zero.ranks, zero.nodes))
     norms = len(sub_group_sizes(trace, zero))
     norm_bytes = 8 if zero.offload_optimizer == "none" else 4
-    found.append(Flow(FlowKind.SUMS, norm_bytes * norms + _TRAINER_SUMS_BYTES, norms + 2, zero.ranks, zero.nodes))
+    found.append(Flow(FlowKind.SUMS, norm_bytes * norms + _TRAINER_SUMS_BYTES, norms + 3, zero.ranks, zero.nodes))
     return [f for f in found if f.calls]
 
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
 import os
 import time
 from collections import Counter
@@ -53,6 +52,7 @@ from clsgen_dist.io.log import quiet_libraries
 from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.context_length import require_context
 from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.objectives.loss_spec import loss_spec
 from clsgen_dist.objectives.normalization import StepCounts
 from clsgen_dist.plan.meta_model import open_config
 from clsgen_dist.training.build import build_engine, zero_config
@@ -148,7 +148,7 @@ def dry_run(
     share = _share(lengths, supervised, micro_steps)
     ledger = _Ledger(world.size)
     with _replacements(), FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        engine = build_engine(settings, config, opened, None, labels)
+        engine = build_engine(settings, config, opened, None, labels, loss_spec(settings.objectives, labels, None))
         named = dict(engine.module.named_parameters())
         found = DryRun(
             world.size,
@@ -199,11 +199,10 @@ def _train(settings: Settings, world: World, engine: Any, share: Step, ledger: _
     from clsgen_dist.training.step import TrainStep, agree
 
     train_step = TrainStep(
-        engine, world, loss=settings.loss, optim=settings.optim, total_steps=WARM_UP + 1, seed=settings.seed
+        engine, world, objectives=settings.objectives, optim=settings.optim, total_steps=WARM_UP + 1, seed=settings.seed
     )
     counts = StepCounts(
-        supervised=float(world.size * sum(b.supervised for b in share.batches)),
-        labelled=float(world.size * sum(b.labelled for b in share.batches)),
+        {t.name: float(world.size * sum(t.count(b) for b in share.batches)) for t in train_step.terms},
         tokens=float(world.size * sum(b.tokens for b in share.batches)),
     )
     for name, phase in (("backward", "backward"), ("step", "step")):
@@ -212,8 +211,8 @@ def _train(settings: Settings, world: World, engine: Any, share: Step, ledger: _
     for number in range(WARM_UP + 1):
         ledger.take()
         taken = share if number == WARM_UP else dataclasses.replace(share, batches=share.batches[:1])
-        agree(world, taken)  # for its collective: the other ranks' counts are unknown
-        train_step(number, taken, counts, limits=(math.inf, math.inf))
+        agree(world, taken, train_step.terms)  # for its collective: the other ranks' counts are unknown
+        train_step(number, taken, counts)
     return ledger.take()
 
 

@@ -19,7 +19,8 @@ from clsgen_dist.config import ModelSettings
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model import families
 from clsgen_dist.model.backbone import build_model
-from clsgen_dist.model.dual_head import DualHeadModel
+from clsgen_dist.model.classification_head import HeadSpec
+from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
 from clsgen_dist.plan import attention_shapes
 
 Attention = Literal["flash", "sdpa", "eager"]
@@ -110,14 +111,11 @@ def meta_model(spec: ModelSpec, attention: Attention) -> DualHeadModel:
         families.refuse_changed_logits(lm)
         return build_model(
             lm,
-            classes=spec.classes,
-            label_tokens=None,
+            head=HeadSpec(spec.classes, dropout=spec.head_dropout),
+            losses=LossSpec("torch"),
             finetune=spec.finetune,
             top_layers=spec.top_layers,
             lora_rank=spec.lora_rank,
             lora_alpha=spec.lora_alpha,
             lora_dropout=spec.lora_dropout,
-            head_dropout=spec.head_dropout,
-            loss_impl="torch",
-            seed=0,
         ).to(dtype)

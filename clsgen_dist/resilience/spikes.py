@@ -10,9 +10,9 @@ A step is discarded by making its gradient NaN, before the last backward pass: D
 global gradient norm is not finite, on all ranks alike, and so do gradients that were not finite in the first place. No
 rank waits for another's verdict, and no number leaves the device for it.
 
-A spike is a mean loss of one head (nats a token, nats a row) of more than ``spike_factor`` times the median of that
-head's last good ones, or times 1 nat where the median is less: a row that contradicts what was memorised is no
-fault. Each head is compared with itself, and only where the step has rows for it, so that neither the mixture of
+A spike is a mean loss of one term (nats a token, nats a row) of more than ``spike_factor`` times the median of that
+term's last good ones, or times 1 nat where the median is less: a row that contradicts what was memorised is no
+fault. Each term is compared with itself, and only where the step has rows for it, so that neither the mixture of
 rows nor moving loss weights look like a spike.
 """
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,13 +34,13 @@ def nan_above(loss: Tensor, limit: float) -> Tensor:
     return torch.where(torch.isfinite(loss) & (loss <= limit), 1.0, float("nan"))
 
 
-def reason(losses: tuple[float, float], limits: tuple[float, float], *, counted: tuple[bool, bool]) -> str:
-    """Why a step was skipped, in words; ``counted`` says which heads it had anything for."""
-    for name, loss, limit, there in zip(("generation", "classification"), losses, limits, counted, strict=True):
-        if there and not math.isfinite(loss):
+def reason(losses: Mapping[str, float], limits: Mapping[str, float], counts: Mapping[str, float]) -> str:
+    """Why a step was skipped, in words; all by term."""
+    for name, loss in losses.items():
+        if counts[name] and not math.isfinite(loss):
             return f"the {name} loss is {loss}"
-        if loss > limit:
-            return f"the {name} loss is {loss:.4g}, more than the {limit:.4g} that recent steps allow"
+        if loss > limits[name]:
+            return f"the {name} loss is {loss:.4g}, more than the {limits[name]:.4g} that recent steps allow"
     return "a gradient is not finite"
 
 

@@ -36,6 +36,7 @@ from clsgen_dist.data.pack import Batch, Sample, collate, pack
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.errors import DataError
 from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
+from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.self_test import self_test
 
 # N rows, R rows of a block, C classes, D hidden
@@ -109,16 +110,8 @@ class _Backbone:
         )
         self.model = build_model(
             lm.to(self.device),
-            classes=2,
-            label_tokens=None,
+            head=HeadSpec(2),
             finetune="head",
-            top_layers=None,
-            lora_rank=1,
-            lora_alpha=1,
-            lora_dropout=0.0,
-            head_dropout=0.0,
-            loss_impl="auto",
-            seed=0,
         ).to(self.device)
         self.model.eval()
         with torch.no_grad():

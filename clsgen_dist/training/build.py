@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from clsgen_dist.model.backbone import (
     load_backbone,
     set_zero3_units,
 )
+from clsgen_dist.model.classification_head import HeadSpec
+from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import LabelSpace
 
 
@@ -45,10 +48,19 @@ def build_engine(
     backbone: Backbone,
     encoder: Encoder | None,
     labels: LabelSpace,
+    losses: LossSpec,
+    prior: Sequence[float] | None = None,
 ) -> Any:
     """Model, optimizer and ZeRO-3 engine.
 
-    Without ``encoder`` the head starts at zero.
+    Args:
+        settings: of the run.
+        config: DeepSpeed's, from :func:`zero_config`.
+        backbone: opened, its weights not loaded.
+        encoder: for the tokens of the labels' names, with which the head starts; None: it starts at zero.
+        labels: the label space.
+        losses: how the losses are computed.
+        prior: probability of each class by which the head's bias starts; None: equal.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
@@ -62,19 +74,16 @@ def build_engine(
         attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True, lm=backbone.meta),
         load_in_4bit=model.load_in_4bit,
     )
+    starts = label_start_tokens(encoder, labels.names) if encoder and model.head_init == "label_tokens" else None
     dual_head = build_model(
         lm,
-        classes=len(labels),
-        label_tokens=label_start_tokens(encoder, labels.names)
-        if encoder and model.head_init == "label_tokens"
-        else None,
+        head=HeadSpec(len(labels), labels.kind, model.head_dropout, starts, prior),
+        losses=losses,
         finetune=model.finetune,
         top_layers=model.top_layers,
         lora_rank=model.lora_rank,
         lora_alpha=model.lora_alpha,
         lora_dropout=model.lora_dropout,
-        head_dropout=model.head_dropout,
-        loss_impl=settings.loss.impl,
         seed=settings.seed,
     )
     if backbone.weights is not None:

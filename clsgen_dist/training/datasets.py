@@ -34,6 +34,18 @@ class Datasets:
     notes: list[str]
     """For people: of each file the rows kept, rejected and shortened; the classes of the training rows."""
 
+    @property
+    def labelled(self) -> int:
+        """Labelled training rows; 0 while shards are streamed."""
+        return 0 if isinstance(self.train, ShardedRows) else int((self.train.label_N >= 0).sum())
+
+    def class_counts(self) -> list[float] | None:
+        """Training rows of each class; None while shards are streamed."""
+        if isinstance(self.train, ShardedRows):
+            return None
+        label_N = self.train.label_N
+        return [float(n) for n in np.bincount(label_N[label_N >= 0], minlength=len(self.labels))]
+
 
 def open_datasets(
     data: DataSettings,
@@ -107,15 +119,16 @@ def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
     """DataError if no row carries a loss that counts and reaches what is trained."""
     if isinstance(rows.train, ShardedRows):  # not known before they are here
         return
-    card, loss = rows.train.table.card, settings.loss
-    explained = card.unexplained < card.rows and loss.generation_weight > 0 and settings.model.finetune != "head"
-    labelled = card.unlabelled < card.rows and loss.classification_weight > 0
+    card, objectives = rows.train.table.card, settings.objectives
+    explained = card.unexplained < card.rows and objectives.generation.weight > 0 and settings.model.finetune != "head"
+    labelled = card.unlabelled < card.rows and objectives.classification.weight > 0
     if not explained and not labelled:
         raise DataError(
             f"{card.source}: {card.rows - card.unlabelled} of {card.rows} rows have a label and "
-            f"{card.rows - card.unexplained} an explanation, but loss.classification_weight is "
-            f"{loss.classification_weight}, loss.generation_weight {loss.generation_weight} and model.finetune "
-            f"{settings.model.finetune!r}: nothing would be trained; name the columns, or change one of these"
+            f"{card.rows - card.unexplained} an explanation, but objectives.classification.weight is "
+            f"{objectives.classification.weight}, objectives.generation.weight {objectives.generation.weight} and "
+            f"model.finetune {settings.model.finetune!r}: nothing would be trained; name the columns, or change one of "
+            "these"
         )
 
 

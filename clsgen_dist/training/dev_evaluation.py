@@ -5,7 +5,7 @@ Cost: one forward pass over the dev rows, shared by the ranks, and one gather of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from clsgen_dist.data.loader import evaluation_batches
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
-from clsgen_dist.objectives.loss_weights import LossWeights
 from clsgen_dist.objectives.normalization import mean
+from clsgen_dist.objectives.term import Term
 
 if TYPE_CHECKING:
     from clsgen_dist.track.reliability import Reliability
@@ -27,35 +27,35 @@ def evaluate(
     engine: Any,
     rows: RowDataset,
     world: World,
+    terms: Sequence[Term],
     *,
     budget: int,
     padded: bool = False,
     beat: Callable[[], None] = lambda: None,
-) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean losses (generation, classification).
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean loss of each term.
 
     ``budget`` is the tokens of a batch, padding included where rows are ``padded``; ``beat`` is called after each.
     Collective; every rank gets the same answer.
     """
     engine.eval()
     found: list[tuple[int, np.ndarray]] = []
-    generation = supervised = classification = labelled = 0.0
+    sums, counts = np.zeros(len(terms)), np.zeros(len(terms))
     with torch.no_grad():
         for indices, batch in evaluation_batches(
             rows, rank=world.rank, world_size=world.size, budget=budget, padded=padded
         ):
             output = engine(**batch.inputs(world.device))
             found += zip(indices.tolist(), output.class_logits.cpu().numpy(), strict=False)  # a stand-in has no index
-            generation += output.generation_loss.sum().item()
-            supervised += batch.supervised
-            classification += output.class_loss.sum().item()
-            labelled += batch.labelled
+            sums += [total.item() for total in output.term_sums]
+            counts += [term.count(batch) for term in terms]
             beat()
     engine.train()
     everything = [item for part in world.gather(found) for item in part]
     logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])
-    generation, supervised, classification, labelled = world.sum(generation, supervised, classification, labelled)
-    return logits_NC, rows.label_N, _mean(generation, supervised), _mean(classification, labelled)
+    totals = world.sum(*sums, *counts)
+    means = map(_mean, totals[: len(terms)], totals[len(terms) :])
+    return logits_NC, rows.label_N, dict(zip((term.name for term in terms), means, strict=True))
 
 
 def _mean(total: float, count: float) -> float:
@@ -89,9 +89,13 @@ def metric_fault(rows: RowDataset, metric: str) -> str | None:
 
 
 def dev_metrics(
-    logits_NC: np.ndarray, labels_N: np.ndarray, positive: int, losses: tuple[float, float], weights: LossWeights
+    logits_NC: np.ndarray,
+    labels_N: np.ndarray,
+    positive: int,
+    losses: Mapping[str, float],
+    weights: Mapping[str, float],
 ) -> dict[str, float]:
-    """AUROC, F1 at even odds, ECE and NLL of the labelled rows, and the losses.
+    """AUROC, F1 at even odds, ECE and NLL of the labelled rows, and the losses by term.
 
     A NaN loss means no rows to measure it on; an infinite one was not finite on some row.
     """
@@ -102,12 +106,8 @@ def dev_metrics(
 
     labelled = labels_N >= 0
     probabilities_NC, labels_N = softmax(logits_NC[labelled], axis=1), labels_N[labelled]
-    generation, classification = losses
-    metrics = {
-        "loss/generation": generation,
-        "loss/classification": classification,
-        "loss": float(np.nansum([weights.generation * generation, weights.classification * classification])),
-    }
+    metrics = {f"loss/{name}": loss for name, loss in losses.items()}
+    metrics["loss"] = float(np.nansum([weights[name] * loss for name, loss in losses.items()]))
     if len(labels_N) and not np.isfinite(probabilities_NC).all():
         metrics |= dict.fromkeys(("auroc", "ece", "f1"), float("nan"))
     elif len(labels_N):

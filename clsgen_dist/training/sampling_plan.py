@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clsgen_dist.config import LossSettings, Settings
+from clsgen_dist.config import ObjectivesSettings, Settings
 from clsgen_dist.data.curriculum.difficulty import combine
 from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder, plan_stages, quantiles, stage_order
 from clsgen_dist.data.loader import TrainStream
@@ -62,17 +62,18 @@ def _order(settings: Settings, rows: RowDataset | ShardedRows, stages: list[Plan
 
 
 def weight_schedule(
-    loss: LossSettings, planned: PlannedStage, step: int, total_steps: int
+    objectives: ObjectivesSettings, planned: PlannedStage, step: int, total_steps: int
 ) -> tuple[WeightSchedule, float]:
     """The loss weights in force at a step, and the progress in them: the stage's if it has its own, else the run's."""
     stage = planned.stage
+    of_terms = {term.name: objectives.sections()[term.name] for term in objectives.terms()}
+    ranges = {name: section.range for name, section in of_terms.items()}
+    of_the_stage = {"generation": stage.generation_range, "classification": stage.classification_range}
     schedule = WeightSchedule(
-        generation=loss.generation_weight,
-        classification=loss.classification_weight,
-        schedule=stage.loss_schedule or loss.schedule,
-        generation_range=stage.generation_range or loss.generation_range,
-        classification_range=stage.classification_range or loss.classification_range,
-        min_share=loss.min_share,
+        base={name: section.weight for name, section in of_terms.items()},
+        schedule=stage.loss_schedule or objectives.schedule,
+        ranges={**ranges, **{name: pair for name, pair in of_the_stage.items() if pair}},
+        min_share=objectives.min_share,
     )
     of_stage = stage.loss_schedule or stage.generation_range or stage.classification_range
     first, steps = (planned.first_step, planned.steps) if of_stage else (0, total_steps)

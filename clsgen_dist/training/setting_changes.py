@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from clsgen_dist.checkpoint.marker import SETTINGS_FILE, read_marker
-from clsgen_dist.config import Settings, to_yaml
+from clsgen_dist.config import Settings, to_yaml, with_new_names
 from clsgen_dist.errors import CheckpointError
 
 _POSITIVE = "data.positive_label"
@@ -40,7 +40,7 @@ def changed_settings(settings: Settings, folder: Path) -> list[str]:
         CheckpointError: a change that a resumed run must not have.
     """
     try:
-        then = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        then = with_new_names(yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8")))
         pairs = _pairs(settings, then, yaml.safe_load(to_yaml(settings)))
     except (OSError, ValueError, TypeError, yaml.YAMLError):  # an aid for people: the marker holds what must be right
         return [f"unknown, as {folder / SETTINGS_FILE} cannot be read"]

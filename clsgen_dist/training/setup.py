@@ -27,6 +27,7 @@ from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backb
 from clsgen_dist.model.context_length import require_context, require_embedded
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
+from clsgen_dist.objectives.loss_spec import distortions, head_prior, loss_spec
 from clsgen_dist.training.build import build_engine
 from clsgen_dist.training.datasets import open_datasets, require_something_to_learn
 from clsgen_dist.training.dev_evaluation import metric_fault
@@ -69,7 +70,12 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
         logger.info("%s. Until then the last checkpoint counts as the best", fault)
     stream = plan_stream(settings, datasets, rank=world.rank, world_size=world.size)
     labels = LabelSpace.of(datasets.labels, data.positive_label)
-    engine = build_engine(settings, zero, opened, encoder, labels)
+    rows_C = datasets.class_counts()
+    losses = loss_spec(settings.objectives, labels, rows_C)
+    prior = head_prior(settings.objectives, labels, rows_C, datasets.labelled)
+    for name in distortions(settings.objectives):
+        logger.warning("%s distorts the probabilities: run clsgen calibrate on the exported model", name)
+    engine = build_engine(settings, zero, opened, encoder, labels, losses, prior)
     canary = canary_sample(encoder)
     require_finite(engine.module, world)
     found = _self_test(engine, canary)

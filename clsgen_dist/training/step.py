@@ -1,25 +1,29 @@
-"""One optimizer step, on one rank: forward and backward of each micro-batch, both losses as global means, the update.
+"""One optimizer step, on one rank: forward and backward of each micro-batch, every loss as a global mean, the update.
 
-    loss = w_g · Σ_tokens ℓ_g / supervised tokens  +  w_c · Σ_rows ℓ_c / labelled rows        (sums over all ranks)
+    loss = Σ_terms weight · sum over all ranks and micro-batches / count over the same
 
-The trainer takes these steps; so do the dry run and the tests. Cost: two all-reduces of a few numbers, besides ZeRO-3's
-own traffic: :func:`agree` before the forward passes, the losses' sums before the last backward pass.
+The trainer takes these steps; so do the dry run and the tests. Cost: three all-reduces of a few numbers, besides
+ZeRO-3's own traffic: :func:`agree` before the forward passes, the terms' sums before the last backward pass, their
+gradient norms after it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from clsgen_dist.config import LossSettings, OptimSettings
+from clsgen_dist.config import ObjectivesSettings, OptimSettings
 from clsgen_dist.data.loader import Step
 from clsgen_dist.engine.optim import lr_factor, set_lr
 from clsgen_dist.engine.world import World, waiting
-from clsgen_dist.objectives.loss_weights import LossWeights
+from clsgen_dist.objectives.balance import Balance, BalanceState
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
+from clsgen_dist.objectives.term import Term
 from clsgen_dist.resilience import spikes
 from clsgen_dist.training.sampling_plan import weight_schedule
 
@@ -28,13 +32,16 @@ from clsgen_dist.training.sampling_plan import weight_schedule
 class StepResult:
     """What a step gave, over all ranks."""
 
-    generation_loss: float
-    """Mean over the supervised tokens, nats; NaN without any."""
-    classification_loss: float
-    """Mean over the labelled rows, nats; NaN without any."""
+    losses: dict[str, float]
+    """Global mean of each term, nats; NaN where the step has nothing for it."""
     total_loss: float
     token_accuracy: float
-    weights: LossWeights
+    weights: dict[str, float]
+    """Weight of each term."""
+    gradient_norms: dict[str, float]
+    """Norm of each weighted term's gradient at the last hidden states; NaN where it has none."""
+    balance: BalanceState
+    """State of the adaptive weights after the step."""
     rates: dict[str, float]
     """Learning rate of each parameter group."""
     grad_norm: float
@@ -42,9 +49,10 @@ class StepResult:
     """False where DeepSpeed skipped the update, as a loss or gradient was not finite or a loss spiked."""
 
     @property
-    def losses(self) -> tuple[float, float]:
-        """Generation and classification loss."""
-        return self.generation_loss, self.classification_loss
+    def gradient_shares(self) -> dict[str, float]:
+        """Each term's share of the sum of the gradient norms; NaN without any."""
+        total = sum(norm for norm in self.gradient_norms.values() if math.isfinite(norm))
+        return {name: norm / total if total else math.nan for name, norm in self.gradient_norms.items()}
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,17 @@ class Agreement:
     """Whether some rank was asked to stop."""
 
 
-def agree(world: World, share: Step, *, written: bool = False, stop: bool = False) -> Agreement:
+def agree(world: World, share: Step, terms: Sequence[Term], *, written: bool = False, stop: bool = False) -> Agreement:
     """The all-reduce that begins a step: what it holds, whether all have saved, whether some rank must stop."""
     batches = share.batches
-    supervised, labelled, tokens, ranks_written, stops = world.sum(
-        sum(b.supervised for b in batches),
-        sum(b.labelled for b in batches),
+    *counts, tokens, ranks_written, stops = world.sum(
+        *(sum(term.count(batch) for batch in batches) for term in terms),
         sum(b.tokens for b in batches if b.supervised or b.labelled),
         written,
         stop,
     )
-    return Agreement(StepCounts(supervised, labelled, tokens), ranks_written == world.size, stops > 0)
+    by_term = dict(zip((term.name for term in terms), counts, strict=True))
+    return Agreement(StepCounts(by_term, tokens), ranks_written == world.size, stops > 0)
 
 
 class TrainStep:
@@ -77,60 +85,92 @@ class TrainStep:
     Args:
         engine: the ZeRO-3 engine.
         world: this rank among the others.
-        loss: weights and schedule of the two losses.
+        objectives: the terms of the loss and what moves their weights.
         optim: learning-rate schedule.
         total_steps: of the run; schedules are functions of step / total_steps.
         seed: of dropout, which is a function of (seed, step, micro-step, rank).
     """
 
     def __init__(
-        self, engine: Any, world: World, *, loss: LossSettings, optim: OptimSettings, total_steps: int, seed: int
+        self,
+        engine: Any,
+        world: World,
+        *,
+        objectives: ObjectivesSettings,
+        optim: OptimSettings,
+        total_steps: int,
+        seed: int,
     ) -> None:
-        self._engine, self._world, self._loss, self._optim = engine, world, loss, optim
+        self._engine, self._world, self._objectives, self._optim = engine, world, objectives, optim
         self._total_steps, self._seed = total_steps, seed
+        self.terms = objectives.terms()
+        self._balance = Balance(objectives.balance)
 
-    def __call__(self, step: int, share: Step, counts: StepCounts, limits: tuple[float, float]) -> StepResult:
+    def __call__(
+        self,
+        step: int,
+        share: Step,
+        counts: StepCounts,
+        limits: dict[str, float] | None = None,
+        balance: BalanceState | None = None,
+    ) -> StepResult:
         """Take optimizer step ``step`` (from 0) on this rank's ``share``; collective.
 
         Args:
             counts: of all ranks, from :func:`agree`.
-            limits: mean generation and classification loss above which the update is skipped.
+            limits: mean of each term above which the update is skipped; None: no limit.
+            balance: state of the adaptive weights; None: as at the start.
         """
-        engine, world, batches = self._engine, self._world, share.batches
-        schedule, progress = weight_schedule(self._loss, share.stage, step, self._total_steps)
-        weights = schedule.at(progress)
+        engine, world, batches, terms = self._engine, self._world, share.batches, self.terms
+        names, balance = [term.name for term in terms], balance or {}
+        schedule, progress = weight_schedule(self._objectives, share.stage, step, self._total_steps)
+        weights = schedule.at(progress, self._balance.factors(balance, schedule.base))
         rates = set_lr(engine.optimizer, self._rate_factor(step, share))
-        sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+        sums = torch.zeros(len(terms) + 1, dtype=torch.float64, device=world.device)
+        square = torch.zeros(len(terms), device=world.device)
+        engine.module.hidden_grad_square = square
         for micro_step, batch in enumerate(batches):
             # Dropout is a function of the position, so that no generator's state needs saving.
             torch.manual_seed(_dropout_seed(self._seed, step, micro_step, world.rank))
             last = micro_step == len(batches) - 1
             engine.set_gradient_accumulation_boundary(last)
             output = engine(**batch.inputs(world.device))
-            loss = backward_loss(output, counts, weights, world.size)
-            sums += torch.stack(
-                [output.generation_loss.detach().sum(), output.class_loss.detach().sum(), output.token_hit.sum()]
-            )
+            loss = backward_loss(dict(zip(names, output.term_sums, strict=True)), counts, weights, world.size)
+            sums += torch.stack([*(total.detach() for total in output.term_sums), output.token_hit.sum()])
             if last:
                 world.all_reduce(sums)
-                for total, count, limit in zip(sums, (counts.supervised, counts.labelled), limits, strict=False):
-                    loss = loss * spikes.nan_above(total / max(count, 1), limit)
+                for name, total in zip(names, sums, strict=False):
+                    limit = limits[name] if limits else math.inf
+                    loss = loss * spikes.nan_above(total / max(counts.terms[name], 1), limit)
             engine.backward(loss, scale_wrt_gas=False)
             if not last:
                 engine.step()
         skipped_before = engine.skipped_steps
         engine.step()
+        engine.module.hidden_grad_square = None
+        world.all_reduce(square)
         with waiting():
-            generation_sum, classification_sum, hits = sums.tolist()
+            *totals, hits = sums.tolist()
+            # Each rank's loss is multiplied by the world size, and so are the gradients.
+            norms = [math.sqrt(value) / world.size or math.nan for value in square.tolist()]
+        losses = {name: mean(total, counts.terms[name]) for name, total in zip(names, totals, strict=True)}
+        updated = engine.skipped_steps == skipped_before
+        gradient_norms = dict(zip(names, norms, strict=True))
+        if updated:
+            unweighted = {
+                name: norm / weights[name] if weights[name] else math.nan for name, norm in gradient_norms.items()
+            }
+            balance = self._balance.after(balance, step, schedule.base, losses, unweighted)
         return StepResult(
-            generation_loss=mean(generation_sum, counts.supervised),
-            classification_loss=mean(classification_sum, counts.labelled),
-            total_loss=float(joint_loss(generation_sum, classification_sum, counts, weights)),
-            token_accuracy=mean(hits, counts.supervised),
+            losses=losses,
+            total_loss=float(joint_loss(dict(zip(names, totals, strict=True)), counts, weights)),
+            token_accuracy=mean(hits, counts.terms["generation"]),
             weights=weights,
+            gradient_norms=gradient_norms,
+            balance=balance,
             rates=rates,
             grad_norm=float(engine.get_global_grad_norm() or float("nan")),
-            updated=engine.skipped_steps == skipped_before,
+            updated=updated,
         )
 
     def _rate_factor(self, step: int, share: Step) -> float:

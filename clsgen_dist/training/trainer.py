@@ -29,7 +29,6 @@ from clsgen_dist.engine.world import World, launched_ranks, process_group
 from clsgen_dist.errors import NonFiniteLossError, Preempted
 from clsgen_dist.io.files import disk_full_as_user_error
 from clsgen_dist.io.log import log_to_folder
-from clsgen_dist.objectives.loss_weights import LossWeights
 from clsgen_dist.objectives.normalization import StepCounts
 from clsgen_dist.resilience import spikes
 from clsgen_dist.resilience.preemption import PreemptionHandler
@@ -129,7 +128,7 @@ class Trainer:
         self.train_step = TrainStep(
             run.engine,
             world,
-            loss=settings.loss,
+            objectives=settings.objectives,
             optim=settings.optim,
             total_steps=self.total_steps,
             seed=settings.seed,
@@ -231,7 +230,13 @@ class Trainer:
                     *(self.settings.train.best_metric, self.state.best_value),
                 )
                 break
-            agreed = agree(self.world, share, written=self.saver.written, stop=self.preemption.received is not None)
+            agreed = agree(
+                self.world,
+                share,
+                self.train_step.terms,
+                written=self.saver.written,
+                stop=self.preemption.received is not None,
+            )
             if agreed.written:
                 self._commit()
             if agreed.stop:
@@ -240,15 +245,16 @@ class Trainer:
                 logger.info("step %d straggler: %s", step, who)
             if staged and share.stage.first_step == step:
                 logger.info("step %d stage: %s", step, share.stage.stage.name)
-            limits = self.state.spikes.limits(self.settings.faults.spike_factor)
-            result = self.train_step(step, share, agreed.counts, limits)
+            limits = self.state.spikes.limits(self.settings.faults.spike_factor, agreed.counts.terms)
+            result = self.train_step(step, share, agreed.counts, limits, self.state.balance)
+            self._update(balance=result.balance)
             self._count(share, agreed.counts, result, limits)
-            self.throughput.add(int(agreed.counts.tokens), int(agreed.counts.supervised))
+            self.throughput.add(int(agreed.counts.tokens), int(agreed.counts.terms["generation"]))
             scalars = {**self._scalars(share, result), "data/wait_seconds": waited}
             self._update(step=step + 1)
             self.log.step(self.state.step, scalars)
             self.sample_log.step(self.state.step, share.stage.stage.name, share.ids)
-            self.progress.update(generation=result.generation_loss, classification=result.classification_loss)
+            self.progress.update(1, **result.losses)
             self.watchdog.beat()
             self._evaluate_and_save()
         self._commit()
@@ -270,12 +276,11 @@ class Trainer:
         staged = bool(self.settings.curriculum.stages)
         rates = result.rates
         return {
-            "loss/generation": result.generation_loss,
-            "loss/classification": result.classification_loss,
+            **{f"loss/{name}": loss for name, loss in result.losses.items()},
             "loss/total": result.total_loss,
             "accuracy/token": result.token_accuracy,
-            "loss_weight/generation": result.weights.generation,
-            "loss_weight/classification": result.weights.classification,
+            **{f"loss_weight/{name}": weight for name, weight in result.weights.items()},
+            **{f"gradient_share/{name}": share for name, share in result.gradient_shares.items()},
             "optim/lr": rates.get("backbone.matrices", rates["head.matrices"]),
             "optim/lr_head": rates["head.matrices"],
             "optim/grad_norm": result.grad_norm,
@@ -289,14 +294,14 @@ class Trainer:
             **self.throughput.rates(),
         }
 
-    def _count(self, share: Step, counts: StepCounts, result: StepResult, limits: tuple[float, float]) -> None:
+    def _count(self, share: Step, counts: StepCounts, result: StepResult, limits: dict[str, float]) -> None:
         """Count a skipped step, and roll back to the last good checkpoint when there are too many in a row."""
         faults, step = self.settings.faults, self.state.step + 1
-        self._update(spikes=self.state.spikes.after(*result.losses, updated=result.updated))
+        self._update(spikes=self.state.spikes.after(result.losses, updated=result.updated))
         if result.updated:
             return
         skipped_file = self.output / spikes.SKIPPED_FILE
-        why = spikes.reason(result.losses, limits, counted=(counts.supervised > 0, counts.labelled > 0))
+        why = spikes.reason(result.losses, limits, counts.terms)
         logger.info("step %d skipped: %s; its rows are in %s", step, why, skipped_file)
         if self.world.is_main:
             spikes.write_skipped(skipped_file, step, why, share.ids)
@@ -355,19 +360,20 @@ class Trainer:
         """Evaluate, log, and remember whether this is the best so far."""
         train, positive = self.settings.train, self.labels.positive_index
         # Not the weights of the step: a joint loss whose weights move could not be compared with an earlier one.
-        full_weights = LossWeights(self.settings.loss.generation_weight, self.settings.loss.classification_weight)
+        sections = self.settings.objectives.sections()
         with self.throughput.pause():
-            logits_NC, labels_N, *losses = evaluate(
+            logits_NC, labels_N, losses = evaluate(
                 self.engine,
                 dev,
                 self.world,
+                self.train_step.terms,
                 budget=train.micro_batch_tokens,
                 padded=self.stream.padded,
                 beat=self.watchdog.beat,
             )
             # One rank decides, so that all take the same branch whatever their floating point does.
             metrics = self.world.broadcast(
-                dev_metrics(logits_NC, labels_N, positive, (losses[0], losses[1]), full_weights)
+                dev_metrics(logits_NC, labels_N, positive, losses, {name: sections[name].weight for name in losses})
             )
         if self.world.is_main:
             self.log.evaluation(self.state.step, metrics, reliability(logits_NC, labels_N, positive))

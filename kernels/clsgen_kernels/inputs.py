@@ -59,7 +59,9 @@ class ClassOptions:
         if self.kind not in (kinds := ("softmax", "soft", "sigmoid", "multilabel", "ordinal")):
             raise ValueError(f"kind {self.kind!r} is not one of {', '.join(kinds)}")
         if self.kind == "soft" and self.focal_gamma:
-            raise ValueError(f"focal_gamma is {self.focal_gamma}, expected 0 for kind 'soft', which has no target class")
+            raise ValueError(
+                f"focal_gamma is {self.focal_gamma}, expected 0 for kind 'soft', which has no target class"
+            )
         if self.focal_gamma < 0:
             raise ValueError(f"focal_gamma is {self.focal_gamma}, expected 0 or more")
 

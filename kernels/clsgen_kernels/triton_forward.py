@@ -195,7 +195,7 @@ def forward_kernel(
                 logit = tl.sum(tl.where(local_column[None, :] == local, logits, 0.0), axis=1)
                 logit += tl.load(head_bias_C + column)
                 tl.store(class_logits_SC + row * C + column, logit, mask=row_mask)
-                if KIND == SOFTMAX or KIND == SOFT:
+                if KIND == SOFTMAX or KIND == SOFT:  # noqa: SIM109, Triton compares one by one
                     new_maximum = tl.maximum(maximum, logit)
                     total = total * tl.exp2((maximum - new_maximum) * LOG2E) + tl.exp2((logit - new_maximum) * LOG2E)
                     maximum = new_maximum

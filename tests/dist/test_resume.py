@@ -31,7 +31,7 @@ RUN = {
     "train__micro_batch_tokens": 256,
     "curriculum__stages": "[{name: easy, steps: 5, difficulty: [0, 0.5], max_prompt_length: 72}, "
     "{name: grow, steps: 19, pacing: root, start: 0.5, lr_factor: 0.8}]",
-    "loss__schedule": "cosine",
+    "objectives__schedule": "cosine",
     "train__log_rows": "true",
     "train__eval_every": 8,
     "checkpoint__every": 2,
@@ -241,10 +241,10 @@ def test_resume_logs_and_applies_changed_rates_and_loss_weights(uninterrupted, t
     output = tmp_path / "run"
     shutil.copytree(uninterrupted, output)
     shutil.rmtree(checkpoint.committed(output / "checkpoints")[-1])
-    changed = {"optim__lr": 2e-3, "optim__weight_decay": 0.5, "optim__betas": "[0.8, 0.9]", "loss__generation_weight": 4.0}
+    changed = {"optim__lr": 2e-3, "optim__weight_decay": 0.5, "optim__betas": "[0.8, 0.9]", "objectives__generation__weight": 4.0}
     done = train(output, **RUN, resume="auto", **changed)
     logged = next(line for line in done.stdout.splitlines() if "settings changed since step-00000022" in line)
-    assert "optim.lr 0.001 -> 0.002; " in logged and "loss.generation_weight 2.0 -> 4.0; " in logged
+    assert "optim.lr 0.001 -> 0.002; " in logged and "objectives.generation.weight 2.0 -> 4.0; " in logged
     rates = [_curve(folder, "optim/lr") for folder in (uninterrupted, output)]
     for step in (23, 24):
         assert rates[1][step] == pytest.approx(2 * rates[0][step])

@@ -17,6 +17,8 @@ from clsgen_dist.training.sampling_plan import plan_stream
 from clsgen_dist.hf_export.artifact import HEAD_FILE
 from clsgen_dist.hf_export.export import export
 from clsgen_dist.hf_export.merge import trained_tensors
+from clsgen_dist.model.classification_head import HeadSpec
+from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.backbone import build_model, label_start_tokens, load_backbone, load_tokenizer, open_backbone
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -37,19 +39,7 @@ def _plain_torch(settings) -> dict[str, torch.Tensor]:
         max_prompt_length=settings.data.max_prompt_length,
     )
     rows = open_datasets(settings.data, encoder, None)
-    model = build_model(
-        load_backbone(open_backbone(settings.model.backbone), dtype=torch.float32, attention="sdpa"),
-        classes=2,
-        label_tokens=label_start_tokens(encoder, rows.labels),
-        finetune=settings.model.finetune,
-        top_layers=settings.model.top_layers,
-        lora_rank=settings.model.lora_rank,
-        lora_alpha=settings.model.lora_alpha,
-        lora_dropout=0.0,
-        head_dropout=0.0,
-        loss_impl="reference",
-        seed=settings.seed,
-    )
+    model = build_model(load_backbone(open_backbone(settings.model.backbone), dtype=torch.float32, attention="sdpa"), head=HeadSpec(2, label_tokens=label_start_tokens(encoder, rows.labels)), losses=LossSpec("reference"), finetune=settings.model.finetune, top_layers=settings.model.top_layers, lora_rank=settings.model.lora_rank, lora_alpha=settings.model.lora_alpha, seed=settings.seed)
     groups = parameter_groups(model, lr=settings.optim.lr, head_lr=settings.optim.head_lr, weight_decay=settings.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, eps=settings.optim.eps)
     stream = plan_stream(settings, rows, rank=0, world_size=1)
@@ -64,7 +54,8 @@ def _plain_torch(settings) -> dict[str, torch.Tensor]:
         generation = torch.cat([o.generation_loss for o in outputs]).mean()
         classification = torch.cat([o.class_loss for o in outputs]).sum() / max(1, sum(b.labelled for b in batches))
         (
-            settings.loss.generation_weight * generation + settings.loss.classification_weight * classification
+            settings.objectives.generation.weight * generation
+            + settings.objectives.classification.weight * classification
         ).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.max_grad_norm)
         optimizer.step()

@@ -77,9 +77,7 @@ def inject(faults: list[dict[str, Any]]) -> None:
             for fault in due("step"):
                 factor = {"nan_loss": float("nan"), "spike": fault.get("factor", 1e4)}.get(fault["what"])
                 if factor is not None and engine.training:
-                    output = output._replace(
-                        generation_loss=output.generation_loss * factor, class_loss=output.class_loss * factor
-                    )
+                    output = output._replace(term_sums=tuple(total * factor for total in output.term_sums))
             return output
 
         engine.forward = faulty

@@ -23,7 +23,7 @@ COMMON = {"data__dev": "few", "train__eval_every": 4, "model__finetune": "lora",
 STAGES = "[{name: easy, steps: 4, difficulty: [0, 0.5]}, {name: grow, steps: 8, pacing: root, start: 0.5, replay: 0}]"
 RUNS: dict[str, dict[str, Any]] = {
     "demo": {**COMMON, "train__max_steps": 8},
-    "staged": {**COMMON, "model__finetune": "full", "curriculum__stages": STAGES, "loss__schedule": "cosine"},
+    "staged": {**COMMON, "model__finetune": "full", "curriculum__stages": STAGES, "objectives__schedule": "cosine"},
     "resumed": {**COMMON, "train__max_steps": 8, "train__log_rows": "true", "checkpoint__every": 2},
 }
 

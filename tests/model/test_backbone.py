@@ -25,19 +25,7 @@ from clsgen_dist.model.backbone import (
     open_backbone,
     require_finite,
 )
-
-OPTIONS = {
-    "classes": 2,
-    "label_tokens": None,
-    "finetune": "full",
-    "top_layers": None,
-    "lora_rank": 4,
-    "lora_alpha": 8,
-    "lora_dropout": 0.0,
-    "head_dropout": 0.5,
-    "loss_impl": "auto",
-    "seed": 0,
-}
+from clsgen_dist.model.classification_head import HeadSpec
 
 
 def _lm(path):
@@ -45,7 +33,7 @@ def _lm(path):
 
 
 def _model(path, **changes):
-    return build_model(_lm(path), **{**OPTIONS, **changes})
+    return build_model(_lm(path), **{"head": HeadSpec(2, dropout=0.5), "finetune": "full", "lora_rank": 4, **changes})
 
 
 def _trainable(model):
@@ -85,7 +73,7 @@ def test_the_head_is_initialised_from_the_labels_first_tokens(tiny_backbone):
     encoder = Encoder(tokenizer, system=None, question="Why?", max_prompt_length=128)
     tokens = label_start_tokens(encoder, ["benign", "malignant"])
     assert [tokenizer.decode([t]) for t in tokens] == ["Ben", "Mal"]
-    model = _model(tiny_backbone, label_tokens=tokens)
+    model = _model(tiny_backbone, head=HeadSpec(2, label_tokens=tokens))
     expected = model.lm.get_output_embeddings().weight[tokens]
     assert torch.equal(model.classification_head.weight, expected)
     assert label_start_tokens(encoder, ["class one", "class two"]) is None

@@ -17,6 +17,8 @@ import torch
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.hf_export.merge import Merge, write_shards
 from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
+from clsgen_dist.model.classification_head import HeadSpec
+from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.self_test import self_test
 from clsgen_dist.model.unsupported import UnsupportedBackboneError
 from tests.model.tiny_families import MODEL_TYPES, NOT_DECODERS, tiny_config
@@ -49,9 +51,10 @@ def layout_of(kind: str, folder: Path) -> tuple[str, str]:
         attention = choose_attention("auto", on_gpu=False, packed=True, lm=opened.meta)
         model = build_model(
             load_backbone(opened, dtype=torch.float32, attention=attention),
-            classes=2, label_tokens=None, finetune="full", top_layers=None, lora_rank=2, lora_alpha=4,
-            lora_dropout=0.0, head_dropout=0.0, loss_impl="reference", seed=0,
-        )  # fmt: skip
+            head=HeadSpec(2),
+            losses=LossSpec("reference"),
+            finetune="full",
+        )
         opened.weights.require_exportable(name for name, _ in model.lm.named_parameters())
         tokens = np.random.default_rng(0).integers(3, 80, 30).astype(np.int32)
         with torch.no_grad():

@@ -11,9 +11,9 @@ from clsgen_dist.data.pack import Sample, collate, pack
 from clsgen_dist.errors import ModelError
 from clsgen_dist.model.attention import packed_inputs, register_per_sequence_attention
 from clsgen_dist.model.backbone import build_model
-from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel
+from clsgen_dist.model.classification_head import HeadSpec
+from clsgen_dist.model.dual_head import ClassificationHead, DualHeadModel, LossSpec
 from clsgen_dist.model.self_test import self_test
-from clsgen_dist.objectives.loss_weights import LossWeights
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss
 
 HYBRIDS = {
@@ -51,18 +51,12 @@ def _lm(family, attention, **changes):
 
 def _model(family, attention, **changes):
     return build_model(
-        _lm(family, attention, **changes),
-        classes=3,
-        label_tokens=None,
-        finetune="full",
-        top_layers=None,
-        lora_rank=4,
-        lora_alpha=8,
-        lora_dropout=0.0,
-        head_dropout=0.0,
-        loss_impl="reference",
-        seed=0,
+        _lm(family, attention, **changes), head=HeadSpec(3), losses=LossSpec("reference"), finetune="full"
     )
+
+
+def _sums(output):
+    return {"generation": output.generation_loss.sum(), "classification": output.class_loss.sum()}
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +72,13 @@ def samples():
 
 def _gradients(model, groups, samples):
     batches = [collate([samples[i] for i in group]) for group in groups]
-    counts = StepCounts(sum(b.supervised for b in batches), sum(b.labelled for b in batches), 0)
+    terms = {"generation": sum(b.supervised for b in batches), "classification": sum(b.labelled for b in batches)}
+    counts = StepCounts(terms, 0)
     model.zero_grad()
     losses = []
     for batch in batches:
         output = model(**batch.inputs())
-        backward_loss(output, counts, LossWeights(1.0, 0.7), 1).backward()
+        backward_loss(_sums(output), counts, {"generation": 1.0, "classification": 0.7}, 1).backward()
         losses.append((output.generation_loss.sum().item(), output.class_loss.sum().item()))
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return np.sum(losses, axis=0), gradients
@@ -119,10 +114,7 @@ def test_a_sequence_does_not_attend_to_its_neighbours(samples):
 def test_hidden_states_times_the_lm_head_equal_the_models_logits(family, samples):
     """The loss's logits are those of the model itself."""
     lm = _lm(family, register_per_sequence_attention()).eval()
-    model = build_model(
-        lm, classes=2, label_tokens=None, finetune="full", top_layers=None, lora_rank=1, lora_alpha=1,
-        lora_dropout=0.0, head_dropout=0.0, loss_impl="auto", seed=0,
-    )  # fmt: skip
+    model = build_model(lm, head=HeadSpec(2), finetune="full")
     batch = collate(samples[:1])
     with torch.no_grad():
         hidden = model.hidden_states(batch.input_ids_N, batch.position_N, batch.sequence_start_S1, batch.longest)

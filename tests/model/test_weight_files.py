@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from clsgen_dist.errors import ModelError
 from clsgen_dist.hf_export.merge import Merge, write_shards
 from clsgen_dist.model.backbone import build_model, load_backbone, open_backbone
+from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.weight_files import WeightFiles
 
 SIZES = {
@@ -90,9 +91,11 @@ def test_lora_is_merged_as_it_was_trained(base, tmp_path):
     opened = open_backbone(str(base))
     model = build_model(
         load_backbone(opened, dtype=torch.float32, attention="eager"),
-        classes=2, label_tokens=None, finetune="lora", top_layers=None, lora_rank=4, lora_alpha=8, lora_dropout=0.0,
-        head_dropout=0.0, loss_impl="auto", seed=0,
-    ).eval()  # fmt: skip
+        head=HeadSpec(2),
+        finetune="lora",
+        lora_rank=4,
+        lora_alpha=8,
+    ).eval()
     torch.manual_seed(1)
     trained = {}
     for name, parameter in model.lm.named_parameters():

@@ -1,4 +1,4 @@
-"""Scheduled loss weights: bounded, a function of progress alone."""
+"""Loss weights: bounded, a function of progress and factors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from hypothesis import strategies as st
 
 from clsgen_dist.objectives.loss_weights import SCHEDULES, WeightSchedule, ramp
 
-factors = st.tuples(st.floats(0, 2), st.floats(0, 2)).filter(lambda ends: max(ends) > 0.01)
+NAMES = ("generation", "classification", "third")
+ends = st.tuples(st.floats(0, 2), st.floats(0, 2)).filter(lambda pair: max(pair) > 0.01)
 
 
-def _schedule(**changes):
-    options = {
-        "generation": 1.0,
-        "classification": 1.0,
-        "schedule": "linear",
-        "generation_range": (1.0, 1.0),
-        "classification_range": (0.2, 1.0),
-        "min_share": 0.05,
-    }
-    return WeightSchedule(**{**options, **changes})
+def _schedule(schedule="linear", base=(1.0, 1.0), ranges=((1.0, 1.0), (0.2, 1.0)), min_share=0.05):
+    return WeightSchedule(
+        dict(zip(NAMES, base, strict=False)), schedule, dict(zip(NAMES, ranges, strict=False)), min_share
+    )
 
 
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s != "constant"])
@@ -34,34 +29,39 @@ def test_a_ramp_rises_from_0_to_1_through_a_half(schedule):
 
 
 def test_classification_weight_grows_and_generation_weight_is_constant():
-    schedule = _schedule(schedule="cosine")
-    assert (schedule.at(0).generation, schedule.at(0).classification) == pytest.approx((1, 0.2))
-    assert (schedule.at(1).generation, schedule.at(1).classification) == pytest.approx((1, 1))
+    schedule = _schedule("cosine")
+    assert schedule.at(0) == pytest.approx({"generation": 1, "classification": 0.2})
+    assert schedule.at(1) == pytest.approx({"generation": 1, "classification": 1})
 
 
 def test_constant_weights_equal_the_settings():
-    weights = _schedule(schedule="constant", generation=4.0).at(0)
-    assert (weights.generation, weights.classification) == (4.0, 1.0)
+    assert _schedule("constant", base=(4.0, 1.0)).at(0) == {"generation": 4.0, "classification": 1.0}
+
+
+def test_factors_multiply_the_weights():
+    weights = _schedule("constant", base=(4.0, 1.0)).at(0, {"generation": 0.5, "classification": 3.0})
+    assert weights == {"generation": 2.0, "classification": 3.0}
 
 
 @given(
     schedule=st.sampled_from(SCHEDULES),
-    generation=st.floats(0.01, 10),
-    classification=st.floats(0.01, 10),
-    generation_range=factors,
-    classification_range=factors,
+    base=st.lists(st.floats(0.01, 10), min_size=2, max_size=3),
+    ranges=st.lists(ends, min_size=3, max_size=3),
+    factors=st.lists(st.floats(0.1, 10), min_size=3, max_size=3),
     min_share=st.floats(0, 0.5),
     progress=st.floats(0, 1),
 )
-def test_every_head_keeps_its_minimum_share(progress, min_share, **changes):
-    weights = _schedule(min_share=min_share, **changes).at(progress)
-    total = weights.generation + weights.classification
-    assert min(weights.generation, weights.classification) >= min_share * total - 1e-9
-    assert weights.generation >= 0 and weights.classification >= 0
+def test_every_term_keeps_its_minimum_share_and_the_sum_stays(progress, factors, min_share, **changes):
+    by_name = dict(zip(NAMES, factors, strict=True))
+    weights = _schedule(min_share=min_share, **changes).at(progress, by_name)
+    free = _schedule(min_share=0.0, **changes).at(progress, by_name)
+    total = sum(weights.values())
+    assert total == pytest.approx(sum(free.values()))
+    assert min(weights.values()) >= min(min_share, 1 / len(weights)) * total - 1e-9
 
 
-def test_a_head_that_is_switched_off_stays_off():
-    assert _schedule(generation=0.0).at(0.5).generation == 0
+def test_a_term_that_is_switched_off_stays_off():
+    assert _schedule(base=(0.0, 1.0)).at(0.5)["generation"] == 0
 
 
 def test_an_unknown_schedule_is_refused():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from clsgen_kernels import DualHeadOutput
 
-from clsgen_dist.objectives.normalization import LossWeights, StepCounts, backward_loss, mean
+from clsgen_dist.objectives.normalization import StepCounts, backward_loss, mean
 
 
 def test_shares_of_all_ranks_add_up_to_the_global_means():
@@ -15,16 +14,16 @@ def test_shares_of_all_ranks_add_up_to_the_global_means():
     parts = [
         (torch.rand(n, generator=generator), torch.rand(s, generator=generator)) for n, s in ((5, 2), (0, 1), (7, 0))
     ]
-    counts = StepCounts(supervised=12, labelled=3, tokens=99)
-    weights = LossWeights(2.0, 0.5)
-    outputs = [DualHeadOutput(tokens, torch.zeros(len(rows), 2), rows, tokens > 1) for tokens, rows in parts]
-    averaged = sum(backward_loss(o, counts, weights, world_size=3) for o in outputs) / 3  # as DeepSpeed averages
+    counts = StepCounts({"generation": 12, "classification": 3}, tokens=99)
+    weights = {"generation": 2.0, "classification": 0.5}
+    sums = [{"generation": tokens.sum(), "classification": rows.sum()} for tokens, rows in parts]
+    averaged = sum(backward_loss(s, counts, weights, world_size=3) for s in sums) / 3  # as DeepSpeed averages
     expected = 2.0 * torch.cat([p[0] for p in parts]).mean() + 0.5 * torch.cat([p[1] for p in parts]).mean()
     torch.testing.assert_close(averaged, expected)
 
 
 def test_a_step_without_supervision_has_zero_loss_and_logs_nan():
-    output = DualHeadOutput(torch.zeros(0), torch.zeros(1, 2), torch.zeros(1), torch.zeros(0) > 1)
-    loss = backward_loss(output, StepCounts(0, 0, 5), LossWeights(1.0, 1.0), world_size=2)
-    assert loss.item() == 0.0
+    sums = {"generation": torch.zeros(()), "classification": torch.zeros(())}
+    counts = StepCounts(dict.fromkeys(sums, 0), tokens=5)
+    assert backward_loss(sums, counts, dict.fromkeys(sums, 1.0), world_size=2).item() == 0.0
     assert math.isnan(mean(0.0, 0))

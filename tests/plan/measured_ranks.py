@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import math
 import os
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from clsgen_dist.data.pack import PackingStats, Sample, collate
 from clsgen_dist.engine.world import process_group
 from clsgen_dist.model.backbone import open_backbone
 from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.objectives.loss_spec import loss_spec
 from clsgen_dist.plan.dry_run import held_by_part
 from clsgen_dist.training.build import build_engine, zero_config
 from clsgen_dist.training.step import TrainStep, agree
@@ -117,17 +117,18 @@ def measure(case, world):
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model.backbone))
     gc.collect()
     before = allocated()
-    engine = build_engine(
-        settings, config, open_backbone(settings.model.backbone), None, LabelSpace.of(["a", "b"], "b")
+    labels = LabelSpace.of(["a", "b"], "b")
+    losses = loss_spec(settings.objectives, labels, None)
+    engine = build_engine(settings, config, open_backbone(settings.model.backbone), None, labels, losses)
+    train_step = TrainStep(
+        engine, world, objectives=settings.objectives, optim=settings.optim, total_steps=9, seed=settings.seed
     )
-    train_step = TrainStep(engine, world, loss=settings.loss, optim=settings.optim, total_steps=9, seed=settings.seed)
-    limits = (math.inf, math.inf)
     for number in range(WARM_UP):
-        train_step(number, step, agree(world, step).counts, limits)
+        train_step(number, step, agree(world, step, train_step.terms).counts)
     gc.collect()
     at_rest = allocated() - before
     with Watch() as watch:
-        train_step(WARM_UP, step, agree(world, step).counts, limits)
+        train_step(WARM_UP, step, agree(world, step, train_step.terms).counts)
     parts = held_by_part(engine)
     files, partitions = saved(engine, Path(tempfile.gettempdir()) / f"clsgen-measured-{os.environ['MASTER_PORT']}")
     engine.destroy()

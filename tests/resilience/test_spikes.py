@@ -6,15 +6,20 @@ import math
 
 from clsgen_dist.checkpoint.state import SpikeState
 
+TERMS = ("generation", "classification")
 
-def test_each_head_has_its_own_spike_limit():
+
+def test_each_term_has_its_own_spike_limit():
     state = SpikeState()
     for _ in range(20):
-        state = state.after(2.0, math.nan, updated=True)
-    assert state.limits(10.0) == (20.0, math.inf)  # no classification loss has been seen yet
+        state = state.after({"generation": 2.0, "classification": math.nan}, updated=True)
+    # No classification loss has been seen yet.
+    assert state.limits(10.0, TERMS) == {"generation": 20.0, "classification": math.inf}
     for _ in range(20):
-        state = state.after(math.nan, 0.01, updated=True)
-    assert state.limits(10.0) == (20.0, 10.0)  # below 1 nat, the limit is that of 1 nat
-    assert state.limits(0.0) == (math.inf, math.inf)
-    skipped = state.after(99.0, 0.01, updated=False)
-    assert skipped.recent_generation == state.recent_generation and (skipped.in_a_row, skipped.skipped) == (1, 1)
+        state = state.after({"generation": math.nan, "classification": 0.01}, updated=True)
+    # Below 1 nat, the limit is that of 1 nat.
+    assert state.limits(10.0, TERMS) == {"generation": 20.0, "classification": 10.0}
+    assert state.limits(0.0, TERMS) == {"generation": math.inf, "classification": math.inf}
+    assert state.limits(10.0, (*TERMS, "new"))["new"] == math.inf
+    skipped = state.after({"generation": 99.0, "classification": 0.01}, updated=False)
+    assert skipped.recent == state.recent and (skipped.in_a_row, skipped.skipped) == (1, 1)

@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from clsgen_dist.objectives.normalization import LossWeights
 from clsgen_dist.training.dev_evaluation import dev_metrics, is_better
+
+
+def _by_term(generation, classification):
+    return {"generation": generation, "classification": classification}
 
 
 def test_dev_metrics_ignore_rows_without_label():
     logits = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 9.0]])
-    metrics = dev_metrics(logits, np.array([0, 1, -1]), 1, (1.5, 0.25), LossWeights(2.0, 4.0))
+    metrics = dev_metrics(logits, np.array([0, 1, -1]), 1, _by_term(1.5, 0.25), _by_term(2.0, 4.0))
     assert (metrics["auroc"], metrics["f1"]) == (1.0, 1.0)
     assert metrics["loss"] == pytest.approx(2.0 * 1.5 + 4.0 * 0.25)
 
@@ -27,7 +30,9 @@ def test_is_better_depends_on_the_metric_and_nan_is_never_better():
 
 def test_an_absent_loss_is_ignored_and_a_broken_one_is_infinite():
     logits, labels = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1])
-    absent = dev_metrics(logits, labels, 1, (math.nan, 0.25), LossWeights(1.0, 1.0))
+    absent = dev_metrics(logits, labels, 1, _by_term(math.nan, 0.25), _by_term(1.0, 1.0))
     assert absent["loss"] == 0.25
-    broken = dev_metrics(np.array([[math.nan, 0.0], [0.0, 2.0]]), labels, 1, (math.inf, 0.25), LossWeights(1.0, 1.0))
+    broken = dev_metrics(
+        np.array([[math.nan, 0.0], [0.0, 2.0]]), labels, 1, _by_term(math.inf, 0.25), _by_term(1.0, 1.0)
+    )
     assert broken["loss"] == math.inf and math.isnan(broken["auroc"]) and math.isnan(broken["f1"])

@@ -45,7 +45,7 @@ def test_every_changed_setting_is_reported_unless_it_is_free(saved):
     unchanged = settings_from_yaml(YAML)
     assert changed_settings(unchanged, saved) == []
     names = [dotted for _, _, dotted in _fields(unchanged)]
-    assert {"optim.lr", "loss.classification_weight", "model.head_dropout", "train.precision"} <= set(names)
+    assert {"optim.lr", "objectives.classification.weight", "model.head_dropout", "train.precision"} <= set(names)
     for free in FREE:
         assert any(name == free or name.startswith(f"{free}.") for name in names), f"{free} is no setting"
     for number, name in enumerate(names):

@@ -66,11 +66,11 @@ class Stage:
     lr_factor: float = 1.0
     """The scheduled learning rate is multiplied by this."""
     loss_schedule: Literal["constant", "linear", "cosine", "sigmoid"] | None = None
-    """How the loss weights change over the stage; none: as set in `loss`, over the run."""
+    """How the loss weights change over the stage; none: as set in `objectives`, over the run."""
     generation_range: tuple[float, float] | None = None
-    """Factor of loss.generation_weight at the stage's start and end; none: as set in `loss`."""
+    """Factor of objectives.generation.weight at the stage's start and end; none: as set in `objectives`."""
     classification_range: tuple[float, float] | None = None
-    """Factor of loss.classification_weight at the stage's start and end; none: as set in `loss`."""
+    """Factor of objectives.classification.weight at the stage's start and end; none: as set in `objectives`."""
 
     @property
     def needs_difficulty(self) -> bool:

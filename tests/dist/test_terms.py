@@ -1,0 +1,132 @@
+"""Terms of the loss on real ranks: adaptive weights that resume, norms that no rank count changes, a term of one's own."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from clsgen_dist import checkpoint
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = {
+    "data__dev": "few",
+    "model__finetune": "lora",
+    "model__head_dropout": 0.1,
+    "train__max_steps": 8,
+    "checkpoint__every": 2,
+    "objectives__generation__label_smoothing": 0.1,
+    "objectives__generation__z_loss": 0.001,
+    "objectives__classification__label_smoothing": 0.05,
+    "objectives__classification__class_weights": "balanced",
+    "objectives__classification__logit_adjustment": 1.0,
+    "objectives__balance__rate": 0.3,
+    "objectives__balance__interval": 2,
+    "objectives__min_share": 0.0,
+}
+TAGS = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in ("generation", "classification")]
+
+
+def _curves(output: Path, tags: list[str]) -> dict[str, list[float]]:
+    log = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
+    log.Reload()
+    return {tag: [event.value for event in log.Scalars(tag)] for tag in tags}
+
+
+def _weights(output: Path) -> dict[str, torch.Tensor]:
+    folder = checkpoint.committed(output / "checkpoints")[-1]
+    states = [torch.load(p, weights_only=False) for p in sorted(folder.glob("*optim_states.pt"))]
+    return {f"{rank}": torch.cat(s["optimizer_state_dict"]["fp32_flat_groups"]) for rank, s in enumerate(states)}
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["gradient_norm", pytest.param("uncertainty", marks=pytest.mark.long), pytest.param("loss_ratio", marks=pytest.mark.long)],
+)
+def test_adaptive_weights_resume_bit_equal(method, train, ranks, recipe, tmp_path):
+    run = {**RUN, "objectives__balance__method": method}
+    train(tmp_path / "whole", **run)
+    killed = ranks(recipe(tmp_path / "killed", **run), faults=[{"what": "kill", "step": 5, "rank": 1}])
+    assert killed.status[1] == -signal.SIGKILL
+    train(tmp_path / "killed", **run, resume="auto")
+    whole = _curves(tmp_path / "whole", TAGS)
+    assert _curves(tmp_path / "killed", TAGS) == whole
+    assert len(set(whole["loss_weight/generation"])) > 2, "the weights adapt"
+    expected, got = _weights(tmp_path / "whole"), _weights(tmp_path / "killed")
+    assert all(torch.equal(got[rank], expected[rank]) for rank in expected)
+
+
+def test_gradient_norms_and_adaptive_weights_do_not_depend_on_the_number_of_ranks(train, tmp_path):
+    run = {**RUN, "objectives__balance__method": "gradient_norm", "model__head_dropout": 0.0, "train__max_steps": 4}
+    found = []
+    for count in (1, 2, 3):
+        train(tmp_path / str(count), ranks=count, **run)
+        found.append(_curves(tmp_path / str(count), TAGS))
+    for other in found[1:]:
+        for tag in TAGS:
+            assert other[tag] == pytest.approx(found[0][tag], rel=2e-4), tag
+    shares = [found[0][f"gradient_share/{name}"] for name in ("generation", "classification")]
+    assert [sum(pair) for pair in zip(*shares, strict=True)] == pytest.approx([1.0] * 4)
+    # From the second step on the weighted norms are drawn towards each other.
+    assert abs(shares[0][-1] - 0.5) < abs(shares[0][0] - 0.5)
+
+
+def test_a_term_written_from_the_docs_trains(recipe, free_port, tmp_path):
+    """The page's file and line, in a copy of the package: its curve is right, and the same on two ranks."""
+    page = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
+    file, line = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    copy = tmp_path / "copy"
+    for name in ("clsgen_dist", "ds_configs", "configs", "kernels"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "clsgen_dist/objectives/confidence_penalty.py").write_text(file)
+    settings = copy / "clsgen_dist/objectives/settings.py"
+    text = settings.read_text()
+    first_import, first_field = "from clsgen_dist.objectives.balance", "    schedule: Literal"
+    assert first_import in text and first_field in text
+    text = text.replace(
+        first_import,
+        "from clsgen_dist.objectives.confidence_penalty import ConfidencePenaltySettings\n" + first_import,
+    )
+    settings.write_text(text.replace(first_field, line + first_field, 1))
+
+    def run(output: Path, count: int) -> None:
+        flags = [*recipe(output, train__max_steps=2, model__head_init="zeros"), "--objectives.confidence_penalty.weight=0.1"]
+        port = free_port()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "clsgen_dist", "train", *flags],
+                cwd=copy,
+                env={
+                    **os.environ, "PYTHONPATH": f"{copy}:{copy / 'kernels'}", "OMP_NUM_THREADS": "1", "RANK": str(rank),
+                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_SIZE": str(count),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(count)
+        ]  # fmt: skip
+        for process in processes:
+            output_text, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output_text[-4000:]
+
+    tags = ["loss/confidence_penalty", "loss_weight/confidence_penalty", "gradient_share/confidence_penalty", "loss/total"]
+    run(tmp_path / "one", 1)
+    one = _curves(tmp_path / "one", tags)
+    assert one["loss/confidence_penalty"][0] == pytest.approx(-math.log(2), rel=1e-5)  # an untrained head
+    assert one["loss_weight/confidence_penalty"] == pytest.approx([0.1, 0.1])
+    run(tmp_path / "two", 2)
+    for tag, values in _curves(tmp_path / "two", tags).items():
+        assert values == pytest.approx(one[tag], rel=1e-3, abs=1e-6), tag
