@@ -3,7 +3,8 @@
     w_t = weight_t · (start_t + (end_t - start_t) · s(p)) · factor_t,        p in [0, 1] the progress of the run or stage
 
 with s constant (1), linear (p), cosine ((1 - cos πp) / 2) or sigmoid (a logistic curve from 0 to 1), and factor_t from
-:mod:`clsgen_dist.objectives.balance`. No term starves: those above zero keep at least a share of their sum.
+:mod:`clsgen_dist.objectives.balance`. No term starves: none falls below a share of the sum, or below its base weight
+where that is less.
 
 Source: the idea of weights that move is a secondary article's about CLSGen (arXiv 2604.11801), not the paper's; fixed
 weights match more complex schemes in Kurin et al. 2022 (arXiv 2201.04122). What they do here: docs/results.md.
@@ -49,7 +50,7 @@ class WeightSchedule:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Factor of a term's weight at the start and at the end; (1, 1) for those not named."""
     min_share: float = 0.0
-    """Least share of the sum that a weight above zero may have; of T terms at most 1/T."""
+    """Least share of the sum to which a weight may fall; a base weight that is smaller stays as it is."""
 
     def at(self, progress: float, factors: Mapping[str, float] | None = None) -> Weights:
         """The weights at a progress in [0, 1], each times its factor."""
@@ -60,20 +61,21 @@ class WeightSchedule:
             weights[name] = weight * (start + (end - start) * s)
             if factors:
                 weights[name] *= factors[name]
-        return _with_floor(weights, {name for name, weight in self.base.items() if weight > 0}, self.min_share)
+        return self._with_floor(weights)
 
-
-def _with_floor(weights: Weights, active: set[str], min_share: float) -> Weights:
-    """Raise the active weights to their least share; the others give way in proportion, so the sum stays as it was."""
-    total = sum(weights[name] for name in active)
-    floor = min(min_share, 1 / max(1, len(active))) * total
-    raised: set[str] = set()
-    while low := {name for name in active - raised if weights[name] < floor}:
-        raised |= low
-        free = sum(weights[name] for name in active - raised)
-        scale = (total - floor * len(raised)) / free if free else 0.0
-        weights = {
-            name: floor if name in raised else weight * scale if name in active else weight
-            for name, weight in weights.items()
-        }
-    return weights
+    def _with_floor(self, weights: Weights) -> Weights:
+        """Raise weights to their least share; the others give way in proportion, so the sum stays as it was."""
+        active = {name for name, weight in self.base.items() if weight > 0}
+        total = sum(weights[name] for name in active)
+        share = min(self.min_share, 1 / max(1, len(active))) * total
+        floor = {name: min(share, self.base[name]) for name in active}
+        raised: set[str] = set()
+        while low := {name for name in active - raised if weights[name] < floor[name]}:
+            raised |= low
+            free = sum(weights[name] for name in active - raised)
+            scale = (total - sum(floor[name] for name in raised)) / free if free else 0.0
+            weights = {
+                name: floor[name] if name in raised else weight * scale if name in active else weight
+                for name, weight in weights.items()
+            }
+        return weights

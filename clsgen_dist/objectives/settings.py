@@ -27,7 +27,7 @@ class ObjectivesSettings:
     schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
     """How the weights move over the run, from the start to the end of each term's `range`; constant: not at all."""
     min_share: Annotated[float, Ge(0), Le(0.5)] = 0.05
-    """No weight falls below this share of their sum, so that no term starves."""
+    """Neither schedule nor balance lowers a weight below this share of the weights' sum, so that no term starves."""
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of `dual_head_loss`; auto: Triton on a GPU, vocabulary tiles in torch on the CPU."""

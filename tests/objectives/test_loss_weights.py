@@ -57,7 +57,13 @@ def test_every_term_keeps_its_minimum_share_and_the_sum_stays(progress, factors,
     free = _schedule(min_share=0.0, **changes).at(progress, by_name)
     total = sum(weights.values())
     assert total == pytest.approx(sum(free.values()))
-    assert min(weights.values()) >= min(min_share, 1 / len(weights)) * total - 1e-9
+    share = min(min_share, 1 / len(weights)) * total
+    for name, base in zip(weights, changes["base"], strict=True):
+        assert weights[name] >= min(share, base) - 1e-9
+
+
+def test_a_small_weight_stays_as_it_was_set():
+    assert _schedule("constant", base=(1.0, 1.0, 0.01)).at(0) == {"generation": 1, "classification": 1, "third": 0.01}
 
 
 def test_a_term_that_is_switched_off_stays_off():
