@@ -58,6 +58,7 @@ class Notice(StrEnum):
     HIDDEN_CHARACTERS = "hidden-characters"
     BRACKETED = "bracketed"
     PLACEHOLDER_TEXT = "placeholder-text"
+    SCALED_PROBABILITIES = "scaled-probabilities"
 
 
 Notices = list[tuple[Notice, str]]
@@ -122,6 +123,12 @@ def _as_integer(number: Decimal) -> str | None:
     return str(int(number)) if number == number.to_integral_value() else None
 
 
+_SEVERAL = (
+    "write one class name per row, or set data.label_space to multilabel (a row has several classes) or single "
+    "(votes of several annotators)"
+)
+
+
 class ClassNames:
     """Reads the cells of a label column.
 
@@ -140,15 +147,15 @@ class ClassNames:
             return value
         if is_missing(value):
             return None
-        if isinstance(value, (list, tuple)):
-            raise Fault(Rejection.LABEL_LIST, f"{_excerpt(str(value))}; write one class name per row")
+        if isinstance(value, (list, tuple, dict)):
+            raise Fault(Rejection.LABEL_LIST, f"{excerpt(str(value))}; {_SEVERAL}")
         name = class_name(value)
         if name not in self._by_name:
             if isinstance(value, str) and clean_name(value) in MISSING_WORDS:
-                notices.append((Notice.MISSING_LABEL, _excerpt(value)))
+                notices.append((Notice.MISSING_LABEL, excerpt(value)))
                 return None
             if isinstance(value, str) and list_in_text(value) is not None:
-                raise Fault(Rejection.LABEL_LIST, f"{_excerpt(value)}; write one class name per row")
+                raise Fault(Rejection.LABEL_LIST, f"{excerpt(value)}; {_SEVERAL}")
             if _DECIMAL.fullmatch(name) or (isinstance(value, float) and not value.is_integer()):
                 raise Fault(
                     Rejection.FRACTIONAL_LABEL,
@@ -160,13 +167,14 @@ class ClassNames:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise Fault(Rejection.UNKNOWN_LABEL, f"{name!r} is not in the label space {self.names}{hint}")
         if isinstance(value, float) or (isinstance(value, str) and name != (seen := clean_name(value))):
-            notices.append((Notice.RESPELT_LABEL, _excerpt(str(value))))
+            notices.append((Notice.RESPELT_LABEL, excerpt(str(value))))
         elif isinstance(value, str) and value.strip(" ") != seen:
-            notices.append((Notice.HIDDEN_CHARACTERS, _excerpt(value)))
+            notices.append((Notice.HIDDEN_CHARACTERS, excerpt(value)))
         return self._by_name.get(name, name)
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
+    """The beginning of a cell, for a message."""
     text = text.replace("\n", " ")
     return text if len(text) <= _EXCERPT_LENGTH else f"{text[:_EXCERPT_LENGTH]} …"
 
@@ -182,7 +190,7 @@ def explanations_of(cells: Sequence[Any], notices: Notices) -> tuple[str, ...]:
             if is_blank(text):
                 continue
             if len(text) <= _SHORT and _is_placeholder(text):
-                notices.append((Notice.MISSING_EXPLANATION, _excerpt(text)))
+                notices.append((Notice.MISSING_EXPLANATION, excerpt(text)))
                 continue
             found.setdefault(text)
     return tuple(found)
@@ -204,11 +212,11 @@ def _texts(cell: Any, notices: Notices) -> Iterator[str]:
         items = list_in_text(value)
         if items is None:
             if value[0] in "[{" and _BARE_LIST.fullmatch(value.strip()):
-                notices.append((Notice.BRACKETED, _excerpt(value)))
+                notices.append((Notice.BRACKETED, excerpt(value)))
             yield value
         else:
             if _json_list(value) is None:  # JSON is the intended way to write a list into a cell
-                notices.append((Notice.LIST_TEXT, _excerpt(value)))
+                notices.append((Notice.LIST_TEXT, excerpt(value)))
             yield from _texts(items, notices)
 
 
@@ -249,7 +257,7 @@ def list_in_text(text: str) -> list[Any] | None:
         if _CUT_LIST.fullmatch(text):
             raise Fault(
                 Rejection.UNREADABLE_LIST,
-                f"{_excerpt(text)} has no closing bracket, the cell was cut off; write the list as JSON",
+                f"{excerpt(text)} has no closing bracket, the cell was cut off; write the list as JSON",
             )
         return None
     if (items := _json_list(text)) is not None:
@@ -263,7 +271,7 @@ def list_in_text(text: str) -> list[Any] | None:
         return list(value)
     if _LOOKS_LIKE_LIST.fullmatch(text):
         raise Fault(
-            Rejection.UNREADABLE_LIST, f"{_excerpt(text)}, its quotes or commas do not match; write the list as JSON"
+            Rejection.UNREADABLE_LIST, f"{excerpt(text)}, its quotes or commas do not match; write the list as JSON"
         )
     return None
 
@@ -283,7 +291,7 @@ def _printed_list(text: str, closer: str) -> list[str | None] | None:
     while at < len(inner):
         if inner.startswith("...", at) and items:
             raise Fault(
-                Rejection.UNREADABLE_LIST, f"{_excerpt(text)} was shortened by '...'; write the complete list as JSON"
+                Rejection.UNREADABLE_LIST, f"{excerpt(text)} was shortened by '...'; write the complete list as JSON"
             )
         item = _ITEM.match(inner, at)
         if item is None:
@@ -298,7 +306,7 @@ def _printed_list(text: str, closer: str) -> list[str | None] | None:
         return None
     if gaps <= {","} or (gaps == {" "} and closer == "]"):
         return items
-    raise Fault(Rejection.UNREADABLE_LIST, f"{_excerpt(text)}, some commas are missing{_AS_JSON}")
+    raise Fault(Rejection.UNREADABLE_LIST, f"{excerpt(text)}, some commas are missing{_AS_JSON}")
 
 
 def _unquoted(quoted: str) -> str:

@@ -202,6 +202,7 @@ _NOTICE_WORDS = {
     Notice.HIDDEN_CHARACTERS: "labels read without their invisible characters",
     Notice.BRACKETED: "explanations in brackets, like {}, kept unchanged",
     Notice.PLACEHOLDER_TEXT: "texts like {} kept unchanged",
+    Notice.SCALED_PROBABILITIES: "label probabilities like {} scaled to sum to 1",
 }
 
 

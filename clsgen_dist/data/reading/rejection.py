@@ -33,6 +33,7 @@ class Rejection(StrEnum):
     WRONG_TEXT_TYPE = "wrong-text-type"
     WRONG_LABEL_TYPE = "wrong-label-type"
     LABEL_LIST = "label-list"
+    WRONG_ANSWERS = "wrong-answers"
     FRACTIONAL_LABEL = "fractional-label"
     UNKNOWN_LABEL = "unknown-label"
     WRONG_EXPLANATION_TYPE = "wrong-explanation-type"
@@ -56,7 +57,8 @@ _WORDS = {
     Rejection.WRONG_CELL_COUNT: "wrong number of cells",
     Rejection.WRONG_TEXT_TYPE: "text is not a string",
     Rejection.WRONG_LABEL_TYPE: "label has a wrong type",
-    Rejection.LABEL_LIST: "label is a list",
+    Rejection.LABEL_LIST: "label is a list or an object",
+    Rejection.WRONG_ANSWERS: "label's votes or answers make no sense",
     Rejection.FRACTIONAL_LABEL: "label is a number with a fraction",
     Rejection.WRONG_EXPLANATION_TYPE: "explanation has a wrong type",
     Rejection.LONG_EXPLANATION: "explanation is too long",

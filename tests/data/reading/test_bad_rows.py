@@ -23,7 +23,7 @@ FAULTS = [
         b'{"text": "x", "label": "yess"}',
         "unknown label: 'yess' is not in the label space ['no', 'yes']; did you mean 'yes'",
     ),
-    (b'{"text": "x", "label": ["yes"]}', "label is a list: ['yes']; write one class name per row"),
+    (b'{"text": "x", "label": ["yes"]}', "label is a list or an object: ['yes']; write one class name per row"),
     (b'{"text": "x", "explanation": 5}', "explanation has a wrong type: int"),
     (b'{"text": "x", "explanations": [["nested"]]}', "explanation has a wrong type: list"),
     (b'{"text": "x\xff", "label": "yes"}', "not valid UTF-8: byte 0xff at offset 11"),
