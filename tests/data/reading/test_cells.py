@@ -200,7 +200,7 @@ def test_a_list_is_not_a_label(value):
         _label(value)
 
 
-@pytest.mark.parametrize("value", [b"odd", {"a": 1}, math.inf])
+@pytest.mark.parametrize("value", [b"odd", math.inf])
 def test_other_types_are_not_labels(value):
     with pytest.raises(Fault, match="label has a wrong type"):
         _label(value)
