@@ -37,8 +37,8 @@ class Sample:
     """Token ids up to and including the classification token."""
     explanation: Ids
     """Token ids of the explanation of this visit, end token included; may be empty."""
-    label: int
-    """Class index, or -1 without label."""
+    label: int | np.ndarray
+    """Class index, or -1 without label; several classes or votes: float32 ``[C]``, negative where not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Batch:
     class_index_S: Tensor
     """Position of each sequence's classification token."""
     label_S: Tensor
-    """Class index, or -1 without label."""
+    """Class index, or -1 without label; where some row has several classes or votes, float32 ``[S, C]``."""
 
     @property
     def tokens(self) -> int:
@@ -74,7 +74,7 @@ class Batch:
     @property
     def labelled(self) -> int:
         """Rows with classification loss."""
-        return int((self.label_S >= 0).sum())
+        return int((self.label_S.view(len(self.label_S), -1) >= 0).any(dim=1).sum())
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The model's keyword arguments, on ``device``."""
@@ -99,8 +99,22 @@ def collate(samples: Sequence[Sample]) -> Batch:
         torch.from_numpy(np.concatenate(supervised)),
         torch.from_numpy(np.concatenate([s.explanation for s in samples]).astype(np.int64)),
         torch.from_numpy(last_S),
-        torch.tensor([s.label for s in samples]),
+        _labels([s.label for s in samples]),
     )
+
+
+def _labels(labels: Sequence[int | np.ndarray]) -> Tensor:
+    """Class indices ``[S]``, or answers ``[S, C]`` where some row has any: an index is then one class for certain."""
+    answers = [label for label in labels if isinstance(label, np.ndarray)]
+    if not answers:
+        return torch.tensor(labels)
+    label_SC = np.full((len(labels), len(answers[0])), -1.0, dtype=np.float32)
+    for row, label in enumerate(labels):
+        if isinstance(label, np.ndarray):
+            label_SC[row] = label
+        elif label >= 0:
+            label_SC[row] = np.arange(label_SC.shape[1]) == label
+    return torch.from_numpy(label_SC)
 
 
 def dummy_batch(token: int) -> Batch:

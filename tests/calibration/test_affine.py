@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
-from clsgen_dist.calibration.affine import AffineCalibration, fit_affine
+from clsgen_dist.calibration.affine import AffineCalibration, fit_affine, fittable_classes, probabilities
 from clsgen_dist.errors import DataError
 from clsgen_dist.evaluation.calibration_error import ece, nll
 from clsgen_dist.evaluation.classification import auroc
@@ -23,7 +23,7 @@ def _biased(rows=4000, seed=0):
 def test_recovers_a_known_distortion():
     calibration = fit_affine(*_biased(20_000))
     assert calibration.scale == pytest.approx(1 / 3, rel=0.05)
-    assert calibration.bias_C[1] == pytest.approx(-2 / 3, rel=0.1)
+    assert calibration.bias_K[1] == pytest.approx(-2 / 3, rel=0.1)
 
 
 def test_ece_improves_more_than_with_a_temperature_alone():
@@ -98,3 +98,42 @@ def test_json_round_trip():
 def test_unusable_input_is_refused_with_the_reason(logits, labels, message):
     with pytest.raises(DataError, match=message):
         fit_affine(logits, np.array(labels))
+
+
+def test_each_class_of_a_multilabel_head_gets_its_own_map():
+    rng = np.random.default_rng(0)
+    true = rng.normal(0, 1.5, (20_000, 2))
+    labels = (rng.random(true.shape) < expit(true)).astype(float)
+    labels[::3, 1] = np.nan
+    calibration = fit_affine(true * (3.0, 0.5) + (2.0, -1.0), labels, "multilabel")
+    assert calibration.scale == pytest.approx((1 / 3, 2.0), rel=0.06)
+    assert calibration.bias_K == pytest.approx((-2 / 3, 2.0), rel=0.1)
+    assert AffineCalibration.from_json(calibration.to_json()) == calibration
+
+
+def test_a_class_without_both_answers_is_left_as_it_is():
+    labels = np.full((40, 3), np.nan)
+    labels[:, 0] = [0, 1] * 20
+    labels[:, 1] = 1
+    assert fittable_classes(labels).tolist() == [True, False, False]
+    logits = np.random.default_rng(0).normal(size=(40, 3))
+    calibration = fit_affine(logits, labels, "multilabel")
+    assert calibration.scale[1:] == (1.0, 1.0) and calibration.bias_K[1:] == (0.0, 0.0)
+    with pytest.raises(DataError, match="no class has 10 rows or more with both answers"):
+        fit_affine(logits[:, 1:], labels[:, 1:], "multilabel")
+
+
+def test_ordinal_cut_points_are_moved_and_stay_in_order():
+    rng = np.random.default_rng(0)
+    score = rng.normal(0, 2, 20_000)
+    cuts = np.array([1.5, 0.0, -1.0])
+    above = expit(score[:, None] + cuts)
+    labels = (rng.random(len(score))[:, None] < above).sum(axis=1)
+    seen = 2.5 * (score[:, None] + np.array([3.0, 0.5, -2.5]))
+    calibration = fit_affine(seen, labels, "ordinal")
+    got = probabilities(seen, calibration, "ordinal")
+    np.testing.assert_allclose(
+        got, probabilities(score[:, None] + cuts, AffineCalibration.identity(3), "ordinal"), atol=0.02
+    )
+    assert calibration.scale == pytest.approx(1 / 2.5, rel=0.03)
+    assert (np.diff(calibration.apply(seen), axis=1) < 0).all()

@@ -93,3 +93,14 @@ def test_a_batch_marks_sequences_supervision_and_classification_tokens():
 def test_a_dummy_batch_has_no_supervision():
     batch = dummy_batch(2)
     assert (batch.supervised, batch.labelled) == (0, 0) and batch.tokens > 0
+
+
+def test_labels_of_a_batch_are_indices_or_answers():
+    rows = [Sample(ids(1, 2), ids(3), label) for label in (2, -1, 0)]
+    assert collate(rows).label_S.tolist() == [2, -1, 0] and collate(rows).labelled == 2
+    votes = np.array([0.5, 0.5, 0.0], dtype=np.float32)
+    batch = collate([*rows, Sample(ids(1), ids(), votes)])
+    assert batch.label_S.tolist() == [[0, 0, 1], [-1, -1, -1], [1, 0, 0], [0.5, 0.5, 0]]
+    assert batch.label_S.dtype == torch.float32 and batch.labelled == 3
+    some = np.array([-1, 1, -1], dtype=np.float32)
+    assert collate([Sample(ids(1), ids(), some), Sample(ids(1), ids(), some - 2)]).labelled == 1
