@@ -56,7 +56,7 @@ class Settings:
         """Raise SettingsError with every fault found, field by field."""
         faults = dataclass_range_faults(self)
         if not faults:
-            for section in (self.data, self.model, self.loss, self.curriculum, self.faults):
+            for section in (self.data, self.model, self.loss, self.curriculum):
                 faults += section.faults()
             faults += _cross_faults(self)
         if faults:

@@ -25,6 +25,11 @@ def test_flags_override_the_file_and_the_rest_keeps_its_default(tmp_path):
     assert settings.train.batch_size == 16
 
 
+@pytest.mark.parametrize("written", ["0", "0.0"])
+def test_a_spike_factor_of_0_turns_spike_detection_off(written):
+    assert parse_settings([*NEEDED, "--faults.spike_factor", written]).faults.spike_factor == 0
+
+
 def test_the_default_recipe_is_used_without_config():
     settings = parse_settings(["--train.epochs", "0.5"], default_config="configs/demo.yaml")
     assert settings.data.train == "demo:breast-cancer/train"
@@ -88,6 +93,12 @@ def test_numbers_and_booleans_in_the_file_keep_their_type(tmp_path, capsys):
         (["--model.finetune", "loar"], "'full', 'lora', 'head'"),
         (["--optim.lr", "-1"], "optim.lr is -1.0, expected more than 0"),
         (["--train.micro_batch_size", "9"], "here it is train.micro_batch_tokens, a budget in tokens"),
+        (["--model.head_dropout", "1.0"], "model.head_dropout is 1.0, expected a share from 0 to less than 1"),
+        (["--model.lora_dropout", "1"], "model.lora_dropout is 1.0, expected a share from 0 to less than 1"),
+        (["--model.lora_alpha", "0"], "model.lora_alpha is 0, expected more than 0"),
+        (["--optim.betas", "[0.9, 1.0]"], "optim.betas.1 is 1.0, expected a share from 0 to less than 1"),
+        (["--optim.eps", "0"], "optim.eps is 0.0, expected more than 0"),
+        (["--faults.spike_factor", "0.5"], "faults.spike_factor is 0.5, expected 0 or more than 1"),
         (["--loss.min_share", "0.7"], "loss.min_share is 0.7, expected a share from 0 to 0.5"),
         (["--loss.classification_range", "[0, 0]"], "two factors of 0 or more, not both 0"),
         (
