@@ -1,8 +1,9 @@
 """Logging: what a run says, on the terminal of rank 0 and in a file for each rank.
 
 Modules log with ``logging.getLogger(__name__)``. :func:`setup_logging`, for commands, sends that to stderr, from rank 0
-at INFO with timestamps and from the others at WARNING with their rank; :func:`log_to_folder` adds ``logs/rank-N.log`` in
-the run's folder, INFO of every rank, for commands and for users of the Python API alike. Libraries' known chatter is silenced; ``CLSGEN_VERBOSE=1`` shows it.
+at INFO with timestamps and from the others at WARNING with their rank; :func:`log_to_folder` adds ``logs/rank-N.log``
+in the run's folder, INFO of every rank, also in programs that use the Python API. Libraries' known chatter is silenced;
+``CLSGEN_VERBOSE=1`` shows it.
 """
 
 from __future__ import annotations

@@ -44,13 +44,13 @@ def _faults(name: str, kind: Any, value: Any) -> Iterator[str]:
         yield f"{name} is {value}, expected a finite number"
     elif isinstance(value, (list, tuple, dict)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        for (key, item), inner in zip(items, _item_kinds(kind, len(value)), strict=False):
+        for (key, item), inner in zip(items, item_kinds(kind, len(value)), strict=False):
             yield from _faults(f"{name}.{key}", inner, item)
     elif isinstance(value, (int, float)) and (wanted := _wanted(kind, value)):
         yield f"{name} is {value}, expected {wanted}"
 
 
-def _item_kinds(kind: Any, count: int) -> tuple[Any, ...]:
+def item_kinds(kind: Any, count: int) -> tuple[Any, ...]:
     """The types of a container's items, of a dictionary's values; None where the annotation says nothing."""
     for alternative in (kind, *get_args(kind)):
         arguments = get_args(alternative)
