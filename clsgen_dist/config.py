@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.checkpoint.settings import CheckpointSettings
 from clsgen_dist.data.settings import CurriculumSettings, DataSettings, PromptSettings
 from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.errors import SettingsError
@@ -21,7 +22,7 @@ from clsgen_dist.io.value_ranges import NonNegativeInt, dataclass_range_faults
 from clsgen_dist.model.settings import ModelSettings
 from clsgen_dist.objectives.settings import LossSettings
 from clsgen_dist.resilience.settings import FaultSettings
-from clsgen_dist.training.settings import CheckpointSettings, TrainSettings
+from clsgen_dist.training.settings import TrainSettings
 
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE.parent if (_PACKAGE.parent / "ds_configs").is_dir() else _PACKAGE / "shipped"

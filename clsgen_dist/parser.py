@@ -57,7 +57,7 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.args: Sequence[str] = ()
+        self.args: list[str] = []
         self.kinds: dict[str, Any] = {}
         """The types of settings and a command's options by dotted name, sections included."""
         self.settings: type | None = None

@@ -21,6 +21,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -34,17 +36,56 @@ def nan_above(loss: Tensor, limit: float) -> Tensor:
     return torch.where(torch.isfinite(loss) & (loss <= limit), 1.0, float("nan"))
 
 
-def reason(losses: tuple[float, float], limits: tuple[float, float], *, counted: tuple[bool, bool]) -> str:
-    """Why a step was skipped, in words; ``counted`` says which heads it had anything for."""
-    for name, loss, limit, there in zip(("generation", "classification"), losses, limits, counted, strict=True):
+class SkipCode(StrEnum):
+    """Why a step was skipped."""
+
+    NON_FINITE_LOSS = "non-finite-loss"
+    LOSS_SPIKE = "loss-spike"
+    NON_FINITE_GRADIENT = "non-finite-gradient"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipCause:
+    """Why a step was skipped, with the numbers that say so."""
+
+    code: SkipCode
+    head: str | None = None
+    """``generation`` or ``classification``, where a loss is the cause."""
+    loss: float | None = None
+    """Its mean loss."""
+    limit: float | None = None
+    """The largest loss that recent steps allow."""
+
+    @property
+    def words(self) -> str:
+        """The cause in words."""
+        if self.code is SkipCode.NON_FINITE_LOSS:
+            return f"the {self.head} loss is {self.loss}"
+        if self.code is SkipCode.LOSS_SPIKE:
+            return f"the {self.head} loss is {self.loss:.4g}, more than the {self.limit:.4g} that recent steps allow"
+        return "a gradient is not finite"
+
+
+def skip_cause(losses: tuple[float, float], limits: tuple[float, float], *, counted: tuple[bool, bool]) -> SkipCause:
+    """Why a step was skipped.
+
+    Args:
+        losses: mean generation and classification loss.
+        limits: above which they are a spike.
+        counted: whether the step had anything for each head.
+    """
+    for head, loss, limit, there in zip(("generation", "classification"), losses, limits, counted, strict=True):
         if there and not math.isfinite(loss):
-            return f"the {name} loss is {loss}"
+            return SkipCause(code=SkipCode.NON_FINITE_LOSS, head=head, loss=loss)
         if loss > limit:
-            return f"the {name} loss is {loss:.4g}, more than the {limit:.4g} that recent steps allow"
-    return "a gradient is not finite"
+            return SkipCause(code=SkipCode.LOSS_SPIKE, head=head, loss=loss, limit=limit)
+    return SkipCause(code=SkipCode.NON_FINITE_GRADIENT)
 
 
-def write_skipped(path: Path, step: int, why: str, ids: Sequence[str]) -> None:
-    """Add a skipped step and its rows to a file of JSON lines."""
+def write_skipped(path: Path, step: int, cause: SkipCause, ids: Sequence[str]) -> None:
+    """Add a skipped step to a file of JSON lines: the cause, in words as ``reason``, and the ids of its rows."""
+    # JSON has no NaN.
+    loss = cause.loss if cause.loss is None or math.isfinite(cause.loss) else str(cause.loss)
+    line = {"step": step, **asdict(cause), "loss": loss, "reason": cause.words, "rows": list(ids)}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "reason": why, "rows": list(ids)}, ensure_ascii=False) + "\n")
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clsgen_dist.config import LossSettings, Settings
+from clsgen_dist.config import Settings
 from clsgen_dist.data.curriculum.difficulty import combine
 from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder, plan_stages, quantiles, stage_order
 from clsgen_dist.data.loader import TrainStream
@@ -16,6 +16,7 @@ from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.objectives.loss_weights import WeightSchedule
+from clsgen_dist.objectives.settings import LossSettings
 from clsgen_dist.training.backbone_scores import difficulty_scores
 from clsgen_dist.training.datasets import Datasets
 
