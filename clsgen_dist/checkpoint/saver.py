@@ -233,7 +233,7 @@ def checkpoints_still_to_store(
 
 
 def require_disk_space(root: Path, world: World, needed: int, checkpoints: int = 1) -> None:
-    """CheckpointError, on all ranks, without room on the disk for ``checkpoints`` of ``needed`` bytes each; collective."""
+    """CheckpointError, on all ranks, without room for ``checkpoints`` of ``needed`` bytes each; collective."""
     fault = None
     what = "the next checkpoint" if checkpoints == 1 else f"{checkpoints} checkpoints"
     if world.is_main:
