@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.checkpoint.settings import CheckpointSettings
 from clsgen_dist.data.settings import CurriculumSettings, DataSettings, PromptSettings
 from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.errors import SettingsError
@@ -21,7 +22,7 @@ from clsgen_dist.io.value_ranges import NonNegativeInt, dataclass_range_faults
 from clsgen_dist.model.settings import ModelSettings
 from clsgen_dist.objectives.settings import ObjectivesSettings
 from clsgen_dist.resilience.settings import FaultSettings
-from clsgen_dist.training.settings import CheckpointSettings, TrainSettings
+from clsgen_dist.training.settings import TrainSettings
 
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE.parent if (_PACKAGE.parent / "ds_configs").is_dir() else _PACKAGE / "shipped"
@@ -56,18 +57,19 @@ class Settings:
         """Raise SettingsError with every fault found, field by field."""
         faults = dataclass_range_faults(self)
         if not faults:
-            for section in (self.data, self.model, self.objectives, self.curriculum, self.faults):
+            for section in (self.data, self.model, self.objectives, self.curriculum):
                 faults += section.faults()
             faults += _cross_faults(self)
         if faults:
             raise SettingsError("; ".join(faults))
 
 
-def _cross_faults(s: Settings) -> Iterator[str]:
+def _cross_faults(settings: Settings) -> Iterator[str]:
     """What is wrong between sections."""
-    train, data = s.train, s.data
-    for stage in s.curriculum.stages:
-        if (stage.loss_schedule or s.objectives.schedule) == "constant" and (
+    train, data, stages = settings.train, settings.data, settings.curriculum.stages
+    objectives = settings.objectives
+    for stage in stages:
+        if (stage.loss_schedule or objectives.schedule) == "constant" and (
             stage.generation_range or stage.classification_range
         ):
             yield (
@@ -79,18 +81,18 @@ def _cross_faults(s: Settings) -> Iterator[str]:
                 f"curriculum stage {stage.name!r}: max_prompt_length is {stage.max_prompt_length}, more than "
                 f"data.max_prompt_length {data.max_prompt_length}, which is what the exported model takes"
             )
-    if s.objectives.balance.method == "gradient_norm" and s.model.finetune == "head":
+    if objectives.balance.method == "gradient_norm" and settings.model.finetune == "head":
         yield (
             "objectives.balance.method is gradient_norm with model.finetune=head: no gradient reaches the hidden states; "
             "use uncertainty or loss_ratio"
         )
-    stages = [stage.name for stage in s.curriculum.stages]
-    if train.stop_at_stage is not None and train.stop_at_stage not in stages:
-        yield f"train.stop_at_stage is {train.stop_at_stage!r}, expected one of the curriculum's stages {stages}"
-    picky = [stage.name for stage in s.curriculum.stages if stage.needs_difficulty]
-    if data.stream_window is not None and picky:
+    names = [stage.name for stage in stages]
+    if train.stop_at_stage is not None and train.stop_at_stage not in names:
+        yield f"train.stop_at_stage is {train.stop_at_stage!r}, expected one of the curriculum's stages {names}"
+    difficulty_stages = [stage.name for stage in stages if stage.needs_difficulty]
+    if data.stream_window is not None and difficulty_stages:
         yield (
-            f"data.stream_window with the curriculum stages {picky}, which choose rows by difficulty; it is not "
+            f"data.stream_window with the curriculum stages {difficulty_stages}, which choose rows by difficulty; it is not "
             "known for rows that are streamed: drop their difficulty, pacing, bands and replay"
         )
     if train.eval_every is not None and data.dev is None:
@@ -118,37 +120,30 @@ def load_settings(recipe: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         SettingsError: no such file, an unknown name, or values that cannot work.
     """
-    import contextlib
-    import io
     import json
 
     flags = [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in (overrides or {}).items()
     ]
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return parse_settings(["--config", str(resolve_path(str(recipe))), *flags])
-    except SystemExit:
-        raise SettingsError(complaint.getvalue().removeprefix("error: ").strip()) from None
+    return parse_settings(["--config", str(resolve_path(str(recipe))), *flags])
 
 
 def parse_settings(argv: Sequence[str], *, default_config: str | None = None) -> Settings:
-    """Settings from ``--config FILE`` and overrides; on bad input prints what is wrong and exits with status 2.
+    """Settings from ``--config FILE`` and overrides; ``--help`` and ``--print_config`` print and exit.
 
-    ``default_config`` is the recipe used where ``argv`` names none.
+    Args:
+        argv: flags as on the command line.
+        default_config: the recipe used where ``argv`` names none.
+
+    Raises:
+        SettingsError: no such file, an unknown name, or values that cannot work.
     """
-    from clsgen_dist.parser import add_settings, new_parser
-
-    parser = new_parser("clsgen train")
-    add_settings(parser, Settings)
+    parser = _settings_parser("clsgen train")
     try:
         return _instantiate(parser, parser.parse_args(recipe_flags(argv, default_config)))
-    except SettingsError as error:
-        parser.error(str(error))
     except PermissionError as error:
-        parser.error(f"{error.filename} may not be read by this user ({error.strerror})")
+        raise SettingsError(f"{error.filename} may not be read by this user ({error.strerror})") from error
 
 
 def recipe_flags(argv: Sequence[str], default: str | None = None) -> list[str]:
@@ -170,13 +165,10 @@ def recipe_flags(argv: Sequence[str], default: str | None = None) -> list[str]:
 
 
 def settings_from_yaml(text: str) -> Settings:
-    """The tree that :func:`to_yaml` wrote, of this version or an earlier one."""
+    """The tree that :func:`to_yaml` wrote, in this version or an earlier one; SettingsError where it does not fit."""
     import yaml
 
-    from clsgen_dist.parser import add_settings, new_parser
-
-    parser = new_parser("settings")
-    add_settings(parser, Settings)
+    parser = _settings_parser("settings")
     return _instantiate(parser, parser.parse_string(yaml.safe_dump(with_new_names(yaml.safe_load(text)))))
 
 
@@ -216,6 +208,14 @@ def to_yaml(settings: Settings) -> str:
     import yaml
 
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def _settings_parser(program: str) -> Any:
+    from clsgen_dist.parser import add_settings, new_parser
+
+    parser = new_parser(program)
+    add_settings(parser, Settings)
+    return parser
 
 
 def _instantiate(parser: Any, parsed: Any) -> Settings:

@@ -11,6 +11,14 @@
 
 from __future__ import annotations
 
+_LONGEST_LINE = 300
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters; the name of its class where it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:_LONGEST_LINE] if lines else type(error).__name__
+
 
 class UserError(Exception):
     """Bad settings, bad rows, a missing file …; the message says value, expectation and remedy."""
@@ -18,7 +26,7 @@ class UserError(Exception):
     exit_code = 2
     label = "error"
     on_all_ranks = True
-    """Whether every rank raises it, with the same words: then one of them says it."""
+    """True if every rank raises the same error; only rank 0 prints it."""
 
 
 class SettingsError(UserError, ValueError):

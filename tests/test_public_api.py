@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import sys
+from pathlib import Path
 from clsgen_dist import Predictor, calibrate, evaluate, export, load_settings, train
 
 backbone, rows, run = sys.argv[1:]
@@ -22,6 +23,8 @@ settings = load_settings("configs/demo.yaml", {
     "data.positive_label": None, "train.eval_every": None, "train.max_steps": 2,
 })
 result = train(settings)
+log = (Path(run) / "logs/rank-0.log").read_text()
+assert "train: 24 " in log and "checkpoint: " in log, log
 assert result.state.step == 2 and result.checkpoint.is_dir()
 model = export(run, run + "/model")
 card = calibrate(model, rows)

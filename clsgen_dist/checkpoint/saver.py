@@ -23,10 +23,10 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 
 from clsgen_dist import checkpoint
 from clsgen_dist.engine.world import World
-from clsgen_dist.errors import CheckpointError
+from clsgen_dist.errors import CheckpointError, first_line
 
-_MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
-"""Of a network's file system, not of its room."""
+TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
+"""Faults of a network's file system that may pass by themselves, unlike a full disk."""
 
 
 class Saver:
@@ -34,12 +34,13 @@ class Saver:
 
     Args:
         engine: DeepSpeed's.
+        world: this rank among the others.
         root: the folder of all checkpoints.
         keep_last: how many of the newest are kept, besides the best.
         asynchronous: write while training continues.
         prompt: the run's rendered prompt, kept with each checkpoint.
-        before_write: called before anything is written or committed; raises, on all ranks, if the folder has another
-            owner by now; collective.
+        require_lock: called before anything is written or committed; raises, on all ranks, if the folder has another
+            owner by now; collective. It is :meth:`clsgen_dist.resilience.run_lock.RunLock.require`.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class Saver:
         keep_last: int,
         asynchronous: bool,
         prompt: dict[str, Any],
-        before_write: Callable[[], None],
+        require_lock: Callable[[World], None],
     ) -> None:
         self._engine, self._world, self._root, self._keep_last = engine, world, root, keep_last
-        self._prompt, self._before_write = prompt, before_write
+        self._prompt, self._require_lock = prompt, require_lock
         self._writer = _ShardWriter(asynchronous)
         engine.checkpoint_engine = self._writer
         self._marker: dict[str, Any] | None = None
@@ -65,6 +66,18 @@ class Saver:
     def written(self) -> bool:
         """Whether a save is under way and all of this rank's files are on the disk."""
         return self._marker is not None and self._writer.done
+
+    def require_disk_space(self, steps: int, *, every: int | None, eval_every: int | None) -> None:
+        """CheckpointError if the disk cannot hold all checkpoints of the next ``steps`` at once; collective.
+
+        Args:
+            steps: that are left.
+            every: steps between two saves; None: none but those at evaluations and at the end.
+            eval_every: steps between two evaluations; None: no evaluation.
+        """
+        existing = len(checkpoint.committed(self._root))
+        count = checkpoints_still_to_store(steps, every, eval_every, keep_last=self._keep_last, existing=existing)
+        require_disk_space(self._root, self._world, checkpoint_bytes(self._engine, self._world), count)
 
     def begin(
         self,
@@ -80,8 +93,8 @@ class Saver:
             CheckpointError: the disk has no room for it.
         """
         self.finish()
-        self._before_write()
-        require_room(self._root, self._world, checkpoint_bytes(self._engine, self._world))
+        self._require_lock(self._world)
+        require_disk_space(self._root, self._world, checkpoint_bytes(self._engine, self._world))
         folder = self._root / checkpoint.folder_name(state.step)
         if self._world.is_main:
             checkpoint.begin_folder(folder)
@@ -110,13 +123,13 @@ class Saver:
         if self._marker is None:
             return None
         marker, self._marker = self._marker, None
-        self._before_write()
+        self._require_lock(self._world)
         folder = self._root / checkpoint.folder_name(marker["state"]["step"])
         parts = self._world.gather(self._writer.result())
-        failed = [f"rank {rank}: {part.why}" for rank, part in enumerate(parts) if isinstance(part, _Unwritten)]
+        failed = [f"rank {rank}: {part.why}" for rank, part in enumerate(parts) if isinstance(part, WriteFailure)]
         if failed:
             message = f"{folder} was not written ({'; '.join(failed[:4])}); the previous one is kept"
-            if any(isinstance(part, _Unwritten) and part.may_pass for part in parts):
+            if any(isinstance(part, WriteFailure) and part.is_transient for part in parts):
                 raise RuntimeError(message)  # a crash: another start may do better
             raise CheckpointError(message)
         if self._world.is_main:
@@ -164,21 +177,21 @@ class _ShardWriter(CheckpointEngine):
     def done(self) -> bool:
         return all(file.done() for file in self._files)
 
-    def result(self) -> dict[str, Any] | _Unwritten:
+    def result(self) -> dict[str, Any] | WriteFailure:
         """Size and checksum of each file, once written; else what went wrong."""
         try:
             return dict(file.result() for file in self._files)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
-            why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            return _Unwritten(why, may_pass=isinstance(error, OSError) and error.errno in _MAY_PASS)
+            why = f"{type(error).__name__}: {first_line(error)}"
+            return WriteFailure(why, is_transient=isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
 
 
 @dataclass(frozen=True)
-class _Unwritten:
+class WriteFailure:
     """Why a rank could not write its files."""
 
     why: str
-    may_pass: bool
+    is_transient: bool
     """Whether it may be temporary, like a file server that does not answer."""
 
 
@@ -208,17 +221,19 @@ def checkpoint_bytes(engine: Any, world: World) -> int:
     return int(world.sum(mine)[0])
 
 
-def checkpoints_to_come(steps: int, every: int | None, eval_every: int | None, *, keep_last: int, there: int) -> int:
-    """How many more checkpoints the disk must hold at once, besides ``there``, over ``steps`` steps; at least one.
+def checkpoints_still_to_store(
+    steps: int, every: int | None, eval_every: int | None, *, keep_last: int, existing: int
+) -> int:
+    """How many more checkpoints than the ``existing`` the disk must hold at once over ``steps`` steps; at least one.
 
     Held are the last ones, the best, and the one that is being written.
     """
     saves = 1 + (steps // every if every else 0) + (steps // eval_every if eval_every else 0)
-    return max(1, min(saves, keep_last + 1 + (eval_every is not None) - there))
+    return max(1, min(saves, keep_last + 1 + (eval_every is not None) - existing))
 
 
-def require_room(root: Path, world: World, needed: int, checkpoints: int = 1) -> None:
-    """CheckpointError, on all ranks, if the disk of ``root`` cannot take so many more of so many bytes; collective."""
+def require_disk_space(root: Path, world: World, needed: int, checkpoints: int = 1) -> None:
+    """CheckpointError, on all ranks, without room for ``checkpoints`` of ``needed`` bytes each; collective."""
     fault = None
     what = "the next checkpoint" if checkpoints == 1 else f"{checkpoints} checkpoints"
     if world.is_main:

@@ -41,14 +41,14 @@ def run(settings: Settings, show: NonNegativeInt = 3, plot: str = "difficulty.pn
     from clsgen_dist.data.tables.dataset import RowDataset
     from clsgen_dist.model.backbone import backbone_path
     from clsgen_dist.model.context_length import require_context
-    from clsgen_dist.training.backbone_scores import OF_BACKBONE, difficulty_scores
+    from clsgen_dist.training.backbone_scores import BACKBONE_SCORERS, difficulty_scores
     from clsgen_dist.training.datasets import datasets_of_recipe
     from clsgen_dist.training.sampling_plan import difficulty_model
 
     require_writable(plot, picture=True)
     weights, data = settings.curriculum.difficulty, settings.data
     backbone = backbone_path(difficulty_model(settings))
-    if not set(weights).isdisjoint(OF_BACKBONE):
+    if not set(weights).isdisjoint(BACKBONE_SCORERS):
         require_context(AutoConfig.from_pretrained(backbone), data.max_prompt_length, data.max_explanation_length)
     rows = datasets_of_recipe(settings).train
     assert isinstance(rows, RowDataset)

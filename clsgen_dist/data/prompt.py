@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.errors import ModelError, SettingsError
+from clsgen_dist.errors import ModelError, SettingsError, first_line
 
 PLAIN = "plain"
 """``prompt.chat_template`` for the layout without any template."""
@@ -182,7 +182,7 @@ def _rendered(
         opened = render(*turns, opens=True)
         finished = render(*turns, {"role": "assistant", "content": _ANSWER})
     except Exception as error:  # a template is a program, and may raise anything
-        why = str(error).strip().partition("\n")[0]
+        why = first_line(error)
         if alone is not None:
             raise ModelError(f"the chat template does not support a system message ({why}); {_NO_SYSTEM}") from error
         raise ModelError(

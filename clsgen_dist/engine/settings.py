@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clsgen_dist.io.value_ranges import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
+from clsgen_dist.io.value_ranges import ClosedUnitInterval, HalfOpenUnitInterval, NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class OptimSettings:
     """Peak learning rate of the classification head; none: the same as `lr`."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[HalfOpenUnitInterval, HalfOpenUnitInterval] = (0.9, 0.999)
     """Adam's decay rates."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
     warmup_fraction: ClosedUnitInterval = 0.05
     """Share of the steps over which the rate rises linearly to its peak."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
-from clsgen_dist.errors import RendezvousError, SettingsError
+from clsgen_dist.errors import RendezvousError, SettingsError, first_line
 from clsgen_dist.io.log import quiet_libraries
 
 _waited_s = 0.0
@@ -73,6 +73,44 @@ class _TimedWork:
 
 
 @dataclass(frozen=True)
+class LaunchedRank:
+    """This process as the launcher counts it, before the ranks have met."""
+
+    rank: int
+    local_rank: int
+    size: int
+    """Ranks that were started."""
+
+
+def set_launch_variables() -> LaunchedRank:
+    """Set the environment variables that torch and DeepSpeed read, where the launcher has not; returns the ranks.
+
+    RANK, LOCAL_RANK and WORLD_SIZE are Slurm's in a step of several tasks. A process without launcher is the only rank,
+    at a free port of this machine. Calling it again changes nothing.
+
+    Raises:
+        SettingsError: a Slurm step of several tasks without MASTER_ADDR or MASTER_PORT.
+    """
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+            raise SettingsError(
+                "this is a Slurm step of several tasks, but MASTER_ADDR or MASTER_PORT is not set; export the first "
+                "node's name and a free port in the job script before srun"
+            )
+        for ours, slurms in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "NTASKS")):
+            os.environ[ours] = os.environ[f"SLURM_{slurms}"]
+    elif "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+    os.environ.setdefault("LOCAL_RANK", "0")
+    return LaunchedRank(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+
+
+@dataclass(frozen=True)
 class World:
     """This process among the others."""
 
@@ -121,7 +159,11 @@ class World:
 
 @contextlib.contextmanager
 def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[World]:
-    """Join the other ranks, and leave them properly; a collective that waits longer than ``timeout_s`` raises.
+    """Join the other ranks, and leave them properly; sets what the launcher did not (:func:`set_launch_variables`).
+
+    Args:
+        timeout_s: a collective that waits longer raises, in seconds.
+        rendezvous_timeout_s: within which all ranks must arrive, in seconds.
 
     Raises:
         RendezvousError: the ranks did not meet within ``rendezvous_timeout_s``; says who is missing.
@@ -134,14 +176,14 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
     on_cpu = not on_accelerator()
-    launched_ranks()
+    launched = set_launch_variables()
     if not on_cpu:
-        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        accelerator.set_device(launched.local_rank)
     device = torch.device("cpu" if on_cpu else accelerator.current_device_name())
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, node_name())
+    world = World(launched.rank, launched.size, device, node_name())
     torch_dist.init_process_group(
         "gloo" if on_cpu else accelerator.communication_backend_name(),
-        store=_meet(world, rendezvous_timeout_s),
+        store=_rendezvous(world, rendezvous_timeout_s),
         rank=world.rank,
         world_size=world.size,
         timeout=timedelta(seconds=timeout_s),
@@ -162,7 +204,7 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
 
 
 def open_store(rank: int, timeout_s: int) -> torch_dist.Store:
-    """The store that rank 0 keeps at MASTER_ADDR:MASTER_PORT, whoever else has come.
+    """The store that rank 0 keeps at MASTER_ADDR:MASTER_PORT, whoever else has arrived.
 
     Raises:
         RendezvousError: rank 0 cannot listen there, or cannot be reached within ``timeout_s``.
@@ -179,11 +221,11 @@ def open_store(rank: int, timeout_s: int) -> torch_dist.Store:
             else f"rank {rank} on {node_name()} did not reach rank 0 at {host}:{port} within {timeout_s} s"
         )
         raise RendezvousError(
-            f"{what}. Check MASTER_ADDR, MASTER_PORT and rank 0's log ({_first_line(error)})"
+            f"{what}. Check MASTER_ADDR, MASTER_PORT and rank 0's log ({first_line(error)})"
         ) from None
 
 
-def _meet(world: World, timeout_s: int) -> torch_dist.Store:
+def _rendezvous(world: World, timeout_s: int) -> torch_dist.Store:
     """A store that all ranks have reached; RendezvousError says which have not."""
     store = open_store(world.rank, timeout_s)
     keys = [f"clsgen-here-{rank}" for rank in range(world.size)]
@@ -191,25 +233,21 @@ def _meet(world: World, timeout_s: int) -> torch_dist.Store:
     try:
         store.wait(keys, timedelta(seconds=timeout_s))
     except (torch_dist.DistNetworkError, torch_dist.DistStoreError, RuntimeError) as error:
-        raise RendezvousError(_who_is_missing(store, keys, timeout_s, error)) from None
+        raise RendezvousError(_missing_ranks_message(store, keys, timeout_s, error)) from None
     return torch_dist.PrefixStore("clsgen", store)
 
 
-def _who_is_missing(store: torch_dist.Store, keys: list[str], timeout_s: int, error: Exception) -> str:
+def _missing_ranks_message(store: torch_dist.Store, keys: list[str], timeout_s: int, error: Exception) -> str:
     try:
         missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
         nodes = sorted({store.get(key).decode() for rank, key in enumerate(keys) if rank not in missing})
     except RuntimeError:  # the store went with rank 0
-        return f"rank 0 went away while the ranks were meeting ({_first_line(error)}); see its log"
+        return f"rank 0 went away while the ranks were meeting ({first_line(error)}); see its log"
     return (
         f"ranks {', '.join(map(str, missing[:16]))}{' ...' if len(missing) > 16 else ''} of {len(keys)} timed out "
         f"after {timeout_s} s (faults.rendezvous_timeout_s); nodes that arrived: {', '.join(nodes[:32])}. See the logs "
         "of the others, and start again"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
 
 
 def node_name() -> str:
@@ -222,12 +260,6 @@ def on_accelerator() -> bool:
     from deepspeed.accelerator import get_accelerator
 
     return bool(get_accelerator().device_name() != "cpu")
-
-
-def launched_ranks() -> int:
-    """How many ranks the launcher started; known before they have met."""
-    _environment()
-    return int(os.environ["WORLD_SIZE"])
 
 
 def ranks_here() -> int:
@@ -247,23 +279,3 @@ def tasks_by_node(text: str) -> list[int]:
         count, _, times = part.rstrip(")").partition("(x")
         counts += [int(count)] * int(times or 1)
     return counts
-
-
-def _environment() -> None:
-    """Fill in what the launcher did not say."""
-    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-            raise SettingsError(
-                "this is a Slurm step of several tasks, but MASTER_ADDR or MASTER_PORT is not set; export the first "
-                "node's name and a free port in the job script before srun"
-            )
-        for ours, slurms in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "NTASKS")):
-            os.environ[ours] = os.environ[f"SLURM_{slurms}"]
-    elif "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
-    os.environ.setdefault("LOCAL_RANK", "0")

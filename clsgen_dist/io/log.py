@@ -1,8 +1,9 @@
 """Logging: what a run says, on the terminal of rank 0 and in a file for each rank.
 
-Modules log with ``logging.getLogger(__name__)``. :func:`setup_logging` sends that to stderr, from rank 0 at INFO with
-timestamps and from the others at WARNING with their rank; :func:`log_to_folder` adds ``logs/rank-N.log`` in the run's
-folder, INFO of every rank. Libraries' known chatter is silenced; ``CLSGEN_VERBOSE=1`` shows it.
+Modules log with ``logging.getLogger(__name__)``. :func:`setup_logging`, for commands, sends that to stderr, from rank 0
+at INFO with timestamps and from the others at WARNING with their rank; :func:`log_to_folder` adds ``logs/rank-N.log``
+in the run's folder, INFO of every rank, also in programs that use the Python API. Libraries' known chatter is silenced;
+``CLSGEN_VERBOSE=1`` shows it.
 """
 
 from __future__ import annotations
@@ -55,15 +56,21 @@ def setup_logging(*, timestamps: bool = False) -> None:
 
 @contextlib.contextmanager
 def log_to_folder(folder: Path, rank: int) -> Iterator[None]:
-    """Inside, INFO of this rank also goes to ``rank-N.log`` in a folder; no file where nothing is logged."""
+    """Inside, INFO of this rank also goes to ``rank-N.log`` in a folder; no file where nothing is logged.
+
+    The package's logger passes INFO meanwhile, whatever level the program around it has set.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter(f"{_TIMESTAMP} %(levelname)s %(name)s %(message)s"))
+    level = ROOT.level
+    ROOT.setLevel(min(ROOT.getEffectiveLevel(), logging.INFO))
     ROOT.addHandler(handler)
     try:
         yield
     finally:
         ROOT.removeHandler(handler)
+        ROOT.setLevel(level)
         handler.close()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -17,6 +17,7 @@ NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
+HalfOpenUnitInterval = Annotated[float, Ge(0), Lt(1)]
 
 
 def range_faults(types: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
@@ -41,25 +42,39 @@ def _faults(name: str, kind: Any, value: Any) -> Iterator[str]:
             yield from _faults(f"{name}.{field}", inner, getattr(value, field))
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"{name} is {value}, expected a finite number"
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _faults(f"{name}.{index}", None, item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _faults(f"{name}.{key}", None, item)
+    elif isinstance(value, (list, tuple, dict)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for (key, item), inner in zip(items, item_kinds(kind, len(value)), strict=False):
+            yield from _faults(f"{name}.{key}", inner, item)
     elif isinstance(value, (int, float)) and (wanted := _wanted(kind, value)):
         yield f"{name} is {value}, expected {wanted}"
 
 
+def item_kinds(kind: Any, count: int) -> tuple[Any, ...]:
+    """The types of a container's items, of a dictionary's values; None where the annotation says nothing."""
+    for alternative in (kind, *get_args(kind)):
+        arguments = get_args(alternative)
+        if get_origin(alternative) is tuple and Ellipsis not in arguments:
+            return arguments
+        if get_origin(alternative) in (list, tuple, dict):
+            return (arguments[get_origin(alternative) is dict],) * count
+    return (None,) * count
+
+
 def _wanted(kind: Any, value: float) -> str | None:
-    """The range in words, if the value is outside it."""
-    if get_origin(kind) is Annotated:
-        limits = get_args(kind)[1:]
-        return None if all(map(_holds, limits, [value] * len(limits))) else _words(limits)
-    for inner in get_args(kind):
-        if get_origin(inner) is Annotated:
-            return _wanted(inner, value)
-    return None
+    """The range in words, if the value is outside it; of several alternatives, outside all of them."""
+    words = []
+    for alternative in (kind,) if get_origin(kind) is Annotated else get_args(kind):
+        if get_origin(alternative) is Annotated:
+            limits = get_args(alternative)[1:]
+            if all(_holds(limit, value) for limit in limits):
+                return None
+            words.append(_words(limits))
+        elif get_origin(alternative) is Literal:
+            if value in get_args(alternative):
+                return None
+            words += map(str, get_args(alternative))
+    return " or ".join(words) or None
 
 
 def _holds(limit: Any, value: float) -> bool:
@@ -76,6 +91,8 @@ def _words(limits: tuple[Any, ...]) -> str:
     match limits:
         case (Ge(low), Le(high)):
             return f"a share from {low:g} to {high:g}"  # type: ignore[str-bytes-safe]
+        case (Ge(low), Lt(high)):
+            return f"a share from {low:g} to less than {high:g}"  # type: ignore[str-bytes-safe]
         case (Gt(low),):
             return f"more than {low}"
         case (Ge(low),):

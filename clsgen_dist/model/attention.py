@@ -131,7 +131,14 @@ def accepted_inputs(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]
 
 
 def packed_inputs(input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Tensor, longest: int) -> dict[str, Any]:
-    """Keyword arguments of a transformers backbone for packed sequences."""
+    """Keyword arguments of a transformers backbone for packed sequences.
+
+    Args:
+        input_ids_N: ``[N]`` tokens of all sequences, end to end.
+        position_N: ``[N]`` position of each token in its sequence, from 0.
+        sequence_start_S1: ``[S + 1]`` where each sequence begins, and N; int32.
+        longest: tokens of the longest sequence.
+    """
     return {
         "input_ids": input_ids_N[None],
         "position_ids": position_N[None],
@@ -148,6 +155,13 @@ def padded_inputs(input_ids_N: Tensor, position_N: Tensor, row_N: Tensor, rows: 
     """Keyword arguments for the same sequences as rows of a batch, padded on the right.
 
     A causal model needs no mask: padding follows the tokens, so it cannot change their states.
+
+    Args:
+        input_ids_N: ``[N]`` tokens of all sequences, end to end.
+        position_N: ``[N]`` position of each token in its sequence, from 0.
+        row_N: ``[N]`` the row of each token.
+        rows: number of rows.
+        longest: tokens of the longest row.
     """
     ids_ST = input_ids_N.new_full((rows, longest), int(input_ids_N[0]))
     ids_ST[row_N, position_N] = input_ids_N

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from clsgen_dist.data.encode import Encoder
-from clsgen_dist.errors import ModelError
+from clsgen_dist.errors import ModelError, first_line
 from clsgen_dist.model import smollm2
 from clsgen_dist.model.attention import register_per_sequence_attention, supports_custom_attention
 from clsgen_dist.model.classification_head import ClassificationHead, HeadSpec
@@ -100,8 +100,7 @@ def _meta_model(config: Any) -> Any:
             return AutoModelForCausalLM.from_config(config)
         except (ValueError, ImportError, TypeError, AttributeError, KeyError, RuntimeError) as error:
             raise ModelError(
-                f"transformers cannot build {config.model_type!r} from its configuration here: "
-                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                f"transformers cannot build {config.model_type!r} from its configuration here: {first_line(error)}"
             ) from error
 
 
@@ -126,7 +125,7 @@ def _local_folder(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"]))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.backbone {name!r} cannot be downloaded ({str(error).splitlines()[0]}); name a folder, or a hub id "
+            f"model.backbone {name!r} cannot be downloaded ({first_line(error)}); name a folder, or a hub id "
             "that this machine reaches or has in its cache"
         ) from error
     return folder
@@ -143,7 +142,7 @@ def load_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path!r} has no tokenizer that can be read here ({str(error).splitlines()[0]}); name a folder with the "
+            f"{path!r} has no tokenizer that can be read here ({first_line(error)}); name a folder with the "
             "model's files, or a hub id that this machine reaches or has in its cache, with --model.backbone "
             "(clsgen data check: --tokenizer)"
         ) from error
@@ -222,11 +221,19 @@ def build_model(
 ) -> DualHeadModel:
     """The dual-head model with its trainable parameters selected.
 
-    ``finetune``: ``"full"`` all weights, ``"lora"`` adapters on every linear layer, ``"head"`` the head only. With
-    ``top_layers``, only that many upper layers (and the final norm, for ``"full"``) are trained, embeddings are frozen.
-    The head is initialised with the LM head's rows of ``label_tokens``, one per class, so that at the first step both
-    heads read the classification token's state alike; with zeros for None. New weights are drawn from ``seed``, equal
-    on every rank.
+    Args:
+        lm: the causal LM; partitioned or not.
+        classes: C, rows of the classification head's weight.
+        label_tokens: one per class: the classification head starts from their rows of the LM head; None: from zero.
+        finetune: ``"full"`` all weights, ``"lora"`` adapters on every linear layer, ``"head"`` the head only.
+        top_layers: train only this many upper layers, and the final norm for ``"full"``; None: all, and embeddings.
+        lora_rank, lora_alpha: the adapters' update has this rank and is multiplied by alpha / rank.
+        lora_dropout, head_dropout: share of the adapters' and of the classification head's input that is dropped.
+        loss_impl: implementation of the loss, as :func:`clsgen_kernels.dual_head_loss` takes it.
+        seed: of new weights, which are equal on every rank.
+
+    Raises:
+        ModelError: the LM has no list of layers, or fewer than ``top_layers``.
     """
     torch.manual_seed(seed)
     lm.requires_grad_(finetune == "full" and top_layers is None)

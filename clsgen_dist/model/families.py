@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.errors import ModelError
+from clsgen_dist.errors import ModelError, first_line
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
 _MERGED = "merge it into its base (peft: merge_and_unload, then save_pretrained) and name that folder"
@@ -28,7 +28,7 @@ def open_config(path: str) -> Any:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"the configuration of model.backbone {path!r} cannot be read: {_first_line(error)}; name a folder with "
+            f"the configuration of model.backbone {path!r} cannot be read: {first_line(error)}; name a folder with "
             "the model's files, or a hub id that this machine reaches or has in its cache"
         ) from error
     kind = config.model_type
@@ -85,7 +85,7 @@ def _config_fields(path: str) -> dict[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read ({_first_line(error)}); copy it from the model again") from error
+        raise ModelError(f"{file} cannot be read ({first_line(error)}); copy it from the model again") from error
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise ModelError(f"{file} has no model_type, so transformers cannot identify the model; copy it again")
     if any(folder.glob("adapter_model*")) and (folder / "adapter_config.json").is_file():
@@ -108,7 +108,3 @@ def _refuse_remote_code(path: str, fields: dict[str, Any]) -> None:
         f"model.backbone {path!r} has model_type {kind!r}, which this version of transformers does not know; "
         "upgrade transformers, or use another model"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clsgen_dist.data.pack import Sample, collate
+from clsgen_dist.errors import first_line
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
 from clsgen_dist.model.dual_head import DualHeadModel
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
@@ -115,7 +116,7 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
         raise UnsupportedBackboneError(
             Unsupported.NEEDS_MORE_THAN_TEXT,
             f"{type(lm).__name__} does not run on plain text with attention {lm.config._attn_implementation!r}: "
-            f"{_one_line(error)}; set model.attention to eager, or use another backbone",
+            f"{first_line(error)}; set model.attention to eager, or use another backbone",
         ) from error
     padded_ND = padded_STD[row_N, position_N]
     weight_VD = lm.get_output_embeddings().weight
@@ -133,7 +134,7 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
             after = len(first)
             leak = relative_difference(backbone(**other).last_hidden_state[0, after:], packed_ND[after:])
         except _FAULTS as error:
-            refusal = _one_line(error)
+            refusal = first_line(error)
     return SelfTest(
         causal=relative_difference(padded_STD[0, :_SHARED], padded_STD[2, :_SHARED]),
         logits=logits,
@@ -148,10 +149,6 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
 
 _FAULTS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError)
 """Exceptions of models that do not support such inputs."""
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _batch(rows: Sequence[np.ndarray], lm: Any) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from clsgen_dist.io.value_ranges import ClosedUnitInterval, PositiveInt
+from clsgen_dist.io.value_ranges import HalfOpenUnitInterval, PositiveInt
 
 
 @dataclass(kw_only=True)
@@ -21,11 +21,11 @@ class ModelSettings:
     """Train (or adapt) only this many upper layers, the rest stays frozen; none: all layers."""
     lora_rank: PositiveInt = 16
     """Rank of the LoRA update."""
-    lora_alpha: int = 32
+    lora_alpha: PositiveInt = 32
     """LoRA scale: the update is multiplied by alpha / rank."""
-    lora_dropout: ClosedUnitInterval = 0.0
+    lora_dropout: HalfOpenUnitInterval = 0.0
     """Dropout on LoRA's input."""
-    head_dropout: ClosedUnitInterval = 0.1
+    head_dropout: HalfOpenUnitInterval = 0.1
     """Dropout on the classification head's input."""
     head_init: Literal["label_tokens", "zeros"] = "label_tokens"
     """Where the head starts: at the LM head's rows for the tokens that begin each label's name, or at zero."""

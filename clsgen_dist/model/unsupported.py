@@ -8,18 +8,37 @@ from clsgen_dist.errors import ModelError
 
 
 class Unsupported(StrEnum):
-    """Reasons that are the architecture's, not the folder's; docs/backbones.md lists them by family."""
+    """Reasons that are the architecture's, not the folder's; docs/backbones.md lists them, in words, by family."""
 
     ENCODER_DECODER = "encoder-decoder"
-    NO_CAUSAL_LM = "no causal-LM class for its text part"
-    CHANGED_LOGITS = "its logits are scaled, capped or biased"
-    NO_LAYER_LIST = "no list of layers"
-    MISSING_WEIGHTS = "weights missing in its files"
-    NOT_EXPORTABLE = "trained weights could not be written back"
-    NOT_CAUSAL = "not causal"
-    NAN = "NaN in a tiny model"
-    NEEDS_MORE_THAN_TEXT = "fails on text-only input"
-    BATCH_DEPENDENT = "rows in a batch change each other"
+    NO_CAUSAL_LM = "no-causal-lm"
+    CHANGED_LOGITS = "changed-logits"
+    NO_LAYER_LIST = "no-layer-list"
+    MISSING_WEIGHTS = "missing-weights"
+    NOT_EXPORTABLE = "not-exportable"
+    NOT_CAUSAL = "not-causal"
+    NAN = "nan"
+    NEEDS_MORE_THAN_TEXT = "needs-more-than-text"
+    BATCH_DEPENDENT = "batch-dependent"
+
+    @property
+    def words(self) -> str:
+        """The code in words."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Unsupported.ENCODER_DECODER: "encoder-decoder",
+    Unsupported.NO_CAUSAL_LM: "no causal-LM class for its text part",
+    Unsupported.CHANGED_LOGITS: "its logits are scaled, capped or biased",
+    Unsupported.NO_LAYER_LIST: "no list of layers",
+    Unsupported.MISSING_WEIGHTS: "weights missing in its files",
+    Unsupported.NOT_EXPORTABLE: "trained weights could not be written back",
+    Unsupported.NOT_CAUSAL: "not causal",
+    Unsupported.NAN: "NaN in a tiny model",
+    Unsupported.NEEDS_MORE_THAN_TEXT: "fails on text-only input",
+    Unsupported.BATCH_DEPENDENT: "rows in a batch change each other",
+}
 
 
 class UnsupportedBackboneError(ModelError):

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clsgen_dist.errors import ModelError
+from clsgen_dist.errors import ModelError, first_line
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
 Shape = tuple[int, ...]
@@ -56,7 +56,7 @@ class WeightFiles:
                 raise
             except Exception as error:
                 raise ModelError(
-                    f"{path} cannot be read as weights ({str(error).splitlines()[0]}); it may be truncated, or a Git "
+                    f"{path} cannot be read as weights ({first_line(error)}); it may be truncated, or a Git "
                     "LFS pointer: download it again"
                 ) from error
 
@@ -224,7 +224,7 @@ class WeightMap:
             except Exception as error:
                 raise ModelError(
                     f"{files.folder}: {group.names[0]} and {len(group.names) - 1} more cannot be converted to "
-                    f"{group.target} ({str(error).splitlines()[0]}); files and config.json are of different models"
+                    f"{group.target} ({first_line(error)}); files and config.json are of different models"
                 ) from error
             group.shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
         self.parameters: dict[str, Shape] = {n: shape for group in self.groups for n, shape in group.shapes.items()}
@@ -356,7 +356,7 @@ class WeightMap:
             except Exception as error:
                 raise UnsupportedBackboneError(
                     Unsupported.NOT_EXPORTABLE,
-                    f"{type(self.lm).__name__} could be trained but not exported: {str(error).splitlines()[0]}. Set "
+                    f"{type(self.lm).__name__} could be trained but not exported: {first_line(error)}. Set "
                     "model.finetune to head, or use another backbone",
                 ) from error
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from clsgen_dist.errors import first_line
+
 _SIDE, _REPEATS = {"cpu": 512, "cuda": 8192}, 8
 _MIN_FREE_BYTES, _MIN_FREE_FILES = 10**9, 1000
 _HARDWARE_XIDS = {48, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 140, 143}
@@ -50,7 +52,7 @@ def check_node(rank: int, node: str, local_rank: int, local_ranks: int, output: 
     try:
         report.device, report.matmul_ms = _timed_matmul(local_rank)
     except (RuntimeError, AssertionError) as error:  # a missing, lost or broken chip
-        report.faults.append(f"chip {local_rank} fails a matrix product: {str(error).strip().splitlines()[0][:200]}")
+        report.faults.append(f"chip {local_rank} fails a matrix product: {first_line(error)}")
     return report
 
 

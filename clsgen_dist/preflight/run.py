@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch.distributed as torch_dist
 
-from clsgen_dist.engine.world import launched_ranks, node_name, open_store, ranks_here, tasks_by_node
+from clsgen_dist.engine.world import node_name, open_store, ranks_here, set_launch_variables, tasks_by_node
 from clsgen_dist.errors import BadNodeError, SettingsError
 from clsgen_dist.preflight import links, node, verdict
 
@@ -34,7 +34,8 @@ def preflight(output_dir: str, timeout_s: int = 300) -> None:
         timeout_s: Seconds after which the node of a rank that has not reported is bad.
     """
     output = Path(output_dir)
-    ranks, rank, local_rank = launched_ranks(), int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    launched = set_launch_variables()
+    ranks, rank, local_rank = launched.size, launched.rank, launched.local_rank
     local_ranks = ranks_here()
     _require_even_ranks(ranks, rank, local_ranks)
     start = time.monotonic()

@@ -30,7 +30,7 @@ class StartLog:
         output: the run's folder.
         step: where it begins.
         ranks: how many take part.
-        limit: so many starts in a row may begin at one step; None: any number.
+        limit: this many starts in a row may begin at one step; None: any number.
         forget: forget the starts so far.
 
     Raises:

@@ -40,6 +40,12 @@ def prepare_run_dir(output: Path, world: World, *, resume: str, overwrite: bool,
     return found
 
 
+def step_to_resume(output: Path, resume: str) -> int:
+    """Step of the checkpoint that a run means to resume from, by its folder's name; 0 without one. Nothing is read."""
+    folders = checkpoint.committed(output / "checkpoints") if resume == "auto" else [Path(resume)]
+    return (checkpoint.step_of(folders[-1]) or 0) if folders else 0
+
+
 def _newest(root: Path, world: World) -> Path | None:
     found = checkpoint.newest_valid(root, world)
     if found is None and world.broadcast(bool(checkpoint.committed(root))):

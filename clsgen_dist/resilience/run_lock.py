@@ -49,16 +49,16 @@ class RunLock:
             "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "born": _born(os.getpid()),
+            "born": _process_start_time(os.getpid()),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
     def __enter__(self) -> RunLock:
         if self._is_main:
             try:
-                if (other := self._read()) and (life := self._life_of(other)):
+                if (other := self._read()) and (owner := self._live_owner(other)):
                     raise RunLockError(
-                        f"{self._output} belongs to {life}, since {other['time']}: wait for it, stop it, or choose "
+                        f"{self._output} belongs to {owner}, since {other['time']}: wait for it, stop it, or choose "
                         "another --output_dir"
                     )
                 self._output.mkdir(parents=True, exist_ok=True)
@@ -130,19 +130,19 @@ class RunLock:
             "does, then delete that file"
         )
 
-    def _life_of(self, claim: dict[str, Any]) -> str | None:
-        """Who lives of an owner, in words; None if nobody does."""
+    def _live_owner(self, claim: dict[str, Any]) -> str | None:
+        """The live process or job that holds the lock, as text; None if it is stale."""
         job, mine = claim["job"], self._claim
         if job and (job, claim["restart"]) != (mine["job"], mine["restart"]) and job == mine["job"]:
             return None  # what is left of this job's last start, if anything
-        if claim["host"] == mine["host"] and claim["born"] and _born(claim["pid"]) == claim["born"]:
+        if claim["host"] == mine["host"] and claim["born"] and _process_start_time(claim["pid"]) == claim["born"]:
             return f"process {claim['pid']} on {claim['host']}"
-        if job and job != mine["job"] and _runs(job):
+        if job and job != mine["job"] and _slurm_job_is_running(job):
             return f"job {job}, which runs"
         return None
 
 
-def _born(pid: int) -> str | None:
+def _process_start_time(pid: int) -> str | None:
     """When a process started, which distinguishes it from a later one of its number; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -151,7 +151,7 @@ def _born(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def _runs(job: str) -> bool:
+def _slurm_job_is_running(job: str) -> bool:
     """Whether a job runs, as far as Slurm can be asked.
 
     Where its controller does not answer a job, the other may run, so it does. Outside a job Slurm's commands may lie

@@ -21,6 +21,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -34,17 +36,56 @@ def nan_above(loss: Tensor, limit: float) -> Tensor:
     return torch.where(torch.isfinite(loss) & (loss <= limit), 1.0, float("nan"))
 
 
-def reason(losses: Mapping[str, float], limits: Mapping[str, float], counts: Mapping[str, float]) -> str:
-    """Why a step was skipped, in words; all by term."""
-    for name, loss in losses.items():
-        if counts[name] and not math.isfinite(loss):
-            return f"the {name} loss is {loss}"
-        if loss > limits[name]:
-            return f"the {name} loss is {loss:.4g}, more than the {limits[name]:.4g} that recent steps allow"
-    return "a gradient is not finite"
+class SkipCode(StrEnum):
+    """Why a step was skipped."""
+
+    NON_FINITE_LOSS = "non-finite-loss"
+    LOSS_SPIKE = "loss-spike"
+    NON_FINITE_GRADIENT = "non-finite-gradient"
 
 
-def write_skipped(path: Path, step: int, why: str, ids: Sequence[str]) -> None:
-    """Add a skipped step and its rows to a file of JSON lines."""
+@dataclass(frozen=True, kw_only=True)
+class SkipCause:
+    """Why a step was skipped, with the numbers that say so."""
+
+    code: SkipCode
+    term: str | None = None
+    """The loss term that is the cause, if one is."""
+    loss: float | None = None
+    """Its mean loss."""
+    limit: float | None = None
+    """The largest loss that recent steps allow."""
+
+    @property
+    def words(self) -> str:
+        """The cause in words."""
+        if self.code is SkipCode.NON_FINITE_LOSS:
+            return f"the {self.term} loss is {self.loss}"
+        if self.code is SkipCode.LOSS_SPIKE:
+            return f"the {self.term} loss is {self.loss:.4g}, more than the {self.limit:.4g} that recent steps allow"
+        return "a gradient is not finite"
+
+
+def skip_cause(losses: Mapping[str, float], limits: Mapping[str, float], counts: Mapping[str, float]) -> SkipCause:
+    """Why a step was skipped.
+
+    Args:
+        losses: mean of each term.
+        limits: above which it is a spike.
+        counts: what the step had for each term.
+    """
+    for term, loss in losses.items():
+        if counts[term] and not math.isfinite(loss):
+            return SkipCause(code=SkipCode.NON_FINITE_LOSS, term=term, loss=loss)
+        if loss > limits[term]:
+            return SkipCause(code=SkipCode.LOSS_SPIKE, term=term, loss=loss, limit=limits[term])
+    return SkipCause(code=SkipCode.NON_FINITE_GRADIENT)
+
+
+def write_skipped(path: Path, step: int, cause: SkipCause, ids: Sequence[str]) -> None:
+    """Add a skipped step to a file of JSON lines: the cause, in words as ``reason``, and the ids of its rows."""
+    # JSON has no NaN.
+    loss = cause.loss if cause.loss is None or math.isfinite(cause.loss) else str(cause.loss)
+    line = {"step": step, **asdict(cause), "loss": loss, "reason": cause.words, "rows": list(ids)}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "reason": why, "rows": list(ids)}, ensure_ascii=False) + "\n")
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")

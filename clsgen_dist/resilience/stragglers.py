@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -31,7 +31,7 @@ _SIZES = {"cpu": 384, "cuda": 4096}
 
 
 @dataclass(frozen=True)
-class Pace:
+class RankTiming:
     """What one rank measured over a window."""
 
     rank: int
@@ -44,49 +44,78 @@ class Pace:
     """Seconds of the matrix product, the best of a few."""
 
 
-def stragglers(paces: list[Pace]) -> dict[str, str]:
-    """What holds up the others, by ``rank N on NODE``; empty where none stands out."""
-    found = {}
-    for pace in paces if len(paces) > 1 else []:
-        others = [p for p in paces if p is not pace]
-        more = pace.busy - median(p.busy for p in others)
-        slower = pace.product / median(p.product for p in others)
-        messages = [f"is busy {more:.3f} s longer than the others in a step of {pace.step:.3f} s"] * (
-            more > _BUSY * pace.step
-        )
-        messages += [f"multiplies {slower:.1f} times slower than the others"] * (slower > _SLOW)
-        if messages:
-            found[f"rank {pace.rank} on {pace.node}"] = " and ".join(messages)
+@dataclass(frozen=True)
+class Straggler:
+    """A rank that holds up the others, by one of two measures or both."""
+
+    rank: int
+    node: str
+    step_s: float
+    """Mean seconds of a step."""
+    extra_busy_s: float | None
+    """Seconds of a step that it is busy for longer than the others; None if that does not stand out."""
+    slowdown: float | None
+    """Time of its matrix product over that of the others; None if that does not stand out."""
+
+    @property
+    def words(self) -> str:
+        """The rank and what is slow about it, in words."""
+        parts = []
+        if self.extra_busy_s is not None:
+            parts.append(f"is busy {self.extra_busy_s:.3f} s longer than the others in a step of {self.step_s:.3f} s")
+        if self.slowdown is not None:
+            parts.append(f"multiplies {self.slowdown:.1f} times slower than the others")
+        return f"rank {self.rank} on {self.node} {' and '.join(parts)}"
+
+
+def find_stragglers(timings: list[RankTiming]) -> list[Straggler]:
+    """The ranks that stand out, compared with the median of the others."""
+    found = []
+    for timing in timings if len(timings) > 1 else []:
+        others = [other for other in timings if other is not timing]
+        extra = timing.busy - median(other.busy for other in others)
+        slowdown = timing.product / median(other.product for other in others)
+        is_busy, is_slow = extra > _BUSY * timing.step, slowdown > _SLOW
+        if is_busy or is_slow:
+            measures = extra if is_busy else None, slowdown if is_slow else None
+            found.append(Straggler(timing.rank, timing.node, timing.step, *measures))
     return found
 
 
 class StragglerDetector:
-    """Measures this rank, and compares all of them every :data:`WINDOW` steps."""
+    """Measures this rank, and compares all of them every :data:`WINDOW` steps.
+
+    Args:
+        world: this rank among the others.
+        file: takes what was found, a line of JSON each time.
+    """
 
     def __init__(self, world: World, file: Path) -> None:
-        """``file`` takes what was found, a line of JSON each time."""
         self._world, self._file = world, file
         size = _SIZES.get(world.device.type, _SIZES["cpu"])
         self._matrix = torch.ones(
             size, size, device=world.device, dtype=torch.bfloat16 if size > 1000 else torch.float32
         )
         self._steps, self._since, self._waited = 0, time.perf_counter(), seconds_waited()
-        self._named: dict[str, str] = {}
+        self._suspects: set[int] = set()
+        """Ranks that stood out in the last window."""
 
-    def step(self, step: int) -> list[str]:
+    def step(self, step: int) -> list[Straggler]:
         """Another step begins; at the end of a window, collective: who stood out in it and in the one before."""
         self._steps += 1
         if self._steps < WINDOW:
             return []
         seconds = (time.perf_counter() - self._since) / WINDOW
         busy = seconds - (seconds_waited() - self._waited) / WINDOW
-        mine = Pace(self._world.rank, self._world.node, busy, seconds, self._time_product())
-        found = stragglers(self._world.gather(mine))
-        again = [f"{who} {what}" for who, what in found.items() if who in self._named]
+        own = RankTiming(self._world.rank, self._world.node, busy, seconds, self._time_product())
+        found = find_stragglers(self._world.gather(own))
+        again = [straggler for straggler in found if straggler.rank in self._suspects]
         if again and self._world.is_main:
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "stragglers": again}) + "\n")
-        self._named, self._steps, self._since, self._waited = found, 0, time.perf_counter(), seconds_waited()
+                lines = [{**asdict(straggler), "text": straggler.words} for straggler in again]
+                file.write(json.dumps({"step": step, "stragglers": lines}) + "\n")
+        self._suspects = {straggler.rank for straggler in found}
+        self._steps, self._since, self._waited = 0, time.perf_counter(), seconds_waited()
         return again
 
     def _time_product(self) -> float:

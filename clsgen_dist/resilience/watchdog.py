@@ -9,6 +9,7 @@ Only time in which the process could run counts: a job that ``scontrol suspend``
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import threading
@@ -16,16 +17,22 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 
 class Watchdog:
-    """Armed while it is entered; :meth:`beat` at least every ``timeout_s`` seconds keeps the process alive."""
+    """Armed while it is entered; :meth:`beat` at least every ``timeout_s`` seconds keeps the process alive.
+
+    Args:
+        file: takes the stacks.
+        timeout_s: longest time without progress, in seconds.
+    """
 
     def __init__(self, file: Path, timeout_s: float) -> None:
-        """``file`` takes the stacks."""
         self._path, self._timeout_s = file, timeout_s
         self._idle_s = 0.0
         self._over = threading.Event()
+        self._entered = contextlib.ExitStack()
 
     def beat(self) -> None:
         """There is progress: restart the timer."""
@@ -33,18 +40,20 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a")
-        self._file.write(
+        file = self._entered.enter_context(self._path.open("a"))
+        file.write(
             f"--- start of {datetime.now(UTC).isoformat(timespec='seconds')}. Below, if anything: the stacks of this "
             f"rank after {self._timeout_s:g} s without progress (faults.hang_timeout_s), when it ended itself. A rank "
             "that waits in a collective is not the one that hangs: look for the one with other stacks, or none.\n"
         )
-        self._file.flush()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        file.flush()
+        thread = threading.Thread(target=self._watch, args=(file,), name="watchdog", daemon=True)
+        thread.start()
+        self._entered.callback(thread.join)
+        self._entered.callback(self._over.set)
         return self
 
-    def _watch(self) -> None:
+    def _watch(self, file: IO[str]) -> None:
         tick = min(1.0, self._timeout_s / 10)
         before = time.monotonic()
         while not self._over.wait(tick):
@@ -53,14 +62,12 @@ class Watchdog:
             self._idle_s += min(now - before, 2 * tick)
             before = now
             if self._idle_s > self._timeout_s:
-                self._file.write(f"no progress for {self._timeout_s:g} s\n")
-                self._file.flush()
-                faulthandler.dump_traceback(file=self._file, all_threads=True)
+                file.write(f"no progress for {self._timeout_s:g} s\n")
+                file.flush()
+                faulthandler.dump_traceback(file=file, all_threads=True)
                 os._exit(1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join()
-        self._file.close()
+        self._entered.close()

@@ -45,9 +45,9 @@ _BLOCK = 1024
 _PROBE_EPOCHS, _PROBE_BATCH, _PROBE_LR = 10, 64, 0.5
 _PROBE_BLOCKS = 16
 """Blocks whose rows are shuffled together in an epoch of the probing run."""
-OF_BACKBONE = ("loss_explanation", "loss_label", "confidence", "variability")
+BACKBONE_SCORERS = ("loss_explanation", "loss_label", "confidence", "variability")
 """Scorers that ask the backbone."""
-SCORERS = (*difficulty.ROW_SCORERS, *OF_BACKBONE)
+SCORERS = (*difficulty.ROW_SCORERS, *BACKBONE_SCORERS)
 
 
 def difficulty_scores(
@@ -62,15 +62,15 @@ def difficulty_scores(
         compute: whether scores of the backbone may be computed here; else they must be there already.
 
     Raises:
-        DataError: no such scorer, one that says nothing of any row, or scores that must be there and are not.
+        DataError: no such scorer, one without a value for any row, or scores that must be there and are not.
     """
     unknown = [name for name in weights if name not in SCORERS]
     if unknown:
         raise DataError(f"curriculum.difficulty names {unknown[0]!r}, expected scorers among {', '.join(SCORERS)}")
-    made_of = _made_of(rows, backbone)
-    asked = [name for name in weights if name in OF_BACKBONE]
-    files = {name: difficulty.score_file(rows, name, made_of) for name in asked}
-    missing = [name for name in asked if difficulty.load(files[name]) is None]
+    cache_key = _cache_key(rows, backbone)
+    requested = [name for name in weights if name in BACKBONE_SCORERS]
+    files = {name: difficulty.score_file(rows, name, cache_key) for name in requested}
+    missing = [name for name in requested if difficulty.load(files[name]) is None]
     if missing and not compute:
         raise DataError(
             f"the scores {', '.join(missing)} of {rows.table.card.source} by {backbone} do not exist yet; compute "
@@ -81,16 +81,16 @@ def difficulty_scores(
     scores = {
         name: np.asarray(np.load(files[name])) if name in files else difficulty.cached(rows, name) for name in weights
     }
-    silent = [name for name, score_N in scores.items() if np.isnan(score_N).all()]
-    if silent:
+    empty = [name for name, score_N in scores.items() if np.isnan(score_N).all()]
+    if empty:
         raise DataError(
-            f"the scorer {silent[0]!r} says nothing of any row of {rows.table.card.source} (no such column, label or "
+            f"scorer {empty[0]!r} has no value for any row of {rows.table.card.source} (no such column, label or "
             "explanation); drop it from curriculum.difficulty"
         )
     return scores
 
 
-def _made_of(rows: RowDataset, backbone: str) -> list[object]:
+def _cache_key(rows: RowDataset, backbone: str) -> list[object]:
     files = sorted(p for p in Path(backbone).glob("*") if p.is_file()) if Path(backbone).is_dir() else []
     return [rows.fingerprint, backbone, [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
 
@@ -136,7 +136,7 @@ class _Backbone:
                 difficulty.save(file, values[name])
 
     def _key(self) -> str:
-        return hashlib.sha256(repr(_made_of(self.rows, self.backbone)).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr(_cache_key(self.rows, self.backbone)).encode()).hexdigest()[:12]
 
     def _blocks(self, what: str, target: Path, of_block: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         """All blocks of a quantity in order, memory-mapped, whoever computes them."""

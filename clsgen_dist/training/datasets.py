@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clsgen_dist.config import DataSettings, Settings
+from clsgen_dist.config import Settings
 from clsgen_dist.data.checks.finding import MAX_LISTED, listed
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.reading.rejection import refuse_if_too_bad
+from clsgen_dist.data.settings import DataSettings
 from clsgen_dist.data.tables.build import open_table
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
@@ -54,9 +55,14 @@ def open_datasets(
     seed: int = 0,
     run: str = "",
 ) -> Datasets:
-    """Open the training and dev rows, building their tables if need be; bad rows go to the folder ``quarantine``.
+    """Open the training and dev rows, building their tables if need be.
 
-    ``seed`` is that of the order and ``run`` the run's output folder, which streamed shards must know.
+    Args:
+        data: where the rows are.
+        encoder: of texts and explanations.
+        quarantine: folder for the lists of bad rows; None writes none.
+        seed: of the order; streamed shards are shuffled with it.
+        run: the run's output folder, which streamed shards must know.
 
     Raises:
         DataError: too many bad rows, fewer than two classes, or nothing at all to learn.

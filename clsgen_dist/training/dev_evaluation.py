@@ -5,7 +5,7 @@ Cost: one forward pass over the dev rows, shared by the ranks, and one gather of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
 from clsgen_dist.objectives.normalization import mean
 from clsgen_dist.objectives.term import Term
+from clsgen_dist.resilience.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from clsgen_dist.track.reliability import Reliability
@@ -31,12 +32,19 @@ def evaluate(
     *,
     budget: int,
     padded: bool = False,
-    beat: Callable[[], None] = lambda: None,
+    watchdog: Watchdog,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean loss of each term.
 
-    ``budget`` is the tokens of a batch, padding included where rows are ``padded``; ``beat`` is called after each.
     Collective; every rank gets the same answer.
+
+    Args:
+        engine: the ZeRO-3 engine; left in training mode.
+        rows: the dev rows.
+        world: this rank among the others.
+        budget: tokens of a batch, padding included where rows are padded.
+        padded: pad the rows of a batch instead of packing them.
+        watchdog: gets a beat after each batch.
     """
     engine.eval()
     found: list[tuple[int, np.ndarray]] = []
@@ -46,10 +54,11 @@ def evaluate(
             rows, rank=world.rank, world_size=world.size, budget=budget, padded=padded
         ):
             output = engine(**batch.inputs(world.device))
-            found += zip(indices.tolist(), output.class_logits.cpu().numpy(), strict=False)  # a stand-in has no index
+            # Dummy batches have no index.
+            found += zip(indices.tolist(), output.class_logits.cpu().numpy(), strict=False)
             sums += [total.item() for total in output.term_sums]
             counts += [term.count(batch) for term in terms]
-            beat()
+            watchdog.beat()
     engine.train()
     everything = [item for part in world.gather(found) for item in part]
     logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist import checkpoint
-from clsgen_dist.config import PromptSettings
 from clsgen_dist.data.prompt import RenderedPrompt, render_prompt, saved_prompt
+from clsgen_dist.data.settings import PromptSettings
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError
 

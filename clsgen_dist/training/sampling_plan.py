@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clsgen_dist.config import ObjectivesSettings, Settings
+from clsgen_dist.config import Settings
 from clsgen_dist.data.curriculum.difficulty import combine
 from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder, plan_stages, quantiles, stage_order
 from clsgen_dist.data.loader import TrainStream

@@ -1,4 +1,4 @@
-"""Settings of the loop and its checkpoints."""
+"""Settings of the loop."""
 
 from __future__ import annotations
 
@@ -36,16 +36,3 @@ class TrainSettings:
     """Write the ids of each step's rows to output_dir/rows.jsonl: what was visited when, for audits and comparisons."""
     collective_timeout_s: PositiveInt = 1800
     """A collective that waits longer than this ends the run: a dead rank is not waited for."""
-
-
-@dataclass(kw_only=True)
-class CheckpointSettings:
-    """What is kept, and when."""
-
-    asynchronous: bool = True
-    """Copy the shard to host memory and write it while training continues; false: write it before the next step."""
-
-    every: PositiveInt | None = None
-    """Save every this many steps (and at each evaluation that is the best so far, and at the end)."""
-    keep_last: PositiveInt = 2
-    """How many of the newest checkpoints are kept, besides the best."""

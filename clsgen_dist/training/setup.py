@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PreparedRun:
     """What a trainer trains, with what, and where to."""
 
     output: Path
@@ -50,7 +50,7 @@ class Run:
     prompt: RenderedPrompt
 
 
-def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, world: World) -> Run:
+def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, world: World) -> PreparedRun:
     """Everything before the first step; what cannot be trained is refused here. Collective."""
     output, data = Path(settings.output_dir), settings.data
     backbone = backbone_path(settings.model.backbone)
@@ -85,12 +85,12 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     if stream.padded:
         why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
         logger.info("rows are padded, not packed: %s", why)
-    return Run(
+    return PreparedRun(
         output=output, engine=engine, stream=stream, dev=datasets.dev, labels=labels, canary=canary, prompt=prompt
     )
 
 
-def run_identity(settings: Settings, run: Run, frozen_sums: tuple[float, float], step: int) -> RunIdentity:
+def run_identity(settings: Settings, run: PreparedRun, frozen_sums: tuple[float, float], step: int) -> RunIdentity:
     """What a run that resumes at ``step`` must share with this one."""
     model, rows = settings.model, run.stream.rows
     return RunIdentity(

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from clsgen_dist.config import ObjectivesSettings, OptimSettings
 from clsgen_dist.data.loader import Step
 from clsgen_dist.engine.optim import lr_factor, set_lr
+from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.engine.world import World, waiting
 from clsgen_dist.objectives.balance import Balance, BalanceState
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
+from clsgen_dist.objectives.settings import ObjectivesSettings
 from clsgen_dist.objectives.term import Term
 from clsgen_dist.resilience import spikes
 from clsgen_dist.training.sampling_plan import weight_schedule

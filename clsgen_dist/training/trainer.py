@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import Any
 
 from clsgen_dist import checkpoint
 from clsgen_dist.checkpoint.canary import score_canary
-from clsgen_dist.checkpoint.saver import Saver, checkpoint_bytes, checkpoints_to_come, require_room
+from clsgen_dist.checkpoint.saver import Saver
 from clsgen_dist.checkpoint.state import TrainState
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.loader import Step, prefetch
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
-from clsgen_dist.engine.world import World, launched_ranks, process_group
+from clsgen_dist.engine.world import World, process_group, set_launch_variables
 from clsgen_dist.errors import NonFiniteLossError, Preempted
 from clsgen_dist.io.files import disk_full_as_user_error
 from clsgen_dist.io.log import log_to_folder
@@ -33,7 +32,7 @@ from clsgen_dist.objectives.normalization import StepCounts
 from clsgen_dist.resilience import spikes
 from clsgen_dist.resilience.preemption import PreemptionHandler
 from clsgen_dist.resilience.restarts import StartLog
-from clsgen_dist.resilience.run_dir import prepare_run_dir
+from clsgen_dist.resilience.run_dir import prepare_run_dir, step_to_resume
 from clsgen_dist.resilience.run_lock import RunLock
 from clsgen_dist.resilience.stragglers import StragglerDetector
 from clsgen_dist.resilience.watchdog import Watchdog
@@ -45,7 +44,7 @@ from clsgen_dist.training.build import zero_config
 from clsgen_dist.training.dev_evaluation import dev_metrics, evaluate, is_better, metric_name, reliability
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
 from clsgen_dist.training.setting_changes import changed_settings
-from clsgen_dist.training.setup import Run, prepare, run_identity
+from clsgen_dist.training.setup import PreparedRun, prepare, run_identity
 from clsgen_dist.training.step import StepResult, TrainStep, agree
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,17 @@ class TrainResult:
 
 
 def train(settings: Settings) -> TrainResult:
-    """Run a training from settings to its last checkpoint; every rank calls it.
+    """Run a training from settings to its last checkpoint.
+
+    Collective: call it in every rank that the launcher has started; without a launcher, this process is the only rank.
+    It sets the launch variables that are missing in the environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR,
+    MASTER_PORT), catches SIGUSR2 and SIGTERM meanwhile, and leaves the process group at its end.
+
+    Args:
+        settings: of the run; the same on every rank.
+
+    Returns:
+        The final training state, and the best checkpoint.
 
     Raises:
         SettingsError, DataError, CheckpointError, NoProgressError, FileNotFoundError: what the user can fix; before
@@ -73,9 +82,9 @@ def train(settings: Settings) -> TrainResult:
         Preempted: SIGUSR2 or SIGTERM was received; the last checkpoint is of the step after which it stopped.
     """
     output = Path(settings.output_dir)
-    ranks = launched_ranks()
-    zero = zero_config(settings, ranks)
-    is_main = os.environ["RANK"] == "0"
+    launched = set_launch_variables()
+    zero = zero_config(settings, launched.size)
+    is_main = launched.rank == 0
     with (
         PreemptionHandler() as preemption,
         disk_full_as_user_error(output),
@@ -83,8 +92,8 @@ def train(settings: Settings) -> TrainResult:
         StartLog(
             output,
             is_main=is_main,
-            step=_newest_step(settings, output),
-            ranks=ranks,
+            step=step_to_resume(output, settings.resume),
+            ranks=launched.size,
             limit=settings.faults.max_stuck_starts if settings.resume == "auto" else None,
             forget=settings.resume == "never" and settings.overwrite,
         ) as start_log,
@@ -105,21 +114,29 @@ def train(settings: Settings) -> TrainResult:
 
 
 class Trainer:
-    """The loop and what it carries from step to step."""
+    """The loop and what it carries from step to step.
+
+    Args:
+        settings: of the run.
+        world: this rank among the others.
+        run: what :func:`clsgen_dist.training.setup.prepare` returned.
+        preemption: entered; says whether a signal was received.
+        run_lock: entered; required before each save.
+        start_log: entered; is told the steps done.
+    """
 
     def __init__(
         self,
         settings: Settings,
         world: World,
-        run: Run,
+        run: PreparedRun,
         preemption: PreemptionHandler,
         run_lock: RunLock,
         start_log: StartLog,
     ) -> None:
         self.settings, self.world, self.preemption, self.start_log = settings, world, preemption, start_log
-        self.engine, self.stream, self.dev, self.labels, self.canary = (
-            run.engine, run.stream, run.dev, run.labels, run.canary,
-        )  # fmt: skip
+        self.engine, self.stream = run.engine, run.stream
+        self.dev, self.labels, self.canary = run.dev, run.labels, run.canary
         self.output, self.checkpoints = run.output, run.output / "checkpoints"
         self.total_steps = total_steps(run.stream, settings)
         self.last_step = min(self.total_steps, end_of_stage(run.stream, settings.train.stop_at_stage))
@@ -142,7 +159,7 @@ class Trainer:
             keep_last=settings.checkpoint.keep_last,
             asynchronous=settings.checkpoint.asynchronous,
             prompt=run.prompt.to_json(),
-            before_write=lambda: run_lock.require(world),
+            require_lock=run_lock.require,
         )
         self.identity = functools.partial(run_identity, settings, run, checkpoint.frozen_sums(run.engine.module, world))
         # They write nothing until the run knows at which step it begins.
@@ -152,7 +169,16 @@ class Trainer:
         self.watchdog = Watchdog(self.output / f"stacks/rank-{world.rank}.txt", settings.faults.hang_timeout_s)
 
     def run(self, resume_from: Path | None) -> TrainResult:
-        """Resume if asked, then step until the stream ends, the dev metric stops improving, or a signal arrives."""
+        """Resume if asked, then step until the stream ends, the dev metric stops improving, or a signal arrives.
+
+        Args:
+            resume_from: a committed checkpoint; None starts at step 0.
+
+        Returns:
+            The final training state, and the best checkpoint.
+
+        Raises: as :func:`train`.
+        """
         if resume_from is not None:
             self._resume(resume_from)
         if self.world.is_main:
@@ -160,7 +186,11 @@ class Trainer:
             checkpoint.clear_after(self.checkpoints, self.state.step if ours else -1)
             drop_steps_from(self.output / spikes.SKIPPED_FILE, self.state.step + 1)
         self.world.barrier()
-        self._require_room()
+        self.saver.require_disk_space(
+            self.last_step - self.state.step,
+            every=self.settings.checkpoint.every,
+            eval_every=self.settings.train.eval_every if self.dev else None,
+        )
         main, step = self.world.is_main, self.state.step
         self.log = TensorBoardLog(
             self.output / "tensorboard" if main else None,
@@ -184,18 +214,6 @@ class Trainer:
         logger.info("%s checkpoint: %s", which, result.checkpoint)
         return result
 
-    def _require_room(self) -> None:
-        """Room for every checkpoint that will be on the disk at once; collective."""
-        train, kept = self.settings.train, self.settings.checkpoint
-        to_come = checkpoints_to_come(
-            self.last_step - self.state.step,
-            kept.every,
-            train.eval_every if self.dev else None,
-            keep_last=kept.keep_last,
-            there=len(checkpoint.committed(self.checkpoints)),
-        )
-        require_room(self.checkpoints, self.world, checkpoint_bytes(self.engine, self.world), to_come)
-
     def _resume(self, folder: Path) -> None:
         self.state = checkpoint.load(self.engine, self.world, folder, self.identity)
         scored = score_canary(self.engine, self.canary, self.world)
@@ -208,10 +226,8 @@ class Trainer:
                 "the best checkpoint was by %s and is now by %s: best-so-far reset", self.state.best_by, self.best_by
             )
             self._update(best_by=self.best_by, best_step=None, best_value=None, evaluations_without_gain=0)
-        logger.info(
-            "resumed from %s at step %d of %d; loss of a fixed text: %.6f when saved, %.6f now",
-            *(folder, self.state.step, self.total_steps, then, now),
-        )
+        message = "resumed from %s at step %d of %d; loss of a fixed text: %.6f when saved, %.6f now"
+        logger.info(message, folder, self.state.step, self.total_steps, then, now)
 
     def _update(self, **changes: Any) -> None:
         self.state = dataclasses.replace(self.state, **changes)
@@ -224,11 +240,9 @@ class Trainer:
         for share, waited in prefetch(self.stream.step, self.state.step, self.last_step):
             step = self.state.step
             if self._gave_up():
-                logger.info(
-                    "step %d: stopped early: %d evaluations in a row without a better %s than %s",
-                    *(step, self.state.evaluations_without_gain),
-                    *(self.settings.train.best_metric, self.state.best_value),
-                )
+                count, metric = self.state.evaluations_without_gain, self.settings.train.best_metric
+                message = "step %d: stopped early: %d evaluations in a row without a better %s than %s"
+                logger.info(message, step, count, metric, self.state.best_value)
                 break
             agreed = agree(
                 self.world,
@@ -241,8 +255,8 @@ class Trainer:
                 self._commit()
             if agreed.stop:
                 self._stop()
-            for who in stragglers.step(step):
-                logger.info("step %d straggler: %s", step, who)
+            for straggler in stragglers.step(step):
+                logger.info("step %d straggler: %s", step, straggler.words)
             if staged and share.stage.first_step == step:
                 logger.info("step %d stage: %s", step, share.stage.stage.name)
             limits = self.state.spikes.limits(self.settings.faults.spike_factor, agreed.counts.terms)
@@ -264,9 +278,8 @@ class Trainer:
         if self.saver.last_step != self.state.step:
             self._save()
         self._commit()
-        signal = (
-            f"received {self.preemption.received}" if self.preemption.received else "another rank received a signal"
-        )
+        received = self.preemption.received
+        signal = f"received {received}" if received else "another rank received a signal"
         if not self.state.updates:
             raise Preempted(f"{signal} before the first update: nothing to save. Start again")
         raise Preempted(f"{signal}: checkpoint of step {self.state.step} saved. Resume with --resume auto")
@@ -301,17 +314,17 @@ class Trainer:
         if result.updated:
             return
         skipped_file = self.output / spikes.SKIPPED_FILE
-        why = spikes.reason(result.losses, limits, counts.terms)
-        logger.info("step %d skipped: %s; its rows are in %s", step, why, skipped_file)
+        cause = spikes.skip_cause(result.losses, limits, counts.terms)
+        logger.info("step %d skipped: %s; its rows are in %s", step, cause.words, skipped_file)
         if self.world.is_main:
-            spikes.write_skipped(skipped_file, step, why, share.ids)
+            spikes.write_skipped(skipped_file, step, cause, share.ids)
         if self.state.spikes.in_a_row < faults.max_skipped:
             return
         self._commit()
         back = checkpoint.newest_valid(self.checkpoints, self.world, good=True)
         if back is None or self.state.spikes.rollbacks >= faults.max_rollbacks:
             rolled = f"after {self.state.spikes.rollbacks} rollbacks to a checkpoint"
-            why += f", {'and there is no checkpoint to roll back to' if back is None else rolled}"
+            why = f"{cause.words}, {'and there is no checkpoint to roll back to' if back is None else rolled}"
             in_a_row = self.state.spikes.in_a_row
             raise NonFiniteLossError(
                 f"{in_a_row} updates in a row up to step {step} were skipped, the last because {why}. Look at "
@@ -369,7 +382,7 @@ class Trainer:
                 self.train_step.terms,
                 budget=train.micro_batch_tokens,
                 padded=self.stream.padded,
-                beat=self.watchdog.beat,
+                watchdog=self.watchdog,
             )
             # One rank decides, so that all take the same branch whatever their floating point does.
             metrics = self.world.broadcast(
@@ -390,9 +403,3 @@ class Trainer:
     def _gave_up(self) -> bool:
         patience = self.settings.train.early_stop_patience
         return patience is not None and self.state.evaluations_without_gain >= patience
-
-
-def _newest_step(settings: Settings, output: Path) -> int:
-    """Step of the checkpoint that a run means to resume from, by its name: nothing is read."""
-    folders = checkpoint.committed(output / "checkpoints") if settings.resume == "auto" else [Path(settings.resume)]
-    return (checkpoint.step_of(folders[-1]) or 0) if folders else 0

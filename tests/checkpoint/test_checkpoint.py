@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from clsgen_dist import checkpoint
-from clsgen_dist.checkpoint.saver import checkpoints_to_come, require_room
+from clsgen_dist.checkpoint.saver import checkpoints_still_to_store, require_disk_space
 from clsgen_dist.errors import CheckpointError
 
 
@@ -184,15 +184,15 @@ def test_a_canary_mismatch_on_one_rank_is_an_error(tmp_path):
 def test_disk_space_is_checked_for_all_checkpoints_kept_at_once(tmp_path):
     world = SimpleNamespace(is_main=True, size=2, broadcast=lambda value: value)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    require_room(tmp_path, world, free // 4, 3)
+    require_disk_space(tmp_path, world, free // 4, 3)
     with pytest.raises(
         CheckpointError, match=r"needs .* GB for 5 checkpoints, but it has .* lower checkpoint.keep_last"
     ):
-        require_room(tmp_path, world, free // 4, 5)
+        require_disk_space(tmp_path, world, free // 4, 5)
 
 
 @pytest.mark.parametrize(
-    ("every", "eval_every", "keep_last", "there", "expected"),
+    ("every", "eval_every", "keep_last", "existing", "expected"),
     [
         (10, None, 2, 0, 3),
         (10, 20, 2, 0, 4),
@@ -203,5 +203,5 @@ def test_disk_space_is_checked_for_all_checkpoints_kept_at_once(tmp_path):
         (10, None, 2, 9, 1),
     ],
 )
-def test_number_of_additional_checkpoints_on_disk(every, eval_every, keep_last, there, expected):
-    assert checkpoints_to_come(100, every, eval_every, keep_last=keep_last, there=there) == expected
+def test_number_of_additional_checkpoints_on_disk(every, eval_every, keep_last, existing, expected):
+    assert checkpoints_still_to_store(100, every, eval_every, keep_last=keep_last, existing=existing) == expected

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from clsgen_dist.engine.world import _environment, ranks_here
+from clsgen_dist.engine.world import ranks_here, set_launch_variables
 from clsgen_dist.errors import SettingsError
 
 
@@ -15,12 +17,12 @@ def test_ranks_come_from_slurm_without_a_launcher(monkeypatch):
     for name, value in {"PROCID": "3", "LOCALID": "1", "NTASKS": "4"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     with pytest.raises(SettingsError, match="MASTER_ADDR or MASTER_PORT is not set"):
-        _environment()
+        set_launch_variables()
     monkeypatch.setenv("MASTER_ADDR", "node0")
     monkeypatch.setenv("MASTER_PORT", "12345")
-    _environment()
-    import os
-
+    launched = set_launch_variables()
+    assert (launched.rank, launched.local_rank, launched.size) == (3, 1, 4)
+    assert set_launch_variables() == launched
     assert [os.environ[n] for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["3", "1", "4"]
 
 

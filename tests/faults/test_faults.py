@@ -230,10 +230,10 @@ def test_a_straggler_is_named(run, tmp_path):
     slow = [{"what": "sleep", "seconds": 0.3, "rank": 1}]
     done = run(tmp_path / "run", slow, train__batch_size=2, train__max_steps=41, checkpoint__every="null")
     assert done.status == [0, 0]
-    (found,) = lines(tmp_path / "run/stragglers.jsonl")
-    (message,) = found["stragglers"]
-    assert message.startswith(f"rank 1 on {socket.gethostname()} is busy 0.")
-    assert f"straggler: {message}" in done.logs[0]
+    ((straggler,),) = [line["stragglers"] for line in lines(tmp_path / "run/stragglers.jsonl")]
+    assert straggler["rank"] == 1 and straggler["extra_busy_s"] > 0.2 * straggler["step_s"]
+    assert straggler["text"].startswith(f"rank 1 on {socket.gethostname()} is busy 0.")
+    assert f"straggler: {straggler['text']}" in done.logs[0]
 
 
 # --- skipped steps and rollbacks
@@ -250,9 +250,12 @@ def test_bad_steps_are_skipped_on_all_ranks_and_their_rows_logged(run, tmp_path)
     assert done.status == [0, 0], done.text
     skipped, visited = lines(tmp_path / "run/skipped.jsonl"), lines(tmp_path / "run/rows.jsonl")
     assert [line["step"] for line in skipped] == [3, 5, 24]
-    reasons = [line["reason"] for line in skipped]
-    assert reasons[:2] == ["the generation loss is nan", "a gradient is not finite"]
-    assert "more than the" in reasons[2]
+    assert [line["code"] for line in skipped] == ["non-finite-loss", "non-finite-gradient", "loss-spike"]
+    assert (skipped[0]["term"], skipped[0]["loss"]) == ("generation", "nan") and skipped[2]["loss"] > skipped[2][
+        "limit"
+    ]
+    first, second, third = (line["reason"] for line in skipped)
+    assert (first, second) == ("the generation loss is nan", "a gradient is not finite") and "more than the" in third
     assert [line["rows"] for line in skipped] == [visited[k]["rows"] for k in (2, 4, 23)]
     marker = checkpoint.read_marker(checkpoint.committed(tmp_path / "run/checkpoints")[-1])
     assert marker["state"]["spikes"]["skipped"] == 3 and marker["state"]["spikes"]["rollbacks"] == 0

@@ -61,7 +61,7 @@ def layout_of(kind: str, folder: Path) -> tuple[str, str]:
             found = self_test(model.eval(), Sample(tokens[:20], tokens[20:], -1))
         found.require_trainable(kind)
     except UnsupportedBackboneError as error:
-        return "refused", error.reason
+        return "refused", error.reason.words
     model.layout = found.layout
     _trains(model.train(), tokens)
     _exports(model.lm, opened, folder / "out")

@@ -36,7 +36,7 @@ from clsgen_dist.data.reading.sniff import (
     kind_of_file,
     open_bytes,
 )
-from clsgen_dist.errors import DataError
+from clsgen_dist.errors import DataError, first_line
 
 _DELIMITERS = ",;\t|"
 PART_BYTES = 16 * 2**20
@@ -355,9 +355,8 @@ def dataset_of(part: Part) -> Any:
         try:
             return load_dataset(part.path, split=part.split)
         except Exception as error:  # offline, unknown, gated, no such split: each has its own exception
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
-                f"{part.path!r} is not a local file or folder, and could not be loaded from the hub: {first}"
+                f"{part.path!r} is no local file or folder, and could not be loaded from the hub: {first_line(error)}"
             ) from error
     if not any((Path(part.path) / name).exists() for name in ("state.json", "dataset_dict.json")):
         raise DataError(

@@ -190,7 +190,7 @@ def test_training_does_not_compute_backbone_scores(rows, tiny_backbone):
 
 def test_a_scorer_without_a_score_for_any_row_is_refused(row_dataset):
     rows = row_dataset([{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(6)])
-    with pytest.raises(DataError, match=r"scorer 'given' says nothing of any row .* drop it"):
+    with pytest.raises(DataError, match=r"scorer 'given' has no value for any row .* drop it"):
         difficulty_scores(rows, {"length": 1.0, "given": 1.0}, backbone="", compute=False)
 
 
