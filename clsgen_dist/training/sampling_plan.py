@@ -16,6 +16,7 @@ from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.objectives.loss_weights import WeightSchedule
+from clsgen_dist.objectives.settings import ObjectivesSettings
 from clsgen_dist.training.backbone_scores import difficulty_scores
 from clsgen_dist.training.datasets import Datasets
 
