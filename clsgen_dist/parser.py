@@ -11,11 +11,11 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_loader, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader, set_parsing_settings
 
 from clsgen_dist.data.curriculum.stages import Stage
 from clsgen_dist.data.example import Columns
@@ -45,17 +45,29 @@ class Parser(ArgumentParser):
         raise SystemExit(2)
 
 
+class _HelpFormatter(DefaultHelpFormatter):
+    """Help that shows the range of a number after its type."""
+
+    def _get_type_str(self, action: Any) -> str | None:
+        kind = super()._get_type_str(action)
+        allowed = getattr(action, "allowed", None)
+        return f"{kind}, {allowed}" if allowed else kind
+
+
 def new_parser(program: str, description: str = "") -> Parser:
     """A parser without any option yet."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader(_YAML, _load_yaml, (yaml.YAMLError,))
-    return Parser(prog=program, description=description, allow_abbrev=False, parser_mode=_YAML)
+    return Parser(
+        prog=program, description=description, allow_abbrev=False, parser_mode=_YAML, formatter_class=_HelpFormatter
+    )
 
 
 def add_settings(parser: Parser, settings: type) -> None:
     """The settings tree as flags ``--section.key``, and ``--config`` for a recipe."""
     parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; the flags after it override it")
     parser.add_class_arguments(settings, None)
+    _note_ranges(parser, _hints_of_tree(settings))
 
 
 def command_parser(
@@ -64,6 +76,7 @@ def command_parser(
     *,
     settings: type,
     positional: str | None = None,
+    one_file: bool = False,
     switches: Sequence[str] = (),
     verbatim: Sequence[str] = (),
 ) -> Parser:
@@ -74,6 +87,7 @@ def command_parser(
         program: what the user typed, like ``clsgen plan``.
         settings: the class of the settings tree.
         positional: the parameter that takes all bare words.
+        one_file: whether the caller has taken a bare FILE out of the words, for the usage.
         switches: parameters that are true when named, without a value.
         verbatim: parameters that take text, in which ``null`` and ``[1]`` have no meaning.
     """
@@ -82,7 +96,8 @@ def command_parser(
     parser = new_parser(program, (command.__doc__ or "").split("\n\n")[0])
     described = {p.arg_name: p.description for p in parse(command.__doc__ or "").params}
     if positional:
-        parser.add_argument(positional, nargs="*", type=str, metavar="FILE", help=described[positional])
+        words = parser.add_argument(positional, nargs="*", type=str, metavar="FILE", help=described[positional])
+        words.required = False  # argparse calls it required as it has no default
     for name in switches:
         parser.add_argument(f"--{name}", action="store_true", help=described[name])
     for name in verbatim:
@@ -91,6 +106,11 @@ def command_parser(
     parser.add_function_arguments(command, None, as_group=False, as_positional=False, skip=skip)
     if "settings" in inspect.signature(command).parameters:
         add_settings(parser, settings)
+    _note_ranges(parser, _hints(command))
+    parameters = inspect.signature(command).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.name not in ("settings", positional)]
+    files = " [FILE ...]" if positional else " [FILE]" if one_file else ""
+    parser.usage = f"%(prog)s{''.join(f' --{name} {name.upper()}' for name in required)}{files} [options]"
     return parser
 
 
@@ -104,13 +124,32 @@ def call(command: Callable[..., None], parser: Parser, argv: Sequence[str], *, s
             arguments["settings"] = settings(**{name: arguments.pop(name) for name in names})
         except SettingsError as error:
             parser.error(str(error))
-    # Of the command's own types only the number ranges matter here.
-    types = {**vars(value_ranges), "Settings": object, "Columns": object}
-    hints = get_type_hints(command, localns=types, include_extras=True)
     own = {f"--{name}": value for name, value in arguments.items()}
-    if faults := value_ranges.range_faults({f"--{name}": kind for name, kind in hints.items()}, own):
+    if faults := value_ranges.range_faults({f"--{name}": kind for name, kind in _hints(command).items()}, own):
         parser.error("; ".join(faults))
     return lambda: command(**arguments)
+
+
+def _hints(command: Callable[..., None]) -> dict[str, Any]:
+    """The types of a command's parameters; of other types than numbers only the name matters here."""
+    types = {**vars(value_ranges), "Settings": object, "Columns": object}
+    return get_type_hints(command, localns=types, include_extras=True)
+
+
+def _hints_of_tree(settings: Any, section: str = "") -> dict[str, Any]:
+    """The types of all settings by dotted name."""
+    hints: dict[str, Any] = {}
+    for name, kind in get_type_hints(settings, include_extras=True).items():
+        hints |= _hints_of_tree(kind, f"{section}{name}.") if dataclasses.is_dataclass(kind) else {section + name: kind}
+    return hints
+
+
+def _note_ranges(parser: Parser, hints: Mapping[str, Any]) -> None:
+    """Have the help show the ranges, which the actions' own types do not keep."""
+    actions: list[Any] = parser._actions
+    for action in actions:
+        if allowed := value_ranges.range_words(hints.get(action.dest)):
+            action.allowed = allowed
 
 
 # --- YAML ----------------------------------------------------------------------------------------------------------

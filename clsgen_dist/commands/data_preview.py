@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import shortened
 from clsgen_dist.io.files import atomic_write, require_writable, writing
 from clsgen_dist.io.plots import save_figure, stacked_axes
 from clsgen_dist.io.tables import markdown_table
+from clsgen_dist.io.text import shortened
 
 if TYPE_CHECKING:
     from clsgen_dist.config import Settings
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # N rows, B rows of a step
 
-DEFAULT_RECIPE = "configs/recipe.yaml"
 _CLASSES = 8
 """Classes with a column of their own."""
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import shortened
 from clsgen_dist.io.files import require_writable
 from clsgen_dist.io.plots import save_figure, stacked_axes
 from clsgen_dist.io.tables import markdown_table
+from clsgen_dist.io.text import shortened
 
 if TYPE_CHECKING:
     from clsgen_dist.config import Settings
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 # N rows
 
-DEFAULT_RECIPE = "configs/recipe.yaml"
-FILE_SETTING = "data.train"
 _EXCERPT = 160
 _DRAWN = 8
 """Classes that are drawn."""

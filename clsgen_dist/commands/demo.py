@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clsgen_dist.data.example import Example
     from clsgen_dist.evaluation.report import Report, Scores
     from clsgen_dist.inference.predict import Prediction, Predictor
+    from clsgen_dist.io.value_ranges import NonNegativeInt, PositiveInt
 
 
 class DemoError(UserError):
@@ -32,9 +33,9 @@ class DemoError(UserError):
 
 def run(
     output: str = "runs/demo",
-    ranks: int = 1,
-    seed: int = 0,
-    predictions: int = 3,
+    ranks: PositiveInt = 1,
+    seed: NonNegativeInt = 0,
+    predictions: NonNegativeInt = 3,
 ) -> None:
     """Train, export, calibrate and evaluate the embedded demo, and print a report.
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from clsgen_dist.config import Settings
     from clsgen_dist.io.value_ranges import PositiveInt
 
-DEFAULT_RECIPE = "configs/recipe.yaml"
-
 
 def run(settings: Settings, ranks: PositiveInt = 64, micro_steps: PositiveInt = 2, json: str | None = None) -> None:
     """What one rank of many does at full size, by the code that trains, without memory: every collective, checkpoint.

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from clsgen_dist.config import Settings
     from clsgen_dist.io.value_ranges import NonNegativeInt, PositiveInt
 
-DEFAULT_RECIPE = "configs/recipe.yaml"
-
 
 def run(
     settings: Settings,

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from clsgen_dist.inference.predict import Prediction
     from clsgen_dist.io.value_ranges import ClosedUnitInterval, PositiveInt
 
-VERBATIM = ("text",)
-
 
 def run(
     model: str,
@@ -44,7 +42,7 @@ def run(
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.reading.cells import is_blank
     from clsgen_dist.data.reading.ingest import read_texts
-    from clsgen_dist.data.reading.rejection import places, refuse_if_too_bad
+    from clsgen_dist.data.reading.rejection import format_locations, require_few_bad_rows
     from clsgen_dist.errors import DataError
     from clsgen_dist.inference.predict import Predictor
     from clsgen_dist.inference.rows import predict_texts
@@ -63,7 +61,7 @@ def run(
     rows = read_texts(input, columns or Columns())
     good = [row for row in rows if row.rejected is None]
     bad = [row.rejected for row in rows if row.rejected is not None]
-    refuse_if_too_bad(input, len(good), len(bad), bad, max_bad_fraction, None, "--max_bad_fraction")
+    require_few_bad_rows(input, len(good), len(bad), bad, max_bad_fraction, None, "--max_bad_fraction")
     predictor = Predictor(Path(model))
     predictions = predict_texts(predictor, [row.text for row in good], batch_size, explain, max_new_tokens)
     answers = iter(predictions)
@@ -79,7 +77,7 @@ def run(
     shortened = sum(p.truncated for p in predictions)
     print(f"wrote {len(rows)} rows to {target}: {len(good)} predicted, {shortened} of them shortened in the middle")
     if bad:
-        print(f"{len(bad)} of {len(rows)} rows have an error instead: {places(bad)}", file=sys.stderr)
+        print(f"{len(bad)} of {len(rows)} rows have an error instead: {format_locations(bad)}", file=sys.stderr)
 
 
 def _as_json(prediction: Prediction) -> dict[str, object]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clsgen_dist.calibration.affine import AffineCalibration, probabilities
-from clsgen_dist.data.checks.finding import MAX_LISTED, named
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.evaluation.report import (
     Report,
@@ -19,6 +18,7 @@ from clsgen_dist.evaluation.report import (
 )
 from clsgen_dist.inference.predict import Prediction, Predictor
 from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels, predict_rows
+from clsgen_dist.io.text import MAX_LISTED, quoted
 
 # N rows, C classes
 
@@ -74,7 +74,7 @@ def build_report(
     absent = [name for index, name in enumerate(card.labels) if index not in labels_N]
     if absent:
         notes.append(
-            f"no row of the class {', '.join(map(named, absent[:MAX_LISTED]))}: AUROC "
+            f"no row of the class {', '.join(map(quoted, absent[:MAX_LISTED]))}: AUROC "
             + ("needs two classes" if len(absent) == len(card.labels) - 1 else "and F1 are of the other classes")
         )
     if card.calibration:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.ingest import Ingested, read_examples
-from clsgen_dist.data.reading.rejection import places
+from clsgen_dist.data.reading.rejection import format_locations
 from clsgen_dist.errors import DataError
 from clsgen_dist.inference.predict import Prediction, Predictor
 from clsgen_dist.track.progress import Progress
@@ -35,7 +35,7 @@ def labelled_rows(
         setting="--max_bad_fraction",
     )
     if rows.rejected:
-        logger.warning("%s: %d bad rows left out: %s", source, len(rows.rejected), places(rows.rejected))
+        logger.warning("%s: %d bad rows left out: %s", source, len(rows.rejected), format_locations(rows.rejected))
     labelled = [example for example in rows.examples if example.label is not None]
     if not labelled:
         raise DataError(f"{source} has no labelled row; name the label column with --columns.label")

@@ -17,6 +17,7 @@ NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
+JaccardThreshold = Annotated[float, Ge(0.5), Lt(1)]
 
 
 def range_faults(types: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
@@ -34,6 +35,12 @@ def dataclass_range_faults(settings: Any) -> list[str]:
     return range_faults(get_type_hints(type(settings), include_extras=True), vars(settings))
 
 
+def range_words(kind: Any) -> str | None:
+    """The range of a number type, or of one in a union, in words; None if it has none."""
+    limits = _limits(kind)
+    return _words(limits) if limits else None
+
+
 def _faults(name: str, kind: Any, value: Any) -> Iterator[str]:
     if dataclasses.is_dataclass(value):
         hints = get_type_hints(type(value), include_extras=True)
@@ -47,19 +54,14 @@ def _faults(name: str, kind: Any, value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _faults(f"{name}.{key}", None, item)
-    elif isinstance(value, (int, float)) and (wanted := _wanted(kind, value)):
-        yield f"{name} is {value}, expected {wanted}"
+    elif isinstance(value, (int, float)) and not all(_holds(limit, value) for limit in _limits(kind)):
+        yield f"{name} is {value}, expected {range_words(kind)}"
 
 
-def _wanted(kind: Any, value: float) -> str | None:
-    """The range in words, if the value is outside it."""
-    if get_origin(kind) is Annotated:
-        limits = get_args(kind)[1:]
-        return None if all(map(_holds, limits, [value] * len(limits))) else _words(limits)
-    for inner in get_args(kind):
-        if get_origin(inner) is Annotated:
-            return _wanted(inner, value)
-    return None
+def _limits(kind: Any) -> tuple[Any, ...]:
+    """The limits of a number type, or of the first one in a union that has some."""
+    of_union = (get_args(inner)[1:] for inner in get_args(kind) if get_origin(inner) is Annotated)
+    return get_args(kind)[1:] if get_origin(kind) is Annotated else next(of_union, ())
 
 
 def _holds(limit: Any, value: float) -> bool:
@@ -76,6 +78,10 @@ def _words(limits: tuple[Any, ...]) -> str:
     match limits:
         case (Ge(low), Le(high)):
             return f"a share from {low:g} to {high:g}"  # type: ignore[str-bytes-safe]
+        case (Ge(low), Lt(high)):
+            return f"a share from {low:g} to below {high:g}"  # type: ignore[str-bytes-safe]
+        case (Gt(low), Le(high)):
+            return f"a share above {low:g}, up to {high:g}"  # type: ignore[str-bytes-safe]
         case (Gt(low),):
             return f"more than {low}"
         case (Ge(low),):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clsgen_dist.data.checks.finding import Finding, listed, row_ref, rows_are
+from clsgen_dist.data.checks.finding import Finding, row_ref
 from clsgen_dist.data.checks.measure import Split
 from clsgen_dist.data.reading.cells import Notice
+from clsgen_dist.io.text import counts_phrase, row_count_phrase
 
 _MESSAGES = {
     Notice.MISSING_LABEL: (
@@ -51,7 +52,7 @@ def cells(split: Split, names: Sequence[str]) -> Iterator[Finding]:
             notice.value,
             "warning",
             (split.source.name,),
-            f"{rows_are(len(rows), 'has', 'have')} " + what.format(listed(counts)),
+            f"{row_count_phrase(len(rows), 'has', 'have')} " + what.format(counts_phrase(counts)),
             remedy,
             len(rows),
             len(split),

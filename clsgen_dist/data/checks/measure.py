@@ -81,7 +81,7 @@ class Split:
 
 
 @dataclass
-class Measured:
+class RowStatistics:
     """All splits, and what they share."""
 
     splits: list[Split]
@@ -133,7 +133,7 @@ def measure(
     columns: Columns,
     labels: Sequence[str] | None,
     encoder: Encoder,
-) -> Measured:
+) -> RowStatistics:
     """Read each source once.
 
     Args:
@@ -150,24 +150,24 @@ def measure(
     rows = [None if split.fault else unique_rows(split.source.path, columns=columns, labels=labels) for split in splits]
     sketches: Sketches | None = None
     names = {name: index for index, name in enumerate(labels or [])}
-    measured = Measured(splits, [], labels is not None, Sketches(Template.none()), [], [], Template.none())
+    statistics = RowStatistics(splits, [], labels is not None, Sketches(Template.none()), [], [], Template.none())
     for index, (split, split_rows) in enumerate(zip(splits, rows, strict=True)):
         if split_rows is None:
             continue
         logger.info("reading %s", split.source.path)
         sample = list(islice(split_rows, _SAMPLE))
         if sketches is None and any(isinstance(row, Example) for row in sample):
-            measured.template = Template.of(normalised(row.text) for row in sample if isinstance(row, Example))
-            sketches = measured.sketches = Sketches(measured.template)
+            statistics.template = Template.of(normalised(row.text) for row in sample if isinstance(row, Example))
+            sketches = statistics.sketches = Sketches(statistics.template)
         seen: dict[int, int] = {}
         for row in chain(sample, split_rows):
             if isinstance(row, RejectedRow):
                 split.rejected.append(replace(row, raw=row.raw[:_MAX_RAW]))
             else:
-                _add(row, split, index, names, measured, encoder, seen)
+                _add(row, split, index, names, statistics, encoder, seen)
         del sample
-    measured.label_names = list(names)
-    return measured
+    statistics.label_names = list(names)
+    return statistics
 
 
 def _add(
@@ -175,17 +175,17 @@ def _add(
     split: Split,
     index: int,
     names: dict[str, int],
-    measured: Measured,
+    statistics: RowStatistics,
     encoder: Encoder,
     seen: dict[int, int],
 ) -> None:
     normal = normalised(row.text)
     digest = text_hash(normal)
     if digest not in seen:
-        seen[digest] = len(measured.sketches)
-        measured.sketches.add(normal)
-        measured.sketch_split.append(index)
-        measured.sketch_row.append(len(split))
+        seen[digest] = len(statistics.sketches)
+        statistics.sketches.add(normal)
+        statistics.sketch_split.append(index)
+        statistics.sketch_row.append(len(split))
     if _MOJIBAKE.search(row.text) or any(map(_MOJIBAKE.search, row.explanations)):
         split.mojibake.append(len(split))
     for notice, cell in row.notices:

@@ -36,7 +36,7 @@ from clsgen_dist.data.reading.rejection import (
     RejectedRow,
     Rejection,
     counted,
-    refuse_if_too_bad,
+    require_few_bad_rows,
     write_quarantine,
 )
 
@@ -148,7 +148,7 @@ def read_examples(
             examples.append(row)
     if quarantine is not None:
         write_quarantine(quarantine, rejected)
-    refuse_if_too_bad(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine, setting)
+    require_few_bad_rows(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine, setting)
     known = list(labels) if labels is not None else sorted({e.label for e in examples if e.label is not None})
     return Ingested(examples, rejected, known)
 

@@ -40,7 +40,7 @@ from clsgen_dist.data.curriculum.stages import PlannedStage, visited_before
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.reading.records import find_source
-from clsgen_dist.data.reading.rejection import refuse_if_too_bad
+from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.tables.build import build_table
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.spec import FORMAT, TableSpec
@@ -233,7 +233,7 @@ class ShardedRows:
                     listed.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(table.quarantine, listed)
                 logger.warning("%s: %s; see %s", name, table.card.summary(), listed)
-                refuse_if_too_bad(name, len(table), bad, table.rejected(), self.max_bad_fraction, listed)
+                require_few_bad_rows(name, len(table), bad, table.rejected(), self.max_bad_fraction, listed)
             elif table.card.noticed:
                 logger.info("%s: %s", name, table.card.summary())
         return table

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import pytest
 
 from clsgen_dist.cli import main
-from clsgen_dist.commands.data_check import check_files
 from clsgen_dist.data.checks.measure import sources_of
 from clsgen_dist.data.checks.page import page as html_of
 from clsgen_dist.data.checks.report import to_json, to_text
 from clsgen_dist.errors import DataError, ModelError, SettingsError
+from clsgen_dist.training.data_check import check_files
 from tests.data.checks.planted import make_rows
 
 
@@ -35,7 +35,7 @@ def test_wrong_files_and_options_are_refused(tmp_path, train):
     for options, error, expected in (
         ({"files": []}, DataError, "name the files"),
         ({"files": [path, str(tmp_path / "none.jsonl")]}, DataError, "none.jsonl does not exist"),
-        ({"files": [path], "near": 80}, SettingsError, "--near is 80"),
+        ({"files": [path], "near": 80}, SettingsError, "near is 80, expected a share from 0.5 to below 1"),
         ({"files": [path], "tokenizer": str(tmp_path)}, ModelError, "config.json"),
         ({"files": [path], "tokenizer": "nobody/nothing"}, ModelError, "--tokenizer"),
         ({"files": [path], "config": "none.yaml"}, SettingsError, "none.yaml"),
