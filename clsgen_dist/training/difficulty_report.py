@@ -101,7 +101,7 @@ class DifficultyReport:
         example = self.rows.table.example(row)
         label = shortened(example.label or "no label")
         text = shortened(example.text, _EXCERPT)
-        yield f"  {self.difficulty_N[row]:.3f}  {example.source}  [{label}]  {text}"
+        yield f"  {self.difficulty_N[row]:.3f}  {example.location}  [{label}]  {text}"
         if example.explanations:
             yield f"         {shortened(example.explanations[0], _EXCERPT)}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref
 from clsgen_dist.data.checks.measure import RowStatistics, Split
@@ -124,4 +125,4 @@ def _pair(statistics: RowStatistics, sketch: int, like: int, jaccard: float) -> 
         row_ref(statistics.splits[statistics.sketch_split[s]], statistics.sketch_row[s], statistics.label_names)
         for s in (sketch, like)
     )
-    return RowRef(one.split, one.line, one.id, one.label, f"Jaccard {jaccard:.2f}", other)
+    return replace(one, detail=f"Jaccard {jaccard:.2f}", like=other)

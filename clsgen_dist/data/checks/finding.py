@@ -29,6 +29,8 @@ class RowRef:
     """From 1; the row's number where a source has no lines."""
     id: str | None = None
     """None for a row that could not be read."""
+    has_own_id: bool = False
+    """Whether the id is the user's, not made from file and line."""
     label: str | None = None
     detail: str = ""
     """What is specific to this row."""
@@ -89,4 +91,5 @@ def first_rows(finding: Finding, limit: int) -> list[RowRef]:
 def row_ref(split: Split, row: int, names: Sequence[str] = (), detail: str = "", like: RowRef | None = None) -> RowRef:
     """The reference to a row, with its label if ``names`` are given."""
     label = names[split.labels[row]] if names and split.labels[row] >= 0 else None
-    return RowRef(split.source.name, split.lines[row], split.ids[row], label, detail, like)
+    own = bool(split.has_own_id[row])
+    return RowRef(split.source.name, split.lines[row], split.ids[row], own, label, detail, like)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,10 +208,7 @@ def conflicts(statistics: RowStatistics) -> Iterator[Finding]:
             across += len(set(splits[group].tolist())) > 1
             places = [row_ref(statistics.splits[splits[i]], rows[i], statistics.label_names) for i in group]
             first = {place.label: place for place in reversed(places)}
-            found += [
-                RowRef(p.split, p.line, p.id, p.label, like=next(q for label, q in first.items() if label != p.label))
-                for p in places
-            ]
+            found += [replace(p, like=next(q for label, q in first.items() if label != p.label)) for p in places]
     if found:
         yield Finding(
             "label-conflict",

@@ -52,6 +52,8 @@ class Split:
     """Why the file was not read."""
     has_byte_order_mark: bool = False
     ids: list[str] = field(default_factory=list)
+    has_own_id: bytearray = field(default_factory=bytearray)
+    """1 where the id is the user's, 0 where it is made from file and line."""
     lines: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("i"))
     """Index into the label names, or -1."""
@@ -193,7 +195,8 @@ def _add(
     split.hashes.append(digest)
     split.sketches.append(seen[digest])
     split.ids.append(row.id)
-    split.lines.append(int(row.source.rpartition(":")[2]))
+    split.has_own_id.append(row.has_own_id)
+    split.lines.append(row.line)
     split.labels.append(-1 if row.label is None else names.setdefault(row.label, len(names)))
     split.prompt_tokens.append(encoder.prompt_length(row.text))
     split.explanations.append(len(row.explanations))
@@ -222,7 +225,7 @@ def excerpts(source: str, columns: Columns, lines: set[int], length: int) -> Ite
     """The first characters of the texts on these lines; the file is read again, up to the last of them."""
     last = max(lines, default=0)
     for row in unique_rows(source, columns=columns, labels=None, require_target=False) if lines else ():
-        line = int(row.source.rpartition(":")[2]) if isinstance(row, Example) else row.line
+        line = row.line
         if line in lines and isinstance(row, Example):
             yield line, row.text if len(row.text) <= length else row.text[:length] + " …"
         if line >= last:

@@ -133,7 +133,7 @@ def _table_rows(report: CheckReport, ref: RowRef, texts: dict[tuple[str, int], s
 
 
 def _table_row(report: CheckReport, ref: RowRef, detail: str, texts: dict[tuple[str, int], str]) -> str:
-    where = report.where(ref) + (f"\n{ref.id}" if ref.id and not ref.id.endswith(f":{ref.line}") else "")
+    where = report.where(ref) + (f"\n{ref.id}" if ref.has_own_id else "")
     text = ref.excerpt or texts.get((ref.split, ref.line), "")
     return (
         f'<tr><td class="place">{escape(where)}</td><td>{escape(ref.label or "")}</td><td>{escape(detail)}</td>'

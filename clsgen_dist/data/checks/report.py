@@ -151,9 +151,7 @@ def _row_json(report: CheckReport, ref: RowRef) -> dict[str, Any]:
 
 def _location(report: CheckReport, ref: RowRef) -> str:
     """Where a row is and what is specific to it, for people."""
-    # An id that was made from file and line adds nothing.
-    has_id = ref.id is not None and not ref.id.endswith(f":{ref.line}")
-    inside = ", ".join([*([ref.id] if has_id and ref.id else []), *([ref.detail] if ref.detail else [])])
+    inside = ", ".join(text for text in (ref.id if ref.has_own_id else None, ref.detail) if text)
     if ref.like and ref.label and ref.like.label and ref.label != ref.like.label:
         inside += f"{', ' if inside else ''}{quoted(ref.label)}, not {quoted(ref.like.label)}"
     like = f" = {report.where(ref.like)}" if ref.like else ""

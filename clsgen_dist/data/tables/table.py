@@ -138,9 +138,8 @@ class RowTable:
             name: batch.column(name)[at].as_py()
             for name in ("id", "line", "text", "label", "difficulty", "explanations")
         }
-        line = cells.pop("line")
         explanations = tuple(cells.pop("explanations"))
-        return Example(**cells, explanations=explanations, source=f"{Path(self.card.source).name}:{line}")
+        return Example(**cells, explanations=explanations, file=Path(self.card.source).name)
 
     def lines(self) -> np.ndarray:
         """``[N]`` line of each row in its source, increasing."""

@@ -83,6 +83,14 @@ def test_the_text_report_has_tables_and_the_places_of_each_finding(train, test):
     assert message.endswith("1 error")
 
 
+def test_an_id_is_shown_if_it_is_the_users_though_it_ends_like_the_line(train):
+    rows = make_rows(100)
+    own, made = {**rows[4], "id": "ward:101"}, {**rows[5], "id": None}
+    message = to_text(check_files([train([*rows, own, made])]))
+    assert "train.jsonl:101 = train.jsonl:5 (ward:101)" in message
+    assert "train.jsonl:102 = train.jsonl:6" in message and "(train.jsonl:102)" not in message
+
+
 def test_the_json_report_has_every_row_of_every_finding(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = make_rows(100)
