@@ -50,7 +50,8 @@ def _faults(name: str, kind: Any, value: Any) -> Iterator[str]:
         yield f"{name} is {value}, expected a finite number"
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _faults(f"{name}.{index}", None, item)
+            place = f"[{item.name!r}]" if hasattr(item, "name") else f".{index}"  # people know a stage by its name
+            yield from _faults(f"{name}{place}", None, item)
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _faults(f"{name}.{key}", None, item)
@@ -76,6 +77,8 @@ def _holds(limit: Any, value: float) -> bool:
 
 def _words(limits: tuple[Any, ...]) -> str:
     match limits:
+        case (Ge(low), Le(high)) if high > 1:  # type: ignore[operator]
+            return f"{low} to {high}"
         case (Ge(low), Le(high)):
             return f"a share from {low:g} to {high:g}"  # type: ignore[str-bytes-safe]
         case (Ge(low), Lt(high)):
