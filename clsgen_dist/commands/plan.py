@@ -56,12 +56,12 @@ def run(
     if changes:
         print("\nwhat to change:")
         print("\n".join(f"  {line}" for line in changes))
-    found = advise.search(planner, planned) if search else []
+    alternatives = advise.search(planner, planned) if search else []
     if search:
         print()
-        report.print_search(found)
+        report.print_search(alternatives)
     if json:
-        atomic_write(Path(json), dumps(report.as_json(planned, other, changes, found), indent=1) + "\n")
+        atomic_write(Path(json), dumps(report.as_json(planned, other, changes, alternatives), indent=1) + "\n")
         print(f"\njson  {json}")
     if plot:
         report.draw(Path(plot), planned)

@@ -44,10 +44,10 @@ _MESSAGES = {
 
 def cells(split: Split, names: Sequence[str]) -> Iterator[Finding]:
     """Cells that are read as something else than they look, by kind of notice."""
-    for notice, found in split.notices.items():
+    for notice, noticed_cells in split.notices.items():
         what, remedy = _MESSAGES[notice]
-        rows = sorted({row for row, _ in found})
-        first, counts = dict(reversed(found)), dict(Counter(cell for _, cell in found).most_common())
+        rows = sorted({row for row, _ in noticed_cells})
+        first, counts = dict(reversed(noticed_cells)), dict(Counter(cell for _, cell in noticed_cells).most_common())
         yield Finding(
             notice.value,
             "warning",

@@ -32,13 +32,14 @@ def duplicates_within(statistics: RowStatistics, index: int, near: NearDuplicate
             len(split),
             copies,
         )
-    mine = [s for s, where in enumerate(statistics.sketch_split) if where == index and near.partner_RS[s, index] >= 0]
-    if mine:
+    of_split = (sketch for sketch, where in enumerate(statistics.sketch_split) if where == index)
+    matched = [sketch for sketch in of_split if near.partner_RS[sketch, index] >= 0]
+    if matched:
         pairs = []
-        for sketch in mine:
+        for sketch in matched:
             like = int(near.partner_RS[sketch, index])
             pairs.append(_pair(statistics, sketch, like, near.jaccard_RS[sketch, index]))
-        sizes = Counter(near.group_R[mine].tolist())
+        sizes = Counter(near.group_R[matched].tolist())
         split_by_label = sum(
             bool(pair.like and pair.label and pair.like.label and pair.label != pair.like.label) for pair in pairs
         )
@@ -46,12 +47,12 @@ def duplicates_within(statistics: RowStatistics, index: int, near: NearDuplicate
             "near-duplicates",
             "warning",
             (split.source.name,),
-            f"{_at_least(near)}{len(mine)} of {len(first)} texts are nearly the same as another of the file "
+            f"{_at_least(near)}{len(matched)} of {len(first)} texts are nearly the same as another of the file "
             f"(Jaccard index {limits.near:g} or more), in {len(sizes)} group{'s' * (len(sizes) != 1)}, "
             f"the largest of {max(sizes.values())}"
             + (f"; {split_by_label} have another label than the text they match" if split_by_label else ""),
             "look at some; keep one row of each group, or at least the group in one split",
-            len(mine),
+            len(matched),
             len(split),
             pairs,
         )

@@ -63,11 +63,11 @@ def _remedy(split: Split) -> str:
     if code in (Rejection.NO_TARGET, Rejection.MISSING_TEXT):
         row = next(row for row in split.rejected if row.code == code)
         try:
-            found = ", ".join(json.loads(row.raw))
+            row_columns = ", ".join(json.loads(row.raw))
         except (json.JSONDecodeError, TypeError):
-            found = ""
+            row_columns = ""
         return "name your columns with --columns.text, --columns.label and --columns.explanation" + (
-            f"; line {row.line} has {found}" if found else ""
+            f"; line {row.line} has {row_columns}" if row_columns else ""
         )
     if code is Rejection.DUPLICATE_ID:
         return "delete the copies, or give each row a unique id"

@@ -57,12 +57,12 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
     counts = _merge_alike(class_counts(split, names))
     labelled = sum(counts.values())
     if len(counts) < 2:
-        found = f"all {labelled} labelled rows are {quoted(next(iter(counts)))}" if counts else "no row has a label"
+        fact = f"all {labelled} labelled rows are {quoted(next(iter(counts)))}" if counts else "no row has a label"
         yield Finding(
             "one-class",
             "error" if is_train else "warning",
             name,
-            f"{found}: "
+            f"{fact}: "
             + ("a classifier needs two classes" if is_train else "AUROC and calibration cannot be measured"),
             "check --columns.label" if not counts else "add rows of the other classes",
             labelled,
@@ -113,7 +113,7 @@ def label_names(statistics: RowStatistics) -> Iterator[Finding]:
     for index, name in enumerate(names):
         if totals[index]:
             same[_skeleton(name)].append(index)
-    alike = [(sorted(group, key=lambda i: -totals[i]), "look alike") for group in same.values()]
+    similar = [(sorted(group, key=lambda i: -totals[i]), "look alike") for group in same.values()]
     folded = sorted(same, key=lambda key: -max(totals[i] for i in same[key]))
     for place, key in enumerate(folded if len(folded) <= _MAX_NAMES else []):
         near = [
@@ -121,19 +121,19 @@ def label_names(statistics: RowStatistics) -> Iterator[Finding]:
             for other in difflib.get_close_matches(key, folded[:place], n=1, cutoff=0.85)
             if 20 * totals[same[key][0]] <= max(totals[i] for i in same[other]) and not any(c.isdigit() for c in key)
         ]
-        alike += [
+        similar += [
             ([max(same[other], key=lambda i: totals[i]), *same[key]], "may be one class, misspelt") for other in near
         ]
-    alike = [(group, how) for group, how in alike if len(group) > 1]
-    if len(alike) > _MAX_GROUPS:
+    similar = [(group, how) for group, how in similar if len(group) > 1]
+    if len(similar) > _MAX_GROUPS:
         yield Finding(
             "label-names",
             "warning",
             tuple(split.source.name for split in statistics.splits),
-            f"{len(alike)} groups of labels look alike, or differ by a typo; {_MAX_GROUPS} of them follow",
+            f"{len(similar)} groups of labels look alike, or differ by a typo; {_MAX_GROUPS} of them follow",
             "check that data.columns.label names the column of the classes, and spell each class in one way",
         )
-    for group, how in alike[:_MAX_GROUPS]:
+    for group, how in similar[:_MAX_GROUPS]:
         rare = set(group[1:])
         rows = [
             row_ref(split, row, names)
@@ -156,16 +156,18 @@ def label_names(statistics: RowStatistics) -> Iterator[Finding]:
 def missing_names(split: Split, statistics: RowStatistics) -> Iterator[Finding]:
     """Classes called like a missing value."""
     names = statistics.label_names
-    found = {name: count for name, count in class_counts(split, names).items() if name.casefold() in _MISSING}
-    if found and not statistics.labels_are_listed:
+    suspects = {name: count for name, count in class_counts(split, names).items() if name.casefold() in _MISSING}
+    if suspects and not statistics.labels_are_listed:
         rows = [
-            row_ref(split, row, names) for row, label in enumerate(split.labels) if label >= 0 and names[label] in found
+            row_ref(split, row, names)
+            for row, label in enumerate(split.labels)
+            if label >= 0 and names[label] in suspects
         ]
         yield Finding(
             "missing-class",
             "warning",
             (split.source.name,),
-            f"the class {counts_phrase(found)} may stand for a missing label; it is read as a class",
+            f"the class {counts_phrase(suspects)} may stand for a missing label; it is read as a class",
             "leave these cells empty, if they have no label",
             len(rows),
             len(split),
@@ -200,7 +202,7 @@ def conflicts(statistics: RowStatistics) -> Iterator[Finding]:
     """Equal texts with different labels."""
     hashes, splits, rows = _all_rows(statistics)
     labels = np.concatenate([np.asarray(split.labels, dtype=np.int64) for split in statistics.splits])
-    found: list[RowRef] = []
+    conflicting: list[RowRef] = []
     texts, across = 0, 0
     for group in _repeated(hashes, labels >= 0):
         if len(set(labels[group].tolist())) > 1:
@@ -208,19 +210,19 @@ def conflicts(statistics: RowStatistics) -> Iterator[Finding]:
             across += len(set(splits[group].tolist())) > 1
             places = [row_ref(statistics.splits[splits[i]], rows[i], statistics.label_names) for i in group]
             first = {place.label: place for place in reversed(places)}
-            found += [replace(p, like=next(q for label, q in first.items() if label != p.label)) for p in places]
-    if found:
+            conflicting += [replace(p, like=next(q for label, q in first.items() if label != p.label)) for p in places]
+    if conflicting:
         yield Finding(
             "label-conflict",
             "error",
-            tuple(dict.fromkeys(place.split for place in found)),
+            tuple(dict.fromkeys(place.split for place in conflicting)),
             f"{texts} {'text has' if texts == 1 else 'texts have'} two labels or more"
             + (f" ({across} of them across files)" if across else "")
-            + f": {len(found)} rows",
+            + f": {len(conflicting)} rows",
             "decide on one label for each, or delete these rows",
-            len(found),
+            len(conflicting),
             len(hashes),
-            found,
+            conflicting,
         )
 
 

@@ -170,8 +170,8 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
 
 def _label_space(source: Part, spec: TableSpec, table: pa.Table, kept_N: np.ndarray) -> list[str]:
     """The class names given, or those found, sorted; DataError if there are too many."""
-    found = sorted(name for name in table["label"].take(kept_N).unique().to_pylist() if name is not None)
-    labels = list(spec.labels) if spec.labels is not None else found
+    names_found = sorted(name for name in table["label"].take(kept_N).unique().to_pylist() if name is not None)
+    labels = list(spec.labels) if spec.labels is not None else names_found
     if len(labels) > _MAX_CLASSES:
         raise DataError(
             f"{source.source} has {len(labels)} classes, the first {labels[:3]}; expected at most {_MAX_CLASSES}: "

@@ -140,11 +140,11 @@ class ShardedRows:
 
     def lengths(self, row_p: np.ndarray, visit_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
         """As :meth:`RowDataset.lengths`."""
-        found = []
+        row_lengths = []
         for row, visit in zip(row_p, visit_p, strict=True):
             rows, at = self._locate(int(row))
-            found.append(rows.lengths(np.array([at]), np.array([visit]), max_prompt_length)[0])
-        return np.array(found, dtype=np.int64)
+            row_lengths.append(rows.lengths(np.array([at]), np.array([visit]), max_prompt_length)[0])
+        return np.array(row_lengths, dtype=np.int64)
 
     def id(self, row: int) -> str:
         """The row's id."""
@@ -326,9 +326,9 @@ def _lock_and_clean_cache(home: Path) -> Any:
     from filelock import FileLock, Timeout
 
     home.parent.mkdir(parents=True, exist_ok=True)
-    mine = FileLock(f"{home}.alive")
+    alive_lock = FileLock(f"{home}.alive")
     try:
-        mine.acquire(timeout=30)  # a run just killed may still be ending
+        alive_lock.acquire(timeout=30)  # a run just killed may still be ending
     except Timeout:
         raise DataError(
             "another run with the same output_dir is streaming shards on this machine; wait until it ends, or choose "
@@ -338,7 +338,7 @@ def _lock_and_clean_cache(home: Path) -> Any:
         if other != home:
             with contextlib.suppress(Timeout), FileLock(f"{other}.alive", timeout=0):
                 shutil.rmtree(other, ignore_errors=True)
-    return mine
+    return alive_lock
 
 
 def _list_shards(fsspec: Any, pattern: str) -> tuple[Any, list[str]]:
