@@ -11,22 +11,65 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+_RECIPE = "configs/recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command's signature cannot say; its module in :mod:`clsgen_dist.commands` is called like it."""
+
+    summary: str
+    """Its line in ``clsgen --help``."""
+    recipe: str | None = None
+    """Recipe used where the command line names none, for a command that takes every setting."""
+    files: str | None = None
+    """The parameter that takes all bare words."""
+    file_setting: str | None = None
+    """The setting that one bare FILE is the value of; dev rows are then left out."""
+    switches: tuple[str, ...] = ()
+    """Parameters that are true when named, without a value."""
+    verbatim: tuple[str, ...] = ()
+    """Parameters that take text, in which ``null`` and ``[1]`` have no meaning."""
+    timestamps: bool = False
+    """Whether its log lines begin with the time."""
+
+
 COMMANDS = {
-    "plan": "what a recipe needs and costs on a cluster: memory, traffic, time, GPU-hours; does it fit",
-    "dryrun": "one rank of many at full size, without memory: wrapping, partitions, every collective, checkpoint",
-    "preflight": "look at the nodes of a job before it trains: chips, disks, speed, links (one task per GPU)",
-    "train": "train a dual-head model (under deepspeed, torchrun or srun for several ranks)",
-    "export": "turn a training checkpoint into a plain Hugging Face folder with its classification head",
-    "calibrate": "fit threshold and recalibration of an exported model on held-out rows",
-    "predict": "probability and explanation for rows or a single text",
-    "evaluate": "measure an exported model on held-out rows",
-    "data check": "format, balance, lengths, duplicates, leakage and truncation of one file or several splits",
-    "data score": "how hard each row is, by the recipe's scorers: distribution, extremes, plot",
-    "data preview": "which rows a run would visit when: stages, difficulty, classes, loss weights, tokens",
-    "demo": "train, export, calibrate and evaluate the embedded demo",
-    "init": "copy recipes, DeepSpeed files and Slurm scripts into a folder, to change them there",
+    "plan": Command(
+        "what a recipe needs and costs on a cluster: memory, traffic, time, GPU-hours; does it fit", recipe=_RECIPE
+    ),
+    "dryrun": Command(
+        "one rank of many at full size, without memory: wrapping, partitions, every collective, checkpoint",
+        recipe=_RECIPE,
+    ),
+    "preflight": Command("look at the nodes of a job before it trains: chips, disks, speed, links (one task per GPU)"),
+    "train": Command(
+        "train a dual-head model (under deepspeed, torchrun or srun for several ranks)",
+        recipe="configs/demo.yaml",
+        timestamps=True,
+    ),
+    "export": Command("turn a training checkpoint into a plain Hugging Face folder with its classification head"),
+    "calibrate": Command("fit threshold and recalibration of an exported model on held-out rows"),
+    "predict": Command("probability and explanation for rows or a single text", verbatim=("text",)),
+    "evaluate": Command("measure an exported model on held-out rows"),
+    "data check": Command(
+        "format, balance, lengths, duplicates, leakage and truncation of one file or several splits",
+        files="files",
+        switches=("strict",),
+    ),
+    "data score": Command(
+        "how hard each row is, by the recipe's scorers: distribution, extremes, plot",
+        recipe=_RECIPE,
+        file_setting="data.train",
+    ),
+    "data preview": Command(
+        "which rows a run would visit when: stages, difficulty, classes, loss weights, tokens", recipe=_RECIPE
+    ),
+    "demo": Command("train, export, calibrate and evaluate the embedded demo"),
+    "init": Command("copy recipes, DeepSpeed files and Slurm scripts into a folder, to change them there"),
 }
 
 
@@ -37,18 +80,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         words.append(words.pop(0))
     name, rest = _command(words)
     module = importlib.import_module(f"clsgen_dist.commands.{name.replace(' ', '_')}")
-    _run(module, f"clsgen {name}", rest)
+    _run(COMMANDS[name], module.run, f"clsgen {name}", rest)
 
 
 def _command(words: list[str]) -> tuple[str, list[str]]:
     """The command's name and what follows it; prints the list of commands where none is asked for."""
     group = "data " if words[:1] == ["data"] else ""
     given = words[1:] if group else words
-    known = {name.removeprefix(group): text for name, text in COMMANDS.items() if name.startswith(group)}
+    known = {name.removeprefix(group): command for name, command in COMMANDS.items() if name.startswith(group)}
     if not given or given[0] in ("-h", "--help"):
         width = max(map(len, known))
         print(f"usage: clsgen {group}COMMAND [options]   (clsgen {group}COMMAND --help lists them)\n")
-        print("\n".join(f"  {name:{width}}  {text}" for name, text in known.items()))
+        print("\n".join(f"  {name:{width}}  {command.summary}" for name, command in known.items()))
         sys.exit(0)
     if given[0] not in known:
         near = difflib.get_close_matches(given[0], known, n=1)
@@ -57,7 +100,7 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
     return group + given[0], given[1:]
 
 
-def _run(module: Any, program: str, words: list[str]) -> None:
+def _run(command: Command, function: Any, program: str, words: list[str]) -> None:
     """Parse and call. What the user can fix becomes one line and the error's status, Ctrl-C status 130."""
     from clsgen_dist.config import Settings, recipe_flags
     from clsgen_dist.errors import UserError
@@ -65,18 +108,19 @@ def _run(module: Any, program: str, words: list[str]) -> None:
     from clsgen_dist.parser import call, command_parser
 
     try:
-        if default := getattr(module, "DEFAULT_RECIPE", None):
-            words = recipe_flags(_with_file(words, getattr(module, "FILE_SETTING", None)), default)
+        if command.recipe:
+            words = recipe_flags(_with_file(words, command.file_setting), command.recipe)
         parser = command_parser(
-            module.run,
+            function,
             program,
             settings=Settings,
-            positional=getattr(module, "POSITIONAL", None),
-            switches=getattr(module, "SWITCHES", ()),
-            verbatim=getattr(module, "VERBATIM", ()),
+            positional=command.files,
+            one_file=command.file_setting is not None,
+            switches=command.switches,
+            verbatim=command.verbatim,
         )
-        run = call(module.run, parser, words, settings=Settings)
-        setup_logging(timestamps=getattr(module, "TIMESTAMPS", False))
+        run = call(function, parser, words, settings=Settings)
+        setup_logging(timestamps=command.timestamps)
         run()
     except UserError as error:
         if os.environ.get("RANK", "0") == "0" or not error.on_all_ranks:

@@ -19,7 +19,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_loader, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader, set_parsing_settings
 
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import SettingsError
@@ -106,11 +106,22 @@ class Parser(ArgumentParser):
         return _fault("", self.settings, tree, list(self.kinds)) if isinstance(tree, dict) else None
 
 
+class _HelpFormatter(DefaultHelpFormatter):
+    """Help that shows the range of a number after its type."""
+
+    def _get_type_str(self, action: Any) -> str | None:
+        kind = super()._get_type_str(action)
+        allowed = getattr(action, "allowed", None)
+        return f"{kind}, {allowed}" if allowed else kind
+
+
 def new_parser(program: str, description: str = "") -> Parser:
     """A parser without any option yet."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader(_YAML, _load_yaml, (yaml.YAMLError,))
-    return Parser(prog=program, description=description, allow_abbrev=False, parser_mode=_YAML)
+    return Parser(
+        prog=program, description=description, allow_abbrev=False, parser_mode=_YAML, formatter_class=_HelpFormatter
+    )
 
 
 def add_settings(parser: Parser, settings: type) -> None:
@@ -119,6 +130,7 @@ def add_settings(parser: Parser, settings: type) -> None:
     parser.add_class_arguments(settings, None)
     parser.kinds |= {"config": str, **_kinds(settings)}
     parser.settings = settings
+    _note_ranges(parser)
 
 
 def command_parser(
@@ -127,6 +139,7 @@ def command_parser(
     *,
     settings: type,
     positional: str | None = None,
+    one_file: bool = False,
     switches: Sequence[str] = (),
     verbatim: Sequence[str] = (),
 ) -> Parser:
@@ -137,6 +150,7 @@ def command_parser(
         program: what the user typed, like ``clsgen plan``.
         settings: the class of the settings tree.
         positional: the parameter that takes all bare words.
+        one_file: whether the caller has taken a bare FILE out of the words, for the usage.
         switches: parameters that are true when named, without a value.
         verbatim: parameters that take text, in which ``null`` and ``[1]`` have no meaning.
     """
@@ -145,7 +159,8 @@ def command_parser(
     parser = new_parser(program, (command.__doc__ or "").split("\n\n")[0])
     described = {p.arg_name: p.description for p in parse(command.__doc__ or "").params}
     if positional:
-        parser.add_argument(positional, nargs="*", type=str, metavar="FILE", help=described[positional])
+        words = parser.add_argument(positional, nargs="*", type=str, metavar="FILE", help=described[positional])
+        words.required = False  # argparse calls it required as it has no default
     for name in switches:
         parser.add_argument(f"--{name}", action="store_true", help=described[name])
     for name in verbatim:
@@ -155,6 +170,11 @@ def command_parser(
     parser.kinds |= {name: kind for name, kind in _kinds(command).items() if name not in ("settings", "return")}
     if "settings" in inspect.signature(command).parameters:
         add_settings(parser, settings)
+    _note_ranges(parser)
+    parameters = inspect.signature(command).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.name not in ("settings", positional)]
+    files = " [FILE ...]" if positional else " [FILE]" if one_file else ""
+    parser.usage = f"%(prog)s{''.join(f' --{name} {name.upper()}' for name in required)}{files} [options]"
     return parser
 
 
@@ -171,6 +191,14 @@ def call(command: Callable[..., None], parser: Parser, argv: Sequence[str], *, s
     ):
         raise SettingsError("; ".join(faults))
     return lambda: command(**arguments)
+
+
+def _note_ranges(parser: Parser) -> None:
+    """Have the help show the ranges, which the actions' own types do not keep."""
+    actions: list[Any] = parser._actions
+    for action in actions:
+        if allowed := value_ranges.range_words(parser.kinds.get(action.dest)):
+            action.allowed = allowed
 
 
 # --- YAML ----------------------------------------------------------------------------------------------------------

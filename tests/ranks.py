@@ -38,7 +38,7 @@ IMPORTED = [
     "sklearn.metrics",
     "clsgen_dist.cli",
     "clsgen_dist.training.trainer",
-    "clsgen_dist.commands.demo",
+    "clsgen_dist.inference.demo",
     "clsgen_dist.inference.calibrate",
     "clsgen_dist.inference.evaluate",
     "clsgen_dist.parser",

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import MAX_LISTED, listed, named
 from clsgen_dist.errors import DataError
+from clsgen_dist.io.text import MAX_LISTED, counts_phrase, quoted
 from clsgen_dist.model.label_space import Kind, class_probabilities
 
 # N rows, C classes, K logits
@@ -188,7 +188,7 @@ def require_rows(labels_N: np.ndarray, names: Sequence[str]) -> None:
     if missing := [name for name, count in zip(names, counts_C, strict=True) if not count]:
         present = {name: count for name, count in zip(names, counts_C, strict=True) if count}
         raise DataError(
-            f"no row of the class {', '.join(map(named, missing[:MAX_LISTED]))}, only of {listed(present)}; "
+            f"no row of the class {', '.join(map(quoted, missing[:MAX_LISTED]))}, only of {counts_phrase(present)}; "
             "calibration needs rows of every class: add some"
         )
     if len(labels_N) < _MIN_ROWS:

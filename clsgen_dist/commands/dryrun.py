@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from clsgen_dist.config import Settings
     from clsgen_dist.io.value_ranges import PositiveInt
 
-DEFAULT_RECIPE = "configs/recipe.yaml"
-
 
 def run(settings: Settings, ranks: PositiveInt = 64, micro_steps: PositiveInt = 2, json: str | None = None) -> None:
     """What one rank of many does at full size, by the code that trains, without memory: every collective, checkpoint.
@@ -38,10 +36,10 @@ def run(settings: Settings, ranks: PositiveInt = 64, micro_steps: PositiveInt = 
     lengths, supervised = work.full_micro_batch()
     classes = len(settings.data.labels or ["no", "yes"])
     with fake_ranks(ranks) as world:
-        found = dry_run(
+        result = dry_run(
             settings, world, lengths=lengths, supervised=supervised, micro_steps=micro_steps, classes=classes
         )
-    report.print_dry_run(found)
+    report.print_dry_run(result)
     if json:
-        atomic_write(Path(json), dumps(dataclasses.asdict(found), indent=1) + "\n")
+        atomic_write(Path(json), dumps(dataclasses.asdict(result), indent=1) + "\n")
         print(f"json  {json}")

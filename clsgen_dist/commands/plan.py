@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from clsgen_dist.config import Settings
     from clsgen_dist.io.value_ranges import NonNegativeInt, PositiveInt
 
-DEFAULT_RECIPE = "configs/recipe.yaml"
-
 
 def run(
     settings: Settings,
@@ -58,12 +56,12 @@ def run(
     if changes:
         print("\nwhat to change:")
         print("\n".join(f"  {line}" for line in changes))
-    found = advise.search(planner, planned) if search else []
+    alternatives = advise.search(planner, planned) if search else []
     if search:
         print()
-        report.print_search(found)
+        report.print_search(alternatives)
     if json:
-        atomic_write(Path(json), dumps(report.as_json(planned, other, changes, found), indent=1) + "\n")
+        atomic_write(Path(json), dumps(report.as_json(planned, other, changes, alternatives), indent=1) + "\n")
         print(f"\njson  {json}")
     if plot:
         report.draw(Path(plot), planned)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clsgen_dist.data.example import Columns
-    from clsgen_dist.inference.predict import Prediction
     from clsgen_dist.io.value_ranges import ClosedUnitInterval, PositiveInt
-
-VERBATIM = ("text",)
 
 
 def run(
@@ -41,54 +37,33 @@ def run(
         explain: Decode explanations too; without them only the probabilities are computed, many times faster.
         max_bad_fraction: Stop with status 2, before predicting, when more than this share of the rows has no usable text.
     """  # noqa: E501
-    from clsgen_dist.data.example import Columns
     from clsgen_dist.data.reading.cells import is_blank
-    from clsgen_dist.data.reading.ingest import read_texts
-    from clsgen_dist.data.reading.rejection import places, refuse_if_too_bad
+    from clsgen_dist.data.reading.rejection import format_locations
     from clsgen_dist.errors import DataError
     from clsgen_dist.inference.predict import Predictor
-    from clsgen_dist.inference.rows import predict_texts
-    from clsgen_dist.io.files import atomic_file, require_writable, writing
+    from clsgen_dist.inference.predict_file import predict_file
 
-    if (text is None) == (input is None) or (input is not None and output is None):
-        raise DataError("give either --text TEXT, or both --input ROWS and --output FILE")
-    if text is not None:
+    if text is not None and input is None:
         if is_blank(text):
             raise DataError("--text is empty; give the text to classify")
-        [prediction] = Predictor(Path(model)).predict([text], explain=explain, max_new_tokens=max_new_tokens)
-        print(json.dumps(_as_json(prediction), ensure_ascii=False))
+        [prediction] = Predictor(model).predict([text], explain=explain, max_new_tokens=max_new_tokens)
+        print(json.dumps(prediction.to_json(), ensure_ascii=False))
         return
-    assert input is not None and output is not None
-    require_writable(output)
-    rows = read_texts(input, columns or Columns())
-    good = [row for row in rows if row.rejected is None]
-    bad = [row.rejected for row in rows if row.rejected is not None]
-    refuse_if_too_bad(input, len(good), len(bad), bad, max_bad_fraction, None, "--max_bad_fraction")
-    predictor = Predictor(Path(model))
-    predictions = predict_texts(predictor, [row.text for row in good], batch_size, explain, max_new_tokens)
-    answers = iter(predictions)
-    target = Path(output)
-    # An id may hold what UTF-8 cannot.
-    with writing(target), atomic_file(target, errors="backslashreplace") as file:
-        for row in rows:
-            if row.rejected is None:
-                answer = _as_json(next(answers))
-            else:
-                answer = {"error": row.rejected.reason, "code": row.rejected.code}
-            file.write(json.dumps({"id": row.id, **answer}, ensure_ascii=False) + "\n")
-    shortened = sum(p.truncated for p in predictions)
-    print(f"wrote {len(rows)} rows to {target}: {len(good)} predicted, {shortened} of them shortened in the middle")
+    if text is not None or input is None or output is None:
+        raise DataError("give either --text TEXT, or both --input ROWS and --output FILE")
+    written = predict_file(
+        model,
+        input,
+        output,
+        columns,
+        batch_size=batch_size,
+        explain=explain,
+        max_new_tokens=max_new_tokens,
+        max_bad_fraction=max_bad_fraction,
+    )
+    bad = len(written.rejected)
+    predicted = f"{written.rows - bad} predicted, {written.truncated} of them shortened in the middle"
+    print(f"wrote {written.rows} rows to {output}: {predicted}")
     if bad:
-        print(f"{len(bad)} of {len(rows)} rows have an error instead: {places(bad)}", file=sys.stderr)
-
-
-def _as_json(prediction: Prediction) -> dict[str, object]:
-    fields: dict[str, object] = {
-        "label": prediction.label,
-        "probabilities": {name: round(p, 6) for name, p in prediction.probabilities.items()},
-    }
-    if prediction.explanation is not None:
-        fields["explanation"] = prediction.explanation
-    if prediction.truncated:
-        fields["truncated"] = True
-    return fields
+        where = format_locations(written.rejected)
+        print(f"{bad} of {written.rows} rows have an error instead: {where}", file=sys.stderr)

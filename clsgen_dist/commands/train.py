@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clsgen_dist.config import Settings
 
-DEFAULT_RECIPE = "configs/demo.yaml"
-TIMESTAMPS = True
-
 
 def run(settings: Settings) -> None:
     """Train a dual-head model, under deepspeed, torchrun or srun for several ranks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 from clsgen_dist.data.reading.cells import Notice
@@ -19,10 +20,23 @@ class Example:
     """Explanations of the label; a row without any trains the classification head only."""
     difficulty: float | None = None
     """Difficulty given by the user; higher is harder."""
-    source: str = ""
-    """File and line, like ``train.jsonl:17``."""
+    file: str = ""
+    """Name of its file; of its source, where that is no file."""
+    line: int = 0
+    """From 1: the line in a text file, the row elsewhere."""
+    has_own_id: bool = field(default=True, compare=False)
+    """Whether the id is the user's, not made from file and line; not stored in tables."""
     notices: tuple[tuple[Notice, str], ...] = field(default=(), compare=False)
     """Cells that were not read literally, with their beginning; counted, and not stored in tables."""
+
+    @property
+    def location(self) -> str:
+        """File and line for people, like ``train.jsonl:17``."""
+        return f"{self.file}:{self.line}"
+
+    def to_json(self) -> str:
+        """What the user gave, as JSON for the quarantine."""
+        return json.dumps({name: getattr(self, name) for name in ("id", "text", "label", "difficulty", "explanations")})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,6 +133,6 @@ def evaluation_batches(
         row_B = np.arange(start, min(start + block, len(rows)))
         visit_B = rows.first_visit(row_B)
         for ranks in pack(rows.lengths(row_B, visit_B), budget=budget, ranks=world_size, padded=padded):
-            mine = ranks[rank]
-            samples = [rows.sample(int(row_B[at]), int(visit_B[at])) for at in mine]
-            yield row_B[mine], collate(samples) if samples else dummy_batch(rows.encoder.end_token)
+            positions = ranks[rank]
+            samples = [rows.sample(int(row_B[at]), int(visit_B[at])) for at in positions]
+            yield row_B[positions], collate(samples) if samples else dummy_batch(rows.encoder.end_token)

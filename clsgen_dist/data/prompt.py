@@ -207,13 +207,13 @@ def _rendered(
 
 def _without_open_thoughts(opening: str) -> str:
     """The opening of the assistant's turn, with a thinking block closed if it is left open."""
-    found = list(_THOUGHTS.finditer(opening))
-    if not found or found[-1][2] or _END_NAME.search(found[-1][3]):
+    openings = list(_THOUGHTS.finditer(opening))
+    if not openings or openings[-1][2] or _END_NAME.search(openings[-1][3]):
         return opening
-    left, _, name, right = found[-1].groups()
+    left, _, name, right = openings[-1].groups()
     if not re.fullmatch(r"[\w:]+", name):
         raise ModelError(
-            f"the chat template leaves {found[-1][0]!r} open where the explanation begins; give the variable that "
+            f"the chat template leaves {openings[-1][0]!r} open where the explanation begins; give the variable that "
             "turns thinking off in prompt.template_kwargs, or choose another template with prompt.chat_template"
         )
     return f"{opening.rstrip()}\n\n{left}/{name}{right}\n\n"

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -47,14 +48,32 @@ class Change:
     interval: Interval
 
 
+class ExplanationShare(StrEnum):
+    """A share of the explanations; the codes are keys of the report's JSON."""
+
+    NAMES_DECIDED_CLASS = "names-decided-class"
+    EVIDENCE_IS_TRUE = "evidence-is-true"
+
+    @property
+    def words(self) -> str:
+        """The code in words."""
+        return _SHARE_WORDS[self]
+
+
+_SHARE_WORDS = {
+    ExplanationShare.NAMES_DECIDED_CLASS: "explanation names the decided class",
+    ExplanationShare.EVIDENCE_IS_TRUE: "explanation's evidence is true to the note",
+}
+
+
 @dataclass(frozen=True)
 class Report:
     """Metrics of the model and its baselines, and statistics of the explanations."""
 
     rows: int
     scores: list[Scores] = field(default_factory=list)
-    explanations: dict[str, float] = field(default_factory=dict)
-    """Fractions in [0, 1] by name."""
+    explanations: dict[ExplanationShare, float] = field(default_factory=dict)
+    """Shares of the explanations, in [0, 1]."""
     recalibration: list[Change] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Metrics that could not be computed, and why."""
@@ -80,7 +99,7 @@ class Report:
 
     def text(self) -> str:
         """Table and statistics as text."""
-        shares = [f"{name}: {share:.1%}" for name, share in self.explanations.items()]
+        shares = [f"{kind.words}: {share:.1%}" for kind, share in self.explanations.items()]
         changes = [f"{c.measure} {_cell(c.difference, c.interval, sign='+')}" for c in self.recalibration]
         recalibration = [f"recalibrated - raw: {', '.join(changes)}"] if changes else []
         return "\n".join([self.table(), *recalibration, *shares, *(f"note: {note}" for note in self.notes)])
@@ -104,8 +123,8 @@ def score(
         "ece": lambda index: ece(probabilities_NC[index], labels_N[index], positive=positive),
         "nll": lambda index: nll(probabilities_NC[index], labels_N[index]),
     }
-    everything = np.arange(len(labels_N))
-    values = {key: statistic(everything) for key, statistic in statistics.items()}
+    rows_N = np.arange(len(labels_N))
+    values = {key: statistic(rows_N) for key, statistic in statistics.items()}
     intervals = {
         f"{key}_interval": bootstrap_interval(statistic, len(labels_N)) for key, statistic in statistics.items()
     }
@@ -121,14 +140,14 @@ def recalibration_changes(
         "NLL": nll,
         "Brier": brier,
     }
-    everything = np.arange(len(labels_N))
+    rows_N = np.arange(len(labels_N))
     changes = []
     for name, measure in measures.items():
 
         def difference(index: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float] = measure) -> float:
             return measure(recalibrated_NC[index], labels_N[index]) - measure(raw_NC[index], labels_N[index])
 
-        changes.append(Change(name, difference(everything), bootstrap_interval(difference, len(labels_N))))
+        changes.append(Change(name, difference(rows_N), bootstrap_interval(difference, len(labels_N))))
     return changes
 
 
@@ -180,12 +199,12 @@ def text_baseline(
 
 def names_decided_class(explanations: Sequence[str], decided: Sequence[str], labels: Sequence[str]) -> float:
     """Fraction of explanations in which the predicted class is the first class mentioned."""
-    named = 0
+    count = 0
     for explanation, label in zip(explanations, decided, strict=True):
         places = {name: explanation.lower().find(name.lower()) for name in labels}
-        found = [(place, -len(name), name) for name, place in places.items() if place >= 0]
-        named += bool(found) and min(found)[2] == label
-    return named / max(1, len(explanations))
+        mentions = [(place, -len(name), name) for name, place in places.items() if place >= 0]
+        count += bool(mentions) and min(mentions)[2] == label
+    return count / max(1, len(explanations))
 
 
 def _cell(value: float, interval: Interval, sign: str = "") -> str:

@@ -11,7 +11,7 @@ from clsgen_dist.errors import DataError
 from clsgen_dist.evaluation.classification import best_f1_threshold
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.inference.predict import Predictor
-from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels, predict_rows
+from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels
 
 
 def calibrate(
@@ -42,7 +42,9 @@ def calibrate(
         require_rows(labels_of(predictor, rows.examples), predictor.card.labels)
     except DataError as error:
         raise DataError(f"{data}: {error}") from None
-    predictions = predict_rows(predictor, rows.examples, batch_size, explain=False)
+    predictions = predictor.predict(
+        [row.text for row in rows.examples], batch_size=batch_size, explain=False, progress=True
+    )
     logits_NC, labels_N = logits_and_labels(predictor, rows.examples, predictions)
     calibration = fit_affine(logits_NC, labels_N)
     threshold = None

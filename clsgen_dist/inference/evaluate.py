@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clsgen_dist.calibration.affine import AffineCalibration, probabilities
-from clsgen_dist.data.checks.finding import MAX_LISTED, named
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.evaluation.report import (
+    ExplanationShare,
     Report,
     majority_baseline,
     names_decided_class,
@@ -18,7 +18,8 @@ from clsgen_dist.evaluation.report import (
     text_baseline,
 )
 from clsgen_dist.inference.predict import Prediction, Predictor
-from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels, predict_rows
+from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels
+from clsgen_dist.io.text import MAX_LISTED, quoted
 
 # N rows, C classes
 
@@ -51,7 +52,9 @@ def evaluate(
     predictor = Predictor(Path(model))
     rows = labelled_rows(predictor, data, columns, max_bad_fraction)
     trained_on = labelled_rows(predictor, train, columns, max_bad_fraction) if train else None
-    predictions = predict_rows(predictor, rows.examples, batch_size, explain)
+    predictions = predictor.predict(
+        [row.text for row in rows.examples], batch_size=batch_size, explain=explain, progress=True
+    )
     report = build_report(predictor, rows.examples, predictions, trained_on.examples if trained_on else None)
     if rows.rejected:
         report = dataclasses.replace(report, notes=[f"bad rows left out: {len(rows.rejected)}", *report.notes])
@@ -74,7 +77,7 @@ def build_report(
     absent = [name for index, name in enumerate(card.labels) if index not in labels_N]
     if absent:
         notes.append(
-            f"no row of the class {', '.join(map(named, absent[:MAX_LISTED]))}: AUROC "
+            f"no row of the class {', '.join(map(quoted, absent[:MAX_LISTED]))}: AUROC "
             + ("needs two classes" if len(absent) == len(card.labels) - 1 else "and F1 are of the other classes")
         )
     if card.calibration:
@@ -94,10 +97,10 @@ def build_report(
             notes.append("no TF-IDF baseline: the training rows are of one class, or hold no words")
         else:
             scores.append(score("TF-IDF logistic regression", texts_NC, labels_N, positive=positive, threshold=None))
-    shares = {}
+    shares: dict[ExplanationShare, float] = {}
     if predictions and predictions[0].explanation is not None:
         texts = [p.explanation or "" for p in predictions]
-        shares["explanation names the decided class"] = names_decided_class(
+        shares[ExplanationShare.NAMES_DECIDED_CLASS] = names_decided_class(
             texts, [p.label for p in predictions], card.labels
         )
     return Report(len(labels_N), scores, shares, changes, notes)

@@ -27,6 +27,7 @@ from clsgen_dist.hf_export.artifact import ModelCard, read_head
 from clsgen_dist.model.attention import accepted_inputs
 from clsgen_dist.model.context_length import context_length
 from clsgen_dist.model.self_test import ROUNDING, relative_difference
+from clsgen_dist.track.progress import Progress
 
 # S sequences of a batch, T padded length, D hidden, V vocabulary, C classes
 
@@ -45,6 +46,18 @@ class Prediction:
     """Whether the text was truncated in the middle to fit."""
     logits: tuple[float, ...]
     """Raw class logits, before calibration."""
+
+    def to_json(self) -> dict[str, object]:
+        """Label, probabilities, and where they apply ``explanation`` and ``truncated``."""
+        fields: dict[str, object] = {
+            "label": self.label,
+            "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
+        }
+        if self.explanation is not None:
+            fields["explanation"] = self.explanation
+        if self.truncated:
+            fields["truncated"] = True
+        return fields
 
 
 class Predictor:
@@ -101,10 +114,28 @@ class Predictor:
         batch_size: int = 16,
         explain: bool = True,
         max_new_tokens: int | None = None,
+        progress: bool = False,
     ) -> list[Prediction]:
-        """Predictions in the order of the texts. ``max_new_tokens`` defaults to the longest trained explanation."""
-        found = dict(self.stream(texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens))
-        return [found[i] for i in range(len(texts))]
+        """Predictions in the order of the texts.
+
+        Args:
+            texts: texts to classify.
+            batch_size: texts decoded together.
+            explain: decode explanations too.
+            max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
+            progress: show the progress on stderr.
+
+        Raises:
+            SettingsError: prompt and ``max_new_tokens`` exceed the model's context.
+        """
+        predictions: dict[int, Prediction] = {}
+        with Progress(len(texts), enabled=progress, unit="row", label="predict") as shown:
+            for index, prediction in self.stream(
+                texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens
+            ):
+                predictions[index] = prediction
+                shown.update()
+        return [predictions[index] for index in range(len(texts))]
 
     @torch.inference_mode()
     def stream(

@@ -1,20 +1,18 @@
-"""Rows of users through an exported model: which are usable, predictions in their order, arrays for metrics."""
+"""Rows of users through an exported model: which are usable, and as arrays for metrics."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.ingest import Ingested, read_examples
-from clsgen_dist.data.reading.rejection import places
+from clsgen_dist.data.reading.rejection import format_locations
 from clsgen_dist.errors import DataError
 from clsgen_dist.inference.predict import Prediction, Predictor
-from clsgen_dist.track.progress import Progress
 
 # N rows, C classes
 
@@ -35,36 +33,13 @@ def labelled_rows(
         setting="--max_bad_fraction",
     )
     if rows.rejected:
-        logger.warning("%s: %d bad rows left out: %s", source, len(rows.rejected), places(rows.rejected))
+        logger.warning("%s: %d bad rows left out: %s", source, len(rows.rejected), format_locations(rows.rejected))
     labelled = [example for example in rows.examples if example.label is not None]
     if not labelled:
         raise DataError(f"{source} has no labelled row; name the label column with --columns.label")
     if len(labelled) < len(rows.examples):
         logger.info("%s: %d rows without label left out", source, len(rows.examples) - len(labelled))
     return dataclasses.replace(rows, examples=labelled)
-
-
-def predict_rows(predictor: Predictor, examples: Sequence[Example], batch_size: int, explain: bool) -> list[Prediction]:
-    """Predictions in the rows' order, with a progress bar."""
-    return predict_texts(predictor, [example.text for example in examples], batch_size, explain)
-
-
-def predict_texts(
-    predictor: Predictor,
-    texts: Sequence[str],
-    batch_size: int,
-    explain: bool,
-    max_new_tokens: int | None = None,
-) -> list[Prediction]:
-    """Predictions in the texts' order, with a progress bar."""
-    found: dict[int, Prediction] = {}
-    with Progress(len(texts), enabled=True, unit="row", label="predict", stream=sys.stderr) as progress:
-        for index, prediction in predictor.stream(
-            texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens
-        ):
-            found[index] = prediction
-            progress.update()
-    return [found[index] for index in range(len(texts))]
 
 
 def labels_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray:

@@ -18,6 +18,7 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
 HalfOpenUnitInterval = Annotated[float, Ge(0), Lt(1)]
+JaccardThreshold = Annotated[float, Ge(0.5), Lt(1)]
 
 
 def range_faults(types: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
@@ -35,6 +36,12 @@ def dataclass_range_faults(settings: Any) -> list[str]:
     return range_faults(get_type_hints(type(settings), include_extras=True), vars(settings))
 
 
+def range_words(kind: Any) -> str | None:
+    """The range of a number type, or of those in a union, in words; None if it has none."""
+    ranges = [_words(get_args(a)[1:]) for a in _alternatives(kind) if get_origin(a) is Annotated]
+    return " or ".join(ranges) or None
+
+
 def _faults(name: str, kind: Any, value: Any) -> Iterator[str]:
     if dataclasses.is_dataclass(value):
         hints = get_type_hints(type(value), include_extras=True)
@@ -45,7 +52,8 @@ def _faults(name: str, kind: Any, value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple, dict)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for (key, item), inner in zip(items, item_kinds(kind, len(value)), strict=False):
-            yield from _faults(f"{name}.{key}", inner, item)
+            place = f"[{item.name!r}]" if hasattr(item, "name") else f".{key}"  # people know a stage by its name
+            yield from _faults(f"{name}{place}", inner, item)
     elif isinstance(value, (int, float)) and (wanted := _wanted(kind, value)):
         yield f"{name} is {value}, expected {wanted}"
 
@@ -61,10 +69,15 @@ def item_kinds(kind: Any, count: int) -> tuple[Any, ...]:
     return (None,) * count
 
 
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The members of a union; an annotated type is one."""
+    return (kind,) if get_origin(kind) is Annotated else get_args(kind)
+
+
 def _wanted(kind: Any, value: float) -> str | None:
     """The range in words, if the value is outside it; of several alternatives, outside all of them."""
     words = []
-    for alternative in (kind,) if get_origin(kind) is Annotated else get_args(kind):
+    for alternative in _alternatives(kind):
         if get_origin(alternative) is Annotated:
             limits = get_args(alternative)[1:]
             if all(_holds(limit, value) for limit in limits):
@@ -89,10 +102,14 @@ def _holds(limit: Any, value: float) -> bool:
 
 def _words(limits: tuple[Any, ...]) -> str:
     match limits:
+        case (Ge(low), Le(high)) if high > 1:  # type: ignore[operator]
+            return f"{low} to {high}"
         case (Ge(low), Le(high)):
             return f"a share from {low:g} to {high:g}"  # type: ignore[str-bytes-safe]
         case (Ge(low), Lt(high)):
-            return f"a share from {low:g} to less than {high:g}"  # type: ignore[str-bytes-safe]
+            return f"a share from {low:g} to below {high:g}"  # type: ignore[str-bytes-safe]
+        case (Gt(low), Le(high)):
+            return f"a share above {low:g}, up to {high:g}"  # type: ignore[str-bytes-safe]
         case (Gt(low),):
             return f"more than {low}"
         case (Ge(low),):

@@ -196,7 +196,7 @@ def _share(lengths: list[int], supervised: int, micro_steps: int) -> Step:
 
 
 def _train(settings: Settings, world: World, engine: Any, share: Step, ledger: _Ledger) -> list[Collective]:
-    from clsgen_dist.training.step import TrainStep, agree
+    from clsgen_dist.training.step import TrainStep
 
     train_step = TrainStep(
         engine, world, objectives=settings.objectives, optim=settings.optim, total_steps=WARM_UP + 1, seed=settings.seed
@@ -211,7 +211,7 @@ def _train(settings: Settings, world: World, engine: Any, share: Step, ledger: _
     for number in range(WARM_UP + 1):
         ledger.take()
         taken = share if number == WARM_UP else dataclasses.replace(share, batches=share.batches[:1])
-        agree(world, taken, train_step.terms)  # for its collective: the other ranks' counts are unknown
+        train_step.agree(taken)  # for its collective: the other ranks' counts are unknown
         train_step(number, taken, counts)
     return ledger.take()
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from clsgen_dist.config import Settings
-from clsgen_dist.data.checks.finding import MAX_LISTED, listed
 from clsgen_dist.data.encode import Encoder
-from clsgen_dist.data.reading.rejection import refuse_if_too_bad
-from clsgen_dist.data.settings import DataSettings
+from clsgen_dist.data.reading.rejection import require_few_bad_rows
+from clsgen_dist.data.settings import DataSettings, PromptSettings
 from clsgen_dist.data.tables.build import open_table
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError, SettingsError
+from clsgen_dist.io.text import MAX_LISTED, counts_phrase
 
 logger = logging.getLogger(__name__)
 
@@ -107,18 +107,19 @@ def datasets_of_recipe(settings: Settings) -> Datasets:
         SettingsError: ``data.stream_window`` is set: rows that are streamed are not here.
         DataError: as :func:`open_datasets`.
     """
-    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
-
     if settings.data.stream_window is not None:
         raise SettingsError(
             "data.stream_window is set, but this command needs rows on this machine; leave it out, and name one shard"
         )
-    encoder = Encoder(
-        load_tokenizer(backbone_path(settings.model.backbone)),
-        **vars(settings.prompt),
-        max_prompt_length=settings.data.max_prompt_length,
-    )
+    encoder = encoder_of_settings(settings.model.backbone, settings.prompt, settings.data.max_prompt_length)
     return open_datasets(settings.data, encoder, None)
+
+
+def encoder_of_settings(tokenizer: str, prompt: PromptSettings, max_prompt_length: int) -> Encoder:
+    """The encoder of a tokenizer (folder, hub id or ``demo:`` name) and a freshly rendered prompt; errors as there."""
+    from clsgen_dist.model.backbone import backbone_path, load_tokenizer
+
+    return Encoder(load_tokenizer(backbone_path(tokenizer)), **vars(prompt), max_prompt_length=max_prompt_length)
 
 
 def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
@@ -152,7 +153,7 @@ def _open(
             shutil.copyfile(table.quarantine, quarantine)
         else:  # an earlier run's must not be taken for this one's
             quarantine.unlink(missing_ok=True)
-    refuse_if_too_bad(
+    require_few_bad_rows(
         source, len(table), sum(table.card.rejected.values()), table.rejected(), data.max_bad_fraction, quarantine
     )
     return RowDataset(table, encoder)
@@ -176,7 +177,7 @@ def _classes(rows: RowDataset) -> str:
     found = list(zip(names, counts, strict=True))
     if len(found) > MAX_LISTED:
         found.sort(key=lambda item: -item[1])
-    return f"{len(names)} classes: {listed(dict(found))}"
+    return f"{len(names)} classes: {counts_phrase(dict(found))}"
 
 
 def _note(rows: RowDataset) -> str:

@@ -3,7 +3,7 @@
     loss = Σ_terms weight · sum over all ranks and micro-batches / count over the same
 
 The trainer takes these steps; so do the dry run and the tests. Cost: three all-reduces of a few numbers, besides
-ZeRO-3's own traffic: :func:`agree` before the forward passes, the terms' sums before the last backward pass, their
+ZeRO-3's own traffic: :meth:`TrainStep.agree` before the forward passes, the terms' sums before the last backward pass, their
 gradient norms after it.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,6 @@ from clsgen_dist.engine.world import World, waiting
 from clsgen_dist.objectives.balance import Balance, BalanceState
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.objectives.settings import ObjectivesSettings
-from clsgen_dist.objectives.term import Term
 from clsgen_dist.resilience import spikes
 from clsgen_dist.training.sampling_plan import weight_schedule
 
@@ -67,19 +65,6 @@ class Agreement:
     """Whether some rank was asked to stop."""
 
 
-def agree(world: World, share: Step, terms: Sequence[Term], *, written: bool = False, stop: bool = False) -> Agreement:
-    """The all-reduce that begins a step: what it holds, whether all have saved, whether some rank must stop."""
-    batches = share.batches
-    *counts, tokens, ranks_written, stops = world.sum(
-        *(sum(term.count(batch) for batch in batches) for term in terms),
-        sum(b.tokens for b in batches if b.supervised or b.labelled),
-        written,
-        stop,
-    )
-    by_term = dict(zip((term.name for term in terms), counts, strict=True))
-    return Agreement(StepCounts(by_term, tokens), ranks_written == world.size, stops > 0)
-
-
 class TrainStep:
     """Takes optimizer steps on DeepSpeed's engine.
 
@@ -107,6 +92,18 @@ class TrainStep:
         self.terms = objectives.terms()
         self._balance = Balance(objectives.balance)
 
+    def agree(self, share: Step, *, written: bool = False, stop: bool = False) -> Agreement:
+        """The all-reduce that begins a step: what it holds, whether all have saved, whether some rank must stop."""
+        batches = share.batches
+        *counts, tokens, ranks_written, stops = self._world.sum(
+            *(sum(term.count(batch) for batch in batches) for term in self.terms),
+            sum(b.tokens for b in batches if b.supervised or b.labelled),
+            written,
+            stop,
+        )
+        by_term = dict(zip((term.name for term in self.terms), counts, strict=True))
+        return Agreement(StepCounts(by_term, tokens), ranks_written == self._world.size, stops > 0)
+
     def __call__(
         self,
         step: int,
@@ -118,7 +115,7 @@ class TrainStep:
         """Take optimizer step ``step`` (from 0) on this rank's ``share``; collective.
 
         Args:
-            counts: of all ranks, from :func:`agree`.
+            counts: of all ranks, from :meth:`TrainStep.agree`.
             limits: mean of each term above which the update is skipped; None: no limit.
             balance: state of the adaptive weights; None: as at the start.
         """

@@ -45,7 +45,7 @@ from clsgen_dist.training.dev_evaluation import dev_metrics, evaluate, is_better
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
 from clsgen_dist.training.setting_changes import changed_settings
 from clsgen_dist.training.setup import PreparedRun, prepare, run_identity
-from clsgen_dist.training.step import StepResult, TrainStep, agree
+from clsgen_dist.training.step import StepResult, TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -244,13 +244,8 @@ class Trainer:
                 message = "step %d: stopped early: %d evaluations in a row without a better %s than %s"
                 logger.info(message, step, count, metric, self.state.best_value)
                 break
-            agreed = agree(
-                self.world,
-                share,
-                self.train_step.terms,
-                written=self.saver.written,
-                stop=self.preemption.received is not None,
-            )
+            stop = self.preemption.received is not None
+            agreed = self.train_step.agree(share, written=self.saver.written, stop=stop)
             if agreed.written:
                 self._commit()
             if agreed.stop:

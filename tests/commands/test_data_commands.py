@@ -98,3 +98,38 @@ def test_bad_flags_are_a_one_line_error(recipe_file, capsys, monkeypatch, tmp_pa
     assert end.value.code == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and expected in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data", "score", "--help"], ["usage: clsgen data score [FILE] [options]", "--show SHOW", "int, 0 or more"]),
+        (["data", "check", "--help"], ["usage: clsgen data check [FILE ...] [options]", "0.5 to below 1"]),
+        (["plan", "--help"], ["usage: clsgen plan [options]", "(type: int, more than 0, default: 1)"]),
+        (["predict", "--help"], ["usage: clsgen predict --model MODEL [options]"]),
+    ],
+)
+def test_help_shows_files_and_ranges(words, expected, capsys):
+    from clsgen_dist.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    text = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and all(part in text for part in expected)
+    assert words[:2] != ["data", "check"] or "required" not in text
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--ranks=0", "--ranks is 0, expected more than 0"),
+        ("--predictions=-1", "--predictions is -1, expected 0 or more"),
+        ("--seed=-1", "--seed is -1, expected 0 or more"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_the_demo_trains(option, expected, capsys):
+    from clsgen_dist.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["demo", option])
+    assert end.value.code == 2 and capsys.readouterr().err == f"error: {expected}\n"

@@ -14,7 +14,7 @@ from clsgen_dist.evaluation import report as report_module
 from clsgen_dist.evaluation.bootstrap import bootstrap_interval
 from clsgen_dist.evaluation.calibration_error import ece, nll, reliability_bins
 from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
-from clsgen_dist.evaluation.report import Report, score, text_baseline
+from clsgen_dist.evaluation.report import ExplanationShare, Report, score, text_baseline
 from clsgen_dist.inference.evaluate import build_report
 
 
@@ -103,6 +103,13 @@ def test_a_report_on_one_class_has_no_auroc_in_text_and_json():
     )
     read = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read["scores"][0]["auroc"] is None and read["scores"][0]["nll"] == pytest.approx(scores.nll)
+
+
+def test_shares_of_explanations_are_codes_in_json_and_words_in_the_text():
+    report = Report(2, explanations={ExplanationShare.NAMES_DECIDED_CLASS: 0.5})
+    assert json.loads(report.to_json())["explanations"] == {"names-decided-class": 0.5}
+    assert "explanation names the decided class: 50.0%" in report.text()
+    assert all(share.words for share in ExplanationShare)
 
 
 def test_the_text_baseline_needs_words_and_two_classes():

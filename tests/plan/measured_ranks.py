@@ -30,7 +30,7 @@ from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.objectives.loss_spec import loss_spec
 from clsgen_dist.plan.dry_run import held_by_part
 from clsgen_dist.training.build import build_engine, zero_config
-from clsgen_dist.training.step import TrainStep, agree
+from clsgen_dist.training.step import TrainStep
 
 WARM_UP = 2  # DeepSpeed records its trace in the second micro-step, and follows it from the third
 
@@ -124,11 +124,11 @@ def measure(case, world):
         engine, world, objectives=settings.objectives, optim=settings.optim, total_steps=9, seed=settings.seed
     )
     for number in range(WARM_UP):
-        train_step(number, step, agree(world, step, train_step.terms).counts)
+        train_step(number, step, train_step.agree(step).counts)
     gc.collect()
     at_rest = allocated() - before
     with Watch() as watch:
-        train_step(WARM_UP, step, agree(world, step, train_step.terms).counts)
+        train_step(WARM_UP, step, train_step.agree(step).counts)
     parts = held_by_part(engine)
     files, partitions = saved(engine, Path(tempfile.gettempdir()) / f"clsgen-measured-{os.environ['MASTER_PORT']}")
     engine.destroy()

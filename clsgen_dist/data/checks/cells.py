@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clsgen_dist.data.checks.finding import Finding, listed, row_ref, rows_are
+from clsgen_dist.data.checks.finding import Finding, row_ref
 from clsgen_dist.data.checks.measure import Split
 from clsgen_dist.data.reading.cells import Notice
+from clsgen_dist.io.text import counts_phrase, row_count_phrase
 
 _MESSAGES = {
     Notice.MISSING_LABEL: (
@@ -43,15 +44,15 @@ _MESSAGES = {
 
 def cells(split: Split, names: Sequence[str]) -> Iterator[Finding]:
     """Cells that are read as something else than they look, by kind of notice."""
-    for notice, found in split.notices.items():
+    for notice, noticed_cells in split.notices.items():
         what, remedy = _MESSAGES[notice]
-        rows = sorted({row for row, _ in found})
-        first, counts = dict(reversed(found)), dict(Counter(cell for _, cell in found).most_common())
+        rows = sorted({row for row, _ in noticed_cells})
+        first, counts = dict(reversed(noticed_cells)), dict(Counter(cell for _, cell in noticed_cells).most_common())
         yield Finding(
             notice.value,
             "warning",
             (split.source.name,),
-            f"{rows_are(len(rows), 'has', 'have')} " + what.format(listed(counts)),
+            f"{row_count_phrase(len(rows), 'has', 'have')} " + what.format(counts_phrase(counts)),
             remedy,
             len(rows),
             len(split),

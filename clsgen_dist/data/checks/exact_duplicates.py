@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref, rows_are
-from clsgen_dist.data.checks.measure import Measured, Split
+from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref
+from clsgen_dist.data.checks.measure import RowStatistics, Split
 from clsgen_dist.data.checks.near_duplicates import NearDuplicates
+from clsgen_dist.io.text import row_count_phrase
 
 
-def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: Limits) -> Iterator[Finding]:
+def duplicates_within(statistics: RowStatistics, index: int, near: NearDuplicates, limits: Limits) -> Iterator[Finding]:
     """Exact and near duplicates within one split."""
-    split, names = measured.splits[index], measured.label_names
+    split, names = statistics.splits[index], statistics.label_names
     first: dict[int, int] = {}
     copies = []
     for row, digest in enumerate(split.hashes):
@@ -23,20 +25,21 @@ def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: 
             "exact-duplicates",
             "warning",
             (split.source.name,),
-            f"{rows_are(len(copies), 'repeats', 'repeat')} a text of the file (apart from case and white space): "
-            f"there are {len(first)} different texts",
+            f"{row_count_phrase(len(copies), 'repeats', 'repeat')} a text of the file (apart from case and white "
+            f"space): there are {len(first)} different texts",
             "delete the copies: each gives its text more weight, in training and in the metrics",
             len(copies),
             len(split),
             copies,
         )
-    mine = [s for s, where in enumerate(measured.sketch_split) if where == index and near.partner_RS[s, index] >= 0]
-    if mine:
+    of_split = (sketch for sketch, where in enumerate(statistics.sketch_split) if where == index)
+    matched = [sketch for sketch in of_split if near.partner_RS[sketch, index] >= 0]
+    if matched:
         pairs = []
-        for sketch in mine:
+        for sketch in matched:
             like = int(near.partner_RS[sketch, index])
-            pairs.append(_pair(measured, sketch, like, near.jaccard_RS[sketch, index]))
-        sizes = Counter(near.group_R[mine].tolist())
+            pairs.append(_pair(statistics, sketch, like, near.jaccard_RS[sketch, index]))
+        sizes = Counter(near.group_R[matched].tolist())
         split_by_label = sum(
             bool(pair.like and pair.label and pair.like.label and pair.label != pair.like.label) for pair in pairs
         )
@@ -44,20 +47,22 @@ def copies_within(measured: Measured, index: int, near: NearDuplicates, limits: 
             "near-duplicates",
             "warning",
             (split.source.name,),
-            f"{_at_least(near)}{len(mine)} of {len(first)} texts are nearly the same as another of the file "
+            f"{_at_least(near)}{len(matched)} of {len(first)} texts are nearly the same as another of the file "
             f"(Jaccard index {limits.near:g} or more), in {len(sizes)} group{'s' * (len(sizes) != 1)}, "
             f"the largest of {max(sizes.values())}"
             + (f"; {split_by_label} have another label than the text they match" if split_by_label else ""),
             "look at some; keep one row of each group, or at least the group in one split",
-            len(mine),
+            len(matched),
             len(split),
             pairs,
         )
 
 
-def leakage(measured: Measured, earlier: int, later: int, near: NearDuplicates, limits: Limits) -> Iterator[Finding]:
+def leakage(
+    statistics: RowStatistics, earlier: int, later: int, near: NearDuplicates, limits: Limits
+) -> Iterator[Finding]:
     """Rows of a later split whose text is also in an earlier one, exactly or nearly."""
-    a, b, names = measured.splits[earlier], measured.splits[later], measured.label_names
+    a, b, names = statistics.splits[earlier], statistics.splits[later], statistics.label_names
     known: dict[int, int] = {}
     for row, digest in enumerate(a.hashes):
         known.setdefault(digest, row)
@@ -83,7 +88,7 @@ def leakage(measured: Measured, earlier: int, later: int, near: NearDuplicates, 
     for row, sketch in enumerate(b.sketches):
         if b.hashes[row] not in known and near.partner_RS[sketch, earlier] >= 0:
             like = int(near.partner_RS[sketch, earlier])
-            pair = _pair(measured, sketch, like, near.jaccard_RS[sketch, earlier])
+            pair = _pair(statistics, sketch, like, near.jaccard_RS[sketch, earlier])
             close.append(row_ref(b, row, names, pair.detail, pair.like))
     if close:
         yield Finding(
@@ -115,10 +120,10 @@ def _at_least(near: NearDuplicates) -> str:
     return "at least " if near.is_lower_bound else ""
 
 
-def _pair(measured: Measured, sketch: int, like: int, jaccard: float) -> RowRef:
+def _pair(statistics: RowStatistics, sketch: int, like: int, jaccard: float) -> RowRef:
     """The row of a sketch, with the row it resembles."""
     one, other = (
-        row_ref(measured.splits[measured.sketch_split[s]], measured.sketch_row[s], measured.label_names)
+        row_ref(statistics.splits[statistics.sketch_split[s]], statistics.sketch_row[s], statistics.label_names)
         for s in (sketch, like)
     )
-    return RowRef(one.split, one.line, one.id, one.label, f"Jaccard {jaccard:.2f}", other)
+    return replace(one, detail=f"Jaccard {jaccard:.2f}", like=other)

@@ -6,16 +6,17 @@ deserve a look. ``info``: nothing to do. The codes are stable; ``clsgen data che
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from clsgen_dist.errors import SettingsError
+from clsgen_dist.io.value_ranges import ClosedUnitInterval, JaccardThreshold, PositiveInt, dataclass_range_faults
 
 if TYPE_CHECKING:
     from clsgen_dist.data.checks.measure import Split
 
 Severity = Literal["error", "warning", "info"]
-MAX_LISTED, _MAX_NAME_LENGTH = 8, 60
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 
@@ -28,6 +29,8 @@ class RowRef:
     """From 1; the row's number where a source has no lines."""
     id: str | None = None
     """None for a row that could not be read."""
+    has_own_id: bool = False
+    """Whether the id is the user's, not made from file and line."""
     label: str | None = None
     detail: str = ""
     """What is specific to this row."""
@@ -59,11 +62,16 @@ class Finding:
 class Limits:
     """The limits that training would apply to these rows."""
 
-    max_prompt_length: int
-    max_explanation_length: int
-    max_bad_fraction: float
-    near: float
+    max_prompt_length: PositiveInt
+    max_explanation_length: PositiveInt
+    max_bad_fraction: ClosedUnitInterval
+    near: JaccardThreshold
     """Jaccard index from which two texts are near duplicates."""
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a value out of its range."""
+        if faults := dataclass_range_faults(self):
+            raise SettingsError("; ".join(faults))
 
 
 def first_rows(finding: Finding, limit: int) -> list[RowRef]:
@@ -83,35 +91,5 @@ def first_rows(finding: Finding, limit: int) -> list[RowRef]:
 def row_ref(split: Split, row: int, names: Sequence[str] = (), detail: str = "", like: RowRef | None = None) -> RowRef:
     """The reference to a row, with its label if ``names`` are given."""
     label = names[split.labels[row]] if names and split.labels[row] >= 0 else None
-    return RowRef(split.source.name, split.lines[row], split.ids[row], label, detail, like)
-
-
-def rows_are(count: int, one: str, several: str) -> str:
-    """``1 row has``, ``2 rows have``."""
-    return f"1 row {one}" if count == 1 else f"{count} rows {several}"
-
-
-def visible(text: str) -> str:
-    """The text with control characters, lone surrogates, zero-width and direction marks as replacement characters."""
-    return re.sub(
-        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]",
-        "\ufffd",
-        text,
-    )
-
-
-def shortened(text: str, length: int = 40) -> str:
-    """A stranger's text on one line: at most ``length`` characters, control characters made visible."""
-    line = visible(" ".join(text[: 8 * length].split()))
-    return line if len(line) <= length else line[: length - 2] + " …"
-
-
-def named(name: str) -> str:
-    """A class's name in quotes, shortened if it is long."""
-    return repr(name if len(name) <= _MAX_NAME_LENGTH else name[:_MAX_NAME_LENGTH] + " …")
-
-
-def listed(counts: dict[str, int]) -> str:
-    """The first names with their counts."""
-    more = f" and {len(counts) - MAX_LISTED} more" if len(counts) > MAX_LISTED else ""
-    return ", ".join(f"{named(name)} ({count})" for name, count in list(counts.items())[:MAX_LISTED]) + more
+    own = bool(split.has_own_id[row])
+    return RowRef(split.source.name, split.lines[row], split.ids[row], own, label, detail, like)

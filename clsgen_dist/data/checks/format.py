@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref, rows_are
+from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref
 from clsgen_dist.data.checks.measure import Split
 from clsgen_dist.data.reading.rejection import Rejection, counted
+from clsgen_dist.io.text import row_count_phrase
 
 
 def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
@@ -45,7 +46,7 @@ def unreadable(split: Split, limits: Limits) -> Iterator[Finding]:
             "mojibake",
             "warning",
             name,
-            rows_are(len(split.mojibake), "holds", "hold")
+            row_count_phrase(len(split.mojibake), "holds", "hold")
             + " wrongly decoded characters (like 'Ã©' for 'é', or '\ufffd')",
             "write the file again from its source, decoded with the right encoding; the ftfy package repairs most",
             len(split.mojibake),
@@ -62,11 +63,11 @@ def _remedy(split: Split) -> str:
     if code in (Rejection.NO_TARGET, Rejection.MISSING_TEXT):
         row = next(row for row in split.rejected if row.code == code)
         try:
-            found = ", ".join(json.loads(row.raw))
+            row_columns = ", ".join(json.loads(row.raw))
         except (json.JSONDecodeError, TypeError):
-            found = ""
+            row_columns = ""
         return "name your columns with --columns.text, --columns.label and --columns.explanation" + (
-            f"; line {row.line} has {found}" if found else ""
+            f"; line {row.line} has {row_columns}" if row_columns else ""
         )
     if code is Rejection.DUPLICATE_ID:
         return "delete the copies, or give each row a unique id"
@@ -105,7 +106,7 @@ def explanations(split: Split, names: Sequence[str], limits: Limits) -> Iterator
             "long-explanations",
             "error" if bad > limits.max_bad_fraction else "warning",
             name,
-            f"{rows_are(len(long), 'would', 'would')} be rejected: an explanation is longer than "
+            f"{row_count_phrase(len(long), 'would', 'would')} be rejected: an explanation is longer than "
             f"data.max_explanation_length {limit} tokens (the longest has {max(split.explanation_tokens)})",
             f"shorten them, or raise data.max_explanation_length to {max(split.explanation_tokens)}",
             len(long),
@@ -130,7 +131,7 @@ def lengths(split: Split, names: Sequence[str], limits: Limits) -> Iterator[Find
             "truncation",
             "warning",
             (split.source.name,),
-            f"{rows_are(len(cut), 'would', 'would')} lose the middle of the text: the prompt is longer than "
+            f"{row_count_phrase(len(cut), 'would', 'would')} lose the middle of the text: the prompt is longer than "
             f"data.max_prompt_length {limit} tokens (the longest has {longest})",
             advice,
             len(cut),

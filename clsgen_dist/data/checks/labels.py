@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, listed, named, row_ref, rows_are
-from clsgen_dist.data.checks.measure import Measured, Split
+from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref
+from clsgen_dist.data.checks.measure import RowStatistics, Split
 from clsgen_dist.data.checks.near_duplicates import normalised
 from clsgen_dist.data.reading.cells import MISSING_WORDS
+from clsgen_dist.io.text import counts_phrase, quoted, row_count_phrase
 
 _FEW_ROWS = 20
 """Rows of a class; with fewer, a single row changes recall by more than five points."""
@@ -55,12 +57,12 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
     counts = _merge_alike(class_counts(split, names))
     labelled = sum(counts.values())
     if len(counts) < 2:
-        found = f"all {labelled} labelled rows are {named(next(iter(counts)))}" if counts else "no row has a label"
+        fact = f"all {labelled} labelled rows are {quoted(next(iter(counts)))}" if counts else "no row has a label"
         yield Finding(
             "one-class",
             "error" if is_train else "warning",
             name,
-            f"{found}: "
+            f"{fact}: "
             + ("a classifier needs two classes" if is_train else "AUROC and calibration cannot be measured"),
             "check --columns.label" if not counts else "add rows of the other classes",
             labelled,
@@ -72,7 +74,7 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
             "unlabelled",
             "info",
             name,
-            f"{rows_are(len(split) - labelled, 'has', 'have')} no label: they train the explanation only",
+            f"{row_count_phrase(len(split) - labelled, 'has', 'have')} no label: they train the explanation only",
             count=len(split) - labelled,
             of=len(split),
             rows=[row_ref(split, row) for row, label in enumerate(split.labels) if label < 0],
@@ -83,7 +85,7 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
             "few-rows",
             "warning",
             name,
-            f"fewer than {_FEW_ROWS} rows of a class: {listed(few)}",
+            f"fewer than {_FEW_ROWS} rows of a class: {counts_phrase(few)}",
             "add rows: so few are memorised" if is_train else "add rows: metrics on so few have very wide intervals",
             sum(few.values()),
             labelled,
@@ -94,24 +96,24 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
             "imbalance",
             "warning",
             name,
-            f"{counts[commonest]} rows of {named(commonest)} for {counts[rarest]} of {named(rarest)} "
-            f"({counts[commonest] / counts[rarest]:.0f} to 1): a model that always predicts {named(commonest)} is "
+            f"{counts[commonest]} rows of {quoted(commonest)} for {counts[rarest]} of {quoted(rarest)} "
+            f"({counts[commonest] / counts[rarest]:.0f} to 1): a model that always predicts {quoted(commonest)} is "
             f"right in {counts[commonest] / labelled:.0%} of the rows",
-            f"collect more rows of {named(rarest)}; judge by AUROC and F1, never by accuracy",
+            f"collect more rows of {quoted(rarest)}; judge by AUROC and F1, never by accuracy",
             counts[rarest],
             labelled,
         )
 
 
-def label_names(measured: Measured) -> Iterator[Finding]:
+def label_names(statistics: RowStatistics) -> Iterator[Finding]:
     """Class names that look alike or occur once."""
-    names = measured.label_names
-    totals = Counter(label for split in measured.splits for label in split.labels if label >= 0)
+    names = statistics.label_names
+    totals = Counter(label for split in statistics.splits for label in split.labels if label >= 0)
     same: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
         if totals[index]:
             same[_skeleton(name)].append(index)
-    alike = [(sorted(group, key=lambda i: -totals[i]), "look alike") for group in same.values()]
+    similar = [(sorted(group, key=lambda i: -totals[i]), "look alike") for group in same.values()]
     folded = sorted(same, key=lambda key: -max(totals[i] for i in same[key]))
     for place, key in enumerate(folded if len(folded) <= _MAX_NAMES else []):
         near = [
@@ -119,23 +121,23 @@ def label_names(measured: Measured) -> Iterator[Finding]:
             for other in difflib.get_close_matches(key, folded[:place], n=1, cutoff=0.85)
             if 20 * totals[same[key][0]] <= max(totals[i] for i in same[other]) and not any(c.isdigit() for c in key)
         ]
-        alike += [
+        similar += [
             ([max(same[other], key=lambda i: totals[i]), *same[key]], "may be one class, misspelt") for other in near
         ]
-    alike = [(group, how) for group, how in alike if len(group) > 1]
-    if len(alike) > _MAX_GROUPS:
+    similar = [(group, how) for group, how in similar if len(group) > 1]
+    if len(similar) > _MAX_GROUPS:
         yield Finding(
             "label-names",
             "warning",
-            tuple(split.source.name for split in measured.splits),
-            f"{len(alike)} groups of labels look alike, or differ by a typo; {_MAX_GROUPS} of them follow",
+            tuple(split.source.name for split in statistics.splits),
+            f"{len(similar)} groups of labels look alike, or differ by a typo; {_MAX_GROUPS} of them follow",
             "check that data.columns.label names the column of the classes, and spell each class in one way",
         )
-    for group, how in alike[:_MAX_GROUPS]:
+    for group, how in similar[:_MAX_GROUPS]:
         rare = set(group[1:])
         rows = [
             row_ref(split, row, names)
-            for split in measured.splits
+            for split in statistics.splits
             for row, label in enumerate(split.labels)
             if label in rare
         ]
@@ -143,27 +145,29 @@ def label_names(measured: Measured) -> Iterator[Finding]:
             "label-names",
             "warning",
             tuple(dict.fromkeys(place.split for place in rows)),
-            f"the labels {listed({names[i]: totals[i] for i in group})} {how}, and would be separate classes",
-            f"write {named(names[group[0]])} in these rows, or list the true classes in data.labels",
+            f"the labels {counts_phrase({names[i]: totals[i] for i in group})} {how}, and would be separate classes",
+            f"write {quoted(names[group[0]])} in these rows, or list the true classes in data.labels",
             len(rows),
             sum(totals.values()),
             rows,
         )
 
 
-def missing_names(split: Split, measured: Measured) -> Iterator[Finding]:
+def missing_names(split: Split, statistics: RowStatistics) -> Iterator[Finding]:
     """Classes called like a missing value."""
-    names = measured.label_names
-    found = {name: count for name, count in class_counts(split, names).items() if name.casefold() in _MISSING}
-    if found and not measured.labels_are_listed:
+    names = statistics.label_names
+    suspects = {name: count for name, count in class_counts(split, names).items() if name.casefold() in _MISSING}
+    if suspects and not statistics.labels_are_listed:
         rows = [
-            row_ref(split, row, names) for row, label in enumerate(split.labels) if label >= 0 and names[label] in found
+            row_ref(split, row, names)
+            for row, label in enumerate(split.labels)
+            if label >= 0 and names[label] in suspects
         ]
         yield Finding(
             "missing-class",
             "warning",
             (split.source.name,),
-            f"the class {listed(found)} may stand for a missing label; it is read as a class",
+            f"the class {counts_phrase(suspects)} may stand for a missing label; it is read as a class",
             "leave these cells empty, if they have no label",
             len(rows),
             len(split),
@@ -171,63 +175,60 @@ def missing_names(split: Split, measured: Measured) -> Iterator[Finding]:
         )
 
 
-def unseen_classes(measured: Measured, train: int, limits: Limits) -> Iterator[Finding]:
+def unseen_classes(statistics: RowStatistics, train: int, limits: Limits) -> Iterator[Finding]:
     """Classes of other splits that the training rows lack."""
-    known = set(measured.splits[train].labels)
+    known = set(statistics.splits[train].labels)
     if known <= {-1}:
         return
-    for split in measured.splits:
+    for split in statistics.splits:
         rows = [row for row, label in enumerate(split.labels) if label >= 0 and label not in known]
         if rows:
-            unseen = Counter(measured.label_names[split.labels[row]] for row in rows)
+            unseen = Counter(statistics.label_names[split.labels[row]] for row in rows)
             too_many = len(rows) + len(split.rejected) > limits.max_bad_fraction * split.total
             yield Finding(
                 "unseen-class",
                 "error" if too_many else "warning",
                 (split.source.name,),
-                f"{rows_are(len(rows), 'has', 'have')} a class that {measured.splits[train].source.name} does not "
-                f"have: {listed(unseen)}",
+                f"{row_count_phrase(len(rows), 'has', 'have')} a class that "
+                f"{statistics.splits[train].source.name} does not have: {counts_phrase(unseen)}",
                 "fix the labels, or move rows of the class to the training file",
                 len(rows),
                 len(split),
-                [row_ref(split, row, measured.label_names) for row in rows],
+                [row_ref(split, row, statistics.label_names) for row in rows],
             )
 
 
-def conflicts(measured: Measured) -> Iterator[Finding]:
+def conflicts(statistics: RowStatistics) -> Iterator[Finding]:
     """Equal texts with different labels."""
-    hashes, splits, rows = _all_rows(measured)
-    labels = np.concatenate([np.asarray(split.labels, dtype=np.int64) for split in measured.splits])
-    found: list[RowRef] = []
+    hashes, splits, rows = _all_rows(statistics)
+    labels = np.concatenate([np.asarray(split.labels, dtype=np.int64) for split in statistics.splits])
+    conflicting: list[RowRef] = []
     texts, across = 0, 0
     for group in _repeated(hashes, labels >= 0):
         if len(set(labels[group].tolist())) > 1:
             texts += 1
             across += len(set(splits[group].tolist())) > 1
-            places = [row_ref(measured.splits[splits[i]], rows[i], measured.label_names) for i in group]
+            places = [row_ref(statistics.splits[splits[i]], rows[i], statistics.label_names) for i in group]
             first = {place.label: place for place in reversed(places)}
-            found += [
-                RowRef(p.split, p.line, p.id, p.label, like=next(q for label, q in first.items() if label != p.label))
-                for p in places
-            ]
-    if found:
+            conflicting += [replace(p, like=next(q for label, q in first.items() if label != p.label)) for p in places]
+    if conflicting:
         yield Finding(
             "label-conflict",
             "error",
-            tuple(dict.fromkeys(place.split for place in found)),
+            tuple(dict.fromkeys(place.split for place in conflicting)),
             f"{texts} {'text has' if texts == 1 else 'texts have'} two labels or more"
             + (f" ({across} of them across files)" if across else "")
-            + f": {len(found)} rows",
+            + f": {len(conflicting)} rows",
             "decide on one label for each, or delete these rows",
-            len(found),
+            len(conflicting),
             len(hashes),
-            found,
+            conflicting,
         )
 
 
-def _all_rows(measured: Measured) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+def _all_rows(statistics: RowStatistics) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
     """Hash, split and row of all rows."""
-    splits = measured.splits
+    splits = statistics.splits
     return (
         np.concatenate([np.asarray(split.hashes, dtype=np.uint64) for split in splits]),
         np.repeat(np.arange(len(splits)), [len(split) for split in splits]),

@@ -52,6 +52,8 @@ class Split:
     """Why the file was not read."""
     has_byte_order_mark: bool = False
     ids: list[str] = field(default_factory=list)
+    has_own_id: bytearray = field(default_factory=bytearray)
+    """1 where the id is the user's, 0 where it is made from file and line."""
     lines: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("i"))
     """Index into the label names, or -1."""
@@ -81,7 +83,7 @@ class Split:
 
 
 @dataclass
-class Measured:
+class RowStatistics:
     """All splits, and what they share."""
 
     splits: list[Split]
@@ -133,7 +135,7 @@ def measure(
     columns: Columns,
     labels: Sequence[str] | None,
     encoder: Encoder,
-) -> Measured:
+) -> RowStatistics:
     """Read each source once.
 
     Args:
@@ -150,24 +152,24 @@ def measure(
     rows = [None if split.fault else unique_rows(split.source.path, columns=columns, labels=labels) for split in splits]
     sketches: Sketches | None = None
     names = {name: index for index, name in enumerate(labels or [])}
-    measured = Measured(splits, [], labels is not None, Sketches(Template.none()), [], [], Template.none())
+    statistics = RowStatistics(splits, [], labels is not None, Sketches(Template.none()), [], [], Template.none())
     for index, (split, split_rows) in enumerate(zip(splits, rows, strict=True)):
         if split_rows is None:
             continue
         logger.info("reading %s", split.source.path)
         sample = list(islice(split_rows, _SAMPLE))
         if sketches is None and any(isinstance(row, Example) for row in sample):
-            measured.template = Template.of(normalised(row.text) for row in sample if isinstance(row, Example))
-            sketches = measured.sketches = Sketches(measured.template)
+            statistics.template = Template.of(normalised(row.text) for row in sample if isinstance(row, Example))
+            sketches = statistics.sketches = Sketches(statistics.template)
         seen: dict[int, int] = {}
         for row in chain(sample, split_rows):
             if isinstance(row, RejectedRow):
                 split.rejected.append(replace(row, raw=row.raw[:_MAX_RAW]))
             else:
-                _add(row, split, index, names, measured, encoder, seen)
+                _add(row, split, index, names, statistics, encoder, seen)
         del sample
-    measured.label_names = list(names)
-    return measured
+    statistics.label_names = list(names)
+    return statistics
 
 
 def _add(
@@ -175,17 +177,17 @@ def _add(
     split: Split,
     index: int,
     names: dict[str, int],
-    measured: Measured,
+    statistics: RowStatistics,
     encoder: Encoder,
     seen: dict[int, int],
 ) -> None:
     normal = normalised(row.text)
     digest = text_hash(normal)
     if digest not in seen:
-        seen[digest] = len(measured.sketches)
-        measured.sketches.add(normal)
-        measured.sketch_split.append(index)
-        measured.sketch_row.append(len(split))
+        seen[digest] = len(statistics.sketches)
+        statistics.sketches.add(normal)
+        statistics.sketch_split.append(index)
+        statistics.sketch_row.append(len(split))
     if _MOJIBAKE.search(row.text) or any(map(_MOJIBAKE.search, row.explanations)):
         split.mojibake.append(len(split))
     for notice, cell in row.notices:
@@ -193,7 +195,8 @@ def _add(
     split.hashes.append(digest)
     split.sketches.append(seen[digest])
     split.ids.append(row.id)
-    split.lines.append(int(row.source.rpartition(":")[2]))
+    split.has_own_id.append(row.has_own_id)
+    split.lines.append(row.line)
     split.labels.append(-1 if row.label is None else names.setdefault(row.label, len(names)))
     split.prompt_tokens.append(encoder.prompt_length(row.text))
     split.explanations.append(len(row.explanations))
@@ -222,7 +225,7 @@ def excerpts(source: str, columns: Columns, lines: set[int], length: int) -> Ite
     """The first characters of the texts on these lines; the file is read again, up to the last of them."""
     last = max(lines, default=0)
     for row in unique_rows(source, columns=columns, labels=None, require_target=False) if lines else ():
-        line = int(row.source.rpartition(":")[2]) if isinstance(row, Example) else row.line
+        line = row.line
         if line in lines and isinstance(row, Example):
             yield line, row.text if len(row.text) <= length else row.text[:length] + " …"
         if line >= last:

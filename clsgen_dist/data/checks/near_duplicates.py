@@ -60,9 +60,9 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", _MARKS.sub(_fewer_marks, text)).casefold().split())
 
 
-def _fewer_marks(found: re.Match[str]) -> str:
+def _fewer_marks(run_of_marks: re.Match[str]) -> str:
     kept, run = [], 0
-    for character in found[0]:
+    for character in run_of_marks[0]:
         run = run + 1 if unicodedata.combining(character) else 0
         if run <= _MAX_MARKS:
             kept.append(character)
@@ -108,17 +108,17 @@ class Template:
         sets = [shingles(normal) for normal in set(normals)]
         if len(sets) < _MIN_SAMPLE:
             return cls.none()
-        found, counts = np.unique(np.concatenate(sets), return_counts=True)
-        common = found[counts >= 0.9 * len(sets)]
+        distinct, counts = np.unique(np.concatenate(sets), return_counts=True)
+        common = distinct[counts >= 0.9 * len(sets)]
         share = float(np.median([np.isin(s, common, assume_unique=True).mean() for s in sets]))
         return cls(common, share) if share > 0.5 else cls.none()
 
-    def without(self, found: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    def without(self, hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """``found`` without the template; unchanged if nothing else would be left."""
         if not len(self.shingles):
-            return found
-        own = found[~np.isin(found, self.shingles, assume_unique=True)]
-        return own if len(own) else found
+            return hashes
+        own = hashes[~np.isin(hashes, self.shingles, assume_unique=True)]
+        return own if len(own) else hashes
 
 
 class Sketches:
@@ -137,11 +137,11 @@ class Sketches:
 
     def add(self, normal: str) -> None:
         """Add a text."""
-        found = self._template.without(shingles(normal))
+        hashes = self._template.without(shingles(normal))
         self._minhash.clear()
-        self._minhash.update_batch(found.tolist())
+        self._minhash.update_batch(hashes.tolist())
         self._signatures.append(self._minhash.hashvalues)
-        self.smallest.append(found[:_KEPT].copy())
+        self.smallest.append(hashes[:_KEPT].copy())
 
     def signatures(self) -> NDArray[np.uint32]:
         """``[R, P]``."""
@@ -223,18 +223,18 @@ def _candidates(
         starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.array([], dtype=np.int64)
         start_R = np.repeat(starts, np.diff(np.r_[starts, len(key)]))
         place_R = np.arange(len(key))
-        found = []
+        candidate_pairs = []
         for distance in range(1, _per_text(len(key), _NEIGHBOURS) + 1):
             later = place_R[distance:][start_R[distance:] <= place_R[:-distance]]
-            found.append((later - distance, later))
+            candidate_pairs.append((later - distance, later))
         for other in np.unique(split):
             before = np.maximum.accumulate(np.where(split == other, place_R, -1))
             for nearest in (before, _next(split == other)):
                 there = (nearest >= 0) & (split != other)
                 there[there] &= start_R[nearest[there]] == start_R[there]
-                found.append((nearest[there], place_R[there]))
-        first = np.concatenate([pair[0] for pair in found])
-        second = np.concatenate([pair[1] for pair in found])
+                candidate_pairs.append((nearest[there], place_R[there]))
+        first = np.concatenate([pair[0] for pair in candidate_pairs])
+        second = np.concatenate([pair[1] for pair in candidate_pairs])
         codes = np.unique(first * max(1, len(key)) + second)
         yield order[codes // max(1, len(key))], order[codes % max(1, len(key))]
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from html import escape
 
 from clsgen_dist.data.checks import plots
-from clsgen_dist.data.checks.finding import Finding, RowRef, first_rows, visible
+from clsgen_dist.data.checks.finding import Finding, RowRef, first_rows
 from clsgen_dist.data.checks.measure import excerpts
-from clsgen_dist.data.checks.report import Checked, classes, overview
+from clsgen_dist.data.checks.report import CheckReport, classes, overview
+from clsgen_dist.io.text import visible
 
 _MAX_ROWS = 20
 """Rows of a finding on the page; the JSON file has all."""
@@ -57,20 +58,20 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 """
 
 
-def page(checked: Checked) -> str:
+def page(report: CheckReport) -> str:
     """The complete HTML document."""
-    splits = checked.measured.splits
+    splits = report.statistics.splits
     names = " · ".join(escape(split.source.name) for split in splits)
-    limits = checked.limits
-    texts = _excerpts(checked)
+    limits = report.limits
+    texts = _excerpts(report)
     figures = "".join(
         f"<figure><figcaption>{escape(figure.title)}</figcaption>{_inline(figure, number)}</figure>"
-        for number, figure in enumerate(plots.figures(checked), start=1)
+        for number, figure in enumerate(plots.figures(report), start=1)
     )
-    findings = "".join(_finding(checked, finding, texts) for finding in checked.findings)
+    findings = "".join(_finding(report, finding, texts) for finding in report.findings)
     class_table = _table(
-        f"Rows of each class (of {len(checked.measured.label_names)}, the largest first)",
-        classes(splits, checked.measured.label_names),
+        f"Rows of each class (of {len(report.statistics.label_names)}, the largest first)",
+        classes(splits, report.statistics.label_names),
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -84,8 +85,8 @@ def page(checked: Checked) -> str:
 <body>
 <main>
 <h1>Rows: {names}</h1>
-<p class="verdict">{escape(checked.verdict().capitalize())}</p>
-<p class="muted">Lengths in tokens of <code>{escape(checked.tokenizer)}</code>; limits: prompt
+<p class="verdict">{escape(report.verdict().capitalize())}</p>
+<p class="muted">Lengths in tokens of <code>{escape(report.tokenizer)}</code>; limits: prompt
 {limits.max_prompt_length}, explanation {limits.max_explanation_length}; near duplicates from a Jaccard index of
 {limits.near:g}.</p>
 <section aria-labelledby="files"><h2 id="files">Files</h2>
@@ -106,14 +107,14 @@ def page(checked: Checked) -> str:
 """
 
 
-def _finding(checked: Checked, finding: Finding, texts: dict[tuple[str, int], str]) -> str:
+def _finding(report: CheckReport, finding: Finding, texts: dict[tuple[str, int], str]) -> str:
     remedy = f"<p><b>Remedy:</b> {escape(finding.remedy)}</p>" if finding.remedy else ""
     rows = ""
     if finding.rows:
         refs = first_rows(finding, _MAX_ROWS)
         total = len(finding.rows)
         title = f"{total} row{'s' * (total != 1)}" + (f", the first {len(refs)}" if total > _MAX_ROWS else "")
-        body = "".join(_table_rows(checked, ref, texts) for ref in refs)
+        body = "".join(_table_rows(report, ref, texts) for ref in refs)
         rows = (
             f'<details><summary>{title}</summary><div class="scroll"><table><thead><tr><th scope="col">where</th>'
             f'<th scope="col">label</th><th scope="col">what</th><th scope="col">row</th></tr></thead>'
@@ -126,13 +127,13 @@ def _finding(checked: Checked, finding: Finding, texts: dict[tuple[str, int], st
     )
 
 
-def _table_rows(checked: Checked, ref: RowRef, texts: dict[tuple[str, int], str]) -> str:
-    line = _table_row(checked, ref, ref.detail, texts)
-    return line + (_table_row(checked, ref.like, "matches this row", texts) if ref.like else "")
+def _table_rows(report: CheckReport, ref: RowRef, texts: dict[tuple[str, int], str]) -> str:
+    line = _table_row(report, ref, ref.detail, texts)
+    return line + (_table_row(report, ref.like, "matches this row", texts) if ref.like else "")
 
 
-def _table_row(checked: Checked, ref: RowRef, detail: str, texts: dict[tuple[str, int], str]) -> str:
-    where = checked.where(ref) + (f"\n{ref.id}" if ref.id and not ref.id.endswith(f":{ref.line}") else "")
+def _table_row(report: CheckReport, ref: RowRef, detail: str, texts: dict[tuple[str, int], str]) -> str:
+    where = report.where(ref) + (f"\n{ref.id}" if ref.has_own_id else "")
     text = ref.excerpt or texts.get((ref.split, ref.line), "")
     return (
         f'<tr><td class="place">{escape(where)}</td><td>{escape(ref.label or "")}</td><td>{escape(detail)}</td>'
@@ -145,10 +146,10 @@ def _visible(text: str) -> str:
     return escape(visible(text))
 
 
-def _excerpts(checked: Checked) -> dict[tuple[str, int], str]:
+def _excerpts(report: CheckReport) -> dict[tuple[str, int], str]:
     """Beginnings of the texts on the page, by split and line."""
     wanted: dict[str, set[int]] = defaultdict(set)
-    for finding in checked.findings:
+    for finding in report.findings:
         for ref in first_rows(finding, _MAX_ROWS):
             for row in (ref, ref.like):
                 if row and not row.excerpt:
@@ -156,7 +157,7 @@ def _excerpts(checked: Checked) -> dict[tuple[str, int], str]:
     return {
         (split, line): text
         for split, lines in wanted.items()
-        for line, text in excerpts(checked.path(split), checked.columns, lines, _EXCERPT)
+        for line, text in excerpts(report.path(split), report.columns, lines, _EXCERPT)
     }
 
 

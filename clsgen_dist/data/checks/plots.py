@@ -12,7 +12,7 @@ import numpy as np
 
 from clsgen_dist.data.checks.exact_duplicates import leakage_matrix
 from clsgen_dist.data.checks.labels import class_counts
-from clsgen_dist.data.checks.report import Checked
+from clsgen_dist.data.checks.report import CheckReport
 
 COLOURS = {
     "ink": "#010201",
@@ -39,7 +39,7 @@ class Plot:
     svg: str
 
 
-def figures(checked: Checked) -> list[Plot]:
+def figures(report: CheckReport) -> list[Plot]:
     """All plots for which there is data."""
     import matplotlib
 
@@ -47,26 +47,26 @@ def figures(checked: Checked) -> list[Plot]:
     options = {"svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "clsgen"}
     with matplotlib.rc_context(options), warnings.catch_warnings():  # type: ignore[arg-type]
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        splits = [split for split in checked.measured.splits if len(split)]
+        splits = [split for split in report.statistics.splits if len(split)]
         if not splits:
             return []
-        limits = checked.limits
+        limits = report.limits
         plots = [
-            _classes(checked, explained=False),
-            _lengths(checked, "Prompt length in tokens", "prompt_tokens", limits.max_prompt_length),
+            _classes(report, explained=False),
+            _lengths(report, "Prompt length in tokens", "prompt_tokens", limits.max_prompt_length),
         ]
         if any(any(split.explanations) for split in splits):
             plots += [
-                _lengths(checked, "Explanation length in tokens", "explanation_tokens", limits.max_explanation_length),
-                _classes(checked, explained=True),
+                _lengths(report, "Explanation length in tokens", "explanation_tokens", limits.max_explanation_length),
+                _classes(report, explained=True),
             ]
-        return [plot for plot in [*plots, _copies(checked)] if plot]
+        return [plot for plot in [*plots, _copies(report)] if plot]
 
 
-def _classes(checked: Checked, *, explained: bool) -> Plot | None:
+def _classes(report: CheckReport, *, explained: bool) -> Plot | None:
     """Bars of each class and split: the class's share of the rows, or the share of its rows that is explained."""
-    splits = [split for split in checked.measured.splits if len(split)]
-    names = checked.measured.label_names
+    splits = [split for split in report.statistics.splits if len(split)]
+    names = report.statistics.label_names
     counts = [class_counts(split, names) for split in splits]
     largest = sorted(names, key=lambda name: -sum(c.get(name, 0) for c in counts))[:_MAX_CLASSES]
     if not largest:
@@ -93,11 +93,11 @@ def _classes(checked: Checked, *, explained: bool) -> Plot | None:
     return Plot(title + more, f"Bar chart: {title.lower()}, by split; figures are in the tables", _svg(figure))
 
 
-def _lengths(checked: Checked, title: str, field: str, limit: int) -> Plot | None:
+def _lengths(report: CheckReport, title: str, field: str, limit: int) -> Plot | None:
     """Histogram by split with the limit marked; values far beyond it are counted in the last bin."""
     of_split = {
         split.source.name: lengths[lengths > 0]
-        for split in checked.measured.splits
+        for split in report.statistics.splits
         if len(lengths := np.asarray(getattr(split, field)))
     }
     of_split = {name: lengths for name, lengths in of_split.items() if len(lengths)}
@@ -129,10 +129,10 @@ def _lengths(checked: Checked, title: str, field: str, limit: int) -> Plot | Non
     return Plot(title, f"Histogram: {title.lower()}, by split; {over} of {len(every)} over {limit}", _svg(figure))
 
 
-def _copies(checked: Checked) -> Plot:
+def _copies(report: CheckReport) -> Plot:
     """Matrix of splits: rows with the same text, and nearly the same, as a row of the other split."""
-    splits = checked.measured.splits
-    matrix = leakage_matrix(checked.findings, splits)
+    splits = report.statistics.splits
+    matrix = leakage_matrix(report.findings, splits)
     size = len(splits)
     figure, axes = _axes(0.9 + 0.75 * size)
     for column, a in enumerate(splits):

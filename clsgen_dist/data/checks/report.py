@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef, first_rows, named
+from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef, first_rows
 from clsgen_dist.data.checks.labels import class_counts
-from clsgen_dist.data.checks.measure import Measured, Split
+from clsgen_dist.data.checks.measure import RowStatistics, Split
 from clsgen_dist.data.example import Columns
 from clsgen_dist.io.tables import markdown_table
+from clsgen_dist.io.text import quoted
 
 _MAX_ROWS = 5
 _MAX_CLASSES = 50
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckReport:
     """Everything that a report contains."""
 
-    measured: Measured
+    statistics: RowStatistics
     findings: list[Finding]
     limits: Limits
     columns: Columns
@@ -33,11 +34,11 @@ class Checked:
 
     def path(self, split: str) -> str:
         """The source of a split."""
-        return next(s.source.path for s in self.measured.splits if s.source.name == split)
+        return next(s.source.path for s in self.statistics.splits if s.source.name == split)
 
     def where(self, ref: RowRef) -> str:
         """``train.jsonl:17``; with the split's name where the file's would be ambiguous, or there is no file."""
-        files = [Path(split.source.path).name for split in self.measured.splits]
+        files = [Path(split.source.path).name for split in self.statistics.splits]
         file = Path(self.path(ref.split)).name
         is_file = Path(self.path(ref.split)).expanduser().is_file() and files.count(file) == 1
         return f"{file if is_file else ref.split}:{ref.line}"
@@ -72,7 +73,7 @@ def classes(splits: Sequence[Split], names: Sequence[str]) -> list[dict[str, str
     counts = {split.source.name: class_counts(split, names) for split in splits}
     return [
         {
-            "class": named(name),
+            "class": quoted(name),
             **{
                 split: f"{c.get(name, 0)} ({c.get(name, 0) / max(1, sum(c.values())):.1%})"
                 for split, c in counts.items()
@@ -82,28 +83,28 @@ def classes(splits: Sequence[Split], names: Sequence[str]) -> list[dict[str, str
     ]
 
 
-def to_text(checked: Checked) -> str:
+def to_text(report: CheckReport) -> str:
     """Tables in Markdown, then each finding with its first rows and the remedy."""
-    splits = checked.measured.splits
+    splits = report.statistics.splits
     parts = [_table([overview(split) for split in splits])]
-    if checked.measured.label_names:
-        parts.append(_table(classes(splits, checked.measured.label_names)))
-        if len(checked.measured.label_names) > _MAX_CLASSES:
-            parts[-1] += f"\n{len(checked.measured.label_names)} classes; only the largest are listed"
-    for finding in checked.findings:
+    if report.statistics.label_names:
+        parts.append(_table(classes(splits, report.statistics.label_names)))
+        if len(report.statistics.label_names) > _MAX_CLASSES:
+            parts[-1] += f"\n{len(report.statistics.label_names)} classes; only the largest are listed"
+    for finding in report.findings:
         lines = [f"{finding.severity:7}  {finding.code} [{', '.join(finding.splits)}]: {finding.what}"]
         if finding.rows and finding.severity != "info":
             more = f" … {len(finding.rows)} rows in all" if len(finding.rows) > _MAX_ROWS else ""
             lines.append(
-                "         where: " + "; ".join(_location(checked, r) for r in first_rows(finding, _MAX_ROWS)) + more
+                "         where: " + "; ".join(_location(report, r) for r in first_rows(finding, _MAX_ROWS)) + more
             )
         if finding.remedy:
             lines.append(f"         remedy: {finding.remedy}")
         parts.append("\n".join(lines))
-    return "\n\n".join([*parts, checked.verdict()])
+    return "\n\n".join([*parts, report.verdict()])
 
 
-def to_json(checked: Checked) -> str:
+def to_json(report: CheckReport) -> str:
     """Every finding with every row; fields are only ever added, so that programs can rely on them."""
     splits = [
         {
@@ -111,10 +112,10 @@ def to_json(checked: Checked) -> str:
             "source": split.source.path,
             "rows": len(split),
             "unusable": len(split.rejected),
-            "classes": class_counts(split, checked.measured.label_names),
+            "classes": class_counts(split, report.statistics.label_names),
             "explained": sum(count > 0 for count in split.explanations),
         }
-        for split in checked.measured.splits
+        for split in report.statistics.splits
     ]
     findings = [
         {
@@ -125,18 +126,18 @@ def to_json(checked: Checked) -> str:
             "remedy": finding.remedy,
             "count": finding.count,
             "of": finding.of,
-            "rows": [_row_json(checked, ref) for ref in finding.rows],
+            "rows": [_row_json(report, ref) for ref in finding.rows],
         }
-        for finding in checked.findings
+        for finding in report.findings
     ]
-    document = {"schema": 1, "tokenizer": checked.tokenizer, "splits": splits, "findings": findings}
+    document = {"schema": 1, "tokenizer": report.tokenizer, "splits": splits, "findings": findings}
     return json.dumps(document, ensure_ascii=True, indent=1) + "\n"
 
 
-def _row_json(checked: Checked, ref: RowRef) -> dict[str, Any]:
+def _row_json(report: CheckReport, ref: RowRef) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "split": ref.split,
-        "source": checked.path(ref.split),
+        "source": report.path(ref.split),
         "line": ref.line,
         "id": ref.id,
         "label": ref.label,
@@ -144,19 +145,17 @@ def _row_json(checked: Checked, ref: RowRef) -> dict[str, Any]:
     if ref.detail:
         fields["detail"] = ref.detail
     if ref.like:
-        fields["like"] = _row_json(checked, ref.like)
+        fields["like"] = _row_json(report, ref.like)
     return fields
 
 
-def _location(checked: Checked, ref: RowRef) -> str:
+def _location(report: CheckReport, ref: RowRef) -> str:
     """Where a row is and what is specific to it, for people."""
-    # An id that was made from file and line adds nothing.
-    has_id = ref.id is not None and not ref.id.endswith(f":{ref.line}")
-    inside = ", ".join([*([ref.id] if has_id and ref.id else []), *([ref.detail] if ref.detail else [])])
+    inside = ", ".join(text for text in (ref.id if ref.has_own_id else None, ref.detail) if text)
     if ref.like and ref.label and ref.like.label and ref.label != ref.like.label:
-        inside += f"{', ' if inside else ''}{named(ref.label)}, not {named(ref.like.label)}"
-    like = f" = {checked.where(ref.like)}" if ref.like else ""
-    return f"{checked.where(ref)}{like}" + (f" ({inside})" if inside else "")
+        inside += f"{', ' if inside else ''}{quoted(ref.label)}, not {quoted(ref.like.label)}"
+    like = f" = {report.where(ref.like)}" if ref.like else ""
+    return f"{report.where(ref)}{like}" + (f" ({inside})" if inside else "")
 
 
 def _table(rows: Sequence[dict[str, str]]) -> str:

@@ -62,9 +62,9 @@ def rarity(rows: RowDataset) -> np.ndarray:
     """Mean bits per token of the text under the dataset's unigram frequencies; NaN for a text without tokens."""
     counts = np.zeros(0, dtype=np.int64)
     for _, _, values in rows.table.token_batches():
-        found = np.bincount(values, minlength=len(counts))
-        found[: len(counts)] += counts
-        counts = found
+        block_counts = np.bincount(values, minlength=len(counts))
+        block_counts[: len(counts)] += counts
+        counts = block_counts
     bits = -np.log2(np.maximum(counts, 1) / max(1, counts.sum()))
     score_N = np.full(len(rows), np.nan)
     for numbers, starts, values in rows.table.token_batches():
@@ -83,11 +83,11 @@ def margin(rows: RowDataset) -> np.ndarray:
     score_N = np.full(len(rows), np.nan)
     tasks = [(rows.table.folder, fold) for fold in range(_FOLDS)]
     if len(rows) < _PARALLEL_FROM:
-        found = [_fold_margins(*task) for task in tasks]
+        fold_margins = [_fold_margins(*task) for task in tasks]
     else:
         with worker_pool(min(_FOLDS, len(os.sched_getaffinity(0)))) as pool:
-            found = list(pool.map(_fold_margins, *zip(*tasks, strict=True)))
-    for numbers, margins in found:
+            fold_margins = list(pool.map(_fold_margins, *zip(*tasks, strict=True)))
+    for numbers, margins in fold_margins:
         score_N[numbers] = -margins
     return score_N
 
@@ -109,11 +109,11 @@ def _fold_margins(folder: Path, fold: int) -> tuple[np.ndarray, np.ndarray]:
     model.fit([table.example(int(row)).text for row in fit], labels_N[fit])
     rows, margins = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
     for numbers, texts in _text_blocks(table):
-        mine = np.flatnonzero((fold_N[numbers] == fold) & (labels_N[numbers] >= 0))
-        if len(mine):
-            probabilities_NC = model.predict_proba([texts[n] for n in mine])
-            rows.append(numbers[mine])
-            margins.append(_margins(probabilities_NC, model.classes_, labels_N[numbers[mine]]))
+        in_fold = np.flatnonzero((fold_N[numbers] == fold) & (labels_N[numbers] >= 0))
+        if len(in_fold):
+            probabilities_NC = model.predict_proba([texts[n] for n in in_fold])
+            rows.append(numbers[in_fold])
+            margins.append(_margins(probabilities_NC, model.classes_, labels_N[numbers[in_fold]]))
     return np.concatenate(rows), np.concatenate(margins)
 
 
@@ -160,9 +160,9 @@ def _ranks(score_N: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 
     rank_N = np.full(len(score_N), np.nan)
     for label in np.unique(label_N):
-        mine = np.flatnonzero((label_N == label) & ~np.isnan(score_N))
-        if len(mine):
-            rank_N[mine] = (rankdata(score_N[mine]) - 0.5) / len(mine)
+        known_of_label = np.flatnonzero((label_N == label) & ~np.isnan(score_N))
+        if len(known_of_label):
+            rank_N[known_of_label] = (rankdata(score_N[known_of_label]) - 0.5) / len(known_of_label)
     return rank_N
 
 

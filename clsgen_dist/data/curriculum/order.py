@@ -121,8 +121,9 @@ class StageOrder:
         phase_n = self._uniform(visit, block)
         if visit in self._last_G:
             group_n = self._group_N[block]
-            mine = self._last_G[group_n] == visit
-            phase_n[mine] = _warp_phase(phase_n[mine], self._chosen_G[group_n[mine]], self._fraction_G[group_n[mine]])
+            is_last_n = self._last_G[group_n] == visit
+            group_m = group_n[is_last_n]
+            phase_n[is_last_n] = _warp_phase(phase_n[is_last_n], self._chosen_G[group_m], self._fraction_G[group_m])
         return phase_n
 
     def _uniform(self, visit: int, block: slice) -> np.ndarray:
@@ -145,8 +146,8 @@ class StageOrder:
         for visit in np.unique(last_G[(rows_G > 0) & (rows_G < size_G)]):
             phase_N = np.concatenate([self._uniform(int(visit), block) for block in self._row_blocks()])
             for group in np.flatnonzero((last_G == visit) & (rows_G > 0) & (rows_G < size_G)):
-                mine = np.partition(phase_N[self._group_N == group], rows_G[group])
-                chosen_G[group] = mine[rows_G[group]]
+                sorted_phases = np.partition(phase_N[self._group_N == group], rows_G[group])
+                chosen_G[group] = sorted_phases[rows_G[group]]
         return last_G, fraction_G, chosen_G
 
     def _visits_before(self, time: float) -> Iterator[tuple[slice, np.ndarray]]:
@@ -157,9 +158,9 @@ class StageOrder:
             full_n = np.floor(sum_n).astype(np.int32)
             count_n = full_n.copy()
             for visit in np.unique(full_n):
-                mine = full_n == visit
+                of_visit_n = full_n == visit
                 # Exactly the comparison of _make, so that both count the same visits.
-                count_n[mine] += visit + self._phase(int(visit), block)[mine] < sum_n[mine]
+                count_n[of_visit_n] += visit + self._phase(int(visit), block)[of_visit_n] < sum_n[of_visit_n]
             yield block, count_n
 
     def _start(self, window: int) -> float:
@@ -188,7 +189,7 @@ class StageOrder:
         last = window == self._windows - 1
         stop = float(self._end_J[-1]) if last else self._start(window + 1)
         low_G, high_G = self._sum_G(self._start(window)), self._sum_G(stop)
-        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        visits: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for visit in range(int(np.floor(low_G.min())), int(np.ceil(high_G.max()))):
             reached_G = (low_G < visit + 1) & (high_G > visit)
             for block in self._row_blocks():
@@ -199,10 +200,10 @@ class StageOrder:
                 group_p, target_p = group_n[row_p], target_n[row_p]
                 time_p = np.empty(len(row_p))
                 for group in np.unique(group_p):
-                    mine = group_p == group
-                    time_p[mine] = self._when(int(group), target_p[mine])
-                found.append((row_p + block.start, np.full(len(row_p), visit, dtype=np.int32), time_p))
-        row_p, visit_p, time_p = (np.concatenate(parts) for parts in zip(*found, strict=True))
+                    of_group_p = group_p == group
+                    time_p[of_group_p] = self._when(int(group), target_p[of_group_p])
+                visits.append((row_p + block.start, np.full(len(row_p), visit, dtype=np.int32), time_p))
+        row_p, visit_p, time_p = (np.concatenate(parts) for parts in zip(*visits, strict=True))
         order = np.lexsort((row_p, time_p))
         first = self._count_before(window)
         if last:

@@ -20,12 +20,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 
 from clsgen_dist.data.curriculum.order import EDGE, Band, Segment, StageOrder
 from clsgen_dist.errors import SettingsError
+from clsgen_dist.io.value_ranges import PositiveFloat, PositiveInt
 
 # N rows
 
@@ -43,27 +45,27 @@ class Stage:
 
     name: str
     """Its name in logs and plots."""
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Length, as a multiple of the training rows; give this or `steps`."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Length in optimizer steps; give this or `epochs`."""
     difficulty: tuple[float, float] = (0.0, 1.0)
     """Quantiles of difficulty that the stage trains on, within each class: [0, 0.5] is the easier half."""
     pacing: Pacing = "full"
     """How the pool grows over the stage: full from the start, linear, root (fast first), or in equal jumps (step)."""
-    start: float = 0.2
+    start: Annotated[float, Gt(0), Le(1)] = 0.2
     """Share of the difficulty range that is open at the start of a growing pool."""
-    jumps: int = 4
+    jumps: Annotated[int, Ge(1), Le(_MAX_BANDS)] = 4
     """Number of pool sizes with pacing `step`."""
     bands: list[float] | None = None
     """Shares of equally wide difficulty bands of the pool, the easiest first, like [0.5, 0.3, 0.2]; none: by size."""
-    replay: float = 0.0
+    replay: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the rows drawn from rows easier than the stage's difficulty range."""
-    max_prompt_length: int | None = None
+    max_prompt_length: PositiveInt | None = None
     """Longest prompt in tokens during this stage; none: data.max_prompt_length."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: PositiveInt | None = None
     """Token budget of a micro-batch during this stage; none: train.micro_batch_tokens."""
-    lr_factor: float = 1.0
+    lr_factor: PositiveFloat = 1.0
     """The scheduled learning rate is multiplied by this."""
     loss_schedule: Literal["constant", "linear", "cosine", "sigmoid"] | None = None
     """How the loss weights change over the stage; none: as set in `objectives`, over the run."""
@@ -79,7 +81,7 @@ class Stage:
 
 
 def stage_faults(stages: Sequence[Stage]) -> list[str]:
-    """What is wrong with the stages, field by field."""
+    """What is wrong with fields of stages taken together, and with names; numbers are in the ranges of their types."""
     faults: list[str] = []
 
     def expect(fine: bool, stage: Stage, field: str, expected: str) -> None:
@@ -90,19 +92,11 @@ def stage_faults(stages: Sequence[Stage]) -> list[str]:
         if (stage.epochs is None) == (stage.steps is None):
             faults.append(f"curriculum stage {stage.name!r}: give either epochs or steps")
         low, high = stage.difficulty
-        expect(stage.epochs is None or stage.epochs > 0, stage, "epochs", "more than 0")
-        expect(stage.steps is None or stage.steps > 0, stage, "steps", "more than 0")
         expect(0 <= low < high <= 1, stage, "difficulty", "two rising quantiles from 0 to 1")
-        expect(0 < stage.start <= 1, stage, "start", "a share above 0, up to 1")
-        expect(0 < stage.jumps <= _MAX_BANDS, stage, "jumps", f"1 to {_MAX_BANDS}")
-        expect(0 <= stage.replay < 1, stage, "replay", "a share from 0 to below 1")
         expect(stage.replay == 0 or low > 0, stage, "replay", "0, since difficulty starts at 0 and no row is easier")
         shares = stage.bands or [1.0]
         expect(min(shares) >= 0 and sum(shares) > 0, stage, "bands", "shares of 0 or more, not all 0")
         expect(len(shares) <= _MAX_BANDS, stage, "bands", f"at most {_MAX_BANDS} shares")
-        expect(stage.lr_factor > 0, stage, "lr_factor", "more than 0")
-        for field in ("max_prompt_length", "micro_batch_tokens"):
-            expect((getattr(stage, field) or 1) > 0, stage, field, "more than 0")
         for field in ("generation_range", "classification_range"):
             ends = getattr(stage, field) or (1.0, 1.0)
             expect(min(ends) >= 0 and max(ends) > 0, stage, field, "two factors of 0 or more, not both 0")
@@ -121,8 +115,8 @@ def quantiles(score_N: np.ndarray, label_N: np.ndarray, direction: Direction, se
         score_N = -score_N
     quantile_N = np.empty(len(score_N), dtype=np.float32)
     for label in np.unique(label_N):
-        mine = np.flatnonzero(label_N == label)
-        order = mine[np.lexsort((tie_N[mine], score_N[mine]))]
+        of_label = np.flatnonzero(label_N == label)
+        order = of_label[np.lexsort((tie_N[of_label], score_N[of_label]))]
         quantile_N[order] = np.arange(len(order)) / len(order)
     return quantile_N
 
@@ -144,7 +138,7 @@ def segments(stage: Stage, positions: int) -> list[Segment]:
     """The stage as segments of constant rates."""
     count = 1 if stage.pacing == "full" else stage.jumps if stage.pacing == "step" else _SEGMENTS
     low, high = stage.difficulty
-    made: list[Segment] = []
+    pool: list[Segment] = []
     for index in range(count):
         # At the middle of each segment, so that the pool follows the curve on average.
         progress = (index + 0.5) / count if stage.pacing != "step" else index / count
@@ -155,8 +149,8 @@ def segments(stage: Stage, positions: int) -> list[Segment]:
         bands = [Band(float(a), float(b), s * new) for a, b, s in zip(edges[:-1], edges[1:], shares, strict=True)]
         if stage.replay:
             bands.append(Band(0.0, low, stage.replay))
-        made.append(Segment(positions / count, tuple(bands)))
-    return made
+        pool.append(Segment(positions / count, tuple(bands)))
+    return pool
 
 
 @dataclass(frozen=True)
@@ -200,18 +194,18 @@ def visited_before(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
     longer, unless its last step was short, which would then have been full (``last_rows``).
     """
     entered = [p for p in stages if p.first_step < step]
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for planned in entered:
-        stage, of = planned.stage, f"stages.{planned.index}"
+        stage, path = planned.stage, f"stages.{planned.index}"
         fields = ["difficulty", "pacing", "bands", "replay"]
         fields += ["start"] * (stage.pacing != "full") + ["jumps"] * (stage.pacing == "step")
-        found |= {f"{of}.{field}": _plain(getattr(stage, field)) for field in fields}
+        facts |= {f"{path}.{field}": _plain(getattr(stage, field)) for field in fields}
         over = planned.first_step + planned.steps <= step
         if planned.ends_short and over:
-            found[f"{of}.last_rows"] = planned.positions
+            facts[f"{path}.last_rows"] = planned.positions
         elif planned is not entered[-1] or stage.pacing != "full":
-            found[f"{of}.rows"] = planned.positions
-    return found
+            facts[f"{path}.rows"] = planned.positions
+    return facts
 
 
 def _plain(value: Any) -> Any:

@@ -184,7 +184,7 @@ def excerpt(text: str) -> str:
 
 def explanations_of(cells: Sequence[Any], notices: Notices) -> tuple[str, ...]:
     """The distinct explanations in a row's cells, in order; Fault if one cannot be read with certainty."""
-    found: dict[str, None] = {}
+    texts_seen: dict[str, None] = {}
     for cell in cells:
         for text in _texts(cell, notices):
             if is_blank(text):
@@ -192,8 +192,8 @@ def explanations_of(cells: Sequence[Any], notices: Notices) -> tuple[str, ...]:
             if len(text) <= _SHORT and _is_placeholder(text):
                 notices.append((Notice.MISSING_EXPLANATION, excerpt(text)))
                 continue
-            found.setdefault(text)
-    return tuple(found)
+            texts_seen.setdefault(text)
+    return tuple(texts_seen)
 
 
 def _is_placeholder(text: str) -> bool:

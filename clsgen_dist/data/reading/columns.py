@@ -43,19 +43,20 @@ class ColumnNames:
         return {known: record[name] for name, known in names.items()}
 
 
-def check_columns(source: str, found: Sequence[str], columns: Columns) -> None:
+def check_columns(source: str, column_names: Sequence[str], columns: Columns) -> None:
     """DataError if a source lacks the text column, or has a column twice; ``found`` are the names in the settings."""
-    repeated = sorted({name for name in ColumnNames(columns).wanted if list(found).count(name) > 1})
+    repeated = sorted({name for name in ColumnNames(columns).wanted if list(column_names).count(name) > 1})
     if repeated:
         raise DataError(
             f"{source} has {len(repeated)} columns more than once: {', '.join(repeated)}; rename or delete one of each"
         )
-    if columns.text in found:
+    if columns.text in column_names:
         return
-    near = difflib.get_close_matches(columns.text, found, n=1)
+    near = difflib.get_close_matches(columns.text, column_names, n=1)
     flag = f"--data.columns.text={shlex.quote(near[0] if near else 'NAME')}"
     raise DataError(
-        f"{source} has the columns {', '.join(map(repr, found)) or '(none)'}, but no text column {columns.text!r}; "
+        f"{source} has the columns {', '.join(map(repr, column_names)) or '(none)'}, but no text column "
+        f"{columns.text!r}; "
         + (f"did you mean {near[0]!r}? Then set {flag}" if near else f"name it with {flag}")
         + " (for `data check`: --columns.text)"
     )

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from clsgen_dist.data.reading.rejection import (
     RejectedRow,
     Rejection,
     counted,
-    refuse_if_too_bad,
+    require_few_bad_rows,
     write_quarantine,
 )
 
@@ -92,7 +91,7 @@ def iter_rows(
         try:
             if isinstance(record, Fault):
                 raise record
-            yield _to_example(record, columns, f"{name}:{line}", known, require_target)
+            yield _to_example(record, columns, name, line, known, require_target)
         except Fault as fault:
             yield RejectedRow.of(fault, part.source, line, raw)
 
@@ -148,7 +147,7 @@ def read_examples(
             examples.append(row)
     if quarantine is not None:
         write_quarantine(quarantine, rejected)
-    refuse_if_too_bad(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine, setting)
+    require_few_bad_rows(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine, setting)
     known = list(labels) if labels is not None else sorted({e.label for e in examples if e.label is not None})
     return Ingested(examples, rejected, known)
 
@@ -166,21 +165,20 @@ def unique_rows(
 
 
 def _unique(rows: Iterator[Example | RejectedRow], source: str) -> Iterator[Example | RejectedRow]:
-    first_source: dict[str, str] = {}
+    first_line: dict[str, int] = {}
     for row in rows:
-        if isinstance(row, Example) and row.id in first_source:
-            yield duplicate(row, source, first_source[row.id])
+        if isinstance(row, Example) and row.id in first_line:
+            yield duplicate(row, source, first_line[row.id])
             continue
         if isinstance(row, Example):
-            first_source[row.id] = row.source
+            first_line[row.id] = row.line
         yield row
 
 
-def duplicate(row: Example, source: str, first: str) -> RejectedRow:
-    """The rejection of a row whose id already occurred at ``first`` (``file:line``)."""
-    line = int(row.source.rpartition(":")[2])
-    fault = Fault(Rejection.DUPLICATE_ID, f"{row.id!r} is already at {first}")
-    return RejectedRow.of(fault, source, line, json.dumps(asdict(row)))
+def duplicate(row: Example, source: str, first_line: int) -> RejectedRow:
+    """The rejection of a row whose id already occurred in line ``first_line`` of its file."""
+    fault = Fault(Rejection.DUPLICATE_ID, f"{row.id!r} is already at {row.file}:{first_line}")
+    return RejectedRow.of(fault, source, row.line, row.to_json())
 
 
 Noticed = dict[str, tuple[int, str]]
@@ -223,7 +221,7 @@ def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str],
 
 
 def _to_example(
-    record: dict[str, Any], columns: Columns, source: str, labels: ClassNames, require_target: bool
+    record: dict[str, Any], columns: Columns, file: str, line: int, labels: ClassNames, require_target: bool
 ) -> Example:
     notices: Notices = []
     text = _text(record, columns)
@@ -238,7 +236,8 @@ def _to_example(
             "",
         )
         raise Fault(Rejection.NO_TARGET, f"the row has nothing to train on{hint}")
-    row_id = _id(record.get(columns.id)) or source
+    own_id = _id(record.get(columns.id))
+    row_id = own_id or f"{file}:{line}"
     for part, value in (("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
         if value is not None:
             _check_characters(part, value)
@@ -248,7 +247,9 @@ def _to_example(
         label=label,
         explanations=explanations,
         difficulty=difficulty,
-        source=source,
+        file=file,
+        line=line,
+        has_own_id=bool(own_id),
         notices=tuple(notices),
     )
 

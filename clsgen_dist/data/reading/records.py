@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import inspect
 import io
 import itertools
 import json
@@ -205,7 +206,8 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
         if separator := _SEPARATOR_LINE.fullmatch(first):
             first, above = text.readline(), 1
         delimiter = separator[1] if separator else _delimiter(first, names)
-        reader = csv.reader(itertools.chain([first], text), strict=True, delimiter=delimiter)
+        lines = (line for line in itertools.chain([first], text))
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         try:
             header = [names.of(name) for name in next(reader, [])]
         except csv.Error as error:
@@ -221,7 +223,7 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
             except StopIteration:
                 return
             except csv.Error as error:
-                if "unexpected end" in str(error):
+                if inspect.getgeneratorstate(lines) == inspect.GEN_CLOSED:  # the reader looked for a closing quote
                     rest = reader.line_num + above - line + 1
                     raise DataError(
                         f"{part.source}: a quote opened in the record of line {line} is never closed, so the rest of "

@@ -105,7 +105,7 @@ def write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
         path.unlink()
 
 
-def refuse_if_too_bad(
+def require_few_bad_rows(
     source: str,
     rows: int,
     rejected: int,
@@ -124,7 +124,7 @@ def refuse_if_too_bad(
     limit = f"more than {setting} {max_bad_fraction:.1%} allows" if rows else "so no row is left"
     remedy = f"Fix the rows, or raise {setting}" if rows else "Fix the rows, or name the columns"
     bad = f"{rejected} of {total} rows are bad ({rejected / total:.1%})"
-    raise DataError(f"{source}: {bad}, {limit}. {places(first)}.{where} {remedy}")
+    raise DataError(f"{source}: {bad}, {limit}. {format_locations(first)}.{where} {remedy}")
 
 
 def counted(codes: Counter[str]) -> str:
@@ -132,6 +132,6 @@ def counted(codes: Counter[str]) -> str:
     return ", ".join(f"{count} {Rejection(code).words}" for code, count in codes.most_common())
 
 
-def places(rejected: Iterable[RejectedRow]) -> str:
+def format_locations(rejected: Iterable[RejectedRow]) -> str:
     """Where the first rejected rows are, and why."""
     return "; ".join(f"{row.source}:{row.line}: {row.reason}" for row, _ in zip(rejected, range(3), strict=False))

@@ -170,8 +170,8 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
 
 def _label_space(source: Part, spec: TableSpec, table: pa.Table, kept_N: np.ndarray) -> list[str]:
     """The class names given, or those found, sorted; DataError if there are too many."""
-    found = sorted(name for name in table["label"].take(kept_N).unique().to_pylist() if name is not None)
-    labels = list(spec.labels) if spec.labels is not None else found
+    names_found = sorted(name for name in table["label"].take(kept_N).unique().to_pylist() if name is not None)
+    labels = list(spec.labels) if spec.labels is not None else names_found
     if len(labels) > _MAX_CLASSES:
         raise DataError(
             f"{source.source} has {len(labels)} classes, the first {labels[:3]}; expected at most {_MAX_CLASSES}: "
@@ -233,14 +233,13 @@ def _unique(source: Part, table: pa.Table) -> tuple[np.ndarray, list[RejectedRow
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     duplicates: list[RejectedRow] = []
     dropped: list[int] = []
-    first: dict[str, str] = {}
+    first: dict[str, int] = {}
     name = Path(source.source).name
     for n in sorted({int(order[k]) for at in same for k in (at, at + 1)}):
         row = table.slice(n, 1).select(["id", "line", "text", "label", "difficulty", "explanations"]).to_pylist()[0]
-        where = f"{name}:{row.pop('line')}"
         if row["id"] in first:
-            example = Example(**{**row, "explanations": tuple(row["explanations"])}, source=where)
+            example = Example(**{**row, "explanations": tuple(row["explanations"])}, file=name)
             duplicates.append(duplicate(example, source.source, first[row["id"]]))
             dropped.append(n)
-        first.setdefault(row["id"], where)
+        first.setdefault(row["id"], row["line"])
     return np.delete(np.arange(len(table)), dropped), duplicates

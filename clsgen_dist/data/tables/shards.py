@@ -40,7 +40,7 @@ from clsgen_dist.data.curriculum.stages import PlannedStage, visited_before
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.reading.records import find_source
-from clsgen_dist.data.reading.rejection import refuse_if_too_bad
+from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.tables.build import build_table
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.spec import FORMAT, TableSpec
@@ -140,11 +140,11 @@ class ShardedRows:
 
     def lengths(self, row_p: np.ndarray, visit_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
         """As :meth:`RowDataset.lengths`."""
-        found = []
+        row_lengths = []
         for row, visit in zip(row_p, visit_p, strict=True):
             rows, at = self._locate(int(row))
-            found.append(rows.lengths(np.array([at]), np.array([visit]), max_prompt_length)[0])
-        return np.array(found, dtype=np.int64)
+            row_lengths.append(rows.lengths(np.array([at]), np.array([visit]), max_prompt_length)[0])
+        return np.array(row_lengths, dtype=np.int64)
 
     def id(self, row: int) -> str:
         """The row's id."""
@@ -233,7 +233,7 @@ class ShardedRows:
                     listed.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(table.quarantine, listed)
                 logger.warning("%s: %s; see %s", name, table.card.summary(), listed)
-                refuse_if_too_bad(name, len(table), bad, table.rejected(), self.max_bad_fraction, listed)
+                require_few_bad_rows(name, len(table), bad, table.rejected(), self.max_bad_fraction, listed)
             elif table.card.noticed:
                 logger.info("%s: %s", name, table.card.summary())
         return table
@@ -326,9 +326,9 @@ def _lock_and_clean_cache(home: Path) -> Any:
     from filelock import FileLock, Timeout
 
     home.parent.mkdir(parents=True, exist_ok=True)
-    mine = FileLock(f"{home}.alive")
+    alive_lock = FileLock(f"{home}.alive")
     try:
-        mine.acquire(timeout=30)  # a run just killed may still be ending
+        alive_lock.acquire(timeout=30)  # a run just killed may still be ending
     except Timeout:
         raise DataError(
             "another run with the same output_dir is streaming shards on this machine; wait until it ends, or choose "
@@ -338,7 +338,7 @@ def _lock_and_clean_cache(home: Path) -> Any:
         if other != home:
             with contextlib.suppress(Timeout), FileLock(f"{other}.alive", timeout=0):
                 shutil.rmtree(other, ignore_errors=True)
-    return mine
+    return alive_lock
 
 
 def _list_shards(fsspec: Any, pattern: str) -> tuple[Any, list[str]]:

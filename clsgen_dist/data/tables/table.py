@@ -93,9 +93,9 @@ class RowTable:
                 self._batches.append(batch)
                 starts.append(starts[-1] + len(batch))
         self._starts = np.array(starts)
-        found = (len(self.label_N), len(self._place_N), len(self.explanation_start_N1) - 1, starts[-1])
-        if found != (*[self.card.rows] * 3, self.card.stored):
-            raise ValueError(f"rows found are {found}, expected {self.card.rows} and {self.card.stored} stored")
+        lengths = (len(self.label_N), len(self._place_N), len(self.explanation_start_N1) - 1, starts[-1])
+        if lengths != (*[self.card.rows] * 3, self.card.stored):
+            raise ValueError(f"rows found are {lengths}, expected {self.card.rows} and {self.card.stored} stored")
 
     def _column(self, name: str) -> np.ndarray:
         file = self.folder / f"{name}.npy"
@@ -138,9 +138,8 @@ class RowTable:
             name: batch.column(name)[at].as_py()
             for name in ("id", "line", "text", "label", "difficulty", "explanations")
         }
-        line = cells.pop("line")
         explanations = tuple(cells.pop("explanations"))
-        return Example(**cells, explanations=explanations, source=f"{Path(self.card.source).name}:{line}")
+        return Example(**cells, explanations=explanations, file=Path(self.card.source).name)
 
     def lines(self) -> np.ndarray:
         """``[N]`` line of each row in its source, increasing."""

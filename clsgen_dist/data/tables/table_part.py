@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,24 +97,23 @@ def _record_batch(
     """The rows in tokens, added to ``digest``, and the rows whose explanation is too long."""
     texts = spec.tokens_of([e.text for e in examples])
     flat = iter(spec.tokens_of([x.strip() for e in examples for x in e.explanations]))
-    rows: list[tuple[Example, int, list[int], list[list[int]]]] = []
+    rows: list[tuple[Example, list[int], list[list[int]]]] = []
     too_long: list[RejectedRow] = []
     for example, text_ids in zip(examples, texts, strict=True):
         explanation_ids = [[*next(flat), spec.end_token] for _ in example.explanations]
-        line = int(example.source.rpartition(":")[2])
         longest = max(map(len, explanation_ids), default=0)
         if longest > spec.max_explanation_length:
             fault = Fault(
                 Rejection.LONG_EXPLANATION,
                 f"{longest} tokens, longer than data.max_explanation_length {spec.max_explanation_length}",
             )
-            too_long.append(RejectedRow.of(fault, part.source, line, json.dumps(asdict(example))))
+            too_long.append(RejectedRow.of(fault, part.source, example.line, example.to_json()))
             continue
         digest.update(repr((example.id, example.label, example.difficulty, text_ids, explanation_ids)).encode())
-        rows.append((example, line, text_ids, explanation_ids))
+        rows.append((example, text_ids, explanation_ids))
     columns = {
         "id": [e.id for e, *_ in rows],
-        "line": [line for _, line, *_ in rows],
+        "line": [e.line for e, *_ in rows],
         "text": [e.text for e, *_ in rows],
         "label": [e.label for e, *_ in rows],
         "difficulty": [e.difficulty for e, *_ in rows],

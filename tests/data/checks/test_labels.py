@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from clsgen_dist.commands.data_check import check_files
 from clsgen_dist.data.checks.report import to_text
+from clsgen_dist.training.data_check import check_files
 from tests.data.checks.planted import findings_of, lines_of, make_rows
 
 

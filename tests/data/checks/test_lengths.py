@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from clsgen_dist.commands.data_check import check_files
+from clsgen_dist.training.data_check import check_files
 from tests.data.checks.planted import findings_of, lines_of, make_rows, write_rows
 
 
@@ -81,4 +81,4 @@ model:
     found = {finding.code: finding for finding in checked.findings}
     assert found["truncation"].count > 50
     assert "unknown label" in found["unusable-rows"].what
-    assert checked.measured.label_names == ["no", "yes"]
+    assert checked.statistics.label_names == ["no", "yes"]

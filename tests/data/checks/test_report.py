@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import pytest
 
 from clsgen_dist.cli import main
-from clsgen_dist.commands.data_check import check_files
 from clsgen_dist.data.checks.measure import sources_of
 from clsgen_dist.data.checks.page import page as html_of
 from clsgen_dist.data.checks.report import to_json, to_text
 from clsgen_dist.errors import DataError, ModelError, SettingsError
+from clsgen_dist.training.data_check import check_files
 from tests.data.checks.planted import make_rows
 
 
@@ -35,7 +35,7 @@ def test_wrong_files_and_options_are_refused(tmp_path, train):
     for options, error, expected in (
         ({"files": []}, DataError, "name the files"),
         ({"files": [path, str(tmp_path / "none.jsonl")]}, DataError, "none.jsonl does not exist"),
-        ({"files": [path], "near": 80}, SettingsError, "--near is 80"),
+        ({"files": [path], "near": 80}, SettingsError, "near is 80, expected a share from 0.5 to below 1"),
         ({"files": [path], "tokenizer": str(tmp_path)}, ModelError, "config.json"),
         ({"files": [path], "tokenizer": "nobody/nothing"}, ModelError, "--tokenizer"),
         ({"files": [path], "config": "none.yaml"}, SettingsError, "none.yaml"),
@@ -81,6 +81,14 @@ def test_the_text_report_has_tables_and_the_places_of_each_finding(train, test):
     assert "| 'yes' | 50 (50.0%) |" in message
     assert "where: test.jsonl:61 = train.jsonl:5 (copy)" in message
     assert message.endswith("1 error")
+
+
+def test_an_id_is_shown_if_it_is_the_users_though_it_ends_like_the_line(train):
+    rows = make_rows(100)
+    own, made = {**rows[4], "id": "ward:101"}, {**rows[5], "id": None}
+    message = to_text(check_files([train([*rows, own, made])]))
+    assert "train.jsonl:101 = train.jsonl:5 (ward:101)" in message
+    assert "train.jsonl:102 = train.jsonl:6" in message and "(train.jsonl:102)" not in message
 
 
 def test_the_json_report_has_every_row_of_every_finding(train, tmp_path, monkeypatch):

@@ -17,7 +17,9 @@ from clsgen_dist.data.curriculum.stages import (
     stage_order,
     visited_before,
 )
+from clsgen_dist.data.settings import CurriculumSettings
 from clsgen_dist.errors import SettingsError
+from clsgen_dist.io.value_ranges import dataclass_range_faults
 
 
 def _plan(stage, rows=1000, batch=10):
@@ -113,7 +115,8 @@ def test_a_stage_without_rows_is_refused_by_name():
     ],
 )
 def test_impossible_fields_are_refused_with_the_name_of_the_stage(fields, expected):
-    faults = stage_faults([Stage(name="x", **fields)])
+    stage = Stage(name="x", **fields)
+    faults = [*dataclass_range_faults(CurriculumSettings(stages=[stage])), *stage_faults([stage])]
     assert len(faults) == 1 and "'x'" in faults[0] and expected in faults[0]
 
 

@@ -133,6 +133,8 @@ def test_an_unclosed_quote_does_not_swallow_rows(tmp_path):
     path.write_text('id,label,text\n1,a,"closed" too early\n2,a,fine\n')
     read = read_rows(path)
     assert ([e.id for e in read.examples], [(r.line, r.reason[:7]) for r in read.rejected]) == (["2"], [(2, "not CSV")])
+    path.write_text('id,label,text\n1,a,fine\n2,a,"closed" too early')
+    assert [(r.line, r.reason[:7]) for r in read_rows(path).rejected] == [(3, "not CSV")]
 
 
 def test_splits_of_files_and_shard_patterns_are_refused(tmp_path):

@@ -146,7 +146,7 @@ def test_excels_separator_line_is_not_the_header(first, tmp_path):
         file.write(first + "\r\n")
         csv.writer(file, delimiter=mark).writerows(rows)
     read = read_rows(tmp_path / "rows.csv")
-    assert [(e.id, e.source) for e in read.examples] == [("a", "rows.csv:3"), ("c", "rows.csv:6")]
+    assert [(e.id, e.location) for e in read.examples] == [("a", "rows.csv:3"), ("c", "rows.csv:6")]
     assert [(r.line, r.reason) for r in read.rejected] == [(5, "empty text")]
 
 
