@@ -3,8 +3,8 @@
     loss = Σ_terms weight · sum over all ranks and micro-batches / count over the same
 
 The trainer takes these steps; so do the dry run and the tests. Cost: three all-reduces of a few numbers, besides
-ZeRO-3's own traffic: :meth:`TrainStep.agree` before the forward passes, the terms' sums before the last backward pass, their
-gradient norms after it.
+ZeRO-3's own traffic: :meth:`TrainStep.agree` before the forward passes, the terms' sums before the last backward pass,
+their gradient norms after it.
 """
 
 from __future__ import annotations
