@@ -15,7 +15,9 @@ class Example:
     id: str
     text: str
     label: str | None = None
-    """Class name; a row without one trains the generation head only."""
+    """Class name; a row without any label trains the generation head only."""
+    answers: dict[str, float] | None = None
+    """Several classes, or the shares of several annotators' votes: :mod:`clsgen_dist.data.reading.labels`."""
     explanations: tuple[str, ...] = ()
     """Explanations of the label; a row without any trains the classification head only."""
     difficulty: float | None = None
@@ -36,7 +38,13 @@ class Example:
 
     def to_json(self) -> str:
         """What the user gave, as JSON for the quarantine."""
-        return json.dumps({name: getattr(self, name) for name in ("id", "text", "label", "difficulty", "explanations")})
+        names = ("id", "text", "label", "difficulty", "explanations", *(("answers",) if self.answers else ()))
+        return json.dumps({name: getattr(self, name) for name in names})
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the row has a label of any kind."""
+        return self.label is not None or self.answers is not None
 
 
 @dataclass(frozen=True, kw_only=True)

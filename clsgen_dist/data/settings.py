@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from clsgen_dist.data.curriculum.stages import Direction, Stage, stage_faults
 from clsgen_dist.data.example import Columns
@@ -22,8 +22,10 @@ class DataSettings:
     """Rows for periodic evaluation, early stop and the best checkpoint; none: no evaluation."""
     columns: Columns = field(default_factory=Columns)
     """How your columns are called."""
+    label_space: Literal["auto", "single", "multilabel", "ordinal"] = "auto"
+    """What a row's label is: `single` (one class, or the votes of several annotators), `multilabel` (a list of classes, or an object with an answer for each), `ordinal` (one of ordered classes); auto: multilabel where labels are lists, else single."""
     labels: list[str] | None = None
-    """The classes in order, read as the rows' labels are (1.0 is the class 1); none: the sorted labels of the training rows."""
+    """The classes in order (ordinal: from low to high), read as the rows' labels are (1.0 is the class 1); none: the sorted labels of the training rows."""
     positive_label: str | None = None
     """Binary: the class whose probability is reported, and F1's positive; none: the last of `labels`."""
     max_bad_fraction: ClosedUnitInterval = 0.01
@@ -47,8 +49,9 @@ class DataSettings:
         labels = self.labels
         if self.stream_window is not None and not labels:
             yield "data.stream_window needs data.labels: the classes cannot be read from rows not fetched yet"
-        if labels is not None and len(set(labels)) < max(2, len(labels)):
-            yield f"data.labels is {labels}, expected two or more different names"
+        least = 1 if self.label_space == "multilabel" else 2
+        if labels is not None and len(set(labels)) < max(least, len(labels)):
+            yield f"data.labels is {labels}, expected {'one' if least == 1 else 'two'} or more different names"
         if "" in (labels or []):
             yield f"data.labels is {labels}, expected no empty name: a row without label has no class"
         if labels and self.positive_label and self.positive_label not in labels:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from clsgen_dist.config import Settings
 from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.reading.ingest import resolve_space
+from clsgen_dist.data.reading.labels import Space
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.settings import DataSettings, PromptSettings
 from clsgen_dist.data.tables.build import open_table
@@ -20,6 +21,7 @@ from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.io.text import MAX_LISTED, counts_phrase
+from clsgen_dist.model.label_space import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ class Datasets:
     dev: RowDataset | None
     labels: list[str]
     """Class names in the order of the head's logits."""
+    kind: Kind
+    """The label space."""
     notes: list[str]
     """For people: of each file the rows kept, rejected and shortened; the classes of the training rows."""
 
@@ -44,8 +48,7 @@ class Datasets:
         """Training rows of each class; None while shards are streamed."""
         if isinstance(self.train, ShardedRows):
             return None
-        label_N = self.train.label_N
-        return [float(n) for n in np.bincount(label_N[label_N >= 0], minlength=len(self.labels))]
+        return [float(n) for n in self.train.class_counts()]
 
 
 def open_datasets(
@@ -68,6 +71,7 @@ def open_datasets(
         DataError: too many bad rows, fewer than two classes, or nothing at all to learn.
     """
     train: RowDataset | ShardedRows
+    data = dataclasses.replace(data, label_space=_resolved_space(data))
     if data.stream_window is not None:
         labels = list(data.labels or [])
         train = ShardedRows(
@@ -86,7 +90,8 @@ def open_datasets(
         train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl")
         labels = train.table.card.labels
         notes = [f"train: {_note(train)}", _classes(train)]
-    if len(labels) < 2:
+    kind: Kind = "single" if data.label_space == "auto" else data.label_space
+    if len(labels) < (1 if kind == "multilabel" else 2):
         raise DataError(
             f"{data.train}: found the classes {labels}, expected two or more; check data.columns.label "
             f"({data.columns.label!r}), or name the classes in data.labels. {notes[0]}"
@@ -97,7 +102,12 @@ def open_datasets(
         notes.append(f"dev: {_note(dev)}")
     for note in notes:
         logger.info(note)
-    return Datasets(train, dev, labels, notes)
+    return Datasets(train, dev, labels, kind, notes)
+
+
+def _resolved_space(data: DataSettings) -> Space:
+    """The label space, found from the training rows for ``auto``; streamed shards are single unless set."""
+    return data.label_space if data.stream_window else resolve_space(data.train, data.columns, data.label_space)
 
 
 def datasets_of_recipe(settings: Settings) -> Datasets:
@@ -167,13 +177,14 @@ def _table_spec(data: DataSettings, labels: list[str] | None, encoder: Encoder) 
         tokens_of=encoder.tokens_of,
         end_token=encoder.end_token,
         tokenizer=encoder.tokenizer_key,
+        space=data.label_space,
     )
 
 
 def _classes(rows: RowDataset) -> str:
     """The classes with their rows, in the order of the logits; of many, the largest."""
     names = rows.table.card.labels
-    counts = np.bincount(rows.label_N[rows.label_N >= 0], minlength=len(names)).tolist()
+    counts = rows.class_counts().tolist()
     found = list(zip(names, counts, strict=True))
     if len(found) > MAX_LISTED:
         found.sort(key=lambda item: -item[1])

@@ -69,7 +69,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
             raise SettingsError(fault)
         logger.info("%s. Until then the last checkpoint counts as the best", fault)
     stream = plan_stream(settings, datasets, rank=world.rank, world_size=world.size)
-    labels = LabelSpace.of(datasets.labels, data.positive_label)
+    labels = LabelSpace.of(datasets.labels, data.positive_label, datasets.kind)
     rows_C = datasets.class_counts()
     losses = loss_spec(settings.objectives, labels, rows_C)
     prior = head_prior(settings.objectives, labels, rows_C, datasets.labelled)

@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import (
     MISSING_WORDS,
-    ClassNames,
     Notice,
     Notices,
     clean_name,
+    excerpt,
     explanations_of,
     is_missing,
 )
+from clsgen_dist.data.reading.labels import OTHERS, LabelReader, Space, detect_space
 from clsgen_dist.data.reading.records import Part, find_source, read_part
 from clsgen_dist.data.reading.rejection import (
     Fault,
@@ -39,6 +42,10 @@ from clsgen_dist.data.reading.rejection import (
     write_quarantine,
 )
 
+logger = logging.getLogger(__name__)
+
+_PEEKED = 1000
+"""Rows from whose labels the label space is found."""
 _MAX_DIFFICULTY = 1e100
 """Larger values would overflow in sums and differences."""
 
@@ -59,7 +66,7 @@ class Ingested:
             add_notices(noticed, example.notices)
         return summary(
             len(self.examples),
-            sum(e.label is None for e in self.examples),
+            sum(not e.is_labelled for e in self.examples),
             sum(not e.explanations for e in self.examples),
             Counter(row.code for row in self.rejected),
             noticed,
@@ -79,14 +86,23 @@ class TextRow:
 
 
 def iter_rows(
-    part: Part, *, columns: Columns, labels: Sequence[str] | None, require_target: bool = True
+    part: Part,
+    *,
+    columns: Columns,
+    labels: Sequence[str] | None,
+    require_target: bool = True,
+    space: Space = "auto",
 ) -> Iterator[Example | RejectedRow]:
     """The rows of a part in order, each checked by itself (ids are not compared).
 
-    ``labels`` is the label space, None accepts any label; ``require_target`` rejects rows with neither label nor
-    explanation.
+    Args:
+        part: a source, or a part of one.
+        columns: the names of its columns.
+        labels: the classes; None accepts any.
+        require_target: reject rows with neither label nor explanation.
+        space: how label cells are read.
     """
-    known, name = ClassNames(labels), Path(part.source).name
+    known, name = LabelReader(labels, space), Path(part.source).name
     for line, record, raw in read_part(part, columns):
         try:
             if isinstance(record, Fault):
@@ -123,6 +139,7 @@ def read_examples(
     quarantine: Path | None,
     require_target: bool = True,
     setting: str = "data.max_bad_fraction",
+    space: Space = "auto",
 ) -> Ingested:
     """Read a source into memory and check its rows: for rows to predict or measure on.
 
@@ -134,13 +151,14 @@ def read_examples(
         quarantine: JSONL file for rejected rows; None keeps them in the result only.
         require_target: reject rows with neither label nor explanation.
         setting: the name of ``max_bad_fraction`` in the user's settings, for the message.
+        space: how label cells are read.
 
     Raises:
         DataError: the source cannot be read, has no usable row, or too many bad ones.
     """
     examples: list[Example] = []
     rejected: list[RejectedRow] = []
-    for row in unique_rows(source, columns=columns, labels=labels, require_target=require_target):
+    for row in unique_rows(source, columns=columns, labels=labels, require_target=require_target, space=space):
         if isinstance(row, RejectedRow):
             rejected.append(row)
         else:
@@ -148,12 +166,17 @@ def read_examples(
     if quarantine is not None:
         write_quarantine(quarantine, rejected)
     require_few_bad_rows(source, len(examples), len(rejected), rejected, max_bad_fraction, quarantine, setting)
-    known = list(labels) if labels is not None else sorted({e.label for e in examples if e.label is not None})
-    return Ingested(examples, rejected, known)
+    found = {e.label for e in examples if e.label is not None} | {n for e in examples for n in e.answers or ()}
+    return Ingested(examples, rejected, list(labels) if labels is not None else sorted(found - {OTHERS}))
 
 
 def unique_rows(
-    source: str, *, columns: Columns, labels: Sequence[str] | None, require_target: bool = True
+    source: str,
+    *,
+    columns: Columns,
+    labels: Sequence[str] | None,
+    require_target: bool = True,
+    space: Space = "auto",
 ) -> Iterator[Example | RejectedRow]:
     """The rows of a source in order, of equal ids only the first; arguments as for :func:`read_examples`.
 
@@ -161,7 +184,25 @@ def unique_rows(
         DataError: the source does not exist (raised at once), or cannot be read (raised at the row in question).
     """
     part = find_source(source)
-    return _unique(iter_rows(part, columns=columns, labels=labels, require_target=require_target), part.source)
+    rows = iter_rows(part, columns=columns, labels=labels, require_target=require_target, space=space)
+    return _unique(rows, part.source)
+
+
+def resolve_space(source: str, columns: Columns, space: Space) -> Space:
+    """The label space that ``auto`` stands for, from the first rows of a source; any other as it is.
+
+    Raises:
+        DataError: the source does not exist, or cannot be read.
+    """
+    if space != "auto":
+        return space
+    records = islice(read_part(find_source(source), columns), _PEEKED)
+    cells = [record.get(columns.label) for _, record, _ in records if not isinstance(record, Fault)]
+    found, cell = detect_space(cells)
+    if cell is None:
+        return "auto"
+    logger.info("data.label_space is %s, as a label is %s", found, excerpt(str(cell)))
+    return found
 
 
 def _unique(rows: Iterator[Example | RejectedRow], source: str) -> Iterator[Example | RejectedRow]:
@@ -221,16 +262,16 @@ def summary(rows: int, unlabelled: int, unexplained: int, reasons: Counter[str],
 
 
 def _to_example(
-    record: dict[str, Any], columns: Columns, file: str, line: int, labels: ClassNames, require_target: bool
+    record: dict[str, Any], columns: Columns, file: str, line: int, labels: LabelReader, require_target: bool
 ) -> Example:
     notices: Notices = []
     text = _text(record, columns)
     if len(text) < 10 and text.strip() in MISSING_WORDS:
         notices.append((Notice.PLACEHOLDER_TEXT, text))
-    label = labels.read(record.get(columns.label), notices)
+    label, answers = labels.read(record.get(columns.label), notices)
     explanations = explanations_of((record.get(columns.explanation), record.get(columns.explanations)), notices)
     difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
-    if require_target and label is None and not explanations:
+    if require_target and label is None and answers is None and not explanations:
         hint = next(
             (f"; list {cell!r} in data.labels, if it is a class" for n, cell in notices if n == Notice.MISSING_LABEL),
             "",
@@ -238,13 +279,15 @@ def _to_example(
         raise Fault(Rejection.NO_TARGET, f"the row has nothing to train on{hint}")
     own_id = _id(record.get(columns.id))
     row_id = own_id or f"{file}:{line}"
-    for part, value in (("label", label), ("id", row_id), *(("explanation", e) for e in explanations)):
+    names = (("label", name) for name in (label, *(answers or ())))
+    for part, value in (*names, ("id", row_id), *(("explanation", e) for e in explanations)):
         if value is not None:
             _check_characters(part, value)
     return Example(
         id=row_id,
         text=text,
         label=label,
+        answers=answers,
         explanations=explanations,
         difficulty=difficulty,
         file=file,

@@ -358,7 +358,7 @@ def dataset_of(part: Part) -> Any:
             return load_dataset(part.path, split=part.split)
         except Exception as error:  # offline, unknown, gated, no such split: each has its own exception
             raise DataError(
-                f"{part.path!r} is no local file or folder, and could not be loaded from the hub: {first_line(error)}"
+                f"{part.path!r} is not a local file or folder, and could not be loaded from the hub: {first_line(error)}"
             ) from error
     if not any((Path(part.path) / name).exists() for name in ("state.json", "dataset_dict.json")):
         raise DataError(

@@ -24,19 +24,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from clsgen_dist.data.example import Example
 from clsgen_dist.data.reading.ingest import Noticed, duplicate
 from clsgen_dist.data.reading.records import Part, cut, find_source
 from clsgen_dist.data.reading.rejection import RejectedRow, write_quarantine
+from clsgen_dist.data.tables.class_columns import answers_of, class_names, rarest_class
 from clsgen_dist.data.tables.spec import TableSpec, display_name, table_folder
-from clsgen_dist.data.tables.table import DamagedTableError, RowTable, TableCard
+from clsgen_dist.data.tables.table import EXAMPLE_COLUMNS, DamagedTableError, RowTable, TableCard, stored_example
 from clsgen_dist.data.tables.table_part import is_written, part_path, write_part
 from clsgen_dist.data.tables.workers import worker_pool
 from clsgen_dist.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-_MAX_CLASSES = 2**15 - 1
 
 # N rows of the table, E explanations
 
@@ -134,8 +132,12 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
     tables = [pa.ipc.open_stream(pa.memory_map(f"{part_path(folder, n)}.arrow")).read_all() for n in range(parts)]
     table = pa.concat_tables(tables)
     kept_N, duplicates = _unique(source, table)
-    labels = _label_space(source, spec, table, kept_N)
-    label_N = _label_indices(table, labels)[kept_N]
+    labels = class_names(source.source, table.select(["label", "answers"]).take(kept_N), spec)
+    answers_NC = answers_of(table["answers"].take(kept_N), labels, shares=spec.space != "multilabel")
+    if spec.space == "multilabel":
+        label_N = rarest_class(answers_NC, len(labels), len(kept_N))
+    else:
+        label_N = _label_indices(table, labels)[kept_N]
     start_N1, length_E = _explanation_lengths(table, kept_N)
     columns = {
         "place": kept_N,
@@ -145,6 +147,8 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
         "explanation_start": start_N1,
         "explanation_length": length_E,
     }
+    if answers_NC is not None:
+        columns["answers"] = answers_NC
     for name, values in columns.items():
         np.save(folder / f"{name}.npy", values)
     rejected = _write_rejected(folder, parts, duplicates)
@@ -159,6 +163,8 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
         rows=len(kept_N),
         stored=len(table),
         labels=labels,
+        space=spec.space,
+        has_answers=answers_NC is not None,
         unlabelled=int((label_N < 0).sum()),
         unexplained=int((np.diff(start_N1) == 0).sum()),
         rejected=rejected,
@@ -166,18 +172,6 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
         sha256=hashlib.sha256(json.dumps([digests, labels]).encode()).hexdigest(),
     )
     (folder / "table.json").write_text(json.dumps(asdict(card), ensure_ascii=False), encoding="utf-8")
-
-
-def _label_space(source: Part, spec: TableSpec, table: pa.Table, kept_N: np.ndarray) -> list[str]:
-    """The class names given, or those found, sorted; DataError if there are too many."""
-    names_found = sorted(name for name in table["label"].take(kept_N).unique().to_pylist() if name is not None)
-    labels = list(spec.labels) if spec.labels is not None else names_found
-    if len(labels) > _MAX_CLASSES:
-        raise DataError(
-            f"{source.source} has {len(labels)} classes, the first {labels[:3]}; expected at most {_MAX_CLASSES}: "
-            "check that data.columns.label names the column of the classes"
-        )
-    return labels
 
 
 def _label_indices(table: pa.Table, labels: list[str]) -> np.ndarray:
@@ -236,10 +230,9 @@ def _unique(source: Part, table: pa.Table) -> tuple[np.ndarray, list[RejectedRow
     first: dict[str, int] = {}
     name = Path(source.source).name
     for n in sorted({int(order[k]) for at in same for k in (at, at + 1)}):
-        row = table.slice(n, 1).select(["id", "line", "text", "label", "difficulty", "explanations"]).to_pylist()[0]
+        row = table.slice(n, 1).select(EXAMPLE_COLUMNS).to_pylist()[0]
         if row["id"] in first:
-            example = Example(**{**row, "explanations": tuple(row["explanations"])}, file=name)
-            duplicates.append(duplicate(example, source.source, first[row["id"]]))
+            duplicates.append(duplicate(stored_example(row, name), source.source, first[row["id"]]))
             dropped.append(n)
         first.setdefault(row["id"], row["line"])
     return np.delete(np.arange(len(table)), dropped), duplicates

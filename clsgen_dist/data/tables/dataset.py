@@ -28,6 +28,24 @@ class RowDataset:
     def __init__(self, table: RowTable, encoder: Encoder) -> None:
         self.table, self.encoder = table, encoder
         self.label_N = np.asarray(table.label_N)
+        self.space = table.card.space
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels for metrics: ``[N]`` classes, -1 without; multi-label: ``[N, C]`` answers, NaN where not known."""
+        if self.space != "multilabel":
+            return self.label_N
+        answers_NC = self.table.answers_NC
+        if answers_NC is None:
+            return np.full((len(self), len(self.table.card.labels)), np.nan)
+        return np.where(answers_NC >= 0, answers_NC, np.nan)
+
+    def class_counts(self) -> np.ndarray:
+        """``[C]`` rows of each class; multi-label: rows that have it."""
+        classes = len(self.table.card.labels)
+        if self.space != "multilabel":
+            return np.bincount(self.label_N[self.label_N >= 0], minlength=classes)
+        return np.asarray((np.nan_to_num(self.labels) >= 0.5).sum(axis=0))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -54,8 +72,15 @@ class RowDataset:
         return Sample(
             self.encoder.build_prompt(self.table.text_ids(row), max_prompt_length),
             self.table.explanation_ids(row, which) if which >= 0 else np.zeros(0, dtype=np.int32),
-            int(self.label_N[row]),
+            self._label(row),
         )
+
+    def _label(self, row: int) -> int | np.ndarray:
+        """What :class:`clsgen_dist.data.pack.Sample` holds as the label of a row."""
+        answers_NC = self.table.answers_NC
+        if answers_NC is not None and (answers_NC[row] >= 0).any():
+            return np.array(answers_NC[row])
+        return -1 if self.space == "multilabel" else int(self.label_N[row])
 
     def lengths(self, row_p: np.ndarray, visit_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
         """``[p]`` tokens of the samples of these rows at these visits."""

@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data.reading.labels import Space
 from clsgen_dist.data.reading.records import Part
 from clsgen_dist.io.cache import cache_dir
 
-FORMAT = 4
+FORMAT = 5
 """Version of the files and of the rules by which cells are read: a table of another version is built again."""
 _SAMPLED_BLOCKS, _BLOCK = 64, 65_536
 
@@ -40,6 +41,8 @@ class TableSpec:
     """Token after each explanation."""
     tokenizer: str
     """Identifies the tokenizer."""
+    space: Space = "auto"
+    """How label cells are read."""
 
 
 def table_folder(source: Part, spec: TableSpec) -> Path:
@@ -73,6 +76,7 @@ def _key(source: Part, spec: TableSpec) -> str:
         "content": _fingerprint(source),
         "columns": asdict(spec.columns),
         "labels": spec.labels,
+        "space": spec.space,
         "max_explanation_length": spec.max_explanation_length,
         "end_token": spec.end_token,
         "tokenizer": spec.tokenizer,

@@ -23,6 +23,7 @@ import pyarrow as pa
 from clsgen_dist.data.encode import Ids
 from clsgen_dist.data.example import Example
 from clsgen_dist.data.reading.ingest import Noticed, summary
+from clsgen_dist.data.reading.labels import Space
 from clsgen_dist.data.reading.rejection import RejectedRow
 
 # N rows of a table
@@ -37,6 +38,7 @@ class TableCard:
     stored: int
     """Rows in the Arrow files: those of the table, and those with a repeated id."""
     labels: list[str]
+    """Class names."""
     unlabelled: int
     unexplained: int
     rejected: dict[str, int]
@@ -45,10 +47,24 @@ class TableCard:
     """Cells that were not read literally, by kind: how many, and the first one."""
     sha256: str
     """Fingerprint of the rows in their order."""
+    space: Space = "auto"
+    """How label cells were read."""
+    has_answers: bool = False
+    """Whether some row has several classes or votes."""
 
     def summary(self) -> str:
         """One line for people."""
         return summary(self.rows, self.unlabelled, self.unexplained, Counter(self.rejected), self.noticed)
+
+
+EXAMPLE_COLUMNS = ["id", "line", "text", "label", "answers", "difficulty", "explanations"]
+"""Columns of the Arrow files that hold a row as it was read."""
+
+
+def stored_example(cells: dict[str, Any], file: str) -> Example:
+    """The row of these cells."""
+    answers = cells["answers"] and {answer["class"]: answer["answer"] for answer in cells["answers"]}
+    return Example(**{**cells, "answers": answers, "explanations": tuple(cells["explanations"])}, file=file)
 
 
 class DamagedTableError(Exception):
@@ -75,7 +91,9 @@ class RowTable:
         card = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         self.card = TableCard(**card)
         self.label_N: np.ndarray = self._column("label")
-        """Class index, or -1 without label."""
+        """Class index, or -1 without label; multi-label: the rarest class of a row, C for none of them."""
+        self.answers_NC: np.ndarray | None = self._column("answers") if self.card.has_answers else None
+        """float32 answers of rows with several classes or votes, -1 where not known; None if no row has any."""
         self.text_length_N: Ids = self._column("text_length")
         """Tokens of the text."""
         self.explanation_start_N1: np.ndarray = self._column("explanation_start")
@@ -134,12 +152,7 @@ class RowTable:
     def example(self, row: int) -> Example:
         """The row as it was read."""
         batch, at = self._find(row)
-        cells = {
-            name: batch.column(name)[at].as_py()
-            for name in ("id", "line", "text", "label", "difficulty", "explanations")
-        }
-        explanations = tuple(cells.pop("explanations"))
-        return Example(**cells, explanations=explanations, file=Path(self.card.source).name)
+        return stored_example(batch.slice(at, 1).select(EXAMPLE_COLUMNS).to_pylist()[0], Path(self.card.source).name)
 
     def lines(self) -> np.ndarray:
         """``[N]`` line of each row in its source, increasing."""

@@ -35,6 +35,7 @@ _SCHEMA = pa.schema(
         "line": pa.int64(),
         "text": pa.large_string(),
         "label": pa.string(),
+        "answers": pa.list_(pa.struct({"class": pa.string(), "answer": pa.float64()})),
         "difficulty": pa.float64(),
         "explanations": pa.list_(pa.large_string()),
         "text_ids": pa.list_(pa.int32()),
@@ -73,7 +74,7 @@ def write_part(part: Part, spec: TableSpec, target: Path) -> None:
             writer.write_batch(batch)
             pending.clear()
 
-        for row in iter_rows(part, columns=spec.columns, labels=spec.labels):
+        for row in iter_rows(part, columns=spec.columns, labels=spec.labels, space=spec.space):
             if isinstance(row, RejectedRow):
                 rejected.append(row)
                 continue
@@ -110,12 +111,15 @@ def _record_batch(
             too_long.append(RejectedRow.of(fault, part.source, example.line, example.to_json()))
             continue
         digest.update(repr((example.id, example.label, example.difficulty, text_ids, explanation_ids)).encode())
+        if example.answers is not None:
+            digest.update(repr(sorted(example.answers.items())).encode())
         rows.append((example, text_ids, explanation_ids))
     columns = {
         "id": [e.id for e, *_ in rows],
         "line": [e.line for e, *_ in rows],
         "text": [e.text for e, *_ in rows],
         "label": [e.label for e, *_ in rows],
+        "answers": [e.answers and [{"class": c, "answer": a} for c, a in e.answers.items()] for e, *_ in rows],
         "difficulty": [e.difficulty for e, *_ in rows],
         "explanations": [list(e.explanations) for e, *_ in rows],
         "text_ids": _list_array([ids for *_, ids, _ in rows]),

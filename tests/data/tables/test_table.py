@@ -323,9 +323,9 @@ def test_a_read_only_cache_next_to_the_data_is_left_alone(tmp_path, mixed, encod
 
 
 def test_a_label_column_of_ids_is_refused(tmp_path, encoder, monkeypatch):
-    from clsgen_dist.data.tables import build
+    from clsgen_dist.data.tables import class_columns
 
-    monkeypatch.setattr(build, "_MAX_CLASSES", 30)
+    monkeypatch.setattr(class_columns, "_MAX_CLASSES", 30)
     rows = [{"text": f"t{n}", "label": f"id {n}"} for n in range(40)]
     with pytest.raises(DataError, match=r"has 40 classes, .* expected at most 30: check that data.columns.label names"):
         open_table(_write(tmp_path / "rows.jsonl", rows), _spec(encoder))
