@@ -81,8 +81,7 @@ def upward() -> list[str]:
         f"{importing} imports {imported}"
         for importing, targets in imports().items()
         for imported in sorted(targets)
-        if package_of(importing) != package_of(imported)
-        and layer[package_of(imported)] <= layer[package_of(importing)]
+        if package_of(importing) != package_of(imported) and layer[package_of(imported)] <= layer[package_of(importing)]
     ]
 
 
