@@ -67,7 +67,9 @@ def export(
     partial = output.with_name(f".{output.name}.partial")
     write = functools.partial(_write_and_verify, source, partial, settings, marker, max_shard_bytes, verify_logits)
     try:
-        _retry_with_diagnostics(write, source, partial, settings, marker, output.with_name(f"{output.name}.differed.json"))
+        _retry_with_diagnostics(
+            write, source, partial, settings, marker, output.with_name(f"{output.name}.differed.json")
+        )
         shutil.rmtree(output, ignore_errors=True)
         partial.rename(output)
     finally:
