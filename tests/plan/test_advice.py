@@ -140,7 +140,7 @@ def test_the_search_includes_the_recipe_itself_if_it_fits(recipe, h100):
 
 def test_the_verdict_warns_of_a_plan_that_barely_fits(planner, recipe, h100):
     plan = planner.plan(recipe(), nodes=2)
-    assert report.verdict(plan).startswith("fits: ")
+    assert report.verdict(plan).startswith("fits: ") and report.verdict_code(plan) is report.Verdict.FITS
     close = dataclasses.replace(plan, cluster=tight(h100, plan, gpu=-1e9))
     assert report.verdict(close).startswith("fits, barely: 0.9 GiB of ") and "27% more than planned" in report.verdict(
         close
