@@ -165,7 +165,7 @@ class PublishedPlanner:
     def plan(self, run: Published) -> Any:
         from clsgen_dist.config import parse_settings
         from clsgen_dist.plan.cluster import load_cluster
-        from clsgen_dist.plan.plan import Planner, Stated
+        from clsgen_dist.plan.plan import Planner, RowAssumptions
 
         settings = parse_settings(
             [
@@ -180,7 +180,7 @@ class PublishedPlanner:
                 f"--train.activation_checkpointing={str(run.checkpointing == 'full').lower()}",
             ]
         )
-        stated = Stated(rows=100_000, tokens_per_row=run.sequence, supervised_per_row=run.sequence - 1)
+        stated = RowAssumptions(rows=100_000, tokens_per_row=run.sequence, supervised_per_row=run.sequence - 1)
         cluster = load_cluster(ROOT / f"configs/clusters/{run.chip}.yaml")
         planner = self._planners.setdefault((run.model, run.chip, run.sequence), Planner(settings, cluster, stated))
         return planner.plan(settings, nodes=-(-run.gpus // run.gpus_per_node), gpus_per_node=run.gpus_per_node)
@@ -291,12 +291,12 @@ def saves_and_faults() -> None:
     from clsgen_dist.config import parse_settings
     from clsgen_dist.plan.cluster import load_cluster
     from clsgen_dist.plan.goodput import Faults, goodput, kept_share
-    from clsgen_dist.plan.plan import Planner, Stated
+    from clsgen_dist.plan.plan import Planner, RowAssumptions
 
     model = ROOT / "configs/models/llama-3-70b"
     settings = parse_settings(["--config", str(ROOT / "configs/70b_zero3.yaml"), f"--model.backbone={model}"])
     cluster = load_cluster(ROOT / "configs/clusters/h100.yaml")
-    plan = Planner(settings, cluster, Stated(rows=10**6)).plan(settings, nodes=512)
+    plan = Planner(settings, cluster, RowAssumptions(rows=10**6)).plan(settings, nodes=512)
     rows = [["save stops for", "written in", "Young", "Daly", "recommended", "goodput", "at 1/4 of it", "at 4x"]]
     saves = [(plan.stall_seconds, plan.write_seconds), (1, 60), (plan.write_seconds, 0), (60, 0), (300, 0)]
     for stall, written in saves:

@@ -1,6 +1,6 @@
 """Every setting, in one tree: YAML file, then ``--section.key=value`` from the command line.
 
-Each room owns the class of its settings (``settings.py``); this module joins them, and refuses what cannot work across
+Each package owns the class of its settings (``settings.py``); this module joins them, and refuses what cannot work across
 sections. ``clsgen train --print_config`` prints the complete tree as it would be used. Nothing here imports torch: a wrong
 setting is refused before any model or process group exists.
 """

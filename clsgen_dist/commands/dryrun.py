@@ -26,13 +26,13 @@ def run(settings: Settings, ranks: PositiveInt = 64, micro_steps: PositiveInt = 
     from clsgen_dist.io.files import atomic_write, require_writable
     from clsgen_dist.plan import report
     from clsgen_dist.plan.dry_run import dry_run, fake_ranks
-    from clsgen_dist.plan.workload import stated_workload
+    from clsgen_dist.plan.workload import assumed_workload
 
     require_writable(json)
     settings = copy.deepcopy(settings)
     if settings.train.precision == "auto":
         settings.train.precision = "bf16"  # as on the cluster that it is meant for
-    work = stated_workload(settings, ranks=ranks, rows=None, tokens_per_row=None, supervised_per_row=None)
+    work = assumed_workload(settings, ranks=ranks, rows=None, tokens_per_row=None, supervised_per_row=None)
     lengths, supervised = work.full_micro_batch()
     classes = len(settings.data.labels or ["no", "yes"])
     with fake_ranks(ranks) as world:

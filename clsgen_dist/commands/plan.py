@@ -23,7 +23,7 @@ def run(
     json: str | None = None,
     plot: str | None = None,
 ) -> None:
-    """Memory, traffic, time and cost of a recipe on a cluster, before a GPU is asked for. Does it fit?
+    """Memory, traffic, time and cost of a recipe on a cluster, before you request a GPU. Does it fit?
 
     Every setting may follow, as for `clsgen train`.
 
@@ -43,12 +43,12 @@ def run(
     from clsgen_dist.plan import advice as advise
     from clsgen_dist.plan import report
     from clsgen_dist.plan.cluster import load_cluster
-    from clsgen_dist.plan.plan import Planner, Stated
+    from clsgen_dist.plan.plan import Planner, RowAssumptions
 
     require_writable(json)
     require_writable(plot, picture=True)
-    stated = Stated(rows=rows, tokens_per_row=tokens_per_row, supervised_per_row=supervised_per_row)
-    planner = Planner(settings, load_cluster(resolve_path(cluster)), stated)
+    assumptions = RowAssumptions(rows=rows, tokens_per_row=tokens_per_row, supervised_per_row=supervised_per_row)
+    planner = Planner(settings, load_cluster(resolve_path(cluster)), assumptions)
     planned = planner.plan(settings, nodes=nodes, gpus_per_node=gpus_per_node)
     other = advise.other_checkpointing(planner, planned)
     report.print_plan(planned, other)

@@ -68,7 +68,7 @@ class TrainStream:
         self.rank, self.world_size = rank, world_size
         self.padded = False
         """Whether the backbone pads rows; the token budget then includes the padding."""
-        self.steps = self.stages[-1].first_step + self.stages[-1].steps
+        self.steps = self.stages[-1].end
 
     def stage_of(self, step: int) -> PlannedStage:
         """The stage of an optimizer step (from 0)."""
@@ -85,7 +85,7 @@ class TrainStream:
         stage = self.stage_of(step).stage
         row_B, visit_B = self.chosen(step)
         length_B = self.rows.lengths(row_B, visit_B, stage.max_prompt_length)
-        budget = stage.micro_batch_tokens or self.micro_batch_tokens
+        budget = stage.token_budget(self.micro_batch_tokens)
         return row_B, visit_B, length_B, pack(length_B, budget=budget, ranks=self.world_size, padded=self.padded)
 
     def step(self, step: int) -> Step:

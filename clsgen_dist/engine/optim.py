@@ -16,6 +16,12 @@ import torch
 from clsgen_dist.model.dual_head import DualHeadModel
 
 
+def group_name(name: str, *, matrix: bool) -> str:
+    """The optimizer group of a parameter: head or backbone, matrices or vectors."""
+    part = "head" if name.startswith("classification_head.") else "backbone"
+    return f"{part}.{'matrices' if matrix else 'vectors'}"
+
+
 def parameter_groups(
     model: DualHeadModel, *, lr: float, head_lr: float | None, weight_decay: float
 ) -> list[dict[str, Any]]:
@@ -24,19 +30,15 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "head" if name.startswith("classification_head.") else "backbone"
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        decays = len(shape) > 1
-        group = groups.setdefault(
-            f"{part}.{'matrices' if decays else 'vectors'}",
-            {
-                "name": f"{part}.{'matrices' if decays else 'vectors'}",
-                "params": [],
-                "peak_lr": (head_lr or lr) if part == "head" else lr,
-                "weight_decay": weight_decay if decays else 0.0,
-            },
-        )
-        group["params"].append(parameter)
+        matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        group = group_name(name, matrix=matrix)
+        new = {
+            "name": group,
+            "params": [],
+            "peak_lr": (head_lr or lr) if group.startswith("head.") else lr,
+            "weight_decay": weight_decay if matrix else 0.0,
+        }
+        groups.setdefault(group, new)["params"].append(parameter)
     return list(groups.values())
 
 

@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from clsgen_dist import checkpoint
 from clsgen_dist.config import Settings, settings_from_yaml
 from clsgen_dist.errors import CheckpointError, ModelError
-from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint
+from clsgen_dist.hf_export.artifact import HEAD_FILE, META_FILE, ModelCard, head_fingerprint
 from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config, write_readme
 from clsgen_dist.hf_export.merge import Merge, trained_tensors, write_shards
 from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary, verify_shapes, write_evidence
@@ -35,7 +37,21 @@ def export(
     max_shard_bytes: int = 5 * 10**9,
     verify_logits: bool = True,
 ) -> Path:
-    """Export a checkpoint folder, or a run's folder (its best checkpoint, else the newest valid one), to ``output``.
+    """Export a checkpoint to a plain Hugging Face folder with the classification head beside it.
+
+    Cost: the base's files are read and written once, one group of tensors at a time; verification holds the model in
+    memory. A failed verification of the logits is tried a second time, and leaves diagnostics in
+    ``OUTPUT.differed.json`` beside ``output``.
+
+    Args:
+        checkpoint_path: a checkpoint's folder, or a run's: its best checkpoint, else the newest valid one.
+        output: folder to write, which may exist if it is empty or an earlier export: that is replaced.
+        max_shard_bytes: largest size of one ``model*.safetensors``, in bytes.
+        verify_logits: reload the result, and compare its losses on a fixed text with the trained model's.
+
+    Returns:
+        ``output``: ``config.json``, weights and tokenizer in the base's layout; the head as ``weight [C, D]`` and
+        ``bias [C]`` in fp32, for C classes and D hidden units; ``clsgen.json``.
 
     Raises:
         CheckpointError: no valid checkpoint.
@@ -46,38 +62,54 @@ def export(
     source = _find_checkpoint(Path(checkpoint_path))
     marker = checkpoint.verify(source)
     settings = settings_from_yaml((source / checkpoint.SETTINGS_FILE).read_text())
-    if output.exists() and not (output / "clsgen.json").is_file() and any(output.iterdir()):
+    if output.exists() and not (output / META_FILE).is_file() and any(output.iterdir()):
         raise ModelError(f"{output} exists and is not an exported model; choose another --output")
     partial = output.with_name(f".{output.name}.partial")
-
-    def write() -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(source, partial, settings, marker, max_shard_bytes)
-        verify_shapes(partial)
-        if verify_logits:
-            verify_canary(partial, marker["canary"])
-        else:
-            logger.info("logits not verified (--verify_logits false)")
-
+    write = functools.partial(_write_and_verify, source, partial, settings, marker, max_shard_bytes, verify_logits)
     try:
-        try:
-            write()
-        except LogitsDifferError as error:
-            # Happened twice on busy machines, cause unknown: off by 9e-4 once, correct in every later export.
-            evidence = output.with_name(f"{output.name}.differed.json")
-            base, merge, _ = _open(source, settings)
-            write_evidence(evidence, partial, base, merge, marker["canary"], error)
-            logger.warning("%s: exporting again; diagnostics are in %s", error, evidence)
-            write()
-        for file in (f for f in partial.rglob("*") if f.is_file()):
-            file.chmod(0o644)  # safetensors writes files that only their owner can read
+        _retry_with_diagnostics(
+            write, source, partial, settings, marker, output.with_name(f"{output.name}.differed.json")
+        )
         shutil.rmtree(output, ignore_errors=True)
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     logger.info("exported %s to %s", source, output)
     return output
+
+
+def _write_and_verify(
+    source: Path, folder: Path, settings: Settings, marker: dict[str, Any], max_shard_bytes: int, verify_logits: bool
+) -> None:
+    """Write the export anew into ``folder``, readable by all, and verify it; LogitsDifferError, ModelError."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _write(source, folder, settings, marker, max_shard_bytes)
+    verify_shapes(folder)
+    if verify_logits:
+        verify_canary(folder, marker["canary"])
+    else:
+        logger.info("logits not verified (--verify_logits false)")
+    for file in (f for f in folder.rglob("*") if f.is_file()):
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
+
+
+def _retry_with_diagnostics(
+    write: Callable[[], None], source: Path, folder: Path, settings: Settings, marker: dict[str, Any], evidence: Path
+) -> None:
+    """``write``; if the logits differ, write diagnostics to ``evidence``, and try once more.
+
+    Logits differed twice on busy machines, cause unknown: off by 9e-4 once, correct in every later export.
+    """
+    try:
+        write()
+    except LogitsDifferError as error:
+        base, merge, _ = _open(source, settings)
+        write_evidence(evidence, folder, base, merge, marker["canary"], error)
+        logger.warning("%s: exporting again; diagnostics are in %s", error, evidence)
+    else:
+        return
+    write()
 
 
 def _find_checkpoint(path: Path) -> Path:

@@ -76,7 +76,17 @@ class Flow:
 
 
 def flows(trace: MetaTrace, zero: Zero3Settings, simulation: Simulation, *, micro_steps: float) -> list[Flow]:
-    """All collectives of one optimizer step of ``micro_steps`` micro-steps."""
+    """All collectives of one optimizer step.
+
+    Args:
+        trace: one micro-step; its element size gives the bytes.
+        zero: ranks, nodes, quantisation and hpZ.
+        simulation: gathers and reductions of the first micro-step after an optimizer step, and of later ones.
+        micro_steps: of an optimizer step, a mean over steps, so it may be a fraction.
+
+    Returns:
+        One flow for each purpose and group of ranks, without empty ones; bytes and calls summed over the step.
+    """
     found = [
         flow
         for kind in (FlowKind.GATHER_FORWARD, FlowKind.GATHER_BACKWARD)

@@ -3,20 +3,16 @@
 The trainer's own code runs: ``build_engine`` builds and partitions the model, ``deepspeed.initialize`` makes the
 ZeRO-3 engine, the trainer's ``TrainStep`` takes optimizer steps, ``save_checkpoint`` hands over its files. Tensors are
 torch's fake tensors, which have shapes and no data; the other ranks are torch's fake process group, whose collectives
-are noted and return at once. So wrapping, partitions, the order and size of every collective, and the checkpoint's
+are recorded and return at once. So wrapping, partitions, the order and size of every collective, and the checkpoint's
 layout are those of the code that will run, of any number of ranks.
 
-What DeepSpeed cannot do on fake tensors, and what stands in for it:
+Two things differ:
 
-- a number read from a tensor (a norm, an overflow flag, a loss) is 1, or False: every step counts as a good one
-- ranks comparing their lists of modules with rank 0's (``assert_ints_same_as_other_ranks``) is left out: no data
-arrives
-- gathered weights and gradients are not cut into a piece for each rank, which takes DeepSpeed longer than the model
-  itself from some hundred ranks on: one piece stands for all (``AllGatherCoalescedHandle.wait``,
-  ``reduce_scatter_coalesced``), of the same size, in the same collective
-- ``Module.to`` on a fake parameter sets its data, where torch would swap the parameter's identity, which has watchers
-- weights are not read: the backbone is built from its configuration, and the head starts at zero; so the collectives
-  of the phase ``build`` are those of drawing weights, not of loading them
+- A number read from a tensor (a norm, an overflow flag, a loss) is 1, or False: every step counts as a good one.
+- Weights are not read: the backbone is built from its configuration, and the head starts at zero. So the collectives
+  of the phase ``build`` are those of initializing weights, not of loading them.
+
+:mod:`clsgen_dist.plan.fake_tensors` lists what replaces operations that fail or take too long on fake tensors.
 
 Streams and overlap are the CPU's: the order is that in which collectives are issued. Not shown: bitsandbytes' 4 bits.
 """
@@ -33,7 +29,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -54,11 +49,12 @@ from clsgen_dist.model.context_length import require_context
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.objectives.loss_spec import loss_spec
 from clsgen_dist.objectives.normalization import StepCounts
+from clsgen_dist.plan.fake_tensors import operations_for_fake_tensors
 from clsgen_dist.plan.meta_model import open_config
 from clsgen_dist.training.build import build_engine, zero_config
 
 WARM_UP = 2
-"""Optimizer steps before the one that is noted: DeepSpeed records the order of modules, then follows it."""
+"""Optimizer steps before the one that is recorded: DeepSpeed records the order of modules, then follows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +142,8 @@ def dry_run(
     config = zero_config(settings, world.size)
     labels = LabelSpace.of([f"class {number}" for number in range(classes)], "class 0")
     share = _share(lengths, supervised, micro_steps)
-    ledger = _Ledger(world.size)
-    with _replacements(), FakeTensorMode(allow_non_fake_inputs=True), ledger:
+    recorder = CollectiveRecorder(world.size)
+    with operations_for_fake_tensors(), FakeTensorMode(allow_non_fake_inputs=True), recorder:
         engine = build_engine(settings, config, opened, None, labels, loss_spec(settings.objectives, labels, None))
         named = dict(engine.module.named_parameters())
         found = DryRun(
@@ -156,9 +152,9 @@ def dry_run(
             sum(p.ds_numel for p in named.values() if p.requires_grad),
             _units(engine.module),
             {name: p.ds_tensor.numel() for name, p in named.items()},
-            build=ledger.take(),
+            build=recorder.drain(),
         )
-        found.step = _train(settings, world, engine, share, ledger)
+        found.step = _train(settings, world, engine, share, recorder)
         found.held = held_by_part(engine)
         found.files = _files(engine, world)
         engine.destroy()
@@ -195,7 +191,9 @@ def _share(lengths: list[int], supervised: int, micro_steps: int) -> Step:
     return Step([collate(samples) for _ in range(micro_steps)], [], stage, 0.0, PackingStats(1.0, 1.0, micro_steps))
 
 
-def _train(settings: Settings, world: World, engine: Any, share: Step, ledger: _Ledger) -> list[Collective]:
+def _train(
+    settings: Settings, world: World, engine: Any, share: Step, recorder: CollectiveRecorder
+) -> list[Collective]:
     from clsgen_dist.training.step import TrainStep
 
     train_step = TrainStep(
@@ -206,23 +204,23 @@ def _train(settings: Settings, world: World, engine: Any, share: Step, ledger: _
         tokens=float(world.size * sum(b.tokens for b in share.batches)),
     )
     for name, phase in (("backward", "backward"), ("step", "step")):
-        setattr(engine, name, _in_phase(ledger, phase, getattr(engine, name)))
-    ledger.phase = "forward"
+        setattr(engine, name, _in_phase(recorder, phase, getattr(engine, name)))
+    recorder.phase = "forward"
     for number in range(WARM_UP + 1):
-        ledger.take()
+        recorder.drain()
         taken = share if number == WARM_UP else dataclasses.replace(share, batches=share.batches[:1])
         train_step.agree(taken)  # for its collective: the other ranks' counts are unknown
         train_step(number, taken, counts)
-    return ledger.take()
+    return recorder.drain()
 
 
-def _in_phase(ledger: _Ledger, phase: str, call: Any) -> Any:
+def _in_phase(recorder: CollectiveRecorder, phase: str, call: Any) -> Any:
     """``call``, during which collectives are of that phase; the last gradients leave after autograd is through."""
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        before, ledger.phase = ledger.phase, phase
+        before, recorder.phase = recorder.phase, phase
         result = call(*args, **kwargs)
-        ledger.phase = before
+        recorder.phase = before
         return result
 
     return called
@@ -234,19 +232,19 @@ def _units(model: nn.Module) -> dict[str, int]:
     return dict(Counter(type(module).__name__ for module in model.modules() if z3_leaf_module(module)))
 
 
-class _Ledger(TorchDispatchMode):
-    """Notes collectives, answers for numbers that are read, and lets real tensors (positions, labels) stay real."""
+class CollectiveRecorder(TorchDispatchMode):
+    """Records collectives, answers for numbers that are read, and lets real tensors (positions, labels) stay real."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__()
         self.phase = "build"
         self._ranks = ranks
-        self._noted: list[Collective] = []
+        self._recorded: list[Collective] = []
 
-    def take(self) -> list[Collective]:
-        """What was noted since the last call."""
-        noted, self._noted = self._noted, []
-        return noted
+    def drain(self) -> list[Collective]:
+        """What was recorded since the last call."""
+        recorded, self._recorded = self._recorded, []
+        return recorded
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from torch._subclasses.fake_tensor import FakeTensor
@@ -255,7 +253,7 @@ class _Ledger(TorchDispatchMode):
         name = func._overloadpacket.__name__
         tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if func.namespace == "c10d" and name != "barrier":
-            self._note(name, max(tensors, key=lambda t: t.numel()), args)
+            self._record(name, max(tensors, key=lambda t: t.numel()), args)
         if tensors and not any(isinstance(t, FakeTensor) for t in tensors):
             with no_dispatch():
                 return func(*args, **(kwargs or {}))
@@ -263,81 +261,14 @@ class _Ledger(TorchDispatchMode):
             return False if tensors[0].dtype == torch.bool else 1.0 if tensors[0].is_floating_point() else 1
         return func(*args, **(kwargs or {}))
 
-    def _note(self, op: str, whole: torch.Tensor, args: Any) -> None:
+    def _record(self, op: str, whole: torch.Tensor, args: Any) -> None:
         group = next((a for a in args if isinstance(a, torch.ScriptObject)), None)
         ranks = torch_dist.ProcessGroup.unbox(group).size() if group is not None else self._ranks
         phase = "backward" if torch._C._current_graph_task_id() != -1 else self.phase
         kind = str(whole.dtype).removeprefix("torch.")
-        self._noted.append(
+        self._recorded.append(
             Collective(phase, op, whole.numel(), kind, whole.numel() * whole.element_size(), ranks),
         )
-
-
-@contextlib.contextmanager
-def _replacements() -> Iterator[None]:
-    """What stands in for what cannot be done on fake tensors; the module's docstring names each."""
-
-    def apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-        for child in module.children() if recurse else ():
-            child._apply(fn)
-        with torch.no_grad():
-            for parameter in module._parameters.values():
-                if parameter is not None and (new := fn(parameter)) is not parameter:
-                    parameter.data = new
-            for key, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[key] = fn(buffer)
-        return module
-
-    zero = "deepspeed.runtime.zero"
-    with (
-        patch(f"{zero}.partitioned_param_coordinator.assert_ints_same_as_other_ranks", lambda *_: None),
-        patch(f"{zero}.partition_parameters.AllGatherCoalescedHandle.wait", _arrive),
-        patch(f"{zero}.stage3.reduce_scatter_coalesced", _reduce_scatter),
-        patch.object(torch.Tensor, "narrow", _narrow_once(torch.Tensor.narrow)),
-        patch.object(nn.Module, "_apply", apply),
-    ):
-        yield
-
-
-def _arrive(handle: Any, handle_dependency: bool = True) -> None:
-    """Weights that were gathered together have arrived."""
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
-    if handle.complete:
-        return
-    if handle.allgather_handle is not None:
-        handle.allgather_handle.wait()
-    for parameter in handle.params:
-        parameter.data = torch.empty(parameter.ds_shape, dtype=parameter.ds_tensor.dtype)
-        parameter.ds_status = ZeroParamStatus.AVAILABLE
-    handle.complete = True
-
-
-def _reduce_scatter(tensors: list[torch.Tensor], group: Any = None) -> list[torch.Tensor]:
-    """This rank's pieces of gradients that are reduced together."""
-    from deepspeed import comm
-
-    ranks = comm.get_world_size(group)
-    parts = [-(-t.numel() // ranks) for t in tensors]
-    whole = tensors[0].new_empty(sum(parts) * ranks)
-    mine = whole[: sum(parts)]
-    comm.reduce_scatter_tensor(mine, whole, group=group)
-    return [mine[: min(part, t.numel())] for part, t in zip(parts, tensors, strict=True)]
-
-
-def _narrow_once(narrow: Any) -> Any:
-    """``Tensor.narrow`` that cuts a buffer into pieces of one length only once: on fake tensors they look alike."""
-    last: list[Any] = [None, -1, None]
-
-    def once(tensor: torch.Tensor, dim: int, start: Any, length: int) -> torch.Tensor:
-        if tensor.dim() != 1 or tensor.requires_grad:
-            return narrow(tensor, dim, start, length)  # type: ignore[no-any-return]
-        if last[0] is not tensor or last[1] != length:
-            last[:] = [tensor, length, narrow(tensor, dim, start, length)]
-        return last[2]  # type: ignore[no-any-return]
-
-    return once
 
 
 class _FileSizes(CheckpointEngine):

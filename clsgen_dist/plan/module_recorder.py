@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clsgen_dist.engine.optim import group_name
 from clsgen_dist.model.dual_head import DualHeadModel
 from clsgen_dist.plan.meta_trace import Event, Moment, Unit
-from clsgen_dist.plan.optimizer_groups import group_key
 from clsgen_dist.plan.tensor_counter import TensorCounter, in_backward
 
 
@@ -93,11 +93,11 @@ class ModuleRecorder:
 
 def _optimizer_order(model: nn.Module) -> dict[int, tuple[int, int]]:
     """Sort key of each trained parameter, by id: the index of its optimizer group, and its own."""
-    groups: dict[tuple[bool, bool], int] = {}
+    groups: dict[str, int] = {}
     order = {}
     for index, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.requires_grad:
-            group = groups.setdefault(group_key(name, matrix=parameter.dim() > 1), len(groups))
+            group = groups.setdefault(group_name(name, matrix=parameter.dim() > 1), len(groups))
             order[id(parameter)] = (group, index)
     return order
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clsgen_dist.engine.optim import group_name
 from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.zero3_settings import Zero3Settings, stored_numel
-
-
-def group_key(name: str, *, matrix: bool) -> tuple[bool, bool]:
-    """Which of :func:`clsgen_dist.engine.optim.parameter_groups` a parameter is in: head or not, matrix or not."""
-    return name.startswith("classification_head."), matrix
 
 
 def sub_group_sizes(trace: MetaTrace, zero: Zero3Settings) -> list[int]:
@@ -35,23 +31,23 @@ def nvme_placement(trace: MetaTrace, zero: Zero3Settings) -> NvmePlacement:
     on_disk = on_host = before = 0
     for group in _groups(trace, zero):
         size = sum(group)
-        room = min(size, max(0, zero.max_in_cpu - before))
+        fits = min(size, max(0, zero.max_in_cpu - before))
         before += size
-        on_host += room
+        on_host += fits
         filled = 0
         for sub_group in _split(group, zero.sub_group):
             filled += sub_group
-            on_disk += sub_group if filled > room else 0
+            on_disk += sub_group if filled > fits else 0
     return NvmePlacement(frozen, on_disk, on_host)
 
 
 def _groups(trace: MetaTrace, zero: Zero3Settings) -> list[list[int]]:
     """Shard sizes of the trained parameters, by optimizer group."""
-    groups: dict[tuple[bool, bool], list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for weight in trace.weights:
         if weight.trainable:
-            key = group_key(weight.name, matrix=weight.matrix)
-            groups.setdefault(key, []).append(zero.shard_numel(stored_numel(weight)))
+            group = group_name(weight.name, matrix=weight.matrix)
+            groups.setdefault(group, []).append(zero.shard_numel(stored_numel(weight)))
     return list(groups.values())
 
 

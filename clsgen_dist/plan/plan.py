@@ -10,10 +10,8 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from clsgen_dist.config import Settings, resolve_path
-from clsgen_dist.engine.config import deepspeed_config
+from clsgen_dist.config import Settings
 from clsgen_dist.engine.settings import OPTIMIZERS
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
@@ -26,25 +24,29 @@ from clsgen_dist.plan.meta_model import ModelSpec, attention_on_gpu, open_config
 from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
 from clsgen_dist.plan.tracer import trace_micro_step
-from clsgen_dist.plan.workload import Workload, rows_at_hand, stated_workload, workload_of_rows
+from clsgen_dist.plan.workload import StageLoad, Workload, assumed_workload, rows_are_available, workload_of_rows
 from clsgen_dist.plan.zero3_settings import Zero3Settings, zero3_settings
 from clsgen_dist.plan.zero3_simulation import Simulation, simulate
+from clsgen_dist.training.build import planned_zero_config
+from clsgen_dist.training.datasets import datasets_of_recipe
+
+logger = logging.getLogger(__name__)
 
 _HOST_SHARE = 0.9
 """Share of a node's memory that the ranks may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stated:
-    """Rows stated on the command line."""
+class RowAssumptions:
+    """Rows as described on the command line, instead of those of ``data.train``; None: not described."""
 
     rows: int | None = None
     tokens_per_row: int | None = None
     supervised_per_row: int | None = None
 
     @property
-    def any(self) -> bool:
-        """Whether anything was stated."""
+    def is_set(self) -> bool:
+        """Whether anything is described."""
         return any(value is not None for value in dataclasses.astuple(self))
 
 
@@ -207,23 +209,21 @@ def _checkpoint_bytes(settings: Settings, trace: MetaTrace) -> float:
     return OPTIMIZERS[settings.optim.name].checkpoint_bytes * trace.trainable
 
 
-logger = logging.getLogger(__name__)
-
-
 class Planner:
     """Plans one recipe again and again, with other settings: a model is traced once for each micro-batch."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, stated: Stated) -> None:
-        self.cluster, self.stated = cluster, stated
+    def __init__(self, settings: Settings, cluster: Cluster, assumptions: RowAssumptions) -> None:
+        self.cluster, self.assumptions = cluster, assumptions
         self._backbone = backbone_path(settings.model.backbone)
         self._config = open_config(self._backbone)
-        if not stated.any:
+        if not assumptions.is_set:
             require_context(self._config, settings.data.max_prompt_length, settings.data.max_explanation_length)
-        self._rows = None if stated.any or not rows_at_hand(settings) else _datasets(settings)
-        if self._rows is None and not stated.any:
+        read = not assumptions.is_set and rows_are_available(settings)
+        self._rows = datasets_of_recipe(settings) if read else None
+        if self._rows is None and not assumptions.is_set:
             logger.info("%s is not available here: rows are assumed", settings.data.train)
         self._classes = len(self._rows.labels if self._rows else settings.data.labels or ["no", "yes"])
-        self._traces: dict[Any, MetaTrace] = {}
+        self._traces: dict[tuple[object, ...], MetaTrace] = {}
 
     def plan(self, settings: Settings, *, nodes: int, gpus_per_node: int | None = None) -> Plan:
         """The recipe on ``nodes`` nodes.
@@ -239,10 +239,10 @@ class Planner:
                 f"{self.cluster.name!r} has; lower it, or name another cluster"
             )
         ranks = nodes * per_node
-        bf16 = settings.train.precision != "fp32"
-        zero = self._zero3(settings, ranks, per_node, bf16)
+        config = planned_zero_config(settings, ranks, on_gpu=True)
+        zero = zero3_settings(config, ranks=ranks, ranks_per_node=per_node)
         work = self._workload(settings, ranks)
-        trace = self._trace(settings, work, bf16)
+        trace = self._trace(settings, work, bf16=config["bf16"]["enabled"])
         if trace.learned_positions and trace.max_positions and work.longest > trace.max_positions:
             raise SettingsError(
                 f"rows have up to {work.longest} tokens, but model.backbone has {trace.max_positions} learned "
@@ -273,23 +273,12 @@ class Planner:
             workload=work,
         )
 
-    def _zero3(self, settings: Settings, ranks: int, ranks_per_node: int, bf16: bool) -> Zero3Settings:
-        config = deepspeed_config(
-            resolve_path(settings.deepspeed),
-            batch_size=settings.train.batch_size,
-            world_size=ranks,
-            max_grad_norm=settings.optim.max_grad_norm,
-            bf16=bf16,
-            optimizer=settings.optim.name,
-        )
-        return zero3_settings(config, ranks=ranks, ranks_per_node=ranks_per_node)
-
     def _workload(self, settings: Settings, ranks: int) -> Workload:
         if self._rows is not None:
             return workload_of_rows(settings, self._rows, ranks=ranks)
-        return stated_workload(settings, ranks=ranks, **dataclasses.asdict(self.stated))
+        return assumed_workload(settings, ranks=ranks, **dataclasses.asdict(self.assumptions))
 
-    def _trace(self, settings: Settings, work: Workload, bf16: bool) -> MetaTrace:
+    def _trace(self, settings: Settings, work: Workload, *, bf16: bool) -> MetaTrace:
         model = settings.model
         lengths, supervised = work.full_micro_batch()
         attention = attention_on_gpu(model.attention)
@@ -306,7 +295,7 @@ class Planner:
         return self._traces[key]
 
     def _stage(
-        self, stage: Any, work: Workload, trace: MetaTrace, zero: Zero3Settings, simulation: Simulation
+        self, stage: StageLoad, work: Workload, trace: MetaTrace, zero: Zero3Settings, simulation: Simulation
     ) -> StagePlan:
         time = step_time(
             trace,
@@ -314,11 +303,8 @@ class Planner:
             zero,
             flows(trace, zero, simulation, micro_steps=stage.micro_steps),
             self.cluster,
-            micro_steps=stage.micro_steps,
-            fullest_tokens=stage.fullest,
+            stage,
             row_tokens=min(work.row_tokens, stage.fullest),
-            rows=stage.rows / stage.steps,
-            tokens=stage.tokens / stage.steps,
         )
         hours = time.total * stage.steps / 3600
         return StagePlan(
@@ -333,9 +319,3 @@ class Planner:
             hours=hours,
             gpu_hours=hours * zero.ranks,
         )
-
-
-def _datasets(settings: Settings) -> Any:
-    from clsgen_dist.training.datasets import datasets_of_recipe
-
-    return datasets_of_recipe(settings)

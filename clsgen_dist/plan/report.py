@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from clsgen_dist.io.tables import markdown_table
 from clsgen_dist.plan.cluster import GIB
 from clsgen_dist.plan.dry_run import DryRun
 from clsgen_dist.plan.goodput import FLAT
-from clsgen_dist.plan.plan import Plan
+from clsgen_dist.plan.plan import Plan, StagePlan
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED
 
 TIGHT = 0.27
@@ -71,9 +72,12 @@ def _parts(plan: Plan) -> list[str]:
     return list(dict.fromkeys([*plan.memory.device, *plan.memory.host, *plan.memory.disk]))
 
 
+def _dtype(plan: Plan) -> str:
+    return "bf16" if plan.trace.bytes_per_element == 2 else "fp32"
+
+
 def _precision(plan: Plan) -> str:
-    size = plan.trace.bytes_per_element
-    return f"{'bf16' if size == 2 else 'fp32'}, {plan.cluster.peak(size) / 1e12:,.1f} TFLOP/s peak"
+    return f"{_dtype(plan)}, {plan.cluster.peak(plan.trace.bytes_per_element) / 1e12:,.1f} TFLOP/s peak"
 
 
 def activations(plan: Plan, other: Plan) -> dict[str, int]:
@@ -143,16 +147,34 @@ def print_dry_run(found: DryRun) -> None:
     print(f"took {found.seconds:.0f} s")
 
 
+class Verdict(StrEnum):
+    """Whether a plan fits."""
+
+    FITS = "fits"
+    FITS_BARELY = "fits_barely"
+    """One published run in ten needed more than is spare."""
+    GPU_TOO_SMALL = "gpu_too_small"
+    HOST_TOO_SMALL = "host_too_small"
+
+
+def verdict_code(plan: Plan) -> Verdict:
+    """Whether it fits, and what is too small."""
+    if plan.fits:
+        return Verdict.FITS_BARELY if plan.spare_bytes < TIGHT * plan.memory.device_total else Verdict.FITS
+    return Verdict.GPU_TOO_SMALL if plan.spare_bytes < 0 else Verdict.HOST_TOO_SMALL
+
+
 def verdict(plan: Plan) -> str:
     """One line: whether it fits, and by how much."""
-    if plan.fits and plan.spare_bytes < TIGHT * plan.memory.device_total:
+    code = verdict_code(plan)
+    if code is Verdict.FITS_BARELY:
         return (
             f"fits, barely: {plan.spare_bytes / GIB:.1f} GiB of {plan.cluster.memory_gib:.1f} are free on each GPU, "
             f"and one published run in ten needed {TIGHT:.0%} more than planned: test it before you buy"
         )
-    if plan.fits:
+    if code is Verdict.FITS:
         return f"fits: {plan.spare_bytes / GIB:.1f} GiB of {plan.cluster.memory_gib:.1f} are free on each GPU"
-    if plan.spare_bytes < 0:
+    if code is Verdict.GPU_TOO_SMALL:
         return f"does not fit: {-plan.spare_bytes / GIB:.1f} GiB more than a GPU's {plan.cluster.memory_gib:.1f}"
     return f"does not fit: {-plan.spare_host_bytes / GIB:,.0f} GiB more than 90 % of a node's host memory"
 
@@ -194,9 +216,15 @@ def as_json(plan: Plan, other: Plan, advice: Sequence[str], found: Sequence[Plan
     return {
         "backbone": plan.settings.model.backbone,
         "precision": _precision(plan),
+        "dtype": _dtype(plan),
+        "peak_flops_per_second": plan.cluster.peak(plan.trace.bytes_per_element),
         "rows": plan.workload.note,
+        "rows_assumed": plan.workload.assumed,
+        "tokens_per_row": plan.workload.row_tokens,
+        "supervised_share": plan.workload.supervised_share,
         "full_micro_batch_tokens": plan.workload.budget,
         "verdict": verdict(plan),
+        "verdict_code": verdict_code(plan),
         "notes": plan.notes,
         "activations": activations(plan, other),
         "cluster": dataclasses.asdict(plan.cluster),
@@ -313,7 +341,7 @@ def _interval(hours: float, run_hours: float, step_seconds: float) -> str:
     return f"{hours:.3g} h: checkpoint.every {max(1, math.ceil(hours * 3600 / step_seconds))}"
 
 
-def _stage_row(plan: Plan, stage: Any) -> list[str]:
+def _stage_row(plan: Plan, stage: StagePlan) -> list[str]:
     time = stage.time
     seconds = (time.compute, time.exposed_links, time.optimizer, time.offload, time.data_wait, time.total)
     return [

@@ -27,13 +27,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clsgen_dist.plan.cluster import Cluster
 from clsgen_dist.plan.communication import Flow, FlowKind
 from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.optimizer_groups import nvme_placement
+from clsgen_dist.plan.workload import StageLoad
 from clsgen_dist.plan.zero3_settings import Zero3Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 PLANNED_OVER_PUBLISHED = (0.93, 1.42)
 """10th and 90th percentile of planned speed over published speed, for the 68 runs of benchmarks/published_runs.csv that
@@ -69,7 +73,7 @@ class StepTime:
         return self.model_flops / (self.total * self.peak)
 
 
-def attention_flops(config: Any, lengths: Sequence[float]) -> float:
+def attention_flops(config: PreTrainedConfig, lengths: Sequence[float]) -> float:
     """Forward FLOPs of all layers' scores and weighted sums over packed causal sequences, within sliding windows.
 
     A configuration that has a window and does not name the layers that use it (Mistral, Phi-3) uses it in all of them.
@@ -91,23 +95,31 @@ def attention_flops(config: Any, lengths: Sequence[float]) -> float:
 
 def step_time(
     trace: MetaTrace,
-    config: Any,
+    config: PreTrainedConfig,
     zero: Zero3Settings,
     flows: Sequence[Flow],
     cluster: Cluster,
+    stage: StageLoad,
     *,
-    micro_steps: float,
-    fullest_tokens: float,
     row_tokens: float,
-    rows: float,
-    tokens: float,
 ) -> StepTime:
-    """Seconds of a step of ``micro_steps`` micro-steps whose fullest rank has ``fullest_tokens``.
+    """How long a step of a stage takes, by part.
 
-    ``rows``, ``tokens``: of the complete step, all ranks. Sequences are assumed to have ``row_tokens`` each.
+    Args:
+        trace: one micro-step of the model, of any number of tokens: costs are scaled to the fullest rank's.
+        config: the backbone's configuration, for attention, which the trace excludes.
+        zero: partitions and offloading.
+        flows: all collectives of the step, from :func:`clsgen_dist.plan.communication.flows`.
+        cluster: rates of its GPUs, links and hosts.
+        stage: micro-steps, tokens of the fullest rank, and rows and tokens of all ranks.
+        row_tokens: length that every sequence is assumed to have, in tokens.
+
+    Raises:
+        SettingsError: the cluster does not name the chip's peak in the precision of the trace.
     """
+    micro_steps, rows, tokens = stage.micro_steps, stage.rows / stage.steps, stage.tokens / stage.steps
     attention = 0.0 if trace.eager_attention else attention_flops(config, [row_tokens]) / row_tokens
-    forward, total = _compute(trace, cluster, tokens=fullest_tokens, attention_per_token=attention)
+    forward, total = _compute(trace, cluster, tokens=stage.fullest, attention_per_token=attention)
     overlap = cluster.overlap if zero.overlap_comm else 0.0
 
     def links(*kinds: FlowKind) -> float:

@@ -7,7 +7,6 @@ number of rows of one length.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from clsgen_dist.config import Settings
 from clsgen_dist.data.curriculum.stages import PlannedStage, plan_stages
 from clsgen_dist.data.pack import Bins
+from clsgen_dist.data.reading.records import is_local
 from clsgen_dist.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class Workload:
     budget: int
     """Largest micro-batch of the stages, in tokens."""
     note: str
-    """Where the rows come from."""
+    """Where the rows come from, for people."""
+    assumed: bool
+    """Whether the rows are neither read nor described completely by the user."""
 
     def full_micro_batch(self) -> tuple[list[int], int]:
         """Lengths of the sequences of a micro-batch that fills the budget, and its supervised tokens."""
@@ -67,10 +69,9 @@ class Workload:
         return lengths, max(1, round(self.supervised_share * self.budget))
 
 
-def rows_at_hand(settings: Settings) -> bool:
-    """Whether the recipe's rows can be read here, rather than stated."""
-    path = settings.data.train.split(":")[0]
-    return settings.data.stream_window is None and (settings.data.train.startswith("demo:") or Path(path).exists())
+def rows_are_available(settings: Settings) -> bool:
+    """Whether the recipe's rows can be read here, so that none need be assumed."""
+    return settings.data.stream_window is None and is_local(settings.data.train)
 
 
 def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workload:
@@ -86,7 +87,7 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
     total = total_steps(stream, settings)
     stages, lengths, prompts = [], [], []
     for planned in stream.stages:
-        steps = min(planned.steps, total - planned.first_step)
+        steps = planned.steps_before(total)
         sampled = np.unique(np.linspace(0, steps - 1, min(steps, _SAMPLED_STEPS)).astype(int))
         loads, visited = [], []
         for step in sampled + planned.first_step:
@@ -103,10 +104,10 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
     supervised = 1 - np.concatenate(prompts).sum() / length_p.sum()
     note = f"rows of {train.name}: {len(train)}, {length_p.mean():.0f} tokens each, {supervised:.0%} supervised"
     longest = max(train.longest(planned.stage.max_prompt_length) for planned in stream.stages)
-    return Workload(stages, float(length_p.mean()), longest, float(supervised), _budget(settings), note)
+    return Workload(stages, float(length_p.mean()), longest, float(supervised), _budget(settings), note, False)
 
 
-def stated_workload(
+def assumed_workload(
     settings: Settings,
     *,
     ranks: int,
@@ -114,9 +115,16 @@ def stated_workload(
     tokens_per_row: int | None,
     supervised_per_row: int | None,
 ) -> Workload:
-    """The stages for rows of one length; what is not stated is the longest row the recipe takes, a million times.
+    """The stages for rows of one length.
 
-    SettingsError if a row does not fit the micro-batch.
+    Args:
+        ranks: GPUs in all.
+        rows: training rows; None: a million.
+        tokens_per_row: explanation included; None: the longest row that the recipe takes.
+        supervised_per_row: tokens of an explanation; None: the longest that the recipe takes.
+
+    Raises:
+        SettingsError: a row has no prompt, or does not fit the micro-batch.
     """
     data, train = settings.data, settings.train
     supervised = data.max_explanation_length if supervised_per_row is None else supervised_per_row
@@ -137,25 +145,25 @@ def stated_workload(
         cut = length
         if planned.stage.max_prompt_length is not None:
             cut = min(length, planned.stage.max_prompt_length + supervised)
-        budget = planned.stage.micro_batch_tokens or train.micro_batch_tokens
+        budget = planned.stage.token_budget(train.micro_batch_tokens)
         if cut > budget:
             raise SettingsError(
                 f"micro_batch_tokens is {budget}, but a row has {cut} tokens; raise it, or state --tokens_per_row"
             )
-        steps = min(planned.steps, (train.max_steps or planned.first_step + planned.steps) - planned.first_step)
-        load = _fullest_alike(train.batch_size, cut, budget=budget, ranks=ranks)
+        steps = planned.steps_before(train.max_steps or planned.end)
+        load = _fullest_of_equal_rows(train.batch_size, cut, budget=budget, ranks=ranks)
         lengths.append(cut)
         stages.append(_stage(planned, steps, train.batch_size, cut, [load]))
     note = f"{number:,} rows of {length} tokens, {supervised} of them supervised"
-    if rows is None or tokens_per_row is None:
+    assumed = rows is None or tokens_per_row is None
+    if assumed:
         note = f"assumed: {note} (state --rows, --tokens_per_row, --supervised_per_row)"
-    return Workload(stages, length, max(lengths), supervised / length, _budget(settings), note)
+    return Workload(stages, length, max(lengths), supervised / length, _budget(settings), note, assumed)
 
 
 def _budget(settings: Settings) -> int:
-    train = settings.train
-    budgets = [stage.micro_batch_tokens or train.micro_batch_tokens for stage in settings.curriculum.stages]
-    return max(budgets or [train.micro_batch_tokens])
+    of_run = settings.train.micro_batch_tokens
+    return max((stage.token_budget(of_run) for stage in settings.curriculum.stages), default=of_run)
 
 
 def _fullest(bins: Bins, length_B: np.ndarray) -> list[int]:
@@ -163,7 +171,7 @@ def _fullest(bins: Bins, length_B: np.ndarray) -> list[int]:
     return [max(int(length_B[rows].sum()) for rows in step) for step in bins]
 
 
-def _fullest_alike(rows: int, length: int, *, budget: int, ranks: int) -> list[int]:
+def _fullest_of_equal_rows(rows: int, length: int, *, budget: int, ranks: int) -> list[int]:
     """:func:`_fullest` of rows of one length, which packing spreads evenly, without packing them."""
     micro_steps = -(-rows // (budget // length * ranks))
     each, over = divmod(rows, micro_steps * ranks)

@@ -110,6 +110,32 @@ class _FlatBuffer:
         self.elements = elements
 
 
+@dataclass
+class _Now:
+    """Where a micro-step is."""
+
+    result: MicroStep
+    """Receives gathers, reductions and peak."""
+    active: list[set[int]]
+    """Modules that use each parameter at this moment."""
+    last_use: list[int]
+    """Step of the order at which each parameter is next used, as far as the queue has been read."""
+    queue: deque[tuple[int, int]]
+    """Parameters still to be fetched, each with its step of the order."""
+    recomputed: dict[int, set[int]] = field(default_factory=dict)
+    """Frozen parameters that a module's backward gathers again."""
+    in_backward: dict[int, None] = field(default_factory=dict)
+    """Modules whose backward has begun, in order."""
+    step: int = 0
+    """Index into the order of modules."""
+    live: int = 0
+    """Elements that DeepSpeed counts as gathered."""
+    bucket: list[int] = field(default_factory=list)
+    """Gradients that wait for their reduction."""
+    unbucketed: int = 0
+    """Elements of gradients that do not fit the bucket."""
+
+
 class _Coordinator:
     """``PartitionedParameterCoordinator`` in numbers of elements; parameters and modules are indices of the trace."""
 
@@ -120,20 +146,34 @@ class _Coordinator:
         # Modules in the order in which they are fetched.
         self.order = [e for e in trace.events if e.moment in (Moment.PRE_FORWARD, Moment.PRE_BACKWARD)]
         self.release_at: dict[tuple[int, int], set[int]] = {}
-        self.optimizer_step()
+        self.status = self._released()
+        self.held_elements: dict[int, int] = {}
+        self.inflight: dict[int, _FlatBuffer] = {}
+        self.gathered = 0
+        self.now = self._start(MicroStep())
+
+    def _released(self) -> list[_Status]:
+        return [_Status.AVAILABLE if n in self.persistent else _Status.NOT_AVAILABLE for n in range(len(self.numel))]
+
+    def _start(self, result: MicroStep) -> _Now:
+        units = self.trace.units
+        queue = deque((n, step) for step, event in enumerate(self.order) for n in units[event.index].weights)
+        return _Now(result, [set() for _ in self.numel], [-1] * len(self.numel), queue)
 
     def optimizer_step(self) -> None:
         """Release all weights except the persistent ones, which are gathered again."""
-        self.status = [
-            _Status.AVAILABLE if n in self.persistent else _Status.NOT_AVAILABLE for n in range(len(self.numel))
-        ]
-        self.held_elements: dict[int, int] = {}
-        self.inflight: dict[int, _FlatBuffer] = {}
+        self.status = self._released()
+        self.held_elements.clear()
+        self.inflight.clear()
         self.gathered = 0
 
     def micro_step(self, result: MicroStep) -> None:
         """Replay the events of one micro-step; ``result`` receives its gathers, reductions and peak."""
-        self._begin(result)
+        for n in list(self.inflight):  # prefetched by the previous micro-step and never used
+            self.now.active[n].clear()
+            self._wait(n)
+            self._free(n)
+        self.now = self._start(result)
         for event in self.trace.events:
             self._update_peak(event.peak, event.loss_peak)
             if event.moment is Moment.GRADIENT:
@@ -145,33 +185,17 @@ class _Coordinator:
         self._reduce_bucket(self.trace.events[-1])
         self._update_peak(self.trace.tail_peak, 0)
         # A module whose inputs carry no gradient has no post-backward event.
-        for module in self.in_backward:
-            for n in {*self.trace.units[module].weights, *self.recomputed.get(module, ())} - self.persistent:
-                self.active[n].discard(module)
+        for module in self.now.in_backward:
+            for n in {*self.trace.units[module].weights, *self.now.recomputed.get(module, ())} - self.persistent:
+                self.now.active[n].discard(module)
                 self._free(n)
-
-    def _begin(self, result: MicroStep) -> None:
-        self.result = result
-        self.active: list[set[int]] = [set() for _ in self.numel]
-        for n in list(self.inflight):  # prefetched by the previous micro-step and never used
-            self._wait(n)
-            self._free(n)
-        self.recomputed: dict[int, set[int]] = {}
-        self.last_use = [-1] * len(self.numel)
-        self.queue = deque(
-            (n, step) for step, event in enumerate(self.order) for n in self.trace.units[event.index].weights
-        )
-        self.in_backward: dict[int, None] = {}
-        self.step = self.live = 0
-        self.bucket: list[int] = []
-        self.unbucketed = 0
 
     def _update_peak(self, allocated: int, of_loss: int, extra_elements: int = 0) -> None:
         size = self.trace.bytes_per_element
-        gathered, reducing = self.gathered * size, (self.unbucketed + extra_elements) * size
-        now = Peak(allocated - of_loss, of_loss, gathered, reducing)
-        if now.total > self.result.peak.total:
-            self.result.peak = now
+        gathered, reducing = self.gathered * size, (self.now.unbucketed + extra_elements) * size
+        peak = Peak(allocated - of_loss, of_loss, gathered, reducing)
+        if peak.total > self.now.result.peak.total:
+            self.now.result.peak = peak
 
     # --- weights
 
@@ -179,38 +203,38 @@ class _Coordinator:
         unit = self.trace.units[event.index]
         backward = event.moment is Moment.PRE_BACKWARD
         if backward:
-            self.in_backward[event.index] = None
+            self.now.in_backward[event.index] = None
         missing = [n for n in unit.weights if self.status[n] is _Status.NOT_AVAILABLE]
         self._gather(missing, backward or event.recompute)
         self._update_peak(event.allocated, event.loss_allocated)
         for n in unit.weights:
-            self.active[n].add(event.index)
-            if event.recompute and not backward and self.in_backward and not self.trace.weights[n].trainable:
-                module = next(reversed(self.in_backward))
-                self.recomputed.setdefault(module, set()).add(n)
-                self.active[n].add(module)
+            self.now.active[n].add(event.index)
+            if event.recompute and not backward and self.now.in_backward and not self.trace.weights[n].trainable:
+                module = next(reversed(self.now.in_backward))
+                self.now.recomputed.setdefault(module, set()).add(n)
+                self.now.active[n].add(module)
             self._wait(n)
         self._update_peak(event.allocated, event.loss_allocated)
-        self._advance_queue({n for n in unit.weights if self.last_use[n] < self.step})
+        self._advance_queue({n for n in unit.weights if self.now.last_use[n] < self.now.step})
         self._prefetch(backward or event.recompute)
         self._update_peak(event.allocated, event.loss_allocated)
-        self.step += 1
+        self.now.step += 1
 
     def _advance_queue(self, needed: set[int]) -> None:
         taken: set[int] = set()
-        while self.queue and len(taken) < len(needed):
-            n, step = self.queue.popleft()
-            self.last_use[n] = step
+        while self.now.queue and len(taken) < len(needed):
+            n, step = self.now.queue.popleft()
+            self.now.last_use[n] = step
             taken.add(n)
 
     def _prefetch(self, backward: bool) -> None:
-        room = min(self.zero.max_live - self.live, self.zero.prefetch_bucket)
+        most = min(self.zero.max_live - self.now.live, self.zero.prefetch_bucket)
         prefetched: dict[int, None] = {}
         elements = 0
-        while self.queue and elements < room:
-            n, step = self.queue.popleft()
+        while self.now.queue and elements < most:
+            n, step = self.now.queue.popleft()
             wanted = self.status[n] is _Status.NOT_AVAILABLE and n not in prefetched
-            self.last_use[n] = max(self.last_use[n], step)
+            self.now.last_use[n] = max(self.now.last_use[n], step)
             if wanted:
                 prefetched[n] = None
                 elements += self.numel[n]
@@ -220,13 +244,13 @@ class _Coordinator:
         if not indices:
             return
         total = sum(self.zero.shard_numel(self.numel[n]) for n in indices) * self.zero.ranks
-        self.live += sum(self.numel[n] for n in indices)
+        self.now.live += sum(self.numel[n] for n in indices)
         for n in indices:
             self.status[n] = _Status.INFLIGHT
         if self.zero.ranks == 1:  # a single rank uses its shard in place
             self.inflight |= {n: _FlatBuffer([n], 0) for n in indices}
             return
-        self.result.gathers.append(Gather(total, backward, len(indices)))
+        self.now.result.gathers.append(Gather(total, backward, len(indices)))
         self.inflight |= dict.fromkeys(indices, _FlatBuffer(indices, total))
         self.gathered += total
 
@@ -249,31 +273,31 @@ class _Coordinator:
         releasable = self._releasable(event.index)
         members = set(unit.weights)
         if event.moment is Moment.POST_BACKWARD:
-            recomputed = self.recomputed.pop(event.index, set())
+            recomputed = self.now.recomputed.pop(event.index, set())
             releasable |= {n for n in recomputed if n not in self.persistent}
             members |= recomputed
-            self.in_backward.pop(event.index, None)
+            self.now.in_backward.pop(event.index, None)
         for n in members:
-            self.active[n].discard(event.index)
+            self.now.active[n].discard(event.index)
             if n in releasable:
                 self._free(n)
 
     def _free(self, index: int) -> None:
-        if self.status[index] is not _Status.AVAILABLE or self.active[index]:
+        if self.status[index] is not _Status.AVAILABLE or self.now.active[index]:
             return
         self.status[index] = _Status.NOT_AVAILABLE
-        self.live -= self.numel[index]
+        self.now.live -= self.numel[index]
         if self.zero.ranks > 1:
             self.gathered -= self.held_elements.pop(index, 0)
 
     def _releasable(self, module: int) -> set[int]:
         """A module's parameters that are not reused soon; decided once for each position in the order."""
-        key = (module, self.step)
+        key = (module, self.now.step)
         if key not in self.release_at:
             unit = self.trace.units[module]
-            releasable = {n for n in unit.weights if n not in self.persistent and self.last_use[n] <= self.step}
+            releasable = {n for n in unit.weights if n not in self.persistent and self.now.last_use[n] <= self.now.step}
             distance = 0
-            for event in self.order[self.step :]:
+            for event in self.order[self.now.step :]:
                 if distance >= self.zero.max_reuse_distance:
                     break
                 later = self.trace.units[event.index]
@@ -287,19 +311,19 @@ class _Coordinator:
 
     def _add_to_bucket(self, event: Event) -> None:
         numel = self.numel[event.index]
-        filled = sum(self.numel[n] for n in self.bucket)
-        if self.bucket and filled + numel > self.zero.reduce_bucket:
+        filled = sum(self.numel[n] for n in self.now.bucket)
+        if self.now.bucket and filled + numel > self.zero.reduce_bucket:
             self._reduce_bucket(event)
             filled = 0
-        self.bucket.append(event.index)
+        self.now.bucket.append(event.index)
         if not self.zero.contiguous_gradients or filled + numel > self.zero.reduce_bucket:
-            self.unbucketed += numel
+            self.now.unbucketed += numel
 
     def _reduce_bucket(self, event: Event) -> None:
-        if not self.bucket:
+        if not self.now.bucket:
             return
-        total = sum(self.zero.shard_numel(self.numel[n]) for n in self.bucket) * self.zero.ranks
-        in_place = len(self.bucket) == 1 and self.numel[self.bucket[0]] % self.zero.ranks == 0
+        total = sum(self.zero.shard_numel(self.numel[n]) for n in self.now.bucket) * self.zero.ranks
+        in_place = len(self.now.bucket) == 1 and self.numel[self.now.bucket[0]] % self.zero.ranks == 0
         self._update_peak(event.allocated, event.loss_allocated, 0 if in_place else total)
-        self.result.reductions.append(Reduction(total, len(self.bucket)))
-        self.bucket, self.unbucketed = [], 0
+        self.now.result.reductions.append(Reduction(total, len(self.now.bucket)))
+        self.now.bucket, self.now.unbucketed = [], 0

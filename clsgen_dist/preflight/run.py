@@ -10,6 +10,7 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,49 +54,69 @@ def preflight(output_dir: str, timeout_s: int = 300) -> None:
         output / _TOKEN_FILE, token, within_s=min(60, timeout_s / 4)
     )
     store.set(f"report-{rank}", json.dumps(asdict(report)))
-    names: list[str] | None
-    if rank == 0:
-        reports = _reports(store, ranks, timeout_s)
-        names = _names(reports, local_ranks)
-        (output / _TOKEN_FILE).unlink(missing_ok=True)
-        blind = {r.node for r in reports if r and not r.sees_run_dir}
-        if blind and {r.node for r in reports if r} == {report.node, *blind}:  # the fault of no single node
-            store.set("names", "null")
-            store.set("judged", "")
-            time.sleep(0.5)
-            raise SettingsError(
-                f"{output} on {', '.join(sorted(blind))} is not the folder of {report.node}: set OUTPUT "
-                "(output_dir) to a folder that all nodes share"
-            )
-        bad = verdict.judge_reports(reports, names)
-        names = None if any(r is None for r in reports) else names
-        store.set("names", json.dumps(names))
-    else:
-        store.wait(["names"], timedelta(seconds=2 * timeout_s))
-        names = json.loads(store.get("names"))
-    if names is not None:  # all ranks reported: links can be measured
+
+    def measure(names: list[str] | None) -> None:
+        if names is None:  # a rank did not report, and would be waited for
+            return
         device = node.chip(local_rank)
         mine = links.measure(store, names, rank // local_ranks, local_rank, local_ranks, device, timeout_s / 4)
         for number, link in enumerate(mine):
             store.set(f"link-{rank}-{number}", json.dumps(asdict(link)))
         store.set(f"measured-{rank}", "")
+
     if rank != 0:
+        store.wait(["names"], timedelta(seconds=2 * timeout_s))
+        measure(json.loads(store.get("names")))
         store.wait(["judged"], timedelta(seconds=10 * timeout_s))
         return
-    measured: list[links.Link] = []
-    if names is not None:
-        measured, unfinished = _links(store, ranks, quiet_s=timeout_s / 4 * 2.5)
-        for number in unfinished:
-            bad.setdefault(names[number // local_ranks], []).append(f"rank {number} ended while links were measured")
-        if not unfinished:  # else other ranks were delayed by it, and their links are not comparable
-            for name, reasons in verdict.judge_links(measured, report.device).items():
-                bad.setdefault(name, []).extend(reasons)
-    _write(output, reports, measured, bad)
+    bad = _judge(store, ranks, local_ranks, report, output, timeout_s, measure)
     store.set("judged", "")
     print(f"preflight: {ranks} ranks in {time.monotonic() - start:.1f} s, {len(bad) or 'no'} bad nodes", flush=True)
     time.sleep(0.5)  # the store ends with this process, and others still read from it
     if bad:
         raise BadNodeError("; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in sorted(bad.items())))
+
+
+def _judge(
+    store: torch_dist.Store,
+    ranks: int,
+    local_ranks: int,
+    own: node.Report,
+    output: Path,
+    timeout_s: int,
+    measure: Callable[[list[str] | None], None],
+) -> dict[str, list[str]]:
+    """Rank 0: the bad nodes and their reasons, from all ranks' reports and links; written to the run's folder.
+
+    Raises:
+        SettingsError: no other node sees the folder.
+    """
+    reports = _reports(store, ranks, timeout_s)
+    names = _names(reports, local_ranks)
+    (output / _TOKEN_FILE).unlink(missing_ok=True)
+    blind = {r.node for r in reports if r and not r.sees_run_dir}
+    if blind and {r.node for r in reports if r} == {own.node, *blind}:  # the fault of no single node
+        store.set("names", "null")
+        store.set("judged", "")
+        time.sleep(0.5)
+        raise SettingsError(
+            f"{output} on {', '.join(sorted(blind))} is not the folder of {own.node}: set OUTPUT "
+            "(output_dir) to a folder that all nodes share"
+        )
+    bad = verdict.judge_reports(reports, names)
+    complete = None not in reports
+    store.set("names", json.dumps(names if complete else None))
+    measured: list[links.Link] = []
+    if complete:
+        measure(names)
+        measured, unfinished = _links(store, ranks, quiet_s=timeout_s / 4 * 2.5)
+        for number in unfinished:
+            bad.setdefault(names[number // local_ranks], []).append(f"rank {number} ended while links were measured")
+        if not unfinished:  # else other ranks were delayed by it, and their links are not comparable
+            for name, reasons in verdict.judge_links(measured, own.device).items():
+                bad.setdefault(name, []).extend(reasons)
+    _write(output, reports, measured, bad)
+    return bad
 
 
 def _require_even_ranks(ranks: int, rank: int, local_ranks: int) -> None:

@@ -28,18 +28,27 @@ from clsgen_dist.model.label_space import LabelSpace
 
 
 def zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration; SettingsError where its file and the settings contradict each other."""
-    train, path = settings.train, resolve_path(settings.deepspeed)
-    config = deepspeed_config(
-        path,
+    """DeepSpeed's configuration on this machine.
+
+    Raises:
+        SettingsError: its file and the settings contradict each other, or this machine cannot do what it asks for.
+    """
+    config = planned_zero_config(settings, ranks, on_gpu=on_accelerator())
+    refuse_missing_kernels(resolve_path(settings.deepspeed), config, on_gpu=on_accelerator())
+    return config
+
+
+def planned_zero_config(settings: Settings, ranks: int, *, on_gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration on machines with or without GPUs, whatever this one has; SettingsError as above."""
+    train = settings.train
+    return deepspeed_config(
+        resolve_path(settings.deepspeed),
         batch_size=train.batch_size,
         world_size=ranks,
         max_grad_norm=settings.optim.max_grad_norm,
-        bf16=on_accelerator() if train.precision == "auto" else train.precision == "bf16",
+        bf16=on_gpu if train.precision == "auto" else train.precision == "bf16",
         optimizer=settings.optim.name,
     )
-    refuse_missing_kernels(path, config, on_gpu=on_accelerator())
-    return config
 
 
 def build_engine(

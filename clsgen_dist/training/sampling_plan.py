@@ -40,7 +40,7 @@ def plan_stream(settings: Settings, rows: Datasets, *, rank: int, world_size: in
         if stage.max_prompt_length is not None:
             encoder = rows.train.encoder
             encoder.require_room(stage.max_prompt_length, f"max_prompt_length of curriculum stage {stage.name!r}")
-        _require_budget(rows.train, stage.max_prompt_length, stage.micro_batch_tokens or train.micro_batch_tokens)
+        _require_budget(rows.train, stage.max_prompt_length, stage.token_budget(train.micro_batch_tokens))
     if rows.dev is not None:
         _require_budget(rows.dev, None, train.micro_batch_tokens)
     return TrainStream(
@@ -99,7 +99,7 @@ def total_steps(stream: TrainStream, settings: Settings) -> int:
 
 def end_of_stage(stream: TrainStream, name: str | None) -> int:
     """The step after which the stage of this name is over; the stream's end without a name."""
-    ends = {planned.stage.name: planned.first_step + planned.steps for planned in stream.stages}
+    ends = {planned.stage.name: planned.end for planned in stream.stages}
     return ends.get(name or "", stream.steps)
 
 

@@ -16,12 +16,12 @@ from clsgen_dist.config import SHIPPED, settings_from_yaml, to_yaml
 from clsgen_dist.plan.communication import Flow, FlowKind, flows
 from clsgen_dist.plan.memory import Memory, memory
 from clsgen_dist.plan.meta_model import ModelSpec
-from clsgen_dist.plan.plan import Stated
+from clsgen_dist.plan.plan import RowAssumptions
 from clsgen_dist.plan.tracer import trace_micro_step
 from clsgen_dist.plan.zero3_settings import zero3_settings
 from clsgen_dist.plan.zero3_simulation import simulate
 
-STATED = Stated(rows=10_000, tokens_per_row=1024, supervised_per_row=128)
+STATED = RowAssumptions(rows=10_000, tokens_per_row=1024, supervised_per_row=128)
 """Rows of the planner's tests."""
 
 MICRO_STEPS = 2

@@ -11,7 +11,7 @@ from plan_cases import STATED
 from clsgen_dist.config import SHIPPED, parse_settings
 from clsgen_dist.plan import report
 from clsgen_dist.plan.advice import advice, search
-from clsgen_dist.plan.plan import Planner, Stated
+from clsgen_dist.plan.plan import Planner, RowAssumptions
 
 
 def tight(h100, plan, *, gpu=0.0, host=0.0):
@@ -128,7 +128,7 @@ def test_the_search_finds_only_plans_that_fit_cheapest_first(recipe, h100):
 
 
 def test_the_search_includes_the_recipe_itself_if_it_fits(recipe, h100):
-    long = Stated(rows=10_000, tokens_per_row=70_001, supervised_per_row=128)  # longer than any default budget
+    long = RowAssumptions(rows=10_000, tokens_per_row=70_001, supervised_per_row=128)  # longer than any default budget
     settings = recipe(train__micro_batch_tokens=90_000, train__activation_checkpointing="true")
     planner = Planner(settings, h100, long)
     plan = planner.plan(settings, nodes=5)
@@ -140,7 +140,7 @@ def test_the_search_includes_the_recipe_itself_if_it_fits(recipe, h100):
 
 def test_the_verdict_warns_of_a_plan_that_barely_fits(planner, recipe, h100):
     plan = planner.plan(recipe(), nodes=2)
-    assert report.verdict(plan).startswith("fits: ")
+    assert report.verdict(plan).startswith("fits: ") and report.verdict_code(plan) is report.Verdict.FITS
     close = dataclasses.replace(plan, cluster=tight(h100, plan, gpu=-1e9))
     assert report.verdict(close).startswith("fits, barely: 0.9 GiB of ") and "27% more than planned" in report.verdict(
         close

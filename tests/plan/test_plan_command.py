@@ -81,6 +81,8 @@ def test_the_command_prints_and_writes_the_plan(recipe, backbone, tmp_path, caps
     assert plan["activations"]["with_checkpointing"] < plan["activations"]["without_checkpointing"]
     assert 0 < plan["activations"]["loss_workspace"] < plan["activations"]["without_checkpointing"]
     assert plan["backbone"] == str(backbone) and "1,000,000 rows" in plan["rows"] and plan["precision"] in printed
+    assert plan["verdict_code"] == "fits" and plan["rows_assumed"] and plan["tokens_per_row"] == 1024
+    assert plan["dtype"] == "bf16" and plan["peak_flops_per_second"] == 312e12
     assert plan["hours_with_faults"] == pytest.approx(plan["hours"] / plan["goodput"]["at_advised"])
     assert plan["checkpoint"]["stall_seconds"] > plan["checkpoint"]["bytes"] / 16 / 0.113e9
     assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"

@@ -9,24 +9,24 @@ import pytest
 
 from clsgen_dist.data.pack import pack
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.plan.workload import _fullest, _fullest_alike, stated_workload, workload_of_rows
+from clsgen_dist.plan.workload import _fullest, _fullest_of_equal_rows, assumed_workload, workload_of_rows
 
 
 def test_stated_rows_are_packed_as_in_training(recipe):
-    work = stated_workload(recipe(train__epochs=3), ranks=6, rows=1000, tokens_per_row=3000, supervised_per_row=100)
+    work = assumed_workload(recipe(train__epochs=3), ranks=6, rows=1000, tokens_per_row=3000, supervised_per_row=100)
     stage = work.stages[0]
     assert (stage.steps, stage.micro_steps) == (47, math.ceil(64 / 2 / 6))  # two rows a micro-batch of 8192
     assert (stage.rows, stage.tokens) == (3000, 3000 * 3000)
     assert stage.fullest == (5 * 6000 + 3000) / 6  # the last micro-step has single rows
     with pytest.raises(SettingsError, match="a row has 9000 tokens"):
-        stated_workload(recipe(), ranks=6, rows=1000, tokens_per_row=9000, supervised_per_row=100)
+        assumed_workload(recipe(), ranks=6, rows=1000, tokens_per_row=9000, supervised_per_row=100)
 
 
 @pytest.mark.parametrize(("rows", "length", "ranks"), [(64, 3000, 6), (64, 4097, 100), (7, 10, 3), (500, 2000, 16)])
 def test_rows_of_one_length_need_no_packing(rows, length, ranks):
     length_B = np.full(rows, length)
     packed = _fullest(pack(length_B, budget=8192, ranks=ranks), length_B)
-    assert _fullest_alike(rows, length, budget=8192, ranks=ranks) == packed
+    assert _fullest_of_equal_rows(rows, length, budget=8192, ranks=ranks) == packed
 
 
 def test_workload_of_real_rows_has_the_steps_and_tokens_of_the_run(recipe, row_dataset, mixed):

@@ -79,6 +79,10 @@ class Stage:
         """Whether it selects rows by difficulty."""
         return tuple(self.difficulty) != (0.0, 1.0) or self.pacing != "full" or bool(self.bands)
 
+    def token_budget(self, of_run: int) -> int:
+        """Most tokens of a micro-batch: the stage's own, or else the run's."""
+        return self.micro_batch_tokens or of_run
+
 
 def stage_faults(stages: Sequence[Stage]) -> list[str]:
     """What is wrong with fields of stages taken together, and with names; numbers are in the ranges of their types."""
@@ -166,6 +170,15 @@ class PlannedStage:
     ends_short: bool = False
     """Whether its last step is not full."""
 
+    @property
+    def end(self) -> int:
+        """The step after its last."""
+        return self.first_step + self.steps
+
+    def steps_before(self, total: int) -> int:
+        """How many of its steps a run of ``total`` steps takes."""
+        return min(self.end, total) - self.first_step
+
 
 def plan_stages(
     stages: Sequence[Stage], *, rows: int, batch_size: int, epochs: float, max_steps: int | None
@@ -200,7 +213,7 @@ def visited_before(stages: Sequence[PlannedStage], step: int) -> dict[str, Any]:
         fields = ["difficulty", "pacing", "bands", "replay"]
         fields += ["start"] * (stage.pacing != "full") + ["jumps"] * (stage.pacing == "step")
         facts |= {f"{path}.{field}": _plain(getattr(stage, field)) for field in fields}
-        over = planned.first_step + planned.steps <= step
+        over = planned.end <= step
         if planned.ends_short and over:
             facts[f"{path}.last_rows"] = planned.positions
         elif planned is not entered[-1] or stage.pacing != "full":

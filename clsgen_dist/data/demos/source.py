@@ -7,9 +7,14 @@ from clsgen_dist.errors import DataError
 _DEMO = "demo:"
 
 
+def is_demo(source: str) -> bool:
+    """Whether a source is named as an embedded dataset."""
+    return source.startswith(_DEMO)
+
+
 def resolve_demo(source: str) -> str:
     """The file of ``demo:NAME/SPLIT``; any other source unchanged. DataError if there is no such dataset or split."""
-    if not source.startswith(_DEMO):
+    if not is_demo(source):
         return source
     from clsgen_dist.data.demos import breast_cancer
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.data.demos.source import resolve_demo
+from clsgen_dist.data.demos.source import is_demo, resolve_demo
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.columns import ColumnNames, check_columns
 from clsgen_dist.data.reading.rejection import Fault, Rejection
@@ -88,8 +88,19 @@ def find_source(source: str) -> Part:
         raise DataError(f"{source} cannot be opened ({error.strerror}); check its name and permissions") from error
 
 
-def _find(source: str) -> Part:
+def is_local(source: str) -> bool:
+    """Whether a source is on this machine: an embedded dataset, a file, or a saved folder."""
+    path, _ = _path_and_split(source)
+    return is_demo(source) or Path(path).expanduser().exists()
+
+
+def _path_and_split(source: str) -> tuple[str, str]:
     path, _, split = source.rpartition(":") if ":" in source and not os.path.exists(source) else (source, "", "")
+    return path, split
+
+
+def _find(source: str) -> Part:
+    path, split = _path_and_split(source)
     local = Path(path).expanduser()
     if local.is_dir():
         return Part(source, "folder", str(local), split, 0, sys.maxsize, 1)
@@ -358,7 +369,8 @@ def dataset_of(part: Part) -> Any:
             return load_dataset(part.path, split=part.split)
         except Exception as error:  # offline, unknown, gated, no such split: each has its own exception
             raise DataError(
-                f"{part.path!r} is not a local file or folder, and could not be loaded from the hub: {first_line(error)}"
+                f"{part.path!r} is not a local file or folder, and could not be loaded from the hub: "
+                f"{first_line(error)}"
             ) from error
     if not any((Path(part.path) / name).exists() for name in ("state.json", "dataset_dict.json")):
         raise DataError(
