@@ -33,7 +33,8 @@ def page() -> str:
 
 def _tables(cls: Any, section: str) -> Iterator[str]:
     described = parse_from_object(cls)
-    help_of = {parameter.arg_name: parameter.description or "" for parameter in described.params}
+    bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+    help_of = {p.arg_name: p.description or "" for base in bases for p in parse_from_object(base).params}
     kinds = get_type_hints(cls)
     sections = [field for field in dataclasses.fields(cls) if dataclasses.is_dataclass(kinds[field.name])]
     settings = [field for field in dataclasses.fields(cls) if field not in sections]
