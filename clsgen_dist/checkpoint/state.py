@@ -85,6 +85,10 @@ class RunIdentity:
     """What must be equal for a resumed run to go on as if it had never stopped."""
 
     labels: list[str]
+    label_space: str
+    """``single``, ``multilabel`` or ``ordinal``."""
+    bias_correction: list[float] | None
+    """Added to the head's bias outside training, see :class:`clsgen_dist.model.classification_head.ClassLoss`."""
     rows: int
     rows_sha256: str
     order: dict[str, Any]

@@ -16,7 +16,7 @@ def run(
     batch_size: PositiveInt = 32,
     max_bad_fraction: ClosedUnitInterval = 0.01,
 ) -> None:
-    """Fit affine recalibration and (binary) the best F1 threshold on held-out rows, and store them with the model.
+    """Fit affine recalibration and the thresholds with the best F1 on held-out rows, and store them with the model.
 
     Args:
         model: Folder that `clsgen export` wrote; its clsgen.json is updated.
@@ -25,11 +25,13 @@ def run(
         batch_size: Rows put through the model together.
         max_bad_fraction: Stop when more than this share of the rows is bad; fewer are dropped, and listed.
     """
+    import numpy as np
+
     from clsgen_dist.inference.calibrate import calibrate
 
     card = calibrate(model, data, columns, batch_size=batch_size, max_bad_fraction=max_bad_fraction)
     assert card.calibration and card.calibrated_on
-    offsets = ", ".join(f"{offset:.3f}" for offset in card.calibration["bias"])
-    threshold = "" if card.threshold is None else f", threshold {card.threshold:.3f}"
-    rows, slope = card.calibrated_on["rows"], card.calibration["scale"]
-    print(f"calibrated on {rows} rows: slope {slope:.3f}, offsets {offsets}{threshold}")
+    slopes = np.atleast_1d(card.calibration["scale"]).tolist()
+    found = {"slope": slopes, "offsets": card.calibration["bias"], "threshold": card.thresholds or []}
+    text = [f"{name} {', '.join(f'{value:.3f}' for value in values)}" for name, values in found.items() if values]
+    print(f"calibrated on {card.calibrated_on['rows']} rows: {', '.join(text)}")

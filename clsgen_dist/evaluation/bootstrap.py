@@ -31,14 +31,32 @@ def bootstrap_interval(
     statistic: Statistic, n_rows: int, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Percentile interval of the statistic over resamples of the rows; NaN if it is undefined on all of them."""
+    return bootstrap_intervals(
+        lambda index: {"": statistic(index)}, n_rows, resamples=resamples, level=level, seed=seed
+    )[""]
+
+
+def bootstrap_intervals(
+    statistics: Callable[[np.ndarray], dict[str, float]],
+    n_rows: int,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """:func:`bootstrap_interval` of several statistics on the same resamples."""
     if n_rows < 1 or resamples < 1:
         raise ValueError(
             f"{resamples} resamples of {n_rows} rows, expected at least one of each; add rows, or raise resamples"
         )
     rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(0, n_rows, n_rows)) for _ in range(resamples)])
+    found = [statistics(rng.integers(0, n_rows, n_rows)) for _ in range(resamples)]
+    return {name: _interval(np.array([values[name] for values in found]), level) for name in found[0]}
+
+
+def _interval(values: np.ndarray, level: float) -> Interval:
     kept = values[~np.isnan(values)]
     if len(kept) == 0:
-        return Interval(float("nan"), float("nan"), resamples)
+        return Interval(float("nan"), float("nan"), len(values))
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), resamples - len(kept))
+    return Interval(float(low), float(high), len(values) - len(kept))

@@ -22,6 +22,21 @@ def auroc(probabilities_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> 
     return float(np.mean([roc_auc_score(labels_N == c, probabilities_NC[:, c]) for c in present]))
 
 
+def average_precision(probabilities_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> float:
+    """Average precision of the positive class; above two classes, the mean one-vs-rest over those present.
+
+    NaN where only one class is present.
+    """
+    from sklearn.metrics import average_precision_score
+
+    present = np.unique(labels_N)
+    if len(present) < 2:
+        return float("nan")
+    if probabilities_NC.shape[1] == 2:
+        return float(average_precision_score(labels_N == positive, probabilities_NC[:, positive]))
+    return float(np.mean([average_precision_score(labels_N == c, probabilities_NC[:, c]) for c in present]))
+
+
 def f1_at(probability_N: np.ndarray, is_positive_N: np.ndarray, threshold: float) -> float:
     """F1 of the positive class, predicted at ``threshold`` and above; 0 without true positives."""
     predicted_N = probability_N >= threshold

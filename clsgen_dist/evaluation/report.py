@@ -9,19 +9,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from clsgen_dist.evaluation.bootstrap import Interval, bootstrap_interval
-from clsgen_dist.evaluation.calibration_error import brier, ece, nll
-from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
+from clsgen_dist.evaluation.bootstrap import Interval, bootstrap_intervals
+from clsgen_dist.evaluation.metrics import WORDS, Kind, class_metrics
 from clsgen_dist.io.tables import markdown_table
 
 # N rows, C classes
+
+
+SHOWN = {
+    "single": ("auroc", "f1", "ece", "nll"),
+    "multilabel": ("auroc", "average_precision", "f1", "f1_micro", "ece", "nll"),
+    "ordinal": ("auroc", "quadratic_kappa", "mae", "ece", "nll"),
+}
+"""The report's metrics of each label space."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +36,10 @@ class Scores:
     """One row of the report: the metrics of a model or baseline."""
 
     name: str
-    auroc: float
-    auroc_interval: Interval
-    f1: float
-    f1_interval: Interval
-    ece: float
-    ece_interval: Interval
-    nll: float
-    nll_interval: Interval
+    metrics: dict[str, float]
+    """By the names of :mod:`clsgen_dist.evaluation.metrics`."""
+    intervals: dict[str, Interval]
+    """By the same names."""
 
 
 @dataclass(frozen=True)
@@ -80,79 +83,68 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON; undefined metrics are null."""
-        return json.dumps(_without_nan(asdict(self)), indent=2) + "\n"
+        fields = asdict(self)
+        fields["scores"] = [
+            {"name": s["name"], **s["metrics"], **{f"{name}_interval": i for name, i in s["intervals"].items()}}
+            for s in fields["scores"]
+        ]
+        return json.dumps(_without_nan(fields), indent=2) + "\n"
 
     def table(self) -> str:
         """The report as a Markdown table."""
-        columns = [f"held-out, {self.rows} rows", "AUROC", "F1", "ECE", "NLL"]
-        rows = [
-            [
-                s.name,
-                _cell(s.auroc, s.auroc_interval),
-                _cell(s.f1, s.f1_interval),
-                _cell(s.ece, s.ece_interval),
-                _cell(s.nll, s.nll_interval),
-            ]
-            for s in self.scores
-        ]
-        return markdown_table([columns, *rows])
+        names = list(self.scores[0].metrics) if self.scores else []
+        rows = [[s.name, *(_cell(s.metrics[name], s.intervals[name]) for name in names)] for s in self.scores]
+        return markdown_table([[f"held-out, {self.rows} rows", *(WORDS[name] for name in names)], *rows])
 
     def text(self) -> str:
         """Table and statistics as text."""
         shares = [f"{kind.words}: {share:.1%}" for kind, share in self.explanations.items()]
-        changes = [f"{c.measure} {_cell(c.difference, c.interval, sign='+')}" for c in self.recalibration]
+        changes = [f"{WORDS[c.measure]} {_cell(c.difference, c.interval, sign='+')}" for c in self.recalibration]
         recalibration = [f"recalibrated - raw: {', '.join(changes)}"] if changes else []
         return "\n".join([self.table(), *recalibration, *shares, *(f"note: {note}" for note in self.notes)])
 
 
 def score(
-    name: str, probabilities_NC: np.ndarray, labels_N: np.ndarray, *, positive: int, threshold: float | None
+    name: str,
+    probabilities_NC: np.ndarray,
+    labels: np.ndarray,
+    *,
+    kind: Kind = "single",
+    positive: int,
+    thresholds: Sequence[float] | None = None,
 ) -> Scores:
-    """AUROC, F1 (binary: of the positive class at ``threshold``; else macro), ECE and NLL, each with its interval."""
+    """The metrics of :data:`SHOWN`, each with its interval; arguments as for :func:`class_metrics`."""
 
-    def f1(index: np.ndarray) -> float:
-        if probabilities_NC.shape[1] == 2:
-            return f1_at(
-                probabilities_NC[index, positive], labels_N[index] == positive, 0.5 if threshold is None else threshold
-            )
-        return macro_f1(predicted_class(probabilities_NC[index], positive, None), labels_N[index])
+    def metrics(index: np.ndarray) -> dict[str, float]:
+        return class_metrics(probabilities_NC[index], labels[index], kind, positive, thresholds, SHOWN[kind])
 
-    statistics: dict[str, Callable[[np.ndarray], float]] = {
-        "auroc": lambda index: auroc(probabilities_NC[index], labels_N[index], positive),
-        "f1": f1,
-        "ece": lambda index: ece(probabilities_NC[index], labels_N[index], positive=positive),
-        "nll": lambda index: nll(probabilities_NC[index], labels_N[index]),
-    }
-    rows_N = np.arange(len(labels_N))
-    values = {key: statistic(rows_N) for key, statistic in statistics.items()}
-    intervals = {
-        f"{key}_interval": bootstrap_interval(statistic, len(labels_N)) for key, statistic in statistics.items()
-    }
-    return Scores(name, **values, **intervals)  # type: ignore[arg-type]
+    return Scores(name, metrics(np.arange(len(labels))), bootstrap_intervals(metrics, len(labels)))
 
 
 def recalibration_changes(
-    raw_NC: np.ndarray, recalibrated_NC: np.ndarray, labels_N: np.ndarray, *, positive: int
+    raw_NC: np.ndarray, recalibrated_NC: np.ndarray, labels: np.ndarray, *, kind: Kind = "single", positive: int
 ) -> list[Change]:
     """Recalibrated minus raw, by ECE, NLL and Brier score, each with the interval of the paired difference."""
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        "ECE": lambda probabilities_NC, labels_N: ece(probabilities_NC, labels_N, positive=positive),
-        "NLL": nll,
-        "Brier": brier,
-    }
-    rows_N = np.arange(len(labels_N))
-    changes = []
-    for name, measure in measures.items():
+    names = ("ece", "nll", "brier")
 
-        def difference(index: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float] = measure) -> float:
-            return measure(recalibrated_NC[index], labels_N[index]) - measure(raw_NC[index], labels_N[index])
+    def differences(index: np.ndarray) -> dict[str, float]:
+        raw, recalibrated = (
+            class_metrics(p_NC[index], labels[index], kind, positive, names=names) for p_NC in (raw_NC, recalibrated_NC)
+        )
+        return {name: recalibrated[name] - raw[name] for name in names}
 
-        changes.append(Change(name, difference(rows_N), bootstrap_interval(difference, len(labels_N))))
-    return changes
+    found, intervals = differences(np.arange(len(labels))), bootstrap_intervals(differences, len(labels))
+    return [Change(name, found[name], intervals[name]) for name in names]
 
 
 def majority_baseline(train_labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
-    """The class frequencies of the training rows, repeated for every row: ``[rows, C]``."""
+    """The class frequencies of the training rows, repeated for every row: ``[rows, C]``.
+
+    ``train_labels``: classes ``[N]``, or answers ``[N, C]`` with NaN where not known.
+    """
+    if train_labels.ndim == 2:
+        known_C = (~np.isnan(train_labels)).sum(axis=0)
+        return np.tile(np.nansum(train_labels, axis=0) / np.maximum(known_C, 1), (rows, 1))
     frequency_C = np.bincount(train_labels, minlength=classes) / len(train_labels)
     return np.tile(frequency_C, (rows, 1))
 
@@ -180,7 +172,7 @@ def text_baseline(
 ) -> np.ndarray | None:
     """Logistic regression on TF-IDF of word pairs: probabilities ``[rows, C]``, 0 for a class without training rows.
 
-    None if it cannot be fitted: one class only, or texts without words.
+    Multi-label: one regression for each class. None if it cannot be fitted: one class only, or texts without words.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -189,21 +181,41 @@ def text_baseline(
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 3), sublinear_tf=True), LogisticRegression(max_iter=2000, C=10)
     )
-    if len(np.unique(train_labels)) < 2 or not any(re.search(r"\w\w", text) for text in train_texts):
+    if len(np.unique(train_labels[~np.isnan(train_labels)])) < 2 or not any(
+        re.search(r"\w\w", text) for text in train_texts
+    ):
         return None
-    fitted = model.fit(train_texts, train_labels)
     probabilities_NC = np.zeros((len(texts), classes))
-    probabilities_NC[:, fitted.classes_] = fitted.predict_proba(texts)
+    if train_labels.ndim == 1:
+        fitted = model.fit(train_texts, train_labels)
+        probabilities_NC[:, fitted.classes_] = fitted.predict_proba(texts)
+        return probabilities_NC
+    for index, labels_N in enumerate(train_labels.T):
+        known = np.flatnonzero(~np.isnan(labels_N))
+        yes_N = labels_N[known] > 0.5
+        if len(np.unique(yes_N)) == 2:
+            fitted = model.fit([train_texts[int(row)] for row in known], yes_N)
+            probabilities_NC[:, index] = fitted.predict_proba(texts)[:, 1]
+        else:
+            probabilities_NC[:, index] = yes_N.mean() if len(yes_N) else 0.5
     return probabilities_NC
 
 
-def names_decided_class(explanations: Sequence[str], decided: Sequence[str], labels: Sequence[str]) -> float:
-    """Fraction of explanations in which the predicted class is the first class mentioned."""
+def names_decided_class(
+    explanations: Sequence[str], decided: Sequence[str | list[str]], labels: Sequence[str]
+) -> float:
+    """Fraction of explanations in which the predicted class is the first class mentioned.
+
+    Multi-label: in which the classes mentioned are the predicted ones.
+    """
     count = 0
     for explanation, label in zip(explanations, decided, strict=True):
         places = {name: explanation.lower().find(name.lower()) for name in labels}
         mentions = [(place, -len(name), name) for name, place in places.items() if place >= 0]
-        count += bool(mentions) and min(mentions)[2] == label
+        if isinstance(label, list):
+            count += {name for _, _, name in mentions} == set(label)
+        else:
+            count += bool(mentions) and min(mentions)[2] == label
     return count / max(1, len(explanations))
 
 

@@ -1,15 +1,15 @@
 """The exported folder: an ordinary causal-LM folder, plus the classification head and its metadata.
 
 config.json, model*.safetensors, tokenizer…   opens in transformers, vLLM and converters unchanged
-classification_head/weights.safetensors       weight [C, D], bias [C]; fp32
-clsgen.json                                   labels, prompt, calibration, threshold, fingerprints
+classification_head/weights.safetensors       weight [K, D], bias [K]; fp32
+clsgen.json                                   label space, prompt, calibration, thresholds, fingerprints
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from torch import Tensor
 
 from clsgen_dist.errors import ModelError
 from clsgen_dist.io.files import atomic_write
+from clsgen_dist.model.label_space import Kind, LabelSpace
 
 HEAD_FILE = "classification_head/weights.safetensors"
 """In its own folder, since some engines load every ``*.safetensors`` next to the model as backbone weights."""
 _OLDER_HEAD_FILE = "classification_head.safetensors"
 META_FILE = "clsgen.json"
-FORMAT = 2
-_READABLE_FORMATS = (1, 2)
-"""Format 1 has no ``prompt``."""
+FORMAT = 3
+_READABLE_FORMATS = (1, 2, 3)
+"""Format 1 has no ``prompt``; formats 1 and 2 are of single labels, with one ``threshold``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,10 @@ class ModelCard:
     """Content of ``clsgen.json``."""
 
     labels: list[str]
+    """Class names; ordinal: from low to high."""
+    label_space: Kind = "single"
     positive_label: str
+    """Binary: the class whose probability is reported."""
     system: str | None
     question: str
     max_prompt_length: int
@@ -42,10 +46,15 @@ class ModelCard:
     """Provenance of the weights: backbone, checkpoint step, fine-tuning."""
     calibration: dict[str, Any] | None = None
     """Affine map of the class logits, fitted on held-out rows; None: uncalibrated."""
-    threshold: float | None = None
-    """Binary: calibrated probability from which the positive class is predicted; None: 0.5."""
+    thresholds: list[float] | None = None
+    """Calibrated probability from which a class is predicted; None: 0.5.
+
+    Binary: of the positive class. Multi-label: of each class. Ordinal and more than two single classes have none.
+    """
     calibrated_on: dict[str, Any] | None = None
-    """Source and number of the rows on which calibration and threshold were fitted."""
+    """Source and number of the rows on which calibration and thresholds were fitted."""
+    distorted_by: list[str] = field(default_factory=list)
+    """Training settings that distort the probabilities until the model is calibrated."""
     prompt: dict[str, Any] | None = None
     """The prompt as rendered for training, see :class:`clsgen_dist.data.prompt.RenderedPrompt`."""
     format_version: int = FORMAT
@@ -71,7 +80,15 @@ class ModelCard:
                 f"{folder / META_FILE} has format_version {fields.get('format_version')!r}, this version reads formats "
                 f"{' and '.join(map(str, _READABLE_FORMATS))}; use a later version of clsgen_dist"
             )
+        if fields["format_version"] < FORMAT:
+            threshold = fields.pop("threshold", None)
+            fields |= {"thresholds": None if threshold is None else [threshold], "format_version": FORMAT}
         return cls(**fields)
+
+    @property
+    def space(self) -> LabelSpace:
+        """The label space."""
+        return LabelSpace(tuple(self.labels), self.positive_label, self.label_space)
 
 
 def head_fingerprint(weight_CD: Tensor, bias_C: Tensor) -> str:
@@ -83,7 +100,7 @@ def head_fingerprint(weight_CD: Tensor, bias_C: Tensor) -> str:
 
 
 def read_head(folder: Path, card: ModelCard) -> tuple[Tensor, Tensor]:
-    """Weight ``[C, D]`` and bias ``[C]``; ModelError if they are missing or do not match their fingerprint."""
+    """Weight ``[K, D]`` and bias ``[K]``; ModelError if they are missing or do not match their fingerprint."""
     from safetensors.torch import load_file
 
     path = folder / HEAD_FILE

@@ -122,10 +122,10 @@ clsgen predict --model . --text "…"      # {{"label": …, "probabilities": �
 
 - `config.json`, `model*.safetensors`, the tokenizer: an ordinary causal language model for
   transformers, vLLM and others.
-- `{head_file}`: the classification head, `weight [C, D]` and `bias [C]`, linear on the state of
+- `{head_file}`: the classification head, `weight [K, D]` and `bias [K]`, linear on the state of
   the last prompt token after the final norm. **It is a file of its own:** `AutoModelForSequenceClassification` does not
   read it, and would open this folder with a random head.
-- `clsgen.json`: labels, prompt, calibration, threshold and fingerprints.
+- `clsgen.json`: label space, prompt, calibration, thresholds and fingerprints.
 
 Decision support, not a decision. Calibration holds for rows like those it was fitted on.
 """,

@@ -25,7 +25,9 @@ from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_temp
 from clsgen_dist.hf_export.merge import Merge, trained_tensors, write_shards
 from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary, verify_shapes, write_evidence
 from clsgen_dist.model.backbone import Backbone, backbone_path, open_backbone
+from clsgen_dist.model.classification_head import head_affine
 from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.objectives.loss_spec import distortions
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ def _retry_with_diagnostics(
     try:
         write()
     except LogitsDifferError as error:
-        base, merge, _ = _open(source, settings)
+        base, merge, _ = _open(source, settings, marker["identity"])
         write_evidence(evidence, folder, base, merge, marker["canary"], error)
         logger.warning("%s: exporting again; diagnostics are in %s", error, evidence)
     else:
@@ -126,10 +128,11 @@ def _find_checkpoint(path: Path) -> Path:
 def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any], max_shard_bytes: int) -> None:
     from safetensors.torch import save_file
 
-    base, merge, head = _open(source, settings)
+    identity = marker["identity"]
+    base, merge, head = _open(source, settings, identity)
     assert base.weights is not None
     write_shards(folder, base.weights, merge, max_shard_bytes)
-    labels = LabelSpace.of(marker["identity"]["labels"], settings.data.positive_label)
+    labels = LabelSpace.of(identity["labels"], settings.data.positive_label, identity["label_space"])
     write_config(folder, base, list(labels.names))
     copy_small_files(folder, Path(base.path))
     prompt = marker.get("prompt") or {}
@@ -140,6 +143,7 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
     write_readme(folder, backbone=settings.model.backbone, labels=list(labels.names), head_file=HEAD_FILE)
     ModelCard(
         labels=list(labels.names),
+        label_space=labels.kind,
         positive_label=labels.positive,
         system=settings.prompt.system,
         question=settings.prompt.question,
@@ -151,18 +155,23 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
             "backbone": settings.model.backbone,
             "finetune": settings.model.finetune,
             "step": marker["state"]["step"],
-            "rows": marker["identity"]["rows"],
+            "rows": identity["rows"],
             "seed": settings.seed,
         },
+        distorted_by=distortions(settings.objectives),
     ).write(folder)
 
 
-def _open(source: Path, settings: Settings) -> tuple[Backbone, Merge, dict[str, Tensor]]:
-    """The base, the merge of its trained weights, and the classification head."""
+def _open(source: Path, settings: Settings, identity: dict[str, Any]) -> tuple[Backbone, Merge, dict[str, Tensor]]:
+    """The base, the merge of its trained weights, and the classification head's weight ``[K, D]`` and bias ``[K]``."""
     base = open_backbone(backbone_path(settings.model.backbone))
     assert base.weights is not None
     tensors = trained_tensors(source)
-    head = {name: tensors[f"classification_head.{name}"].contiguous().detach().float() for name in ("weight", "bias")}
+    weight, bias = (tensors[f"classification_head.{name}"].contiguous().float() for name in ("weight", "bias"))
+    weight_KD, bias_K = head_affine(weight, bias, identity["label_space"])
+    if correction := identity["bias_correction"]:
+        bias_K = bias_K + bias_K.new_tensor(correction)
+    head = {"weight": weight_KD.contiguous(), "bias": bias_K.contiguous()}
     trained = {name.removeprefix("lm."): tensor for name, tensor in tensors.items() if name.startswith("lm.")}
     merge = Merge(trained, base.weights, scale=settings.model.lora_alpha / settings.model.lora_rank)
     return base, merge, head

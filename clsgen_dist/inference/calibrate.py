@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
-from clsgen_dist.calibration.affine import fit_affine, probabilities, require_rows
+import numpy as np
+
+from clsgen_dist.calibration.affine import fit_affine, fittable_classes, probabilities, require_rows
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import DataError
 from clsgen_dist.evaluation.classification import best_f1_threshold
+from clsgen_dist.evaluation.multilabel import best_thresholds
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.inference.predict import Predictor
-from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels
+from clsgen_dist.inference.rows import labelled_rows, labels_of
+from clsgen_dist.model.label_space import LabelSpace
+
+logger = logging.getLogger(__name__)
+
+# N rows, C classes, K logits
 
 
 def calibrate(
@@ -22,7 +31,9 @@ def calibrate(
     batch_size: int = 32,
     max_bad_fraction: float = 0.01,
 ) -> ModelCard:
-    """Fit an affine map on the class logits and (binary) the best F1 threshold, and store them with the model.
+    """Fit an affine map of the class logits and the thresholds with the best F1, and store them with the model.
+
+    Thresholds: binary, of the positive class; multi-label, of each class.
 
     Args:
         model: folder that :func:`clsgen_dist.export` wrote; its ``clsgen.json`` is updated.
@@ -38,23 +49,35 @@ def calibrate(
     folder = Path(model)
     predictor = Predictor(folder)
     rows = labelled_rows(predictor, data, columns, max_bad_fraction)
+    space = predictor.space
+    labels = labels_of(predictor, rows.examples)
     try:
-        require_rows(labels_of(predictor, rows.examples), predictor.card.labels)
+        if space.kind != "multilabel":
+            require_rows(labels, space.names)
+        elif not (fittable := fittable_classes(labels)).all():
+            missing = [name for name, fits in zip(space.names, fittable, strict=True) if not fits]
+            logger.warning("%s: too few rows with both answers, left uncalibrated: %s", data, ", ".join(missing))
+        predictions = predictor.predict(
+            [row.text for row in rows.examples], batch_size=batch_size, explain=False, progress=True
+        )
+        logits_NK = np.array([prediction.logits for prediction in predictions])
+        calibration = fit_affine(logits_NK, labels, space.kind)
     except DataError as error:
         raise DataError(f"{data}: {error}") from None
-    predictions = predictor.predict(
-        [row.text for row in rows.examples], batch_size=batch_size, explain=False, progress=True
-    )
-    logits_NC, labels_N = logits_and_labels(predictor, rows.examples, predictions)
-    calibration = fit_affine(logits_NC, labels_N)
-    threshold = None
-    if len(predictor.card.labels) == 2:
-        threshold = best_f1_threshold(probabilities(logits_NC, calibration)[:, predictor.positive])
     card = dataclasses.replace(
         predictor.card,
         calibration=calibration.to_json(),
-        threshold=threshold,
-        calibrated_on={"source": data, "rows": len(labels_N)},
+        thresholds=_thresholds(probabilities(logits_NK, calibration, space.kind), space),
+        calibrated_on={"source": data, "rows": len(labels)},
     )
     card.write(folder)
     return card
+
+
+def _thresholds(probabilities_NC: np.ndarray, space: LabelSpace) -> list[float] | None:
+    """The thresholds with the best expected F1; None where the label space has none."""
+    if space.kind == "multilabel":
+        return best_thresholds(probabilities_NC)
+    if space.kind == "single" and space.is_binary:
+        return [best_f1_threshold(probabilities_NC[:, space.positive_index])]
+    return None

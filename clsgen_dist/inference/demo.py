@@ -121,7 +121,7 @@ def _baselines(
     )
     probe = linear_baseline(train_states, train.is_malignant, test_states)
     return [
-        score(name, probabilities, test.is_malignant, positive=1, threshold=None)
+        score(name, probabilities, test.is_malignant, positive=1)
         for name, probabilities in (
             ("frozen backbone, linear probe", probe),
             ("logistic regression, 30 raw numbers", numbers),

@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from clsgen_dist.calibration.affine import AffineCalibration, probabilities
+import numpy as np
+
+from clsgen_dist.calibration.affine import probabilities
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.evaluation.report import (
     ExplanationShare,
     Report,
+    Scores,
     majority_baseline,
     names_decided_class,
     recalibration_changes,
@@ -68,39 +71,47 @@ def build_report(
     trained_on: Sequence[Example] | None,
 ) -> Report:
     """Scores of the model, raw and recalibrated, and of the baselines, on labelled rows."""
-    card, positive = predictor.card, predictor.positive
-    logits_NC, labels_N = logits_and_labels(predictor, examples, predictions)
-    identity = AffineCalibration.identity(len(card.labels))
-    raw_NC = probabilities(logits_NC, identity)
-    scores = [score("dual head, raw", raw_NC, labels_N, positive=positive, threshold=None)]
-    changes, notes = [], []
-    absent = [name for index, name in enumerate(card.labels) if index not in labels_N]
-    if absent:
-        notes.append(
-            f"no row of the class {', '.join(map(quoted, absent[:MAX_LISTED]))}: AUROC "
-            + ("needs two classes" if len(absent) == len(card.labels) - 1 else "and F1 are of the other classes")
-        )
+    card, space = predictor.card, predictor.space
+    kind, positive = space.kind, space.positive_index
+    logits_NK, labels = logits_and_labels(predictor, examples, predictions)
+
+    def scored(name: str, probabilities_NC: np.ndarray, thresholds: list[float] | None = None) -> Scores:
+        return score(name, probabilities_NC, labels, kind=kind, positive=positive, thresholds=thresholds)
+
+    raw_NC = space.probabilities(logits_NK)
+    scores, changes, notes = [scored("dual head, raw", raw_NC)], [], _absent_classes(labels, card.labels)
     if card.calibration:
-        calibrated_NC = probabilities(logits_NC, predictor.calibration)
-        scores.append(
-            score("dual head, recalibrated", calibrated_NC, labels_N, positive=positive, threshold=card.threshold)
-        )
-        changes = recalibration_changes(raw_NC, calibrated_NC, labels_N, positive=positive)
+        calibrated_NC = probabilities(logits_NK, predictor.calibration, kind)
+        scores.append(scored("dual head, recalibrated", calibrated_NC, card.thresholds))
+        changes = recalibration_changes(raw_NC, calibrated_NC, labels, kind=kind, positive=positive)
+    elif card.distorted_by:
+        notes.append(f"not calibrated, though trained with {' and '.join(card.distorted_by)}: run clsgen calibrate")
     if trained_on:
         train_labels = labels_of(predictor, trained_on)
-        majority_NC = majority_baseline(train_labels, len(labels_N), len(card.labels))
-        scores.append(score("majority class", majority_NC, labels_N, positive=positive, threshold=None))
+        name = "class frequencies" if kind == "multilabel" else "majority class"
+        scores.append(scored(name, majority_baseline(train_labels, len(labels), len(card.labels))))
         texts_NC = text_baseline(
             [e.text for e in trained_on], train_labels, [e.text for e in examples], len(card.labels)
         )
         if texts_NC is None:
             notes.append("no TF-IDF baseline: the training rows are of one class, or hold no words")
         else:
-            scores.append(score("TF-IDF logistic regression", texts_NC, labels_N, positive=positive, threshold=None))
+            scores.append(scored("TF-IDF logistic regression", texts_NC))
     shares: dict[ExplanationShare, float] = {}
     if predictions and predictions[0].explanation is not None:
         texts = [p.explanation or "" for p in predictions]
         shares[ExplanationShare.NAMES_DECIDED_CLASS] = names_decided_class(
             texts, [p.label for p in predictions], card.labels
         )
-    return Report(len(labels_N), scores, shares, changes, notes)
+    return Report(len(labels), scores, shares, changes, notes)
+
+
+def _absent_classes(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A note on classes that no row has, if there are any."""
+    there = labels if labels.ndim == 1 else np.flatnonzero((np.nan_to_num(labels) > 0.5).any(axis=0))
+    absent = [name for index, name in enumerate(names) if index not in there]
+    if not absent:
+        return []
+    alone = labels.ndim == 1 and len(absent) == len(names) - 1
+    what = "needs two classes" if alone else "and F1 are of the other classes"
+    return [f"no row of the class {', '.join(map(quoted, absent[:MAX_LISTED]))}: AUROC {what}"]

@@ -7,6 +7,7 @@ batched, padded on the left.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,12 +23,14 @@ from clsgen_dist.calibration.affine import AffineCalibration
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError, SettingsError
-from clsgen_dist.evaluation.classification import predicted_class
+from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
 from clsgen_dist.model.attention import accepted_inputs
 from clsgen_dist.model.context_length import context_length
 from clsgen_dist.model.self_test import ROUNDING, relative_difference
 from clsgen_dist.track.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 # S sequences of a batch, T padded length, D hidden, V vocabulary, C classes
 
@@ -36,8 +39,11 @@ from clsgen_dist.track.progress import Progress
 class Prediction:
     """Prediction for one text."""
 
-    label: str
-    """The predicted class: binary by the fitted threshold, else the most probable."""
+    label: str | list[str]
+    """The predicted class: binary by the fitted threshold, ordinal the median, else the most probable.
+
+    Multi-label: the classes from their thresholds up, as a list.
+    """
     probabilities: dict[str, float]
     """Calibrated probability of each class (uncalibrated if the model has no calibration)."""
     explanation: str | None
@@ -93,19 +99,24 @@ class Predictor:
             generation_config=GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end),
         )
         self.lm = lm.to(self.device).eval()
-        expected = (len(self.card.labels), self.lm.get_output_embeddings().weight.shape[1])
+        self.space = self.card.space
+        expected = (self.space.outputs, self.lm.get_output_embeddings().weight.shape[1])
         if self._head[0].shape != expected:
             raise ModelError(
                 f"{folder}: the head's shape is {tuple(weight_CD.shape)}, expected {expected} from labels and "
                 "backbone; export the model again"
             )
         self._may_pad = self._padding_is_exact()
-        self.positive = self.card.labels.index(self.card.positive_label)
         self.calibration = (
             AffineCalibration.from_json(self.card.calibration)
             if self.card.calibration
-            else AffineCalibration.identity(len(self.card.labels))
+            else AffineCalibration.identity(self.space.outputs)
         )
+        if self.card.distorted_by and not self.card.calibration:
+            logger.warning(
+                "%s was trained with %s, which distorts probabilities: run clsgen calibrate on held-out rows",
+                *(folder, " and ".join(self.card.distorted_by)),
+            )
 
     def predict(
         self,
@@ -217,12 +228,11 @@ class Predictor:
         return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
 
     def _prediction(self, logits_C: np.ndarray, explanation: str | None, truncated: bool) -> Prediction:
-        from scipy.special import softmax
-
-        probabilities_1C = softmax(self.calibration.apply(logits_C[None].astype(np.float64)), axis=1)
-        decided = int(predicted_class(probabilities_1C, self.positive, self.card.threshold)[0])
+        space, names = self.space, self.card.labels
+        probabilities_1C = space.probabilities(self.calibration.apply(logits_C[None].astype(np.float64)))
+        (decided,) = decide(probabilities_1C, space.kind, space.positive_index, self.card.thresholds)
         return Prediction(
-            label=self.card.labels[decided],
+            label=[names[c] for c in np.flatnonzero(decided)] if space.kind == "multilabel" else names[int(decided)],
             probabilities=dict(zip(self.card.labels, probabilities_1C[0].tolist(), strict=True)),
             explanation=explanation,
             truncated=truncated,

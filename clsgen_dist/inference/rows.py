@@ -10,6 +10,7 @@ import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.ingest import Ingested, read_examples
+from clsgen_dist.data.reading.labels import OTHERS
 from clsgen_dist.data.reading.rejection import format_locations
 from clsgen_dist.errors import DataError
 from clsgen_dist.inference.predict import Prediction, Predictor
@@ -31,10 +32,11 @@ def labelled_rows(
         quarantine=None,
         require_target=False,
         setting="--max_bad_fraction",
+        space=predictor.card.label_space,
     )
     if rows.rejected:
         logger.warning("%s: %d bad rows left out: %s", source, len(rows.rejected), format_locations(rows.rejected))
-    labelled = [example for example in rows.examples if example.label is not None]
+    labelled = [example for example in rows.examples if example.is_labelled]
     if not labelled:
         raise DataError(f"{source} has no labelled row; name the label column with --columns.label")
     if len(labelled) < len(rows.examples):
@@ -43,12 +45,16 @@ def labelled_rows(
 
 
 def labels_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray:
-    """``[N]`` class index of each row."""
-    return np.array([predictor.card.labels.index(str(example.label)) for example in examples])
+    """``[N]`` class of each row (of votes, the one with most); multi-label: answers ``[N, C]``, NaN where not known."""
+    names = predictor.card.labels
+    if predictor.space.kind != "multilabel":
+        return np.array([names.index(str(example.label)) for example in examples])
+    answers = [example.answers or {} for example in examples]
+    return np.array([[given.get(name, given.get(OTHERS, np.nan)) for name in names] for given in answers])
 
 
 def logits_and_labels(
     predictor: Predictor, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Uncalibrated class logits ``[N, C]`` and class indices ``[N]``."""
+    """Uncalibrated class logits ``[N, K]``, and labels as :func:`labels_of` gives them."""
     return np.array([prediction.logits for prediction in predictions]), labels_of(predictor, examples)

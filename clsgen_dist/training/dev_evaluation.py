@@ -14,6 +14,9 @@ import torch
 from clsgen_dist.data.loader import evaluation_batches
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
+from clsgen_dist.errors import SettingsError
+from clsgen_dist.evaluation.metrics import HIGHER_IS_BETTER, METRICS, as_binary, class_metrics, is_labelled
+from clsgen_dist.model.label_space import Kind, LabelSpace
 from clsgen_dist.objectives.normalization import mean
 from clsgen_dist.objectives.term import Term
 from clsgen_dist.resilience.watchdog import Watchdog
@@ -34,7 +37,7 @@ def evaluate(
     padded: bool = False,
     watchdog: Watchdog,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """Class logits ``[N, C]``, labels ``[N]`` (-1 without), and the mean loss of each term.
+    """Class logits ``[N, K]``, labels as :attr:`RowDataset.labels` has them, and the mean loss of each term.
 
     Collective; every rank gets the same answer.
 
@@ -64,7 +67,7 @@ def evaluate(
     logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])
     totals = world.sum(*sums, *counts)
     means = map(_mean, totals[: len(terms)], totals[len(terms) :])
-    return logits_NC, rows.label_N, dict(zip((term.name for term in terms), means, strict=True))
+    return logits_NC, rows.labels, dict(zip((term.name for term in terms), means, strict=True))
 
 
 def _mean(total: float, count: float) -> float:
@@ -72,23 +75,32 @@ def _mean(total: float, count: float) -> float:
     return mean(total if np.isfinite(total) else np.inf, count)
 
 
-def reliability(logits_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> Reliability | None:
-    """The reliability diagram of the labelled rows; None without any."""
-    from scipy.special import softmax
-
+def reliability(logits_NK: np.ndarray, labels: np.ndarray, space: LabelSpace) -> Reliability | None:
+    """The reliability diagram of the labelled rows, of all answers for multi-label; None without any."""
     from clsgen_dist.evaluation.calibration_error import reliability_bins
     from clsgen_dist.track.reliability import Reliability
 
-    labelled = labels_N >= 0
+    labelled = is_labelled(labels)
     if not labelled.any():
         return None
-    return Reliability(*reliability_bins(softmax(logits_NC[labelled], axis=1), labels_N[labelled], positive=positive))
+    probabilities_NC, labels = space.probabilities(logits_NK[labelled]), labels[labelled]
+    if space.kind == "multilabel":
+        return Reliability(*reliability_bins(*as_binary(probabilities_NC, labels)))
+    return Reliability(*reliability_bins(probabilities_NC, labels, positive=space.positive_index))
 
 
-def metric_fault(rows: RowDataset, metric: str) -> str | None:
-    """Why the dev rows cannot say which checkpoint is the best; None if they can."""
+def metric_fault(rows: RowDataset, metric: str, kind: Kind) -> str | None:
+    """Why the dev rows cannot say which checkpoint is the best; None if they can.
+
+    SettingsError if the label space has no such metric.
+    """
+    if metric == "loss":
+        return None
+    if metric not in (*METRICS[kind], "nll"):
+        known = ", ".join((*METRICS[kind], "nll", "loss"))
+        raise SettingsError(f"train.best_metric is {metric}, expected one of {known} for {kind} labels")
     classes = len(np.unique(rows.label_N[rows.label_N >= 0]))
-    needed = {"auroc": 2, "loss": 0}.get(metric, 1)
+    needed = 2 if metric in ("auroc", "auroc_micro") else 1
     if classes >= needed:
         return None
     return (
@@ -98,34 +110,25 @@ def metric_fault(rows: RowDataset, metric: str) -> str | None:
 
 
 def dev_metrics(
-    logits_NC: np.ndarray,
-    labels_N: np.ndarray,
-    positive: int,
+    logits_NK: np.ndarray,
+    labels: np.ndarray,
+    space: LabelSpace,
     losses: Mapping[str, float],
     weights: Mapping[str, float],
 ) -> dict[str, float]:
-    """AUROC, F1 at even odds, ECE and NLL of the labelled rows, and the losses by term.
+    """The metrics of the label space at even odds on the labelled rows, and the losses by term.
 
     A NaN loss means no rows to measure it on; an infinite one was not finite on some row.
     """
-    from scipy.special import softmax
-
-    from clsgen_dist.evaluation.calibration_error import ece
-    from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1
-
-    labelled = labels_N >= 0
-    probabilities_NC, labels_N = softmax(logits_NC[labelled], axis=1), labels_N[labelled]
+    labelled = is_labelled(labels)
+    probabilities_NC, labels = space.probabilities(logits_NK[labelled]), labels[labelled]
     metrics = {f"loss/{name}": loss for name, loss in losses.items()}
     metrics["loss"] = float(np.nansum([weights[name] * loss for name, loss in losses.items()]))
-    if len(labels_N) and not np.isfinite(probabilities_NC).all():
-        metrics |= dict.fromkeys(("auroc", "ece", "f1"), float("nan"))
-    elif len(labels_N):
-        metrics["auroc"] = auroc(probabilities_NC, labels_N, positive)
-        metrics["ece"] = ece(probabilities_NC, labels_N, positive=positive)
-        if probabilities_NC.shape[1] == 2:
-            metrics["f1"] = f1_at(probabilities_NC[:, positive], labels_N == positive, 0.5)
-        else:
-            metrics["f1"] = macro_f1(probabilities_NC.argmax(axis=1), labels_N)
+    if len(labels) and not np.isfinite(probabilities_NC).all():
+        metrics |= dict.fromkeys(METRICS[space.kind], float("nan"))
+    elif len(labels):
+        found = class_metrics(probabilities_NC, labels, space.kind, space.positive_index)
+        metrics |= {name: found[name] for name in METRICS[space.kind]}
     return metrics
 
 
@@ -138,4 +141,4 @@ def is_better(metric: str, value: float, best: float | None) -> bool:
     """Whether ``value`` beats ``best``; what is not finite never does."""
     if not np.isfinite(value):
         return False
-    return best is None or (value > best if metric in ("auroc", "f1") else value < best)
+    return best is None or (value > best if metric in HIGHER_IS_BETTER else value < best)

@@ -30,8 +30,11 @@ class TrainSettings:
     """Evaluate on the dev rows every this many steps, and after the last; none: after the last only."""
     early_stop_patience: PositiveInt | None = None
     """Stop after this many evaluations without a better `best_metric`; none: never."""
-    best_metric: Literal["auroc", "f1", "ece", "nll", "loss"] = "auroc"
-    """What makes a checkpoint the best: dev AUROC, F1 (higher), ECE, classification loss or joint loss (lower)."""
+    best_metric: Literal[
+        "auroc", "auroc_micro", "average_precision", "average_precision_micro", "f1", "f1_micro", "subset_accuracy",
+        "quadratic_kappa", "mae", "ece", "nll", "loss",
+    ] = "auroc"  # fmt: skip
+    """What makes a checkpoint the best on the dev rows: a metric of the label space, the classification loss (nll), or the joint loss."""
     log_rows: bool = False
     """Write the ids of each step's rows to output_dir/rows.jsonl: what was visited when, for audits and comparisons."""
     collective_timeout_s: PositiveInt = 1800

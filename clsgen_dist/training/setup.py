@@ -64,7 +64,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     require_embedded(tokenizer, encoder, opened.config)
     datasets = open_datasets(data, encoder, output if world.is_main else None, settings.seed, run=settings.output_dir)
     require_something_to_learn(datasets, settings)
-    if datasets.dev and (fault := metric_fault(datasets.dev, settings.train.best_metric)):
+    if datasets.dev and (fault := metric_fault(datasets.dev, settings.train.best_metric, datasets.kind)):
         if settings.train.early_stop_patience is not None:
             raise SettingsError(fault)
         logger.info("%s. Until then the last checkpoint counts as the best", fault)
@@ -95,6 +95,8 @@ def run_identity(settings: Settings, run: PreparedRun, frozen_sums: tuple[float,
     model, rows = settings.model, run.stream.rows
     return RunIdentity(
         labels=list(run.labels.names),
+        label_space=run.labels.kind,
+        bias_correction=list(correction) if (correction := _bias_correction(run.engine)) else None,
         rows=len(rows),
         rows_sha256=rows.fingerprint,
         order=run.stream.order.visited_before(step),
@@ -107,6 +109,11 @@ def run_identity(settings: Settings, run: PreparedRun, frozen_sums: tuple[float,
         frozen_sum=frozen_sums[0],
         frozen_square_sum=frozen_sums[1],
     )
+
+
+def _bias_correction(engine: Any) -> tuple[float, ...] | None:
+    correction: tuple[float, ...] | None = engine.module.loss_spec.classification.bias_correction
+    return correction
 
 
 def _self_test(engine: Any, sample: Sample) -> SelfTest:

@@ -366,11 +366,11 @@ class Trainer:
 
     def _evaluate(self, dev: RowDataset) -> bool:
         """Evaluate, log, and remember whether this is the best so far."""
-        train, positive = self.settings.train, self.labels.positive_index
+        train = self.settings.train
         # Not the weights of the step: a joint loss whose weights move could not be compared with an earlier one.
         sections = self.settings.objectives.sections()
         with self.throughput.pause():
-            logits_NC, labels_N, losses = evaluate(
+            logits_NK, labels, losses = evaluate(
                 self.engine,
                 dev,
                 self.world,
@@ -381,10 +381,10 @@ class Trainer:
             )
             # One rank decides, so that all take the same branch whatever their floating point does.
             metrics = self.world.broadcast(
-                dev_metrics(logits_NC, labels_N, positive, losses, {name: sections[name].weight for name in losses})
+                dev_metrics(logits_NK, labels, self.labels, losses, {name: sections[name].weight for name in losses})
             )
         if self.world.is_main:
-            self.log.evaluation(self.state.step, metrics, reliability(logits_NC, labels_N, positive))
+            self.log.evaluation(self.state.step, metrics, reliability(logits_NK, labels, self.labels))
         values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         logger.info("step %d dev: %s", self.state.step, values)
         value = metrics.get(metric_name(train.best_metric), math.nan)

@@ -47,7 +47,7 @@ def test_recalibration_is_reported_as_a_paired_difference():
     honest, loud = softmax(logits, axis=1), softmax(3 * logits, axis=1)
     labels = (rng.random(600) < honest[:, 1]).astype(int)
     better = recalibration_changes(loud, honest, labels, positive=1)
-    assert [c.measure for c in better] == ["ECE", "NLL", "Brier"]
+    assert [c.measure for c in better] == ["ece", "nll", "brier"]
     assert all(c.interval.low < c.difference < c.interval.high < 0 for c in better)
     assert all(c.difference == 0 for c in recalibration_changes(loud, loud, labels, positive=1))
     assert "recalibrated - raw: ECE -0." in Report(600, recalibration=better).text()

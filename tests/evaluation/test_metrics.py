@@ -11,11 +11,12 @@ import pytest
 
 from clsgen_dist.data.example import Example
 from clsgen_dist.evaluation import report as report_module
-from clsgen_dist.evaluation.bootstrap import bootstrap_interval
+from clsgen_dist.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals
 from clsgen_dist.evaluation.calibration_error import ece, nll, reliability_bins
 from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
 from clsgen_dist.evaluation.report import ExplanationShare, Report, score, text_baseline
 from clsgen_dist.inference.evaluate import build_report
+from clsgen_dist.model.label_space import LabelSpace
 
 
 def _binary(p):
@@ -96,13 +97,13 @@ def test_nan_resamples_are_dropped_and_counted():
 
 
 def test_a_report_on_one_class_has_no_auroc_in_text_and_json():
-    scores = score("model", _binary([0.2, 0.9, 0.4]), np.array([1, 1, 1]), positive=1, threshold=None)
+    scores = score("model", _binary([0.2, 0.9, 0.4]), np.array([1, 1, 1]), positive=1)
     report = Report(3, [scores], notes=["no row of the class 'no': AUROC needs two classes"])
     assert "| n/a " in report.text() and report.text().endswith(
         "note: no row of the class 'no': AUROC needs two classes"
     )
     read = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert read["scores"][0]["auroc"] is None and read["scores"][0]["nll"] == pytest.approx(scores.nll)
+    assert read["scores"][0]["auroc"] is None and read["scores"][0]["nll"] == pytest.approx(scores.metrics["nll"])
 
 
 def test_shares_of_explanations_are_codes_in_json_and_words_in_the_text():
@@ -121,15 +122,15 @@ def test_the_text_baseline_needs_words_and_two_classes():
 
 
 def test_an_absent_class_does_not_prevent_a_report(monkeypatch):
-    monkeypatch.setattr(report_module, "bootstrap_interval", partial(bootstrap_interval, resamples=10))
-    card = SimpleNamespace(labels=["a", "b", "c"], calibration=None, threshold=None)
-    predictor = SimpleNamespace(card=card, positive=2)
+    monkeypatch.setattr(report_module, "bootstrap_intervals", partial(bootstrap_intervals, resamples=10))
+    card = SimpleNamespace(labels=["a", "b", "c"], calibration=None, thresholds=None, distorted_by=[])
+    predictor = SimpleNamespace(card=card, space=LabelSpace.of(card.labels))
     examples = [Example(id=str(n), text=f"word{n % 2} so", label="ab"[n % 2]) for n in range(12)]
     logits = [(1.0, 0.0, 0.5) if n % 2 == 0 else (0.0, 1.0, 0.5) for n in range(12)]
     predictions = [SimpleNamespace(logits=x, explanation=None, label="a") for x in logits]
     report = build_report(predictor, examples, predictions, examples)
     assert report.notes == ["no row of the class 'c': AUROC and F1 are of the other classes"]
-    assert [(s.name, s.auroc) for s in report.scores] == [
+    assert [(s.name, s.metrics["auroc"]) for s in report.scores] == [
         ("dual head, raw", 1.0),
         ("majority class", 0.5),
         ("TF-IDF logistic regression", 1.0),

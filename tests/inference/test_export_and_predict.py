@@ -175,7 +175,7 @@ def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_pa
     run_command("clsgen", "calibrate", "--model", model, "--data", "demo:breast-cancer/dev")
     card = ModelCard.read(exported[1])
     assert card.calibration is not None and card.calibration["scale"] > 0
-    assert 0 < (card.threshold or 0) <= 0.5
+    assert card.thresholds is not None and 0 < card.thresholds[0] <= 0.5
     report = run_command(
         *("clsgen", "evaluate", "--model", model, "--data", "demo:breast-cancer/test", "--explain", "false"),
         *("--train", "demo:breast-cancer/train", "--output", str(tmp_path / "report.json")),
