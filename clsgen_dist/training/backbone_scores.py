@@ -164,7 +164,7 @@ class _Backbone:
         return [block for block in blocks.values() if block is not None]
 
     def _names(self) -> list[list[int]]:
-        return self.rows.encoder.tokens_of(list(self.rows.table.card.labels))
+        return self.rows.encoder.tokens_of(self.rows.group_names)
 
     def _token_losses(self, samples: list[Sample]) -> np.ndarray:
         """``[samples, 2]`` sum of the supervised tokens' losses, and their number."""

@@ -78,7 +78,7 @@ class DifficultyReport:
     def _classes(self) -> list[tuple[str, np.ndarray]]:
         """Name and mask ``[N]`` of each class that has rows."""
         label_N = self.rows.label_N
-        classes = [(shortened(name), label_N == index) for index, name in enumerate(self.rows.table.card.labels)]
+        classes = [(shortened(name), label_N == index) for index, name in enumerate(self.rows.group_names)]
         return [(name, in_class_N) for name, in_class_N in [*classes, ("(no label)", label_N < 0)] if in_class_N.any()]
 
     def _quantiles(self) -> str:

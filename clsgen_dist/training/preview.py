@@ -74,14 +74,14 @@ class RunPreview:
 
     def table(self) -> str:
         """A line for each stage, in Markdown."""
-        classes = self.rows.table.card.labels
+        classes = self.rows.group_names
         head = ["stage", "steps", "rows", "distinct", "tokens", "difficulty", "micro-steps", "efficiency", "shortened"]
         other = [f"other {len(classes) - _CLASSES} classes"] if len(classes) > _CLASSES else []
         lines = [self._stage_line(planned) for planned in self.stages]
         return markdown_table([[*head, *map(shortened, classes[:_CLASSES]), *other], *lines])
 
     def _stage_line(self, planned: PlannedStage) -> list[str]:
-        steps, classes = self.stage_steps(planned), len(self.rows.table.card.labels)
+        steps, classes = self.stage_steps(planned), len(self.rows.group_names)
         row_V = np.concatenate([step.row_B for step in steps])
         label_V = self.rows.label_N[row_V]
         shares = [(label_V == index).mean() for index in range(min(classes, _CLASSES))]
@@ -140,7 +140,7 @@ def _preview_step(
 def draw_preview(path: Path, run: RunPreview) -> None:
     """Difficulty and classes over the run, the weights and rate in force, and the tokens of a step."""
     figure, axes = stacked_axes(4, 2.2)
-    steps, classes = run.steps, run.rows.table.card.labels
+    steps, classes = run.steps, run.rows.group_names
     buckets = np.array_split(np.arange(len(steps)), min(len(steps), _BUCKETS))
     edges = np.linspace(0, 1, 26)
     density = np.stack(

@@ -40,6 +40,11 @@ class RowDataset:
             return np.full((len(self), len(self.table.card.labels)), np.nan)
         return np.where(answers_NC >= 0, answers_NC, np.nan)
 
+    @property
+    def group_names(self) -> list[str]:
+        """What the values of :attr:`label_N` mean: the classes, and for multi-label "(none)" after them."""
+        return [*self.table.card.labels, *(["(none)"] if self.space == "multilabel" else [])]
+
     def class_counts(self) -> np.ndarray:
         """``[C]`` rows of each class; multi-label: rows that have it."""
         classes = len(self.table.card.labels)

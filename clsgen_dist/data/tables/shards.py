@@ -241,7 +241,7 @@ class ShardedRows:
     def _folder(self, shard: int) -> Path:
         if shard not in self._folders:
             spec, marks = self._spec, _version_marks(self._files, self.names[shard])
-            of_spec = (spec.labels, spec.max_explanation_length, spec.end_token, spec.tokenizer)
+            of_spec = (spec.labels, spec.space, spec.max_explanation_length, spec.end_token, spec.tokenizer)
             depends_on = (FORMAT, self.names[shard], self._footers[shard], marks, *of_spec, repr(spec.columns))
             key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
             self._folders[shard] = self._cache_dir / f"{shard:05d}-{key}"
