@@ -30,6 +30,8 @@ class DataSettings:
     """Binary: the class whose probability is reported, and F1's positive; none: the last of `labels`."""
     max_bad_fraction: ClosedUnitInterval = 0.01
     """End the run when more than this share of a file's rows is bad (they are quarantined and listed either way)."""
+    sampling: Literal["proportional", "balanced"] = "proportional"
+    """How often rows are visited: all alike, or so that every class is visited equally often (multi-label: by each row's rarest class). An epoch still has as many rows as the file."""
     stream_window: PositiveInt | None = None
     """For sets larger than the disk: shards that are fetched, shuffled and trained on together; none: all rows at hand."""
     max_prompt_length: PositiveInt = 768
@@ -47,6 +49,8 @@ class DataSettings:
     def faults(self) -> Iterator[str]:
         """What is wrong with fields of this section taken together."""
         labels = self.labels
+        if self.stream_window is not None and self.sampling == "balanced":
+            yield "data.sampling is balanced with data.stream_window: the classes of rows not fetched yet are not known"
         if self.stream_window is not None and not labels:
             yield "data.stream_window needs data.labels: the classes cannot be read from rows not fetched yet"
         least = 1 if self.label_space == "multilabel" else 2

@@ -158,7 +158,7 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
             "rows": identity["rows"],
             "seed": settings.seed,
         },
-        distorted_by=distortions(settings.objectives),
+        distorted_by=distortions(settings.objectives, labels.kind, balanced=settings.data.sampling == "balanced"),
     ).write(folder)
 
 

@@ -35,7 +35,7 @@ class ClassificationSettings(TermSettings):
     range: tuple[float, float] = (0.2, 1.0)
     """Factor of the weight at the start and at the end, where `objectives.schedule` moves."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
-    """Factor of each class's loss: `balanced` (rows / (classes x rows of the class)), or by name. Distorts the probabilities."""
+    """Factor of each class's loss: `balanced` (rows / (classes x rows of the class)), or by name. In the exported head of single labels its effect on the probabilities is undone."""
     focal_gamma: NonNegativeFloat = 0.0
     """Multiplies each loss by (1 - p)^gamma, so that easy rows count less (Lin 2017, arXiv 1708.02002). Distorts the probabilities."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0

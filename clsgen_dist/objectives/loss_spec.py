@@ -1,43 +1,51 @@
 """From the settings to how the model computes its losses: options of the two heads, the terms, the head's first bias.
 
-Class weights multiply each class's loss, so the probabilities that are learnt are those of reweighted rows: with w_c on
-class c the optimum is p'_c ∝ w_c p_c. For one class a row that is undone exactly, by -log w_c on the head's bias outside
-training; for several classes a row each has its own logit, whose weight cancels. Focal loss and label smoothing cannot
-be undone: what they distort is left to recalibration, and :func:`distortions` says so.
+Class weights and balanced sampling reweigh the rows, so the probabilities that are learnt are those of reweighted rows:
+with weight w_c on class c the optimum is p'_c ∝ w_c p_c. For one class a row that is undone exactly, by -log w_c on the
+head's bias outside training. A multi-label class has its own logit, from which its weight cancels; balanced sampling
+does not. That, focal loss, label smoothing, and balanced sampling of ordinal labels cannot be undone: what they distort
+is left to recalibration, and :func:`distortions` says so.
 
 Cost: none a step.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 from clsgen_kernels import GenerationOptions
 
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.classification_head import ClassLoss
 from clsgen_dist.model.dual_head import LossSpec
-from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.model.label_space import Kind, LabelSpace
 from clsgen_dist.objectives.settings import ObjectivesSettings
 
 # C classes
 
 
-def loss_spec(objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequence[float] | None) -> LossSpec:
+def loss_spec(
+    objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequence[float] | None, *, balanced: bool = False
+) -> LossSpec:
     """How the model computes its losses.
 
     Args:
         objectives: the settings.
         labels: the label space.
         rows_C: training rows of each class; None if they are not known (streamed shards).
+        balanced: whether classes are sampled equally often.
 
     Raises:
         SettingsError: class weights that do not fit the label space, or that need counts which are not known.
     """
     settings = objectives.classification
     weights = _class_weights(objectives, labels, rows_C)
-    correction = [-math.log(weight) for weight in weights] if weights and labels.kind == "single" else None
+    correction = np.zeros(len(labels))
+    if labels.kind == "single" and weights:
+        correction -= np.log(weights)
+    if labels.kind == "single" and balanced and rows_C is not None:
+        correction += np.log(np.maximum(rows_C, 1) / max(sum(rows_C), 1))
     return LossSpec(
         impl=objectives.impl,
         classification=ClassLoss(
@@ -45,7 +53,7 @@ def loss_spec(objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequen
             class_weight=tuple(weights) if weights else None,
             focal_gamma=settings.focal_gamma,
             label_smoothing=settings.label_smoothing,
-            bias_correction=tuple(correction) if correction else None,
+            bias_correction=tuple(correction.tolist()) if correction.any() else None,
         ),
         generation=GenerationOptions(
             label_smoothing=objectives.generation.label_smoothing, z_loss=objectives.generation.z_loss
@@ -72,11 +80,15 @@ def head_prior(
     return [power / sum(powers) for power in powers]
 
 
-def distortions(objectives: ObjectivesSettings) -> list[str]:
+def distortions(objectives: ObjectivesSettings, kind: Kind, *, balanced: bool) -> list[str]:
     """Settings after which the probabilities are distorted and must be recalibrated, by name."""
     settings = objectives.classification
-    found = {"focal_gamma": settings.focal_gamma, "label_smoothing": settings.label_smoothing}
-    return [f"objectives.classification.{name}" for name, value in found.items() if value]
+    found = {
+        "objectives.classification.focal_gamma": settings.focal_gamma,
+        "objectives.classification.label_smoothing": settings.label_smoothing,
+        "data.sampling": balanced and kind != "single",
+    }
+    return [name for name, value in found.items() if value]
 
 
 def _class_weights(

@@ -57,9 +57,11 @@ def _order(settings: Settings, rows: RowDataset | ShardedRows, stages: list[Plan
     if isinstance(rows, ShardedRows):
         return ShardedOrder(rows, stages)
     quantile_N = _quantiles(settings, rows) if settings.curriculum.stages else np.zeros(len(rows), dtype=np.float32)
+    class_N = rows.label_N if settings.data.sampling == "balanced" else None
     for planned in stages:
-        stage_order(planned, quantile_N, settings.seed)  # refuses a stage without rows, before anything is trained
-    return RunOrder(stages, quantile_N, settings.seed)
+        # Refuses a stage without rows, before anything is trained.
+        stage_order(planned, quantile_N, settings.seed, class_N)
+    return RunOrder(stages, quantile_N, settings.seed, class_N)
 
 
 def weight_schedule(

@@ -71,9 +71,10 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     stream = plan_stream(settings, datasets, rank=world.rank, world_size=world.size)
     labels = LabelSpace.of(datasets.labels, data.positive_label, datasets.kind)
     rows_C = datasets.class_counts()
-    losses = loss_spec(settings.objectives, labels, rows_C)
+    balanced = data.sampling == "balanced"
+    losses = loss_spec(settings.objectives, labels, rows_C, balanced=balanced)
     prior = head_prior(settings.objectives, labels, rows_C, datasets.labelled)
-    for name in distortions(settings.objectives):
+    for name in distortions(settings.objectives, labels.kind, balanced=balanced):
         logger.warning("%s distorts the probabilities: run clsgen calibrate on the exported model", name)
     engine = build_engine(settings, zero, opened, encoder, labels, losses, prior)
     canary = canary_sample(encoder)

@@ -1,7 +1,8 @@
 """The row at each position of the stream: a pure function of (seed, stage, position).
 
 A stage has P positions, drawn from N rows. It consists of segments; a segment gives each band of difficulty a share of
-its positions, so that a row in band b of n_b rows is visited at the rate share_b / n_b per position. A row's rate
+its positions, so that a row in band b of n_b rows is visited at the rate share_b / n_b per position. With balanced
+classes a band's share is divided first among the classes that have rows in it, then among their rows. A row's rate
 summed up to position t is Λ(t). The k-th visit of row i is at the t where Λ_i reaches k + φ, with φ uniform in [0, 1)
 and drawn again for each k (systematic sampling):
 
@@ -26,7 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# N rows, G groups of rows that always share their rate, J segments, p positions of a window
+# N rows, C classes, I intervals of difficulty, G groups of rows that always share their rate (C x I), J segments,
+# p positions of a window
 
 _WINDOW = 2**18
 _BLOCK = 2**18
@@ -65,19 +67,32 @@ class StageOrder:
         segments: the rates over the stage; their positions add up to ``positions``.
         positions: length of the stage.
         key: (seed, stage), or any integers that identify the order.
+        class_N: class of each row, by which visits are balanced, -1 without label; None: rows count alike.
 
     Raises:
         ValueError: a segment without rows.
     """
 
-    def __init__(self, quantile_N: np.ndarray, segments: Sequence[Segment], positions: int, key: Sequence[int]) -> None:
+    def __init__(
+        self,
+        quantile_N: np.ndarray,
+        segments: Sequence[Segment],
+        positions: int,
+        key: Sequence[int],
+        class_N: np.ndarray | None = None,
+    ) -> None:
         self.positions, self._key, self._rows = positions, [_DOMAIN, *map(int, key)], len(quantile_N)
         edges = sorted({0.0, 1.0, *(e for s in segments for b in s.bands for e in (b.low, b.high))})
         # A row on an edge belongs above it, regardless of rounding.
         above_N = np.searchsorted(np.array(edges) - EDGE, quantile_N, side="right") - 1
-        self._group_N = above_N.clip(0, len(edges) - 2).astype(np.int16)
-        size_G = np.bincount(self._group_N, minlength=len(edges) - 1)
-        rate_JG = np.stack([_rates(segment, np.array(edges), size_G) for segment in segments])
+        interval_N, intervals = above_N.clip(0, len(edges) - 2), len(edges) - 1
+        names_C = np.zeros(1, dtype=np.int64) if class_N is None else np.unique(class_N)
+        of_class_N = 0 if class_N is None else np.searchsorted(names_C, class_N)
+        group_N = of_class_N * intervals + interval_N
+        self._group_N = group_N.astype(np.int16 if len(names_C) * intervals < 2**15 else np.int32)
+        size_G = np.bincount(self._group_N, minlength=len(names_C) * intervals)
+        size_CI = size_G.reshape(len(names_C), intervals)
+        rate_JG = np.stack([_rates(segment, np.array(edges), size_CI, names_C).ravel() for segment in segments])
         lengths_J = np.array([s.positions for s in segments], dtype=np.float64)
         lengths_J *= positions / lengths_J.sum()
         # A tail at the last rates, so that rounding of a sum cannot drop the last visit.
@@ -229,18 +244,24 @@ def _warp_phase(phase: np.ndarray, chosen: np.ndarray, fraction: np.ndarray) -> 
     return np.where(phase < chosen, np.minimum(below, np.nextafter(fraction, 0)), above)
 
 
-def _rates(segment: Segment, edges: np.ndarray, size_G: np.ndarray) -> np.ndarray:
-    """``[G]`` rate of a row of each group; the share of an empty band goes to the others."""
-    middle_G = (edges[:-1] + edges[1:]) / 2
-    rate_G = np.zeros(len(size_G))
+def _rates(segment: Segment, edges: np.ndarray, size_CI: np.ndarray, names_C: np.ndarray) -> np.ndarray:
+    """``[C, I]`` rate of a row of each class and interval of difficulty; the share of an empty band goes to the others.
+
+    Classes share a band equally, but for rows without label (-1), which keep their part of the rows.
+    """
+    middle_I = (edges[:-1] + edges[1:]) / 2
+    rate_CI = np.zeros(size_CI.shape)
     total = 0.0
     for band in segment.bands:
-        inside_G = (middle_G >= band.low) & (middle_G < band.high)
-        rows = size_G[inside_G].sum()
-        if rows and band.share > 0:
-            rate_G[inside_G] += band.share / rows
+        inside_I = (middle_I >= band.low) & (middle_I < band.high)
+        rows_C = size_CI[:, inside_I].sum(axis=1)
+        if rows_C.sum() and band.share > 0:
+            unlabelled = rows_C[names_C < 0].sum() / rows_C.sum()
+            part_C = np.where(names_C < 0, unlabelled, (rows_C > 0) * (1 - unlabelled))
+            part_C[names_C >= 0] /= max(1, np.count_nonzero(rows_C[names_C >= 0]))
+            rate_CI[:, inside_I] += (band.share * part_C / np.maximum(rows_C, 1))[:, None]
             total += band.share
     if total == 0:
         ranges = ", ".join(f"{b.low:.3g}-{b.high:.3g}" for b in segment.bands)
         raise ValueError(f"no row has a difficulty in {ranges}")
-    return rate_G / total
+    return rate_CI / total

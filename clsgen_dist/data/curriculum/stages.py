@@ -232,10 +232,13 @@ class RunOrder:
         stages: what :func:`plan_stages` planned.
         quantile_N: difficulty of each row in its class, in [0, 1).
         seed: of the order.
+        class_N: class of each row, by which visits are balanced, -1 without label; None: rows count alike.
     """
 
-    def __init__(self, stages: Sequence[PlannedStage], quantile_N: np.ndarray, seed: int) -> None:
-        self.stages, self.quantile_N, self.seed = list(stages), quantile_N, seed
+    def __init__(
+        self, stages: Sequence[PlannedStage], quantile_N: np.ndarray, seed: int, class_N: np.ndarray | None = None
+    ) -> None:
+        self.stages, self.quantile_N, self.seed, self.class_N = list(stages), quantile_N, seed, class_N
         self._current: tuple[PlannedStage, StageOrder, np.ndarray] | None = None
 
     def at(self, stage: PlannedStage, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -251,28 +254,32 @@ class RunOrder:
     def visited_before(self, step: int) -> dict[str, Any]:
         """See :func:`visited_before`; with a digest of the rows' difficulty."""
         digest = hashlib.sha256(self.quantile_N.tobytes()).hexdigest()
-        return {"difficulty_sha256": digest, **visited_before(self.stages, step)}
+        balanced = (
+            {} if self.class_N is None else {"classes_sha256": hashlib.sha256(self.class_N.tobytes()).hexdigest()}
+        )
+        return {"difficulty_sha256": digest, **balanced, **visited_before(self.stages, step)}
 
     def _enter(self, stage: PlannedStage) -> tuple[PlannedStage, StageOrder, np.ndarray]:
         """The order of a stage, and how often earlier stages visited each row."""
         if self._current is None or self._current[0] is not stage:
             before_N = np.zeros(len(self.quantile_N), dtype=np.int64)
             for earlier in self.stages[: self.stages.index(stage)]:
-                before_N += stage_order(earlier, self.quantile_N, self.seed).visit_counts()
-            self._current = (stage, stage_order(stage, self.quantile_N, self.seed), before_N)
+                before_N += stage_order(earlier, self.quantile_N, self.seed, self.class_N).visit_counts()
+            self._current = (stage, stage_order(stage, self.quantile_N, self.seed, self.class_N), before_N)
         return self._current
 
 
-def stage_order(planned: PlannedStage, quantile_N: np.ndarray, seed: int) -> StageOrder:
+def stage_order(
+    planned: PlannedStage, quantile_N: np.ndarray, seed: int, class_N: np.ndarray | None = None
+) -> StageOrder:
     """The order of a planned stage; SettingsError if no row is in its range of difficulty."""
     low, high = planned.stage.difficulty
     above_N = quantile_N >= low - EDGE
     try:
         if not (above_N & (quantile_N < high - EDGE if high < 1 else above_N)).any():  # replay alone would hide that
             raise ValueError(f"no row has a difficulty in {low:.3g}-{high:.3g}")
-        return StageOrder(
-            quantile_N, segments(planned.stage, planned.positions), planned.positions, (seed, planned.index)
-        )
+        pool = segments(planned.stage, planned.positions)
+        return StageOrder(quantile_N, pool, planned.positions, (seed, planned.index), class_N)
     except ValueError as error:
         raise SettingsError(
             f"curriculum stage {planned.stage.name!r}: {error} ({len(quantile_N)} rows in all); widen its difficulty"

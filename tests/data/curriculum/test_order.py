@@ -112,3 +112,30 @@ def test_a_segment_without_rows_is_refused():
 def test_the_share_of_an_empty_band_goes_to_the_others():
     stage = _order(10, [Segment(20, (Band(0.95, 0.99, 0.5), Band(0, 1, 0.5)))])
     assert stage.at(0, 20)[0].shape == (20,)
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=2, max_size=4),
+    unlabelled=st.integers(0, 10),
+    positions=st.integers(1, 200),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=200, deadline=None)
+def test_balanced_classes_are_visited_equally_often(counts, unlabelled, positions, seed):
+    class_N = np.repeat(np.arange(-1, len(counts)), [unlabelled, *counts])
+    rows = len(class_N)
+    everything = [Segment(positions, (Band(0.0, 1.0, 1.0),))]
+    stage = StageOrder(np.zeros(rows, dtype=np.float32), everything, positions, (seed, 0), class_N)
+    row_p, _ = stage.at(0, positions)
+    visited_N = np.bincount(row_p, minlength=rows)
+    kept = positions * unlabelled / rows
+    promised = {name: (positions - kept) / len(counts) for name in range(len(counts))} | {-1: kept}
+    for name in np.unique(class_N):
+        of_class = visited_N[class_N == name]
+        # Each row as often as its share of the class, rounded down or up; each class within one visit.
+        share = promised[int(name)] / len(of_class)
+        assert of_class.min() >= np.floor(share - 1e-9) and of_class.max() <= np.ceil(share + 1e-9)
+        assert abs(of_class.sum() - promised[int(name)]) <= 1 + 1e-9
+    again = StageOrder(np.zeros(rows, dtype=np.float32), everything, positions, (seed, 0), class_N)
+    middle = positions // 2
+    assert np.array_equal(again.at(middle, positions)[0], row_p[middle:]), "a function of the position alone"
