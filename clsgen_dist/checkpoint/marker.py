@@ -119,7 +119,7 @@ def _from_format_2(marker: dict[str, Any]) -> dict[str, Any]:
     """A marker of format 2: the spike guard knew two losses by field, and every label space was single."""
     spikes = dict(marker["state"]["spikes"])
     spikes["recent"] = {name: spikes.pop(f"recent_{name}") for name in ("generation", "classification")}
-    identity = {**marker["identity"], "label_space": "single", "bias_correction": None}
+    identity = {**marker["identity"], "label_space": "single", "decide": "before", "bias_correction": None}
     return {**marker, "state": {**marker["state"], "spikes": spikes}, "identity": identity}
 
 

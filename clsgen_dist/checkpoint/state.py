@@ -87,6 +87,8 @@ class RunIdentity:
     labels: list[str]
     label_space: str
     """``single``, ``multilabel`` or ``ordinal``."""
+    decide: str
+    """Where the head is read: ``before``, ``after`` or ``both``."""
     bias_correction: list[float] | None
     """Added to the head's bias outside training, see :class:`clsgen_dist.model.classification_head.ClassLoss`."""
     rows: int

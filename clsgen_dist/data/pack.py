@@ -58,6 +58,8 @@ class Batch:
     """These next tokens."""
     class_index_S: Tensor
     """Position of each sequence's classification token."""
+    end_index_S: Tensor
+    """Position of the last token of each sequence's explanation; where it has none, the classification token's."""
     label_S: Tensor
     """Class index, or -1 without label; where some row has several classes or votes, float32 ``[S, C]``."""
 
@@ -74,7 +76,17 @@ class Batch:
     @property
     def labelled(self) -> int:
         """Rows with classification loss."""
-        return int((self.label_S.view(len(self.label_S), -1) >= 0).any(dim=1).sum())
+        return int(self.is_labelled.sum())
+
+    @property
+    def is_labelled(self) -> Tensor:
+        """bool ``[S]``."""
+        return (self.label_S.view(len(self.label_S), -1) >= 0).any(dim=1)
+
+    @property
+    def is_explained(self) -> Tensor:
+        """bool ``[S]``."""
+        return self.end_index_S != self.class_index_S
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The model's keyword arguments, on ``device``."""
@@ -99,6 +111,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         torch.from_numpy(np.concatenate(supervised)),
         torch.from_numpy(np.concatenate([s.explanation for s in samples]).astype(np.int64)),
         torch.from_numpy(last_S),
+        torch.from_numpy(start_S1[1:] - 1),
         _labels([s.label for s in samples]),
     )
 

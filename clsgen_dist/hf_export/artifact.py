@@ -51,6 +51,12 @@ class ModelCard:
 
     Binary: of the positive class. Multi-label: of each class. Ordinal and more than two single classes have none.
     """
+    decide: str = "before"
+    """Where the head is read: ``before`` the explanation, ``after`` it, or ``both``."""
+    calibration_after: dict[str, Any] | None = None
+    """The same map for the reading after the explanation, where there are both."""
+    thresholds_after: list[float] | None = None
+    """Its thresholds."""
     calibrated_on: dict[str, Any] | None = None
     """Source and number of the rows on which calibration and thresholds were fitted."""
     distorted_by: list[str] = field(default_factory=list)

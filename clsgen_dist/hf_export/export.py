@@ -145,6 +145,7 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
         labels=list(labels.names),
         label_space=labels.kind,
         positive_label=labels.positive,
+        decide=identity["decide"],
         system=settings.prompt.system,
         question=settings.prompt.question,
         prompt=prompt or None,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +35,8 @@ def calibrate(
 ) -> ModelCard:
     """Fit an affine map of the class logits and the thresholds with the best F1, and store them with the model.
 
-    Thresholds: binary, of the positive class; multi-label, of each class.
+    Thresholds: binary, of the positive class; multi-label, of each class. A model that decides before and after its
+    explanation gets both for each reading, on the explanations that it writes.
 
     Args:
         model: folder that :func:`clsgen_dist.export` wrote; its ``clsgen.json`` is updated.
@@ -49,29 +52,45 @@ def calibrate(
     folder = Path(model)
     predictor = Predictor(folder)
     rows = labelled_rows(predictor, data, columns, max_bad_fraction)
-    space = predictor.space
+    space, both = predictor.space, predictor.card.decide == "both"
     labels = labels_of(predictor, rows.examples)
     try:
-        if space.kind != "multilabel":
-            require_rows(labels, space.names)
-        elif not (fittable := fittable_classes(labels)).all():
-            missing = [name for name, fits in zip(space.names, fittable, strict=True) if not fits]
-            logger.warning("%s: too few rows with both answers, left uncalibrated: %s", data, ", ".join(missing))
+        _require_rows(labels, space, data)
         predictions = predictor.predict(
-            [row.text for row in rows.examples], batch_size=batch_size, explain=False, progress=True
+            [row.text for row in rows.examples], batch_size=batch_size, explain=both, progress=True
         )
-        logits_NK = np.array([prediction.logits for prediction in predictions])
-        calibration = fit_affine(logits_NK, labels, space.kind)
+        fitted = _fit([p.logits for p in predictions], labels, space)
+        after = _fit([p.after.logits for p in predictions if p.after], labels, space) if both else (None, None)
     except DataError as error:
         raise DataError(f"{data}: {error}") from None
     card = dataclasses.replace(
         predictor.card,
-        calibration=calibration.to_json(),
-        thresholds=_thresholds(probabilities(logits_NK, calibration, space.kind), space),
+        calibration=fitted[0],
+        thresholds=fitted[1],
+        calibration_after=after[0],
+        thresholds_after=after[1],
         calibrated_on={"source": data, "rows": len(labels)},
     )
     card.write(folder)
     return card
+
+
+def _require_rows(labels: np.ndarray, space: LabelSpace, data: str) -> None:
+    """DataError for too few rows; multi-label: a warning with the classes that are left uncalibrated."""
+    if space.kind != "multilabel":
+        require_rows(labels, space.names)
+    elif not (fittable := fittable_classes(labels)).all():
+        missing = [name for name, fits in zip(space.names, fittable, strict=True) if not fits]
+        logger.warning("%s: too few rows with both answers, left uncalibrated: %s", data, ", ".join(missing))
+
+
+def _fit(
+    logits: Sequence[tuple[float, ...]], labels: np.ndarray, space: LabelSpace
+) -> tuple[dict[str, Any], list[float] | None]:
+    """The map of these logits as JSON, and the thresholds."""
+    logits_NK = np.array(logits)
+    calibration = fit_affine(logits_NK, labels, space.kind)
+    return calibration.to_json(), _thresholds(probabilities(logits_NK, calibration, space.kind), space)
 
 
 def _thresholds(probabilities_NC: np.ndarray, space: LabelSpace) -> list[float] | None:

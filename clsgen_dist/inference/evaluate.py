@@ -86,6 +86,12 @@ def build_report(
         changes = recalibration_changes(raw_NC, calibrated_NC, labels, kind=kind, positive=positive)
     elif card.distorted_by:
         notes.append(f"not calibrated, though trained with {' and '.join(card.distorted_by)}: run clsgen calibrate")
+    if after := [p.after.logits for p in predictions if p.after]:
+        after_NK, thresholds = np.array(after), card.thresholds_after
+        scores.append(scored("after the explanation, raw", space.probabilities(after_NK)))
+        if card.calibration_after:
+            after_NC = probabilities(after_NK, predictor.calibration_after, kind)
+            scores.append(scored("after the explanation, recalibrated", after_NC, thresholds))
     if trained_on:
         train_labels = labels_of(predictor, trained_on)
         name = "class frequencies" if kind == "multilabel" else "majority class"

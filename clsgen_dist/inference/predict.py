@@ -2,7 +2,8 @@
 
 The backbone runs once over the prompt: the last final-norm state gives the class logits and, through the LM head, the
 first explanation token; the rest is decoded greedily from the KV cache of that pass. Rows of similar length are
-batched, padded on the left.
+batched, padded on the left. A model that decides after its explanation reads the head at the end of what it wrote,
+which takes a second pass over prompt and explanation.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from clsgen_dist.track.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-# S sequences of a batch, T padded length, D hidden, V vocabulary, C classes
+# S sequences of a batch, T padded length, D hidden, V vocabulary, C classes, K logits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Prediction for one text."""
+class Reading:
+    """What the classification head says at one position."""
 
     label: str | list[str]
     """The predicted class: binary by the fitted threshold, ordinal the median, else the most probable.
@@ -46,24 +47,38 @@ class Prediction:
     """
     probabilities: dict[str, float]
     """Calibrated probability of each class (uncalibrated if the model has no calibration)."""
+    logits: tuple[float, ...]
+    """Raw class logits, before calibration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Reading):
+    """Prediction for one text. Of two readings, label, probabilities and logits are those before the explanation."""
+
     explanation: str | None
     """The generated explanation; None if not requested."""
     truncated: bool
     """Whether the text was truncated in the middle to fit."""
-    logits: tuple[float, ...]
-    """Raw class logits, before calibration."""
+    after: Reading | None = None
+    """The reading after the explanation, of a model that decides before and after; None if none was requested."""
 
     def to_json(self) -> dict[str, object]:
-        """Label, probabilities, and where they apply ``explanation`` and ``truncated``."""
+        """Label, probabilities, and where they apply ``after``, ``explanation`` and ``truncated``."""
         fields: dict[str, object] = {
             "label": self.label,
-            "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
+            "probabilities": _rounded(self.probabilities),
         }
+        if self.after is not None:
+            fields["after"] = {"label": self.after.label, "probabilities": _rounded(self.after.probabilities)}
         if self.explanation is not None:
             fields["explanation"] = self.explanation
         if self.truncated:
             fields["truncated"] = True
         return fields
+
+
+def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
+    return {name: round(p, 6) for name, p in probabilities.items()}
 
 
 class Predictor:
@@ -107,16 +122,16 @@ class Predictor:
                 "backbone; export the model again"
             )
         self._may_pad = self._padding_is_exact()
-        self.calibration = (
-            AffineCalibration.from_json(self.card.calibration)
-            if self.card.calibration
-            else AffineCalibration.identity(self.space.outputs)
-        )
+        self.calibration = self._map(self.card.calibration)
+        self.calibration_after = self._map(self.card.calibration_after)
         if self.card.distorted_by and not self.card.calibration:
             logger.warning(
                 "%s was trained with %s, which distorts probabilities: run clsgen calibrate on held-out rows",
                 *(folder, " and ".join(self.card.distorted_by)),
             )
+
+    def _map(self, fields: dict[str, Any] | None) -> AffineCalibration:
+        return AffineCalibration.from_json(fields) if fields else AffineCalibration.identity(self.space.outputs)
 
     def predict(
         self,
@@ -132,7 +147,7 @@ class Predictor:
         Args:
             texts: texts to classify.
             batch_size: texts decoded together.
-            explain: decode explanations too.
+            explain: decode explanations too. A model that decides after them decodes them in any case.
             max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
             progress: show the progress on stderr.
 
@@ -161,12 +176,22 @@ class Predictor:
         prompts = [self.encoder.prompt(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: -len(prompts[i][0]))
         longest = self.card.max_explanation_length if max_new_tokens is None else max_new_tokens
-        if explain and max_new_tokens is not None and order:
+        writes = explain or self.card.decide == "after"
+        if writes and max_new_tokens is not None and order:
             self._require_room(len(prompts[order[0]][0]), max_new_tokens)
         for indices in self._batches(order, [len(prompt) for prompt, _ in prompts], batch_size):
-            logits_SC, explanations = self._batch([prompts[i][0] for i in indices], longest if explain else 0)
+            first_SK, after_SK, texts_S = self._batch([prompts[i][0] for i in indices], longest if writes else 0)
             for row, index in enumerate(indices):
-                yield index, self._prediction(logits_SC[row], explanations[row], prompts[index][1])
+                if after_SK is not None and self.card.decide == "after":
+                    reading, after = self._reading(after_SK[row]), None
+                else:
+                    reading = self._reading(first_SK[row])
+                    after = None if after_SK is None else self._reading(after_SK[row], after=True)
+                explanation = texts_S[row] if explain else None
+                yield (
+                    index,
+                    Prediction(**vars(reading), explanation=explanation, truncated=prompts[index][1], after=after),
+                )
 
     @torch.inference_mode()
     def _padding_is_exact(self) -> bool:
@@ -190,24 +215,38 @@ class Predictor:
             raise SettingsError(
                 f"--max_new_tokens is {new_tokens}, expected 1 or more (--explain false generates none)"
             )
+        new_tokens += self.card.decide != "before"  # the end token, at which the head is read
         if context is not None and prompt + new_tokens > context:
             raise SettingsError(
                 f"--max_new_tokens is {new_tokens}, which after a prompt of {prompt} tokens exceeds the model's "
                 f"context of {context}; lower it to {context - prompt}"
             )
 
-    def _batch(self, prompts: Sequence[Ids], new_tokens: int) -> tuple[np.ndarray, list[str | None]]:
+    def _batch(self, prompts: Sequence[Ids], new_tokens: int) -> tuple[np.ndarray, np.ndarray | None, list[str | None]]:
+        """Logits ``[S, K]`` at the prompts' ends, those after the explanations (or None), and the explanations."""
         ids_ST, mask_ST = left_padded(prompts, self.encoder.end_token, self.device)
         outputs = prefill(self.lm, ids_ST, mask_ST, use_cache=new_tokens > 0)
         last_SD = outputs.last_hidden_state[:, -1]
-        logits_SC = F.linear(last_SD.float(), *self._head).cpu().numpy()
+        logits_SK = F.linear(last_SD.float(), *self._head).cpu().numpy()
         if new_tokens == 0:
-            return logits_SC, [None] * len(prompts)
+            return logits_SK, None, [None] * len(prompts)
         first_S1 = self.lm.get_output_embeddings()(last_SD).argmax(dim=-1, keepdim=True)
         # None for models with another kind of cache (Mamba): generate then recomputes the prompt.
         cache = getattr(outputs, "past_key_values", None)
-        generated_ST = self._continue(ids_ST, mask_ST, first_S1, cache, new_tokens)
-        return logits_SC, [self._text(row) for row in generated_ST.tolist()]
+        generated = self._continue(ids_ST, mask_ST, first_S1, cache, new_tokens).tolist()
+        written = [self._without_end(tokens) for tokens in generated]
+        after_SK = None if self.card.decide == "before" else self._logits_after(prompts, written)
+        return logits_SK, after_SK, [self._text(tokens) for tokens in written]
+
+    def _logits_after(self, prompts: Sequence[Ids], written: Sequence[list[int]]) -> np.ndarray:
+        """``[S, K]`` logits at the end token of each explanation."""
+        end = self.encoder.end_token
+        rows = [np.concatenate([p, np.array([*w, end], dtype=p.dtype)]) for p, w in zip(prompts, written, strict=True)]
+        found = []
+        for batch in [rows] if self._may_pad else [[row] for row in rows]:
+            outputs = prefill(self.lm, *left_padded(batch, end, self.device), use_cache=False)
+            found.append(F.linear(outputs.last_hidden_state[:, -1].float(), *self._head).cpu().numpy())
+        return np.concatenate(found)
 
     def _continue(self, ids_ST: Tensor, mask_ST: Tensor, first_S1: Tensor, cache: Any, new_tokens: int) -> Tensor:
         """The explanation's tokens ``[S, <= new_tokens]``, decoded greedily from the prefill's KV cache."""
@@ -222,21 +261,24 @@ class Predictor:
         )
         return generated[:, ids_ST.shape[1] :]
 
-    def _text(self, tokens: list[int]) -> str:
+    def _without_end(self, tokens: list[int]) -> list[int]:
         end = self.encoder.end_token
-        kept = tokens[: tokens.index(end)] if end in tokens else tokens
-        return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
+        return tokens[: tokens.index(end)] if end in tokens else tokens
 
-    def _prediction(self, logits_C: np.ndarray, explanation: str | None, truncated: bool) -> Prediction:
+    def _text(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def _reading(self, logits_K: np.ndarray, *, after: bool = False) -> Reading:
+        """The head's answer; ``after``: of the second of two readings."""
         space, names = self.space, self.card.labels
-        probabilities_1C = space.probabilities(self.calibration.apply(logits_C[None].astype(np.float64)))
-        (decided,) = decide(probabilities_1C, space.kind, space.positive_index, self.card.thresholds)
-        return Prediction(
+        calibration = self.calibration_after if after else self.calibration
+        thresholds = self.card.thresholds_after if after else self.card.thresholds
+        probabilities_1C = space.probabilities(calibration.apply(logits_K[None].astype(np.float64)))
+        (decided,) = decide(probabilities_1C, space.kind, space.positive_index, thresholds)
+        return Reading(
             label=[names[c] for c in np.flatnonzero(decided)] if space.kind == "multilabel" else names[int(decided)],
-            probabilities=dict(zip(self.card.labels, probabilities_1C[0].tolist(), strict=True)),
-            explanation=explanation,
-            truncated=truncated,
-            logits=tuple(logits_C.tolist()),
+            probabilities=dict(zip(names, probabilities_1C[0].tolist(), strict=True)),
+            logits=tuple(logits_K.tolist()),
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from clsgen_kernels import DualHeadOutput, GenerationOptions, dual_head_loss
+from clsgen_kernels.inputs import HeadInputs
 from torch import Tensor, nn
 
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
@@ -40,11 +41,21 @@ class ForwardPass:
     lm: Any
     """The causal LM, for its output embedding; under ZeRO-3 gathered while it is used."""
     head: ClassificationHead
+    class_loss: ClassLoss
 
-    def class_logits(self) -> Tensor:
-        """``[S, K]`` logits of the classification head, without dropout, differentiable."""
+    def class_logits(self, index_S: Tensor | None = None) -> Tensor:
+        """``[S, K]`` logits of the head at these positions (None: the classification tokens), with its dropout."""
         weight_KD, bias_K = self.head.affine()
-        return F.linear(self.hidden_ND[self.batch["class_index_S"]].float(), weight_KD.float(), bias_K.float())
+        pooled_SD = self.hidden_ND[self.batch["class_index_S"] if index_S is None else index_S].float()
+        pooled_SD = F.dropout(pooled_SD, self.head.dropout, self.head.training)
+        return F.linear(pooled_SD, weight_KD.float(), bias_K.float())
+
+    def class_losses(self, logits_SK: Tensor, label_S: Tensor) -> Tensor:
+        """``[S]`` classification losses of logits, 0 for rows without label."""
+        targets, options = self.class_loss.targets(label_S, logits_SK.shape[1])
+        return HeadInputs(logits_SK, logits_SK, logits_SK.new_zeros(logits_SK.shape[1]), targets, options).losses(
+            logits_SK
+        )
 
 
 class LossTerm(Protocol):
@@ -62,6 +73,8 @@ class LossSpec:
 
     impl: str = "auto"
     """See :func:`clsgen_kernels.dual_head_loss`."""
+    decide: Literal["before", "after", "both"] = "before"
+    """Where the head is read: before the explanation, at its end, or both (before by the fused loss)."""
     classification: ClassLoss = field(default_factory=ClassLoss)
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     terms: tuple[LossTerm, ...] = ()
@@ -79,6 +92,8 @@ class ModelOutput(NamedTuple):
     """``[S]`` per row, nats; 0 without label."""
     token_hit: Tensor
     """bool ``[n]``: the target is the most likely token."""
+    after_logits: Tensor
+    """``[S, K]`` after the explanations, with ``decide="both"`` outside training; else ``[0, K]``."""
     term_sums: tuple[Tensor, ...]
     """Sum of each term of :class:`LossSpec`, scalars."""
 
@@ -139,7 +154,7 @@ class DualHeadModel(nn.Module):
             bias_K,
             supervised_index_n=batch["supervised_index_n"],
             target_n=batch["target_n"],
-            class_index_S=batch["class_index_S"],
+            class_index_S=batch["end_index_S" if spec.decide == "after" else "class_index_S"],
             label_S=label_S,
             dropout_scale_SD=head.dropout_scale(label_S.shape[0]),
             generation=spec.generation if self.training else GenerationOptions(),
@@ -151,8 +166,10 @@ class DualHeadModel(nn.Module):
         for index, term in enumerate(spec.terms):
             # The fused loss measures the first two itself.
             measured_ND = hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index])
-            sums.append(term.sum(ForwardPass(batch, measured_ND, losses, lm, head)))
-        return ModelOutput(*losses, tuple(sums))
+            sums.append(term.sum(ForwardPass(batch, measured_ND, losses, lm, head, class_loss)))
+        reads_after = spec.decide == "both" and not self.training
+        after_SD = hidden_ND[batch["end_index_S"] if reads_after else batch["end_index_S"][:0]]
+        return ModelOutput(*losses, F.linear(after_SD.float(), weight_KD.float(), bias_K.float()), tuple(sums))
 
 
 _BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")

@@ -29,6 +29,8 @@ class ModelSettings:
     """Dropout on the classification head's input."""
     head_init: Literal["label_tokens", "zeros"] = "label_tokens"
     """Where the head starts: at the LM head's rows for the tokens that begin each label's name, or at zero."""
+    decide: Literal["before", "after", "both"] = "before"
+    """Where the head is read: before the explanation, after it (explain first, then decide), or both. Rows without explanation are read at the prompt's end."""
     load_in_4bit: bool = False
     """Keep a frozen backbone in 4 bits (bitsandbytes NF4); needs CUDA and `finetune: lora`."""
     attention: Literal["auto", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"

@@ -12,6 +12,7 @@ Cost: none a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from clsgen_kernels import GenerationOptions
@@ -26,7 +27,12 @@ from clsgen_dist.objectives.settings import ObjectivesSettings
 
 
 def loss_spec(
-    objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequence[float] | None, *, balanced: bool = False
+    objectives: ObjectivesSettings,
+    labels: LabelSpace,
+    rows_C: Sequence[float] | None,
+    *,
+    balanced: bool = False,
+    decide: Literal["before", "after", "both"] = "before",
 ) -> LossSpec:
     """How the model computes its losses.
 
@@ -35,6 +41,7 @@ def loss_spec(
         labels: the label space.
         rows_C: training rows of each class; None if they are not known (streamed shards).
         balanced: whether classes are sampled equally often.
+        decide: where the head is read.
 
     Raises:
         SettingsError: class weights that do not fit the label space, or that need counts which are not known.
@@ -48,6 +55,7 @@ def loss_spec(
         correction += np.log(np.maximum(rows_C, 1) / max(sum(rows_C), 1))
     return LossSpec(
         impl=objectives.impl,
+        decide=decide,
         classification=ClassLoss(
             kind=labels.kind,
             class_weight=tuple(weights) if weights else None,
@@ -58,7 +66,7 @@ def loss_spec(
         generation=GenerationOptions(
             label_smoothing=objectives.generation.label_smoothing, z_loss=objectives.generation.z_loss
         ),
-        terms=tuple(objectives.terms()),
+        terms=objectives.terms(decide),
     )
 
 

@@ -11,9 +11,11 @@ from annotated_types import Ge, Le
 
 from clsgen_dist.objectives.balance import BalanceSettings
 from clsgen_dist.objectives.classification import ClassificationSettings
+from clsgen_dist.objectives.classification_after import ClassificationAfterSettings
 from clsgen_dist.objectives.generation import GenerationSettings
 from clsgen_dist.objectives.term import Term, TermSettings
 
+AFTER = "classification_after"
 FUSED = ("generation", "classification")
 """Terms that are always there: the fused loss computes both in one pass."""
 
@@ -24,6 +26,7 @@ class ObjectivesSettings:
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     classification: ClassificationSettings = field(default_factory=ClassificationSettings)
+    classification_after: ClassificationAfterSettings = field(default_factory=ClassificationAfterSettings)
     schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
     """How the weights move over the run, from the start to the end of each term's `range`; constant: not at all."""
     min_share: Annotated[float, Ge(0), Le(0.5)] = 0.05
@@ -37,14 +40,20 @@ class ObjectivesSettings:
         sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: section for name, section in sections.items() if isinstance(section, TermSettings)}
 
-    def terms(self) -> list[Term]:
-        """The terms of a step's loss: generation and classification, which the fused loss computes, and what is on."""
-        return [section.term() for name, section in self.sections().items() if name in FUSED or section.weight > 0]
+    def terms(self, decide: str = "before") -> tuple[Term, ...]:
+        """The terms of a step's loss: generation and classification, which the fused loss computes, and what is on.
+
+        ``decide`` is ``model.decide``: the second reading's term is on with ``both``.
+        """
+        sections = self.sections()
+        if decide != "both":
+            del sections[AFTER]
+        return tuple(s.term() for name, s in sections.items() if name in FUSED or s.weight > 0)
 
     def faults(self) -> Iterator[str]:
         """What is wrong with fields of this section taken together."""
-        if not any(section.weight for section in self.sections().values()):
-            names = [f"objectives.{name}.weight" for name in self.sections()]
+        names = [f"objectives.{name}.weight" for name in self.sections() if name != AFTER]
+        if not any(section.weight for name, section in self.sections().items() if name != AFTER):
             yield f"{' and '.join(names)} are all 0: nothing would be trained"
         for name, section in self.sections().items():
             yield from section.faults(name)

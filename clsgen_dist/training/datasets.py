@@ -34,10 +34,10 @@ class Datasets:
     dev: RowDataset | None
     labels: list[str]
     """Class names in the order of the head's logits."""
-    kind: Kind
-    """The label space."""
     notes: list[str]
     """For people: of each file the rows kept, rejected and shortened; the classes of the training rows."""
+    kind: Kind = "single"
+    """The label space."""
 
     @property
     def labelled(self) -> int:
@@ -102,7 +102,7 @@ def open_datasets(
         notes.append(f"dev: {_note(dev)}")
     for note in notes:
         logger.info(note)
-    return Datasets(train, dev, labels, kind, notes)
+    return Datasets(train, dev, labels, notes, kind)
 
 
 def _resolved_space(data: DataSettings) -> Space:

@@ -6,6 +6,7 @@ Cost: one forward pass over the dev rows, shared by the ranks, and one gather of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
 # N dev rows, C classes
 
 
+@dataclass(frozen=True)
+class DevResult:
+    """What an evaluation found, the same on every rank."""
+
+    logits_NK: np.ndarray
+    """Class logits where the model decides; before the explanation, where it decides before and after."""
+    after_NK: np.ndarray | None
+    """Class logits after the rows' own explanations, where the model decides before and after."""
+    labels: np.ndarray
+    """As :attr:`RowDataset.labels`."""
+    losses: dict[str, float]
+    """Mean of each term, nats."""
+
+
 def evaluate(
     engine: Any,
     rows: RowDataset,
@@ -36,10 +51,8 @@ def evaluate(
     budget: int,
     padded: bool = False,
     watchdog: Watchdog,
-) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """Class logits ``[N, K]``, labels as :attr:`RowDataset.labels` has them, and the mean loss of each term.
-
-    Collective; every rank gets the same answer.
+) -> DevResult:
+    """Score the dev rows; collective.
 
     Args:
         engine: the ZeRO-3 engine; left in training mode.
@@ -58,16 +71,19 @@ def evaluate(
         ):
             output = engine(**batch.inputs(world.device))
             # Dummy batches have no index.
-            found += zip(indices.tolist(), output.class_logits.cpu().numpy(), strict=False)
+            both = [output.class_logits, output.after_logits] if len(output.after_logits) else [output.class_logits]
+            found += zip(indices.tolist(), torch.stack(both, dim=1).cpu().numpy(), strict=False)
             sums += [total.item() for total in output.term_sums]
             counts += [term.count(batch) for term in terms]
             watchdog.beat()
     engine.train()
     everything = [item for part in world.gather(found) for item in part]
-    logits_NC = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])
+    logits_NRK = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])  # R readings
     totals = world.sum(*sums, *counts)
     means = map(_mean, totals[: len(terms)], totals[len(terms) :])
-    return logits_NC, rows.labels, dict(zip((term.name for term in terms), means, strict=True))
+    after_NK = logits_NRK[:, 1] if logits_NRK.shape[1] > 1 else None
+    losses = dict(zip((term.name for term in terms), means, strict=True))
+    return DevResult(logits_NRK[:, 0], after_NK, rows.labels, losses)
 
 
 def _mean(total: float, count: float) -> float:
@@ -75,15 +91,15 @@ def _mean(total: float, count: float) -> float:
     return mean(total if np.isfinite(total) else np.inf, count)
 
 
-def reliability(logits_NK: np.ndarray, labels: np.ndarray, space: LabelSpace) -> Reliability | None:
+def reliability(found: DevResult, space: LabelSpace) -> Reliability | None:
     """The reliability diagram of the labelled rows, of all answers for multi-label; None without any."""
     from clsgen_dist.evaluation.calibration_error import reliability_bins
     from clsgen_dist.track.reliability import Reliability
 
-    labelled = is_labelled(labels)
+    labelled = is_labelled(found.labels)
     if not labelled.any():
         return None
-    probabilities_NC, labels = space.probabilities(logits_NK[labelled]), labels[labelled]
+    probabilities_NC, labels = space.probabilities(found.logits_NK[labelled]), found.labels[labelled]
     if space.kind == "multilabel":
         return Reliability(*reliability_bins(*as_binary(probabilities_NC, labels)))
     return Reliability(*reliability_bins(probabilities_NC, labels, positive=space.positive_index))
@@ -109,27 +125,29 @@ def metric_fault(rows: RowDataset, metric: str, kind: Kind) -> str | None:
     )
 
 
-def dev_metrics(
-    logits_NK: np.ndarray,
-    labels: np.ndarray,
-    space: LabelSpace,
-    losses: Mapping[str, float],
-    weights: Mapping[str, float],
-) -> dict[str, float]:
+def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float]) -> dict[str, float]:
     """The metrics of the label space at even odds on the labelled rows, and the losses by term.
 
-    A NaN loss means no rows to measure it on; an infinite one was not finite on some row.
+    ``after/NAME`` are those of the reading after the rows' own explanations, which may name the label. A NaN loss means
+    no rows to measure it on; an infinite one was not finite on some row.
     """
+    metrics = {f"loss/{name}": loss for name, loss in found.losses.items()}
+    metrics["loss"] = float(np.nansum([weights[name] * loss for name, loss in found.losses.items()]))
+    metrics |= _class_metrics(found.logits_NK, found.labels, space)
+    if found.after_NK is not None:
+        after = _class_metrics(found.after_NK, found.labels, space)
+        metrics |= {f"after/{name}": value for name, value in after.items()}
+    return metrics
+
+
+def _class_metrics(logits_NK: np.ndarray, labels: np.ndarray, space: LabelSpace) -> dict[str, float]:
     labelled = is_labelled(labels)
     probabilities_NC, labels = space.probabilities(logits_NK[labelled]), labels[labelled]
-    metrics = {f"loss/{name}": loss for name, loss in losses.items()}
-    metrics["loss"] = float(np.nansum([weights[name] * loss for name, loss in losses.items()]))
-    if len(labels) and not np.isfinite(probabilities_NC).all():
-        metrics |= dict.fromkeys(METRICS[space.kind], float("nan"))
-    elif len(labels):
-        found = class_metrics(probabilities_NC, labels, space.kind, space.positive_index)
-        metrics |= {name: found[name] for name in METRICS[space.kind]}
-    return metrics
+    if not len(labels):
+        return {}
+    if not np.isfinite(probabilities_NC).all():
+        return dict.fromkeys(METRICS[space.kind], float("nan"))
+    return class_metrics(probabilities_NC, labels, space.kind, space.positive_index, names=METRICS[space.kind])
 
 
 def metric_name(best_metric: str) -> str:

@@ -126,7 +126,8 @@ def _preview_step(
     optim, planned = settings.optim, stream.stage_of(step)
     row_B, _, length_B, bins = stream.bins(step)
     factor = lr_factor(step, total, warmup_fraction=optim.warmup_fraction, final_fraction=optim.final_lr_fraction)
-    schedule, progress = weight_schedule(settings.objectives, planned, step, total)
+    terms = [term.name for term in settings.objectives.terms(settings.model.decide)]
+    schedule, progress = weight_schedule(settings.objectives, terms, planned, step, total)
     return PreviewStep(
         row_B,
         quantile_N[row_B],

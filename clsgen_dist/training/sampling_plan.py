@@ -5,6 +5,8 @@ The trainer walks what is planned here; ``clsgen data preview`` draws it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from clsgen_dist.config import Settings
@@ -65,11 +67,12 @@ def _order(settings: Settings, rows: RowDataset | ShardedRows, stages: list[Plan
 
 
 def weight_schedule(
-    objectives: ObjectivesSettings, planned: PlannedStage, step: int, total_steps: int
+    objectives: ObjectivesSettings, terms: Sequence[str], planned: PlannedStage, step: int, total_steps: int
 ) -> tuple[WeightSchedule, float]:
     """The loss weights in force at a step, and the progress in them: the stage's if it has its own, else the run's."""
     stage = planned.stage
-    of_terms = {term.name: objectives.sections()[term.name] for term in objectives.terms()}
+    sections = objectives.sections()
+    of_terms = {name: sections[name] for name in terms}
     ranges = {name: section.range for name, section in of_terms.items()}
     of_the_stage = {"generation": stage.generation_range, "classification": stage.classification_range}
     schedule = WeightSchedule(

@@ -72,7 +72,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     labels = LabelSpace.of(datasets.labels, data.positive_label, datasets.kind)
     rows_C = datasets.class_counts()
     balanced = data.sampling == "balanced"
-    losses = loss_spec(settings.objectives, labels, rows_C, balanced=balanced)
+    losses = loss_spec(settings.objectives, labels, rows_C, balanced=balanced, decide=settings.model.decide)
     prior = head_prior(settings.objectives, labels, rows_C, datasets.labelled)
     for name in distortions(settings.objectives, labels.kind, balanced=balanced):
         logger.warning("%s distorts the probabilities: run clsgen calibrate on the exported model", name)
@@ -97,6 +97,7 @@ def run_identity(settings: Settings, run: PreparedRun, frozen_sums: tuple[float,
     return RunIdentity(
         labels=list(run.labels.names),
         label_space=run.labels.kind,
+        decide=settings.model.decide,
         bias_correction=list(correction) if (correction := _bias_correction(run.engine)) else None,
         rows=len(rows),
         rows_sha256=rows.fingerprint,

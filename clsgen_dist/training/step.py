@@ -89,7 +89,7 @@ class TrainStep:
     ) -> None:
         self._engine, self._world, self._objectives, self._optim = engine, world, objectives, optim
         self._total_steps, self._seed = total_steps, seed
-        self.terms = objectives.terms()
+        self.terms = engine.module.loss_spec.terms
         self._balance = Balance(objectives.balance)
 
     def agree(self, share: Step, *, written: bool = False, stop: bool = False) -> Agreement:
@@ -121,7 +121,7 @@ class TrainStep:
         """
         engine, world, batches, terms = self._engine, self._world, share.batches, self.terms
         names, balance = [term.name for term in terms], balance or {}
-        schedule, progress = weight_schedule(self._objectives, share.stage, step, self._total_steps)
+        schedule, progress = weight_schedule(self._objectives, names, share.stage, step, self._total_steps)
         weights = schedule.at(progress, self._balance.factors(balance, schedule.base))
         rates = set_lr(engine.optimizer, self._rate_factor(step, share))
         sums = torch.zeros(len(terms) + 1, dtype=torch.float64, device=world.device)

@@ -370,7 +370,7 @@ class Trainer:
         # Not the weights of the step: a joint loss whose weights move could not be compared with an earlier one.
         sections = self.settings.objectives.sections()
         with self.throughput.pause():
-            logits_NK, labels, losses = evaluate(
+            found = evaluate(
                 self.engine,
                 dev,
                 self.world,
@@ -380,11 +380,10 @@ class Trainer:
                 watchdog=self.watchdog,
             )
             # One rank decides, so that all take the same branch whatever their floating point does.
-            metrics = self.world.broadcast(
-                dev_metrics(logits_NK, labels, self.labels, losses, {name: sections[name].weight for name in losses})
-            )
+            weights = {name: sections[name].weight for name in found.losses}
+            metrics = self.world.broadcast(dev_metrics(found, self.labels, weights))
         if self.world.is_main:
-            self.log.evaluation(self.state.step, metrics, reliability(logits_NK, labels, self.labels))
+            self.log.evaluation(self.state.step, metrics, reliability(found, self.labels))
         values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         logger.info("step %d dev: %s", self.state.step, values)
         value = metrics.get(metric_name(train.best_metric), math.nan)

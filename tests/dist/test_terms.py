@@ -85,7 +85,7 @@ def test_gradient_norms_and_adaptive_weights_do_not_depend_on_the_number_of_rank
 def test_a_term_written_from_the_docs_trains(recipe, free_port, tmp_path):
     """The page's file and line, in a copy of the package: its curve is right, and the same on two ranks."""
     page = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
-    file, line = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    file, line = re.findall(r"```(?:python|text)\n(.*?)```", page, flags=re.DOTALL)
     copy = tmp_path / "copy"
     for name in ("clsgen_dist", "ds_configs", "configs", "kernels"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -305,7 +305,7 @@ def test_switching_between_labelled_and_explained_rows_is_no_loss_spike(run, tmp
     explained = [{"text": f"text {n}", "explanation": f"because of {n}"} for n in range(8)]
     path.write_text("".join(json.dumps(row) + "\n" for row in labelled + explained))
     options = {"data__train": path, "train__batch_size": 1, "train__max_steps": "null", "train__epochs": 1}
-    done = run(tmp_path / "run", world=1, loss__generation_weight=4, checkpoint__every="null", **options)
+    done = run(tmp_path / "run", world=1, objectives__generation__weight=4, checkpoint__every="null", **options)
     assert done.status == [0] and "left out" not in done.text
     assert len(lines(tmp_path / "run/rows.jsonl")) == 48
 
@@ -396,5 +396,5 @@ def test_rows_without_any_weighted_loss_are_refused(run, tmp_path):
     path.write_text(
         "".join(json.dumps({"text": f"row {n}", "label": ["first", "second"][n % 2]}) + "\n" for n in range(9))
     )
-    refused = run(tmp_path / "run", world=1, data__train=path, loss__classification_weight=0)
+    refused = run(tmp_path / "run", world=1, data__train=path, objectives__classification__weight=0)
     assert refused.status == [2] and "9 of 9 rows have a label and 0 an explanation" in refused.text

@@ -77,14 +77,16 @@ def test_the_saved_prompt_is_used_and_not_rendered_again(folder):
 
 def test_an_export_of_format_1_is_read_with_its_original_prompt(folder):
     card = ModelCard.read(folder)
-    fields = {name: value for name, value in dataclasses.asdict(card).items() if name != "prompt"}
-    (folder / META_FILE).write_text(json.dumps({**fields, "format_version": 1}))
+    newer = ("prompt", "label_space", "decide", "thresholds", "calibration_after", "thresholds_after", "distorted_by")
+    fields = {name: value for name, value in dataclasses.asdict(card).items() if name not in newer}
+    (folder / META_FILE).write_text(json.dumps({**fields, "threshold": 0.4, "format_version": 1}))
     predictor = Predictor(folder)
     assert predictor.card.prompt is None
     assert predictor.encoder.rendered.suffix_ids == card.prompt["suffix_ids"]
     assert len(predictor.encoder.tokens_of(["glioblastoma"])[0]) == len("glioblastoma"), "as its training split it"
     ModelCard.read(folder).write(folder)  # as calibration does
-    assert ModelCard.read(folder).format_version == 1
+    again = ModelCard.read(folder)
+    assert (again.prompt, again.thresholds, again.label_space, again.decide) == (None, [0.4], "single", "before")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ import pytest
 
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.label_space import LabelSpace
-from clsgen_dist.training.dev_evaluation import dev_metrics, is_better, metric_fault
+from clsgen_dist.training.dev_evaluation import DevResult, dev_metrics, is_better, metric_fault
 
 BINARY = LabelSpace.of(["no", "yes"])
+
+
+def _result(logits, labels, losses, after=None):
+    return DevResult(np.asarray(logits), after, np.asarray(labels), losses)
 
 
 def _by_term(generation, classification):
@@ -21,7 +25,7 @@ def _by_term(generation, classification):
 
 def test_dev_metrics_ignore_rows_without_label():
     logits = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 9.0]])
-    metrics = dev_metrics(logits, np.array([0, 1, -1]), BINARY, _by_term(1.5, 0.25), _by_term(2.0, 4.0))
+    metrics = dev_metrics(_result(logits, [0, 1, -1], _by_term(1.5, 0.25)), BINARY, _by_term(2.0, 4.0))
     assert (metrics["auroc"], metrics["f1"]) == (1.0, 1.0)
     assert metrics["loss"] == pytest.approx(2.0 * 1.5 + 4.0 * 0.25)
 
@@ -35,11 +39,10 @@ def test_is_better_depends_on_the_metric_and_nan_is_never_better():
 
 def test_an_absent_loss_is_ignored_and_a_broken_one_is_infinite():
     logits, labels = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1])
-    absent = dev_metrics(logits, labels, BINARY, _by_term(math.nan, 0.25), _by_term(1.0, 1.0))
+    absent = dev_metrics(_result(logits, labels, _by_term(math.nan, 0.25)), BINARY, _by_term(1.0, 1.0))
     assert absent["loss"] == 0.25
-    broken = dev_metrics(
-        np.array([[math.nan, 0.0], [0.0, 2.0]]), labels, BINARY, _by_term(math.inf, 0.25), _by_term(1.0, 1.0)
-    )
+    infinite = _result([[math.nan, 0.0], [0.0, 2.0]], labels, _by_term(math.inf, 0.25))
+    broken = dev_metrics(infinite, BINARY, _by_term(1.0, 1.0))
     assert broken["loss"] == math.inf and math.isnan(broken["auroc"]) and math.isnan(broken["f1"])
 
 
@@ -47,12 +50,13 @@ def test_dev_metrics_of_the_other_label_spaces():
     nan = math.nan
     logits = np.array([[2.0, -2.0], [-2.0, 2.0], [3.0, 3.0], [9.0, 9.0]])
     answers = np.array([[1, 0], [0, 1], [1, nan], [nan, nan]])
-    several = dev_metrics(logits, answers, LabelSpace.of(["a", "b"], kind="multilabel"), _by_term(1, 1), _by_term(1, 1))
+    several_labels = LabelSpace.of(["a", "b"], kind="multilabel")
+    several = dev_metrics(_result(logits, answers, _by_term(1, 1)), several_labels, _by_term(1, 1))
     assert {several[name] for name in ("auroc", "auroc_micro", "average_precision", "f1", "subset_accuracy")} == {1.0}
-    ordered = dev_metrics(
-        np.array([[-2.0, -3.0], [1.0, -1.0], [3.0, 2.0], [9.0, 9.0]]), np.array([0, 1, 2, -1]),
-        LabelSpace.of(["low", "mid", "high"], kind="ordinal"), _by_term(1, 1), _by_term(1, 1),
-    )  # fmt: skip
+    cuts = np.array([[-2.0, -3.0], [1.0, -1.0], [3.0, 2.0], [9.0, 9.0]])
+    levels = LabelSpace.of(["low", "mid", "high"], kind="ordinal")
+    ordered = dev_metrics(_result(cuts, [0, 1, 2, -1], _by_term(1, 1), cuts[::-1]), levels, _by_term(1, 1))
+    assert ordered["after/quadratic_kappa"] < 0
     assert (ordered["quadratic_kappa"], ordered["mae"], ordered["auroc"]) == (1.0, 0.0, 1.0)
 
 
