@@ -110,13 +110,15 @@ def _load(folder: Path) -> Any:
 @torch.no_grad()
 def _difference(lm: Any, folder: Path, canary: dict[str, Any]) -> float:
     """Largest difference of the canary's token losses and class logits, in nats."""
-    weight_CD, bias_C = read_head(folder, ModelCard.read(folder))
+    card = ModelCard.read(folder)
+    weight_KD, bias_K = read_head(folder, card)
     last = len(canary["prompt"]) - 1
     inputs = {"input_ids": torch.tensor([canary["prompt"] + canary["explanation"]]), "use_cache": False}
     states_STD = lm.base_model(**inputs).last_hidden_state
     logits_STV = lm(**inputs).logits
     losses = F.cross_entropy(logits_STV[0, last:-1].float(), torch.tensor(canary["explanation"]), reduction="none")
-    class_logits = F.linear(states_STD[0, last].float(), weight_CD, bias_C)
+    decided_at = -1 if card.decide == "after" else last
+    class_logits = F.linear(states_STD[0, decided_at].float(), weight_KD, bias_K)
     return max(
         (torch.tensor(canary["token_losses"]) - losses).abs().max().item(),
         (torch.tensor(canary["class_logits"]) - class_logits).abs().max().item(),

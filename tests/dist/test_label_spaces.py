@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from clsgen_dist import checkpoint
-from clsgen_dist.hf_export.artifact import ModelCard
+from clsgen_dist.hf_export.artifact import ModelCard, read_head
 from clsgen_dist.hf_export.merge import trained_tensors
 from clsgen_dist.inference.predict import Predictor
 
@@ -148,3 +148,53 @@ def test_predictions_have_the_form_of_the_label_space(trained):
         expected = [sum(p.probabilities[name] * rank for rank, name in enumerate(LEVELS)) for p in (none, some)]
         assert expected[0] < expected[1]
         assert (np.diff(none.logits) < 0).all(), "P(y > k) falls with k"
+
+
+@pytest.mark.parametrize("decide", ["after", "both"])
+def test_the_head_is_read_after_the_explanation(decide, train, run_command, tmp_path):
+    """Explanations that count the alarms let even a tiny model decide; each reading has its own calibration."""
+    rng = random.Random(1)
+    for name, count in (("train", 160), ("dev", 60)):
+        _write(tmp_path / f"{name}.jsonl", [_ordered(rng) for _ in range(count)])
+    run = {
+        "data__train": tmp_path / "train.jsonl",
+        "data__dev": tmp_path / "dev.jsonl",
+        "data__label_space": "ordinal",
+        "data__labels": json.dumps(LEVELS),
+        "data__positive_label": "null",
+        "data__max_explanation_length": 16,
+        "model__decide": decide,
+        "train__best_metric": "nll",
+        "train__epochs": 4,
+        "train__batch_size": 16,
+        "train__micro_batch_tokens": 512,
+        "train__eval_every": 20,
+        "optim__lr": 3e-3,
+    }
+    done = train(tmp_path / "run", **run)
+    assert ("after/quadratic_kappa" in done.stderr) == (decide == "both")
+    model = str(tmp_path / "model")
+    run_command("clsgen", "export", "--checkpoint", str(tmp_path / "run"), "--output", model)
+    run_command("clsgen", "calibrate", "--model", model, "--data", str(tmp_path / "dev.jsonl"))
+    table = run_command("clsgen", "evaluate", "--model", model, "--data", str(tmp_path / "dev.jsonl")).stdout
+    card = ModelCard.read(tmp_path / "model")
+    assert card.decide == decide and card.calibration
+    assert (card.calibration_after is not None) == ("after the explanation, recalibrated" in table) == (decide == "both")
+
+    predictor = Predictor(model)
+    text = "alarm river alarm stone"
+    [quick], [full] = (predictor.predict([text], explain=explain) for explain in (False, True))
+    assert quick.explanation is None and full.explanation is not None
+    assert quick.logits == pytest.approx(full.logits, abs=1e-5)
+    # By plain transformers: the head on the last state of prompt, explanation and end token.
+    weight, bias = read_head(tmp_path / "model", card)
+    prompt, end = predictor.encoder.prompt(text)[0].tolist(), predictor.encoder.end_token
+    with torch.no_grad():
+        written = predictor.lm.generate(
+            torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=end, pad_token_id=end
+        )[0, len(prompt) :].tolist()
+        ids = [*prompt, *(written[: written.index(end)] if end in written else written), end]
+        state = predictor.lm(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
+    expected = torch.nn.functional.linear(state, weight, bias).tolist()
+    read = full if decide == "after" else full.after
+    assert read.logits == pytest.approx(expected, abs=1e-4)
