@@ -113,12 +113,12 @@ def worker(name: str, arm: str, seed: int, model: str, output: Path, tokens: int
     trainer.evaluate = keep  # type: ignore[assignment]
     start = time.perf_counter()
     trainer.train(settings)
-    logits_NC, labels_N, generation, classification = evaluations[-1]
+    last = evaluations[-1]
     np.savez(
         output / "result.npz",
-        logits=logits_NC,
-        labels=labels_N,
-        losses=[generation, classification],
+        logits=last.logits_NK,
+        labels=last.labels,
+        losses=[last.losses["generation"], last.losses["classification"]],
         seconds=time.perf_counter() - start,
         epochs=epochs,
     )

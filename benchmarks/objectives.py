@@ -1,0 +1,293 @@
+"""Do explanations help the label, and which way of joining the two losses? Real rows, equal tokens, several seeds.
+
+    python benchmarks/objectives.py --set hatecheck       # needs ../shared/data; about 6 minutes a run on two cores
+    python benchmarks/objectives.py --set demo --tokens 2000 --test-rows 40 --seeds 1 --arms before both    # smoke test
+
+classification only   the head alone; no explanation is learnt
+generation only       the LM alone: the class's word comes first, and its probability is read from the LM head
+before, after, both   dual head, read before the explanation, after it, or at both places (reported: before)
+moving weights        before; the classification weight rises from 0.2 to 1 on a cosine
+gradient_norm, uncertainty, loss_ratio      before; weights that adapt (objectives.balance.method)
+
+Every explanation begins with the class's name, so that it states a decision: "agreement" is the share of written
+explanations whose class is the head's. All arms visit the same rows in the same order, as many as make --tokens tokens
+of prompt and explanation. The model is SmolLM2-135M with LoRA on its upper 15 layers. After training, each run is
+exported, recalibrated on the dev rows and measured on the test rows. "- classification only" is the difference in AUROC
+with its 95 % interval of a bootstrap paired over seeds and test rows.
+
+Finished runs are kept, a line each, in --results, so a benchmark that was killed continues with the missing ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+ARMS: dict[str, dict[str, str]] = {
+    "classification only": {"objectives.generation.weight": "0"},
+    "generation only": {
+        "objectives.classification.weight": "0",
+        "model.head_init": "label_tokens",
+        "optim.weight_decay": "0",
+    },
+    "before": {},
+    "after": {"model.decide": "after"},
+    "both": {"model.decide": "both"},
+    "moving weights": {"objectives.schedule": "cosine"},
+    "gradient_norm": {"objectives.balance.method": "gradient_norm"},
+    "uncertainty": {"objectives.balance.method": "uncertainty", "objectives.balance.rate": "0.05"},
+    "loss_ratio": {"objectives.balance.method": "loss_ratio", "objectives.balance.interval": "25"},
+}
+SETS: dict[str, dict[str, str]] = {
+    "hatecheck": {
+        "data.labels": '["non-hateful", "hateful"]',
+        "prompt.system": "Moderation.",
+        "prompt.question": "Is it hateful or non-hateful, and why?",
+    },
+    "comve": {
+        "data.labels": '["A", "B"]',
+        "prompt.system": "Common sense.",
+        "prompt.question": "Which one is against common sense, A or B, and why?",
+    },
+    "pubmedqa": {
+        "data.labels": '["no", "maybe", "yes"]',
+        "prompt.system": "Medicine.",
+        "prompt.question": "Does it answer no, maybe or yes, and why?",
+    },
+    "demo": {},
+}
+
+
+def prepare(runs: Path, name: str, test_rows: int) -> None:
+    """Write the rows of a set, with the class's name before each explanation; of dev and test only the first rows."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "dev", "test"):
+        if name == "demo":
+            from clsgen_dist.data.demos.breast_cancer import demo_file
+
+            source = demo_file(split)
+        else:
+            source = SHARED / name / f"{split}.jsonl"
+        if not source.is_file():
+            sys.exit(f"needs the real data sets in {SHARED}")
+        rows = [json.loads(line) for line in source.read_text().splitlines()]
+        with (runs / f"{split}.jsonl").open("w") as file:
+            for row in rows[:test_rows] if split != "train" else rows:
+                given = row.get("explanations") or [row["explanation"]]
+                stated = [f"{row['label'][:1].upper()}{row['label'][1:]}. {text}" for text in given]
+                kept = {"id": row["id"], "text": row["text"], "label": row["label"], "explanations": stated}
+                file.write(json.dumps(kept) + "\n")
+
+
+def settings_of(name: str, arm: str, seed: int, runs: Path, steps: int | None) -> list[str]:
+    """The flags of one run."""
+    settings = {
+        "output_dir": str(runs / f"{arm.replace(' ', '-')}-{seed}"),
+        "overwrite": "true",
+        "seed": str(seed),
+        "data.train": str(runs / "train.jsonl"),
+        "data.dev": str(runs / "dev.jsonl"),
+        "data.positive_label": "null",
+        "objectives.generation.weight": "1",
+        "model.head_init": "zeros",
+        "train.epochs": "20",
+        "train.max_steps": str(steps) if steps else "null",
+        "train.eval_every": "null",
+        "train.batch_size": "16",
+        "data.max_prompt_length": "320" if name == "pubmedqa" else "128",
+        "data.max_explanation_length": "96" if name == "pubmedqa" else "48",
+        "checkpoint.keep_last": "1",
+        **SETS[name],
+        **ARMS[arm],
+    }
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def steps_for(tokens: int, name: str, arm: str, seed: int, runs: Path) -> int:
+    """Optimizer steps in which a run of this seed visits so many tokens; the same for every arm."""
+    from clsgen_dist.config import parse_settings
+    from clsgen_dist.training.datasets import datasets_of_recipe
+    from clsgen_dist.training.sampling_plan import plan_stream
+
+    settings = parse_settings(settings_of(name, arm, seed, runs, None), default_config="configs/demo.yaml")
+    stream = plan_stream(settings, datasets_of_recipe(settings), rank=0, world_size=1)
+    visited = 0
+    for step in range(stream.steps):
+        visited += int(stream.bins(step)[2].sum())
+        if visited >= tokens:
+            return step + 1
+    return stream.steps
+
+
+def worker(name: str, arm: str, seed: int, tokens: int, runs: Path) -> None:
+    """One run, measured; prints its result as JSON."""
+    import contextlib
+
+    from clsgen_dist import Predictor, export, train
+    from clsgen_dist.config import parse_settings
+
+    with contextlib.redirect_stdout(sys.stderr):
+        steps = steps_for(tokens, name, arm, seed, runs)
+        settings = parse_settings(settings_of(name, arm, seed, runs, steps), default_config="configs/demo.yaml")
+        start = time.perf_counter()
+        train(settings)
+        seconds = (time.perf_counter() - start) / steps
+        predictor = Predictor(export(settings.output_dir, Path(settings.output_dir) / "model"))
+        found: dict[str, Any] = {"arm": arm, "seed": seed, "tokens": tokens, "steps": steps, "seconds_a_step": seconds}
+        found |= (
+            {"generation_loss": generation_loss(Path(settings.output_dir))} if "generation" not in _off(arm) else {}
+        )
+        for split in ("dev", "test"):
+            rows = [json.loads(line) for line in (runs / f"{split}.jsonl").read_text().splitlines()]
+            writes = split == "test" and arm != "classification only"
+            predictions = predictor.predict([row["text"] for row in rows], batch_size=50, explain=writes)
+            found[split] = {
+                "logits": [[round(value, 4) for value in p.logits] for p in predictions],
+                "labels": [predictor.card.labels.index(row["label"]) for row in rows],
+            }
+            if writes:
+                found[split]["stated"] = [stated_class(p.explanation or "", predictor.card.labels) for p in predictions]
+            if writes and arm == "both":
+                found[split]["after"] = [[round(v, 4) for v in p.after.logits] for p in predictions if p.after]
+    print(json.dumps(found))
+
+
+def stated_class(explanation: str, labels: list[str]) -> int:
+    """The class whose name the explanation begins with; -1 for none."""
+    named = [n for n, label in enumerate(labels) if explanation.lower().startswith(label.lower())]
+    return max(named, key=lambda n: len(labels[n])) if named else -1
+
+
+def generation_loss(output: Path) -> float:
+    """Dev generation loss of the last evaluation, nats a token."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(output / "tensorboard"))
+    log.Reload()
+    return float(log.Scalars("dev/loss/generation")[-1].value)
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def measures(run: dict[str, Any]) -> dict[str, float]:
+    """The run's row of the table."""
+    from clsgen_dist.calibration.affine import fit_affine, probabilities
+    from clsgen_dist.evaluation.metrics import class_metrics
+
+    logits, labels = np.array(run["test"]["logits"]), np.array(run["test"]["labels"])
+    calibration = fit_affine(np.array(run["dev"]["logits"]), np.array(run["dev"]["labels"]))
+    p_NC = probabilities(logits, calibration)
+    positive = logits.shape[1] - 1
+    found = class_metrics(p_NC, labels, "single", positive, names=("auroc", "f1", "ece", "brier"))
+    found["seconds"] = run["seconds_a_step"]
+    found["generation_loss"] = run.get("generation_loss", float("nan"))
+    stated = np.array(run["test"].get("stated", []))
+    found["agreement"] = float((stated == p_NC.argmax(axis=1)).mean()) if len(stated) else float("nan")
+    return found
+
+
+def paired(ours: list[dict[str, Any]], base: list[dict[str, Any]], draws: int = 1000) -> tuple[float, float, float]:
+    """Mean difference in AUROC over seeds, and its 95 % interval over seeds and test rows."""
+    from clsgen_dist.evaluation.classification import auroc
+
+    def value(run: dict[str, Any], rows: np.ndarray) -> float:
+        logits = np.array(run["test"]["logits"])[rows]
+        p_NC = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return auroc(p_NC / p_NC.sum(axis=1, keepdims=True), np.array(run["test"]["labels"])[rows], logits.shape[1] - 1)
+
+    rng = np.random.default_rng(0)
+    rows = len(base[0]["test"]["labels"])
+    everything = np.arange(rows)
+    mean = np.mean([value(a, everything) - value(b, everything) for a, b in zip(ours, base, strict=True)])
+    found = []
+    for _ in range(draws):
+        at = rng.integers(rows, size=rows)
+        found.append(
+            np.mean([value(ours[s], at) - value(base[s], at) for s in rng.integers(len(base), size=len(base))])
+        )
+    return float(mean), *(float(q) for q in np.nanquantile(found, [0.025, 0.975]))
+
+
+def report(name: str, tokens: int, results: list[dict[str, Any]]) -> None:
+    """Print the table of the finished runs."""
+    by_arm = {arm: {r["seed"]: r for r in results if r["arm"] == arm} for arm in ARMS}
+    base = by_arm["classification only"]
+    rows = len(results[0]["test"]["labels"])
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {name}: {tokens} tokens a run, {rows} test rows")
+    print("| arm | seeds | AUROC | - classification only | F1 | ECE | Brier | generation loss | agreement | s a step |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for arm, runs in by_arm.items():
+        if not runs:
+            continue
+        columns = [measures(run) for run in runs.values()]
+        shared = sorted(set(runs) & set(base))
+        difference = ""
+        if arm != "classification only" and shared:
+            mean, low, high = paired([runs[s] for s in shared], [base[s] for s in shared])
+            difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        cells = {key: _cell([c[key] for c in columns]) for key in columns[0]}
+        shown = [cells[key] for key in ("f1", "ece", "brier", "generation_loss", "agreement")]
+        seconds = f"{np.mean([c['seconds'] for c in columns]):.2f}"
+        print(f"| {' | '.join([arm, str(len(runs)), cells['auroc'], difference, *shown, seconds])} |")
+
+
+def _cell(values: list[float]) -> str:
+    if np.isnan(values).all():
+        return ""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=SETS, default="hatecheck")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=60_000, help="training tokens of each run")
+    parser.add_argument("--test-rows", type=int, default=300, help="number of dev and of test rows used")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-objectives"))
+    parser.add_argument("--results", type=Path, help="default: benchmarks/results/objectives-SET-TOKENS.jsonl")
+    parser.add_argument(
+        "--report", action="store_true", help="print the table of the runs there are, and train nothing"
+    )
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    runs = args.runs / f"{args.set}-{args.tokens}"
+    if args.worker:
+        arm, seed = args.worker
+        return worker(args.set, arm, int(seed), args.tokens, runs)
+    default = Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}.jsonl"
+    path = args.results or default
+    results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not args.report:
+        prepare(runs, args.set, args.test_rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for seed in range(0 if args.report else args.seeds):
+        for arm in args.arms:
+            if any(r["arm"] == arm and r["seed"] == seed for r in results):
+                continue
+            command = [sys.executable, __file__, *sys.argv[1:], "--worker", arm, str(seed)]
+            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{arm}, seed {seed} failed:\n{done.stderr[-3000:]}")
+            line = done.stdout.strip().splitlines()[-1]
+            with path.open("a") as file:
+                file.write(line + "\n")
+            results.append(json.loads(line))
+            print(f"seed {seed} {arm}: AUROC {measures(results[-1])['auroc']:.3f}", file=sys.stderr, flush=True)
+    report(args.set, args.tokens, results)
+
+
+if __name__ == "__main__":
+    main()
