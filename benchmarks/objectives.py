@@ -144,9 +144,8 @@ def worker(name: str, arm: str, seed: int, tokens: int, runs: Path) -> None:
         seconds = (time.perf_counter() - start) / steps
         predictor = Predictor(export(settings.output_dir, Path(settings.output_dir) / "model"))
         found: dict[str, Any] = {"arm": arm, "seed": seed, "tokens": tokens, "steps": steps, "seconds_a_step": seconds}
-        found |= (
-            {"generation_loss": generation_loss(Path(settings.output_dir))} if "generation" not in _off(arm) else {}
-        )
+        if arm != "classification only":
+            found["generation_loss"] = generation_loss(Path(settings.output_dir))
         for split in ("dev", "test"):
             rows = [json.loads(line) for line in (runs / f"{split}.jsonl").read_text().splitlines()]
             writes = split == "test" and arm != "classification only"
