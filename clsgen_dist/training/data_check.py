@@ -56,4 +56,5 @@ def check_files(
         encoder=encoder_of_settings(tokenizer or backbone, prompt, data.max_prompt_length),
         tokenizer=tokenizer or backbone,
         limits=limits,
+        space=data.label_space,
     )

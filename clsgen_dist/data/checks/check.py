@@ -17,6 +17,8 @@ from clsgen_dist.data.checks.near_duplicates import NearDuplicates, Template, ne
 from clsgen_dist.data.checks.report import CheckReport
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data.reading.ingest import resolve_space
+from clsgen_dist.data.reading.labels import Space
 
 _ALL_TEMPLATE = 0.95
 """More of a typical text than this shared by nearly every row: they may all be copies of one."""
@@ -30,6 +32,7 @@ def check_rows(
     encoder: Encoder,
     tokenizer: str,
     limits: Limits,
+    space: Space = "auto",
 ) -> CheckReport:
     """Every problem of the rows, with what the report says about them.
 
@@ -41,14 +44,15 @@ def check_rows(
         encoder: counts tokens, template and question included.
         tokenizer: its name, for the report.
         limits: what training would allow.
+        space: the recipe's label space.
 
     Raises:
         DataError: a source does not exist, or has no text column.
     """
-    statistics = measure(sources, columns=columns, labels=class_names, encoder=encoder)
+    train = next((index for index, source in enumerate(sources) if source.name == "train"), 0)
+    space = resolve_space(sources[train].path, columns, space)
+    statistics = measure(sources, columns=columns, labels=class_names, encoder=encoder, space=space)
     near = near_duplicates(statistics.sketches, statistics.sketch_split, len(sources), limits.near)
-    names = [source.name for source in sources]
-    train = names.index("train") if "train" in names else 0
     problems = find_problems(statistics, near, limits, train)
     return CheckReport(statistics, problems, limits, columns=columns, tokenizer=tokenizer)
 
@@ -59,7 +63,7 @@ def find_problems(statistics: RowStatistics, near: NearDuplicates, limits: Limit
     for index, split in enumerate(statistics.splits):
         findings += unreadable(split, limits)
         if len(split):
-            findings += labels(split, statistics.label_names, is_train=index == train)
+            findings += labels(split, statistics, is_train=index == train)
             findings += missing_names(split, statistics)
             findings += cells(split, statistics.label_names)
             findings += explanations(split, statistics.label_names, limits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -22,10 +22,13 @@ _UNBALANCED = 10
 """Reported when the largest class has this many times the rows of the smallest."""
 
 
-def class_counts(split: Split, names: Sequence[str]) -> dict[str, int]:
+def class_counts(split: Split, statistics: RowStatistics) -> dict[str, int]:
     """Rows of each class that the split has."""
-    counts = Counter(split.labels)
-    return {name: counts[index] for index, name in enumerate(names) if counts[index]}
+    counts: Counter[str] = Counter()
+    for label, rows in Counter(split.labels).items():
+        if label >= 0:
+            counts.update(dict.fromkeys(statistics.classes(label), rows))
+    return {name: counts[name] for name in statistics.class_names if counts[name]}
 
 
 _MAX_GROUPS = 10
@@ -51,12 +54,12 @@ def _merge_alike(counts: dict[str, int]) -> dict[str, int]:
     return {group[0]: sum(counts[name] for name in group) for group in groups.values()}
 
 
-def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Finding]:
+def labels(split: Split, statistics: RowStatistics, *, is_train: bool) -> Iterator[Finding]:
     """Missing labels, a single class, imbalance."""
     name = (split.source.name,)
-    counts = _merge_alike(class_counts(split, names))
-    labelled = sum(counts.values())
-    if len(counts) < 2:
+    counts = _merge_alike(class_counts(split, statistics))
+    labelled = split.labelled
+    if len(counts) < (1 if statistics.sets else 2):
         fact = f"all {labelled} labelled rows are {quoted(next(iter(counts)))}" if counts else "no row has a label"
         yield Finding(
             "one-class",
@@ -107,8 +110,11 @@ def labels(split: Split, names: Sequence[str], *, is_train: bool) -> Iterator[Fi
 
 def label_names(statistics: RowStatistics) -> Iterator[Finding]:
     """Class names that look alike or occur once."""
-    names = statistics.label_names
-    totals = Counter(label for split in statistics.splits for label in split.labels if label >= 0)
+    names = statistics.class_names
+    index_of = {name: index for index, name in enumerate(names)}
+    totals: Counter[int] = Counter()
+    for split in statistics.splits:
+        totals.update({index_of[name]: rows for name, rows in class_counts(split, statistics).items()})
     same: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
         if totals[index]:
@@ -134,13 +140,8 @@ def label_names(statistics: RowStatistics) -> Iterator[Finding]:
             "check that data.columns.label names the column of the classes, and spell each class in one way",
         )
     for group, how in similar[:_MAX_GROUPS]:
-        rare = set(group[1:])
-        rows = [
-            row_ref(split, row, names)
-            for split in statistics.splits
-            for row, label in enumerate(split.labels)
-            if label in rare
-        ]
+        rare = {names[i] for i in group[1:]}
+        rows = [ref for split in statistics.splits for ref in _rows_of(split, rare, statistics)]
         yield Finding(
             "label-names",
             "warning",
@@ -155,14 +156,10 @@ def label_names(statistics: RowStatistics) -> Iterator[Finding]:
 
 def missing_names(split: Split, statistics: RowStatistics) -> Iterator[Finding]:
     """Classes called like a missing value."""
-    names = statistics.label_names
-    suspects = {name: count for name, count in class_counts(split, names).items() if name.casefold() in _MISSING}
+    found = class_counts(split, statistics)
+    suspects = {name: count for name, count in found.items() if name.casefold() in _MISSING}
     if suspects and not statistics.labels_are_listed:
-        rows = [
-            row_ref(split, row, names)
-            for row, label in enumerate(split.labels)
-            if label >= 0 and names[label] in suspects
-        ]
+        rows = _rows_of(split, set(suspects), statistics)
         yield Finding(
             "missing-class",
             "warning",
@@ -177,13 +174,13 @@ def missing_names(split: Split, statistics: RowStatistics) -> Iterator[Finding]:
 
 def unseen_classes(statistics: RowStatistics, train: int, limits: Limits) -> Iterator[Finding]:
     """Classes of other splits that the training rows lack."""
-    known = set(statistics.splits[train].labels)
-    if known <= {-1}:
+    known = set(class_counts(statistics.splits[train], statistics))
+    if not known:
         return
     for split in statistics.splits:
-        rows = [row for row, label in enumerate(split.labels) if label >= 0 and label not in known]
-        if rows:
-            unseen = Counter(statistics.label_names[split.labels[row]] for row in rows)
+        unseen = {name: n for name, n in class_counts(split, statistics).items() if name not in known}
+        if unseen:
+            rows = _rows_of(split, set(unseen), statistics)
             too_many = len(rows) + len(split.rejected) > limits.max_bad_fraction * split.total
             yield Finding(
                 "unseen-class",
@@ -194,8 +191,14 @@ def unseen_classes(statistics: RowStatistics, train: int, limits: Limits) -> Ite
                 "fix the labels, or move rows of the class to the training file",
                 len(rows),
                 len(split),
-                [row_ref(split, row, statistics.label_names) for row in rows],
+                rows,
             )
+
+
+def _rows_of(split: Split, classes: set[str], statistics: RowStatistics) -> list[RowRef]:
+    """The rows of a split with one of these classes."""
+    wanted = {n for n in range(len(statistics.label_names)) if classes & set(statistics.classes(n))}
+    return [row_ref(split, row, statistics.label_names) for row, label in enumerate(split.labels) if label in wanted]
 
 
 def conflicts(statistics: RowStatistics) -> Iterator[Finding]:

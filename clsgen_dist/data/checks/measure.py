@@ -19,6 +19,7 @@ from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import Notice
 from clsgen_dist.data.reading.ingest import unique_rows
+from clsgen_dist.data.reading.labels import Space
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import RejectedRow
 from clsgen_dist.data.reading.sniff import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file
@@ -77,6 +78,11 @@ class Split:
         return len(self.ids)
 
     @property
+    def labelled(self) -> int:
+        """Rows with a label."""
+        return sum(label >= 0 for label in self.labels)
+
+    @property
     def total(self) -> int:
         """Rows including the rejected ones."""
         return len(self.ids) + len(self.rejected)
@@ -88,6 +94,8 @@ class RowStatistics:
 
     splits: list[Split]
     label_names: list[str]
+    """What the labels of the splits mean. Multi-label: each set of classes that occurs, like ``a + b``."""
+    class_names: list[str]
     """The recipe's, or those found, in order of appearance."""
     labels_are_listed: bool
     """Whether they are the recipe's."""
@@ -97,6 +105,13 @@ class RowStatistics:
     sketch_row: list[int]
     """First row of its split with that text."""
     template: Template
+    sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Multi-label: the classes of each label name."""
+
+    def classes(self, label: int) -> tuple[str, ...]:
+        """The classes of a label."""
+        name = self.label_names[label]
+        return self.sets.get(name, (name,))
 
 
 def sources_of(files: Sequence[str]) -> list[Source]:
@@ -135,6 +150,7 @@ def measure(
     columns: Columns,
     labels: Sequence[str] | None,
     encoder: Encoder,
+    space: Space = "auto",
 ) -> RowStatistics:
     """Read each source once.
 
@@ -143,16 +159,21 @@ def measure(
         columns: the names of their columns.
         labels: the recipe's label space; None accepts the labels that are found.
         encoder: counts tokens, template and question included.
+        space: how label cells are read.
 
     Raises:
         DataError: a source does not exist, or has no text column.
     """
     splits = [_open(source) for source in sources]
     # All are opened before the first is read: a wrong path should fail at once, not after minutes.
-    rows = [None if split.fault else unique_rows(split.source.path, columns=columns, labels=labels) for split in splits]
+    rows = [
+        None if s.fault else unique_rows(s.source.path, columns=columns, labels=labels, space=space) for s in splits
+    ]
+
     sketches: Sketches | None = None
-    names = {name: index for index, name in enumerate(labels or [])}
-    statistics = RowStatistics(splits, [], labels is not None, Sketches(Template.none()), [], [], Template.none())
+    names = {name: index for index, name in enumerate([] if space == "multilabel" else labels or [])}
+    empty = Sketches(Template.none())
+    statistics = RowStatistics(splits, [], list(labels or []), labels is not None, empty, [], [], Template.none())
     for index, (split, split_rows) in enumerate(zip(splits, rows, strict=True)):
         if split_rows is None:
             continue
@@ -169,6 +190,8 @@ def measure(
                 _add(row, split, index, names, statistics, encoder, seen)
         del sample
     statistics.label_names = list(names)
+    found = dict.fromkeys(name for label in range(len(names)) for name in statistics.classes(label))
+    statistics.class_names = list(labels) if labels is not None else list(found)
     return statistics
 
 
@@ -197,10 +220,20 @@ def _add(
     split.ids.append(row.id)
     split.has_own_id.append(row.has_own_id)
     split.lines.append(row.line)
-    split.labels.append(-1 if row.label is None else names.setdefault(row.label, len(names)))
+    split.labels.append(_label(row, names, statistics.sets))
     split.prompt_tokens.append(encoder.prompt_length(row.text))
     split.explanations.append(len(row.explanations))
     split.explanation_tokens.append(max(map(len, encoder.explanations(row.explanations)), default=0))
+
+
+def _label(row: Example, names: dict[str, int], sets: dict[str, tuple[str, ...]]) -> int:
+    """Index of the row's label; a set of classes is a label of its own."""
+    name = row.label
+    if name is None and row.answers is not None:
+        classes = tuple(sorted(c for c, answer in row.answers.items() if answer >= 0.5))
+        name = " + ".join(classes) or "(none)"
+        sets[name] = classes
+    return -1 if name is None else names.setdefault(name, len(names))
 
 
 def _open(source: Source) -> Split:

@@ -70,8 +70,8 @@ def page(report: CheckReport) -> str:
     )
     findings = "".join(_finding(report, finding, texts) for finding in report.findings)
     class_table = _table(
-        f"Rows of each class (of {len(report.statistics.label_names)}, the largest first)",
-        classes(splits, report.statistics.label_names),
+        f"Rows of each class (of {len(report.statistics.class_names)}, the largest first)",
+        classes(splits, report.statistics),
     )
     return f"""<!doctype html>
 <html lang="en">

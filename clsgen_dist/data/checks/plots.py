@@ -12,6 +12,7 @@ import numpy as np
 
 from clsgen_dist.data.checks.exact_duplicates import leakage_matrix
 from clsgen_dist.data.checks.labels import class_counts
+from clsgen_dist.data.checks.measure import RowStatistics, Split
 from clsgen_dist.data.checks.report import CheckReport
 
 COLOURS = {
@@ -66,19 +67,21 @@ def figures(report: CheckReport) -> list[Plot]:
 def _classes(report: CheckReport, *, explained: bool) -> Plot | None:
     """Bars of each class and split: the class's share of the rows, or the share of its rows that is explained."""
     splits = [split for split in report.statistics.splits if len(split)]
-    names = report.statistics.label_names
-    counts = [class_counts(split, names) for split in splits]
-    largest = sorted(names, key=lambda name: -sum(c.get(name, 0) for c in counts))[:_MAX_CLASSES]
+    statistics = report.statistics
+    counts = [class_counts(split, statistics) for split in splits]
+    largest = sorted(statistics.class_names, key=lambda name: -sum(c.get(name, 0) for c in counts))[:_MAX_CLASSES]
     if not largest:
         return None
     figure, axes = _axes(0.9 + 0.26 * len(largest) * len(splits))
     height = 0.8 / len(splits)
     for place, (split, count) in enumerate(zip(splits, counts, strict=True)):
         if explained:
-            labels, has = np.asarray(split.labels), np.asarray(split.explanations) > 0
-            share = [float(has[labels == names.index(name)].mean()) if count.get(name) else 0.0 for name in largest]
+            has = np.asarray(split.explanations) > 0
+            share = [
+                float(has[_of_class(split, name, statistics)].mean()) if count.get(name) else 0.0 for name in largest
+            ]
         else:
-            share = [count.get(name, 0) / max(1, sum(count.values())) for name in largest]
+            share = [count.get(name, 0) / max(1, split.labelled) for name in largest]
         at = np.arange(len(largest)) + (place - (len(splits) - 1) / 2) * height
         axes.barh(at, share, height * 0.88, color=_colour(place), label=split.source.name)
         for y, value, name in zip(at, share, largest, strict=True):
@@ -89,7 +92,11 @@ def _classes(report: CheckReport, *, explained: bool) -> Plot | None:
     axes.set(xlim=(0, 1.1), xticks=[0, 0.25, 0.5, 0.75, 1], xticklabels=["0", "25 %", "50 %", "75 %", "100 %"])
     _finish(figure, axes, grid="x", legend=len(splits) > 1)
     title = "Share of each class's rows that is explained" if explained else "Share of each class"
-    more = f" (the {_MAX_CLASSES} largest of {len(names)})" if len(names) > _MAX_CLASSES else ""
+    more = (
+        f" (the {_MAX_CLASSES} largest of {len(statistics.class_names)})"
+        if len(statistics.class_names) > _MAX_CLASSES
+        else ""
+    )
     return Plot(title + more, f"Bar chart: {title.lower()}, by split; figures are in the tables", _svg(figure))
 
 
@@ -191,6 +198,12 @@ def _svg(figure: Any) -> str:
 
 def _colour(place: int) -> str:
     return _SERIES[place % len(_SERIES)]
+
+
+def _of_class(split: Split, name: str, statistics: RowStatistics) -> np.ndarray:
+    """bool ``[N]`` which rows have the class."""
+    wanted = [label for label in range(len(statistics.label_names)) if name in statistics.classes(label)]
+    return np.isin(np.asarray(split.labels), wanted)
 
 
 def _short(name: str) -> str:

@@ -53,7 +53,7 @@ class CheckReport:
 def overview(split: Split) -> dict[str, str]:
     """A row of the table of files: column and value."""
     rows = len(split)
-    labelled = sum(label >= 0 for label in split.labels)
+    labelled = split.labelled
     explained = sum(count > 0 for count in split.explanations)
     prompts = np.asarray(split.prompt_tokens)
     reasons = np.array([tokens for tokens in split.explanation_tokens if tokens])
@@ -68,18 +68,17 @@ def overview(split: Split) -> dict[str, str]:
     }
 
 
-def classes(splits: Sequence[Split], names: Sequence[str]) -> list[dict[str, str]]:
+def classes(splits: Sequence[Split], statistics: RowStatistics) -> list[dict[str, str]]:
     """The table of the largest classes: rows of each split, with their share of the labelled ones."""
-    counts = {split.source.name: class_counts(split, names) for split in splits}
+    counts = {split.source.name: class_counts(split, statistics) for split in splits}
+    labelled = {split.source.name: max(1, split.labelled) for split in splits}
+    largest = sorted(statistics.class_names, key=lambda name: -sum(c.get(name, 0) for c in counts.values()))
     return [
         {
             "class": quoted(name),
-            **{
-                split: f"{c.get(name, 0)} ({c.get(name, 0) / max(1, sum(c.values())):.1%})"
-                for split, c in counts.items()
-            },
+            **{split: f"{c.get(name, 0)} ({c.get(name, 0) / labelled[split]:.1%})" for split, c in counts.items()},
         }
-        for name in sorted(names, key=lambda name: -sum(c.get(name, 0) for c in counts.values()))[:_MAX_CLASSES]
+        for name in largest[:_MAX_CLASSES]
     ]
 
 
@@ -87,10 +86,10 @@ def to_text(report: CheckReport) -> str:
     """Tables in Markdown, then each finding with its first rows and the remedy."""
     splits = report.statistics.splits
     parts = [_table([overview(split) for split in splits])]
-    if report.statistics.label_names:
-        parts.append(_table(classes(splits, report.statistics.label_names)))
-        if len(report.statistics.label_names) > _MAX_CLASSES:
-            parts[-1] += f"\n{len(report.statistics.label_names)} classes; only the largest are listed"
+    if report.statistics.class_names:
+        parts.append(_table(classes(splits, report.statistics)))
+        if len(report.statistics.class_names) > _MAX_CLASSES:
+            parts[-1] += f"\n{len(report.statistics.class_names)} classes; only the largest are listed"
     for finding in report.findings:
         lines = [f"{finding.severity:7}  {finding.code} [{', '.join(finding.splits)}]: {finding.what}"]
         if finding.rows and finding.severity != "info":
@@ -112,7 +111,7 @@ def to_json(report: CheckReport) -> str:
             "source": split.source.path,
             "rows": len(split),
             "unusable": len(split.rejected),
-            "classes": class_counts(split, report.statistics.label_names),
+            "classes": class_counts(split, report.statistics),
             "explained": sum(count > 0 for count in split.explanations),
         }
         for split in report.statistics.splits

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from clsgen_dist.data.checks.labels import class_counts
 from clsgen_dist.data.checks.report import to_text
 from clsgen_dist.training.data_check import check_files
 from tests.data.checks.planted import findings_of, lines_of, make_rows
@@ -141,3 +142,17 @@ def test_one_text_with_two_labels_is_an_error_that_names_all_its_rows(train, tes
     ]
     assert "2 texts" in finding.what and "1 of them across files" in finding.what
     assert all(place.like and place.like.label != place.label for place in finding.rows)
+
+
+def test_sets_of_classes_are_counted_class_by_class(train, test):
+    rows = [{"text": f"number {n} of many words", "label": ["red", "blue"] if n % 2 else ["red"]} for n in range(40)]
+    rows += [{"text": "nothing here at all", "label": []}, {"text": "number 1 of many words", "label": ["blue"]}]
+    rows += [{"text": f"rare text {n} here", "label": {"Red": True, "blue": None}} for n in range(3)]
+    report = check_files([train(rows), test([{"text": "an unseen text", "label": ["green", "red"]}])])
+    found = {finding.code: finding for finding in report.findings}
+    assert class_counts(report.statistics.splits[0], report.statistics) == {"red": 40, "blue": 21, "Red": 3}
+    assert "'green' (1)" in found["unseen-class"].what and found["unseen-class"].count == 1
+    assert found["label-conflict"].count == 2
+    assert {ref.label for ref in found["label-conflict"].rows} == {"blue", "blue + red"}
+    assert "look alike" in found["label-names"].what and found["label-names"].count == 3
+    assert "one-class" not in found and "40 (88.9%)" in to_text(report)
