@@ -198,3 +198,35 @@ def test_the_head_is_read_after_the_explanation(decide, train, run_command, tmp_
     expected = torch.nn.functional.linear(state, weight, bias).tolist()
     read = full if decide == "after" else full.after
     assert read.logits == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", SPACES)
+def test_losses_do_not_depend_on_ranks_or_accumulation(kind, train, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    make, settings = SPACES[kind]
+    rng = random.Random(2)
+    rows = _write(tmp_path / "train.jsonl", [make(rng) for _ in range(60)])
+    run = {
+        "data__train": rows,
+        "data__labels": "null",
+        "data__positive_label": "null",
+        "data__sampling": "balanced",
+        "train__max_steps": 6,
+        "train__batch_size": 12,
+        "model__decide": "both",
+        **settings,
+        "train__best_metric": "loss",
+    }
+    curves = []
+    for ranks, budget in ((1, 2048), (1, 192), (2, 256), (3, 192)):
+        output = tmp_path / f"{ranks}-{budget}"
+        train(output, ranks=ranks, train__micro_batch_tokens=budget, **run)
+        log = EventAccumulator(str(output / "tensorboard"))
+        log.Reload()
+        tags = ("loss/generation", "loss/classification", "loss/classification_after", "optim/grad_norm")
+        curves.append({tag: [event.value for event in log.Scalars(tag)] for tag in tags})
+    for other in curves[1:]:
+        for tag, values in curves[0].items():
+            assert other[tag] == pytest.approx(values, rel=5e-4), tag
