@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 BalanceState = dict[str, dict[str, float]]
-"""By quantity, then by term: see :mod:`clsgen_dist.objectives.balance`."""
+"""By quantity, then by term: see :mod:`clsgen_dist.objectives.adaptive_weights`."""
 _REMEMBERED, _NEEDED, _LEAST = 64, 16, 1.0
 
 

@@ -42,7 +42,7 @@ def run(
     from clsgen_dist.data.checks.page import page
     from clsgen_dist.data.checks.report import to_json, to_text
     from clsgen_dist.io.files import atomic_write, writing
-    from clsgen_dist.training.data_check import check_files
+    from clsgen_dist.training.check_files import check_files
 
     checked = check_files(files, config, tokenizer, columns, near)
     print(to_text(checked))

@@ -17,7 +17,7 @@ class Example:
     label: str | None = None
     """Class name; a row without any label trains the generation head only."""
     answers: dict[str, float] | None = None
-    """Several classes, or the shares of several annotators' votes: :mod:`clsgen_dist.data.reading.labels`."""
+    """Several classes, or the shares of several annotators' votes: :mod:`clsgen_dist.data.reading.label_cells`."""
     explanations: tuple[str, ...] = ()
     """Explanations of the label; a row without any trains the classification head only."""
     difficulty: float | None = None

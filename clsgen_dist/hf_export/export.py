@@ -27,7 +27,7 @@ from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary, verif
 from clsgen_dist.model.backbone import Backbone, backbone_path, open_backbone
 from clsgen_dist.model.classification_head import head_affine
 from clsgen_dist.model.label_space import LabelSpace
-from clsgen_dist.objectives.loss_spec import distortions
+from clsgen_dist.objectives.class_weights import distortions
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ import torch
 from clsgen_dist.data.demos import breast_cancer
 from clsgen_dist.data.example import Example
 from clsgen_dist.errors import UserError
-from clsgen_dist.evaluation.report import ExplanationShare, Report, Scores, linear_baseline, score
+from clsgen_dist.evaluation.baselines import linear_baseline
+from clsgen_dist.evaluation.report import ExplanationShare, Report, Scores, score
 from clsgen_dist.hf_export.export import export
 from clsgen_dist.inference.calibrate import calibrate
 from clsgen_dist.inference.evaluate import build_report

@@ -10,15 +10,14 @@ import numpy as np
 
 from clsgen_dist.calibration.affine import probabilities
 from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.evaluation.baselines import majority_baseline, text_baseline
 from clsgen_dist.evaluation.report import (
     ExplanationShare,
     Report,
     Scores,
-    majority_baseline,
     names_decided_class,
     recalibration_changes,
     score,
-    text_baseline,
 )
 from clsgen_dist.inference.predict import Prediction, Predictor
 from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels

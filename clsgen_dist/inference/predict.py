@@ -26,7 +26,7 @@ from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError, SettingsError
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
-from clsgen_dist.model.attention import accepted_inputs
+from clsgen_dist.model.attention import accepted_inputs, choose_attention
 from clsgen_dist.model.context_length import context_length
 from clsgen_dist.model.self_test import ROUNDING, relative_difference
 from clsgen_dist.track.progress import Progress
@@ -95,7 +95,7 @@ class Predictor:
     def __init__(self, folder: str | Path, device: str | None = None) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-        from clsgen_dist.model.backbone import choose_attention, open_backbone
+        from clsgen_dist.model.backbone import open_backbone
 
         folder = Path(folder)
         self.card = ModelCard.read(folder)

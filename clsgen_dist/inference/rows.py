@@ -10,7 +10,7 @@ import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.ingest import Ingested, read_examples
-from clsgen_dist.data.reading.labels import OTHERS
+from clsgen_dist.data.reading.label_cells import OTHERS
 from clsgen_dist.data.reading.rejection import format_locations
 from clsgen_dist.errors import DataError
 from clsgen_dist.inference.predict import Prediction, Predictor

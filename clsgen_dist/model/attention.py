@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clsgen_dist.errors import ModelError
+
 # N packed tokens, S sequences, T tokens of the longest, H heads, K key-value heads, E head size
 
 _PER_SEQUENCE = "clsgen_per_sequence"
@@ -167,3 +169,37 @@ def padded_inputs(input_ids_N: Tensor, position_N: Tensor, row_N: Tensor, rows: 
     ids_ST[row_N, position_N] = input_ids_N
     positions_ST = torch.arange(longest, device=input_ids_N.device).expand(rows, -1)
     return {"input_ids": ids_ST, "position_ids": positions_ST, "attention_mask": None, "use_cache": False}
+
+
+def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False, lm: Any = None) -> str:
+    """The attention kernel for ``attn_implementation``; ModelError if the requested one is not available.
+
+    ``packed``: for packed sequences, where SDPA runs once per sequence. ``lm``: the model, which must support the
+    kernel; it may be on the meta device.
+    """
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    flash = lm is None or getattr(lm, "_supports_flash_attn", False)
+    installed = {
+        "flash_attention_3": on_gpu and is_flash_attn_3_available(),
+        "flash_attention_2": on_gpu and is_flash_attn_2_available(),
+    }
+    available = {
+        **{name: found and flash for name, found in installed.items()},
+        "sdpa": lm is None or getattr(lm, "_supports_sdpa", False) or supports_custom_attention(lm),
+        "eager": True,
+    }
+    if wanted == "auto":
+        wanted = next(name for name, usable in available.items() if usable)
+    if not available[wanted]:
+        why = (
+            f"which {type(lm).__name__} does not support"
+            if wanted == "sdpa" or installed[wanted]
+            else "which needs a GPU and the flash-attn package (pip install '.[gpu]')"
+        )
+        raise ModelError(f"model.attention is {wanted!r}, {why}; use model.attention=auto")
+    return (
+        register_per_sequence_attention()
+        if packed and wanted == "sdpa" and (lm is None or supports_custom_attention(lm))
+        else wanted
+    )

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError, first_line
 from clsgen_dist.model import smollm2
-from clsgen_dist.model.attention import register_per_sequence_attention, supports_custom_attention
 from clsgen_dist.model.classification_head import ClassificationHead, HeadSpec
 from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
 from clsgen_dist.model.families import open_config, refuse_changed_logits
@@ -146,40 +145,6 @@ def load_tokenizer(path: str) -> Any:
             "model's files, or a hub id that this machine reaches or has in its cache, with --model.backbone "
             "(clsgen data check: --tokenizer)"
         ) from error
-
-
-def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False, lm: Any = None) -> str:
-    """The attention kernel for ``attn_implementation``; ModelError if the requested one is not available.
-
-    ``packed``: for packed sequences, where SDPA runs once per sequence. ``lm``: the model, which must support the
-    kernel; it may be on the meta device.
-    """
-    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
-
-    flash = lm is None or getattr(lm, "_supports_flash_attn", False)
-    installed = {
-        "flash_attention_3": on_gpu and is_flash_attn_3_available(),
-        "flash_attention_2": on_gpu and is_flash_attn_2_available(),
-    }
-    available = {
-        **{name: found and flash for name, found in installed.items()},
-        "sdpa": lm is None or getattr(lm, "_supports_sdpa", False) or supports_custom_attention(lm),
-        "eager": True,
-    }
-    if wanted == "auto":
-        wanted = next(name for name, usable in available.items() if usable)
-    if not available[wanted]:
-        why = (
-            f"which {type(lm).__name__} does not support"
-            if wanted == "sdpa" or installed[wanted]
-            else "which needs a GPU and the flash-attn package (pip install '.[gpu]')"
-        )
-        raise ModelError(f"model.attention is {wanted!r}, {why}; use model.attention=auto")
-    return (
-        register_per_sequence_attention()
-        if packed and wanted == "sdpa" and (lm is None or supports_custom_attention(lm))
-        else wanted
-    )
 
 
 def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, load_in_4bit: bool = False) -> nn.Module:

@@ -3,7 +3,7 @@
     w_t = weight_t · (start_t + (end_t - start_t) · s(p)) · factor_t,        p in [0, 1] the progress of the run or stage
 
 with s constant (1), linear (p), cosine ((1 - cos πp) / 2) or sigmoid (a logistic curve from 0 to 1), and factor_t from
-:mod:`clsgen_dist.objectives.balance`. No term starves: none falls below a share of the sum, or below its base weight
+:mod:`clsgen_dist.objectives.adaptive_weights`. No term starves: none falls below a share of the sum, or below its base weight
 where that is less.
 
 Source: the idea of weights that move is a secondary article's about CLSGen (arXiv 2604.11801), not the paper's; fixed

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from clsgen_dist.objectives.balance import BalanceSettings
+from clsgen_dist.objectives.adaptive_weights import BalanceSettings
 from clsgen_dist.objectives.classification import ClassificationSettings
 from clsgen_dist.objectives.classification_after import ClassificationAfterSettings
 from clsgen_dist.objectives.generation import GenerationSettings

@@ -47,11 +47,10 @@ from clsgen_dist.io.log import quiet_libraries
 from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.context_length import require_context
 from clsgen_dist.model.label_space import LabelSpace
-from clsgen_dist.objectives.loss_spec import loss_spec
 from clsgen_dist.objectives.normalization import StepCounts
 from clsgen_dist.plan.fake_tensors import operations_for_fake_tensors
 from clsgen_dist.plan.meta_model import open_config
-from clsgen_dist.training.build import build_engine, zero_config
+from clsgen_dist.training.build_engine import build_engine, loss_spec, zero_config
 
 WARM_UP = 2
 """Optimizer steps before the one that is recorded: DeepSpeed records the order of modules, then follows it."""

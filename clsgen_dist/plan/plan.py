@@ -27,7 +27,7 @@ from clsgen_dist.plan.tracer import trace_micro_step
 from clsgen_dist.plan.workload import StageLoad, Workload, assumed_workload, rows_are_available, workload_of_rows
 from clsgen_dist.plan.zero3_settings import Zero3Settings, zero3_settings
 from clsgen_dist.plan.zero3_simulation import Simulation, simulate
-from clsgen_dist.training.build import planned_zero_config
+from clsgen_dist.training.build_engine import planned_zero_config
 from clsgen_dist.training.datasets import datasets_of_recipe
 
 logger = logging.getLogger(__name__)

@@ -35,7 +35,8 @@ from clsgen_dist.data.curriculum import difficulty
 from clsgen_dist.data.pack import Batch, Sample, collate, pack
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.errors import DataError
-from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
+from clsgen_dist.model.attention import choose_attention
+from clsgen_dist.model.backbone import build_model, load_backbone, open_backbone
 from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.self_test import self_test
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from clsgen_dist.config import Settings
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.reading.ingest import resolve_space
-from clsgen_dist.data.reading.labels import Space
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.settings import DataSettings, PromptSettings
 from clsgen_dist.data.tables.build import open_table

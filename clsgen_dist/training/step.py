@@ -20,7 +20,7 @@ from clsgen_dist.data.loader import Step
 from clsgen_dist.engine.optim import lr_factor, set_lr
 from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.engine.world import World, waiting
-from clsgen_dist.objectives.balance import Balance, BalanceState
+from clsgen_dist.objectives.adaptive_weights import Balance, BalanceState
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.objectives.settings import ObjectivesSettings
 from clsgen_dist.resilience import spikes

@@ -40,11 +40,11 @@ from clsgen_dist.track.progress import Progress
 from clsgen_dist.track.sample_log import SampleLog, drop_steps_from
 from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
-from clsgen_dist.training.build import zero_config
+from clsgen_dist.training.build_engine import zero_config
 from clsgen_dist.training.dev_evaluation import dev_metrics, evaluate, is_better, metric_name, reliability
+from clsgen_dist.training.prepare import PreparedRun, prepare, run_identity
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
 from clsgen_dist.training.setting_changes import changed_settings
-from clsgen_dist.training.setup import PreparedRun, prepare, run_identity
 from clsgen_dist.training.step import StepResult, TrainStep
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Trainer:
     Args:
         settings: of the run.
         world: this rank among the others.
-        run: what :func:`clsgen_dist.training.setup.prepare` returned.
+        run: what :func:`clsgen_dist.training.prepare.prepare` returned.
         preemption: entered; says whether a signal was received.
         run_lock: entered; required before each save.
         start_log: entered; is told the steps done.

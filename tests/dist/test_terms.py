@@ -92,7 +92,7 @@ def test_a_term_written_from_the_docs_trains(recipe, free_port, tmp_path):
     (copy / "clsgen_dist/objectives/confidence_penalty.py").write_text(file)
     settings = copy / "clsgen_dist/objectives/settings.py"
     text = settings.read_text()
-    first_import, first_field = "from clsgen_dist.objectives.balance", "    schedule: Literal"
+    first_import, first_field = "from clsgen_dist.objectives.adaptive_weights", "    schedule: Literal"
     assert first_import in text and first_field in text
     text = text.replace(
         first_import,

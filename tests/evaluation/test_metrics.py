@@ -11,10 +11,11 @@ import pytest
 
 from clsgen_dist.data.example import Example
 from clsgen_dist.evaluation import report as report_module
+from clsgen_dist.evaluation.baselines import text_baseline
 from clsgen_dist.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals
 from clsgen_dist.evaluation.calibration_error import ece, nll, reliability_bins
 from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
-from clsgen_dist.evaluation.report import ExplanationShare, Report, score, text_baseline
+from clsgen_dist.evaluation.report import ExplanationShare, Report, score
 from clsgen_dist.inference.evaluate import build_report
 from clsgen_dist.model.label_space import LabelSpace
 

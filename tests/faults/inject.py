@@ -24,7 +24,7 @@ def inject(faults: list[dict[str, Any]]) -> None:
     if not faults:
         return
     from clsgen_dist.checkpoint import marker, saver
-    from clsgen_dist.training import setup, step, trainer
+    from clsgen_dist.training import prepare, step, trainer
 
     now = {"step": -1}
 
@@ -57,7 +57,7 @@ def inject(faults: list[dict[str, Any]]) -> None:
     saver._ShardWriter.save = before(saver._ShardWriter.save, "save:copy")  # type: ignore[method-assign]
     saver._write = before(saver._write, "save:write", "save:written")
     marker.atomic_write = before(marker.atomic_write, "save:marker", "save:committed")
-    setup.plan_stream = before(setup.plan_stream, "start")
+    prepare.plan_stream = before(prepare.plan_stream, "start")
     loss = step.backward_loss
 
     def backward_loss(*args: Any) -> Any:

@@ -13,12 +13,11 @@ from clsgen_dist.checkpoint import frozen_sums
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import ModelError
-from clsgen_dist.model.attention import register_per_sequence_attention
+from clsgen_dist.model.attention import choose_attention, register_per_sequence_attention
 from clsgen_dist.model.backbone import (
     backbone_path,
     build_model,
     checkpoint_activations,
-    choose_attention,
     label_start_tokens,
     load_backbone,
     load_tokenizer,

@@ -16,7 +16,8 @@ import torch
 
 from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.hf_export.merge import Merge, write_shards
-from clsgen_dist.model.backbone import build_model, choose_attention, load_backbone, open_backbone
+from clsgen_dist.model.attention import choose_attention
+from clsgen_dist.model.backbone import build_model, load_backbone, open_backbone
 from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.self_test import self_test

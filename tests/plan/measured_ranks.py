@@ -27,9 +27,8 @@ from clsgen_dist.data.pack import PackingStats, Sample, collate
 from clsgen_dist.engine.world import process_group
 from clsgen_dist.model.backbone import open_backbone
 from clsgen_dist.model.label_space import LabelSpace
-from clsgen_dist.objectives.loss_spec import loss_spec
 from clsgen_dist.plan.dry_run import held_by_part
-from clsgen_dist.training.build import build_engine, zero_config
+from clsgen_dist.training.build_engine import build_engine, loss_spec, zero_config
 from clsgen_dist.training.step import TrainStep
 
 WARM_UP = 2  # DeepSpeed records its trace in the second micro-step, and follows it from the third

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref
-from clsgen_dist.data.checks.measure import RowStatistics, Split
 from clsgen_dist.data.checks.near_duplicates import NearDuplicates
+from clsgen_dist.data.checks.row_statistics import RowStatistics, Split
 from clsgen_dist.io.text import row_count_phrase
 
 

@@ -14,7 +14,7 @@ from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.value_ranges import ClosedUnitInterval, JaccardThreshold, PositiveInt, dataclass_range_faults
 
 if TYPE_CHECKING:
-    from clsgen_dist.data.checks.measure import Split
+    from clsgen_dist.data.checks.row_statistics import Split
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref
-from clsgen_dist.data.checks.measure import Split
+from clsgen_dist.data.checks.row_statistics import Split
 from clsgen_dist.data.reading.rejection import Rejection, counted
 from clsgen_dist.io.text import row_count_phrase
 

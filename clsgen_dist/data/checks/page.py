@@ -12,8 +12,8 @@ from html import escape
 
 from clsgen_dist.data.checks import plots
 from clsgen_dist.data.checks.finding import Finding, RowRef, first_rows
-from clsgen_dist.data.checks.measure import excerpts
 from clsgen_dist.data.checks.report import CheckReport, classes, overview
+from clsgen_dist.data.checks.row_statistics import excerpts
 from clsgen_dist.io.text import visible
 
 _MAX_ROWS = 20

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from clsgen_dist.data.checks.exact_duplicates import leakage_matrix
-from clsgen_dist.data.checks.labels import class_counts
-from clsgen_dist.data.checks.measure import RowStatistics, Split
+from clsgen_dist.data.checks.label_checks import class_counts
 from clsgen_dist.data.checks.report import CheckReport
+from clsgen_dist.data.checks.row_statistics import RowStatistics, Split
 
 COLOURS = {
     "ink": "#010201",

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef, first_rows
-from clsgen_dist.data.checks.labels import class_counts
-from clsgen_dist.data.checks.measure import RowStatistics, Split
+from clsgen_dist.data.checks.label_checks import class_counts
+from clsgen_dist.data.checks.row_statistics import RowStatistics, Split
 from clsgen_dist.data.example import Columns
 from clsgen_dist.io.tables import markdown_table
 from clsgen_dist.io.text import quoted

@@ -31,7 +31,7 @@ from clsgen_dist.data.reading.cells import (
     explanations_of,
     is_missing,
 )
-from clsgen_dist.data.reading.labels import OTHERS, LabelReader, Space, detect_space
+from clsgen_dist.data.reading.label_cells import OTHERS, LabelReader, Space, detect_space
 from clsgen_dist.data.reading.records import Part, find_source, read_part
 from clsgen_dist.data.reading.rejection import (
     Fault,

@@ -32,6 +32,7 @@ from clsgen_dist.data.reading.rejection import Fault, Rejection
 from clsgen_dist.data.reading.sniff import (
     BYTE_ORDER_MARK,
     SUFFIXES,
+    csv_delimiter,
     file_fault,
     is_gzip_name,
     kind_of_file,
@@ -39,7 +40,6 @@ from clsgen_dist.data.reading.sniff import (
 )
 from clsgen_dist.errors import DataError, first_line
 
-_DELIMITERS = ",;\t|"
 PART_BYTES = 16 * 2**20
 """Size of a JSONL part: about a second of work for one core."""
 PART_ROWS = 65_536
@@ -216,7 +216,7 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
         first, above = text.readline(), 0
         if separator := _SEPARATOR_LINE.fullmatch(first):
             first, above = text.readline(), 1
-        delimiter = separator[1] if separator else _delimiter(first, names)
+        delimiter = separator[1] if separator else csv_delimiter(first, names)
         lines = (line for line in itertools.chain([first], text))
         reader = csv.reader(lines, strict=True, delimiter=delimiter)
         try:
@@ -263,14 +263,6 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
                 yield line, fault, raw
                 continue
             yield line, {name: cell or None for name, cell in zip(header, cells, strict=True)}, raw
-
-
-def _delimiter(header: str, names: ColumnNames) -> str:
-    """The delimiter by which the header has the text column, else the most frequent one."""
-    for delimiter in _DELIMITERS:
-        if names.text in [names.of(cell.strip().strip('"')) for cell in header.split(delimiter)]:
-            return delimiter
-    return max(_DELIMITERS, key=header.count)
 
 
 def _decode(data: bytes) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
+from clsgen_dist.data.reading.columns import ColumnNames
+
 _HEAD = 4000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KINDS = {
@@ -108,3 +110,14 @@ def _one_value(head: bytes) -> str | None:
     except (ValueError, RecursionError):  # truncated at the end of the line, or of the bytes read
         return ".[]" if first[1:].lstrip()[:1] in (b"", b"{") else None
     return ".[]" if value and all(isinstance(item, dict) for item in value) else None
+
+
+_DELIMITERS = ",;\t|"
+
+
+def csv_delimiter(header: str, names: ColumnNames) -> str:
+    """The delimiter by which a CSV header has the text column, else the most frequent one."""
+    for delimiter in _DELIMITERS:
+        if names.text in [names.of(cell.strip().strip('"')) for cell in header.split(delimiter)]:
+            return delimiter
+    return max(_DELIMITERS, key=header.count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from clsgen_dist.data.reading.labels import OTHERS
+from clsgen_dist.data.reading.label_cells import OTHERS
 from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.labels import Space
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import Part
 from clsgen_dist.io.cache import cache_dir
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from clsgen_dist.data.encode import Ids
 from clsgen_dist.data.example import Example
 from clsgen_dist.data.reading.ingest import Noticed, summary
-from clsgen_dist.data.reading.labels import Space
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.rejection import RejectedRow
 
 # N rows of a table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 
-from clsgen_dist.training.data_check import check_files
+from clsgen_dist.training.check_files import check_files
 
 NOUNS = ("river", "stone", "window", "garden", "letter", "market", "engine", "shadow", "copper", "violin", "harbour",
          "meadow", "lantern", "saddle")  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.errors import DataError
-from clsgen_dist.training.data_check import check_files
+from clsgen_dist.training.check_files import check_files
 from tests.data.checks.planted import findings_of, lines_of, make_rows
 
 

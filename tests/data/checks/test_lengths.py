@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from clsgen_dist.training.data_check import check_files
+from clsgen_dist.training.check_files import check_files
 from tests.data.checks.planted import findings_of, lines_of, make_rows, write_rows
 
 

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import pytest
 
 from clsgen_dist.cli import main
-from clsgen_dist.data.checks.measure import sources_of
 from clsgen_dist.data.checks.page import page as html_of
 from clsgen_dist.data.checks.report import to_json, to_text
+from clsgen_dist.data.checks.row_statistics import sources_of
 from clsgen_dist.errors import DataError, ModelError, SettingsError
-from clsgen_dist.training.data_check import check_files
+from clsgen_dist.training.check_files import check_files
 from tests.data.checks.planted import make_rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clsgen_dist.data.reading.cells import Notice
-from clsgen_dist.data.reading.labels import OTHERS, LabelReader, detect_space
+from clsgen_dist.data.reading.label_cells import OTHERS, LabelReader, detect_space
 from clsgen_dist.data.reading.rejection import Fault, Rejection
 
 

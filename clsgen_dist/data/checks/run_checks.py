@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clsgen_dist.data.checks.cells import cells
+from clsgen_dist.data.checks.cell_checks import cells
 from clsgen_dist.data.checks.exact_duplicates import duplicates_within, leakage
 from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits
 from clsgen_dist.data.checks.format import explanations, lengths, unreadable
-from clsgen_dist.data.checks.labels import conflicts, label_names, labels, missing_names, unseen_classes
-from clsgen_dist.data.checks.measure import RowStatistics, Source, measure
+from clsgen_dist.data.checks.label_checks import conflicts, label_names, labels, missing_names, unseen_classes
 from clsgen_dist.data.checks.near_duplicates import NearDuplicates, Template, near_duplicates
 from clsgen_dist.data.checks.report import CheckReport
+from clsgen_dist.data.checks.row_statistics import RowStatistics, Source, measure
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.ingest import resolve_space
-from clsgen_dist.data.reading.labels import Space
+from clsgen_dist.data.reading.label_cells import Space
 
 _ALL_TEMPLATE = 0.95
 """More of a typical text than this shared by nearly every row: they may all be copies of one."""
@@ -37,8 +37,8 @@ def check_rows(
     """Every problem of the rows, with what the report says about them.
 
     Args:
-        sources: the splits, as :func:`clsgen_dist.data.checks.measure.sources_of` names them; the training rows are
-            those named ``train``, else the first.
+        sources: the splits, as :func:`clsgen_dist.data.checks.row_statistics.sources_of` names them; the training rows
+            are those named ``train``, else the first.
         columns: the names of their columns.
         class_names: the recipe's label space; None accepts the labels that are found.
         encoder: counts tokens, template and question included.

@@ -1,4 +1,4 @@
-"""From the settings to how the model computes its losses: options of the two heads, the terms, the head's first bias.
+"""Unequal classes: weights of their losses, what these do to the probabilities, and how it is undone.
 
 Class weights and balanced sampling reweigh the rows, so the probabilities that are learnt are those of reweighted rows:
 with weight w_c on class c the optimum is p'_c ∝ w_c p_c. For one class a row that is undone exactly, by -log w_c on the
@@ -12,62 +12,59 @@ Cost: none a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-from clsgen_kernels import GenerationOptions
 
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.model.classification_head import ClassLoss
-from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import Kind, LabelSpace
 from clsgen_dist.objectives.settings import ObjectivesSettings
 
 # C classes
 
 
-def loss_spec(
-    objectives: ObjectivesSettings,
-    labels: LabelSpace,
-    rows_C: Sequence[float] | None,
-    *,
-    balanced: bool = False,
-    decide: Literal["before", "after", "both"] = "before",
-) -> LossSpec:
-    """How the model computes its losses.
+def class_weights(
+    objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequence[float] | None
+) -> tuple[float, ...] | None:
+    """The factor of each class's loss; None if there are none.
 
     Args:
         objectives: the settings.
         labels: the label space.
         rows_C: training rows of each class; None if they are not known (streamed shards).
-        balanced: whether classes are sampled equally often.
-        decide: where the head is read.
 
     Raises:
         SettingsError: class weights that do not fit the label space, or that need counts which are not known.
     """
-    settings = objectives.classification
-    weights = _class_weights(objectives, labels, rows_C)
-    correction = np.zeros(len(labels))
-    if labels.kind == "single" and weights:
-        correction -= np.log(weights)
-    if labels.kind == "single" and balanced and rows_C is not None:
-        correction += np.log(np.maximum(rows_C, 1) / max(sum(rows_C), 1))
-    return LossSpec(
-        impl=objectives.impl,
-        decide=decide,
-        classification=ClassLoss(
-            kind=labels.kind,
-            class_weight=tuple(weights) if weights else None,
-            focal_gamma=settings.focal_gamma,
-            label_smoothing=settings.label_smoothing,
-            bias_correction=tuple(correction.tolist()) if correction.any() else None,
-        ),
-        generation=GenerationOptions(
-            label_smoothing=objectives.generation.label_smoothing, z_loss=objectives.generation.z_loss
-        ),
-        terms=objectives.terms(decide),
-    )
+    given = objectives.classification.class_weights
+    name = "objectives.classification.class_weights"
+    if given is None:
+        return None
+    if labels.kind == "ordinal":
+        raise SettingsError(f"{name} is {given!r} with ordinal labels, which are learnt by their cut points; drop it")
+    if given == "balanced":
+        rows_C = _known(rows_C, "class_weights=balanced")
+        mean = sum(rows_C) / len(rows_C)
+        return tuple(mean / max(count, 1) for count in rows_C)
+    if unknown := sorted(set(given) - set(labels.names)):
+        raise SettingsError(f"{name} names {unknown[0]!r}, expected names of {list(labels.names)}; fix it")
+    return tuple(given.get(label, 1.0) for label in labels.names)
+
+
+def bias_correction(
+    weights: Sequence[float] | None, labels: LabelSpace, rows_C: Sequence[float] | None, *, balanced: bool
+) -> tuple[float, ...] | None:
+    """What is added to the head's bias outside training, so that its probabilities are those of the rows; None: nothing.
+
+    ``balanced``: whether classes were sampled equally often.
+    """
+    if labels.kind != "single":
+        return None
+    correction_C = np.zeros(len(labels))
+    if weights:
+        correction_C -= np.log(weights)
+    if balanced and rows_C is not None:
+        correction_C += np.log(np.maximum(rows_C, 1) / max(sum(rows_C), 1))
+    return tuple(correction_C.tolist()) if correction_C.any() else None
 
 
 def head_prior(
@@ -97,24 +94,6 @@ def distortions(objectives: ObjectivesSettings, kind: Kind, *, balanced: bool) -
         "data.sampling": balanced and kind != "single",
     }
     return [name for name, value in found.items() if value]
-
-
-def _class_weights(
-    objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequence[float] | None
-) -> list[float] | None:
-    given = objectives.classification.class_weights
-    name = "objectives.classification.class_weights"
-    if given is None:
-        return None
-    if labels.kind == "ordinal":
-        raise SettingsError(f"{name} is {given!r} with ordinal labels, which are learnt by their cut points; drop it")
-    if given == "balanced":
-        rows_C = _known(rows_C, "class_weights=balanced")
-        mean = sum(rows_C) / len(rows_C)
-        return [mean / max(count, 1) for count in rows_C]
-    if unknown := sorted(set(given) - set(labels.names)):
-        raise SettingsError(f"{name} names {unknown[0]!r}, expected names of {list(labels.names)}; fix it")
-    return [given.get(label, 1.0) for label in labels.names]
 
 
 def _known(rows_C: Sequence[float] | None, setting: str) -> Sequence[float]:

@@ -19,7 +19,7 @@ from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import Notice
 from clsgen_dist.data.reading.ingest import unique_rows
-from clsgen_dist.data.reading.labels import Space
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import RejectedRow
 from clsgen_dist.data.reading.sniff import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file

@@ -10,9 +10,10 @@ from scipy.special import softmax
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.classification_head import HeadSpec, head_affine
 from clsgen_dist.model.label_space import LabelSpace, class_probabilities
+from clsgen_dist.objectives.class_weights import distortions, head_prior
 from clsgen_dist.objectives.classification import ClassificationSettings
-from clsgen_dist.objectives.loss_spec import distortions, head_prior, loss_spec
 from clsgen_dist.objectives.settings import ObjectivesSettings
+from clsgen_dist.training.build_engine import loss_spec
 
 SINGLE = LabelSpace.of(["a", "b", "c"])
 ROWS = [700.0, 200.0, 100.0]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from clsgen_dist.data.checks.finding import Finding, row_ref
-from clsgen_dist.data.checks.measure import Split
+from clsgen_dist.data.checks.row_statistics import Split
 from clsgen_dist.data.reading.cells import Notice
 from clsgen_dist.io.text import counts_phrase, row_count_phrase
 

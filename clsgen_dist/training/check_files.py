@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clsgen_dist.config import DataSettings, PromptSettings, parse_settings, resolve_path
-from clsgen_dist.data.checks.check import check_rows
 from clsgen_dist.data.checks.finding import Limits
-from clsgen_dist.data.checks.measure import sources_of
 from clsgen_dist.data.checks.report import CheckReport
+from clsgen_dist.data.checks.row_statistics import sources_of
+from clsgen_dist.data.checks.run_checks import check_rows
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import DataError
 from clsgen_dist.training.datasets import encoder_of_settings

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from clsgen_kernels import GenerationOptions
 
 from clsgen_dist.config import Settings, resolve_path
 from clsgen_dist.data.encode import Encoder
@@ -13,18 +14,20 @@ from clsgen_dist.engine.compiled_ops import build_operators
 from clsgen_dist.engine.config import deepspeed_config, refuse_missing_kernels
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
 from clsgen_dist.engine.world import on_accelerator
+from clsgen_dist.model.attention import choose_attention
 from clsgen_dist.model.backbone import (
     Backbone,
     build_model,
     checkpoint_activations,
-    choose_attention,
     label_start_tokens,
     load_backbone,
     set_zero3_units,
 )
-from clsgen_dist.model.classification_head import HeadSpec
+from clsgen_dist.model.classification_head import ClassLoss, HeadSpec
 from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.objectives.class_weights import bias_correction, class_weights
+from clsgen_dist.objectives.settings import ObjectivesSettings
 
 
 def zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
@@ -48,6 +51,45 @@ def planned_zero_config(settings: Settings, ranks: int, *, on_gpu: bool) -> dict
         max_grad_norm=settings.optim.max_grad_norm,
         bf16=on_gpu if train.precision == "auto" else train.precision == "bf16",
         optimizer=settings.optim.name,
+    )
+
+
+def loss_spec(
+    objectives: ObjectivesSettings,
+    labels: LabelSpace,
+    rows_C: Sequence[float] | None,
+    *,
+    balanced: bool = False,
+    decide: Literal["before", "after", "both"] = "before",
+) -> LossSpec:
+    """How the model computes its losses.
+
+    Args:
+        objectives: the settings.
+        labels: the label space.
+        rows_C: training rows of each class; None if they are not known (streamed shards).
+        balanced: whether classes are sampled equally often.
+        decide: where the head is read.
+
+    Raises:
+        SettingsError: class weights that do not fit the label space, or that need counts which are not known.
+    """
+    settings = objectives.classification
+    weights = class_weights(objectives, labels, rows_C)
+    return LossSpec(
+        impl=objectives.impl,
+        decide=decide,
+        classification=ClassLoss(
+            kind=labels.kind,
+            class_weight=weights,
+            focal_gamma=settings.focal_gamma,
+            label_smoothing=settings.label_smoothing,
+            bias_correction=bias_correction(weights, labels, rows_C, balanced=balanced),
+        ),
+        generation=GenerationOptions(
+            label_smoothing=objectives.generation.label_smoothing, z_loss=objectives.generation.z_loss
+        ),
+        terms=objectives.terms(decide),
     )
 
 

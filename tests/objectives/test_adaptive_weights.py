@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clsgen_dist.objectives.balance import Balance, BalanceSettings
+from clsgen_dist.objectives.adaptive_weights import Balance, BalanceSettings
 
 TERMS = {"generation": 1.0, "classification": 2.0}
 METHODS = ("uncertainty", "loss_ratio", "gradient_norm")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clsgen_dist.data.checks.finding import Finding, Limits, RowRef, row_ref
-from clsgen_dist.data.checks.measure import RowStatistics, Split
 from clsgen_dist.data.checks.near_duplicates import normalised
+from clsgen_dist.data.checks.row_statistics import RowStatistics, Split
 from clsgen_dist.data.reading.cells import MISSING_WORDS
 from clsgen_dist.io.text import counts_phrase, quoted, row_count_phrase
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from clsgen_dist.data.checks.labels import class_counts
+from clsgen_dist.data.checks.label_checks import class_counts
 from clsgen_dist.data.checks.report import to_text
-from clsgen_dist.training.data_check import check_files
+from clsgen_dist.training.check_files import check_files
 from tests.data.checks.planted import findings_of, lines_of, make_rows
 
 

@@ -27,8 +27,8 @@ from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backb
 from clsgen_dist.model.context_length import require_context, require_embedded
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
-from clsgen_dist.objectives.loss_spec import distortions, head_prior, loss_spec
-from clsgen_dist.training.build import build_engine
+from clsgen_dist.objectives.class_weights import distortions, head_prior
+from clsgen_dist.training.build_engine import build_engine, loss_spec
 from clsgen_dist.training.datasets import open_datasets, require_something_to_learn
 from clsgen_dist.training.dev_evaluation import metric_fault
 from clsgen_dist.training.run_prompt import prompt_of_run
