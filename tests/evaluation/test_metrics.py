@@ -128,7 +128,7 @@ def test_an_absent_class_does_not_prevent_a_report(monkeypatch):
     predictor = SimpleNamespace(card=card, space=LabelSpace.of(card.labels))
     examples = [Example(id=str(n), text=f"word{n % 2} so", label="ab"[n % 2]) for n in range(12)]
     logits = [(1.0, 0.0, 0.5) if n % 2 == 0 else (0.0, 1.0, 0.5) for n in range(12)]
-    predictions = [SimpleNamespace(logits=x, explanation=None, label="a") for x in logits]
+    predictions = [SimpleNamespace(logits=x, explanation=None, label="a", after=None) for x in logits]
     report = build_report(predictor, examples, predictions, examples)
     assert report.notes == ["no row of the class 'c': AUROC and F1 are of the other classes"]
     assert [(s.name, s.metrics["auroc"]) for s in report.scores] == [
