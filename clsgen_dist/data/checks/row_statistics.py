@@ -18,7 +18,7 @@ from clsgen_dist.data.checks.near_duplicates import Sketches, Template, normalis
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import Notice
-from clsgen_dist.data.reading.ingest import unique_rows
+from clsgen_dist.data.reading.ingest import resolve_space, unique_rows
 from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import RejectedRow
@@ -166,6 +166,8 @@ def measure(
     """
     splits = [_open(source) for source in sources]
     # All are opened before the first is read: a wrong path should fail at once, not after minutes.
+    if readable := [split.source.path for split in splits if not split.fault]:
+        space = resolve_space(readable[0], columns, space)
     rows = [
         None if s.fault else unique_rows(s.source.path, columns=columns, labels=labels, space=space) for s in splits
     ]

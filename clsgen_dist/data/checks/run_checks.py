@@ -17,7 +17,6 @@ from clsgen_dist.data.checks.report import CheckReport
 from clsgen_dist.data.checks.row_statistics import RowStatistics, Source, measure
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.ingest import resolve_space
 from clsgen_dist.data.reading.label_cells import Space
 
 _ALL_TEMPLATE = 0.95
@@ -50,7 +49,6 @@ def check_rows(
         DataError: a source does not exist, or has no text column.
     """
     train = next((index for index, source in enumerate(sources) if source.name == "train"), 0)
-    space = resolve_space(sources[train].path, columns, space)
     statistics = measure(sources, columns=columns, labels=class_names, encoder=encoder, space=space)
     near = near_duplicates(statistics.sketches, statistics.sketch_split, len(sources), limits.near)
     problems = find_problems(statistics, near, limits, train)
