@@ -167,9 +167,10 @@ class DualHeadModel(nn.Module):
             # The fused loss measures the first two itself.
             measured_ND = hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index])
             sums.append(term.sum(ForwardPass(batch, measured_ND, losses, lm, head, class_loss)))
-        reads_after = spec.decide == "both" and not self.training
-        after_SD = hidden_ND[batch["end_index_S"] if reads_after else batch["end_index_S"][:0]]
-        return ModelOutput(*losses, F.linear(after_SD.float(), weight_KD.float(), bias_K.float()), tuple(sums))
+        after_SK = losses.class_logits[:0]
+        if spec.decide == "both" and not self.training:
+            after_SK = F.linear(hidden_ND[batch["end_index_S"]].float(), weight_KD.float(), bias_K.float())
+        return ModelOutput(*losses, after_SK, tuple(sums))
 
 
 _BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")

@@ -126,5 +126,6 @@ def _meta_batch(lengths: Sequence[int], supervised: int) -> dict[str, Any]:
         "supervised_index_n": integers(supervised),
         "target_n": integers(supervised),
         "class_index_S": integers(len(lengths)),
+        "end_index_S": integers(len(lengths)),
         "label_S": integers(len(lengths)),
     }
