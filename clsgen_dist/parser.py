@@ -41,12 +41,13 @@ _LABELS_REMEDY = (
     "; write the classes as a list of names, like [no, yes], and where one is no name in YAML quote the class, like "
     '["null", "yes"]'
 )
-_OTHER_TRAINERS_NAMES = {
+_OTHER_NAMES = {
     "micro_batch_size": "train.micro_batch_tokens, a budget in tokens: rows are packed into it",
     "per_device_train_batch_size": "train.micro_batch_tokens, a budget in tokens: rows are packed into it",
     "gradient_accumulation_steps": "none: train.batch_size counts rows over all ranks, packing finds the micro-steps",
     "learning_rate": "optim.lr",
     "num_train_epochs": "train.epochs",
+    "loss": "objectives: loss.generation_weight is objectives.generation.weight, and so on",
 }
 _DASHED = re.compile(r"-(?!\d+$|\d*\.\d+$)\S*$")
 """What argparse takes for a flag, and not for the value of the flag before it, as it does numbers and sentences."""
@@ -314,7 +315,7 @@ def _expected(kind: Any) -> str:
 
 
 def _nearest(wrong: str, names: Sequence[str], dashes: str = "") -> str:
-    if known := _OTHER_TRAINERS_NAMES.get(wrong.split(".")[-1]):
+    if known := _OTHER_NAMES.get(wrong.split(".")[-1]):
         return f"; here it is {known}"
     sections = sorted({name.split(".")[0] for name in names})
     near = difflib.get_close_matches(wrong, [*names, *sections], n=1, cutoff=0.5)
