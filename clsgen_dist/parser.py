@@ -219,11 +219,22 @@ def _load_yaml(text: str) -> Any:
     if twice := duplicate_key(text):
         raise yaml.YAMLError(twice)
     written = yaml.load(text, Loader=_as_written_loader())
+    value = _with_written_keys(value, written)
     if isinstance(value, list):
         return value if any(isinstance(item, (dict, list)) for item in value) else written
     for typed, plain in ((value, written), (value.get("data"), written.get("data"))):
         if isinstance(typed, dict):
             typed.update({name: plain[name] for name in ("labels", "positive_label") if name in typed})
+    return value
+
+
+def _with_written_keys(value: Any, written: Any) -> Any:
+    """The value with the keys of its mappings as they are written: they are names, like those of classes."""
+    if isinstance(value, dict):
+        pairs = zip(value.values(), written.items(), strict=True)
+        return {str(key): _with_written_keys(item, plain) for item, (key, plain) in pairs}
+    if isinstance(value, list):
+        return [_with_written_keys(item, plain) for item, plain in zip(value, written, strict=True)]
     return value
 
 

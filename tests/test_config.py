@@ -113,6 +113,12 @@ def test_numbers_and_booleans_in_the_file_keep_their_type(tmp_path, capsys):
         (["--optim.eps", "0"], "optim.eps is 0.0, expected more than 0"),
         (["--faults.spike_factor", "0.5"], "faults.spike_factor is 0.5, expected 0 or more than 1"),
         (["--objectives.min_share", "0.7"], "objectives.min_share is 0.7, expected a share from 0 to 0.5"),
+        (
+            ["--objectives.classification.focal_gamma", "2", "--objectives.classification.label_smoothing", "0.1"],
+            "focal loss needs one certain class a row",
+        ),
+        (["--objectives.classification.class_weights", "{no: 0}"], "is {'no': 0.0}, expected numbers above 0"),
+        (["--objectives.balance.bounds", "[2, 3]"], "expected [low, high] with 0 < low <= 1 <= high"),
         (["--objectives.classification.range", "[0, 0]"], "two factors of 0 or more, not both 0"),
         (
             ["--curriculum.stages", '[{"name": "a", "epochs": 1, "classification_range": [0.1, 1]}]'],

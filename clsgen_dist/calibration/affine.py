@@ -118,7 +118,7 @@ def _fit_each(logits_NC: np.ndarray, labels_NC: np.ndarray) -> AffineCalibration
         known_N = ~np.isnan(labels_NC[:, index])
         logits_N = logits_NC[known_N, index]
         fitted = _fit_single(
-            np.stack([np.zeros(len(logits_N)), logits_N], axis=1), (labels_NC[known_N, index] > 0.5).astype(int)
+            np.stack([np.zeros(len(logits_N)), logits_N], axis=1), (labels_NC[known_N, index] >= 0.5).astype(int)
         )
         scale_C[index], bias_C[index] = fitted.scale, fitted.bias_K[1]
     return AffineCalibration(tuple(scale_C.tolist()), tuple(bias_C.tolist()))
@@ -127,7 +127,7 @@ def _fit_each(logits_NC: np.ndarray, labels_NC: np.ndarray) -> AffineCalibration
 def fittable_classes(labels_NC: np.ndarray) -> np.ndarray:
     """``[C]`` multi-label: which classes have enough rows, with both answers; the others are left as they are."""
     known_NC = ~np.isnan(labels_NC)
-    yes_C = (np.where(known_NC, labels_NC, 0) > 0.5).sum(axis=0)
+    yes_C = (np.where(known_NC, labels_NC, 0) >= 0.5).sum(axis=0)
     return np.asarray((known_NC.sum(axis=0) >= _MIN_ROWS) & (yes_C > 0) & (yes_C < known_NC.sum(axis=0)))
 
 

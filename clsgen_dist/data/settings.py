@@ -23,7 +23,7 @@ class DataSettings:
     columns: Columns = field(default_factory=Columns)
     """How your columns are called."""
     label_space: Literal["auto", "single", "multilabel", "ordinal"] = "auto"
-    """What a row's label is: `single` (one class, or the votes of several annotators), `multilabel` (a list of classes, or an object with an answer for each), `ordinal` (one of ordered classes); auto: multilabel where labels are lists, else single."""
+    """What a row's label is: `single` (one class, or the votes of several annotators), `multilabel` (a list of classes, or an object with an answer for each), `ordinal` (one of ordered classes); auto: multilabel where labels are lists or objects that do not sum to 1, else single."""
     labels: list[str] | None = None
     """The classes in order (ordinal: from low to high), read as the rows' labels are (1.0 is the class 1); none: the sorted labels of the training rows."""
     positive_label: str | None = None

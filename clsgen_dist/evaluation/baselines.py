@@ -65,7 +65,7 @@ def text_baseline(
         return probabilities_NC
     for index, labels_N in enumerate(train_labels.T):
         known = np.flatnonzero(~np.isnan(labels_N))
-        yes_N = labels_N[known] > 0.5
+        yes_N = labels_N[known] >= 0.5
         if len(np.unique(yes_N)) == 2:
             fitted = model.fit([train_texts[int(row)] for row in known], yes_N)
             probabilities_NC[:, index] = fitted.predict_proba(texts)[:, 1]

@@ -34,20 +34,6 @@ def micro(metric: Binary, labels_NC: np.ndarray, scores_NC: np.ndarray) -> float
     return metric(labels, scores) if len(np.unique(labels)) == 2 else float("nan")
 
 
-def auroc(labels_NC: np.ndarray, probabilities_NC: np.ndarray) -> tuple[float, float]:
-    """Area under the ROC curve, macro and micro."""
-    from sklearn.metrics import roc_auc_score
-
-    return macro(roc_auc_score, labels_NC, probabilities_NC), micro(roc_auc_score, labels_NC, probabilities_NC)
-
-
-def average_precision(labels_NC: np.ndarray, probabilities_NC: np.ndarray) -> tuple[float, float]:
-    """Average precision, macro and micro."""
-    from sklearn.metrics import average_precision_score as score
-
-    return macro(score, labels_NC, probabilities_NC), micro(score, labels_NC, probabilities_NC)
-
-
 def f1(labels_NC: np.ndarray, predicted_NC: np.ndarray) -> tuple[float, float]:
     """F1 of the predicted sets, macro (over all classes; 0 for one that is neither there nor predicted) and micro."""
     known_NC = ~np.isnan(labels_NC)

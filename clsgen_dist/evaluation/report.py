@@ -24,9 +24,11 @@ from clsgen_dist.io.tables import markdown_table
 
 SHOWN = {
     "single": ("auroc", "f1", "ece", "nll"),
-    "multilabel": ("auroc", "average_precision", "f1", "f1_micro", "ece", "nll"),
+    "multilabel": (
+        "auroc", "auroc_micro", "average_precision", "average_precision_micro", "f1", "f1_micro", "ece", "nll",
+    ),
     "ordinal": ("auroc", "quadratic_kappa", "mae", "ece", "nll"),
-}
+}  # fmt: skip
 """The report's metrics of each label space."""
 
 

@@ -175,7 +175,9 @@ class Predictor:
         """Yield (text index, prediction) as batches finish; the longest prompts first, so that memory peaks early."""
         prompts = [self.encoder.prompt(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: -len(prompts[i][0]))
-        longest = self.card.max_explanation_length if max_new_tokens is None else max_new_tokens
+        # The longest explanation counts its end token, which is appended where the head is read after it.
+        longest = self.card.max_explanation_length - (self.card.decide != "before")
+        longest = longest if max_new_tokens is None else max_new_tokens
         writes = explain or self.card.decide == "after"
         if writes and max_new_tokens is not None and order:
             self._require_room(len(prompts[order[0]][0]), max_new_tokens)

@@ -56,7 +56,7 @@ def head_affine(weight: Tensor, bias: Tensor, kind: Kind) -> tuple[Tensor, Tenso
     """Weight ``[K, D]`` and bias ``[K]`` of the logits, from the head's parameters."""
     if kind != "ordinal":
         return weight, bias
-    return weight.expand(bias.shape[0], -1).contiguous(), cut_points(bias)
+    return weight.expand(bias.shape[0], -1).contiguous(), cut_points(bias.float())
 
 
 def cut_points(bias_K: Tensor) -> Tensor:
@@ -93,7 +93,10 @@ class HeadSpec:
         """The head's first bias parameters; None for zeros."""
         if self.kind == "ordinal":
             prior_C = torch.tensor(self.prior or [1 / self.classes] * self.classes, dtype=torch.float64)
-            return cut_point_parameters(torch.logit(1 - prior_C.cumsum(dim=0)[:-1], eps=1e-6)).float()
+            cuts_K = torch.logit(1 - prior_C.cumsum(dim=0)[:-1], eps=1e-6)
+            for k in range(1, len(cuts_K)):  # classes that (nearly) no row has still get a place
+                cuts_K[k] = torch.minimum(cuts_K[k], cuts_K[k - 1] - 1e-2)
+            return cut_point_parameters(cuts_K).float()
         if self.prior is None:
             return None
         prior_C = torch.tensor(self.prior, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)

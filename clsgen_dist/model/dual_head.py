@@ -41,12 +41,16 @@ class ForwardPass:
     lm: Any
     """The causal LM, for its output embedding; under ZeRO-3 gathered while it is used."""
     head: ClassificationHead
+    affine: tuple[Tensor, Tensor]
+    """Weight ``[K, D]`` and bias ``[K]`` of the class logits."""
+    decided_index_S: Tensor
+    """Position at which each row's decision is read."""
     class_loss: ClassLoss
 
     def class_logits(self, index_S: Tensor | None = None) -> Tensor:
-        """``[S, K]`` logits of the head at these positions (None: the classification tokens), with its dropout."""
-        weight_KD, bias_K = self.head.affine()
-        pooled_SD = self.hidden_ND[self.batch["class_index_S"] if index_S is None else index_S].float()
+        """``[S, K]`` logits of the head at these positions (None: where the model decides), with its dropout."""
+        weight_KD, bias_K = self.affine
+        pooled_SD = self.hidden_ND[self.decided_index_S if index_S is None else index_S].float()
         pooled_SD = F.dropout(pooled_SD, self.head.dropout, self.head.training)
         return F.linear(pooled_SD, weight_KD.float(), bias_K.float())
 
@@ -69,7 +73,7 @@ class LossTerm(Protocol):
 
 @dataclass(frozen=True)
 class LossSpec:
-    """How a model computes its losses. Options hold in training; outside it both losses are plain likelihoods."""
+    """How a model computes its losses. Options hold in training only."""
 
     impl: str = "auto"
     """See :func:`clsgen_kernels.dual_head_loss`."""
@@ -145,7 +149,8 @@ class DualHeadModel(nn.Module):
         weight_KD, bias_K = head.affine()
         label_S, class_options = class_loss.targets(batch["label_S"], bias_K.shape[0])
         if spec.classification.bias_correction is not None and not self.training:
-            bias_K = bias_K + bias_K.new_tensor(spec.classification.bias_correction)
+            bias_K = bias_K.float() + torch.tensor(spec.classification.bias_correction, device=bias_K.device)
+        decided_S = batch["end_index_S" if spec.decide == "after" else "class_index_S"]
         hidden_ND = self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
         losses = dual_head_loss(
             hidden_ND,
@@ -154,7 +159,7 @@ class DualHeadModel(nn.Module):
             bias_K,
             supervised_index_n=batch["supervised_index_n"],
             target_n=batch["target_n"],
-            class_index_S=batch["end_index_S" if spec.decide == "after" else "class_index_S"],
+            class_index_S=decided_S,
             label_S=label_S,
             dropout_scale_SD=head.dropout_scale(label_S.shape[0]),
             generation=spec.generation if self.training else GenerationOptions(),
@@ -162,11 +167,11 @@ class DualHeadModel(nn.Module):
             impl=spec.impl,
             hidden_grad_square=None if square is None or spec.impl == "reference" else square[:2],
         )
-        sums = []
+        affine, sums = (weight_KD, bias_K), []
         for index, term in enumerate(spec.terms):
             # The fused loss measures the first two itself.
             measured_ND = hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index])
-            sums.append(term.sum(ForwardPass(batch, measured_ND, losses, lm, head, class_loss)))
+            sums.append(term.sum(ForwardPass(batch, measured_ND, losses, lm, head, affine, decided_S, class_loss)))
         after_SK = losses.class_logits[:0]
         if spec.decide == "both" and not self.training:
             after_SK = F.linear(hidden_ND[batch["end_index_S"]].float(), weight_KD.float(), bias_K.float())

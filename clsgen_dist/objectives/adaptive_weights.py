@@ -10,6 +10,7 @@
 All need only numbers that the step has: global means, and the norms that the backward pass measures where the terms
 meet, before their gradients are added. So there is no second backward pass, nor a learnt parameter under ZeRO-3. The
 state is a few floats, equal on all ranks and part of the checkpoint. A term that a step has nothing for keeps its state.
+A term with losses below 0 has no scale for the first two methods, and keeps its weight.
 
 Fixed weights often match such schemes (Kurin 2022, arXiv 2201.04122): docs/results.md has what was measured here.
 """
@@ -67,15 +68,17 @@ class Balance:
             found |= {name: math.exp(-s) for name, s in state.get("log_variance", {}).items() if name in active}
         elif method == "loss_ratio":
             last, before = state.get("last", {}), state.get("before", {})
-            if active and all(name in before and name in last for name in active):
-                ratios = {n: last[n] / max(before[n], _TINY) / self.settings.temperature for n in active}
-                raised = {n: math.exp(ratio - max(ratios.values())) for n, ratio in ratios.items()}
-                found |= {n: len(active) * value / sum(raised.values()) for n, value in raised.items()}
+            ratios = {
+                n: last[n] / max(before[n], _TINY) / self.settings.temperature
+                for n in active
+                if n in before and n in last
+            }
+            raised = {n: math.exp(ratio - max(ratios.values())) for n, ratio in ratios.items()}
+            found |= {n: len(raised) * value / sum(raised.values()) for n, value in raised.items()}
         elif method == "gradient_norm":
             norms = state.get("norm", {})
-            if active and all(name in norms for name in active):
-                inverse = {name: 1 / max(terms[name] * norms[name], _TINY) for name in active}
-                found |= {name: len(active) * value / sum(inverse.values()) for name, value in inverse.items()}
+            inverse = {name: 1 / max(terms[name] * norms[name], _TINY) for name in active if name in norms}
+            found |= {name: len(inverse) * value / sum(inverse.values()) for name, value in inverse.items()}
         low, high = self.settings.bounds
         return {name: min(max(value, low), high) for name, value in found.items()}
 
@@ -92,6 +95,8 @@ class Balance:
         settings = self.settings
         state = {quantity: dict(values) for quantity, values in state.items()}
         seen = {name: loss for name, loss in losses.items() if terms[name] > 0 and math.isfinite(loss)}
+        if settings.method != "gradient_norm":
+            seen = {name: loss for name, loss in seen.items() if loss > 0}
         if settings.method == "uncertainty":
             widest = -math.log(settings.bounds[0]), -math.log(settings.bounds[1])
             known = state.setdefault("log_variance", {})

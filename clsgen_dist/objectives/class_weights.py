@@ -21,6 +21,9 @@ from clsgen_dist.objectives.settings import ObjectivesSettings
 
 # C classes
 
+_MOST = 10.0
+"""Largest balanced weight of a multi-label class: it multiplies the loss of rows that do not have it too."""
+
 
 def class_weights(
     objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequence[float] | None
@@ -44,8 +47,9 @@ def class_weights(
     if given == "balanced":
         rows_C = _known(rows_C, "class_weights=balanced")
         mean = sum(rows_C) / len(rows_C)
-        return tuple(mean / max(count, 1) for count in rows_C)
-    if unknown := sorted(set(given) - set(labels.names)):
+        most = _MOST if labels.kind == "multilabel" else float("inf")
+        return tuple(min(mean / count, most) if count else 1.0 for count in rows_C)
+    if unknown := sorted(set(given) - set(labels.names), key=str):
         raise SettingsError(f"{name} names {unknown[0]!r}, expected names of {list(labels.names)}; fix it")
     return tuple(given.get(label, 1.0) for label in labels.names)
 
@@ -68,21 +72,23 @@ def bias_correction(
 
 
 def head_prior(
-    objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequence[float] | None, labelled: float
+    objectives: ObjectivesSettings, labels: LabelSpace, rows_C: Sequence[float] | None, known_C: Sequence[float] | None
 ) -> list[float] | None:
     """Probability of each class by which the head's bias starts, for ``logit_adjustment``; None for equal classes.
 
-    ``labelled`` are the training rows with a label. SettingsError if the counts are not known.
+    ``known_C`` are the training rows in which it is known whether they have each class. SettingsError if the counts are
+    not known.
     """
+    from scipy.special import expit, softmax
+
     tau = objectives.classification.logit_adjustment
     if tau == 0:
         return None
-    rows_C = _known(rows_C, "logit_adjustment")
+    has_C = np.asarray(_known(rows_C, "logit_adjustment"))
     if labels.kind == "multilabel":
-        odds = [((count + 1) / (labelled - count + 1)) ** tau for count in rows_C]
-        return [value / (1 + value) for value in odds]
-    powers = [((count + 1) / (labelled + len(labels))) ** tau for count in rows_C]
-    return [power / sum(powers) for power in powers]
+        has_not_C = np.asarray(_known(known_C, "logit_adjustment")) - has_C
+        return [float(p) for p in expit(tau * (np.log(has_C + 1) - np.log(has_not_C + 1)))]
+    return [float(p) for p in softmax(tau * np.log(has_C + 1))]
 
 
 def distortions(objectives: ObjectivesSettings, kind: Kind, *, balanced: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""The classification loss: negative log-likelihood of the row's label, per labelled row.
+"""The classification loss of the row's label, per labelled row.
 
     single       -Σ_c w_c q_c log softmax(l)_c                  q one-hot, smoothed, or the row's votes
     multilabel   Σ_c w_c BCE(l_c, q_c) over the classes that are known
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Lt
 
+from clsgen_dist.data.reading.cells import class_name
 from clsgen_dist.io.value_ranges import NonNegativeFloat
 from clsgen_dist.objectives.term import Term, TermSettings
 
@@ -43,6 +44,11 @@ class ClassificationSettings(TermSettings):
     logit_adjustment: NonNegativeFloat = 0.0
     """The head's bias starts at this times the log share of each class in the training rows. At 1 that is the logit-adjusted loss (Menon 2021, arXiv 2007.07314) with the adjustment kept when predicting: probabilities stay those of the training rows."""
 
+    def __post_init__(self) -> None:
+        """Classes are named as in the rows, however they are written here."""
+        if isinstance(self.class_weights, dict):
+            self.class_weights = {class_name(name): weight for name, weight in self.class_weights.items()}
+
     def term(self) -> Classification:
         """The term with these settings."""
         return Classification()
@@ -50,6 +56,11 @@ class ClassificationSettings(TermSettings):
     def faults(self, name: str) -> Iterator[str]:
         """What is wrong with the fields taken together."""
         yield from super().faults(name)
+        if self.focal_gamma and self.label_smoothing:
+            yield (
+                f"objectives.{name}.focal_gamma is {self.focal_gamma} with label_smoothing {self.label_smoothing}: focal "
+                "loss needs one certain class a row; set one of them to 0"
+            )
         weights = self.class_weights
         if isinstance(weights, dict) and (not weights or min(weights.values()) <= 0):
             yield f"objectives.{name}.class_weights is {weights}, expected numbers above 0 by class name"

@@ -57,4 +57,6 @@ class ObjectivesSettings:
             yield f"{' and '.join(names)} are all 0: nothing would be trained"
         for name, section in self.sections().items():
             yield from section.faults(name)
+        if self.balance.method == "gradient_norm" and self.impl == "reference":
+            yield "objectives.balance.method is gradient_norm with objectives.impl=reference, which measures no gradients"
         yield from self.balance.faults()

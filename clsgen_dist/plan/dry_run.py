@@ -46,6 +46,7 @@ from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.log import quiet_libraries
 from clsgen_dist.model.backbone import backbone_path, open_backbone
 from clsgen_dist.model.context_length import require_context
+from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.objectives.normalization import StepCounts
 from clsgen_dist.plan.fake_tensors import operations_for_fake_tensors
@@ -139,11 +140,12 @@ def dry_run(
     require_context(open_config(backbone), data.max_prompt_length, data.max_explanation_length)
     opened = open_backbone(backbone, weights=False)
     config = zero_config(settings, world.size)
-    labels = LabelSpace.of([f"class {number}" for number in range(classes)], "class 0")
+    kind = settings.data.label_space
+    labels = LabelSpace.of([f"class {n}" for n in range(classes)], "class 0", "single" if kind == "auto" else kind)
     share = _share(lengths, supervised, micro_steps)
     recorder = CollectiveRecorder(world.size)
     with operations_for_fake_tensors(), FakeTensorMode(allow_non_fake_inputs=True), recorder:
-        engine = build_engine(settings, config, opened, None, labels, loss_spec(settings.objectives, labels, None))
+        engine = build_engine(settings, config, opened, None, labels, _losses(settings, labels))
         named = dict(engine.module.named_parameters())
         found = DryRun(
             world.size,
@@ -159,6 +161,13 @@ def dry_run(
         engine.destroy()
     found.seconds = time.monotonic() - start
     return found
+
+
+def _losses(settings: Settings, labels: LabelSpace) -> LossSpec:
+    """How the losses are computed, without class weights: the rows' classes are not known here."""
+    section = dataclasses.replace(settings.objectives.classification, class_weights=None)
+    objectives = dataclasses.replace(settings.objectives, classification=section)
+    return loss_spec(objectives, labels, None, decide=settings.model.decide)
 
 
 def held_by_part(engine: Any) -> dict[str, int]:

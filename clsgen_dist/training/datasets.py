@@ -9,6 +9,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from clsgen_dist.config import Settings
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.reading.ingest import resolve_space
@@ -40,9 +42,19 @@ class Datasets:
     """The label space."""
 
     @property
-    def labelled(self) -> int:
-        """Labelled training rows; 0 while shards are streamed."""
-        return 0 if isinstance(self.train, ShardedRows) else int((self.train.label_N >= 0).sum())
+    def has_votes(self) -> bool:
+        """Whether training rows may have votes or probabilities as labels."""
+        if isinstance(self.train, ShardedRows):
+            return self.train.space == "single"
+        return self.train.table.answers_NC is not None and self.kind != "multilabel"
+
+    def known_counts(self) -> list[float] | None:
+        """Training rows in which it is known whether they have each class; None while shards are streamed."""
+        if isinstance(self.train, ShardedRows):
+            return None
+        if self.kind == "multilabel":
+            return [float(n) for n in (~np.isnan(self.train.labels)).sum(axis=0)]
+        return [float((self.train.label_N >= 0).sum())] * len(self.labels)
 
     def class_counts(self) -> list[float] | None:
         """Training rows of each class; None while shards are streamed."""

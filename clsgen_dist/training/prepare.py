@@ -73,7 +73,13 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     rows_C = datasets.class_counts()
     balanced = data.sampling == "balanced"
     losses = loss_spec(settings.objectives, labels, rows_C, balanced=balanced, decide=settings.model.decide)
-    prior = head_prior(settings.objectives, labels, rows_C, datasets.labelled)
+    prior = head_prior(settings.objectives, labels, rows_C, datasets.known_counts())
+    focal = settings.objectives.classification.focal_gamma
+    if focal and labels.kind == "single" and datasets.has_votes:
+        raise SettingsError(
+            f"objectives.classification.focal_gamma is {focal}, but rows have votes or probabilities as labels: focal "
+            "loss needs one certain class a row; set it to 0"
+        )
     for name in distortions(settings.objectives, labels.kind, balanced=balanced):
         logger.warning("%s distorts the probabilities: run clsgen calibrate on the exported model", name)
     engine = build_engine(settings, zero, opened, encoder, labels, losses, prior)

@@ -62,7 +62,7 @@ def test_adaptive_weights_resume_bit_equal(method, train, ranks, recipe, tmp_pat
     train(tmp_path / "killed", **run, resume="auto")
     whole = _curves(tmp_path / "whole", TAGS)
     assert _curves(tmp_path / "killed", TAGS) == whole
-    assert len(set(whole["loss_weight/generation"])) > 2, "the weights adapt"
+    assert len(set(whole["loss_weight/generation"])) > 1, "the weights adapt"
     expected, got = _weights(tmp_path / "whole"), _weights(tmp_path / "killed")
     assert all(torch.equal(got[rank], expected[rank]) for rank in expected)
 

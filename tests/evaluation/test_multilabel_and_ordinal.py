@@ -7,6 +7,7 @@ import pytest
 from sklearn import metrics
 
 from clsgen_dist.evaluation import multilabel, ordinal
+from clsgen_dist.evaluation.metrics import class_metrics
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +21,10 @@ def answers():
 def test_multilabel_metrics_equal_scikit_learns(answers):
     labels, scores = answers
     predicted = scores >= 0.5
-    for ours, theirs in (
-        (multilabel.auroc, metrics.roc_auc_score),
-        (multilabel.average_precision, metrics.average_precision_score),
-    ):
+    found = class_metrics(scores, labels, "multilabel")
+    for name, theirs in (("auroc", metrics.roc_auc_score), ("average_precision", metrics.average_precision_score)):
         expected = [theirs(labels, scores, average=average) for average in ("macro", "micro")]
-        assert ours(labels, scores) == pytest.approx(expected)
+        assert [found[name], found[f"{name}_micro"]] == pytest.approx(expected)
     expected = [metrics.f1_score(labels, predicted, average=average) for average in ("macro", "micro")]
     assert multilabel.f1(labels, predicted) == pytest.approx(expected)
     assert multilabel.subset_accuracy(labels, predicted) == pytest.approx(metrics.accuracy_score(labels, predicted))
@@ -38,13 +37,15 @@ def test_answers_that_are_not_known_count_nowhere(answers):
     half = labels.copy()
     half[100:, 0] = np.nan
     known = [(labels[:100, 0], scores[:100, 0]), *((labels[:, c], scores[:, c]) for c in (1, 2, 3))]
-    assert multilabel.auroc(half, scores)[0] == pytest.approx(np.mean([metrics.roc_auc_score(*pair) for pair in known]))
+    assert class_metrics(scores, half, "multilabel")["auroc"] == pytest.approx(
+        np.mean([metrics.roc_auc_score(*pair) for pair in known])
+    )
     expected = [metrics.f1_score(label, score >= 0.5) for label, score in known]
     assert multilabel.f1(half, scores >= 0.5)[0] == pytest.approx(np.mean(expected))
     assert multilabel.subset_accuracy(half, scores >= 0.5) == metrics.accuracy_score(labels[:100], scores[:100] >= 0.5)
     nothing = np.full((3, 2), np.nan)
     assert np.isnan([multilabel.nll(nothing, np.full((3, 2), 0.5)), multilabel.subset_accuracy(nothing, nothing)]).all()
-    assert np.isnan(multilabel.auroc(nothing, np.full((3, 2), 0.5))).all()
+    assert np.isnan(class_metrics(np.full((3, 2), 0.5), nothing, "multilabel")["auroc"])
 
 
 def test_ordinal_metrics_equal_scikit_learns():
@@ -65,3 +66,9 @@ def test_ordinal_prediction_is_the_median_and_its_auroc_is_over_the_cut_points()
     assert ordinal.auroc(probabilities, np.array([1, 0, 2, 0])) == 1.0
     assert ordinal.auroc(probabilities, np.array([1, 2, 0, 0])) == pytest.approx((1.5 / 4 + 0.5 / 3) / 2)  # with a tie
     assert np.isnan(ordinal.auroc(probabilities, np.zeros(4, dtype=int)))
+
+
+def test_answers_that_are_probabilities_count_as_what_is_more_likely(answers):
+    labels, scores = answers
+    soft = np.where(labels == 1, 0.7, 0.2)
+    assert class_metrics(scores, soft, "multilabel") == pytest.approx(class_metrics(scores, labels, "multilabel"))

@@ -65,12 +65,12 @@ def test_without_weights_nothing_is_corrected():
 @pytest.mark.parametrize("kind", ["single", "multilabel", "ordinal"])
 def test_logit_adjustment_starts_the_head_at_the_training_shares(kind):
     labels = LabelSpace.of(["a", "b", "c"], kind=kind)
-    prior = head_prior(_settings(logit_adjustment=1.0), labels, ROWS, 1000)
+    prior = head_prior(_settings(logit_adjustment=1.0), labels, ROWS, [1000.0] * 3)
     spec = HeadSpec(3, kind, prior=prior)
     _, bias = head_affine(spec.initial_weight(None, 8), spec.initial_bias(), kind)
     found = class_probabilities(bias[None].numpy(), kind)[0]
     np.testing.assert_allclose(found, np.array(ROWS) / 1000, atol=2e-3)
-    assert head_prior(_settings(), labels, ROWS, 1000) is None
+    assert head_prior(_settings(), labels, ROWS, None) is None
 
 
 def test_an_ordinal_head_starts_with_equal_classes():
@@ -98,3 +98,29 @@ def test_what_cannot_be_undone_is_named():
 def test_weights_that_do_not_fit_are_refused(settings, kind, rows, message):
     with pytest.raises(SettingsError, match=message):
         loss_spec(_settings(**settings), LabelSpace.of(["a", "b", "c"], kind=kind), rows)
+
+
+def test_classes_without_rows_get_weight_1_and_rare_sets_are_capped():
+    several = LabelSpace.of(["a", "b", "c"], kind="multilabel")
+    weights = loss_spec(_settings(class_weights="balanced"), several, [5000.0, 1.0, 0.0]).classification.class_weight
+    assert weights == (pytest.approx(5001 / 3 / 5000), 10.0, 1.0)
+
+
+@pytest.mark.parametrize("counts", [[5.0, 5.0, 1e4, 1e4, 1e4], [0.0, 0.0, 3e6, 3e6]])
+def test_an_ordinal_head_starts_finite_whatever_the_shares(counts):
+    labels = LabelSpace.of([str(n) for n in range(len(counts))], kind="ordinal")
+    prior = head_prior(_settings(logit_adjustment=2.0), labels, counts, None)
+    bias = HeadSpec(len(counts), "ordinal", prior=prior).initial_bias()
+    assert torch.isfinite(bias).all()
+    _, cuts = head_affine(torch.zeros(1, 4), bias, "ordinal")
+    assert (cuts.diff() < 0).all()
+
+
+def test_the_prior_of_a_class_counts_the_rows_in_which_it_is_known():
+    several = LabelSpace.of(["a", "b"], kind="multilabel")
+    prior = head_prior(_settings(logit_adjustment=1.0), several, [50.0, 10.0], [100.0, 10_000.0])
+    assert prior == pytest.approx([0.5, 0.0011], abs=1e-3)
+
+
+def test_names_of_class_weights_are_read_like_labels():
+    assert _settings(class_weights={1.0: 2.0, " odd ": 1.0}).classification.class_weights == {"1": 2.0, "odd": 1.0}

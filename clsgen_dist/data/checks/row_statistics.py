@@ -166,8 +166,9 @@ def measure(
     """
     splits = [_open(source) for source in sources]
     # All are opened before the first is read: a wrong path should fail at once, not after minutes.
-    if readable := [split.source.path for split in splits if not split.fault]:
-        space = resolve_space(readable[0], columns, space)
+    readable = sorted((s for s in splits if not s.fault), key=lambda split: split.source.name != "train")
+    if readable:
+        space = resolve_space(readable[0].source.path, columns, space)
     rows = [
         None if s.fault else unique_rows(s.source.path, columns=columns, labels=labels, space=space) for s in splits
     ]
@@ -259,6 +260,7 @@ def _inspect_bytes(path: str) -> tuple[FileFault | None, bool]:
 def excerpts(source: str, columns: Columns, lines: set[int], length: int) -> Iterator[tuple[int, str]]:
     """The first characters of the texts on these lines; the file is read again, up to the last of them."""
     last = max(lines, default=0)
+    columns = replace(columns, label="")
     for row in unique_rows(source, columns=columns, labels=None, require_target=False) if lines else ():
         line = row.line
         if line in lines and isinstance(row, Example):

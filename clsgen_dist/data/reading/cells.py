@@ -248,7 +248,7 @@ def list_in_text(text: str) -> list[Any] | None:
     text = text.strip().rstrip(",;")
     if call := _CALL.fullmatch(text):
         text = call[1].strip()
-    if text[:2] in ("'[", '"[') and text[-1] == text[0] and isinstance(inner := _literal(text), str):
+    if text[:2] in ("'[", '"[') and text[-1] == text[0] and isinstance(inner := literal(text), str):
         return list_in_text(inner)
     closer = _CLOSER.get(text[:1])
     if closer is None:
@@ -264,7 +264,7 @@ def list_in_text(text: str) -> list[Any] | None:
         return items
     if (items := _printed_list(text, closer)) is not None:
         return items
-    value = _literal(text)
+    value = literal(text)
     if value == [...]:
         return None
     if isinstance(value, list) or (isinstance(value, tuple) and any(isinstance(x, (list, tuple, dict)) for x in value)):
@@ -310,11 +310,11 @@ def _printed_list(text: str, closer: str) -> list[str | None] | None:
 
 
 def _unquoted(quoted: str) -> str:
-    value = None if quoted[0] in "\u2018\u201c" else _literal(quoted)
+    value = None if quoted[0] in "\u2018\u201c" else literal(quoted)
     return value if isinstance(value, str) else quoted.lstrip("uU")[1:-1]
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """The value of a Python literal, None if the text is not one; nothing is executed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # '\d' is not an escape: Python warns and keeps both characters

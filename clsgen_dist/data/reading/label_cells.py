@@ -14,19 +14,23 @@ With ``auto`` a list or an object is refused, and the message names the spaces t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
-from clsgen_dist.data.reading.cells import ClassNames, Notice, Notices, excerpt, is_missing, list_in_text
+from clsgen_dist.data.reading.cells import ClassNames, Notice, Notices, excerpt, is_missing, list_in_text, literal
 from clsgen_dist.data.reading.rejection import Fault, Rejection
 
 Space = Literal["auto", "single", "multilabel", "ordinal"]
 Answers = dict[str, float]
 """By class; :data:`OTHERS` stands for all classes that are not named."""
 OTHERS = ""
+_OBJECT = re.compile(r"\{.*:.*\}|\{\s*\}", re.DOTALL)
 _CLOSE = 1e-3
 """Shares that sum to 1 within this are taken as written with few digits."""
 
@@ -55,11 +59,27 @@ class LabelReader:
             numbers = {self._name(key, notices): _number(key, item) for key, item in value.items()}
             if len(numbers) < len(value):
                 raise Fault(Rejection.WRONG_ANSWERS, f"{excerpt(str(cell))} names a class twice")
+            if all(number is None for number in numbers.values()):
+                return None, None
             return self._known(cell, numbers) if self.space == "multilabel" else self._shares(cell, numbers, notices)
-        found = [self._name(item, notices) for item in value if not is_missing(item)]
+        items = [item for item in value if not is_missing(item)]
+        if self.space == "multilabel" and _is_multi_hot(items, self._names.names):
+            return None, self._of_vector(cell, items)
+        found = [self._name(item, notices) for item in items]
         if self.space == "multilabel":
             return None, {**dict.fromkeys(found, 1.0), OTHERS: 0.0}
         return self._shares(cell, dict(Counter(found)), notices) if found else (None, None)
+
+    def _of_vector(self, cell: Any, items: Sequence[Any]) -> Answers:
+        """The answers of a vector of zeros and ones, by the order of the classes."""
+        names = self._names.names
+        if names is None or len(names) != len(items):
+            raise Fault(
+                Rejection.WRONG_ANSWERS,
+                f"{excerpt(str(cell))} looks like a multi-hot vector of {len(items)} classes; list them in data.labels "
+                "in this order, or write the names of the classes that the row has",
+            )
+        return {name: float(item) for name, item in zip(names, items, strict=True)}
 
     def _name(self, item: Any, notices: Notices) -> str:
         if (name := self._names.read(item, notices)) is None:
@@ -72,7 +92,7 @@ class LabelReader:
             raise Fault(
                 Rejection.WRONG_ANSWERS,
                 f"{wrong!r} is {answers[wrong]:g} in {excerpt(str(cell))}, expected true, false, null or a "
-                "probability from 0 to 1",
+                "probability from 0 to 1; for votes set data.label_space to single",
             )
         return None, answers or None
 
@@ -99,41 +119,64 @@ class LabelReader:
 
 
 def detect_space(cells: Sequence[Any]) -> tuple[Space, Any]:
-    """The label space that ``auto`` stands for, and the cell that decided; single where no cell is a list or object.
+    """The label space that ``auto`` stands for, and a cell that decided; single where no cell is a list or object.
 
-    A list is a set of classes. An object of numbers that sum to 1 is a distribution over the classes of one label;
-    any other object answers each class apart.
+    A list is a set of classes. Objects are single labels where the numbers of each sum to 1 and some are true
+    fractions; other objects answer each class apart.
     """
+    objects: list[tuple[Any, list[Any]]] = []
     for cell in cells:
-        value = _structured(cell)
+        try:
+            value = _structured(cell)
+        except Fault:  # rejected when it is read
+            continue
         if isinstance(value, (list, tuple)):
             return "multilabel", cell
-        if isinstance(value, Mapping) and value:
-            numbers = list(value.values())
-            real = all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers)
-            return ("single" if real and abs(sum(numbers) - 1) <= 10 * _CLOSE else "multilabel"), cell
-    return "single", None
+        if isinstance(value, Mapping):
+            known = [item for item in value.values() if not is_missing(item)]
+            objects += [(cell, known)] if known else []
+    if not objects:
+        return "single", None
+    for cell, known in objects:
+        numbers = [item for item in known if isinstance(item, (int, float, Decimal)) and not isinstance(item, bool)]
+        if len(numbers) < len(known) or abs(float(sum(numbers)) - 1) > 10 * _CLOSE:
+            return "multilabel", cell
+    fraction = next((cell for cell, known in objects if any(0 < item < 1 for item in known)), None)
+    return ("multilabel", objects[0][0]) if fraction is None else ("single", fraction)
 
 
 def _structured(cell: Any) -> Any:
-    """The list or object that a text holds (CSV has no other way to write one); else the cell."""
+    """The list or object that a text (CSV has no other way to write one) or pairs stand for; else the cell."""
+    if isinstance(cell, (list, tuple)) and cell and all(isinstance(i, tuple) and len(i) == 2 for i in cell):
+        return dict(cell)  # how Arrow gives a map
     if not isinstance(cell, str):
         return cell
     text = cell.strip()
-    if text.startswith("{") and text.endswith("}"):
+    if _OBJECT.fullmatch(text):
         try:
             value = json.loads(text)
         except ValueError:
-            return cell
-        return value if isinstance(value, dict) else cell
+            value = literal(text)
+        if not isinstance(value, dict):
+            raise Fault(Rejection.WRONG_ANSWERS, f"{excerpt(text)} cannot be read as an object; write it as JSON")
+        return value
     items = list_in_text(cell) if text[:1] in "[(" else None
     return cell if items is None else items
+
+
+def _is_multi_hot(items: Sequence[Any], names: Sequence[str] | None) -> bool:
+    """Whether a list is a vector of zeros and ones, and not the names of classes called 0 and 1."""
+    digits = [item for item in items if item in (0, 1) and not isinstance(item, str)]
+    if not items or len(digits) < len(items) or {"0", "1"} & set(names or ()):
+        return False
+    return len(set(items)) < len(items) or (names is not None and len(names) == len(items))
 
 
 def _number(name: Any, value: Any) -> float | None:
     """A class's answer: a number, a truth value; None where it is not known."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, (bool, int, float)) and math.isfinite(value):
-        return float(value)
+    with contextlib.suppress(OverflowError):
+        if isinstance(value, (bool, int, float, Decimal)) and math.isfinite(value):
+            return float(value)
     raise Fault(Rejection.WRONG_ANSWERS, f"{name!r} is {value!r}, expected a number, true, false or null")

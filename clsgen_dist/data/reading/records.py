@@ -309,7 +309,7 @@ def _from_dataset(part: Part, columns: Columns) -> Iterator[Record]:
     check_columns(part.source, [names.of(name) for name in data.column_names], columns)
     wanted = {name: names.of(name) for name in data.column_names if names.of(name) in names.wanted}
     data = data.select_columns(list(wanted)).rename_columns(wanted)
-    classes = getattr(data.features.get(names.label), "names", None)
+    classes = _names_of(data.features.get(names.label))
     stop = min(part.stop, len(data))
     for at in range(part.start, stop, _READ_ROWS):
         rows = data[at : min(at + _READ_ROWS, stop)]
@@ -324,13 +324,21 @@ def _with_class_names(
     for number, record in enumerate(records, start=line):
         raw = json.dumps(record, default=str, ensure_ascii=False)
         label = record.get(column)
-        if classes and isinstance(label, int):
-            if label >= len(classes):
-                detail = f"number {label}, but the dataset names {len(classes)} classes"
+        if classes:
+            numbers = label if isinstance(label, list) else [label]
+            if wrong := next((n for n in numbers if isinstance(n, int) and n >= len(classes)), None):
+                detail = f"number {wrong}, but the dataset names {len(classes)} classes"
                 yield number, Fault(Rejection.UNKNOWN_LABEL, detail), raw
                 continue
-            record[column] = None if label < 0 else classes[label]
+            names = [n if not isinstance(n, int) else None if n < 0 else classes[n] for n in numbers]
+            if column in record:
+                record[column] = names if isinstance(label, list) else names[0]
         yield number, record, raw
+
+
+def _names_of(feature: Any) -> list[str] | None:
+    """The class names of a ``ClassLabel``, or of a list of them."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:
@@ -338,7 +346,7 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
     from datasets import Features
 
     try:
-        return getattr(Features.from_arrow_schema(schema).get(label), "names", None)
+        return _names_of(Features.from_arrow_schema(schema).get(label))
     except (ValueError, KeyError):  # a column of a type that datasets does not know; it is not read
         return None
 

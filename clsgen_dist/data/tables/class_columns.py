@@ -5,6 +5,8 @@ Cost: one pass over the labels; 4 bytes per row and class where some row has ans
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 
@@ -36,7 +38,7 @@ def class_names(source: str, rows: pa.Table, spec: TableSpec) -> list[str]:
         found = {*rows["label"].unique().to_pylist(), *in_answers.to_pylist()} - {None, OTHERS}
         names = sorted(found)
         if spec.space == "ordinal":
-            if wrong := next((name for name in names if not name.lstrip("-").isdigit()), None):
+            if wrong := next((name for name in names if not re.fullmatch("-?[0-9]+", name)), None):
                 raise DataError(
                     f"{source}: data.label_space is ordinal, but the class {wrong!r} is no number that would give it a "
                     "place; name the classes from low to high in data.labels"

@@ -39,6 +39,7 @@ import numpy as np
 from clsgen_dist.data.curriculum.stages import PlannedStage, visited_before
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.pack import Sample
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.tables.build import build_table
@@ -109,6 +110,11 @@ class ShardedRows:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def space(self) -> Space:
+        """How label cells are read."""
+        return self._spec.space
 
     @property
     def name(self) -> str:

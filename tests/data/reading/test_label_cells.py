@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
+from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.cells import Notice
+from clsgen_dist.data.reading.ingest import unique_rows
 from clsgen_dist.data.reading.label_cells import OTHERS, LabelReader, detect_space
 from clsgen_dist.data.reading.rejection import Fault, Rejection
 
@@ -101,10 +105,47 @@ def test_without_a_label_space_a_list_names_the_ones_that_read_it():
         assert fault.value.code == Rejection.LABEL_LIST
 
 
-def test_auto_is_decided_by_the_first_list_or_object():
+def test_auto_is_decided_by_lists_and_objects():
     assert detect_space(["a", None, 1]) == ("single", None)
     assert detect_space(["a", ["b"], {"c": 1.0}]) == ("multilabel", ["b"])
     assert detect_space(["[]"]) == ("multilabel", "[]")
-    assert detect_space([{"a": 0.7, "b": 0.3}])[0] == "single"
+    assert detect_space([{"a": 0.7, "b": 0.3}, {"a": 1.0, "b": 0.0}])[0] == "single"
+    assert detect_space([{"a": 0.7, "b": 0.3, "c": None}])[0] == "single"  # how Parquet writes what JSON leaves out
     assert detect_space([{"a": True, "b": False}])[0] == "multilabel"
     assert detect_space([{"a": 0.7, "b": 0.6}])[0] == "multilabel"
+    assert detect_space([{"a": 1, "b": 0}, {"a": 1, "b": 1}])[0] == "multilabel"
+    assert detect_space([{"a": 1, "b": 0}, {"a": 0, "b": 1}])[0] == "multilabel"  # a multi-hot object
+    assert detect_space(["['a', 'b", ["a"]])[0] == "multilabel"  # a cell that was cut off is rejected later
+
+
+@pytest.mark.parametrize("space", ["single", "ordinal", "multilabel"])
+def test_an_object_of_nulls_is_no_label(space):
+    assert _read({"a": None, "b": float("nan")}, space) == (None, None, [])
+
+
+def test_objects_as_python_and_arrow_write_them():
+    assert _read("{'a': True, 'b': False}", "multilabel")[1] == {"a": 1.0, "b": 0.0}
+    assert _read([("a", 0.25), ("b", Decimal("0.75"))], "single")[1] == {"a": 0.25, "b": 0.75}
+    with pytest.raises(Fault, match=r"cannot be read as an object; write it as JSON"):
+        _read("{a: yes, b}", "auto")
+
+
+def test_a_multi_hot_vector_needs_the_classes_in_its_order():
+    names = ["red", "green", "blue"]
+    assert _read([1.0, 0.0, 1.0], "multilabel", names)[1] == {"red": 1.0, "green": 0.0, "blue": 1.0}
+    assert _read([0, 0, 0], "multilabel", names)[1] == {"red": 0.0, "green": 0.0, "blue": 0.0}
+    with pytest.raises(Fault, match=r"looks like a multi-hot vector of 3 classes; list them in data.labels"):
+        _read([0, 1, 0], "multilabel")
+    assert _read([1, 0], "multilabel", ["0", "1"])[1] == {"1": 1.0, "0": 1.0, OTHERS: 0.0}  # classes called so
+
+
+def test_lists_of_class_numbers_get_the_names_that_datasets_kept(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["joy", "fear", "calm"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Sequence(names)})
+    rows = datasets.Dataset.from_dict({"text": ["one text", "two texts"], "label": [[0, 2], [1]]}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    for source in (tmp_path / "rows.parquet", tmp_path / "saved"):
+        read = [row.answers for row in unique_rows(str(source), columns=Columns(), labels=None, space="multilabel")]
+        assert read == [{"joy": 1.0, "calm": 1.0, OTHERS: 0.0}, {"fear": 1.0, OTHERS: 0.0}], source
