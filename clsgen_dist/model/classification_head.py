@@ -34,8 +34,8 @@ class ClassificationHead(nn.Module):
     def __init__(self, weight_KD: Tensor, dropout: float, bias_K: Tensor | None = None, kind: Kind = "single") -> None:
         super().__init__()
         self.weight = nn.Parameter(weight_KD.detach().to(torch.float32, copy=True))
-        bias_K = torch.zeros_like(self.weight[:, 0]) if bias_K is None else bias_K
-        self.bias = nn.Parameter(bias_K.detach().to(torch.float32, copy=True))
+        zeros = self.weight.detach().new_zeros(len(self.weight) if bias_K is None else len(bias_K))
+        self.bias = nn.Parameter(zeros if bias_K is None else zeros + bias_K.to(torch.float32))
         self.dropout = dropout
         self.kind = kind
 

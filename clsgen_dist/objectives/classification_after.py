@@ -46,4 +46,4 @@ class ClassificationAfter(Term):
         """At the end of each explanation."""
         end_S, start_S = forward.batch["end_index_S"], forward.batch["class_index_S"]
         losses_S = forward.class_losses(forward.class_logits(end_S), forward.batch["label_S"])
-        return losses_S[end_S != start_S].sum()
+        return (losses_S * (end_S != start_S)).sum()

@@ -117,7 +117,7 @@ def _refuse(why: str) -> None:
 
 def _check_range(name: str, values: Tensor, low: int, end: int, *, inclusive: bool = False) -> None:
     last = end if inclusive else end - 1
-    if values.numel() and not (values.min() >= low and values.max() <= last):
+    if values.numel() and (values.min() < low or values.max() > last or values.isnan().any()):
         raise ValueError(
             f"dual_head_loss: {name} holds values from {values.min()} to {values.max()}, expected {low}..{last}"
         )

@@ -41,6 +41,20 @@ def test_70b_on_512_ranks_takes_under_two_minutes_and_little_memory(run_command,
     assert "all ranks: 1,024 files" in printed.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multilabel", "ordinal"])
+def test_every_label_space_and_reading_is_simulated(kind, tiny_backbone, run_command, tmp_path):
+    file = tmp_path / "dry.json"
+    run_command(
+        "clsgen", "dryrun", "--config", "configs/demo.yaml", "--model.backbone", str(tiny_backbone), "--ranks", "4",
+        "--model.top_layers", "2", "--data.label_space", kind, "--model.decide", "both", "--json", str(file),
+        "--objectives.classification.class_weights", "{benign: 2, malignant: 1}",
+    )  # fmt: skip
+    shares = json.loads(file.read_text())["partitions"]
+    logits = {"multilabel": 2, "ordinal": 1}[kind]
+    assert shares["classification_head.weight"] == logits * 64 // 4
+
+
 def test_bad_input_is_a_one_line_error(run_command):
     for flags, message in (
         (("--ranks", "0"), "--ranks is 0, expected more than 0"),
