@@ -191,7 +191,7 @@ def test_the_head_is_read_after_the_explanation(decide, train, run_command, tmp_
     prompt, end = predictor.encoder.prompt(text)[0].tolist(), predictor.encoder.end_token
     with torch.no_grad():
         written = predictor.lm.generate(
-            torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=end, pad_token_id=end
+            torch.tensor([prompt]), max_new_tokens=card.max_explanation_length - 1, do_sample=False, eos_token_id=end, pad_token_id=end
         )[0, len(prompt) :].tolist()
         ids = [*prompt, *(written[: written.index(end)] if end in written else written), end]
         state = predictor.lm(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
