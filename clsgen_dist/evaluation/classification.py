@@ -1,6 +1,8 @@
-"""AUROC, F1, and the threshold that maximises F1."""
+"""AUROC, average precision, F1, and the threshold that maximises F1."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,27 +16,24 @@ def auroc(probabilities_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> 
     """
     from sklearn.metrics import roc_auc_score
 
-    present = np.unique(labels_N)
-    if len(present) < 2:
-        return float("nan")
-    if probabilities_NC.shape[1] == 2:
-        return float(roc_auc_score(labels_N == positive, probabilities_NC[:, positive]))
-    return float(np.mean([roc_auc_score(labels_N == c, probabilities_NC[:, c]) for c in present]))
+    return _one_vs_rest(roc_auc_score, probabilities_NC, labels_N, positive)
 
 
 def average_precision(probabilities_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> float:
-    """Average precision of the positive class; above two classes, the mean one-vs-rest over those present.
-
-    NaN where only one class is present.
-    """
+    """Average precision, of the same classes as :func:`auroc`."""
     from sklearn.metrics import average_precision_score
 
+    return _one_vs_rest(average_precision_score, probabilities_NC, labels_N, positive)
+
+
+def _one_vs_rest(
+    metric: Callable[[np.ndarray, np.ndarray], float], probabilities_NC: np.ndarray, labels_N: np.ndarray, positive: int
+) -> float:
     present = np.unique(labels_N)
     if len(present) < 2:
         return float("nan")
-    if probabilities_NC.shape[1] == 2:
-        return float(average_precision_score(labels_N == positive, probabilities_NC[:, positive]))
-    return float(np.mean([average_precision_score(labels_N == c, probabilities_NC[:, c]) for c in present]))
+    asked = [positive] if probabilities_NC.shape[1] == 2 else present
+    return float(np.mean([metric(labels_N == c, probabilities_NC[:, c]) for c in asked]))
 
 
 def f1_at(probability_N: np.ndarray, is_positive_N: np.ndarray, threshold: float) -> float:
