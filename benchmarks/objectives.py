@@ -1,6 +1,6 @@
 """Do explanations help the label, and which way of joining the two losses? Real rows, equal tokens, several seeds.
 
-    python benchmarks/objectives.py --set hatecheck       # needs ../shared/data; about 6 minutes a run on two cores
+    python benchmarks/objectives.py --set hatecheck --precision bf16 --jobs 2    # needs ../shared/data; 5 minutes a run
     python benchmarks/objectives.py --set demo --tokens 2000 --test-rows 40 --seeds 1 --arms before both    # smoke test
 
 classification only   the head alone; no explanation is learnt
@@ -16,6 +16,7 @@ exported, recalibrated on the dev rows and measured on the test rows. "- classif
 with its 95 % interval of a bootstrap paired over seeds and test rows.
 
 Finished runs are kept, a line each, in --results, so a benchmark that was killed continues with the missing ones.
+--precision bf16 is twice as fast on a CPU with AMX and many times slower on one without; weights are kept in fp32.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import os
 import platform
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def prepare(runs: Path, name: str, test_rows: int) -> None:
                 file.write(json.dumps(kept) + "\n")
 
 
-def settings_of(name: str, arm: str, seed: int, runs: Path, steps: int | None) -> list[str]:
+def settings_of(name: str, arm: str, seed: int, runs: Path, precision: str, steps: int | None) -> list[str]:
     """The flags of one run."""
     settings = {
         "output_dir": str(runs / f"{arm.replace(' ', '-')}-{seed}"),
@@ -104,6 +105,7 @@ def settings_of(name: str, arm: str, seed: int, runs: Path, steps: int | None) -
         "train.max_steps": str(steps) if steps else "null",
         "train.eval_every": "null",
         "train.batch_size": "16",
+        "train.precision": precision,
         "data.max_prompt_length": "320" if name == "pubmedqa" else "128",
         "data.max_explanation_length": "96" if name == "pubmedqa" else "48",
         "checkpoint.keep_last": "1",
@@ -113,13 +115,13 @@ def settings_of(name: str, arm: str, seed: int, runs: Path, steps: int | None) -
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def steps_for(tokens: int, name: str, arm: str, seed: int, runs: Path) -> int:
+def steps_for(tokens: int, name: str, seed: int, runs: Path) -> int:
     """Optimizer steps in which a run of this seed visits so many tokens; the same for every arm."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.training.datasets import datasets_of_recipe
     from clsgen_dist.training.sampling_plan import plan_stream
 
-    settings = parse_settings(settings_of(name, arm, seed, runs, None), default_config="configs/demo.yaml")
+    settings = parse_settings(settings_of(name, "before", seed, runs, "fp32", None), default_config="configs/demo.yaml")
     stream = plan_stream(settings, datasets_of_recipe(settings), rank=0, world_size=1)
     visited = 0
     for step in range(stream.steps):
@@ -129,7 +131,7 @@ def steps_for(tokens: int, name: str, arm: str, seed: int, runs: Path) -> int:
     return stream.steps
 
 
-def worker(name: str, arm: str, seed: int, tokens: int, runs: Path) -> None:
+def worker(name: str, arm: str, seed: int, tokens: int, runs: Path, precision: str) -> None:
     """One run, measured; prints its result as JSON."""
     import contextlib
 
@@ -137,15 +139,16 @@ def worker(name: str, arm: str, seed: int, tokens: int, runs: Path) -> None:
     from clsgen_dist.config import parse_settings
 
     with contextlib.redirect_stdout(sys.stderr):
-        steps = steps_for(tokens, name, arm, seed, runs)
-        settings = parse_settings(settings_of(name, arm, seed, runs, steps), default_config="configs/demo.yaml")
-        start = time.perf_counter()
+        steps = steps_for(tokens, name, seed, runs)
+        flags = settings_of(name, arm, seed, runs, precision, steps)
+        settings = parse_settings(flags, default_config="configs/demo.yaml")
         train(settings)
-        seconds = (time.perf_counter() - start) / steps
         predictor = Predictor(export(settings.output_dir, Path(settings.output_dir) / "model"))
-        found: dict[str, Any] = {"arm": arm, "seed": seed, "tokens": tokens, "steps": steps, "seconds_a_step": seconds}
+        log = training_log(Path(settings.output_dir))
+        found: dict[str, Any] = {"arm": arm, "seed": seed, "tokens": tokens, "steps": steps, "precision": precision}
+        found["seconds_a_step"] = float(np.median(np.diff([event.wall_time for event in log.Scalars("loss/total")])))
         if arm != "classification only":
-            found["generation_loss"] = generation_loss(Path(settings.output_dir))
+            found["generation_loss"] = float(log.Scalars("dev/loss/generation")[-1].value)  # nats a token
         for split in ("dev", "test"):
             rows = [json.loads(line) for line in (runs / f"{split}.jsonl").read_text().splitlines()]
             writes = split == "test" and arm != "classification only"
@@ -167,13 +170,13 @@ def stated_class(explanation: str, labels: list[str]) -> int:
     return max(named, key=lambda n: len(labels[n])) if named else -1
 
 
-def generation_loss(output: Path) -> float:
-    """Dev generation loss of the last evaluation, nats a token."""
+def training_log(output: Path) -> Any:
+    """What the run wrote for TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = EventAccumulator(str(output / "tensorboard"))
+    log = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
     log.Reload()
-    return float(log.Scalars("dev/loss/generation")[-1].value)
+    return log
 
 
 # --- the table -----------------------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ def measures(run: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def paired(ours: list[dict[str, Any]], base: list[dict[str, Any]], draws: int = 1000) -> tuple[float, float, float]:
+def paired(ours: list[dict[str, Any]], base: list[dict[str, Any]], draws: int = 1000) -> list[float]:
     """Mean difference in AUROC over seeds, and its 95 % interval over seeds and test rows."""
     from clsgen_dist.evaluation.classification import auroc
 
@@ -215,7 +218,7 @@ def paired(ours: list[dict[str, Any]], base: list[dict[str, Any]], draws: int = 
         found.append(
             np.mean([value(ours[s], at) - value(base[s], at) for s in rng.integers(len(base), size=len(base))])
         )
-    return float(mean), *(float(q) for q in np.nanquantile(found, [0.025, 0.975]))
+    return [float(mean), *(float(q) for q in np.nanquantile(found, [0.025, 0.975]))]
 
 
 def report(name: str, tokens: int, results: list[dict[str, Any]]) -> None:
@@ -223,7 +226,8 @@ def report(name: str, tokens: int, results: list[dict[str, Any]]) -> None:
     by_arm = {arm: {r["seed"]: r for r in results if r["arm"] == arm} for arm in ARMS}
     base = by_arm["classification only"]
     rows = len(results[0]["test"]["labels"])
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {name}: {tokens} tokens a run, {rows} test rows")
+    precision = "/".join(sorted({r["precision"] for r in results}))
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {name}: {tokens} tokens a run, {precision}, {rows} test rows")
     print("| arm | seeds | AUROC | - classification only | F1 | ECE | Brier | generation loss | agreement | s a step |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for arm, runs in by_arm.items():
@@ -259,32 +263,53 @@ def main() -> None:
     parser.add_argument(
         "--report", action="store_true", help="print the table of the runs there are, and train nothing"
     )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     runs = args.runs / f"{args.set}-{args.tokens}"
     if args.worker:
         arm, seed = args.worker
-        return worker(args.set, arm, int(seed), args.tokens, runs)
+        return worker(args.set, arm, int(seed), args.tokens, runs, args.precision)
     default = Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}.jsonl"
     path = args.results or default
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if not args.report:
-        prepare(runs, args.set, args.test_rows)
-        path.parent.mkdir(parents=True, exist_ok=True)
-    for seed in range(0 if args.report else args.seeds):
-        for arm in args.arms:
-            if any(r["arm"] == arm and r["seed"] == seed for r in results):
-                continue
-            command = [sys.executable, __file__, *sys.argv[1:], "--worker", arm, str(seed)]
-            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{arm}, seed {seed} failed:\n{done.stderr[-3000:]}")
-            line = done.stdout.strip().splitlines()[-1]
+    if args.report:
+        return report(args.set, args.tokens, results)
+    other = {r["precision"] for r in results} - {args.precision}
+    if other:
+        sys.exit(
+            f"{path} holds runs in {other.pop()}, and this is --precision {args.precision}: give another --results"
+        )
+    prepare(runs, args.set, args.test_rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = {(r["arm"], r["seed"]) for r in results}
+    missing = [(arm, seed) for seed in range(args.seeds) for arm in args.arms if (arm, seed) not in done]
+    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": threads, **os.environ}
+
+    def run(arm: str, seed: int) -> dict[str, Any]:
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", arm, str(seed)]
+        child = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if child.returncode:
+            raise RuntimeError(f"{arm}, seed {seed} failed:\n{child.stderr[-3000:]}")
+        found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
+        return found
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for future in as_completed([pool.submit(run, arm, seed) for arm, seed in missing]):
+            if error := future.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
+                sys.exit(str(error))
+            found = future.result()
             with path.open("a") as file:
-                file.write(line + "\n")
-            results.append(json.loads(line))
-            print(f"seed {seed} {arm}: AUROC {measures(results[-1])['auroc']:.3f}", file=sys.stderr, flush=True)
+                file.write(json.dumps(found) + "\n")
+            results.append(found)
+            print(
+                f"seed {found['seed']} {found['arm']}: AUROC {measures(found)['auroc']:.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
     report(args.set, args.tokens, results)
 
 

@@ -35,6 +35,7 @@ RUN = {
     "objectives__balance__interval": 2,
     "objectives__min_share": 0.0,
 }
+THREE_TERMS = ("generation", "classification", "classification_after")
 TAGS = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in ("generation", "classification")]
 
 
@@ -80,6 +81,23 @@ def test_gradient_norms_and_adaptive_weights_do_not_depend_on_the_number_of_rank
     assert [sum(pair) for pair in zip(*shares, strict=True)] == pytest.approx([1.0] * 4)
     # From the second step on the weighted norms are drawn towards each other.
     assert abs(shares[0][-1] - 0.5) < abs(shares[0][0] - 0.5)
+
+
+def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves(train, ranks, recipe, tmp_path):
+    """Two ranks, killed; one, killed; three to the end: the curves and weights of two uninterrupted ranks."""
+    run = {**RUN, "objectives__balance__method": "gradient_norm", "model__head_dropout": 0.0, "model__decide": "both"}
+    tags = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in THREE_TERMS]
+    train(tmp_path / "whole", **run)
+    for world, step in ((2, 4), (1, 6)):
+        last = {"what": "kill", "step": step, "rank": world - 1}
+        killed = ranks(recipe(tmp_path / "killed", **run, resume="auto"), ranks=world, faults=[last])
+        assert killed.status[-1] == -signal.SIGKILL, killed.text
+    done = train(tmp_path / "killed", ranks=3, **run, resume="auto")
+    assert "resumed from" in done.stdout
+    whole, resumed = _curves(tmp_path / "whole", tags), _curves(tmp_path / "killed", tags)
+    for tag in tags:
+        assert len(whole[tag]) == 8 and resumed[tag] == pytest.approx(whole[tag], rel=2e-4), tag
+    assert all(len(set(whole[f"loss_weight/{name}"])) > 1 for name in THREE_TERMS), "the weights adapt"
 
 
 def test_a_term_written_from_the_docs_trains(recipe, free_port, tmp_path):

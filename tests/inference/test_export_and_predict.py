@@ -147,6 +147,32 @@ def test_an_export_that_differs_from_the_trained_model_is_refused(exported, tmp_
     assert not list(tmp_path.glob(".*partial"))
 
 
+def test_verification_allows_what_16_bit_rounding_does_to_large_logits(exported, tmp_path):
+    """With logits of some hundred, bf16 moves a loss by more than the usual tolerance; a wrong loss is refused."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from clsgen_dist.hf_export import verify
+
+    folder = tmp_path / "model"
+    shutil.copytree(exported[1], folder)
+    [file] = [f for f in folder.glob("*.safetensors") if "model.norm.weight" in load_file(f)]
+    weights = load_file(file)
+    save_file({**weights, "model.norm.weight": weights["model.norm.weight"] * 100}, file, metadata={"format": "pt"})
+    canary = checkpoint.read_marker(checkpoint.committed(exported[0] / "checkpoints")[-1])["canary"]
+    in_bf16 = verify._canary_values(verify._load(folder).bfloat16(), folder, canary).tolist()
+    tokens = len(canary["token_losses"])
+    trained = {**canary, "token_losses": in_bf16[:tokens], "class_logits": in_bf16[tokens:], "dtype": "bfloat16"}
+    assert verify._difference(verify._load(folder), folder, trained) > 0.05
+    verify.verify_canary(folder, trained)
+    with pytest.raises(ModelError, match="in float32;"):
+        verify.verify_canary(folder, {**trained, "dtype": "float32"})
+    trained["token_losses"][0] += 5
+    with pytest.raises(ModelError, match="in bfloat16 and float32;"):
+        verify.verify_canary(folder, trained)
+
+
 def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_path):
     model = str(exported[1])
     rows = [
