@@ -9,7 +9,7 @@ which takes a second pass over prompt and explanation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -79,6 +79,28 @@ class Prediction(Reading):
 
 def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
     return {name: round(p, 6) for name, p in probabilities.items()}
+
+
+@dataclass(frozen=True)
+class RawPrediction:
+    """What the model computed for a text, before any calibration, so that it can be stored and read anew."""
+
+    first: tuple[float, ...]
+    """Class logits at the end of the prompt."""
+    after: tuple[float, ...] | None
+    """Class logits at the end of the explanation, of a model that decides there."""
+    explanation: str | None
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class PromptBatches:
+    """The prompts of texts, and which of them are computed together."""
+
+    prompts: list[tuple[Ids, bool]]
+    """Token ids, and whether the text was truncated."""
+    rows: list[list[int]]
+    """Indices of the texts in each batch, the longest prompts first, so that memory peaks early."""
 
 
 class Predictor:
@@ -154,46 +176,58 @@ class Predictor:
         Raises:
             SettingsError: prompt and ``max_new_tokens`` exceed the model's context.
         """
-        predictions: dict[int, Prediction] = {}
+        found: dict[int, Prediction] = {}
+        batches = self.prompt_batches(texts, batch_size)
         with Progress(len(texts), enabled=progress, unit="row", label="predict") as shown:
-            for index, prediction in self.stream(
-                texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens
-            ):
-                predictions[index] = prediction
-                shown.update()
-        return [predictions[index] for index in range(len(texts))]
+            for number in range(len(batches.rows)):
+                batch = self.compute(batches, number, explain=explain, max_new_tokens=max_new_tokens)
+                found |= {index: self.read(raw) for index, raw in batch.items()}
+                shown.update(len(batch))
+        return [found[index] for index in range(len(texts))]
+
+    def prompt_batches(self, texts: Sequence[str], batch_size: int) -> PromptBatches:
+        """The texts in batches of similar length; of equal length, if padding would change a row's states."""
+        prompts = [self.encoder.prompt(text) for text in texts]
+        lengths = [len(prompt) for prompt, _ in prompts]
+        order = sorted(range(len(texts)), key=lambda i: -lengths[i])
+        groups = [order] if self._may_pad else [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])]
+        return PromptBatches(
+            prompts, [rows[start : start + batch_size] for rows in groups for start in range(0, len(rows), batch_size)]
+        )
 
     @torch.inference_mode()
-    def stream(
-        self,
-        texts: Sequence[str],
-        *,
-        batch_size: int = 16,
-        explain: bool = True,
-        max_new_tokens: int | None = None,
-    ) -> Iterator[tuple[int, Prediction]]:
-        """Yield (text index, prediction) as batches finish; the longest prompts first, so that memory peaks early."""
-        prompts = [self.encoder.prompt(text) for text in texts]
-        order = sorted(range(len(texts)), key=lambda i: -len(prompts[i][0]))
+    def compute(
+        self, batches: PromptBatches, number: int, *, explain: bool, max_new_tokens: int | None = None
+    ) -> dict[int, RawPrediction]:
+        """What the model computes for each text of a batch, by the text's index; arguments as for :meth:`predict`."""
+        rows = batches.rows[number]
         # The longest explanation counts its end token, which is appended where the head is read after it.
         longest = self.card.max_explanation_length - (self.card.decide != "before")
         longest = longest if max_new_tokens is None else max_new_tokens
         writes = explain or self.card.decide == "after"
-        if writes and max_new_tokens is not None and order:
-            self._require_room(len(prompts[order[0]][0]), max_new_tokens)
-        for indices in self._batches(order, [len(prompt) for prompt, _ in prompts], batch_size):
-            first_SK, after_SK, texts_S = self._batch([prompts[i][0] for i in indices], longest if writes else 0)
-            for row, index in enumerate(indices):
-                if after_SK is not None and self.card.decide == "after":
-                    reading, after = self._reading(after_SK[row]), None
-                else:
-                    reading = self._reading(first_SK[row])
-                    after = None if after_SK is None else self._reading(after_SK[row], after=True)
-                explanation = texts_S[row] if explain else None
-                yield (
-                    index,
-                    Prediction(**vars(reading), explanation=explanation, truncated=prompts[index][1], after=after),
-                )
+        prompts = [batches.prompts[index][0] for index in rows]
+        if writes and max_new_tokens is not None:
+            self._require_room(max(map(len, prompts)), max_new_tokens)
+        first_SK, after_SK, texts_S = self._batch(prompts, longest if writes else 0)
+        return {
+            index: RawPrediction(
+                first=tuple(first_SK[row].tolist()),
+                after=None if after_SK is None else tuple(after_SK[row].tolist()),
+                explanation=texts_S[row] if explain else None,
+                truncated=batches.prompts[index][1],
+            )
+            for row, index in enumerate(rows)
+        }
+
+    def read(self, raw: RawPrediction) -> Prediction:
+        """The prediction, with the model's calibration and thresholds."""
+        if self.card.decide == "after":
+            assert raw.after is not None
+            reading, after = self._reading(raw.after), None
+        else:
+            reading = self._reading(raw.first)
+            after = None if raw.after is None else self._reading(raw.after, after=True)
+        return Prediction(**vars(reading), explanation=raw.explanation, truncated=raw.truncated, after=after)
 
     @torch.inference_mode()
     def _padding_is_exact(self) -> bool:
@@ -203,12 +237,6 @@ class Predictor:
         alone = prefill(self.lm, *left_padded(prompts[:1], self.encoder.end_token, self.device), use_cache=False)
         padded_D, alone_D = together.last_hidden_state[:1, -1], alone.last_hidden_state[:1, -1]
         return relative_difference(padded_D, alone_D) <= ROUNDING.get(alone_D.dtype, 1e-1)
-
-    def _batches(self, order: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-        """Batches of rows; of equal length if padding would change their states."""
-        groups = [order] if self._may_pad else [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])]
-        for rows in groups:
-            yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
 
     def _require_room(self, prompt: int, new_tokens: int) -> None:
         """SettingsError if prompt and new tokens exceed the context."""
@@ -270,17 +298,17 @@ class Predictor:
     def _text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
-    def _reading(self, logits_K: np.ndarray, *, after: bool = False) -> Reading:
+    def _reading(self, logits: Sequence[float], *, after: bool = False) -> Reading:
         """The head's answer; ``after``: of the second of two readings."""
         space, names = self.space, self.card.labels
         calibration = self.calibration_after if after else self.calibration
         thresholds = self.card.thresholds_after if after else self.card.thresholds
-        probabilities_1C = space.probabilities(calibration.apply(logits_K[None].astype(np.float64)))
+        probabilities_1C = space.probabilities(calibration.apply(np.array([logits], dtype=np.float64)))
         (decided,) = decide(probabilities_1C, space.kind, space.positive_index, thresholds)
         return Reading(
             label=[names[c] for c in np.flatnonzero(decided)] if space.kind == "multilabel" else names[int(decided)],
             probabilities=dict(zip(names, probabilities_1C[0].tolist(), strict=True)),
-            logits=tuple(logits_K.tolist()),
+            logits=tuple(logits),
         )
 
 

@@ -1,0 +1,138 @@
+"""Predictions of many texts over ranks, kept batch by batch: a run that was killed goes on with the missing ones.
+
+    FOLDER/NAME-KEY/part-0000-0.jsonl     one line a batch: {"batch": 17, "rows": {"3": {"first": [...], ...}, ...}}
+
+Which texts share a batch does not depend on the ranks, and ranks take turns in the batches that are missing. So the
+result is the same to the last bit for any number of ranks, and after any number of kills. A line that a kill tore is
+computed again. KEY is a hash of the model's files, the texts and the options: another model or another text starts
+another folder, a new calibration does not.
+
+Cost: each rank holds all texts and all predictions, a few kB a row; nothing is sent between ranks but two barriers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clsgen_dist.hf_export.artifact import META_FILE
+from clsgen_dist.inference.predict import Predictor, RawPrediction
+from clsgen_dist.io.files import writing
+from clsgen_dist.track.progress import Progress
+
+_BARRIER_SECONDS = 7 * 24 * 3600
+"""A rank may wait for a slower one as long as a job may run; a dead one is noticed at once."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that predict together."""
+
+    rank: int = 0
+    size: int = 1
+    world: Any = None
+    """The process group, of several ranks."""
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        if self.world is not None:
+            self.world.barrier()
+
+
+@contextmanager
+def predicting_ranks() -> Iterator[Ranks]:
+    """The ranks that torchrun, deepspeed or srun started; without launcher one, and no process group is opened."""
+    size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if size == 1:
+        yield Ranks()
+        return
+    from clsgen_dist.engine.world import process_group
+
+    with process_group(_BARRIER_SECONDS) as world:
+        yield Ranks(world.rank, world.size, world)
+
+
+def stored_predictions(
+    predictor: Predictor,
+    model: Path,
+    texts: Sequence[str],
+    folder: Path,
+    name: str,
+    *,
+    ranks: Ranks | None = None,
+    batch_size: int = 32,
+    explain: bool = True,
+) -> list[RawPrediction]:
+    """What the model computes for each text, from ``folder`` where it is there, else computed and kept there.
+
+    Collective: all ranks call it with the same arguments, and all get all predictions.
+
+    Args:
+        predictor: the model.
+        model: its folder.
+        texts: texts to predict.
+        folder: where predictions are kept; shared by the ranks.
+        name: what the predictions are of, for the progress and the folder's name.
+        ranks: this process among the others; None: alone.
+        batch_size: texts decoded together.
+        explain: decode explanations too.
+
+    Raises:
+        SettingsError: the folder cannot be written.
+    """
+    ranks = ranks or Ranks()
+    parts = folder / f"{name}-{_key(predictor, model, texts, batch_size, explain)}"
+    with writing(parts / "part"):
+        ranks.barrier()  # no rank writes before the last has made its folder
+        done = _read(parts)
+        ranks.barrier()  # no rank writes before all have read the same
+        batches = predictor.prompt_batches(texts, batch_size)
+        left = [number for number in range(len(batches.rows)) if number not in done]
+        if mine := left[ranks.rank :: ranks.size]:
+            file = parts / f"part-{ranks.rank:04d}-{len(list(parts.glob(f'part-{ranks.rank:04d}-*')))}.jsonl"
+            with Progress(len(mine), enabled=ranks.rank == 0, unit="batch", label=name) as shown, file.open("x") as out:
+                for number in mine:
+                    rows = predictor.compute(batches, number, explain=explain)
+                    line = {"batch": number, "rows": {index: asdict(raw) for index, raw in rows.items()}}
+                    out.write(json.dumps(line) + "\n")
+                    out.flush()
+                    shown.update()
+    ranks.barrier()
+    found = {index: raw for rows in _read(parts).values() for index, raw in rows.items()}
+    return [found[index] for index in range(len(texts))]
+
+
+def _read(parts: Path) -> dict[int, dict[int, RawPrediction]]:
+    """The finished batches by number; a torn line is passed over."""
+    found: dict[int, dict[int, RawPrediction]] = {}
+    for part in sorted(parts.glob("part-*.jsonl")):
+        for text in part.read_text(encoding="utf-8").split("\n"):
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            found[line["batch"]] = {int(index): _raw(fields) for index, fields in line["rows"].items()}
+    return found
+
+
+def _raw(fields: dict[str, Any]) -> RawPrediction:
+    after = fields.pop("after")
+    return RawPrediction(first=tuple(fields.pop("first")), after=None if after is None else tuple(after), **fields)
+
+
+def _key(predictor: Predictor, model: Path, texts: Sequence[str], batch_size: int, explain: bool) -> str:
+    """What the predictions depend on, in 16 hex digits; weights and tokenizer by name, size and time."""
+    card = predictor.card
+    fields = [card.head_sha256, card.prompt, card.decide, card.max_prompt_length, card.max_explanation_length]
+    files = sorted(f for f in model.iterdir() if f.is_file() and f.name not in (META_FILE, "README.md"))
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    digest = hashlib.sha256(json.dumps([batch_size, explain, fields, stats]).encode())
+    for text in texts:
+        digest.update(len(text).to_bytes(8, "big") + text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
