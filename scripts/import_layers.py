@@ -35,6 +35,7 @@ LAYERS = [
     ("objectives",),
     ("calibration",),
     ("model",),
+    ("explanations",),
     ("evaluation",),
     ("settings",),
     ("data",),
