@@ -20,6 +20,8 @@ from clsgen_dist.explanations.estimates import UNDEFINED, RowScores, check_same_
 from clsgen_dist.explanations.text_units import ngrams, words
 
 Tokenizer = Literal["13a", "intl", "zh", "char"]
+References = str | Sequence[str] | None
+"""Of one row."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class ReferenceScores:
 
 
 def reference_scores(
-    explanations: Sequence[str], references: Sequence[Sequence[str]], *, tokenizer: Tokenizer = "13a"
+    explanations: Sequence[str], references: Sequence[References], *, tokenizer: Tokenizer = "13a"
 ) -> ReferenceScores:
     """BLEU, chrF and ROUGE of each explanation against its references.
 
     Args:
         explanations: one a row.
-        references: for each row any number of references; none leaves the row out.
+        references: for each row one text or several; None, an empty list or blank texts leave the row out.
         tokenizer: sacrebleu's, for BLEU; ``zh`` for Chinese, ``char`` for other scripts without spaces.
 
     Raises:
@@ -55,7 +57,7 @@ def reference_scores(
     from sacrebleu.metrics import BLEU, CHRF
 
     check_same_rows(explanations=explanations, references=references)
-    pairs = [(text, [r for r in row if r.strip()]) for text, row in zip(explanations, references, strict=True)]
+    pairs = [(text, _given(row)) for text, row in zip(explanations, references, strict=True)]
     bleu, chrf = BLEU(tokenize=tokenizer, effective_order=True), CHRF()
     corpus_bleu, corpus_chrf, signature = _corpus(pairs, BLEU(tokenize=tokenizer, force=True), CHRF())
 
@@ -109,6 +111,11 @@ def _corpus(pairs: Sequence[tuple[str, list[str]]], bleu: Any, chrf: Any) -> tup
     texts = [text for text, _ in kept]
     score = bleu.corpus_score(texts, streams).score
     return score, chrf.corpus_score(texts, streams).score, str(bleu.get_signature())
+
+
+def _given(references: References) -> list[str]:
+    several = [references] if isinstance(references, str) else references or []
+    return [text for text in several if text.strip()]
 
 
 def _f1(common: int, ours: int, theirs: int) -> float:

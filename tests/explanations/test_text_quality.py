@@ -34,6 +34,12 @@ def test_bleu_and_chrf_are_sacrebleu_s_with_any_number_of_references():
     assert "nrefs:var" in found.signature
 
 
+def test_a_row_has_one_reference_several_or_none():
+    found = reference_scores(["a b c d"] * 5, ["a b c d", ["x", "a b c d"], None, [], " "])
+    np.testing.assert_allclose(found.rouge_l.values_N, [1, 1, np.nan, np.nan, np.nan])
+    assert found.bleu.mean == pytest.approx(100) and found.corpus_bleu == pytest.approx(100)
+
+
 def test_rouge_by_hand():
     text, reference = "the cat sat on the mat", "the cat is on a mat"
     assert rouge_n(text, reference, 1) == pytest.approx(2 * 4 / 12)
@@ -67,7 +73,7 @@ def test_reading_ease_by_hand():
 @pytest.mark.parametrize(
     ("word", "syllables"),
     [("cat", 1), ("made", 1), ("table", 2), ("tree", 1), ("stopped", 1), ("needed", 2), ("ferritin", 3), ("the", 1),
-     ("tumour", 2), ("radius", 2), ("17", 1)],
+     ("tumour", 2), ("radius", 2), ("names", 1), ("files", 1), ("tables", 2), ("masses", 2), ("17", 1)],
 )  # fmt: skip
 def test_syllables(word, syllables):
     assert reading_ease([word]).mean == pytest.approx(206.835 - 1.015 - 84.6 * syllables)
