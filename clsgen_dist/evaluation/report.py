@@ -138,24 +138,6 @@ def recalibration_changes(
     return [Change(name, found[name], intervals[name]) for name in names]
 
 
-def names_decided_class(
-    explanations: Sequence[str], decided: Sequence[str | list[str]], labels: Sequence[str]
-) -> float:
-    """Fraction of explanations in which the predicted class is the first class mentioned.
-
-    Multi-label: in which the classes mentioned are the predicted ones.
-    """
-    count = 0
-    for explanation, label in zip(explanations, decided, strict=True):
-        places = {name: explanation.lower().find(name.lower()) for name in labels}
-        mentions = [(place, -len(name), name) for name, place in places.items() if place >= 0]
-        if isinstance(label, list):
-            count += {name for _, _, name in mentions} == set(label)
-        else:
-            count += bool(mentions) and min(mentions)[2] == label
-    return count / max(1, len(explanations))
-
-
 def _cell(value: float, interval: Interval, sign: str = "") -> str:
     if np.isnan(value):
         return "n/a"

@@ -15,10 +15,10 @@ from clsgen_dist.evaluation.report import (
     ExplanationShare,
     Report,
     Scores,
-    names_decided_class,
     recalibration_changes,
     score,
 )
+from clsgen_dist.explanations.stated_class import names_decided_class
 from clsgen_dist.inference.predict import Prediction, Predictor
 from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels
 from clsgen_dist.io.text import MAX_LISTED, quoted

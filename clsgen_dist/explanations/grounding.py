@@ -1,0 +1,175 @@
+"""Grounding: which claims of an explanation are found in its input, and where.
+
+    number      equal to a number of the input: 1,000 is 1000, 3.50 is 3.5, 12 % is 12 percent or 0.12
+    quote       the words in quotation marks follow one another in the input
+    statement   at least half of the content words of a clause, lightly stemmed, are in the input
+
+A number is found whatever it measures: "age 61" is grounded by "61 beats a minute". A negation changes no word, so "no
+fever" is grounded by "fever". A rounded number is not found. So a low share proves invention; a high share does not
+prove truth. Statements count words in any order: a clause of frequent words is found by chance, and a paraphrase is
+missed. Cost: 0.6 ms per row of 70 words.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from clsgen_dist.explanations.estimates import UNDEFINED, RowScores, check_same_rows, row_scores
+from clsgen_dist.explanations.stated_class import ClassNames
+from clsgen_dist.explanations.text_units import (
+    Offsets,
+    is_content,
+    merged,
+    ngrams,
+    numbers,
+    quoted_spans,
+    statements,
+    stem,
+    word_offsets,
+    words,
+)
+
+FOUND_WORDS = 0.5
+"""Share of a statement's content words that must be in the input."""
+COPIED_WORDS = 4
+"""Length of a run of words that counts as copied."""
+
+
+class ClaimKind(StrEnum):
+    """What an explanation says of its input."""
+
+    NUMBER = "number"
+    QUOTE = "quote"
+    STATEMENT = "statement"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of an explanation, and where the input has it."""
+
+    kind: ClaimKind
+    start: int
+    """In the explanation."""
+    end: int
+    is_found: bool
+    evidence: tuple[Offsets, ...]
+    """Spans of the input; every place that has it. A statement's words have them even if too few are found."""
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """The claims of one explanation."""
+
+    claims: tuple[Claim, ...]
+
+    def share(self, kind: ClaimKind) -> float:
+        """Share of the claims of this kind that are found; NaN without any."""
+        found = [claim.is_found for claim in self.claims if claim.kind == kind]
+        return sum(found) / len(found) if found else UNDEFINED
+
+    @property
+    def evidence(self) -> list[Offsets]:
+        """Spans of the input that the explanation names, in order, without overlaps."""
+        return merged([span for claim in self.claims for span in claim.evidence])
+
+
+@dataclass(frozen=True)
+class GroundingScores:
+    """Shares of found claims by kind, and the claims of each row."""
+
+    numbers: RowScores
+    quotes: RowScores
+    statements: RowScores
+    rows: list[Grounding]
+
+    @property
+    def evidence(self) -> list[list[Offsets]]:
+        """For each row the spans of its input that the explanation names."""
+        return [row.evidence for row in self.rows]
+
+
+def ground(text: str, explanation: str, names: ClassNames) -> Grounding:
+    """The explanation's claims, looked for in the input ``text``; names of classes are no claims."""
+    claims = [*_number_claims(text, explanation), *_quote_claims(text, explanation)]
+    claims += _statement_claims(text, explanation, names)
+    return Grounding(tuple(sorted(claims, key=lambda claim: (claim.start, claim.end))))
+
+
+def grounding(texts: Sequence[str], explanations: Sequence[str], labels: Sequence[str]) -> GroundingScores:
+    """For each row the share of numbers, quotes and statements found in the input.
+
+    Args:
+        texts: inputs.
+        explanations: one a row.
+        labels: names of the classes.
+
+    Raises:
+        DataError: different numbers of rows.
+    """
+    check_same_rows(inputs=texts, explanations=explanations)
+    names = ClassNames(labels)
+    rows = [ground(text, explanation, names) for text, explanation in zip(texts, explanations, strict=True)]
+    scores = {kind: row_scores(row.share(kind) for row in rows) for kind in ClaimKind}
+    return GroundingScores(scores[ClaimKind.NUMBER], scores[ClaimKind.QUOTE], scores[ClaimKind.STATEMENT], rows)
+
+
+def copied_share(texts: Sequence[str], explanations: Sequence[str]) -> RowScores:
+    """Share of an explanation's runs of 4 words that its input has word for word; NaN for shorter explanations.
+
+    Near 1 the explanation repeats the input: every claim is grounded, and nothing is explained.
+    """
+    check_same_rows(inputs=texts, explanations=explanations)
+    shares = []
+    for text, explanation in zip(texts, explanations, strict=True):
+        there = set(ngrams(words(text), COPIED_WORDS))
+        runs = list(ngrams(words(explanation), COPIED_WORDS))
+        shares.append(sum(run in there for run in runs) / len(runs) if runs else UNDEFINED)
+    return row_scores(shares)
+
+
+def _number_claims(text: str, explanation: str) -> list[Claim]:
+    there = numbers(text)
+    claims = []
+    for named in numbers(explanation):
+        evidence = tuple((number.start, number.end) for number in there if number.equals(named))
+        claims.append(Claim(ClaimKind.NUMBER, named.start, named.end, bool(evidence), evidence))
+    return claims
+
+
+def _quote_claims(text: str, explanation: str) -> list[Claim]:
+    there, places = words(text), word_offsets(text)
+    claims = []
+    for start, end in quoted_spans(explanation):
+        quoted = words(explanation[start:end])
+        if not quoted:
+            continue
+        evidence = tuple(
+            (places[first][0], places[first + len(quoted) - 1][1])
+            for first in range(len(there) - len(quoted) + 1)
+            if there[first : first + len(quoted)] == quoted
+        )
+        claims.append(Claim(ClaimKind.QUOTE, start, end, bool(evidence), evidence))
+    return claims
+
+
+def _statement_claims(text: str, explanation: str, names: ClassNames) -> list[Claim]:
+    places: dict[str, list[Offsets]] = defaultdict(list)
+    for start, end in word_offsets(text):
+        places[stem(text[start:end].casefold())].append((start, end))
+    class_spans = [(mention.start, mention.end) for mention in names.mentions(explanation)]
+    claims = []
+    for start, end in statements(explanation):
+        stems = {
+            stem(explanation[start + first : start + last].casefold())
+            for first, last in word_offsets(explanation[start:end])
+            if is_content(explanation[start + first : start + last].casefold())
+            and not any(begin <= start + first < stop for begin, stop in class_spans)
+        }
+        if stems:
+            evidence = tuple(sorted(span for word in stems for span in places.get(word, ())))
+            found = sum(word in places for word in stems)
+            claims.append(Claim(ClaimKind.STATEMENT, start, end, found >= FOUND_WORDS * len(stems), evidence))
+    return claims
