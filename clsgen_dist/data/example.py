@@ -22,6 +22,10 @@ class Example:
     """Explanations of the label; a row without any trains the classification head only."""
     difficulty: float | None = None
     """Difficulty given by the user; higher is harder."""
+    groups: tuple[str | None, ...] = ()
+    """Cells of the columns ``columns.groups``, None where missing; not stored in tables."""
+    cluster: str | None = None
+    """Cell of the column ``columns.cluster``; not stored in tables."""
     file: str = ""
     """Name of its file; of its source, where that is no file."""
     line: int = 0
@@ -63,3 +67,7 @@ class Columns:
     """Column of a list of explanations (optional)."""
     difficulty: str | None = None
     """Column of a number, higher being harder, for the scorer `given` of a curriculum; none: not read."""
+    groups: tuple[str, ...] = ()
+    """Columns whose values divide the rows into groups, such as a site: `clsgen evaluate` reports on each."""
+    cluster: str | None = None
+    """Column of what several rows belong to, such as a patient: `clsgen evaluate` resamples whole clusters."""

@@ -21,12 +21,22 @@ logger = logging.getLogger(__name__)
 
 
 def labelled_rows(
-    predictor: Predictor, source: str, columns: Columns | None = None, max_bad_fraction: float = 0.01
+    predictor: Predictor,
+    source: str,
+    columns: Columns | None = None,
+    max_bad_fraction: float = 0.01,
+    *,
+    explanations: bool = False,
 ) -> Ingested:
-    """The labelled rows of a source, in the model's label space; their explanations are not looked at."""
+    """The labelled rows of a source, in the model's label space; their explanations are read if wanted.
+
+    Raises:
+        DataError: the rows cannot be read, none has a label, or none has a column of ``columns.groups``.
+    """
+    columns = dataclasses.replace(columns or Columns(), difficulty=None)
     rows = read_examples(
         source,
-        columns=dataclasses.replace(columns or Columns(), explanation="", explanations="", difficulty=None),
+        columns=columns if explanations else dataclasses.replace(columns, explanation="", explanations=""),
         labels=predictor.card.labels,
         max_bad_fraction=max_bad_fraction,
         quarantine=None,
@@ -39,6 +49,11 @@ def labelled_rows(
     labelled = [example for example in rows.examples if example.is_labelled]
     if not labelled:
         raise DataError(f"{source} has no labelled row; name the label column with --columns.label")
+    for index, name in enumerate(columns.groups):
+        if not any(example.groups[index] for example in labelled):
+            raise DataError(f"{source} has no value in the group column {name!r}; fix --columns.groups")
+    if columns.cluster and not any(example.cluster for example in labelled):
+        raise DataError(f"{source} has no value in the cluster column {columns.cluster!r}; fix --columns.cluster")
     if len(labelled) < len(rows.examples):
         logger.info("%s: %d rows without label left out", source, len(rows.examples) - len(labelled))
     return dataclasses.replace(rows, examples=labelled)

@@ -21,7 +21,8 @@ class ColumnNames:
     """Matches a source's column names to those of the settings, ignoring invisible differences; others are not read."""
 
     def __init__(self, columns: Columns) -> None:
-        self.wanted = {name for name in dataclasses.astuple(columns) if name}
+        single = (name for name in dataclasses.astuple(columns) if isinstance(name, str))
+        self.wanted = {name for name in (*single, *columns.groups) if name}
         self.text, self.label = columns.text, columns.label
         self._by_look = {clean_name(name): name for name in self.wanted}
         self._as_written: set[str] = set()

@@ -290,6 +290,8 @@ def _to_example(
         answers=answers,
         explanations=explanations,
         difficulty=difficulty,
+        groups=tuple(_cell(record.get(name)) for name in columns.groups),
+        cluster=_cell(record.get(columns.cluster)) if columns.cluster else None,
         file=file,
         line=line,
         has_own_id=bool(own_id),
@@ -316,6 +318,11 @@ def _id(value: Any) -> str:
         value = int(value)
     name = "" if is_missing(value) else clean_name(str(value))
     return "" if name in MISSING_WORDS else name
+
+
+def _cell(value: Any) -> str | None:
+    """A cell as a name; None for a missing one."""
+    return _id(value) or None
 
 
 def _difficulty(value: Any) -> float | None:

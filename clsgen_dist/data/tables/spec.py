@@ -74,7 +74,8 @@ def _key(source: Part, spec: TableSpec) -> str:
         "format": FORMAT,
         "source": [source.kind, path, source.split],
         "content": _fingerprint(source),
-        "columns": asdict(spec.columns),
+        # Groups and clusters are not stored.
+        "columns": {name: value for name, value in asdict(spec.columns).items() if name not in ("groups", "cluster")},
         "labels": spec.labels,
         "space": spec.space,
         "max_explanation_length": spec.max_explanation_length,

@@ -9,7 +9,7 @@ import math
 import pytest
 
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.ingest import read_texts
+from clsgen_dist.data.reading.ingest import read_examples, read_texts
 from tests.data.reading.sources import GOOD, KINDS, read_rows, write_as, write_jsonl
 
 
@@ -176,3 +176,18 @@ def test_rows_to_predict_are_complete_and_in_order(kind, tmp_path):
         *(None, None, "empty-text", "empty-text", "nul-character", None)
     ]
     assert [row.id for row in read if "rows" not in row.id and "splits" not in row.id] == ["a", "a", "1.0", "e", "f"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_groups_and_clusters_are_read_as_text(form, tmp_path):
+    rows = [("a", "A", "7"), ("b", "", "7"), ("c", "N/A", "8")]
+    path = tmp_path / f"rows.{form}"
+    if form == "csv":
+        path.write_text("text,label,site,patient\n" + "".join(f"{t},yes,{s},{p}\n" for t, s, p in rows))
+    else:
+        cells = [{"text": t, "label": "yes", "site": s or None, "patient": float(p)} for t, s, p in rows]
+        path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    columns = Columns(groups=("site", "text"), cluster="patient")
+    found = read_examples(str(path), columns=columns, labels=None, max_bad_fraction=0, quarantine=None).examples
+    assert [e.groups for e in found] == [("A", "a"), (None, "b"), (None, "c")]
+    assert [e.cluster for e in found] == ["7", "7", "8"]
