@@ -6,7 +6,7 @@
     strata       the rows of each class are drawn apart: every resample has the classes as often as the data, so AUROC
                  is always defined. The interval is then for this share of classes
     clusters     whole clusters are drawn, all rows of a patient together: rows of one cluster are alike, so that single
-                 rows give too narrow an interval (Davison & Hinkley 1997, section 3.8)
+                 rows give too narrow an interval (Davison & Hinkley 1997)
 
 Two models on the same rows are compared by the interval of their paired difference, on the same resamples: effects of
 rows that are hard for both cancel, so it is narrower than two separate intervals suggest.
@@ -167,8 +167,7 @@ def paired_difference(
     """First minus second metric on the same rows, with percentile interval and p-value.
 
     The p-value is twice the smaller share of resamples on either side of 0, (1 + k)/(1 + resamples), so that it is
-    below ``1 - level`` where the interval leaves 0 out (Davison & Hinkley 1997, section 4.2; Efron & Tibshirani 1993,
-    section 15.4).
+    below ``1 - level`` where the interval leaves 0 out (Davison & Hinkley 1997).
     """
     rng, resampler = np.random.default_rng(seed), Resampler(n_rows, strata_N=strata_N, clusters_N=clusters_N)
     draws = [resampler.draw(rng) for _ in range(resamples)]
