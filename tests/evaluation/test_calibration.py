@@ -83,7 +83,7 @@ def test_debiased_error_is_right_on_average_where_the_plain_one_is_not():
 
 def reflected_smooth_ece(p, outcome):
     """The definition: images of the Gaussian beyond 0 and 1, quadrature, bisection."""
-    t = (np.arange(2000) + 0.5) / 2000
+    t = (np.arange(1000) + 0.5) / 1000
     images = [(p[:, None] + 2 * k, -p[:, None] + 2 * k) for k in range(-3, 4)]
 
     def at(width):

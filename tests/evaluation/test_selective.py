@@ -72,8 +72,8 @@ def test_a_target_that_no_threshold_meets():
 def test_intervals_of_a_workloads_threshold_and_risk_contain_the_truth():
     # The share 0.4 has confidence below 0.7; above it 1 - 0.85 are wrong.
     hits = []
-    for run in range(150):
-        found = threshold_for_workload(*rows(250, run + 10), 0.4, resamples=150, seed=run).intervals
+    for run in range(100):
+        found = threshold_for_workload(*rows(250, run + 10), 0.4, resamples=120, seed=run).intervals
         hits.append([found["threshold"].low <= 0.7 <= found["threshold"].high,
                      found["risk"].low <= 0.15 <= found["risk"].high])  # fmt: skip
     assert (np.mean(hits, axis=0) > 0.89).all()
