@@ -127,7 +127,7 @@ def ece_interval(
     gives the highest end. An ECE smaller than most calibrated models show has the upper end of a typical one.
 
     The interval can lie below the observed ECE, whose bias it takes out. Rows are independent: several answers of one
-    row make it too narrow. Cost: about 25 · ``resamples`` · B binomial draws, 0.1 s.
+    row make it too narrow. Cost: about 25 · ``resamples`` · B binomial draws, 30 ms on 400 rows.
     """
     if len(probability_N) == 0:
         return UNDEFINED

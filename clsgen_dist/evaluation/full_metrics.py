@@ -5,7 +5,7 @@
     multilabel    subset_accuracy, hamming_loss, ranking_precision, coverage_error
     ordinal       quadratic_kappa, mae, and those of single
 
-What the rows do not define is NaN. Cost: about 10 ms on 400 rows.
+What the rows do not define is NaN. Cost on 400 rows: 10 ms for two classes, 30 for five, 120 for five multi-label ones.
 """
 
 from __future__ import annotations

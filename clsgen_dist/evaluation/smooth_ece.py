@@ -8,9 +8,9 @@ bounds the distance to the nearest calibrated predictor from both sides. Like ev
 calibrated model on few rows.
 
 On a grid of 2048 cells the reflected Gaussian is a factor exp(-(πkσ)²/2) on the coefficients of the cosine transform.
-Cost: one pass over N rows, then 20 transforms of 2048 numbers, about 1 ms. The authors' package ``relplot`` agrees
-within 0.001 where the error is below 0.2 (it cuts the kernel off at a distance of 0.5); it needs seaborn and confseq
-and takes 3.5 s to import.
+Cost: one pass over N rows, then 20 transforms of 2048 numbers, 1 to 5 ms. The package ``relplot`` agrees within
+0.001 on ten sets of 25 to 5,000 rows; on one with an error of 0.23 it is 0.006 higher, as it cuts the kernel at a
+distance of 0.5. It needs seaborn and confseq.
 """
 
 from __future__ import annotations
