@@ -44,13 +44,6 @@ def f1_at(probability_N: np.ndarray, is_positive_N: np.ndarray, threshold: float
     return 2 * true_positives / (2 * true_positives + errors) if true_positives else 0.0
 
 
-def macro_f1(predicted_N: np.ndarray, labels_N: np.ndarray) -> float:
-    """Mean F1 over the classes that occur in labels or predictions."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels_N, predicted_N, average="macro", zero_division=0))
-
-
 def best_f1_threshold(probability_N: np.ndarray) -> float:
     """The threshold with the best expected F1, from *calibrated* probabilities of the positive class.
 

@@ -16,14 +16,14 @@ from typing import Literal
 
 import numpy as np
 
-from clsgen_dist.evaluation import calibration_error, classification, multilabel, ordinal
+from clsgen_dist.evaluation import calibration_error, classification, confusion, multilabel, ordinal
 
 # N rows, C classes
 
 Kind = Literal["single", "multilabel", "ordinal"]
 HIGHER_IS_BETTER = frozenset(
     {"auroc", "auroc_micro", "average_precision", "average_precision_micro", "f1", "f1_micro", "subset_accuracy",
-     "quadratic_kappa"}
+     "quadratic_kappa", "accuracy", "balanced_accuracy", "mcc", "f1_macro", "ranking_precision"}
 )  # fmt: skip
 METRICS = {
     "single": ("auroc", "average_precision", "f1", "ece"),
@@ -37,7 +37,10 @@ METRICS = {
 WORDS = {
     "auroc": "AUROC", "auroc_micro": "AUROC micro", "average_precision": "AP", "average_precision_micro": "AP micro",
     "f1": "F1", "f1_micro": "F1 micro", "subset_accuracy": "subset accuracy", "quadratic_kappa": "quadratic kappa",
-    "mae": "MAE", "ece": "ECE", "nll": "NLL", "brier": "Brier",
+    "mae": "MAE", "ece": "ECE", "nll": "NLL", "brier": "Brier", "smooth_ece": "smooth ECE",
+    "ece_mass": "ECE, equal mass", "ece_classwise": "classwise ECE", "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy", "mcc": "MCC", "f1_macro": "F1 macro", "hamming_loss": "Hamming loss",
+    "ranking_precision": "label-ranking AP", "coverage_error": "coverage error",
 }  # fmt: skip
 """The metrics in words."""
 
@@ -117,7 +120,7 @@ def _of_classes(p_NC: np.ndarray, labels_N: np.ndarray, decided_N: np.ndarray, p
     def f1() -> float:
         if p_NC.shape[1] == 2:
             return classification.f1_at((decided_N == positive).astype(float), labels_N == positive, 0.5)
-        return classification.macro_f1(decided_N, labels_N)
+        return confusion.macro_f1(confusion.confusion_matrix(decided_N, labels_N, p_NC.shape[1]))
 
     return {
         "auroc": lambda: classification.auroc(p_NC, labels_N, positive),

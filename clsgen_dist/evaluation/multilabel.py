@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from clsgen_dist.evaluation.confusion import ClassScores, scores_from_counts
+
 # N rows, C classes
 
 Binary = Callable[[np.ndarray, np.ndarray], float]
@@ -46,11 +48,54 @@ def f1(labels_NC: np.ndarray, predicted_NC: np.ndarray) -> tuple[float, float]:
     return float(each_C.mean()), float(2 * true_C.sum() / total) if total else 0.0
 
 
+def class_scores(labels_NC: np.ndarray, predicted_NC: np.ndarray) -> ClassScores:
+    """Precision, recall, F1 and support of each class, over the rows where it is known."""
+    known_NC = ~np.isnan(labels_NC)
+    is_NC, predicted_NC = known_NC & (labels_NC == 1), known_NC & predicted_NC.astype(bool)
+    return scores_from_counts((is_NC & predicted_NC).sum(axis=0), is_NC.sum(axis=0), predicted_NC.sum(axis=0))
+
+
 def subset_accuracy(labels_NC: np.ndarray, predicted_NC: np.ndarray) -> float:
     """Share of rows whose whole set is right, among the rows where it is known; NaN without any."""
     known_N = ~np.isnan(labels_NC).any(axis=1)
     right_N = (labels_NC[known_N] == predicted_NC[known_N]).all(axis=1)
     return float(right_N.mean()) if len(right_N) else float("nan")
+
+
+def hamming_loss(labels_NC: np.ndarray, predicted_NC: np.ndarray) -> float:
+    """Share of the known answers that are decided wrong; NaN without any."""
+    known_NC = ~np.isnan(labels_NC)
+    wrong = labels_NC[known_NC] != predicted_NC[known_NC]
+    return float(wrong.mean()) if len(wrong) else float("nan")
+
+
+def ranking_precision(labels_NC: np.ndarray, scores_NC: np.ndarray) -> float:
+    """Label-ranking average precision (Schapire & Singer 2000), over the rows where all answers are known.
+
+    For each true class of a row, the share of true ones among the classes ranked as high; a row with none or all has 1.
+    """
+    from sklearn.metrics import label_ranking_average_precision_score
+
+    known_N = ~np.isnan(labels_NC).any(axis=1)
+    if not known_N.any():
+        return float("nan")
+    # With one class scikit-learn takes the labels for classes, not answers; every ranking is right there.
+    if labels_NC.shape[1] == 1:
+        return 1.0
+    return float(label_ranking_average_precision_score(labels_NC[known_N], scores_NC[known_N]))
+
+
+def coverage_error(labels_NC: np.ndarray, scores_NC: np.ndarray) -> float:
+    """How far down the ranking one must go to meet all true classes of a row, in classes; 0 for a row without any.
+
+    Mean over the rows where all answers are known (Tsoumakas, Katakis & Vlahavas 2010); NaN without such rows.
+    """
+    known_N = ~np.isnan(labels_NC).any(axis=1)
+    if not known_N.any():
+        return float("nan")
+    labels, scores = labels_NC[known_N] > 0.5, scores_NC[known_N]
+    lowest_true = np.where(labels, scores, np.inf).min(axis=1, keepdims=True)
+    return float((scores >= lowest_true).sum(axis=1).mean())
 
 
 def nll(labels_NC: np.ndarray, probabilities_NC: np.ndarray) -> float:

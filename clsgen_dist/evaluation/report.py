@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.evaluation.bootstrap import Interval, bootstrap_intervals
+from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
+from clsgen_dist.evaluation.interval import Interval
 from clsgen_dist.evaluation.metrics import WORDS, Kind, class_metrics
 from clsgen_dist.io.tables import markdown_table
 

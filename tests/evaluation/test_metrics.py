@@ -14,7 +14,8 @@ from clsgen_dist.evaluation import report as report_module
 from clsgen_dist.evaluation.baselines import text_baseline
 from clsgen_dist.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals
 from clsgen_dist.evaluation.calibration_error import ece, nll, reliability_bins
-from clsgen_dist.evaluation.classification import auroc, f1_at, macro_f1, predicted_class
+from clsgen_dist.evaluation.classification import auroc, f1_at, predicted_class
+from clsgen_dist.evaluation.confusion import confusion_matrix, macro_f1
 from clsgen_dist.evaluation.report import ExplanationShare, Report, score
 from clsgen_dist.inference.evaluate import build_report
 from clsgen_dist.model.label_space import LabelSpace
@@ -72,7 +73,7 @@ def test_decision_follows_threshold_and_positive_class():
     assert predicted_class(probabilities, 1, 0.3).tolist() == [0, 1, 1]
     assert predicted_class(probabilities, 0, 0.7).tolist() == [0, 1, 1]
     assert predicted_class(probabilities, 1, None).tolist() == [0, 0, 1]
-    assert macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1])) == pytest.approx(2 / 3)
+    assert macro_f1(confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)) == pytest.approx(2 / 3)
 
 
 def test_nll_of_even_odds_is_log_two():

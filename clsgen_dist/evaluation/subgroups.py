@@ -1,0 +1,155 @@
+"""Metrics of subgroups: a model that is good on average can be wrong for one hospital, language or product.
+
+Each group has AUROC (DeLong), recall at the decision threshold (Wilson), calibration in the large (mean probability
+minus frequency, Student's interval) and ECE (``ece_interval``). A group with fewer than 30 rows, or 5 of either class,
+is listed as too small and not measured: its intervals would span nearly everything.
+
+The worst group is the one whose interval is worst at its *better* end: with the lowest upper end of AUROC or recall,
+the largest lower end of ECE, the interval of calibration in the large farthest from 0. So a small group does not win by
+noise alone. Of G groups, one in twenty intervals misses the truth even if all groups are alike; name groups before you
+look. Cost: about 30 ms a group, for the ECE's interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from clsgen_dist.evaluation.calibration_error import binned_ece, ece_interval
+from clsgen_dist.evaluation.delong import auroc_interval
+from clsgen_dist.evaluation.interval import Interval, mean_interval, wilson_interval
+
+# N rows, G groups
+
+Criterion = Literal["auroc", "recall", "calibration_in_the_large", "ece"]
+
+MIN_ROWS = 30
+MIN_OF_CLASS = 5
+NO_GROUP = "(none)"
+"""Name of the rows whose group is None or NaN."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric with its interval."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Group:
+    """Metrics of one group."""
+
+    name: str
+    rows: int
+    positives: int
+    auroc: Estimate
+    recall: Estimate
+    """Share of the positives at the threshold and above."""
+    calibration_in_the_large: Estimate
+    """Mean probability minus frequency: above 0, the group's risk is overstated."""
+    ece: Estimate
+
+
+@dataclass(frozen=True)
+class SmallGroup:
+    """A group too small to judge."""
+
+    name: str
+    rows: int
+    positives: int
+
+
+@dataclass(frozen=True)
+class Subgroups:
+    """Groups by name."""
+
+    measured: list[Group]
+    too_small: list[SmallGroup]
+
+    def worst(self, criterion: Criterion) -> Group | None:
+        """The group whose interval is worst at its better end.
+
+        None if no group is measured, or for calibration in the large and ECE if every interval reaches 0.
+        """
+        if not self.measured:
+            return None
+        group = max(self.measured, key=lambda group: _badness(group, criterion))
+        if criterion in ("calibration_in_the_large", "ece") and _badness(group, criterion) <= 0:
+            return None
+        return group
+
+
+def subgroups(
+    probability_N: np.ndarray,
+    positive_N: np.ndarray,
+    group_N: Sequence[str | None] | np.ndarray,
+    *,
+    threshold: float = 0.5,
+    level: float = 0.95,
+    min_rows: int = MIN_ROWS,
+    min_of_class: int = MIN_OF_CLASS,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Subgroups:
+    """Metrics of a yes-no question in each group of rows.
+
+    Args:
+        probability_N: of yes.
+        positive_N: boolean outcomes.
+        group_N: name of each row's group; rows without one form the group ``(none)``.
+        threshold: of the decision; a row is positive at this probability and above.
+        level: of the intervals.
+        min_rows: a group with fewer rows is too small.
+        min_of_class: so is one with fewer rows of either outcome.
+        resamples: for the ECE's interval.
+        seed: for it too.
+
+    Raises:
+        ValueError: not one group name a row.
+    """
+    if len(group_N) != len(probability_N):
+        raise ValueError(f"{len(group_N)} group names for {len(probability_N)} rows, expected one a row")
+    positive_N = positive_N.astype(bool)
+    names_N = np.array([NO_GROUP if group is None or group != group else str(group) for group in group_N], dtype=object)
+    measured, too_small = [], []
+    for name in sorted(set(names_N)):
+        of_group_N = names_N == name
+        rows, positives = int(of_group_N.sum()), int(positive_N[of_group_N].sum())
+        if rows < min_rows or min(positives, rows - positives) < min_of_class:
+            too_small.append(SmallGroup(name, rows, positives))
+        else:
+            p_N, is_N = probability_N[of_group_N], positive_N[of_group_N]
+            of_ece = ece_interval(p_N, is_N, binning="mass", level=level, resamples=resamples, seed=seed)
+            measured.append(_measure(name, p_N, is_N, threshold, level, of_ece))
+    return Subgroups(measured, too_small)
+
+
+def _measure(
+    name: str, probability_N: np.ndarray, positive_N: np.ndarray, threshold: float, level: float, of_ece: Interval
+) -> Group:
+    positives = int(positive_N.sum())
+    found = int((probability_N[positive_N] >= threshold).sum())
+    auroc = auroc_interval(probability_N, positive_N, level)
+    excess_N = probability_N - positive_N
+    return Group(
+        name,
+        len(positive_N),
+        positives,
+        auroc=Estimate(auroc.value, auroc.interval),
+        recall=Estimate(found / positives if positives else float("nan"), wilson_interval(found, positives, level)),
+        calibration_in_the_large=Estimate(float(excess_N.mean()), mean_interval(excess_N, level)),
+        ece=Estimate(binned_ece(probability_N, positive_N, binning="mass"), of_ece),
+    )
+
+
+def _badness(group: Group, criterion: Criterion) -> float:
+    """How bad the group is at the better end of its interval; larger is worse."""
+    interval: Interval = getattr(group, criterion).interval
+    if criterion in ("auroc", "recall"):
+        return -interval.high
+    return max(interval.low, -interval.high) if criterion == "calibration_in_the_large" else interval.low
