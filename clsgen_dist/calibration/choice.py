@@ -11,7 +11,7 @@ score; ECE is reported beside it, but not chosen by, since it rewards a model th
 
 Ten folds, stratified by class (multi-label: by the rarest class that applies), by a fixed seed over rows sorted by
 their values: the choice does not depend on the order of the rows. The chosen method is fitted to all of them. Cost: ten
-times the fits, about a second for 10,000 rows.
+times the fits: 10,000 rows take 4 s with two classes, 10 s with five.
 """
 
 from __future__ import annotations
