@@ -184,12 +184,12 @@ def training_log(output: Path) -> Any:
 
 def measures(run: dict[str, Any]) -> dict[str, float]:
     """The run's row of the table."""
-    from clsgen_dist.calibration.affine import fit_affine, probabilities
+    from clsgen_dist.calibration.affine import fit_affine
     from clsgen_dist.evaluation.metrics import class_metrics
 
     logits, labels = np.array(run["test"]["logits"]), np.array(run["test"]["labels"])
     calibration = fit_affine(np.array(run["dev"]["logits"]), np.array(run["dev"]["labels"]))
-    p_NC = probabilities(logits, calibration)
+    p_NC = calibration.probabilities(logits)
     positive = logits.shape[1] - 1
     found = class_metrics(p_NC, labels, "single", positive, names=("auroc", "f1", "ece", "brier"))
     found["seconds"] = run["seconds_a_step"]

@@ -23,9 +23,9 @@ HEAD_FILE = "classification_head/weights.safetensors"
 """In its own folder, since some engines load every ``*.safetensors`` next to the model as backbone weights."""
 _OLDER_HEAD_FILE = "classification_head.safetensors"
 META_FILE = "clsgen.json"
-FORMAT = 3
-_READABLE_FORMATS = (1, 2, 3)
-"""Format 1 has no ``prompt``; formats 1 and 2 are of single labels, with one ``threshold``."""
+FORMAT = 4
+_READABLE_FORMATS = (1, 2, 3, 4)
+"""Format 1 has no ``prompt``; 1 and 2 are of single labels, with one ``threshold``; 1 to 3 know affine maps alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ModelCard:
     trained: dict[str, Any]
     """Provenance of the weights: backbone, checkpoint step, fine-tuning."""
     calibration: dict[str, Any] | None = None
-    """Affine map of the class logits, fitted on held-out rows; None: uncalibrated."""
+    """The calibration fitted on held-out rows, see :mod:`clsgen_dist.calibration.methods`; None: uncalibrated."""
     thresholds: list[float] | None = None
     """Calibrated probability from which a class is predicted; None: 0.5.
 
@@ -54,9 +54,13 @@ class ModelCard:
     decide: str = "before"
     """Where the head is read: ``before`` the explanation, ``after`` it, or ``both``."""
     calibration_after: dict[str, Any] | None = None
-    """The same map for the reading after the explanation, where there are both."""
+    """The calibration of the reading after the explanation, where there are both."""
     thresholds_after: list[float] | None = None
     """Its thresholds."""
+    calibration_choice: dict[str, Any] | None = None
+    """How the methods compared, see :class:`clsgen_dist.calibration.comparison.Comparison`."""
+    calibration_choice_after: dict[str, Any] | None = None
+    """The same for the reading after the explanation."""
     calibrated_on: dict[str, Any] | None = None
     """Source and number of the rows on which calibration and thresholds were fitted."""
     distorted_by: list[str] = field(default_factory=list)
@@ -86,10 +90,10 @@ class ModelCard:
                 f"{folder / META_FILE} has format_version {fields.get('format_version')!r}, this version reads formats "
                 f"{' and '.join(map(str, _READABLE_FORMATS))}; use a later version of clsgen_dist"
             )
-        if fields["format_version"] < FORMAT:
+        if fields["format_version"] < 3:
             threshold = fields.pop("threshold", None)
-            fields |= {"thresholds": None if threshold is None else [threshold], "format_version": FORMAT}
-        return cls(**fields)
+            fields["thresholds"] = None if threshold is None else [threshold]
+        return cls(**{**fields, "format_version": FORMAT})
 
     @property
     def space(self) -> LabelSpace:

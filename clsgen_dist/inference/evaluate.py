@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from clsgen_dist.calibration.affine import probabilities
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.evaluation.baselines import majority_baseline, text_baseline
 from clsgen_dist.evaluation.report import (
@@ -80,7 +79,7 @@ def build_report(
     raw_NC = space.probabilities(logits_NK)
     scores, changes, notes = [scored("dual head, raw", raw_NC)], [], _absent_classes(labels, card.labels)
     if card.calibration:
-        calibrated_NC = probabilities(logits_NK, predictor.calibration, kind)
+        calibrated_NC = predictor.calibration.probabilities(logits_NK)
         scores.append(scored("dual head, recalibrated", calibrated_NC, card.thresholds))
         changes = recalibration_changes(raw_NC, calibrated_NC, labels, kind=kind, positive=positive)
     elif card.distorted_by:
@@ -89,7 +88,7 @@ def build_report(
         after_NK, thresholds = np.array(after), card.thresholds_after
         scores.append(scored("after the explanation, raw", space.probabilities(after_NK)))
         if card.calibration_after:
-            after_NC = probabilities(after_NK, predictor.calibration_after, kind)
+            after_NC = predictor.calibration_after.probabilities(after_NK)
             scores.append(scored("after the explanation, recalibrated", after_NC, thresholds))
     if trained_on:
         train_labels = labels_of(predictor, trained_on)

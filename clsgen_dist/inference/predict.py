@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clsgen_dist.calibration.affine import AffineCalibration
+from clsgen_dist.calibration.methods import from_json
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError, SettingsError
@@ -144,16 +144,13 @@ class Predictor:
                 "backbone; export the model again"
             )
         self._may_pad = self._padding_is_exact()
-        self.calibration = self._map(self.card.calibration)
-        self.calibration_after = self._map(self.card.calibration_after)
+        self.calibration = from_json(self.card.calibration, self.space.kind)
+        self.calibration_after = from_json(self.card.calibration_after, self.space.kind)
         if self.card.distorted_by and not self.card.calibration:
             logger.warning(
                 "%s was trained with %s, which distorts probabilities: run clsgen calibrate on held-out rows",
                 *(folder, " and ".join(self.card.distorted_by)),
             )
-
-    def _map(self, fields: dict[str, Any] | None) -> AffineCalibration:
-        return AffineCalibration.from_json(fields) if fields else AffineCalibration.identity(self.space.outputs)
 
     def predict(
         self,
@@ -303,7 +300,7 @@ class Predictor:
         space, names = self.space, self.card.labels
         calibration = self.calibration_after if after else self.calibration
         thresholds = self.card.thresholds_after if after else self.card.thresholds
-        probabilities_1C = space.probabilities(calibration.apply(np.array([logits], dtype=np.float64)))
+        probabilities_1C = calibration.probabilities(np.array([logits], dtype=np.float64))
         (decided,) = decide(probabilities_1C, space.kind, space.positive_index, thresholds)
         return Reading(
             label=[names[c] for c in np.flatnonzero(decided)] if space.kind == "multilabel" else names[int(decided)],

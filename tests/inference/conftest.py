@@ -1,4 +1,4 @@
-"""A hand-made export, in a second."""
+"""A hand-made export."""
 
 from __future__ import annotations
 

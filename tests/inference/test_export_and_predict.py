@@ -200,7 +200,7 @@ def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_pa
 
     run_command("clsgen", "calibrate", "--model", model, "--data", "demo:breast-cancer/dev")
     card = ModelCard.read(exported[1])
-    assert card.calibration is not None and card.calibration["scale"] > 0
+    assert card.calibration is not None and card.calibration["method"] == card.calibration_choice["method"]
     assert card.thresholds is not None and 0 < card.thresholds[0] <= 0.5
     report = run_command(
         *("clsgen", "evaluate", "--model", model, "--data", "demo:breast-cancer/test", "--explain", "false"),
