@@ -76,6 +76,10 @@ class BadNodeError(UserError, RuntimeError):
     exit_code = 1
 
 
+class CapabilityLostError(UserError, RuntimeError):
+    """Training cost the model more of its language than ``clsgen evaluate --max_drop`` allows."""
+
+
 class Preempted(UserError, RuntimeError):
     """A signal asked the run to stop, and it did, at a step boundary."""
 

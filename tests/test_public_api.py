@@ -30,7 +30,7 @@ model = export(run, run + "/model")
 card = calibrate(model, rows)
 assert card.calibration and card.calibrated_on["rows"] == 24
 report = evaluate(model, rows, explain=False)
-assert 0 <= report.scores[0].metrics["auroc"] <= 1 and "dual head, raw" in report.text()
+assert 0 <= report.report.scores[0].metrics["auroc"] <= 1 and "dual head, raw" in report.text()
 [answer] = Predictor(str(model)).predict(["a text"], max_new_tokens=3)
 assert abs(sum(answer.probabilities.values()) - 1) < 1e-6 and answer.label in ("no", "yes")
 assert isinstance(answer.explanation, str)

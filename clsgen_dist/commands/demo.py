@@ -27,8 +27,9 @@ def run(
 
     folder = Path(output)
     demo = run_demo(folder, ranks=ranks, seed=seed)
-    print(f"\n{demo.report.text()}\n")
-    for example, prediction in list(zip(demo.held_out, demo.predictions, strict=True))[:predictions]:
+    found = demo.evaluation
+    print(f"\n{found.text()}\n")
+    for example, prediction in list(zip(found.examples, found.predictions, strict=True))[:predictions]:
         print(f"{example.id} ({example.label})  {example.text}")
         print(f"    {prediction.probabilities['malignant']:.1%} malignant: {prediction.explanation}\n")
     print(
@@ -37,5 +38,5 @@ def run(
     )
     print(f"both loss curves  tensorboard --logdir {folder / 'tensorboard'}")
     print(f"the model         {folder / 'model'}   (clsgen predict --model {folder / 'model'} --text '...')")
-    print(f"the report        {folder / 'report.json'}")
     print(f"took {demo.training_seconds:.0f} s to train, {demo.other_seconds:.0f} s for everything after")
+    print(f"the report        {demo.page}   (open it in a browser)")

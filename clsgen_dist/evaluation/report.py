@@ -85,12 +85,16 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON; undefined metrics are null."""
+        return json.dumps(self.to_fields(), indent=2) + "\n"
+
+    def to_fields(self) -> dict[str, Any]:
+        """The same as a dictionary."""
         fields = asdict(self)
         fields["scores"] = [
             {"name": s["name"], **s["metrics"], **{f"{name}_interval": i for name, i in s["intervals"].items()}}
             for s in fields["scores"]
         ]
-        return json.dumps(_without_nan(fields), indent=2) + "\n"
+        return {name: _without_nan(value) for name, value in fields.items()}
 
     def table(self) -> str:
         """The report as a Markdown table."""

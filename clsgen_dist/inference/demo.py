@@ -26,14 +26,20 @@ from clsgen_dist.data.demos import breast_cancer
 from clsgen_dist.data.example import Example
 from clsgen_dist.errors import UserError
 from clsgen_dist.evaluation.baselines import linear_baseline
-from clsgen_dist.evaluation.report import ExplanationShare, Report, Scores, score
+from clsgen_dist.evaluation.report import ExplanationShare, Scores, score
 from clsgen_dist.hf_export.export import export
 from clsgen_dist.inference.calibrate import calibrate
-from clsgen_dist.inference.evaluate import build_report
-from clsgen_dist.inference.predict import Prediction, Predictor, classification_states
+from clsgen_dist.inference.evaluate import evaluate
+from clsgen_dist.inference.evaluation import Evaluation
+from clsgen_dist.inference.predict import Predictor, classification_states
 from clsgen_dist.inference.rows import labelled_rows
+from clsgen_dist.inference.write_report import write_report
 from clsgen_dist.model import smollm2
 from clsgen_dist.model.backbone import backbone_path, load_backbone, open_backbone
+
+_FAITHFULNESS_ROWS = 24
+_CAPABILITY_TOKENS = 8_000
+"""Half a minute each on two CPU cores."""
 
 
 class DemoError(UserError):
@@ -42,17 +48,17 @@ class DemoError(UserError):
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo measured, and the held-out rows with their predictions."""
+    """What the demo measured."""
 
-    report: Report
-    held_out: list[Example]
-    predictions: list[Prediction]
+    evaluation: Evaluation
+    page: Path
+    """The report."""
     training_seconds: float
     other_seconds: float
 
 
 def run_demo(output: Path, *, ranks: int = 1, seed: int = 0) -> Demo:
-    """Train, export (to ``output/model``), calibrate and evaluate; writes ``output/report.json``.
+    """Train, export (to ``output/model``), calibrate and evaluate; writes ``output/report``.
 
     Args:
         output: folder for checkpoints, TensorBoard log, model and report; an earlier demo's there is replaced.
@@ -69,27 +75,34 @@ def run_demo(output: Path, *, ranks: int = 1, seed: int = 0) -> Demo:
     model = export(output, output / "model")
     _log("calibrating on the dev rows")
     calibrate(model, _source("dev", seed))
-    _log("predicting and explaining the held-out rows")
+    _log("evaluating on the held-out rows: predictions, explanations, faithfulness, language kept")
+    test, train, folder = _source("test", seed), _source("train", seed), output / "report"
+    found = evaluate(
+        model,
+        test,
+        train,
+        output=folder,
+        batch_size=50,
+        faithfulness_rows=_FAITHFULNESS_ROWS,
+        capability_tokens=_CAPABILITY_TOKENS,
+    )
+    _log("fitting the baselines on raw numbers and on the frozen backbone")
     predictor = Predictor(model)
-    held_out = labelled_rows(predictor, _source("test", seed)).examples
-    train_rows = labelled_rows(predictor, _source("train", seed)).examples
-    predictions = predictor.predict([row.text for row in held_out], batch_size=50, progress=True)
-    _log("fitting the baselines")
-    report = build_report(predictor, held_out, predictions, train_rows)
+    baselines = _baselines(predictor, seed, labelled_rows(predictor, train).examples, found.examples)
     evidence_is_true = [
         breast_cancer.evidence_is_true(row.text, prediction.explanation or "")
-        for row, prediction in zip(held_out, predictions, strict=True)
+        for row, prediction in zip(found.examples, found.predictions, strict=True)
     ]
     report = dataclasses.replace(
-        report,
-        scores=[*report.scores, *_baselines(predictor, seed, train_rows, held_out)],
+        found.report,
+        scores=[*found.report.scores, *baselines],
         explanations={
-            **report.explanations,
+            **found.report.explanations,
             ExplanationShare.EVIDENCE_IS_TRUE: float(np.mean(evidence_is_true)),
         },
     )
-    (output / "report.json").write_text(report.to_json())
-    return Demo(report, held_out, predictions, trained - start, time.monotonic() - trained)
+    found = dataclasses.replace(found, report=report)
+    return Demo(found, write_report(found, folder), trained - start, time.monotonic() - trained)
 
 
 def _train(run: Path, ranks: int, seed: int) -> None:

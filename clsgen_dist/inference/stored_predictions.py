@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,6 +32,18 @@ _BARRIER_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
+class StoredPredictions:
+    """Predictions, and what it took to compute those that were missing."""
+
+    rows: list[RawPrediction]
+    """In the order of the texts."""
+    computed: int
+    """Batches that this rank computed."""
+    seconds: float
+    """Until all ranks had computed theirs."""
+
+
+@dataclass(frozen=True)
 class Ranks:
     """This process among those that predict together."""
 
@@ -43,6 +56,11 @@ class Ranks:
         """Wait for the others."""
         if self.world is not None:
             self.world.barrier()
+
+
+def is_first_rank() -> bool:
+    """Whether this process prints and writes."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
 @contextmanager
@@ -68,7 +86,7 @@ def stored_predictions(
     ranks: Ranks | None = None,
     batch_size: int = 32,
     explain: bool = True,
-) -> list[RawPrediction]:
+) -> StoredPredictions:
     """What the model computes for each text, from ``folder`` where it is there, else computed and kept there.
 
     Collective: all ranks call it with the same arguments, and all get all predictions.
@@ -86,7 +104,7 @@ def stored_predictions(
     Raises:
         SettingsError: the folder cannot be written.
     """
-    ranks = ranks or Ranks()
+    ranks, start = ranks or Ranks(), time.monotonic()
     parts = folder / f"{name}-{_key(predictor, model, texts, batch_size, explain)}"
     with writing(parts / "part"):
         ranks.barrier()  # no rank writes before the last has made its folder
@@ -105,7 +123,7 @@ def stored_predictions(
                     shown.update()
     ranks.barrier()
     found = {index: raw for rows in _read(parts).values() for index, raw in rows.items()}
-    return [found[index] for index in range(len(texts))]
+    return StoredPredictions([found[index] for index in range(len(texts))], len(mine), time.monotonic() - start)
 
 
 def _read(parts: Path) -> dict[int, dict[int, RawPrediction]]:

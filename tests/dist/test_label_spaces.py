@@ -115,12 +115,12 @@ def test_the_rule_is_learnt_and_measured(trained, run_command):
     kind, folder, _ = trained
     model = str(folder / "model")
     run_command("clsgen", "calibrate", "--model", model, "--data", str(folder / "dev.jsonl"))
-    report = folder / "report.json"
+    report = folder / "report"
     table = run_command(
         *("clsgen", "evaluate", "--model", model, "--data", str(folder / "test.jsonl"), "--explain", "false"),
         *("--train", str(folder / "train.jsonl"), "--output", str(report)),
     ).stdout
-    scores = {s["name"]: s for s in json.loads(report.read_text())["scores"]}
+    scores = {s["name"]: s for s in json.loads((report / "report.json").read_text())["scores"]}
     calibrated = scores["dual head, recalibrated"]
     assert calibrated["auroc"] > 0.9, table
     assert calibrated["nll"] < scores["dual head, raw"]["nll"] + 0.02

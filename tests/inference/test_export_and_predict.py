@@ -204,11 +204,11 @@ def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_pa
     assert card.thresholds is not None and 0 < card.thresholds[0] <= 0.5
     report = run_command(
         *("clsgen", "evaluate", "--model", model, "--data", "demo:breast-cancer/test", "--explain", "false"),
-        *("--train", "demo:breast-cancer/train", "--output", str(tmp_path / "report.json")),
+        *("--train", "demo:breast-cancer/train", "--output", str(tmp_path / "report")),
     ).stdout
     for name in ("dual head, raw", "dual head, recalibrated", "majority class", "TF-IDF logistic regression"):
         assert name in report
-    scores = {s["name"]: s for s in json.loads((tmp_path / "report.json").read_text())["scores"]}
+    scores = {s["name"]: s for s in json.loads((tmp_path / "report/report.json").read_text())["scores"]}
     assert scores["majority class"]["auroc"] == 0.5
     assert scores["dual head, recalibrated"]["nll"] <= scores["dual head, raw"]["nll"]
     assert scores["TF-IDF logistic regression"]["auroc"] > 0.9
@@ -272,11 +272,11 @@ def test_one_class_cannot_be_calibrated_on_but_can_be_evaluated(exported, held_o
     model, rows = str(exported[1]), held_out(*["benign"] * 12)
     with pytest.raises(DataError, match=r"held_out.jsonl: no row of the class 'malignant', only of 'benign' \(12\)"):
         calibrate(model, rows)
-    evaluate(model, rows, train=rows, output=str(tmp_path / "report.json"), explain=False)
+    evaluate(model, rows, train=rows, output=str(tmp_path / "report"), explain=False)
     printed = capsys.readouterr().out
     assert "n/a" in printed and "note: no row of the class 'malignant': AUROC needs two classes" in printed
     assert "note: no TF-IDF baseline" in printed
-    assert json.loads((tmp_path / "report.json").read_text())["scores"][0]["auroc"] is None
+    assert json.loads((tmp_path / "report/report.json").read_text())["scores"][0]["auroc"] is None
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def counted(*args, **options):
 predict.Predictor.compute = counted
 with stored.predicting_ranks() as ranks:
     model = Path(model)
-    found = stored.stored_predictions(predict.Predictor(model), model, texts, folder, "x", ranks=ranks, batch_size=4)
-    print(json.dumps({"found": [[raw.first, raw.explanation] for raw in found], "computed": done}))
+    kept = stored.stored_predictions(predict.Predictor(model), model, texts, folder, "x", ranks=ranks, batch_size=4)
+    print(json.dumps({"found": [[raw.first, raw.explanation] for raw in kept.rows], "computed": done}))
 """
 
 
@@ -81,7 +81,7 @@ def test_killed_ranks_and_other_rank_counts_give_the_same_predictions(start, tmp
 
 def test_a_new_calibration_reads_what_is_there_and_another_text_starts_anew(folder, tmp_path):
     def raws(texts: list[str]) -> list:
-        return stored_predictions(Predictor(folder), folder, texts, tmp_path / "kept", "test", batch_size=4)
+        return stored_predictions(Predictor(folder), folder, texts, tmp_path / "kept", "test", batch_size=4).rows
 
     before = raws(TEXTS)
     card = ModelCard.read(folder)
@@ -96,5 +96,5 @@ def test_a_new_calibration_reads_what_is_there_and_another_text_starts_anew(fold
 
 def test_predictions_read_back_are_those_of_the_predictor(folder, tmp_path):
     predictor = Predictor(folder)
-    stored = stored_predictions(predictor, folder, TEXTS, tmp_path, "test", batch_size=5)
+    stored = stored_predictions(predictor, folder, TEXTS, tmp_path, "test", batch_size=5).rows
     assert [predictor.read(raw) for raw in stored] == predictor.predict(TEXTS, batch_size=5)

@@ -1,0 +1,294 @@
+"""Everything that is measured of one model on labelled rows: decisions, probabilities, explanations, faithfulness.
+
+In: the rows, what the model computed for them, and a way to ask the model about further texts. Out: figures with
+intervals; :mod:`clsgen_dist.inference.report_sections` puts them into words. Cost: seconds to a minute on a thousand
+rows, most of it bootstraps; faithfulness puts each of its rows through the model some eighteen times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
+from clsgen_dist.evaluation.calibration_error import (
+    BrierDecomposition,
+    brier_decomposition,
+    calibration_p_value,
+    ece_interval,
+)
+from clsgen_dist.evaluation.confusion import confusion_matrix
+from clsgen_dist.evaluation.delong import auroc_interval
+from clsgen_dist.evaluation.full_metrics import PerClass, full_metrics, per_class
+from clsgen_dist.evaluation.interval import Interval
+from clsgen_dist.evaluation.logistic_recalibration import LogisticRecalibration, logistic_recalibration
+from clsgen_dist.evaluation.metrics import decide
+from clsgen_dist.evaluation.operating_points import (
+    DecisionCurve,
+    OperatingPoint,
+    decision_curve,
+    precision_at_recall,
+    recall_at_precision,
+)
+from clsgen_dist.evaluation.questions import pooled_question
+from clsgen_dist.evaluation.reliability import Bins, ReliabilityDiagram, bin_rows, reliability_diagram
+from clsgen_dist.evaluation.selective import RiskCoverage, risk_coverage
+from clsgen_dist.evaluation.subgroups import Subgroups, subgroups
+from clsgen_dist.explanations import text_quality
+from clsgen_dist.explanations.counterfactual import Counterfactual, counterfactual
+from clsgen_dist.explanations.erasure import Erasure, erasure
+from clsgen_dist.explanations.estimates import Estimate, RowScores
+from clsgen_dist.explanations.grounding import GroundingScores, copied_share, grounding
+from clsgen_dist.explanations.reconstruction import Reconstruction, reconstruction
+from clsgen_dist.explanations.references import ReferenceScores, reference_scores
+from clsgen_dist.explanations.richness import Richness, richness
+from clsgen_dist.explanations.simulatability import Simulatability, simulatability
+from clsgen_dist.explanations.stated_class import alignment, contradictions, stated_decided_kappa
+from clsgen_dist.model.label_space import LabelSpace
+
+# N rows, C classes
+
+_BINS = 10
+_ASKED = (0.8, 0.9, 0.95)
+"""Recalls and precisions at which operating points are listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A metric with its bootstrap interval."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionMeasures:
+    """What classes and probabilities are worth."""
+
+    metrics: dict[str, Measured]
+    """By the names of :mod:`clsgen_dist.evaluation.metrics`; binary AUROC by DeLong, ECE by inverting a test."""
+    classes: PerClass
+    confusion_CC: np.ndarray | None
+    """Rows by label and decision; None for multi-label."""
+    reliability: ReliabilityDiagram
+    """Of the pooled question (:mod:`clsgen_dist.evaluation.questions`)."""
+    uncalibrated: Bins
+    """Of the raw probabilities, in the same bins."""
+    calibrated_p_value: float
+    """How often a perfectly calibrated model has so large an ECE."""
+    line: LogisticRecalibration
+    brier: BrierDecomposition
+    operating_points: dict[str, OperatingPoint]
+    """Binary: ``recall=0.9`` and so on."""
+    curve: DecisionCurve | None
+    """Binary: net benefit."""
+    selective: RiskCoverage
+    """Answering the confident rows only; loss is 1 for a wrong decision, of multi-label the share of wrong answers."""
+    groups: dict[str, Subgroups]
+    """By column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplanationMeasures:
+    """What explanations say, and whether it agrees with the head and the input."""
+
+    contradictions: RowScores
+    kappa: Estimate
+    alignment: Estimate
+    grounding: GroundingScores
+    copied: RowScores
+    richness: Richness
+    words: RowScores
+    reading_ease: RowScores
+    distinct_2: float
+    self_bleu: float
+    vendi_score: float
+    template_repeats: RowScores
+    references: ReferenceScores | None
+    simulatability: Simulatability
+    reconstruction: Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness:
+    """Whether the decision rests on what the explanations name, on a sample of the rows."""
+
+    rows: list[int]
+    erasure: Erasure
+    counterfactual: Counterfactual
+
+
+def measure_decisions(
+    p_NC: np.ndarray,
+    raw_NC: np.ndarray,
+    labels: np.ndarray,
+    space: LabelSpace,
+    thresholds: Sequence[float] | None,
+    examples: Sequence[Example],
+    columns: Columns,
+) -> DecisionMeasures:
+    """The decisions of probabilities ``p_NC`` on rows with ``labels``; ``raw_NC`` are those without calibration."""
+    kind, positive = space.kind, space.positive_index
+    clusters_N = clusters(examples) if columns.cluster else None
+    decided = decide(p_NC, kind, positive, thresholds)
+    pooled = pooled_question(p_NC, labels, kind, positive)
+    raw = pooled_question(raw_NC, labels, kind, positive)
+    reliability = reliability_diagram(pooled.probability_M, pooled.outcome_M, bins=_BINS)
+    binary = kind == "single" and space.is_binary
+    of_answer = clusters_N[pooled.row_M] if clusters_N is not None else pooled.row_M
+    independent = len(np.unique(of_answer)) == len(of_answer)
+    return DecisionMeasures(
+        metrics=_metrics(p_NC, labels, space, thresholds, clusters_N),
+        classes=per_class(p_NC, labels, kind, positive, thresholds),
+        confusion_CC=None if kind == "multilabel" else confusion_matrix(decided, labels, len(space)),
+        reliability=reliability,
+        uncalibrated=bin_rows(raw.probability_M, raw.outcome_M, bins=_BINS),
+        calibrated_p_value=calibration_p_value(pooled.probability_M, pooled.outcome_M),
+        line=logistic_recalibration(
+            pooled.probability_M, pooled.outcome_M, clusters_N=None if independent else of_answer
+        ),
+        brier=brier_decomposition(pooled.probability_M, pooled.outcome_M),
+        operating_points=_operating_points(p_NC[:, positive], labels == positive) if binary else {},
+        curve=decision_curve(p_NC[:, positive], labels == positive) if binary else None,
+        selective=risk_coverage(*confidence_and_loss(p_NC, labels, decided)),
+        groups=_groups(p_NC, labels, decided, space, thresholds, examples, columns),
+    )
+
+
+def _metrics(
+    p_NC: np.ndarray,
+    labels: np.ndarray,
+    space: LabelSpace,
+    thresholds: Sequence[float] | None,
+    clusters_N: np.ndarray | None,
+) -> dict[str, Measured]:
+    kind, positive = space.kind, space.positive_index
+
+    def metrics(index: np.ndarray) -> dict[str, float]:
+        return full_metrics(p_NC[index], labels[index], kind, positive, thresholds)
+
+    strata_N = labels if kind != "multilabel" else None
+    found = metrics(np.arange(len(labels)))
+    intervals = bootstrap_intervals(metrics, len(labels), strata_N=strata_N, clusters_N=clusters_N)
+    pooled = pooled_question(p_NC, labels, kind, positive)
+    if clusters_N is None:
+        intervals["ece"] = ece_interval(pooled.probability_M, pooled.outcome_M)
+        if kind == "single" and space.is_binary:
+            intervals["auroc"] = auroc_interval(p_NC[:, positive], labels == positive).interval
+    return {name: Measured(value=value, interval=intervals[name]) for name, value in found.items()}
+
+
+def confidence_and_loss(p_NC: np.ndarray, labels: np.ndarray, decided: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``[N]`` probability of the decision and ``[N]`` its loss; multi-label: of the least certain answer, mean loss."""
+    rows_N = np.arange(len(labels))
+    if decided.ndim == 1:
+        return p_NC[rows_N, decided], (decided != labels).astype(float)
+    own_NC = np.where(decided, p_NC, 1 - p_NC)
+    known_NC = ~np.isnan(labels)
+    wrong_NC = (decided != (np.nan_to_num(labels) >= 0.5)) & known_NC
+    return own_NC.min(axis=1), wrong_NC.sum(axis=1) / np.maximum(known_NC.sum(axis=1), 1)
+
+
+def _operating_points(p_N: np.ndarray, positive_N: np.ndarray) -> dict[str, OperatingPoint]:
+    recalls = {f"recall={share:g}": precision_at_recall(p_N, positive_N, share) for share in _ASKED}
+    return recalls | {f"precision={share:g}": recall_at_precision(p_N, positive_N, share) for share in _ASKED}
+
+
+def _groups(
+    p_NC: np.ndarray,
+    labels: np.ndarray,
+    decided: np.ndarray,
+    space: LabelSpace,
+    thresholds: Sequence[float] | None,
+    examples: Sequence[Example],
+    columns: Columns,
+) -> dict[str, Subgroups]:
+    """Groups by column; binary: of the positive class, else whether the decision is right."""
+    if space.kind == "single" and space.is_binary:
+        probability_N, outcome_N = p_NC[:, space.positive_index], labels == space.positive_index
+        threshold = thresholds[0] if thresholds else 0.5
+    else:
+        probability_N, loss_N = confidence_and_loss(p_NC, labels, decided)
+        outcome_N, threshold = loss_N == 0, 0.5
+    return {
+        name: subgroups(probability_N, outcome_N, [e.groups[index] for e in examples], threshold=threshold)
+        for index, name in enumerate(columns.groups)
+    }
+
+
+def clusters(examples: Sequence[Example]) -> np.ndarray:
+    """``[N]`` number of each row's cluster; a row without one is its own."""
+    names = [example.cluster or f"\0{row}" for row, example in enumerate(examples)]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def measure_explanations(
+    examples: Sequence[Example],
+    explanations: Sequence[str],
+    p_NC: np.ndarray,
+    decided: np.ndarray,
+    space: LabelSpace,
+) -> ExplanationMeasures:
+    """The explanations of rows, their probabilities and decisions."""
+    texts, names = [example.text for example in examples], space.names
+    given = [list(example.explanations) for example in examples]
+    return ExplanationMeasures(
+        contradictions=contradictions(explanations, decided, names),
+        kappa=stated_decided_kappa(explanations, decided, names, space.kind),
+        alignment=alignment(explanations, p_NC, names, space.kind, space.positive_index),
+        grounding=grounding(texts, explanations, names),
+        copied=copied_share(texts, explanations),
+        richness=richness(explanations),
+        words=text_quality.lengths(explanations),
+        reading_ease=text_quality.reading_ease(explanations),
+        distinct_2=text_quality.distinct(explanations, 2),
+        self_bleu=text_quality.self_bleu(explanations),
+        vendi_score=text_quality.vendi_score(explanations),
+        template_repeats=text_quality.template_repeats(texts, explanations, names),
+        references=reference_scores(explanations, given) if any(given) else None,
+        simulatability=simulatability(texts, explanations, decided, names),
+        reconstruction=reconstruction(texts, explanations),
+    )
+
+
+def measure_faithfulness(
+    texts: Sequence[str],
+    measured: ExplanationMeasures,
+    decided: np.ndarray,
+    space: LabelSpace,
+    thresholds: Sequence[float] | None,
+    rows: Sequence[int],
+    probability: Callable[[Sequence[str]], np.ndarray],
+    explain: Callable[[Sequence[str]], Sequence[str]],
+) -> Faithfulness:
+    """Masks and edits the evidence that explanations name, on the given ``rows``, and asks the model again."""
+    own = [texts[row] for row in rows]
+    evidence = [measured.grounding.evidence[row] for row in rows]
+    return Faithfulness(
+        rows=list(rows),
+        erasure=erasure(own, evidence, probability, decided[np.array(rows, dtype=int)]),
+        counterfactual=counterfactual(
+            own,
+            evidence,
+            probability,
+            space.names,
+            explain=explain,
+            kind=space.kind,
+            positive=space.positive_index,
+            thresholds=thresholds,
+        ),
+    )
+
+
+def spread_sample(decided: np.ndarray, count: int, seed: int = 0) -> list[int]:
+    """At most ``count`` rows, of each decision as equal a number as there are; in their order."""
+    key_N = decided if decided.ndim == 1 else np.unique(decided, axis=0, return_inverse=True)[1].ravel()
+    shuffled_N = np.random.default_rng(seed).permutation(len(key_N))
+    place_N = np.empty(len(key_N), dtype=int)
+    for value in np.unique(key_N):
+        rows = shuffled_N[key_N[shuffled_N] == value]
+        place_N[rows] = np.arange(len(rows))
+    return sorted(np.lexsort((shuffled_N, place_N))[:count].tolist())
