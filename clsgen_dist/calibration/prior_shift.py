@@ -79,7 +79,7 @@ def estimate(
     rows = len(probabilities_NC)
     if rows < _ESTIMATED_FROM:
         raise DataError(
-            f"{rows} rows, expected {_ESTIMATED_FROM} or more to estimate a prevalence; add unlabelled rows"
+            f"{rows} unlabelled rows, expected {_ESTIMATED_FROM} or more to estimate a prevalence; add some"
         )
     rng = np.random.default_rng(seed)
     found = _maximise(probabilities_NC, fitted_C, kind)

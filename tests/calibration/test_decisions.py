@@ -272,7 +272,7 @@ def test_the_prevalence_is_estimated_from_unlabelled_rows():
     assert prevalence.deployed_C[1] == pytest.approx(0.1, abs=0.03) and prevalence.rows == 500
     assert prevalence.low_C[1] < 0.1 < prevalence.high_C[1]
     assert "estimated from 500 unlabelled rows" in prevalence.text(BINARY.names)
-    with pytest.raises(DataError, match="20 rows, expected 30"):
+    with pytest.raises(DataError, match="20 unlabelled rows, expected 30"):
         fit_reading(logits, labels, BINARY, "affine", unlabelled_NK=unlabelled[:20])
 
 
