@@ -52,7 +52,7 @@ COMMANDS = {
         timestamps=True,
     ),
     "export": Command("turn a training checkpoint into a plain Hugging Face folder with its classification head"),
-    "calibrate": Command("fit threshold and recalibration of an exported model on held-out rows"),
+    "calibrate": Command("fit recalibration and decisions of an exported model on held-out rows"),
     "predict": Command("probability and explanation for rows or a single text", verbatim=("text",)),
     "evaluate": Command("measure an exported model on held-out rows"),
     "data check": Command(

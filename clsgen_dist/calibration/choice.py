@@ -84,7 +84,7 @@ def _simplest(methods: Sequence[Method], measured: Sequence[Measured]) -> tuple[
 
 def _measure(methods: Sequence[Method], logits_NK: np.ndarray, labels: np.ndarray, kind: Kind) -> list[Measured]:
     """Scores of rows that are checked, each row predicted by fits that have not seen it."""
-    predicted = {name: _cross_fitted(name, logits_NK, labels, kind) for name in methods}
+    predicted = {name: cross_fitted(name, logits_NK, labels, kind) for name in methods}
     losses = {name: _losses(p_NC, labels, kind) for name, p_NC in predicted.items()}
     best = min(methods, key=lambda name: losses[name].mean())  # of equals the simplest
 
@@ -96,8 +96,8 @@ def _measure(methods: Sequence[Method], logits_NK: np.ndarray, labels: np.ndarra
     return [scores(name) for name in methods]
 
 
-def _cross_fitted(method: Method, logits_NK: np.ndarray, labels: np.ndarray, kind: Kind) -> np.ndarray:
-    """``[N, C]`` probabilities of each row by the fit that has not seen it."""
+def cross_fitted(method: Method, logits_NK: np.ndarray, labels: np.ndarray, kind: Kind) -> np.ndarray:
+    """``[N, C]`` probabilities of each row by the fit that has not seen it; rows are those of :func:`checked`."""
     enough_C = enough_answers(method, labels, kind)
     fold_N = folds(labels, kind)
     p_NC = np.empty((len(labels), classes_of(logits_NK, kind)))

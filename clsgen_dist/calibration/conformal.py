@@ -10,7 +10,8 @@ reaches follows Beta(n+1-l, l) with l = ⌊(n+1)α⌋ (Vovk 2012), so a few hund
 each class, rare ones too, and the sets are larger. A set of one class is a decision, of several a doubt; an empty one
 says that the row is unlike the held-out rows.
 
-Multi-label: each class is a question of its own, with the answers yes and no, and has a q of its own.
+Multi-label: each class is a question of its own, with the answers yes and no, and has a q of its own; if sets are
+class-conditional, one for each of the two answers. (Of a rare class, one q promises little: always no is right often.)
 
 Cost: a sort. (MAPIE and crepes wrap estimators; all that is stored here is one number for each class.)
 """
@@ -18,6 +19,7 @@ Cost: a sort. (MAPIE and crepes wrap estimators; all that is stored here is one 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,18 +38,23 @@ class ConformalSets:
     coverage: float
     """Promised share of rows whose true class is in their set, 1-α."""
     class_conditional: bool
-    """Whether the promise is kept for each class alone."""
+    """Whether the promise is kept for each class alone; multi-label: for each of the answers yes and no."""
     cutoff_C: tuple[float, ...]
-    """Least probability of a class in the set, 1-q; multi-label: of an answer to the class's question."""
+    """Least probability of a class in the set, 1-q; multi-label: of the answer yes to the class's question."""
     rows_C: tuple[int, ...]
     """Held-out rows behind each cutoff."""
+    no_cutoff_C: tuple[float, ...] | None = None
+    """Multi-label: least probability of the answer no."""
+    no_rows_C: tuple[int, ...] | None = None
+    """The rows behind it."""
 
     def contains(self, probabilities_NC: np.ndarray) -> np.ndarray:
-        """``[N, C]`` whether a class is in a row's set; of multi-label probabilities, whether yes is a possible answer.
-
-        (Whether no is one: ``contains(1 - probabilities_NC)``.)
-        """
+        """``[N, C]`` whether a class is in a row's set; multi-label: whether yes is a possible answer."""
         return np.asarray(probabilities_NC >= np.asarray(self.cutoff_C))
+
+    def contains_no(self, probabilities_NC: np.ndarray) -> np.ndarray:
+        """``[N, C]`` multi-label: whether no is a possible answer."""
+        return np.asarray(1 - probabilities_NC >= np.asarray(self.no_cutoff_C))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for ``clsgen.json``."""
@@ -56,13 +63,17 @@ class ConformalSets:
             "class_conditional": self.class_conditional,
             "cutoff": list(self.cutoff_C),
             "rows": list(self.rows_C),
+            "no_cutoff": self.no_cutoff_C and list(self.no_cutoff_C),
+            "no_rows": self.no_rows_C and list(self.no_rows_C),
         }
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ConformalSets:
         """Inverse of :meth:`to_json`."""
         cutoff, rows = tuple(map(float, fields["cutoff"])), tuple(map(int, fields["rows"]))
-        return cls(float(fields["coverage"]), bool(fields["class_conditional"]), cutoff, rows)
+        no_cutoff = fields["no_cutoff"] and tuple(map(float, fields["no_cutoff"]))
+        no_rows = fields["no_rows"] and tuple(map(int, fields["no_rows"]))
+        return cls(float(fields["coverage"]), bool(fields["class_conditional"]), cutoff, rows, no_cutoff, no_rows)
 
 
 def fit_sets(
@@ -72,6 +83,7 @@ def fit_sets(
     *,
     coverage: float = 0.9,
     class_conditional: bool = False,
+    names: Sequence[str] | None = None,
 ) -> ConformalSets:
     """The cutoffs from held-out rows, which should not be those on which the calibration was fitted.
 
@@ -80,30 +92,44 @@ def fit_sets(
         labels: classes ``[N]``; multi-label: answers ``[N, C]``, NaN where not known.
         kind: the label space.
         coverage: promised share, above 0 and below 1.
-        class_conditional: keep the promise for each class; multi-label sets always have a cutoff a class.
+        class_conditional: keep the promise for each class; multi-label: for each answer to each class's question.
+        names: of the classes, for errors; None: their indices.
 
     Raises:
         DataError: too few rows to promise that coverage: a cutoff needs coverage / (1 - coverage) rows.
     """
     classes = probabilities_NC.shape[1]
+    names = names or [str(c) for c in range(classes)]
     if kind == "multilabel":
-        own_NC = np.where(labels >= 0.5, probabilities_NC, 1 - probabilities_NC)
-        own = [own_NC[~np.isnan(labels[:, c]), c] for c in range(classes)]
-    else:
-        own_N = probabilities_NC[np.arange(len(labels)), labels]
-        own = [own_N[labels == c] for c in range(classes)] if class_conditional else [own_N] * classes
-    cutoffs = [_cutoff(own_N, coverage, c) for c, own_N in enumerate(own)]
-    return ConformalSets(coverage, class_conditional, tuple(cutoffs), tuple(map(len, own)))
+        yes_NC, no_NC = labels >= 0.5, labels < 0.5
+        own_NC = np.where(yes_NC, probabilities_NC, 1 - probabilities_NC)
+        groups = (yes_NC, no_NC) if class_conditional else (yes_NC | no_NC,) * 2
+        (cutoff_C, rows_C), no = (
+            _cutoffs([p_N[of_N] for p_N, of_N in zip(own_NC.T, of_NC.T, strict=True)], coverage, names)
+            for of_NC in groups
+        )
+        return ConformalSets(coverage, class_conditional, cutoff_C, rows_C, *no)
+    own_N = probabilities_NC[np.arange(len(labels)), labels]
+    own = [own_N[labels == c] for c in range(classes)] if class_conditional else [own_N] * classes
+    return ConformalSets(coverage, class_conditional, *_cutoffs(own, coverage, names))
 
 
-def _cutoff(own_N: np.ndarray, coverage: float, c: int) -> float:
+def _cutoffs(
+    own: Sequence[np.ndarray], coverage: float, names: Sequence[str]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """A cutoff for each class from the probabilities of its true answers, and their number."""
+    cutoffs = [_cutoff(own_N, coverage, name) for own_N, name in zip(own, names, strict=True)]
+    return tuple(cutoffs), tuple(map(len, own))
+
+
+def _cutoff(own_N: np.ndarray, coverage: float, name: str) -> float:
     """1-q from the probabilities of the true answers: a low rank from below, since 1-p is ranked from above."""
     # Rounded first: 0.9 · 10 is above 9 by floating point, which would ask for one row more.
     rank = math.ceil(round((len(own_N) + 1) * coverage, 9))
     if rank > len(own_N):
         least = math.ceil(round(coverage / (1 - coverage), 9))
         raise DataError(
-            f"{len(own_N)} rows for class {c}, expected {least} or more to promise a coverage of {coverage:g}; add "
+            f"{len(own_N)} rows for class {name}, expected {least} or more to promise a coverage of {coverage:g}; add "
             "rows, lower the coverage, or make sets that are not class-conditional"
         )
     return float(np.sort(own_N)[::-1][rank - 1])
@@ -114,7 +140,7 @@ def covered(sets: ConformalSets, probabilities_NC: np.ndarray, labels: np.ndarra
     contains_NC = sets.contains(probabilities_NC)
     if kind != "multilabel":
         return np.asarray(contains_NC[np.arange(len(labels)), labels])
-    right_NC = np.where(labels >= 0.5, contains_NC, sets.contains(1 - probabilities_NC)).astype(float)
+    right_NC = np.where(labels >= 0.5, contains_NC, sets.contains_no(probabilities_NC)).astype(float)
     return np.where(np.isnan(labels), np.nan, right_NC)
 
 

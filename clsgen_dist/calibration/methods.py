@@ -25,6 +25,7 @@ from clsgen_dist.calibration.dirichlet import DirichletCalibration, dirichlet
 from clsgen_dist.calibration.fitting_rows import LEAST_ROWS, checked, fittable_classes
 from clsgen_dist.calibration.interface import SMALLEST, Calibration, smallest_seen
 from clsgen_dist.calibration.names import Method
+from clsgen_dist.calibration.prevalence import Prevalence, PriorCorrected
 from clsgen_dist.errors import DataError, ModelError, SettingsError
 from clsgen_dist.model.label_space import Kind
 
@@ -124,7 +125,10 @@ def from_json(fields: dict[str, Any] | None, kind: Kind = "single") -> Calibrati
             f"calibration method {fields.get('method')!r} is unknown, expected one of {', '.join(METHODS)}; run "
             "clsgen calibrate again, or use a later version of clsgen_dist"
         )
-    return METHODS[fields["method"]].read(fields, kind)
+    calibration = METHODS[fields["method"]].read(fields, kind)
+    if "prevalence" not in fields:
+        return calibration
+    return PriorCorrected(calibration, Prevalence.from_json(fields["prevalence"]), kind)
 
 
 def classes_of(logits_NK: np.ndarray, kind: Kind) -> int:

@@ -43,29 +43,17 @@ def correct(
 
 
 def prevalences(labels: np.ndarray, classes: int, kind: Kind = "single") -> np.ndarray:
-    """``[C]`` share of the labelled rows in each class.
+    """``[C]`` share of the labelled rows in each class; 0 where no answer is known.
 
     Args:
         labels: classes ``[N]``; multi-label: answers ``[N, C]``, NaN where not known.
         classes: number of classes.
         kind: the label space.
-
-    Raises:
-        DataError: a class without rows (multi-label: without both answers), so that nothing can be said of it.
     """
     if kind == "multilabel":
         known_C = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
-        share_C = (np.nan_to_num(labels) >= 0.5).sum(axis=0) / known_C
-        bad = np.flatnonzero((share_C == 0) | (share_C == 1))
-    else:
-        share_C = np.bincount(labels, minlength=classes) / max(1, len(labels))
-        bad = np.flatnonzero(share_C == 0)
-    if len(bad):
-        raise DataError(
-            f"the held-out rows are all alike in class {', '.join(map(str, bad))}, expected rows with and without it; "
-            "a prevalence cannot be corrected without them: add rows"
-        )
-    return np.asarray(share_C)
+        return np.asarray((np.nan_to_num(labels) >= 0.5).sum(axis=0) / known_C)
+    return np.asarray(np.bincount(labels, minlength=classes) / max(1, len(labels)))
 
 
 @dataclass(frozen=True)
@@ -91,7 +79,7 @@ def estimate(
     rows = len(probabilities_NC)
     if rows < _ESTIMATED_FROM:
         raise DataError(
-            f"{rows} rows, expected {_ESTIMATED_FROM} or more to estimate a prevalence; add unlabelled rows"
+            f"{rows} unlabelled rows, expected {_ESTIMATED_FROM} or more to estimate a prevalence; add some"
         )
     rng = np.random.default_rng(seed)
     found = _maximise(probabilities_NC, fitted_C, kind)

@@ -44,18 +44,25 @@ def f1_at(probability_N: np.ndarray, is_positive_N: np.ndarray, threshold: float
     return 2 * true_positives / (2 * true_positives + errors) if true_positives else 0.0
 
 
-def best_f1_threshold(probability_N: np.ndarray) -> float:
+def best_f1_threshold(probability_N: np.ndarray, weight_N: np.ndarray | None = None) -> float:
     """The threshold with the best expected F1, from *calibrated* probabilities of the positive class.
 
         F* = max_k  2 Σ_{i<=k} p_(i) / (k + Σ p),   threshold = F* / 2          (p sorted, largest first)
 
     (Lipton, Elkan & Naryanaswamy 2014, arXiv 1402.1892.) The best empirical threshold on a hundred rows depends on one
     or two of them; this one uses all, so it generalises better. 0.5 if all probabilities are 0.
+
+    Args:
+        probability_N: of the positive class.
+        weight_N: how many rows of the population each one counts as; None: 1.
     """
-    sorted_N = np.sort(probability_N)[::-1]
+    order_N = np.argsort(-probability_N, kind="stable")
+    sorted_N = probability_N[order_N]
     if sorted_N[0] <= 0:
         return 0.5
-    expected_N = 2 * np.cumsum(sorted_N) / (np.arange(1, len(sorted_N) + 1) + sorted_N.sum())
+    weight_N = np.ones(len(sorted_N)) if weight_N is None else weight_N[order_N]
+    true_N = np.cumsum(weight_N * sorted_N)
+    expected_N = 2 * true_N / (np.cumsum(weight_N) + true_N[-1])
     return float(expected_N.max() / 2)
 
 

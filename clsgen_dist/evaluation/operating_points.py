@@ -41,18 +41,39 @@ class DecisionCurve:
     treat_all_T: np.ndarray
 
 
-def recall_at_precision(probability_N: np.ndarray, positive_N: np.ndarray, precision: float) -> OperatingPoint:
+def point_at(
+    probability_N: np.ndarray, positive_N: np.ndarray, threshold: float, weight_N: np.ndarray | None = None
+) -> OperatingPoint:
+    """What a given threshold achieves; precision is NaN if no row is positive at it, recall if none is in truth."""
+    weight_N = np.ones(len(positive_N)) if weight_N is None else weight_N
+    decided_N, positive_N = probability_N >= threshold, positive_N.astype(bool)
+    true, decided = weight_N[decided_N & positive_N].sum(), weight_N[decided_N].sum()
+    positive, total = weight_N[positive_N].sum(), weight_N.sum()
+    return OperatingPoint(
+        threshold,
+        precision=float(true / decided) if decided else float("nan"),
+        recall=float(true / positive) if positive else float("nan"),
+        share=float(decided / total) if total else float("nan"),
+    )
+
+
+def recall_at_precision(
+    probability_N: np.ndarray, positive_N: np.ndarray, precision: float, weight_N: np.ndarray | None = None
+) -> OperatingPoint:
     """The point of highest recall among those with at least this precision; of equal ones, the highest threshold.
 
     The threshold is chosen on these rows, so both numbers are optimistic for others; choose it on held-out rows.
+    ``weight_N``: how many rows of the population each one counts as; None: 1.
     """
-    threshold_T, precision_T, recall_T, share_T = _points(probability_N, positive_N)
+    threshold_T, precision_T, recall_T, share_T = _points(probability_N, positive_N, weight_N)
     return _best(recall_T, precision_T >= precision, threshold_T, precision_T, recall_T, share_T)
 
 
-def precision_at_recall(probability_N: np.ndarray, positive_N: np.ndarray, recall: float) -> OperatingPoint:
+def precision_at_recall(
+    probability_N: np.ndarray, positive_N: np.ndarray, recall: float, weight_N: np.ndarray | None = None
+) -> OperatingPoint:
     """The point of highest precision among those with at least this recall; as for :func:`recall_at_precision`."""
-    threshold_T, precision_T, recall_T, share_T = _points(probability_N, positive_N)
+    threshold_T, precision_T, recall_T, share_T = _points(probability_N, positive_N, weight_N)
     return _best(precision_T, recall_T >= recall, threshold_T, precision_T, recall_T, share_T)
 
 
@@ -81,15 +102,16 @@ def _at_least(values: np.ndarray, threshold_T: np.ndarray) -> np.ndarray:
     return len(values) - np.searchsorted(np.sort(values), threshold_T, side="left")
 
 
-def _points(probability_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, ...]:
+def _points(probability_N: np.ndarray, positive_N: np.ndarray, weight_N: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """Every distinct threshold from the highest down, with precision, recall and share; none without positives."""
     order_N = np.argsort(-probability_N, kind="stable")
     sorted_N, hit_N = probability_N[order_N], positive_N[order_N].astype(bool)
     if not hit_N.any():
         return (np.empty(0),) * 4
     last = np.flatnonzero(np.append(sorted_N[:-1] != sorted_N[1:], True))  # of rows with the same probability
-    true_T = np.cumsum(hit_N)[last]
-    return sorted_N[last], true_T / (last + 1), true_T / true_T[-1], (last + 1) / len(sorted_N)
+    weight_N = np.ones(len(hit_N)) if weight_N is None else weight_N[order_N]
+    true_T, decided_T = np.cumsum(weight_N * hit_N)[last], np.cumsum(weight_N)[last]
+    return sorted_N[last], true_T / decided_T, true_T / true_T[-1], decided_T / decided_T[-1]
 
 
 def _best(value_T: np.ndarray, allowed_T: np.ndarray, *columns: np.ndarray) -> OperatingPoint:

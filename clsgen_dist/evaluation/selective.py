@@ -64,9 +64,9 @@ def risk_coverage(confidence_N: np.ndarray, loss_N: np.ndarray) -> RiskCoverage:
     rows = len(loss_N)
     if rows == 0:
         return RiskCoverage(np.empty(0), np.empty(0), np.empty(0), float("nan"), float("nan"))
-    threshold_T, count_T, risk_T, tied_loss_N = _curve(confidence_N, loss_N)
+    threshold_T, coverage_T, risk_T, tied_loss_N = _curve(confidence_N, loss_N)
     area = _area(tied_loss_N)
-    return RiskCoverage(threshold_T, count_T / rows, risk_T, area, area - _area(np.sort(loss_N.astype(np.float64))))
+    return RiskCoverage(threshold_T, coverage_T, risk_T, area, area - _area(np.sort(loss_N.astype(np.float64))))
 
 
 def threshold_for_risk(
@@ -78,13 +78,17 @@ def threshold_for_risk(
     level: float = 0.95,
     seed: int = 0,
     clusters_N: np.ndarray | None = None,
+    weight_N: np.ndarray | None = None,
 ) -> SelectiveThreshold:
-    """The lowest threshold, so the highest coverage, with a risk of at most ``risk``."""
+    """The lowest threshold, so the highest coverage, with a risk of at most ``risk``.
+
+    ``weight_N``: how many rows of the population each one counts as; None: 1.
+    """
 
     def choose(coverage_T: np.ndarray, risk_T: np.ndarray) -> np.ndarray:
         return risk_T <= risk
 
-    return _with_intervals(confidence_N, loss_N, choose, resamples, level, seed, clusters_N)
+    return _with_intervals(confidence_N, loss_N, choose, resamples, level, seed, clusters_N, weight_N)
 
 
 def threshold_for_workload(
@@ -96,6 +100,7 @@ def threshold_for_workload(
     level: float = 0.95,
     seed: int = 0,
     clusters_N: np.ndarray | None = None,
+    weight_N: np.ndarray | None = None,
 ) -> SelectiveThreshold:
     """The highest coverage that hands at least the share ``workload`` of the rows to a person.
 
@@ -105,7 +110,7 @@ def threshold_for_workload(
     def choose(coverage_T: np.ndarray, risk_T: np.ndarray) -> np.ndarray:
         return coverage_T <= 1 - workload + 1e-12
 
-    return _with_intervals(confidence_N, loss_N, choose, resamples, level, seed, clusters_N)
+    return _with_intervals(confidence_N, loss_N, choose, resamples, level, seed, clusters_N, weight_N)
 
 
 def _with_intervals(
@@ -116,16 +121,18 @@ def _with_intervals(
     level: float,
     seed: int,
     clusters_N: np.ndarray | None,
+    weight_N: np.ndarray | None,
 ) -> SelectiveThreshold:
     def chosen(index: np.ndarray) -> dict[str, float]:
-        threshold_T, count_T, risk_T, _ = _curve(confidence_N[index], loss_N[index])
-        allowed = np.flatnonzero(choose(count_T / len(index), risk_T))
+        weight = None if weight_N is None else weight_N[index]
+        threshold_T, coverage_T, risk_T, _ = _curve(confidence_N[index], loss_N[index], weight)
+        allowed = np.flatnonzero(choose(coverage_T, risk_T))
         if len(allowed) == 0:
             return {"threshold": float("nan"), "coverage": 0.0, "risk": float("nan")}
         last = allowed[-1]
         return {
             "threshold": float(threshold_T[last]),
-            "coverage": float(count_T[last] / len(index)),
+            "coverage": float(coverage_T[last]),
             "risk": float(risk_T[last]),
         }
 
@@ -135,15 +142,18 @@ def _with_intervals(
     return SelectiveThreshold(**chosen(np.arange(len(loss_N))), intervals=intervals)
 
 
-def _curve(confidence_N: np.ndarray, loss_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds, rows answered and risk ``[T]``; losses ``[N]`` by confidence, those of tied rows averaged."""
+def _curve(
+    confidence_N: np.ndarray, loss_N: np.ndarray, weight_N: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Thresholds, coverage and risk ``[T]``; weighted losses ``[N]`` by confidence, those of tied rows averaged."""
     order_N = np.argsort(-confidence_N, kind="stable")
     sorted_N, sorted_loss_N = confidence_N[order_N], loss_N[order_N].astype(np.float64)
     last = np.flatnonzero(np.append(sorted_N[:-1] != sorted_N[1:], True))
-    count_T, total_T = last + 1, np.cumsum(sorted_loss_N)[last]
-    in_tie_T = np.diff(count_T, prepend=0)
+    weight_N = np.ones(len(order_N)) if weight_N is None else weight_N[order_N]
+    answered_T, total_T = np.cumsum(weight_N)[last], np.cumsum(weight_N * sorted_loss_N)[last]
+    in_tie_T = np.diff(last + 1, prepend=0)
     tied_loss_N = np.repeat(np.diff(total_T, prepend=0.0) / in_tie_T, in_tie_T)
-    return sorted_N[last], count_T, total_T / count_T, tied_loss_N
+    return sorted_N[last], answered_T / answered_T[-1], total_T / answered_T, tied_loss_N
 
 
 def _area(sorted_loss_N: np.ndarray) -> float:

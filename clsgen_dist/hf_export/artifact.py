@@ -61,6 +61,10 @@ class ModelCard:
     """How the methods compared, see :class:`clsgen_dist.calibration.comparison.Comparison`."""
     calibration_choice_after: dict[str, Any] | None = None
     """The same for the reading after the explanation."""
+    decisions: dict[str, Any] | None = None
+    """How thresholds, sets and handing over were fitted, see :class:`clsgen_dist.calibration.decisions.Decisions`."""
+    decisions_after: dict[str, Any] | None = None
+    """The same for the reading after the explanation."""
     calibrated_on: dict[str, Any] | None = None
     """Source and number of the rows on which calibration and thresholds were fitted."""
     distorted_by: list[str] = field(default_factory=list)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clsgen_dist.calibration.decisions import Decisions
 from clsgen_dist.calibration.methods import from_json
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.prompt import saved_prompt
@@ -49,6 +50,26 @@ class Reading:
     """Calibrated probability of each class (uncalibrated if the model has no calibration)."""
     logits: tuple[float, ...]
     """Raw class logits, before calibration."""
+    prediction_set: list[str] | dict[str, list[str]] | None = None
+    """The classes of the conformal set; None if the model has none.
+
+    Multi-label: ``may_apply``, the classes whose answer may be yes, and ``need_not_apply``, those whose answer may be
+    no. A class in both is in doubt; one in neither is unlike the held-out rows.
+    """
+    hand_over: bool | None = None
+    """Whether the answer is too uncertain and a person should decide; None if the model has no such confidence."""
+
+    def to_json(self) -> dict[str, object]:
+        """Label and probabilities, and where they apply ``set`` and ``hand_over``."""
+        fields: dict[str, object] = {
+            "label": self.label,
+            "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
+        }
+        if self.prediction_set is not None:
+            fields["set"] = self.prediction_set
+        if self.hand_over is not None:
+            fields["hand_over"] = self.hand_over
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +84,15 @@ class Prediction(Reading):
     """The reading after the explanation, of a model that decides before and after; None if none was requested."""
 
     def to_json(self) -> dict[str, object]:
-        """Label, probabilities, and where they apply ``after``, ``explanation`` and ``truncated``."""
-        fields: dict[str, object] = {
-            "label": self.label,
-            "probabilities": _rounded(self.probabilities),
-        }
+        """Those of a reading, and where they apply ``after``, ``explanation`` and ``truncated``."""
+        fields = super().to_json()
         if self.after is not None:
-            fields["after"] = {"label": self.after.label, "probabilities": _rounded(self.after.probabilities)}
+            fields["after"] = self.after.to_json()
         if self.explanation is not None:
             fields["explanation"] = self.explanation
         if self.truncated:
             fields["truncated"] = True
         return fields
-
-
-def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
-    return {name: round(p, 6) for name, p in probabilities.items()}
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,8 @@ class Predictor:
         self._may_pad = self._padding_is_exact()
         self.calibration = from_json(self.card.calibration, self.space.kind)
         self.calibration_after = from_json(self.card.calibration_after, self.space.kind)
+        self.decisions = Decisions.from_json(self.card.decisions)
+        self.decisions_after = Decisions.from_json(self.card.decisions_after)
         if self.card.distorted_by and not self.card.calibration:
             logger.warning(
                 "%s was trained with %s, which distorts probabilities: run clsgen calibrate on held-out rows",
@@ -300,10 +316,18 @@ class Predictor:
         space, names = self.space, self.card.labels
         calibration = self.calibration_after if after else self.calibration
         thresholds = self.card.thresholds_after if after else self.card.thresholds
+        decisions = self.decisions_after if after else self.decisions
         probabilities_1C = calibration.probabilities(np.array([logits], dtype=np.float64))
-        (decided,) = decide(probabilities_1C, space.kind, space.positive_index, thresholds)
+        decided_1 = decide(probabilities_1C, space.kind, space.positive_index, thresholds)
+        [prediction_set] = decisions.sets.named(probabilities_1C, space) if decisions.sets else [None]
+        [hand_over] = (
+            decisions.hand_over.applies(probabilities_1C, decided_1, space.kind) if decisions.hand_over else [None]
+        )
+        [decided] = decided_1
         return Reading(
             label=[names[c] for c in np.flatnonzero(decided)] if space.kind == "multilabel" else names[int(decided)],
+            prediction_set=prediction_set,
+            hand_over=hand_over,
             probabilities=dict(zip(names, probabilities_1C[0].tolist(), strict=True)),
             logits=tuple(logits),
         )

@@ -17,6 +17,7 @@ NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
+OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
 HalfOpenUnitInterval = Annotated[float, Ge(0), Lt(1)]
 JaccardThreshold = Annotated[float, Ge(0.5), Lt(1)]
 
@@ -108,6 +109,8 @@ def _words(limits: tuple[Any, ...]) -> str:
             return f"a share from {low:g} to {high:g}"  # type: ignore[str-bytes-safe]
         case (Ge(low), Lt(high)):
             return f"a share from {low:g} to below {high:g}"  # type: ignore[str-bytes-safe]
+        case (Gt(low), Lt(high)):
+            return f"a share above {low:g} and below {high:g}"  # type: ignore[str-bytes-safe]
         case (Gt(low), Le(high)):
             return f"a share above {low:g}, up to {high:g}"  # type: ignore[str-bytes-safe]
         case (Gt(low),):

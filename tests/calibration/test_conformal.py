@@ -73,7 +73,7 @@ def test_multilabel_sets_cover_the_answers_of_each_class_and_pass_over_unknown_o
     right = covered(sets, p[2000:], labels[2000:], "multilabel")
     assert np.isnan(right).mean() == pytest.approx(0.3, abs=0.02)
     assert np.nanmean(right, axis=0) == pytest.approx([0.8, 0.8], abs=0.03)
-    doubtful = sets.contains(p) == sets.contains(1 - p)  # both answers are possible, or neither
+    doubtful = sets.contains(p) == sets.contains_no(p)  # both answers are possible, or neither
     assert 0 < doubtful.mean() < 0.5
 
 
@@ -92,3 +92,19 @@ def test_sets_survive_json():
     p, labels = _rows(np.random.default_rng(3), 400)
     sets = fit_sets(p, labels, class_conditional=True)
     assert ConformalSets.from_json(sets.to_json()) == sets
+
+
+def test_class_conditional_multilabel_sets_cover_yes_and_no_each():
+    """One cutoff for both answers covers the rare yes less than promised."""
+    rng = np.random.default_rng(4)
+    p = rng.beta(0.5, 4.0, (8000, 1))
+    labels = (rng.random((8000, 1)) < p).astype(float)
+    yes = labels[4000:, 0] == 1
+    for conditional in (False, True):
+        sets = fit_sets(p[:4000], labels[:4000], "multilabel", coverage=0.9, class_conditional=conditional)
+        right = covered(sets, p[4000:], labels[4000:], "multilabel")[:, 0]
+        assert ConformalSets.from_json(sets.to_json()) == sets
+        if conditional:
+            assert [right[yes].mean(), right[~yes].mean()] == pytest.approx([0.9, 0.9], abs=0.03)
+        else:
+            assert right.mean() == pytest.approx(0.9, abs=0.02) and right[yes].mean() < 0.5

@@ -109,3 +109,126 @@ def test_a_card_of_format_3_keeps_its_calibration_and_thresholds(folder):
     logits = np.array([p.logits for p in Predictor(folder).predict(TEXTS, explain=False)])
     odds = 0.5 * (logits[:, 1] - logits[:, 0]) + 1.25
     np.testing.assert_allclose(_probabilities(folder)[:, 1], 1 / (1 + np.exp(-odds)), atol=1e-6)
+
+
+def _predictions(folder, **options):
+    return Predictor(folder).predict(TEXTS, **{"explain": False, **options})
+
+
+DECIDING = ("--threshold", "recall=0.9", "--coverage", "0.8", "--hand_over", "workload=0.25")
+
+
+def test_decisions_are_stored_used_and_replaced_by_the_next_call(folder, rows, capsys):
+    exported = ModelCard.read(folder)
+    main(["calibrate", "--model", str(folder), "--data", rows, "--method", "affine", *DECIDING])
+    printed, card = capsys.readouterr().out, ModelCard.read(folder)
+    assert "threshold for a recall of 0.9 or more: " in printed
+    assert "sets hold the true class of new rows with probability 0.8" in printed
+    assert "for a workload of 0.25" in printed and "of them answered" in printed
+    least, cutoff = card.decisions["hand_over"]["least_confidence"], card.decisions["sets"]["cutoff"][0]
+    handed = 0
+    for found in _predictions(folder):
+        p = found.probabilities
+        assert found.label == ("yes" if p["yes"] >= card.thresholds[0] else "no")
+        assert found.prediction_set == [name for name in ("no", "yes") if p[name] >= cutoff]
+        assert found.hand_over == (p[found.label] < least)
+        assert found.to_json()["set"] == found.prediction_set and found.to_json()["hand_over"] is found.hand_over
+        handed += found.hand_over
+    assert handed == pytest.approx(0.25 * len(TEXTS), abs=3)
+
+    calibrate(folder, rows, method="affine")
+    assert ModelCard.read(folder).decisions["sets"] is ModelCard.read(folder).decisions["hand_over"] is None
+    assert _predictions(folder)[0].to_json().keys() == {"label", "probabilities"}
+    main(["calibrate", "--model", str(folder), "--method", "none"])
+    assert ModelCard.read(folder) == exported
+
+
+def test_probabilities_are_corrected_for_a_stated_or_estimated_prevalence(folder, rows, tmp_path, capsys):
+    calibrate(folder, rows, method="affine")
+    before = _probabilities(folder)
+    main(["calibrate", "--model", str(folder), "--data", rows, "--method", "affine", "--prevalence", "yes=0.02",
+          "--coverage", "0.8"])  # fmt: skip
+    printed, card = capsys.readouterr().out, ModelCard.read(folder)
+    share = card.calibration["prevalence"]["fitted"][1]
+    odds = before[:, 1] / before[:, 0] * (0.02 / 0.98) / (share / (1 - share))
+    np.testing.assert_allclose(_probabilities(folder)[:, 1], odds / (1 + odds), rtol=1e-9)
+    assert card.decisions["sets"]["class_conditional"] and "class-conditional sets are valid" in printed
+    assert "| yes   | 0." in printed and "0.020" in printed
+
+    unlabelled = tmp_path / "unlabelled.jsonl"
+    unlabelled.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    main(["calibrate", "--model", str(folder), "--data", rows, "--method", "affine", "--prevalence_from",
+          str(unlabelled)])  # fmt: skip
+    printed, card = capsys.readouterr().out, ModelCard.read(folder)
+    assert "estimated from 36 unlabelled rows, with 95 % intervals" in printed
+    assert card.calibrated_on["prevalence_from"] == str(unlabelled)
+    stored = card.calibration["prevalence"]
+    assert stored["low"][1] < stored["deployed"][1] < stored["high"][1]
+    # The texts are those of the calibration, so its base rate is what they look like.
+    assert stored["deployed"][1] == pytest.approx(stored["fitted"][1], abs=0.05)
+
+
+def test_each_reading_has_its_own_decisions(folder, rows, capsys):
+    dataclasses.replace(ModelCard.read(folder), decide="both", max_explanation_length=4).write(folder)
+    main(
+        [
+            "calibrate",
+            "--model",
+            str(folder),
+            "--data",
+            rows,
+            "--method",
+            "affine",
+            "--prevalence",
+            "yes=0.3",
+            *DECIDING,
+        ]
+    )
+    printed, card = capsys.readouterr().out, ModelCard.read(folder)
+    assert printed.count("threshold for a recall of 0.9 or more: ") == 2 == printed.count("prevalence, stated")
+    assert card.decisions_after["thresholds"] != card.decisions["thresholds"]
+    found = _predictions(folder, explain=True)
+    least = [fitted["hand_over"]["least_confidence"] for fitted in (card.decisions, card.decisions_after)]
+    for p in found:
+        assert p.hand_over == (p.probabilities[p.label] < least[0])
+        assert p.after.hand_over == (p.after.probabilities[p.after.label] < least[1])
+        assert p.to_json()["after"]["set"] == p.after.prediction_set
+    main(["calibrate", "--model", str(folder), "--method", "none"])
+    card = ModelCard.read(folder)
+    assert card.decisions is card.decisions_after is None
+
+
+def test_multilabel_sets_name_the_classes_that_may_and_that_need_not_apply(folder, rows):
+    dataclasses.replace(ModelCard.read(folder), label_space="multilabel").write(folder)
+    card = calibrate(folder, rows, method="affine", coverage=0.8, hand_over="workload=0.2", threshold="precision=0.5")
+    assert len(card.thresholds) == 2 and all(fit["precision"] >= 0.5 for fit in card.decisions["thresholds"]["fitted"])
+    sets = card.decisions["sets"]
+    for found in _predictions(folder):
+        p = found.probabilities
+        assert found.prediction_set == {
+            "may_apply": [name for name, cut in zip(p, sets["cutoff"], strict=True) if p[name] >= cut],
+            "need_not_apply": [name for name, cut in zip(p, sets["no_cutoff"], strict=True) if 1 - p[name] >= cut],
+        }
+        certain = min(p[name] if name in found.label else 1 - p[name] for name in p)
+        assert found.hand_over == (certain < card.decisions["hand_over"]["least_confidence"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--threshold", "best"), "--threshold is 'best', expected f1, recall=0.95"),
+        (("--prevalence", "maybe=0.1"), "'maybe' is none of the classes 'no', 'yes'"),
+        (("--prevalence", "yes=2"), "expected a share above 0 and below 1"),
+        (("--prevalence", "yes=0.1", "--prevalence_from", "rows.jsonl"), "are both given"),
+        (("--coverage", "1.5"), "a share above 0 and below 1"),
+        (("--coverage", "0.99"), "36 rows for class no, expected 99 or more"),
+        (("--coverage", "0.8", "--class_conditional", "false", "--prevalence", "yes=0.1"), "stay valid"),
+        (("--method", "none", "--hand_over", "risk=0.1"), "leave their options out"),
+    ],
+)
+def test_decisions_that_cannot_be_are_a_clear_error(arguments, message, folder, rows, capsys):
+    before = (folder / META_FILE).read_text()
+    with pytest.raises(SystemExit, match="2"):
+        main(["calibrate", "--model", str(folder), "--data", rows, *arguments])
+    assert message in capsys.readouterr().err
+    assert (folder / META_FILE).read_text() == before
