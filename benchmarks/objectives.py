@@ -47,7 +47,7 @@ ARMS: dict[str, dict[str, str]] = {
     "moving weights": {"objectives.schedule": "cosine"},
     "gradient_norm": {"objectives.balance.method": "gradient_norm"},
     "uncertainty": {"objectives.balance.method": "uncertainty", "objectives.balance.rate": "0.05"},
-    "loss_ratio": {"objectives.balance.method": "loss_ratio", "objectives.balance.interval": "25"},
+    "loss_ratio": {"objectives.balance.method": "loss_ratio", "objectives.balance.interval": "5"},
 }
 SETS: dict[str, dict[str, str]] = {
     "hatecheck": {

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from clsgen_dist.evaluation import ranking
+
 # N rows, C classes
 
 
@@ -14,16 +16,12 @@ def auroc(probabilities_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> 
 
     NaN where only one class is present.
     """
-    from sklearn.metrics import roc_auc_score
-
-    return _one_vs_rest(roc_auc_score, probabilities_NC, labels_N, positive)
+    return _one_vs_rest(ranking.roc_auc, probabilities_NC, labels_N, positive)
 
 
 def average_precision(probabilities_NC: np.ndarray, labels_N: np.ndarray, positive: int) -> float:
     """Average precision, of the same classes as :func:`auroc`."""
-    from sklearn.metrics import average_precision_score
-
-    return _one_vs_rest(average_precision_score, probabilities_NC, labels_N, positive)
+    return _one_vs_rest(ranking.average_precision, probabilities_NC, labels_N, positive)
 
 
 def _one_vs_rest(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clsgen_dist.evaluation import confusion, multilabel
+from clsgen_dist.evaluation import confusion, multilabel, ranking
 from clsgen_dist.evaluation.calibration_error import binned_ece
 from clsgen_dist.evaluation.confusion import ClassScores, class_scores, confusion_matrix
 from clsgen_dist.evaluation.metrics import Kind, class_metrics, decide
@@ -71,8 +71,6 @@ def per_class(
     thresholds: Sequence[float] | None = None,
 ) -> PerClass:
     """The metrics of each class; arguments as for :func:`class_metrics`."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     decided = decide(probabilities_NC, kind, positive, thresholds)
     if kind == "multilabel":
         decisions = multilabel.class_scores(np.where(np.isnan(labels), np.nan, labels >= 0.5), decided)
@@ -81,8 +79,8 @@ def per_class(
     questions = class_questions(probabilities_NC, labels, kind)
     return PerClass(
         decisions,
-        np.array([_ranking(roc_auc_score, question) for question in questions]),
-        np.array([_ranking(average_precision_score, question) for question in questions]),
+        np.array([_ranking(ranking.roc_auc, question) for question in questions]),
+        np.array([_ranking(ranking.average_precision, question) for question in questions]),
         np.array([binned_ece(question.probability_M, question.outcome_M) for question in questions]),
     )
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from clsgen_dist.evaluation import calibration_error, classification, confusion, multilabel, ordinal
+from clsgen_dist.evaluation import calibration_error, classification, confusion, multilabel, ordinal, ranking
 
 # N rows, C classes
 
@@ -98,15 +98,13 @@ Metrics = dict[str, Callable[[], float]]
 
 
 def _of_answers(p_NC: np.ndarray, answers_NC: np.ndarray, decided_NC: np.ndarray) -> Metrics:
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     # An answer that is a probability counts as what is more likely.
     labels_NC = np.where(np.isnan(answers_NC), np.nan, answers_NC >= 0.5)
     return {
-        "auroc": lambda: multilabel.macro(roc_auc_score, labels_NC, p_NC),
-        "auroc_micro": lambda: multilabel.micro(roc_auc_score, labels_NC, p_NC),
-        "average_precision": lambda: multilabel.macro(average_precision_score, labels_NC, p_NC),
-        "average_precision_micro": lambda: multilabel.micro(average_precision_score, labels_NC, p_NC),
+        "auroc": lambda: multilabel.macro(ranking.roc_auc, labels_NC, p_NC),
+        "auroc_micro": lambda: multilabel.micro(ranking.roc_auc, labels_NC, p_NC),
+        "average_precision": lambda: multilabel.macro(ranking.average_precision, labels_NC, p_NC),
+        "average_precision_micro": lambda: multilabel.micro(ranking.average_precision, labels_NC, p_NC),
         "f1": lambda: multilabel.f1(labels_NC, decided_NC)[0],
         "f1_micro": lambda: multilabel.f1(labels_NC, decided_NC)[1],
         "subset_accuracy": lambda: multilabel.subset_accuracy(labels_NC, decided_NC),

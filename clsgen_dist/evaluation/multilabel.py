@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from clsgen_dist.evaluation.confusion import ClassScores, scores_from_counts
+from clsgen_dist.evaluation.ranking import label_ranking_precision
 
 # N rows, C classes
 
@@ -74,15 +75,10 @@ def ranking_precision(labels_NC: np.ndarray, scores_NC: np.ndarray) -> float:
 
     For each true class of a row, the share of true ones among the classes ranked as high; a row with none or all has 1.
     """
-    from sklearn.metrics import label_ranking_average_precision_score
-
     known_N = ~np.isnan(labels_NC).any(axis=1)
     if not known_N.any():
         return float("nan")
-    # With one class scikit-learn takes the labels for classes, not answers; every ranking is right there.
-    if labels_NC.shape[1] == 1:
-        return 1.0
-    return float(label_ranking_average_precision_score(labels_NC[known_N], scores_NC[known_N]))
+    return label_ranking_precision(labels_NC[known_N] > 0.5, scores_NC[known_N])
 
 
 def coverage_error(labels_NC: np.ndarray, scores_NC: np.ndarray) -> float:

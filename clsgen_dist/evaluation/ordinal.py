@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from clsgen_dist.evaluation.ranking import roc_auc
+
 # N rows, C classes
 
 
@@ -31,11 +33,9 @@ def auroc(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
     Each cut point asks whether a row is above it. NaN where only one class is present.
     """
-    from sklearn.metrics import roc_auc_score
-
     score_N = probabilities_NC @ np.arange(probabilities_NC.shape[1])
     cuts = [labels_N > cut for cut in range(probabilities_NC.shape[1] - 1)]
-    values = [roc_auc_score(above_N, score_N) for above_N in cuts if 0 < above_N.sum() < len(above_N)]
+    values = [roc_auc(above_N, score_N) for above_N in cuts if 0 < above_N.sum() < len(above_N)]
     return float(np.mean(values)) if values else float("nan")
 
 

@@ -23,8 +23,10 @@ def _on_decisions(found: Evaluation) -> str:
     best = max(baselines, key=lambda s: or_else(s.metrics["auroc"], -1.0), default=None)
     if best is None:
         return f"{said}; no baseline was measured."
-    verdict = "more than" if auroc.interval.low > best.metrics["auroc"] else "not clearly more than"
-    return f"{said}, {verdict} the best baseline ({best.name}: {best.metrics['auroc']:.3f})."
+    value = best.metrics["auroc"]
+    verdict = "more than" if auroc.interval.low > value else "not clearly more than"
+    verdict = "less than" if auroc.interval.high < value else verdict
+    return f"{said}, {verdict} the best baseline ({best.name}: {value:.3f})."
 
 
 def _on_probabilities(found: Evaluation) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.reading.ingest import Ingested, read_examples
+from clsgen_dist.data.reading.ingest import Ingested, read_examples, unique_rows
 from clsgen_dist.data.reading.label_cells import OTHERS
 from clsgen_dist.data.reading.rejection import format_locations
 from clsgen_dist.errors import DataError
@@ -28,7 +28,9 @@ def labelled_rows(
     *,
     explanations: bool = False,
 ) -> Ingested:
-    """The labelled rows of a source, in the model's label space; their explanations are read if wanted.
+    """The labelled rows of a source, in the model's label space.
+
+    Their explanations are read if wanted, as references: a row whose explanation is bad is used without it.
 
     Raises:
         DataError: the rows cannot be read, none has a label, or none has a column of ``columns.groups``.
@@ -36,7 +38,7 @@ def labelled_rows(
     columns = dataclasses.replace(columns or Columns(), difficulty=None)
     rows = read_examples(
         source,
-        columns=columns if explanations else dataclasses.replace(columns, explanation="", explanations=""),
+        columns=dataclasses.replace(columns, explanation="", explanations=""),
         labels=predictor.card.labels,
         max_bad_fraction=max_bad_fraction,
         quarantine=None,
@@ -54,9 +56,19 @@ def labelled_rows(
             raise DataError(f"{source} has no value in the group column {name!r}; fix --columns.groups")
     if columns.cluster and not any(example.cluster for example in labelled):
         raise DataError(f"{source} has no value in the cluster column {columns.cluster!r}; fix --columns.cluster")
+    if explanations:
+        given = _references(predictor, source, columns)
+        labelled = [dataclasses.replace(e, explanations=given.get((e.file, e.line), ())) for e in labelled]
     if len(labelled) < len(rows.examples):
         logger.info("%s: %d rows without label left out", source, len(rows.examples) - len(labelled))
     return dataclasses.replace(rows, examples=labelled)
+
+
+def _references(predictor: Predictor, source: str, columns: Columns) -> dict[tuple[str, int], tuple[str, ...]]:
+    """The explanations of the rows that have good ones, by file and line."""
+    card = predictor.card
+    rows = unique_rows(source, columns=columns, labels=card.labels, require_target=False, space=card.label_space)
+    return {(row.file, row.line): row.explanations for row in rows if isinstance(row, Example) and row.explanations}
 
 
 def labels_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray:

@@ -48,7 +48,7 @@ def test_a_method_is_chosen_stored_used_and_removed_again(folder, rows, capsys):
     calibrated = _probabilities(folder)
     np.testing.assert_allclose(calibrated, from_json(card.calibration).probabilities(logits), atol=1e-12)
     assert np.abs(calibrated - raw).max() > 0.05
-    scores = {scores.name: scores.metrics for scores in evaluate(folder, rows, explain=False).scores}
+    scores = {scores.name: scores.metrics for scores in evaluate(folder, rows, explain=False).report.scores}
     assert scores["dual head, recalibrated"]["nll"] < scores["dual head, raw"]["nll"]
 
     main(["calibrate", "--model", str(folder), "--method", "none"])
