@@ -1,7 +1,8 @@
 # Each target installs what it needs (scripts/setup.sh).
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+# One thread a process: two pytest workers of two threads each on two cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Two test files in parallel: most tests wait for processes that they start.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Waiting OpenMP threads must not spin: they would take the core from the rank that computes.

@@ -73,7 +73,7 @@ def test_classes_taken_for_each_other_need_dirichlet():
     assert choose(seen, labels)[1].method == "dirichlet"
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", [s if s == "binary" else pytest.param(s, marks=pytest.mark.long) for s in SPACES])
 def test_the_order_of_the_rows_changes_nothing(space):
     logits, labels, kind = distorted_rows(space, 250)
     order = np.random.default_rng(1).permutation(len(logits))

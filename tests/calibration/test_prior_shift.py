@@ -32,6 +32,7 @@ def test_the_correction_is_bayes_rule():
     np.testing.assert_allclose(corrected[:, 0], _true(x, two[1])[:, 1], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_the_interval_of_the_estimate_holds_the_true_prevalence_as_often_as_promised():
     rng = np.random.default_rng(1)
     hits = []
