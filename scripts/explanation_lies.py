@@ -20,7 +20,7 @@ import numpy as np
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.explanations.counterfactual import counterfactual
 from clsgen_dist.explanations.erasure import erasure
-from clsgen_dist.explanations.estimates import Estimate, RowScores
+from clsgen_dist.explanations.estimates import PooledScore, RowScores
 from clsgen_dist.explanations.grounding import copied_share, grounding
 from clsgen_dist.explanations.reconstruction import reconstruction
 from clsgen_dist.explanations.references import reference_scores
@@ -175,7 +175,7 @@ def _cells(texts: Sequence[str], explain: Callable[[Sequence[str]], list[str]]) 
     erased = erasure(texts, found.evidence, probability, decided)
     edited = counterfactual(texts, found.evidence, probability, LABELS, explain=explain)
     different = vendi_score(explanations)
-    results: list[RowScores | Estimate | float] = [
+    results: list[RowScores | PooledScore | float] = [
         contradictions(explanations, decided, LABELS),
         stated_decided_kappa(explanations, decided, LABELS, resamples=RESAMPLES),
         alignment(explanations, p_NC, LABELS, resamples=RESAMPLES),
@@ -198,7 +198,7 @@ def _cells(texts: Sequence[str], explain: Callable[[Sequence[str]], list[str]]) 
     return dict(zip(MEASURES, map(_cell, results), strict=True))
 
 
-def _cell(result: RowScores | Estimate | float) -> Cell:
+def _cell(result: RowScores | PooledScore | float) -> Cell:
     if isinstance(result, float):
         return Cell(result, result / 2**0.5, result * 2**0.5)  # no interval: half as much is less
     value = result.mean if isinstance(result, RowScores) else result.value

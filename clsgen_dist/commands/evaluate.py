@@ -49,9 +49,9 @@ def run(
         max_drop: End with status 2 unless perplexity is at most this per cent above the backbone's (95 % confidence).
         max_bad_fraction: Stop when more than this share of the rows is bad; fewer are dropped, and listed.
     """
+    from clsgen_dist.engine.world import set_launch_variables
     from clsgen_dist.errors import CapabilityLostError
     from clsgen_dist.inference.evaluate import evaluate
-    from clsgen_dist.inference.stored_predictions import is_first_rank
 
     found = evaluate(
         model,
@@ -68,7 +68,7 @@ def run(
         general_text_file=general_text,
         max_bad_fraction=max_bad_fraction,
     )
-    if not is_first_rank():
+    if set_launch_variables().rank != 0:
         return
     print(found.text())
     if output:

@@ -24,6 +24,14 @@ class Interval:
     dropped: int = 0
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval."""
+
+    value: float
+    interval: Interval
+
+
 UNDEFINED = Interval(float("nan"), float("nan"))
 """Of a metric that the rows do not define."""
 

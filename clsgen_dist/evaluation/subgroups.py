@@ -20,7 +20,7 @@ import numpy as np
 
 from clsgen_dist.evaluation.calibration_error import binned_ece, ece_interval
 from clsgen_dist.evaluation.delong import auroc_interval
-from clsgen_dist.evaluation.interval import Interval, mean_interval, wilson_interval
+from clsgen_dist.evaluation.interval import Estimate, Interval, mean_interval, wilson_interval
 
 # N rows, G groups
 
@@ -30,14 +30,6 @@ MIN_ROWS = 30
 MIN_OF_CLASS = 5
 NO_GROUP = "(none)"
 """Name of the rows whose group is None or NaN."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric with its interval."""
-
-    value: float
-    interval: Interval
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class RowScores:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PooledScore:
     """A measure of all rows together, such as κ."""
 
     value: float
@@ -51,12 +51,12 @@ def row_scores(values: Iterable[float], *, resamples: int = 1000) -> RowScores:
     return RowScores(values_N, mean, _interval_of_mean(values_N, resamples), len(kept))
 
 
-def estimate(statistic: Statistic, n_rows: int, *, resamples: int = 1000) -> Estimate:
+def estimate(statistic: Statistic, n_rows: int, *, resamples: int = 1000) -> PooledScore:
     """A statistic of row indices, with its interval; NaN without rows."""
     if not n_rows:
-        return Estimate(UNDEFINED, Interval(UNDEFINED, UNDEFINED), 0)
+        return PooledScore(UNDEFINED, Interval(UNDEFINED, UNDEFINED), 0)
     interval = bootstrap_interval(statistic, n_rows, resamples=resamples)
-    return Estimate(statistic(np.arange(n_rows)), interval, n_rows)
+    return PooledScore(statistic(np.arange(n_rows)), interval, n_rows)
 
 
 def check_same_rows(**columns: object) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsgen_dist.evaluation.metrics import Kind
-from clsgen_dist.explanations.estimates import UNDEFINED, Estimate, RowScores, check_same_rows, estimate, row_scores
+from clsgen_dist.explanations.estimates import UNDEFINED, PooledScore, RowScores, check_same_rows, estimate, row_scores
 
 # N rows, C classes
 
@@ -128,7 +128,7 @@ def stated_decided_kappa(
     kind: Kind = "single",
     *,
     resamples: int = 1000,
-) -> Estimate:
+) -> PooledScore:
     """Cohen's κ between the class stated and the class decided, over the rows that state one.
 
     Multi-label: over all answers of all rows. NaN if everything stated and decided is one class. Arguments as for
@@ -161,7 +161,7 @@ def alignment(
     positive: int = 1,
     *,
     resamples: int = 1000,
-) -> Estimate:
+) -> PooledScore:
     """AUROC of the head's probability, the stated class taken as the truth, over the rows that state one.
 
     Several classes: the mean one-vs-rest, multi-label over the classes, ordered over the cut points, as in

@@ -71,8 +71,7 @@ def calibrate(
         DataError: the rows cannot be read, a class has none, they are fewer than an option needs, or no threshold
             achieves what is asked.
     """
-    folder = Path(model)
-    moved = prevalence is not None or prevalence_from is not None
+    folder, moved = Path(model), prevalence is not None or prevalence_from is not None
     rules = DecisionRules.parse(
         threshold=threshold,
         coverage=coverage,
@@ -91,11 +90,9 @@ def calibrate(
         raise SettingsError("--data is missing, expected labelled held-out rows; only --method none needs none")
     if prevalence is not None and prevalence_from is not None:
         raise SettingsError("--prevalence and --prevalence_from are both given, expected one of them; leave one out")
+    _check_options(ModelCard.read(folder).space, rules, prevalence)
     predictor = Predictor(folder)
     space, both = predictor.space, predictor.card.decide == "both"
-    rules.check(space)
-    if prevalence is not None:
-        stated_shares(prevalence, space.names, space.kind)  # before the model computes for minutes
     rows = labelled_rows(predictor, data, columns, max_bad_fraction)
     unlabelled = _texts(prevalence_from, columns, max_bad_fraction) if prevalence_from else None
     labels = labels_of(predictor, rows.examples)
@@ -123,6 +120,13 @@ def calibrate(
     card = _with(predictor.card, fitted, after, calibrated_on)
     card.write(folder)
     return card
+
+
+def _check_options(space: LabelSpace, rules: DecisionRules, prevalence: str | None) -> None:
+    """SettingsError for what is not for the label space, before the model is loaded and computes for minutes."""
+    rules.check(space)
+    if prevalence is not None:
+        stated_shares(prevalence, space.names, space.kind)
 
 
 def _texts(source: str, columns: Columns | None, max_bad_fraction: float) -> list[str]:

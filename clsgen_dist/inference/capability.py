@@ -32,7 +32,8 @@ import torch.nn.functional as F
 
 from clsgen_dist.data.encode import Ids
 from clsgen_dist.errors import DataError
-from clsgen_dist.evaluation.bootstrap import Interval, bootstrap_intervals
+from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
+from clsgen_dist.evaluation.interval import Estimate
 from clsgen_dist.inference.instruction_probes import PROBES
 from clsgen_dist.inference.predict import left_padded
 from clsgen_dist.track.progress import Progress
@@ -43,14 +44,6 @@ WINDOW = 256
 """Tokens of a window, the start token included."""
 _MIN_WINDOWS = 8
 _ANSWER_TOKENS = 24
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval."""
-
-    value: float
-    interval: Interval
 
 
 @dataclass(frozen=True)

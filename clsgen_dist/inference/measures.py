@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clsgen_dist.calibration.handing_over import confidence, wrong
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
 from clsgen_dist.evaluation.calibration_error import (
@@ -23,7 +24,7 @@ from clsgen_dist.evaluation.calibration_error import (
 from clsgen_dist.evaluation.confusion import confusion_matrix
 from clsgen_dist.evaluation.delong import auroc_interval
 from clsgen_dist.evaluation.full_metrics import PerClass, full_metrics, per_class
-from clsgen_dist.evaluation.interval import Interval
+from clsgen_dist.evaluation.interval import Estimate
 from clsgen_dist.evaluation.logistic_recalibration import LogisticRecalibration, logistic_recalibration
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.evaluation.operating_points import (
@@ -40,7 +41,7 @@ from clsgen_dist.evaluation.subgroups import Subgroups, subgroups
 from clsgen_dist.explanations import text_quality
 from clsgen_dist.explanations.counterfactual import Counterfactual, counterfactual
 from clsgen_dist.explanations.erasure import Erasure, erasure
-from clsgen_dist.explanations.estimates import Estimate, RowScores
+from clsgen_dist.explanations.estimates import PooledScore, RowScores
 from clsgen_dist.explanations.grounding import GroundingScores, copied_share, grounding
 from clsgen_dist.explanations.reconstruction import Reconstruction, reconstruction
 from clsgen_dist.explanations.references import ReferenceScores, reference_scores
@@ -57,18 +58,10 @@ _ASKED = (0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A metric with its bootstrap interval."""
-
-    value: float
-    interval: Interval
-
-
-@dataclass(frozen=True, kw_only=True)
 class DecisionMeasures:
     """What classes and probabilities are worth."""
 
-    metrics: dict[str, Measured]
+    metrics: dict[str, Estimate]
     """By the names of :mod:`clsgen_dist.evaluation.metrics`; binary AUROC by DeLong, ECE by inverting a test."""
     classes: PerClass
     confusion_CC: np.ndarray | None
@@ -86,7 +79,7 @@ class DecisionMeasures:
     curve: DecisionCurve | None
     """Binary: net benefit."""
     selective: RiskCoverage
-    """Answering the confident rows only; loss is 1 for a wrong decision, of multi-label the share of wrong answers."""
+    """Answering the confident rows only; a multi-label row is wrong in any known answer."""
     groups: dict[str, Subgroups]
     """By column."""
 
@@ -96,8 +89,8 @@ class ExplanationMeasures:
     """What explanations say, and whether it agrees with the head and the input."""
 
     contradictions: RowScores
-    kappa: Estimate
-    alignment: Estimate
+    kappa: PooledScore
+    alignment: PooledScore
     grounding: GroundingScores
     copied: RowScores
     richness: Richness
@@ -153,7 +146,7 @@ def measure_decisions(
         brier=brier_decomposition(pooled.probability_M, pooled.outcome_M),
         operating_points=_operating_points(p_NC[:, positive], labels == positive) if binary else {},
         curve=decision_curve(p_NC[:, positive], labels == positive) if binary else None,
-        selective=risk_coverage(*confidence_and_loss(p_NC, labels, decided)),
+        selective=risk_coverage(confidence(p_NC, decided, kind), wrong(decided, labels, kind).astype(float)),
         groups=_groups(p_NC, labels, decided, space, thresholds, examples, columns),
     )
 
@@ -164,7 +157,7 @@ def _metrics(
     space: LabelSpace,
     thresholds: Sequence[float] | None,
     clusters_N: np.ndarray | None,
-) -> dict[str, Measured]:
+) -> dict[str, Estimate]:
     kind, positive = space.kind, space.positive_index
 
     def metrics(index: np.ndarray) -> dict[str, float]:
@@ -178,18 +171,7 @@ def _metrics(
         intervals["ece"] = ece_interval(pooled.probability_M, pooled.outcome_M)
         if kind == "single" and space.is_binary:
             intervals["auroc"] = auroc_interval(p_NC[:, positive], labels == positive).interval
-    return {name: Measured(value=value, interval=intervals[name]) for name, value in found.items()}
-
-
-def confidence_and_loss(p_NC: np.ndarray, labels: np.ndarray, decided: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``[N]`` probability of the decision and ``[N]`` its loss; multi-label: of the least certain answer, mean loss."""
-    rows_N = np.arange(len(labels))
-    if decided.ndim == 1:
-        return p_NC[rows_N, decided], (decided != labels).astype(float)
-    own_NC = np.where(decided, p_NC, 1 - p_NC)
-    known_NC = ~np.isnan(labels)
-    wrong_NC = (decided != (np.nan_to_num(labels) >= 0.5)) & known_NC
-    return own_NC.min(axis=1), wrong_NC.sum(axis=1) / np.maximum(known_NC.sum(axis=1), 1)
+    return {name: Estimate(value, intervals[name]) for name, value in found.items()}
 
 
 def _operating_points(p_N: np.ndarray, positive_N: np.ndarray) -> dict[str, OperatingPoint]:
@@ -211,8 +193,8 @@ def _groups(
         probability_N, outcome_N = p_NC[:, space.positive_index], labels == space.positive_index
         threshold = thresholds[0] if thresholds else 0.5
     else:
-        probability_N, loss_N = confidence_and_loss(p_NC, labels, decided)
-        outcome_N, threshold = loss_N == 0, 0.5
+        probability_N, threshold = confidence(p_NC, decided, space.kind), 0.5
+        outcome_N = ~wrong(decided, labels, space.kind)
     return {
         name: subgroups(probability_N, outcome_N, [e.groups[index] for e in examples], threshold=threshold)
         for index, name in enumerate(columns.groups)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,20 +57,14 @@ class Ranks:
             self.world.barrier()
 
 
-def is_first_rank() -> bool:
-    """Whether this process prints and writes."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
-
-
 @contextmanager
 def predicting_ranks() -> Iterator[Ranks]:
     """The ranks that torchrun, deepspeed or srun started; without launcher one, and no process group is opened."""
-    size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
-    if size == 1:
+    from clsgen_dist.engine.world import process_group, set_launch_variables
+
+    if set_launch_variables().size == 1:
         yield Ranks()
         return
-    from clsgen_dist.engine.world import process_group
-
     with process_group(_BARRIER_SECONDS) as world:
         yield Ranks(world.rank, world.size, world)
 

@@ -17,7 +17,7 @@ from clsgen_dist.evaluation.metrics import class_metrics
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.inference import evaluate as module
 from clsgen_dist.inference.evaluate import evaluate
-from clsgen_dist.inference.measures import confidence_and_loss, spread_sample
+from clsgen_dist.inference.measures import spread_sample
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.report_sections import document
 
@@ -140,8 +140,7 @@ def test_few_rows_of_one_class_are_reported_without_a_crash(count, folder, rows,
 
 
 def test_max_drop_fails_the_command_by_the_upper_end_of_the_interval(folder, rows, monkeypatch, capsys):
-    from clsgen_dist.evaluation.interval import Interval
-    from clsgen_dist.inference.capability import Estimate
+    from clsgen_dist.evaluation.interval import Estimate, Interval
 
     def kept(value: float, high: float):
         return lambda *args: dataclasses.make_dataclass("Kept", ["drop_percent"])(Estimate(value, Interval(0.0, high)))
@@ -169,12 +168,3 @@ def test_a_spread_sample_takes_equally_from_each_decision():
     assert np.bincount(decided[chosen]).tolist() == [5, 5, 4] or np.bincount(decided[chosen]).tolist() == [6, 5, 4]
     assert chosen == sorted(set(chosen)) and len(chosen) == 15
     assert len(spread_sample(decided, 1000)) == 100
-
-
-def test_confidence_is_that_of_the_decision_and_of_the_least_certain_answer():
-    p = np.array([[0.2, 0.8], [0.6, 0.4]])
-    confidence, loss = confidence_and_loss(p, np.array([1, 1]), np.array([1, 0]))
-    assert confidence.tolist() == [0.8, 0.6] and loss.tolist() == [0, 1]
-    answers = np.array([[1.0, np.nan], [0.0, 1.0]])
-    confidence, loss = confidence_and_loss(p, answers, np.array([[False, True], [True, False]]))
-    assert confidence.tolist() == [0.8, 0.6] and loss.tolist() == [1, 1]
