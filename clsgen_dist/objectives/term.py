@@ -35,6 +35,7 @@ class TermSettings:
     range: tuple[float, float] = (1.0, 1.0)
     """Factor of the weight at the start and at the end, where `objectives.schedule` moves."""
 
+    # Not abstract: of an abstract section, jsonargparse asks which subclass is meant, and hides its settings.
     def term(self) -> Term:
         """The term with these settings."""
         raise NotImplementedError
