@@ -198,9 +198,19 @@ def test_each_reading_has_its_own_decisions(folder, rows, capsys):
     assert card.decisions is card.decisions_after is None
 
 
-def test_multilabel_sets_name_the_classes_that_may_and_that_need_not_apply(folder, rows):
+def test_multilabel_sets_name_the_classes_that_may_and_that_need_not_apply(folder, tmp_path):
     dataclasses.replace(ModelCard.read(folder), label_space="multilabel").write(folder)
-    card = calibrate(folder, rows, method="affine", coverage=0.8, hand_over="workload=0.2", threshold="precision=0.5")
+    logits = np.array([p.logits for p in Predictor(folder).predict(TEXTS, explain=False)])
+    above = logits > np.median(logits, axis=0)
+    above[::6] = ~above[::6]
+    rows = tmp_path / "sets.jsonl"
+    made = [
+        {"text": text, "label": [name for name, yes in zip(("no", "yes"), row, strict=True) if yes]}
+        for text, row in zip(TEXTS, above, strict=True)
+    ]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in made))
+    options = {"method": "affine", "coverage": 0.8, "hand_over": "workload=0.2", "threshold": "precision=0.5"}
+    card = calibrate(folder, str(rows), **options)
     assert len(card.thresholds) == 2 and all(fit["precision"] >= 0.5 for fit in card.decisions["thresholds"]["fitted"])
     sets = card.decisions["sets"]
     for found in _predictions(folder):
