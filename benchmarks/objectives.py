@@ -131,7 +131,7 @@ def steps_for(tokens: int, name: str, seed: int, runs: Path) -> int:
     return stream.steps
 
 
-def worker(name: str, arm: str, seed: int, tokens: int, runs: Path, precision: str) -> None:
+def worker(name: str, arm: str, seed: int, tokens: int, runs: Path, precision: str, timed: bool) -> None:
     """One run, measured; prints its result as JSON."""
     import contextlib
 
@@ -146,7 +146,9 @@ def worker(name: str, arm: str, seed: int, tokens: int, runs: Path, precision: s
         predictor = Predictor(export(settings.output_dir, Path(settings.output_dir) / "model"))
         log = training_log(Path(settings.output_dir))
         found: dict[str, Any] = {"arm": arm, "seed": seed, "tokens": tokens, "steps": steps, "precision": precision}
-        found["seconds_a_step"] = float(np.median(np.diff([event.wall_time for event in log.Scalars("loss/total")])))
+        if timed:
+            ends = [event.wall_time for event in log.Scalars("loss/total")]
+            found["seconds_a_step"] = float(np.median(np.diff(ends)))
         if arm != "classification only":
             found["generation_loss"] = float(log.Scalars("dev/loss/generation")[-1].value)  # nats a token
         for split in ("dev", "test"):
@@ -192,7 +194,7 @@ def measures(run: dict[str, Any]) -> dict[str, float]:
     p_NC = calibration.probabilities(logits)
     positive = logits.shape[1] - 1
     found = class_metrics(p_NC, labels, "single", positive, names=("auroc", "f1", "ece", "brier"))
-    found["seconds"] = run["seconds_a_step"]
+    found["seconds"] = run.get("seconds_a_step", float("nan"))
     found["generation_loss"] = run.get("generation_loss", float("nan"))
     stated = np.array(run["test"].get("stated", []))
     found["agreement"] = float((stated == p_NC.argmax(axis=1)).mean()) if len(stated) else float("nan")
@@ -241,7 +243,8 @@ def report(name: str, tokens: int, results: list[dict[str, Any]]) -> None:
             difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
         cells = {key: _cell([c[key] for c in columns]) for key in columns[0]}
         shown = [cells[key] for key in ("f1", "ece", "brier", "generation_loss", "agreement")]
-        seconds = f"{np.mean([c['seconds'] for c in columns]):.2f}"
+        timed = [c["seconds"] for c in columns if not np.isnan(c["seconds"])]
+        seconds = f"{np.mean(timed):.2f}" if timed else ""
         print(f"| {' | '.join([arm, str(len(runs)), cells['auroc'], difference, *shown, seconds])} |")
 
 
@@ -265,12 +268,13 @@ def main() -> None:
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
+    parser.add_argument("--untimed", action="store_true", help="record no seconds, where other work runs beside")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     runs = args.runs / f"{args.set}-{args.tokens}"
     if args.worker:
         arm, seed = args.worker
-        return worker(args.set, arm, int(seed), args.tokens, runs, args.precision)
+        return worker(args.set, arm, int(seed), args.tokens, runs, args.precision, not args.untimed)
     default = Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}.jsonl"
     path = args.results or default
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
