@@ -28,6 +28,8 @@ FIRST = (
     "tests/faults/test_faults.py",
     "tests/slurm/test_jobs.py",
     "tests/dist/test_resume.py",
+    "tests/dist/test_label_spaces.py",
+    "tests/dist/test_terms.py",
     "tests/test_docs.py",
     "tests/inference/test_export_and_predict.py",
     "tests/dist/test_training.py",

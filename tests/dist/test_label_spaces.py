@@ -56,7 +56,7 @@ def _write(path: Path, rows: list[dict]) -> Path:
 
 
 SPACES = {
-    "multilabel": (_sets, {"data__label_space": "auto", "train__best_metric": "average_precision"}),
+    "multilabel": (_sets, {"data__label_space": "auto", "train__best_metric": "average_precision", "train__epochs": 6}),
     "ordinal": (
         _ordered,
         {
@@ -70,8 +70,8 @@ SPACES = {
 
 
 @pytest.fixture(scope="module", params=SPACES)
-def trained(request, train, ranks, recipe, run_command, tmp_path_factory):
-    """A run of the label space, its export and its files."""
+def trained(request, train, run_command, tmp_path_factory):
+    """The label space, the folder of its rows, run and export, and the run's settings."""
     make, settings = SPACES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     rng = random.Random(0)
@@ -82,7 +82,7 @@ def trained(request, train, ranks, recipe, run_command, tmp_path_factory):
         "data__dev": folder / "dev.jsonl",
         "data__labels": "null",
         "data__positive_label": "null",
-        "train__epochs": 6,
+        "train__epochs": 4,
         "train__batch_size": 16,
         "train__micro_batch_tokens": 512,
         "train__eval_every": 30,
@@ -94,18 +94,19 @@ def trained(request, train, ranks, recipe, run_command, tmp_path_factory):
         **settings,
     }
     train(folder / "run", **run)
-    killed = ranks(recipe(folder / "killed", **run), faults=[{"what": "kill", "step": 40, "rank": 1}])
-    assert killed.status[1] == -signal.SIGKILL
-    done = train(folder / "killed", **run, resume="auto")
     run_command("clsgen", "export", "--checkpoint", str(folder / "run"), "--output", str(folder / "model"))
-    return request.param, folder, done
+    return request.param, folder, run
 
 
-def test_a_killed_run_ends_bit_equal(trained):
-    _, folder, done = trained
-    assert "resumed from" in done.stderr
+def test_a_killed_run_ends_bit_equal(trained, train, ranks, recipe):
+    _, folder, run = trained
+    short = {**run, "train__max_steps": 12, "train__eval_every": 5, "checkpoint__every": 5}
+    train(folder / "whole", **short)
+    killed = ranks(recipe(folder / "killed", **short), faults=[{"what": "kill", "step": 7, "rank": 1}])
+    assert killed.status[1] == -signal.SIGKILL
+    assert "resumed from" in train(folder / "killed", **short, resume="auto").stderr
     ours, theirs = (
-        trained_tensors(checkpoint.committed(folder / name / "checkpoints")[-1]) for name in ("run", "killed")
+        trained_tensors(checkpoint.committed(folder / name / "checkpoints")[-1]) for name in ("whole", "killed")
     )
     assert ours.keys() == theirs.keys() and len(ours) > 10
     assert all(torch.equal(ours[name].contiguous(), theirs[name].contiguous()) for name in ours)
@@ -150,7 +151,7 @@ def test_predictions_have_the_form_of_the_label_space(trained):
         assert (np.diff(none.logits) < 0).all(), "P(y > k) falls with k"
 
 
-@pytest.mark.parametrize("decide", ["after", "both"])
+@pytest.mark.parametrize("decide", [pytest.param("after", marks=pytest.mark.long), "both"])
 def test_the_head_is_read_after_the_explanation(decide, train, run_command, tmp_path):
     """Explanations that count the alarms let even a tiny model decide; each reading has its own calibration."""
     rng = random.Random(1)
