@@ -169,7 +169,14 @@ class _Run:
             probabilities_NC=p_NC,
             decided=decided,
             decisions=measure_decisions(
-                p_NC, _raw_probabilities(predictor, predictions), labels, space, thresholds, examples, self.columns
+                p_NC,
+                _raw_probabilities(predictor, predictions),
+                labels,
+                space,
+                thresholds,
+                examples,
+                self.columns,
+                predictor.decisions,
             ),
             explained=explained,
             seconds=stored.seconds,
@@ -266,6 +273,7 @@ def _provenance(predictor: Predictor, data: str, examples: Sequence[Example]) ->
         "data_sha256": digest.hexdigest(),
         "trained": card.trained,
         "calibrated_on": card.calibrated_on,
+        "calibration_method": card.calibration_choice and card.calibration_choice["method"],
         "head_sha256": card.head_sha256,
         "device": str(predictor.device),
         "dtype": str(predictor.lm.dtype).removeprefix("torch."),

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clsgen_dist.calibration.decisions import Decisions
 from clsgen_dist.calibration.handing_over import confidence, wrong
+from clsgen_dist.calibration.kept_rules import KeptRules, kept_rules
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
 from clsgen_dist.evaluation.calibration_error import (
@@ -80,6 +82,8 @@ class DecisionMeasures:
     """Binary: net benefit."""
     selective: RiskCoverage
     """Answering the confident rows only; a multi-label row is wrong in any known answer."""
+    rules: KeptRules | None
+    """What the model's thresholds, sets and handing over achieve; None: it has none."""
     groups: dict[str, Subgroups]
     """By column."""
 
@@ -122,8 +126,12 @@ def measure_decisions(
     thresholds: Sequence[float] | None,
     examples: Sequence[Example],
     columns: Columns,
+    fitted: Decisions | None = None,
 ) -> DecisionMeasures:
-    """The decisions of probabilities ``p_NC`` on rows with ``labels``; ``raw_NC`` are those without calibration."""
+    """The decisions of probabilities ``p_NC`` on rows with ``labels``.
+
+    ``raw_NC`` are the probabilities without calibration; ``fitted`` are the model's rules.
+    """
     kind, positive = space.kind, space.positive_index
     clusters_N = clusters(examples) if columns.cluster else None
     decided = decide(p_NC, kind, positive, thresholds)
@@ -147,6 +155,7 @@ def measure_decisions(
         operating_points=_operating_points(p_NC[:, positive], labels == positive) if binary else {},
         curve=decision_curve(p_NC[:, positive], labels == positive) if binary else None,
         selective=risk_coverage(confidence(p_NC, decided, kind), wrong(decided, labels, kind).astype(float)),
+        rules=kept_rules(fitted, p_NC, decided, labels, space, clusters_N) if fitted else None,
         groups=_groups(p_NC, labels, decided, space, thresholds, examples, columns),
     )
 

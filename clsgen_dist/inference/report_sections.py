@@ -17,6 +17,7 @@ from clsgen_dist.inference.evaluation import Evaluation, at_coverages
 from clsgen_dist.inference.explanation_sections import example_blocks, explanation_blocks, faithfulness_blocks
 from clsgen_dist.inference.report_numbers import number, or_else, percent, with_interval
 from clsgen_dist.inference.report_summary import summary
+from clsgen_dist.inference.rule_sections import rule_blocks
 from clsgen_dist.report.document import Block, Document, Figure, Paragraph, Section, Table
 from clsgen_dist.report.figures import Curve, curves_figure, intervals_figure, reliability_figure
 
@@ -29,6 +30,7 @@ def document(found: Evaluation) -> Document:
         ("data", "The rows", _data),
         ("decisions", "Decisions", _decisions),
         ("calibration", "Are the probabilities right?", _calibration),
+        ("rules", "The rules it decides by", rule_blocks),
         ("groups", "Groups of rows", _groups),
         ("hand-over", "Leaving rows to a person", _hand_over),
         ("explanations", "What the explanations say", explanation_blocks),
@@ -165,8 +167,21 @@ def _calibration(found: Evaluation) -> list[Block]:
     ]
     if changes:
         blocks.append(Table("Recalibrated minus raw, on these rows (below 0: better)", ["measure", "change"], changes))
-    if not calibrated:
-        blocks.append(Paragraph("The model is not calibrated: run clsgen calibrate on held-out rows.", tone="warning"))
+    return blocks + _calibrated_on(found)
+
+
+def _calibrated_on(found: Evaluation) -> list[Block]:
+    """How the model was calibrated, and a warning if it was not, or on these very rows."""
+    fitted = found.provenance.get("calibrated_on")
+    if fitted is None:
+        return [Paragraph("The model is not calibrated: run clsgen calibrate on held-out rows.", tone="warning")]
+    method = found.provenance.get("calibration_method") or "none"
+    what = "Its raw probabilities were kept" if method == "none" else f"It was calibrated by the method {method}"
+    blocks: list[Block] = [Paragraph(f"{what}, on {fitted['rows']:,} rows of {fitted['source']}.")]
+    if fitted["source"] == found.provenance.get("data"):
+        blocks.append(
+            Paragraph("These are those very rows: other rows will not look as well calibrated.", tone="warning")
+        )
     return blocks
 
 

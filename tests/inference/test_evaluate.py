@@ -16,6 +16,7 @@ from clsgen_dist.errors import CapabilityLostError, SettingsError
 from clsgen_dist.evaluation.metrics import class_metrics
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.inference import evaluate as module
+from clsgen_dist.inference.calibrate import calibrate
 from clsgen_dist.inference.evaluate import evaluate
 from clsgen_dist.inference.measures import spread_sample
 from clsgen_dist.inference.predict import Predictor
@@ -80,6 +81,22 @@ def test_a_report_has_every_section_and_its_figures_are_those_of_the_arrays(fold
     page = (tmp_path / "report/index.html").read_text()
     assert all(f'<section id="{name}"' in page for name in sections)
     assert not re.search(r"\bnan\b", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL), re.IGNORECASE)
+
+
+def test_the_report_says_what_thresholds_sets_and_handing_over_achieve(folder, rows, tmp_path):
+    calibrate(folder, str(rows), threshold="recall=0.9", coverage=0.8, hand_over="risk=0.2")
+    found = evaluate(folder, str(rows), output=tmp_path / "report", explain=False)
+    rules = json.loads((tmp_path / "report/report.json").read_text())["decisions"]["rules"]
+    truth = ["no" if label == 0 else "yes" for label in found.labels]
+    answered = [(p, y) for p, y in zip(found.predictions, truth, strict=True) if not p.hand_over]
+    held = np.mean([y in p.prediction_set for p, y in zip(found.predictions, truth, strict=True)])
+    assert rules["sets"]["coverage"][0]["covered"]["value"] == pytest.approx(held)
+    assert rules["hand_over"]["answered"]["value"] == pytest.approx(len(answered) / 80)
+    assert rules["hand_over"]["risk"]["value"] == pytest.approx(np.mean([p.label != y for p, y in answered]))
+    found_yes = [p.label == "yes" for p, y in zip(found.predictions, truth, strict=True) if y == "yes"]
+    assert rules["thresholds"][0]["recall"]["value"] == pytest.approx(np.mean(found_yes))
+    text = (tmp_path / "report/report.md").read_text()
+    assert "The rules it decides by" in text and "These are those very rows" in text
 
 
 def test_a_killed_evaluation_goes_on_and_gives_the_same_report(folder, rows, tmp_path, monkeypatch):
