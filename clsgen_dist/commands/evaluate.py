@@ -27,6 +27,7 @@ def run(
     capability_tokens: NonNegativeInt = 0,
     general_text: str | None = None,
     max_drop: NonNegativeFloat | None = None,
+    model_card: bool = True,
     max_bad_fraction: ClosedUnitInterval = 0.01,
 ) -> None:
     """Measure an exported model on held-out rows, with intervals and baselines, and write a report.
@@ -47,6 +48,7 @@ def run(
         capability_tokens: Tokens of general text on which the model is compared with its backbone; 25,000 resolve 1 %.
         general_text: UTF-8 text for that; none: Python's language reference.
         max_drop: End with status 2 unless perplexity is at most this per cent above the backbone's (95 % confidence).
+        model_card: Fill the evaluation part of the model's README.md, if there is an output.
         max_bad_fraction: Stop when more than this share of the rows is bad; fewer are dropped, and listed.
     """
     from clsgen_dist.engine.world import set_launch_variables
@@ -66,6 +68,7 @@ def run(
         faithfulness_rows=faithfulness_rows,
         capability_tokens=capability_tokens or (_TOKENS if max_drop is not None else 0),
         general_text_file=general_text,
+        model_card=model_card,
         max_bad_fraction=max_bad_fraction,
     )
     if set_launch_variables().rank != 0:

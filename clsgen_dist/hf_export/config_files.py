@@ -100,34 +100,3 @@ def write_chat_template(folder: Path, template: str) -> None:
         file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if not isinstance(own, list) or (folder / "chat_template.jinja").is_file():
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-
-
-def write_readme(folder: Path, *, backbone: str, labels: list[str], head_file: str) -> None:
-    """Write a model card that explains the folder and its use."""
-    (folder / "README.md").write_text(
-        f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [clsgen-dist, dual-head]
----
-
-# A dual-head model
-
-Made from `{backbone}` by clsgen_dist: one backbone, two heads. For a text it gives the probability of each of
-{", ".join(f"`{label}`" for label in labels[:8])}{" …" if len(labels) > 8 else ""}, and writes the reason.
-
-```bash
-clsgen predict --model . --text "…"      # {{"label": …, "probabilities": …, "explanation": …}}
-```
-
-- `config.json`, `model*.safetensors`, the tokenizer: an ordinary causal language model for
-  transformers, vLLM and others.
-- `{head_file}`: the classification head, `weight [K, D]` and `bias [K]`, linear on the state of
-  the last prompt token after the final norm. **It is a file of its own:** `AutoModelForSequenceClassification` does not
-  read it, and would open this folder with a random head.
-- `clsgen.json`: label space, prompt, calibration, thresholds and fingerprints.
-
-Decision support, not a decision. Calibration holds for rows like those it was fitted on.
-""",
-        encoding="utf-8",
-    )

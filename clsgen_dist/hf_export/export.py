@@ -21,8 +21,9 @@ from clsgen_dist import checkpoint
 from clsgen_dist.config import Settings, settings_from_yaml
 from clsgen_dist.errors import CheckpointError, ModelError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, META_FILE, ModelCard, head_fingerprint
-from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config, write_readme
+from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config
 from clsgen_dist.hf_export.merge import Merge, trained_tensors, write_shards
+from clsgen_dist.hf_export.readme import write_readme
 from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary, verify_shapes, write_evidence
 from clsgen_dist.model.backbone import Backbone, backbone_path, open_backbone
 from clsgen_dist.model.classification_head import head_affine
@@ -140,8 +141,7 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
         write_chat_template(folder, template)
     (folder / HEAD_FILE).parent.mkdir()
     save_file(head, folder / HEAD_FILE, metadata={"format": "pt"})
-    write_readme(folder, backbone=settings.model.backbone, labels=list(labels.names), head_file=HEAD_FILE)
-    ModelCard(
+    card = ModelCard(
         labels=list(labels.names),
         label_space=labels.kind,
         positive_label=labels.positive,
@@ -160,7 +160,9 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
             "seed": settings.seed,
         },
         distorted_by=distortions(settings.objectives, labels.kind, balanced=settings.data.sampling == "balanced"),
-    ).write(folder)
+    )
+    card.write(folder)
+    write_readme(folder, card)
 
 
 def _open(source: Path, settings: Settings, identity: dict[str, Any]) -> tuple[Backbone, Merge, dict[str, Tensor]]:

@@ -63,6 +63,7 @@ def evaluate(
     faithfulness_rows: int = 0,
     capability_tokens: int = 0,
     general_text_file: str | Path | None = None,
+    model_card: bool = True,
     max_bad_fraction: float = 0.01,
 ) -> Evaluation:
     """Measure a model on held-out rows, with intervals and baselines, and write a report.
@@ -81,6 +82,7 @@ def evaluate(
         faithfulness_rows: rows whose evidence is masked and edited, some eighteen passes each; 0: none.
         capability_tokens: tokens of general text on which the model is compared with its backbone; 0: none.
         general_text_file: UTF-8 text for that; None: Python's language reference.
+        model_card: with ``output``, fill the evaluation part of the model's ``README.md``.
         max_bad_fraction: more bad rows than this share raise; fewer are left out, and counted in the report's notes.
 
     Raises:
@@ -106,7 +108,7 @@ def evaluate(
         if output is not None and ranks.rank == 0:
             from clsgen_dist.inference.write_report import write_report
 
-            write_report(found, Path(output))
+            write_report(found, Path(output), model_card=model_card)
         ranks.barrier()
     return found
 

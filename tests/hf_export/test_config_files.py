@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clsgen_dist.hf_export.artifact import HEAD_FILE
-from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config, write_readme
+from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config
 from clsgen_dist.hf_export.merge import Merge, write_shards
 from clsgen_dist.model.backbone import open_backbone
 
@@ -105,9 +105,7 @@ def test_no_engine_loads_the_head_as_backbone_weights(base, tmp_path):
     exported = _export(tmp_path / "out", base)
     (exported / HEAD_FILE).parent.mkdir()
     (exported / HEAD_FILE).write_bytes(b"")
-    write_readme(exported, backbone="base", labels=["no", "yes"], head_file=HEAD_FILE)
     assert [p.name for p in exported.glob("*.safetensors")] == ["model.safetensors"]
-    assert "`AutoModelForSequenceClassification` does not" in (exported / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kept_in", ["a file", "the configuration", "the configuration, several"])

@@ -9,12 +9,14 @@ import re
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard as Readme
 
 from clsgen_dist.commands.evaluate import run as evaluate_command
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import CapabilityLostError, SettingsError
 from clsgen_dist.evaluation.metrics import class_metrics
 from clsgen_dist.hf_export.artifact import ModelCard
+from clsgen_dist.hf_export.readme import write_readme
 from clsgen_dist.inference import evaluate as module
 from clsgen_dist.inference.calibrate import calibrate
 from clsgen_dist.inference.evaluate import evaluate
@@ -81,6 +83,23 @@ def test_a_report_has_every_section_and_its_figures_are_those_of_the_arrays(fold
     page = (tmp_path / "report/index.html").read_text()
     assert all(f'<section id="{name}"' in page for name in sections)
     assert not re.search(r"\bnan\b", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL), re.IGNORECASE)
+
+
+def test_the_model_card_is_filled_without_any_rows_text(folder, rows, tmp_path, caplog):
+    write_readme(folder, dataclasses.replace(ModelCard.read(folder), trained={"backbone": "org/base"}))
+    found = evaluate(folder, str(rows), str(rows), output=tmp_path / "report")
+    readme = Readme.load(folder / "README.md")
+    told = {result.metric_type: result.metric_value for result in readme.data.eval_results}
+    assert told["roc_auc"] == pytest.approx(found.decisions.metrics["auroc"].value, abs=1e-4)
+    assert document(found).summary[0].split(" [")[0] in readme.text.replace("\\", "")
+    assert "### Decisions" in readme.text and "TF-IDF logistic regression" in readme.text
+    assert "glioblastoma" not in readme.text and str(tmp_path) not in readme.text
+    before = (folder / "README.md").read_text()
+    evaluate(folder, str(rows), output=tmp_path / "other", explain=False, model_card=False)
+    assert (folder / "README.md").read_text() == before
+    (folder / "README.md").unlink()
+    evaluate(folder, str(rows), output=tmp_path / "other", explain=False)
+    assert "has no README.md with a part for the evaluation" in caplog.text and not (folder / "README.md").exists()
 
 
 def test_the_report_says_what_thresholds_sets_and_handing_over_achieve(folder, rows, tmp_path):
