@@ -121,14 +121,14 @@ def _decisions(found: Evaluation) -> list[Block]:
         low = min(0.0, float(curve.model_T.min()))
         drawn = [Curve("this model", curve.threshold_T, curve.model_T)]
         drawn.append(Curve("act on every row", curve.threshold_T, np.maximum(curve.treat_all_T, low)))
-        svg = curves_figure(drawn, x="threshold", y="net benefit a row")
+        drawing = curves_figure(drawn, x="threshold", y="net benefit a row")
         better = curve.model_T > np.maximum(curve.treat_all_T, 0)
         where = curve.threshold_T[better]
         said = f"from {where.min():.2f} to {where.max():.2f}" if len(where) else "nowhere"
         blocks.append(
             Figure(
                 "Net benefit.",
-                svg,
+                drawing,
                 f"Right alarms a row, less the false ones weighted by the threshold. The model is worth more than "
                 f"acting on every row or on none at thresholds {said}.",
             )
@@ -209,8 +209,8 @@ def _group_blocks(column: str, groups: Subgroups) -> list[Block]:
             for get in (lambda g: g.auroc.value, lambda g: g.auroc.interval.low, lambda g: g.auroc.interval.high)
         )
         sentence = " ".join(filter(None, (_worst(groups, *pair) for pair in _CRITERIA)))
-        svg = intervals_figure(names, value, low, high, x="AUROC", reference=float(np.nanmean(value)))
-        blocks.append(Figure(f"AUROC by {column}.", svg, sentence or "No group stands out."))
+        drawing = intervals_figure(names, value, low, high, x="AUROC", reference=float(np.nanmean(value)))
+        blocks.append(Figure(f"AUROC by {column}.", drawing, sentence or "No group stands out."))
         rows = [
             [g.name, str(g.rows), str(g.positives)]
             + [with_interval(e.value, e.interval) for e in (g.auroc, g.recall, g.calibration_in_the_large, g.ece)]
@@ -251,7 +251,7 @@ def _hand_over(found: Evaluation) -> list[Block]:
         if float(share) in (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
     ]
     thin = np.unique(np.linspace(0, len(curve.coverage_T) - 1, 200).astype(int))
-    svg = curves_figure(
+    drawing = curves_figure(
         [Curve("this model", curve.coverage_T[thin], curve.risk_T[thin])],
         x="rows answered",
         y="wrong decisions",
@@ -260,7 +260,9 @@ def _hand_over(found: Evaluation) -> list[Block]:
     return [
         Paragraph("The rows of which the model is least sure can go to a person, and the others have fewer errors."),
         Figure(
-            "Errors among the rows answered.", svg, "Right: all rows are answered; to the left only the most certain."
+            "Errors among the rows answered.",
+            drawing,
+            "Right: all rows are answered; to the left only the most certain.",
         ),
         Table("What is left", ["to a person", "answered", "wrong among them"], rows),
     ]

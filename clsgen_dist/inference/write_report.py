@@ -1,4 +1,4 @@
-"""Writes an evaluation: a folder with ``index.html``, ``report.md``, ``report.json``, and the model's card."""
+"""Writes an evaluation: ``index.html``, ``report.md``, ``report.json``, a TensorBoard log, and the model's card."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from clsgen_dist.inference.evaluation import Evaluation
 from clsgen_dist.inference.model_card import write_model_card
 from clsgen_dist.inference.report_sections import document
+from clsgen_dist.inference.write_tensorboard import FOLDER, write_tensorboard
 from clsgen_dist.io.files import atomic_write, writing
 from clsgen_dist.report.html import render_html
 from clsgen_dist.report.markdown import render_markdown
@@ -29,6 +30,7 @@ def write_report(evaluation: Evaluation, folder: Path, *, model_card: bool = Tru
         atomic_write(folder / "report.json", evaluation.to_json())
         atomic_write(folder / "report.md", render_markdown(written))
         atomic_write(page, render_html(written))
+        write_tensorboard(evaluation, written, folder / FOLDER)
     if model_card:
         try:
             filled = write_model_card(evaluation, written)

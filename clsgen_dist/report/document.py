@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Paragraph:
@@ -35,11 +37,21 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A picture in two forms."""
+
+    svg: str
+    """For pages."""
+    pixels_HWC: np.ndarray
+    """For TensorBoard: red, green and blue, 0 to 255."""
+
+
+@dataclass(frozen=True)
 class Figure:
-    """A drawing as SVG, and what it shows in words for those who cannot see it."""
+    """A drawing, and what it shows in words for those who cannot see it."""
 
     caption: str
-    svg: str
+    drawing: Drawing
     description: str
     """What a reader should take from it; also read aloud by screen readers."""
 

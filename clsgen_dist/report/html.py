@@ -38,7 +38,7 @@ def _inline_svg(figure: Figure) -> Any:
     """The drawing without its XML header, named for screen readers by its description."""
     import markupsafe
 
-    found = re.search(r"<svg\b(.*?)>(.*)</svg>", figure.svg, flags=re.DOTALL)
+    found = re.search(r"<svg\b(.*?)>(.*)</svg>", figure.drawing.svg, flags=re.DOTALL)
     if found is None:
         raise ValueError(f"figure {figure.caption!r} is no SVG, expected an <svg> element")
     box = re.search(r'viewBox="[^"]*"', found[1])

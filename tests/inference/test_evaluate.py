@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard as Readme
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clsgen_dist.commands.evaluate import run as evaluate_command
 from clsgen_dist.data.example import Columns
@@ -83,6 +84,21 @@ def test_a_report_has_every_section_and_its_figures_are_those_of_the_arrays(fold
     page = (tmp_path / "report/index.html").read_text()
     assert all(f'<section id="{name}"' in page for name in sections)
     assert not re.search(r"\bnan\b", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL), re.IGNORECASE)
+
+
+def test_metrics_and_figures_are_on_tensorboard(folder, rows, columns, tmp_path):
+    dataclasses.replace(ModelCard.read(folder), trained={"step": 30}).write(folder)
+    for _ in range(2):  # the second takes the place of the first
+        found = evaluate(folder, str(rows), None, columns, output=tmp_path / "report", explain=False)
+    log = EventAccumulator(str(tmp_path / "report/tensorboard"))
+    log.Reload()
+    [point] = log.Scalars("test/auroc")
+    assert (point.step, point.value) == (30, pytest.approx(found.decisions.metrics["auroc"].value))
+    assert log.Scalars("test/auroc/low")[0].value < point.value < log.Scalars("test/auroc/high")[0].value
+    assert {"test/reliability", "test/net_benefit", "test/auroc_by_site"} <= set(log.Tags()["images"])
+    picture = log.Images("test/reliability")[0]
+    assert picture.encoded_image_string.startswith(b"\x89PNG") and picture.width > 300
+    assert "test/yes" in log.Tags()["tensors"], "the precision-recall curve"
 
 
 def test_the_model_card_is_filled_without_any_rows_text(folder, rows, tmp_path, caplog):
