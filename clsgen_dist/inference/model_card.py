@@ -60,7 +60,7 @@ def _results(found: Evaluation, data: str) -> list[EvalResult]:
             dataset_name=data,
             metric_type=_HUB_NAMES[name],
             metric_name=WORDS.get(name, name),
-            metric_value=round(estimate.value, 4),
+            metric_value=round(float(estimate.value), 4),
         )
         for name, estimate in found.decisions.metrics.items()
         if name in _HUB_NAMES and not math.isnan(estimate.value)

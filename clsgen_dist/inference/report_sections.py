@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def document(found: Evaluation) -> Document:
     ]
     if date := found.provenance.get("date"):
         facts.append(("date", str(date)))
-    return Document(f"Evaluation of {found.model}", summary(found), sections, facts)
+    return Document(f"Evaluation of {Path(found.model).resolve().name}", summary(found), sections, facts)
 
 
 def _data(found: Evaluation) -> list[Block]:

@@ -1,14 +1,19 @@
-"""A hand-made export."""
+"""A hand-made export, and rows to evaluate it on."""
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from clsgen_dist.data.example import Columns
 from clsgen_dist.data.prompt import render_prompt
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint
+from clsgen_dist.inference.predict import Predictor
 from tests.tiny_tokenizers import CHATML, byte_level
 
 CLOCK = "{{ '<|im_start|>system\n' + strftime_now('%H:%M:%S.%f') + '<|im_end|>\n' }}" + CHATML
@@ -38,3 +43,38 @@ def folder(tmp_path):
         trained={},
     ).write(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def rows(folder, tmp_path):
+    """80 rows: labels are the head's decision, wrong in every fifth row; two sites, three rows a patient."""
+    rng = np.random.default_rng(0)
+    seen = ("absent", "seen", "seen")
+    texts = [f"note {n}: size {rng.integers(1, 90)} mm, glioblastoma {seen[n % 3]}" for n in range(80)]
+    predictions = Predictor(folder).predict(texts, explain=False)
+    margin = np.array([p.logits[1] - p.logits[0] for p in predictions])
+    yes = (margin > np.median(margin)) ^ (np.arange(80) % 5 == 0)
+    path = tmp_path / "rows" / "test.jsonl"
+    path.parent.mkdir()
+    label = np.where(yes, "yes", "no").tolist()
+    cells = [
+        {"id": f"r{n}", "text": text, "label": label[n], "explanation": f"{label[n]}, size", "site": "AB"[n % 2],
+         "patient": n // 3}
+        for n, text in enumerate(texts)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    return path
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """A tenth of the bootstrap draws, for time."""
+    from clsgen_dist.evaluation import bootstrap
+
+    for function in (bootstrap.bootstrap_intervals, bootstrap.paired_difference):
+        monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "resamples": 60})
+
+
+@pytest.fixture
+def columns():
+    return Columns(groups=("site",), cluster="patient")
