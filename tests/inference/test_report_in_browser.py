@@ -14,7 +14,7 @@ from clsgen_dist.inference.evaluate import evaluate
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("few_resamples")]
 
 CUT = """
-return [...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll') || e.matches('.scroll')).filter(e => {
+return [...document.querySelectorAll('header *, main *')].filter(e => !e.closest('.scroll') || e.matches('.scroll')).filter(e => {
     const box = e.getBoundingClientRect();
     return box.width && (box.right > arguments[0] + 1 || box.left < -1);
 }).map(e => e.outerHTML.slice(0, 80));
@@ -22,7 +22,7 @@ return [...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll'
 """Elements that reach beyond the page, but for what scrolls on its own."""
 
 ON_PAPER = """
-return [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > arguments[0] + 1)
+return [...document.querySelectorAll('header *, main *')].filter(e => e.getBoundingClientRect().right > arguments[0] + 1)
     .map(e => e.outerHTML.slice(0, 80));
 """
 
@@ -85,7 +85,7 @@ def test_the_page_serves_eyes_keyboard_screen_reader_and_paper(browser, report):
     pictures = browser.find_elements(By.CSS_SELECTOR, "svg")
     assert len(pictures) >= 4 and all(e.aria_role == "image" and len(e.accessible_name) > 20 for e in pictures)
     levels = browser.execute_script(
-        "return [...document.querySelectorAll('main :is(h1,h2,h3)')].map(e => +e.tagName[1])"
+        "return [...document.querySelectorAll(':is(header, main) :is(h1,h2,h3)')].map(e => +e.tagName[1])"
     )
     assert levels[0] == 1 and levels.count(1) == 1 and max(b - a for a, b in itertools.pairwise(levels)) == 1
     assert all(e.find_elements(By.TAG_NAME, "caption") for e in browser.find_elements(By.TAG_NAME, "table"))
