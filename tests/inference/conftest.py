@@ -1,4 +1,4 @@
-"""A hand-made export."""
+"""A hand-made export, and fewer bootstrap draws."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def folder(tmp_path):
         trained={},
     ).write(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """A tenth of the bootstrap draws, for time."""
+    from clsgen_dist.evaluation import bootstrap
+
+    for function in (bootstrap.bootstrap_intervals, bootstrap.paired_difference):
+        monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "resamples": 60})

@@ -21,6 +21,8 @@ from clsgen_dist.inference.measures import spread_sample
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.report_sections import document
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 
 @pytest.fixture
 def rows(folder, tmp_path):
@@ -41,15 +43,6 @@ def rows(folder, tmp_path):
     ]  # fmt: skip
     path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
     return path
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    """A tenth of the bootstrap draws, for time."""
-    from clsgen_dist.evaluation import bootstrap
-
-    for function in (bootstrap.bootstrap_intervals, bootstrap.paired_difference):
-        monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "resamples": 60})
 
 
 @pytest.fixture
