@@ -125,12 +125,12 @@ def _run(tasks: list[Any], lm: Any, tokenizer: str, batch_size: int) -> Any:
 
 def _score(ours: Any, theirs: Any, task: str, metric: str, filtered: str) -> TaskScore:
     higher = ours["higher_is_better"][task].get(metric) is not False
-    sign = 1 if higher else -1
     model, backbone = (float(run["results"][task][f"{metric},{filtered}"]) for run in (ours, theirs))
-    drop, interval = sign * (backbone - model), UNDEFINED
-    values = [[s[metric] for s in run["samples"][task] if s["filter"] == filtered] for run in (theirs, ours)]
-    if all(isinstance(value, Real) for run in values for value in run):
-        drop_N = sign * (np.array(values[0], dtype=float) - np.array(values[1], dtype=float))
+    drop, interval = backbone - model if higher else model - backbone, UNDEFINED
+    runs = (theirs, ours) if higher else (ours, theirs)
+    first, second = ([s[metric] for s in run["samples"][task] if s["filter"] == filtered] for run in runs)
+    if all(isinstance(value, Real) for value in [*first, *second]):
+        drop_N = np.array(first, dtype=float) - np.array(second, dtype=float)
         if math.isclose(drop_N.mean(), drop, abs_tol=1e-9):
             interval = mean_interval(drop_N)
     return TaskScore(

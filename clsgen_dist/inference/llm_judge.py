@@ -4,8 +4,8 @@
     answer                              {"facts_in_row": "yes", "supports_decision": "yes", "contradicts_row": "no"}
 
 The questions have fixed answers; whatever else comes back is counted as unreadable. An opinion is no measurement:
-judges prefer long answers and those of their own kind, and grade badly what they could not solve themselves (Zheng et
-al. 2023, "Judging LLM-as-a-Judge"). Compare some answers with your own before you rely on the shares.
+judges prefer long answers, may prefer those of their own kind, and are misled by the text they judge (Zheng et al.
+2023, "Judging LLM-as-a-Judge"). Compare some answers with your own before you rely on the shares.
 
 A row's text is data: in a JSON string it cannot end early, and the judge is asked to follow no instruction in it. That
 makes it harder for a row to dictate its own verdict, not impossible.
@@ -115,18 +115,15 @@ class Judge:
         """
         asked = [_messages(*row) for row in rows]
         with writing(kept):
-            answers = _kept_answers(kept)
-            with (
-                kept.open("a", encoding="utf-8") as file,
-                Progress(len(rows), enabled=True, unit="row", label="judge") as shown,
-            ):
-                for messages in asked:
-                    if (key := self._hash(messages)) not in answers:
-                        answers[key] = self._ask(messages)
-                        line = {"key": key, "prompt": messages[-1]["content"], "answer": answers[key]}
-                        file.write(f"\n{json.dumps(line)}")  # a line that a kill tore ends here
-                        file.flush()
-                    shown.update()
+            answers, file = _kept_answers(kept), kept.open("a", encoding="utf-8")
+        with file, Progress(len(rows), enabled=True, unit="row", label="judge") as shown:
+            for messages in asked:
+                if (key := self._hash(messages)) not in answers:
+                    answers[key] = self._ask(messages)
+                    line = {"key": key, "prompt": messages[-1]["content"], "answer": answers[key]}
+                    file.write(f"\n{json.dumps(line)}")  # a line that a kill tore ends here
+                    file.flush()
+                shown.update()
         return self._counted([read_answer(answers[self._hash(messages)]) for messages in asked])
 
     def _counted(self, verdicts: Sequence[dict[str, bool] | None]) -> JudgedExplanations:

@@ -18,7 +18,7 @@ class JudgeSettings:
     """Name of the model, as the server knows it."""
     rows: PositiveInt = 50
     """Rows whose explanations are judged, evenly over the decisions."""
-    timeout: PositiveFloat = 60.0
+    timeout: PositiveFloat = 120.0
     """Seconds to wait for a connection, and for an answer."""
     retries: NonNegativeInt = 5
     """More tries of a request after 429, a server's error or a lost connection: at once, then after 2 s, 4 s, and so on."""

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from clsgen_dist.cli import main
 from clsgen_dist.errors import ServerError, SettingsError
 from clsgen_dist.evaluation.interval import wilson_interval
 from clsgen_dist.inference import llm_judge
@@ -129,7 +130,9 @@ def test_a_server_that_keeps_failing_ends_with_status_1_and_what_was_answered_is
     with kept.open("a") as file:
         file.write('\n{"key": "torn')
     server.script = [(500, {}, "out of\nmemory")] * 10
-    with pytest.raises(ServerError, match=r"status 500 in 4 tries \(out of memory\); run the command again") as caught:
+    with pytest.raises(
+        ServerError, match=r"^the judge at .* status 500 in 4 tries \(out of memory\); run the command again"
+    ) as caught:
         judge_of(server).opinions(ROWS, kept)
     assert caught.value.exit_code == 1 and len(server.requests) == 2 + 4
     server.script = []
@@ -172,7 +175,9 @@ def test_an_answer_is_one_object_with_yes_or_no_to_each_question(content, readab
 
 def test_a_refused_key_is_an_error_that_does_not_repeat_it(server, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
-    with pytest.raises(SettingsError, match=r"status 401 .*OPENAI_API_KEY is a key of 8 characters") as caught:
+    with pytest.raises(
+        SettingsError, match=r"^the judge at .* status 401 .*OPENAI_API_KEY is a key of 8 characters"
+    ) as caught:
         judge_of(server).opinions(ROWS, tmp_path / "judge.jsonl")
     assert "sk-wrong" not in str(caught.value) and len(server.requests) == 1
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -193,10 +198,15 @@ def test_an_address_of_something_else_is_an_error(server, tmp_path):
     def ask(**settings):
         judge_of(server, **settings).opinions(ROWS, tmp_path / "judge.jsonl")
 
-    with pytest.raises(SettingsError, match=r"status 404 .*Not Found.* check --judge.base_url .*and --judge.model"):
+    with pytest.raises(
+        SettingsError, match=r"^the judge at .* status 404 .*Not Found.* check --judge.base_url .*and --judge.model"
+    ):
         ask(base_url=server.url.removesuffix("/v1"))
     server.script = [(200, {}, "<html>Welcome</html>")]
-    with pytest.raises(SettingsError, match="answered '<html>Welcome</html>', expected a chat completion"):
+    with pytest.raises(
+        SettingsError,
+        match=r"^http://.*/v1/chat/completions answered '<html>Welcome</html>', expected a chat completion",
+    ):
         ask()
     server.script = [(307, {"Location": f"{server.url}/elsewhere"}, "")]
     with pytest.raises(SettingsError, match="answered status 307"):
@@ -247,3 +257,18 @@ def test_an_evaluation_reports_who_judged_and_a_second_one_asks_nothing(server, 
     assert len(server.requests) == 8 and again.judge == found.judge
     with pytest.raises(SettingsError, match="--explain is false"):
         evaluate(folder, str(data), judge=settings, explain=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--judge.base_url", "localhost:8000"], "--judge.base_url is 'localhost:8000', expected an address"),
+        (["--judge.base_url", "http://localhost:8000/v1"], "--judge.model is empty"),
+        (["--judge.model", "m", "--judge.rows", "0"], "--judge.rows is 0, expected more than 0"),
+        (["--judge.url", "http://localhost:8000/v1"], "unknown option --judge.url; did you mean --judge.base_url?"),
+    ],
+)
+def test_the_command_refuses_wrong_options_before_it_opens_the_model(options, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "--model", "none", "--data", "none", *options])
+    assert message in capsys.readouterr().err
