@@ -80,6 +80,13 @@ class CapabilityLostError(UserError, RuntimeError):
     """Training cost the model more of its language than ``clsgen evaluate --max_drop`` allows."""
 
 
+class ServerError(UserError, RuntimeError):
+    """A server that a measure asks did not answer, or with errors, in all tries."""
+
+    exit_code = 1
+    on_all_ranks = False
+
+
 class Preempted(UserError, RuntimeError):
     """A signal asked the run to stop, and it did, at a step boundary."""
 

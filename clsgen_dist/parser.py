@@ -23,11 +23,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import SettingsError
+from clsgen_dist.inference.settings import JudgeSettings
 from clsgen_dist.io import value_ranges
 from clsgen_dist.io.duplicate_keys import duplicate_key
 
 _YAML = "yaml, names as written"
-_TYPES_OF_COMMANDS = {**vars(value_ranges), "Settings": object, "Columns": Columns}
+_TYPES_OF_COMMANDS = {**vars(value_ranges), "Settings": object, "Columns": Columns, "JudgeSettings": JudgeSettings}
 """What annotations of commands name; the modules import it for type checkers only."""
 _EXPECTED = {
     int: "a whole number",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clsgen_dist.data.example import Columns
+    from clsgen_dist.inference.settings import JudgeSettings
     from clsgen_dist.io.value_ranges import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 _TOKENS = 25_000
@@ -28,6 +29,9 @@ def run(
     general_text: str | None = None,
     max_drop: NonNegativeFloat | None = None,
     model_card: bool = True,
+    lm_eval_tasks: list[str] | str | None = None,
+    embedding_model: str | None = None,
+    judge: JudgeSettings | None = None,
     max_bad_fraction: ClosedUnitInterval = 0.01,
 ) -> None:
     """Measure an exported model on held-out rows, with intervals and baselines, and write a report.
@@ -49,6 +53,9 @@ def run(
         general_text: UTF-8 text for that; none: Python's language reference.
         max_drop: End with status 2 unless perplexity is at most this per cent above the backbone's (95 % confidence).
         model_card: Fill the evaluation part of the model's README.md, if there is an output.
+        lm_eval_tasks: Tasks of lm-evaluation-harness, as YAML files or folders, run for the model and its backbone.
+        embedding_model: Folder or hub id of a model that embeds explanations and references, to compare their meaning.
+        judge: A language model behind an OpenAI-compatible server that is asked about explanations.
         max_bad_fraction: Stop when more than this share of the rows is bad; fewer are dropped, and listed.
     """
     from clsgen_dist.engine.world import set_launch_variables
@@ -69,6 +76,9 @@ def run(
         capability_tokens=capability_tokens or (_TOKENS if max_drop is not None else 0),
         general_text_file=general_text,
         model_card=model_card,
+        lm_eval_tasks=[lm_eval_tasks] if isinstance(lm_eval_tasks, str) else lm_eval_tasks or [],
+        embedding_model=embedding_model,
+        judge=judge,
         max_bad_fraction=max_bad_fraction,
     )
     if set_launch_variables().rank != 0:

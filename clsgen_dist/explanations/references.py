@@ -57,7 +57,7 @@ def reference_scores(
     from sacrebleu.metrics import BLEU, CHRF
 
     check_same_rows(explanations=explanations, references=references)
-    pairs = [(text, _given(row)) for text, row in zip(explanations, references, strict=True)]
+    pairs = [(text, given_references(row)) for text, row in zip(explanations, references, strict=True)]
     bleu, chrf = BLEU(tokenize=tokenizer, effective_order=True), CHRF()
     corpus_bleu, corpus_chrf, signature = _corpus(pairs, BLEU(tokenize=tokenizer, force=True), CHRF())
 
@@ -74,6 +74,12 @@ def reference_scores(
         corpus_chrf=corpus_chrf,
         signature=signature,
     )
+
+
+def given_references(references: References) -> list[str]:
+    """The references of a row that are not blank."""
+    several = [references] if isinstance(references, str) else references or []
+    return [text for text in several if text.strip()]
 
 
 def rouge_n(text: str, reference: str, n: int) -> float:
@@ -111,11 +117,6 @@ def _corpus(pairs: Sequence[tuple[str, list[str]]], bleu: Any, chrf: Any) -> tup
     texts = [text for text, _ in kept]
     score = bleu.corpus_score(texts, streams).score
     return score, chrf.corpus_score(texts, streams).score, str(bleu.get_signature())
-
-
-def _given(references: References) -> list[str]:
-    several = [references] if isinstance(references, str) else references or []
-    return [text for text in several if text.strip()]
 
 
 def _f1(common: int, ours: int, theirs: int) -> float:

@@ -31,11 +31,12 @@ import torch
 import torch.nn.functional as F
 
 from clsgen_dist.data.encode import Ids
-from clsgen_dist.errors import DataError
+from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
 from clsgen_dist.evaluation.interval import Estimate
 from clsgen_dist.inference.instruction_probes import PROBES
-from clsgen_dist.inference.predict import left_padded
+from clsgen_dist.inference.predict import Predictor, left_padded
+from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.track.progress import Progress
 
 # W windows, T tokens of a window, V vocabulary
@@ -66,6 +67,21 @@ class Capability:
     """Instructions that the backbone answers right, of those asked."""
     instructions_trained: int
     """Instructions that the trained model answers right."""
+
+
+def backbone_of(predictor: Predictor) -> Any:
+    """The model that an exported one was trained from, on the same device.
+
+    Raises:
+        SettingsError: the export does not name it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    name = predictor.card.trained.get("backbone")
+    if name is None:
+        raise SettingsError("clsgen.json names no backbone, so the model cannot be compared with it; export again")
+    backbone: Any = AutoModelForCausalLM.from_pretrained(backbone_path(str(name)), dtype=predictor.lm.dtype)
+    return backbone.to(predictor.device).eval()
 
 
 def general_text(path: str | Path | None = None) -> list[str]:

@@ -2,7 +2,8 @@
 
 1. The rows are read, and what the model computes for them is stored batch by batch (``stored_predictions``).
 2. Decisions, probabilities and explanations are measured (``measures``); the model is asked again about rows whose
-   evidence is masked or edited, and about general text (``capability``).
+   evidence is masked or edited, about general text (``capability``), and about tasks (``harness``); another one may
+   judge the explanations (``llm_judge``).
 3. A report is written (``write_report``): a page, Markdown, and all figures as JSON.
 
 Over ranks, each computes its share of the predictions, all measure the same, and rank 0 writes.
@@ -30,9 +31,11 @@ from clsgen_dist.evaluation.baselines import majority_baseline, text_baseline
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.evaluation.report import ExplanationShare, Report, Scores, recalibration_changes, score
 from clsgen_dist.explanations.stated_class import names_decided_class
-from clsgen_dist.inference.capability import Capability, general_text, measure_capability
+from clsgen_dist.inference.capability import Capability, backbone_of, general_text, measure_capability
 from clsgen_dist.inference.compare import compared_metrics
 from clsgen_dist.inference.evaluation import Comparison, Evaluation
+from clsgen_dist.inference.harness import load_tasks, measure_tasks
+from clsgen_dist.inference.llm_judge import Judge, JudgedExplanations
 from clsgen_dist.inference.measures import (
     clusters,
     measure_decisions,
@@ -42,7 +45,9 @@ from clsgen_dist.inference.measures import (
 )
 from clsgen_dist.inference.predict import Prediction, Predictor
 from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels
+from clsgen_dist.inference.settings import JudgeSettings
 from clsgen_dist.inference.stored_predictions import Ranks, StoredPredictions, predicting_ranks, stored_predictions
+from clsgen_dist.inference.text_embedder import TextEmbedder
 from clsgen_dist.io.files import require_writable
 from clsgen_dist.io.text import MAX_LISTED, quoted
 
@@ -64,6 +69,9 @@ def evaluate(
     capability_tokens: int = 0,
     general_text_file: str | Path | None = None,
     model_card: bool = True,
+    lm_eval_tasks: Sequence[str | Path] = (),
+    embedding_model: str | None = None,
+    judge: JudgeSettings | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Evaluation:
     """Measure a model on held-out rows, with intervals and baselines, and write a report.
@@ -83,18 +91,30 @@ def evaluate(
         capability_tokens: tokens of general text on which the model is compared with its backbone; 0: none.
         general_text_file: UTF-8 text for that; None: Python's language reference.
         model_card: with ``output``, fill the evaluation part of the model's ``README.md``.
+        lm_eval_tasks: tasks of lm-evaluation-harness, as YAML files or folders, for the model and its backbone.
+        embedding_model: folder or hub id of a model that embeds explanations and their references.
+        judge: a language model that is asked about explanations; their rows are sent to its server.
         max_bad_fraction: more bad rows than this share raise; fewer are left out, and counted in the report's notes.
 
     Raises:
         ModelError: ``model`` is no exported folder.
         DataError: the rows cannot be read, or none has a label.
-        SettingsError: the output cannot be written, or the models have other classes.
+        SettingsError: the output cannot be written, the models have other classes, or tasks or judge cannot be used.
+        ServerError: the judge does not answer.
     """
+    if not explain and (judge or embedding_model):
+        raise SettingsError("--judge and --embedding_model read explanations, and --explain is false; leave that out")
+    asked = Judge(judge) if judge else None
+    if lm_eval_tasks:
+        load_tasks(lm_eval_tasks)  # what is wrong with them is raised before the predictions
     with predicting_ranks() as ranks, _predictions_folder(output, ranks) as folder:
         predictor = Predictor(model)
         rows = labelled_rows(predictor, data, columns, max_bad_fraction, explanations=True)
+        if embedding_model and not any(example.explanations for example in rows.examples):
+            raise SettingsError(f"--embedding_model needs reference explanations, and {data} has none; leave it out")
         trained_on = labelled_rows(predictor, train, columns, max_bad_fraction).examples if train else None
-        run = _Run(folder, ranks, columns or Columns(), batch_size, explain, explain_sample, faithfulness_rows)
+        embed = TextEmbedder(embedding_model, predictor.device) if embedding_model else None
+        run = _Run(folder, ranks, columns or Columns(), batch_size, explain, explain_sample, faithfulness_rows, embed)
         found = run.measure(Path(model), predictor, rows.examples, trained_on)
         if rows.rejected:
             notes = [f"bad rows left out: {len(rows.rejected)}", *found.report.notes]
@@ -102,9 +122,14 @@ def evaluate(
         if capability_tokens:
             kept = _capability(predictor, capability_tokens, general_text_file)
             found = dataclasses.replace(found, capability=kept)
+        if asked and ranks.rank == 0:
+            found = dataclasses.replace(found, judge=_judged(asked, found, folder / "judge.jsonl"))
+        if lm_eval_tasks and ranks.rank == 0:
+            scores = measure_tasks(lm_eval_tasks, predictor.lm, backbone_of(predictor), model, batch_size=batch_size)
+            found = dataclasses.replace(found, lm_eval=scores)
         if compare is not None:
             found = dataclasses.replace(found, comparison=_compare(run, found, predictor, Path(compare)))
-        found = dataclasses.replace(found, provenance=_provenance(predictor, data, rows.examples))
+        found = dataclasses.replace(found, provenance=_provenance(predictor, data, rows.examples, embedding_model))
         if output is not None and ranks.rank == 0:
             from clsgen_dist.inference.write_report import write_report
 
@@ -141,6 +166,7 @@ class _Run:
     explain: bool
     explain_sample: int | None
     faithfulness_rows: int
+    embed: TextEmbedder | None
 
     def measure(
         self, model: Path, predictor: Predictor, examples: list[Example], trained_on: Sequence[Example] | None
@@ -190,7 +216,7 @@ class _Run:
         examples = [found.examples[row] for row in found.explained]
         explanations = [found.predictions[row].explanation or "" for row in found.explained]
         p_NC, decided = found.probabilities_NC[found.explained], found.decided[found.explained]
-        measured = measure_explanations(examples, explanations, p_NC, decided, found.space)
+        measured = measure_explanations(examples, explanations, p_NC, decided, found.space, self.embed)
         found = dataclasses.replace(found, explanations=measured)
         if not self.faithfulness_rows:
             return found
@@ -230,18 +256,16 @@ def _raw_probabilities(predictor: Predictor, predictions: Sequence[Prediction]) 
 
 def _capability(predictor: Predictor, tokens: int, text: str | Path | None) -> Capability:
     """The model against the backbone it was trained from."""
-    from transformers import AutoModelForCausalLM
-
-    from clsgen_dist.model.backbone import backbone_path
-
-    name = predictor.card.trained.get("backbone")
-    if name is None:
-        raise SettingsError("clsgen.json names no backbone, so the model cannot be compared with it; export again")
-    path = backbone_path(str(name))
-    backbone: Any = AutoModelForCausalLM.from_pretrained(path, dtype=predictor.lm.dtype)
     return measure_capability(
-        predictor.lm, backbone.to(predictor.device).eval(), predictor.tokenizer, general_text(text), tokens=tokens
+        predictor.lm, backbone_of(predictor), predictor.tokenizer, general_text(text), tokens=tokens
     )
+
+
+def _judged(judge: Judge, found: Evaluation, kept: Path) -> JudgedExplanations:
+    """The judge's opinion of a sample of the explanations."""
+    sample = spread_sample(found.decided[found.explained], judge.settings.rows)
+    rows = [(found.examples[row], found.predictions[row]) for row in (found.explained[place] for place in sample)]
+    return judge.opinions([(example.text, p.decision, p.explanation or "") for example, p in rows], kept)
 
 
 def _compare(run: _Run, found: Evaluation, predictor: Predictor, folder: Path) -> Comparison:
@@ -251,7 +275,7 @@ def _compare(run: _Run, found: Evaluation, predictor: Predictor, folder: Path) -
             f"{folder} has the classes {list(other.space.names)} ({other.space.kind}), expected those of "
             f"{found.model}, {list(predictor.space.names)} ({predictor.space.kind}); compare models of one label space"
         )
-    second = dataclasses.replace(run, faithfulness_rows=0).measure(folder, other, found.examples, None)
+    second = dataclasses.replace(run, faithfulness_rows=0, embed=None).measure(folder, other, found.examples, None)
     metrics, differences = compared_metrics(
         found.probabilities_NC,
         second.probabilities_NC,
@@ -263,7 +287,9 @@ def _compare(run: _Run, found: Evaluation, predictor: Predictor, folder: Path) -
     return Comparison(other=str(folder), metrics=metrics, differences=differences)
 
 
-def _provenance(predictor: Predictor, data: str, examples: Sequence[Example]) -> dict[str, Any]:
+def _provenance(
+    predictor: Predictor, data: str, examples: Sequence[Example], embedding_model: str | None
+) -> dict[str, Any]:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.id}\0{example.text}\0{example.label}\0{example.answers}\n".encode("utf-8", "replace"))
@@ -280,6 +306,7 @@ def _provenance(predictor: Predictor, data: str, examples: Sequence[Example]) ->
         "device": str(predictor.device),
         "dtype": str(predictor.lm.dtype).removeprefix("torch."),
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "embedding_model": embedding_model,
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
 

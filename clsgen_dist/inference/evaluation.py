@@ -20,6 +20,8 @@ from clsgen_dist.evaluation.bootstrap import Difference
 from clsgen_dist.evaluation.report import Report
 from clsgen_dist.evaluation.selective import RiskCoverage
 from clsgen_dist.inference.capability import Capability
+from clsgen_dist.inference.harness import HarnessScores
+from clsgen_dist.inference.llm_judge import JudgedExplanations
 from clsgen_dist.inference.measures import DecisionMeasures, ExplanationMeasures, Faithfulness
 from clsgen_dist.inference.predict import Prediction
 from clsgen_dist.model.label_space import LabelSpace
@@ -62,7 +64,11 @@ class Evaluation:
     """Rows whose explanations were measured."""
     explanations: ExplanationMeasures | None = None
     faithfulness: Faithfulness | None = None
+    judge: JudgedExplanations | None = None
+    """On rank 0 only."""
     capability: Capability | None = None
+    lm_eval: HarnessScores | None = None
+    """On rank 0 only."""
     comparison: Comparison | None = None
     seconds: float = 0.0
     """Of predicting in this process."""
@@ -76,10 +82,17 @@ class Evaluation:
 
     def to_json(self) -> str:
         """All figures; undefined ones are null."""
-        measured = {
-            name: jsonable(getattr(self, name))
-            for name in ("decisions", "explanations", "faithfulness", "capability", "comparison", "provenance")
-        }
+        names = (
+            "decisions",
+            "explanations",
+            "faithfulness",
+            "judge",
+            "capability",
+            "lm_eval",
+            "comparison",
+            "provenance",
+        )
+        measured = {name: jsonable(getattr(self, name)) for name in names}
         cost = {"seconds": self.seconds, "computed_batches": self.computed_batches}
         fields = {"format_version": FORMAT, "model": self.model, **self.report.to_fields(), **measured, "cost": cost}
         return json.dumps(fields, indent=2) + "\n"

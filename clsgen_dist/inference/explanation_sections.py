@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from clsgen_dist.inference.evaluation import Evaluation
+from clsgen_dist.inference.llm_judge import QUESTIONS
 from clsgen_dist.inference.measures import ExplanationMeasures
-from clsgen_dist.inference.report_numbers import mean, number, percent, share, with_interval
+from clsgen_dist.inference.report_numbers import mean, number, percent, percent_with_interval, share, with_interval
 from clsgen_dist.report.document import Block, Example, Paragraph, Table
 
 # N rows
@@ -38,6 +39,12 @@ def explanation_blocks(found: Evaluation) -> list[Block]:
             ["ROUGE-2", mean(refs.rouge_2)],
             ["ROUGE-L", mean(refs.rouge_l)],
         ]
+        if (alike := told.reference_similarity) is not None:
+            rows += [
+                [f"similarity of embeddings ({found.provenance.get('embedding_model')})", mean(alike.similarity)],
+                ["… with the references of other rows", mean(alike.control)],
+                ["… above that", mean(alike.excess)],
+            ]
         blocks.append(
             Table("Overlap with the reference explanations (other words can be as true)", ["measure", "value"], rows)
         )
@@ -141,6 +148,22 @@ def faithfulness_blocks(found: Evaluation) -> list[Block]:
     ]
 
 
+def judge_blocks(found: Evaluation) -> list[Block]:
+    """What a language model said of the explanations; empty if none was asked."""
+    if (judged := found.judge) is None:
+        return []
+    rows = [[QUESTIONS[name], percent_with_interval(yes.value, yes.interval)] for name, yes in judged.shares.items()]
+    return [
+        Paragraph(
+            f"{judged.model} at {judged.host} was asked about {judged.rows} rows, evenly over the decisions; "
+            f"{judged.unreadable} answers could not be read, and are not among the shares. A judge's opinion is no "
+            "measurement: it can be wrong, or be led by a confident tone, by texts like its own, or by words in the "
+            "row. Read some answers yourself: judge.jsonl, beside the predictions."
+        ),
+        Table("Share of yes (Wilson intervals)", ["question", "yes"], rows),
+    ]
+
+
 def example_blocks(found: Evaluation) -> list[Block]:
     """Rows that are right and grounded, wrong though sure, or contradicted by their explanation."""
     if (told := found.explanations) is None:
@@ -171,7 +194,6 @@ def example_blocks(found: Evaluation) -> list[Block]:
 
 def _example(found: Evaluation, row: int, evidence: Sequence[tuple[int, int]], words: str) -> Example:
     example, prediction = found.examples[row], found.predictions[row]
-    decided = prediction.label if isinstance(prediction.label, str) else ", ".join(prediction.label) or "none"
     likely = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:3]
     text, spans = example.text, list(evidence)
     if len(text) > _LONGEST_TEXT:
@@ -182,7 +204,7 @@ def _example(found: Evaluation, row: int, evidence: Sequence[tuple[int, int]], w
     )
     facts = [
         ("label", label),
-        ("decided", decided),
+        ("decided", prediction.decision),
         ("probability", ", ".join(f"{n} {percent(p)}" for n, p in likely)),
     ]
     return Example(f"{example.id}: {words}", text, spans, prediction.explanation or "", facts)

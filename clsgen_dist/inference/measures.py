@@ -46,6 +46,7 @@ from clsgen_dist.explanations.erasure import Erasure, erasure
 from clsgen_dist.explanations.estimates import PooledScore, RowScores
 from clsgen_dist.explanations.grounding import GroundingScores, copied_share, grounding
 from clsgen_dist.explanations.reconstruction import Reconstruction, reconstruction
+from clsgen_dist.explanations.reference_similarity import Embed, ReferenceSimilarity, reference_similarity
 from clsgen_dist.explanations.references import ReferenceScores, reference_scores
 from clsgen_dist.explanations.richness import Richness, richness
 from clsgen_dist.explanations.simulatability import Simulatability, simulatability
@@ -105,6 +106,8 @@ class ExplanationMeasures:
     vendi_score: float
     template_repeats: RowScores
     references: ReferenceScores | None
+    reference_similarity: ReferenceSimilarity | None
+    """Of embeddings, if a model for them was given."""
     simulatability: Simulatability
     reconstruction: Reconstruction
 
@@ -222,8 +225,9 @@ def measure_explanations(
     p_NC: np.ndarray,
     decided: np.ndarray,
     space: LabelSpace,
+    embed: Embed | None = None,
 ) -> ExplanationMeasures:
-    """The explanations of rows, their probabilities and decisions."""
+    """The explanations of rows, their probabilities and decisions; ``embed`` compares them with references too."""
     texts, names = [example.text for example in examples], space.names
     given = [list(example.explanations) for example in examples]
     return ExplanationMeasures(
@@ -240,6 +244,7 @@ def measure_explanations(
         vendi_score=text_quality.vendi_score(explanations),
         template_repeats=text_quality.template_repeats(texts, explanations, names),
         references=reference_scores(explanations, given) if any(given) else None,
+        reference_similarity=reference_similarity(explanations, given, embed) if any(given) and embed else None,
         simulatability=simulatability(texts, explanations, decided, names),
         reconstruction=reconstruction(texts, explanations),
     )

@@ -59,6 +59,11 @@ class Reading:
     hand_over: bool | None = None
     """Whether the answer is too uncertain and a person should decide; None if the model has no such confidence."""
 
+    @property
+    def decision(self) -> str:
+        """The predicted class, or the classes, in words."""
+        return self.label if isinstance(self.label, str) else ", ".join(self.label) or "none"
+
     def to_json(self) -> dict[str, object]:
         """Label and probabilities, and where they apply ``set`` and ``hand_over``."""
         fields: dict[str, object] = {

@@ -34,9 +34,12 @@ def mean(scores: RowScores) -> str:
 
 def share(scores: RowScores) -> str:
     """The mean over rows in per cent, with its interval."""
-    if math.isnan(scores.mean):
-        return "n/a"
-    return f"{percent(scores.mean)} [{100 * scores.interval.low:.1f}, {100 * scores.interval.high:.1f}]"
+    return percent_with_interval(scores.mean, scores.interval)
+
+
+def percent_with_interval(value: float, interval: Interval) -> str:
+    """A share in per cent, with its interval in brackets."""
+    return "n/a" if math.isnan(value) else f"{percent(value)} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def or_else(value: float | None, other: float) -> float:

@@ -15,7 +15,12 @@ import numpy as np
 from clsgen_dist.evaluation.metrics import WORDS
 from clsgen_dist.evaluation.subgroups import Criterion, Group, Subgroups
 from clsgen_dist.inference.evaluation import Evaluation, at_coverages
-from clsgen_dist.inference.explanation_sections import example_blocks, explanation_blocks, faithfulness_blocks
+from clsgen_dist.inference.explanation_sections import (
+    example_blocks,
+    explanation_blocks,
+    faithfulness_blocks,
+    judge_blocks,
+)
 from clsgen_dist.inference.report_numbers import number, or_else, percent, with_interval
 from clsgen_dist.inference.report_summary import summary
 from clsgen_dist.inference.rule_sections import rule_blocks
@@ -36,6 +41,7 @@ def document(found: Evaluation) -> Document:
         ("hand-over", "Leaving rows to a person", _hand_over),
         ("explanations", "What the explanations say", explanation_blocks),
         ("faithfulness", "Does the decision rest on the explanation?", faithfulness_blocks),
+        ("judge", "What a language model thinks of the explanations", judge_blocks),
         ("examples", "Examples", example_blocks),
         ("comparison", "Compared with another model", _comparison),
         ("capability", "Language that was kept", _capability),
@@ -290,6 +296,10 @@ def _comparison(found: Evaluation) -> list[Block]:
 
 
 def _capability(found: Evaluation) -> list[Block]:
+    return [*_kept_language(found), *_tasks(found)]
+
+
+def _kept_language(found: Evaluation) -> list[Block]:
     if (kept := found.capability) is None:
         return []
     rows = [
@@ -308,6 +318,38 @@ def _capability(found: Evaluation) -> list[Block]:
         ),
         Table("Beside the backbone", ["measure", "value"], rows),
     ]
+
+
+def _tasks(found: Evaluation) -> list[Block]:
+    if (run := found.lm_eval) is None:
+        return []
+    rows = [
+        [
+            name,
+            str(score.documents),
+            "higher" if score.higher_is_better else "lower",
+            _with_stderr(score.backbone, score.backbone_stderr),
+            _with_stderr(score.model, score.model_stderr),
+            with_interval(score.drop.value, score.drop.interval, "+"),
+        ]
+        for name, score in run.scores.items()
+    ]
+    return [
+        Paragraph(
+            f"Tasks of lm-evaluation-harness {run.version}, with its standard errors. The drop says how much worse "
+            "the model is than the backbone. Where a metric is a mean over documents, its interval is of the "
+            "differences on these documents: if its width is 0, none differed, which proves little on few documents."
+        ),
+        Table(
+            "On tasks of lm-evaluation-harness",
+            ["task, metric", "documents", "better", "backbone", "model", "drop"],
+            rows,
+        ),
+    ]
+
+
+def _with_stderr(value: float, stderr: float) -> str:
+    return number(value) if math.isnan(stderr) else f"{number(value)} ± {number(stderr)}"
 
 
 def _provenance(found: Evaluation) -> list[Block]:

@@ -47,18 +47,16 @@ class Backbone:
         return self.weights is not None and _ties(self.config) != _ties(open_config(self.path))
 
 
-def backbone_path(name: str) -> str:
+def backbone_path(name: str, setting: str = "model.backbone") -> str:
     """A folder or hub id for ``from_pretrained``; resolves the embedded backbone's name to its folder."""
     if name == _DEMO:
         return str(smollm2.smollm2_folder())
     if name.startswith("demo:"):
-        raise ModelError(
-            f"model.backbone {name!r} is unknown, expected {_DEMO!r}, the only embedded backbone; fix the name"
-        )
+        raise ModelError(f"{setting} {name!r} is unknown, expected {_DEMO!r}, the only embedded backbone; fix the name")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     folder = Path(name).expanduser()
     if looks_local and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-        raise ModelError(f"model.backbone {name!r} is not a folder with a config.json; check the path")
+        raise ModelError(f"{setting} {name!r} is not a folder with a config.json; check the path")
     return str(Path(name).expanduser()) if looks_local or Path(name).is_dir() else name
 
 

@@ -14,7 +14,8 @@ from clsgen_dist.inference.evaluate import evaluate
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("few_resamples")]
 
 CUT = """
-return [...document.querySelectorAll('header *, main *')].filter(e => !e.closest('.scroll') || e.matches('.scroll')).filter(e => {
+const outside = e => !e.closest('.scroll') || e.matches('.scroll');
+return [...document.querySelectorAll('header *, main *')].filter(outside).filter(e => {
     const box = e.getBoundingClientRect();
     return box.width && (box.right > arguments[0] + 1 || box.left < -1);
 }).map(e => e.outerHTML.slice(0, 80));
@@ -22,8 +23,8 @@ return [...document.querySelectorAll('header *, main *')].filter(e => !e.closest
 """Elements that reach beyond the page, but for what scrolls on its own."""
 
 ON_PAPER = """
-return [...document.querySelectorAll('header *, main *')].filter(e => e.getBoundingClientRect().right > arguments[0] + 1)
-    .map(e => e.outerHTML.slice(0, 80));
+return [...document.querySelectorAll('header *, main *')]
+    .filter(e => e.getBoundingClientRect().right > arguments[0] + 1).map(e => e.outerHTML.slice(0, 80));
 """
 
 CONTRAST = """
