@@ -86,7 +86,7 @@ def test_the_model_card_is_filled_without_any_rows_text(folder, rows, tmp_path, 
 
 
 def test_the_report_says_what_thresholds_sets_and_handing_over_achieve(folder, rows, tmp_path):
-    calibrate(folder, str(rows), threshold="recall=0.9", coverage=0.8, hand_over="risk=0.2")
+    calibrate(folder, str(rows), threshold="recall=0.9", coverage=0.8, hand_over="workload=0.2")
     found = evaluate(folder, str(rows), output=tmp_path / "report", explain=False)
     rules = json.loads((tmp_path / "report/report.json").read_text())["decisions"]["rules"]
     truth = ["no" if label == 0 else "yes" for label in found.labels]

@@ -49,7 +49,7 @@ return found;
 @pytest.fixture
 def report(folder, rows, columns, tmp_path):
     """The page of a calibrated model, with groups, sets, handing over, explanations, faithfulness and a comparison."""
-    calibrate(folder, str(rows), threshold="recall=0.9", coverage=0.8, hand_over="risk=0.2")
+    calibrate(folder, str(rows), threshold="recall=0.9", coverage=0.8, hand_over="workload=0.2")
     output = tmp_path / "report"
     evaluate(folder, str(rows), str(rows), columns, output=output, compare=folder, faithfulness_rows=4)
     return output / "index.html"
