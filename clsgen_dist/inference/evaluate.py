@@ -340,6 +340,7 @@ def build_report(
             after_NC = predictor.calibration_after.probabilities(after_NK)
             scores.append(scored("after the explanation, recalibrated", after_NC, thresholds))
     if trained_on:
+        notes += _texts_of_training(examples, trained_on)
         train_labels = labels_of(predictor, trained_on)
         name = "class frequencies" if kind == "multilabel" else "majority class"
         scores.append(scored(name, majority_baseline(train_labels, len(labels), len(card.labels))))
@@ -356,6 +357,15 @@ def build_report(
             [p.explanation or "" for p in explained], [p.label for p in explained], card.labels
         )
     return Report(len(labels), scores, shares, changes, notes)
+
+
+def _texts_of_training(examples: Sequence[Example], trained_on: Sequence[Example]) -> list[str]:
+    """A note on texts that the model was trained on, if there are any; spaces do not count."""
+    known = {" ".join(example.text.split()) for example in trained_on}
+    repeated = sum(" ".join(example.text.split()) in known for example in examples)
+    if not repeated:
+        return []
+    return [f"{repeated} of the {len(examples)} texts also occur in the training rows: new texts may fare worse"]
 
 
 def _absent_classes(labels: np.ndarray, names: Sequence[str]) -> list[str]:

@@ -53,6 +53,16 @@ def test_a_report_has_every_section_and_its_figures_are_those_of_the_arrays(fold
     assert not re.search(r"\bnan\b", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL), re.IGNORECASE)
 
 
+def test_texts_of_training_are_counted(folder, rows, tmp_path):
+    some = tmp_path / "train.jsonl"
+    lines = [json.loads(line) for line in rows.read_text().splitlines()[:30]]
+    new = [{**line, "text": f"another {n}"} for n, line in enumerate(lines[5:])]
+    some.write_text("".join(json.dumps(line | {"text": f" {line['text']}  "}) + "\n" for line in lines[:5] + new))
+    found = evaluate(folder, str(rows), str(some), explain=False)
+    assert found.report.notes == ["5 of the 80 texts also occur in the training rows: new texts may fare worse"]
+    assert evaluate(folder, str(rows), explain=False).report.notes == []
+
+
 def test_metrics_and_figures_are_on_tensorboard(folder, rows, columns, tmp_path):
     dataclasses.replace(ModelCard.read(folder), trained={"step": 30}).write(folder)
     for _ in range(2):  # the second takes the place of the first
