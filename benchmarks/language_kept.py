@@ -4,8 +4,8 @@
     python benchmarks/language_kept.py --arms shipped --steps 4 --tokens 2100     # smoke test
 
 Each arm trains the demo's recipe with one change, in fp32 on one rank, exports it, and compares it with its backbone on
-the same windows of general text (clsgen_dist.inference.capability); the head's AUROC on the demo's test rows, raw, says
-what the change costs. Brackets: 95 % intervals, bootstrapped over windows.
+the same windows of general text (clsgen_dist.inference.capability). On the demo's test rows, AUROC and the share of
+explanations whose evidence is true say what the change costs. Brackets: 95 % intervals, bootstrapped over windows.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ARMS: dict[str, dict[str, str]] = {
     "lr 5e-4": {"optim.lr": "5e-4"},
     "lr 2e-4": {"optim.lr": "2e-4"},
     "lr 1e-4": {"optim.lr": "1e-4"},
+    "lr 3e-4": {"optim.lr": "3e-4"},
     "explanations only": {"objectives.classification.weight": "0"},
     "classes only": {"objectives.generation.weight": "0"},
     "upper 8 layers": {"model.top_layers": "8"},
@@ -41,7 +42,7 @@ def worker(arm: str, steps: int | None, tokens: int, runs: Path) -> None:
 
     from clsgen_dist import Predictor, export, train
     from clsgen_dist.config import parse_settings
-    from clsgen_dist.data.demos.breast_cancer import demo_file
+    from clsgen_dist.data.demos.breast_cancer import demo_file, evidence_is_true
     from clsgen_dist.evaluation.classification import auroc
     from clsgen_dist.inference.capability import general_text, measure_capability
     from clsgen_dist.model.backbone import backbone_path
@@ -55,13 +56,16 @@ def worker(arm: str, steps: int | None, tokens: int, runs: Path) -> None:
         train(settings)
         predictor = Predictor(export(output, output / "model"))
         rows = [json.loads(line) for line in demo_file("test").read_text().splitlines()]
-        logits = np.array([p.logits for p in predictor.predict([row["text"] for row in rows], explain=False)])
+        predictions = predictor.predict([row["text"] for row in rows], batch_size=50)
+        logits = np.array([p.logits for p in predictions])
+        true = [evidence_is_true(r["text"], p.explanation or "") for r, p in zip(rows, predictions, strict=True)]
         labels = np.array([predictor.card.labels.index(row["label"]) for row in rows])
         backbone: Any = AutoModelForCausalLM.from_pretrained(backbone_path(settings.model.backbone), dtype="float32")
         kept = measure_capability(predictor.lm, backbone.eval(), predictor.tokenizer, general_text(), tokens=tokens)
         found = {
             "arm": arm,
             "auroc": auroc(predictor.space.probabilities(logits), labels, predictor.space.positive_index),
+            "evidence": float(np.mean(true)),
             "tokens": kept.tokens,
             "perplexity": [kept.perplexity_backbone, kept.perplexity],
             "drop": [kept.drop_percent.value, kept.drop_percent.interval.low, kept.drop_percent.interval.high],
@@ -99,7 +103,8 @@ def main() -> None:
         (before, after), (drop, low, high), (theirs, ours, asked) = run["perplexity"], run["drop"], run["instructions"]
         print(
             f"| {arm} | {before:.2f} | {after:.2f} | {drop:+.1f} [{low:+.1f}, {high:+.1f}] | {run['agreement']:.3f} | "
-            f"{run['kl']:.3f} | {ours} of {asked} (backbone {theirs}) | {run['auroc']:.3f} |",
+            f"{run['kl']:.3f} | {ours} of {asked} (backbone {theirs}) | {run['auroc']:.3f} | "
+            f"{run['evidence']:.3f} |",
             flush=True,
         )
 
