@@ -90,9 +90,10 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, fp32; {args.steps or 'all'} steps; {args.tokens} tokens of text"
     )
     print(
-        "| recipe | perplexity, backbone | trained | higher by, % | same next token | KL, nats | instructions | AUROC |"
+        "| recipe | perplexity, backbone | trained | higher by, % | same next token | KL, nats | instructions | "
+        "AUROC | evidence true |"
     )
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for arm in args.arms:
         child = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--worker", arm], capture_output=True, text=True, check=False
