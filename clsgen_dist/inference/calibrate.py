@@ -20,6 +20,7 @@ from clsgen_dist.data.reading.ingest import read_texts
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.hf_export.artifact import ModelCard
+from clsgen_dist.inference.measures import clusters
 from clsgen_dist.inference.predict import Prediction, Predictor
 from clsgen_dist.inference.rows import labelled_rows, labels_of
 from clsgen_dist.model.label_space import LabelSpace
@@ -53,7 +54,7 @@ def calibrate(
     Args:
         model: folder that :func:`clsgen_dist.export` wrote; its ``clsgen.json`` is updated.
         data: labelled rows that were neither trained on nor will be reported on; not needed for ``none``.
-        columns: how the columns are called.
+        columns: how the columns are called; rows of one ``cluster`` are in one fold, and resampled together.
         method: ``auto`` chooses by cross-fitted likelihood (:func:`clsgen_dist.calibration.choice.choose`); ``none``
             removes calibration and decisions, so that probabilities are the raw ones again.
         threshold: ``f1``, ``recall=R``, ``precision=P`` or ``cost=FP:FN`` (:mod:`clsgen_dist.calibration.thresholds`).
@@ -96,6 +97,7 @@ def calibrate(
     rows = labelled_rows(predictor, data, columns, max_bad_fraction)
     unlabelled = _texts(prevalence_from, columns, max_bad_fraction) if prevalence_from else None
     labels = labels_of(predictor, rows.examples)
+    clusters_N = clusters(rows.examples) if columns and columns.cluster else None
 
     def predict(texts: Sequence[str]) -> list[Prediction]:
         return predictor.predict(texts, batch_size=batch_size, explain=both, progress=True)
@@ -104,7 +106,16 @@ def calibrate(
         logits_NK = np.array([logits(prediction) for prediction in labelled])
         new_NK = None if new is None else np.array([logits(prediction) for prediction in new])
         only = None if method == "auto" else method
-        return fit_reading(logits_NK, labels, space, only, rules, prevalence=prevalence, unlabelled_NK=new_NK)
+        return fit_reading(
+            logits_NK,
+            labels,
+            space,
+            only,
+            rules,
+            prevalence=prevalence,
+            unlabelled_NK=new_NK,
+            clusters_N=clusters_N,
+        )
 
     try:
         _require_rows(labels, space, data)

@@ -189,7 +189,7 @@ class _Run:
                 predictions[row] = dataclasses.replace(predictions[row], explanation=raw.explanation)
         found = Evaluation(
             model=str(model),
-            report=build_report(predictor, examples, predictions, trained_on),
+            report=build_report(predictor, examples, predictions, trained_on, self.clusters(examples)),
             space=space,
             examples=examples,
             predictions=predictions,
@@ -211,6 +211,10 @@ class _Run:
             computed_batches=stored.computed,
         )
         return self._with_explanations(found, model, predictor) if explained else found
+
+    def clusters(self, examples: Sequence[Example]) -> np.ndarray | None:
+        """``[N]`` which rows belong together, if a column says so."""
+        return clusters(examples) if self.columns.cluster else None
 
     def _with_explanations(self, found: Evaluation, model: Path, predictor: Predictor) -> Evaluation:
         examples = [found.examples[row] for row in found.explained]
@@ -282,7 +286,7 @@ def _compare(run: _Run, found: Evaluation, predictor: Predictor, folder: Path) -
         found.labels,
         found.space,
         (predictor.card.thresholds, other.card.thresholds),
-        clusters_N=clusters(found.examples) if run.columns.cluster else None,
+        clusters_N=run.clusters(found.examples),
     )
     return Comparison(other=str(folder), metrics=metrics, differences=differences)
 
@@ -316,6 +320,7 @@ def build_report(
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
     trained_on: Sequence[Example] | None,
+    clusters_N: np.ndarray | None = None,
 ) -> Report:
     """Scores of the model, raw and recalibrated, and of the baselines, on labelled rows."""
     card, space = predictor.card, predictor.space
@@ -323,14 +328,24 @@ def build_report(
     logits_NK, labels = logits_and_labels(predictor, examples, predictions)
 
     def scored(name: str, probabilities_NC: np.ndarray, thresholds: list[float] | None = None) -> Scores:
-        return score(name, probabilities_NC, labels, kind=kind, positive=positive, thresholds=thresholds)
+        return score(
+            name,
+            probabilities_NC,
+            labels,
+            kind=kind,
+            positive=positive,
+            thresholds=thresholds,
+            clusters_N=clusters_N,
+        )
 
     raw_NC = space.probabilities(logits_NK)
     scores, changes, notes = [scored("dual head, raw", raw_NC)], [], _absent_classes(labels, card.labels)
     if card.calibration:
         calibrated_NC = predictor.calibration.probabilities(logits_NK)
         scores.append(scored("dual head, recalibrated", calibrated_NC, card.thresholds))
-        changes = recalibration_changes(raw_NC, calibrated_NC, labels, kind=kind, positive=positive)
+        changes = recalibration_changes(
+            raw_NC, calibrated_NC, labels, kind=kind, positive=positive, clusters_N=clusters_N
+        )
     elif card.distorted_by:
         notes.append(f"not calibrated, though trained with {' and '.join(card.distorted_by)}: run clsgen calibrate")
     if after := [p.after.logits for p in predictions if p.after]:
