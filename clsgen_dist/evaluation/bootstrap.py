@@ -205,11 +205,16 @@ def paired_difference(
     return Difference(difference, interval, p_value)
 
 
+def too_few(units: int, level: float = 0.95) -> bool:
+    """Whether so few rows or clusters cannot give an interval."""
+    return 2.0 ** (1 - units) > 1 - level
+
+
 def _tails(level: float, units: int) -> tuple[float, float] | None:
     """Levels of the expanded percentiles; None for too few units to reach ``level``."""
     from scipy.special import ndtr
 
-    if 2.0 ** (1 - units) > 1 - level:
+    if too_few(units, level):
         return None
     low = float(ndtr(-math.sqrt(units / (units - 1)) * student_quantile(level, units - 1)))
     return low, 1 - low

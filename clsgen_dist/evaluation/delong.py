@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsgen_dist.evaluation.bootstrap import Difference
+from clsgen_dist.evaluation.finite import require_finite
 from clsgen_dist.evaluation.interval import UNDEFINED, Interval, cluster_sums, student_quantile
 
 # N rows, P positive rows, Q negative rows, K clusters, S sides: positives and negatives of each question
@@ -126,6 +127,7 @@ def _sides(question: RankedQuestion) -> tuple[_Side, _Side]:
     """``[P]`` share of negatives below each positive, ``[Q]`` share of positives above each negative."""
     from scipy.stats import rankdata
 
+    require_finite(question.score_M, "scores")
     positive_M = question.positive_M.astype(bool)
     overall_M = rankdata(question.score_M)
     of_P, of_Q = rankdata(question.score_M[positive_M]), rankdata(question.score_M[~positive_M])

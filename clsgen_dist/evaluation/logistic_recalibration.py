@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clsgen_dist.evaluation.finite import require_finite
 from clsgen_dist.evaluation.interval import UNDEFINED, Interval, cluster_sums, student_quantile
 
 # N rows, P parameters
@@ -53,6 +54,7 @@ def logistic_recalibration(
     probability_N: np.ndarray, outcome_N: np.ndarray, *, clusters_N: np.ndarray | None = None, level: float = 0.95
 ) -> LogisticRecalibration:
     """Slope, intercept and calibration in the large of a yes-no question, with intervals."""
+    require_finite(probability_N)
     outcome_N = outcome_N.astype(bool)
     if len(np.unique(outcome_N)) < 2 or (clusters_N is not None and len(np.unique(clusters_N)) < 2):
         return LogisticRecalibration(_UNDEFINED, _UNDEFINED, _UNDEFINED)

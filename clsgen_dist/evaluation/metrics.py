@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from clsgen_dist.evaluation import calibration_error, classification, confusion, multilabel, ordinal, ranking
+from clsgen_dist.evaluation.finite import require_finite
 
 # N rows, C classes
 
@@ -79,7 +80,7 @@ def class_metrics(
 ) -> dict[str, float]:
     """Metrics of the label space, those in ``names`` or all; NaN where one is undefined.
 
-    The other arguments are those of :func:`decide`.
+    The other arguments are those of :func:`decide`. ValueError if probabilities are not finite.
     """
     decided = decide(probabilities_NC, kind, positive, thresholds)
     metrics = metric_functions(probabilities_NC, labels, kind, positive, decided)
@@ -94,6 +95,7 @@ def metric_functions(
     probabilities_NC: np.ndarray, labels: np.ndarray, kind: Kind, positive: int, decided: np.ndarray
 ) -> Metrics:
     """The metrics of :func:`class_metrics`; ``decided`` is what :func:`decide` returns."""
+    require_finite(probabilities_NC)
     if kind == "multilabel":
         return _of_answers(probabilities_NC, labels, decided)
     metrics = _of_classes(probabilities_NC, labels, decided, positive)

@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from clsgen_dist.evaluation.finite import require_finite
 from clsgen_dist.evaluation.interval import cluster_sums
 
 # N rows, B bins, R resamples, K clusters
@@ -59,7 +60,12 @@ class ReliabilityDiagram:
 
 
 def bin_rows(probability_N: np.ndarray, outcome_N: np.ndarray, *, bins: int = 15, binning: Binning = "width") -> Bins:
-    """The rows in bins; of equal mass, fewer bins than ``bins`` if probabilities are tied."""
+    """The rows in bins; of equal mass, fewer bins than ``bins`` if probabilities are tied.
+
+    Raises:
+        ValueError: probabilities are not finite.
+    """
+    require_finite(probability_N)
     edges = np.arange(bins + 1) / bins if binning == "width" else _quantile_edges(probability_N, bins)
     count = len(edges) - 1
     if binning == "width":

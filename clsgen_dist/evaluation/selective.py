@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsgen_dist.evaluation.bootstrap import Resampler, resampled_interval
+from clsgen_dist.evaluation.finite import require_finite
 from clsgen_dist.evaluation.interval import UNDEFINED, Interval, effective_rows, wilson_interval
 
 # N rows, T distinct confidences
@@ -172,6 +173,7 @@ def _curve(
     confidence_N: np.ndarray, loss_N: np.ndarray, weight_N: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Thresholds, coverage and risk ``[T]``; weighted losses ``[N]`` by confidence, those of tied rows averaged."""
+    require_finite(confidence_N, "confidences")
     order_N = np.argsort(-confidence_N, kind="stable")
     sorted_N, sorted_loss_N = confidence_N[order_N], loss_N[order_N].astype(np.float64)
     last = np.flatnonzero(np.append(sorted_N[:-1] != sorted_N[1:], True))

@@ -67,7 +67,7 @@ def calibrate(
         max_bad_fraction: more bad rows than this share raise; fewer are left out.
 
     Raises:
-        ModelError: ``model`` is no exported folder.
+        ModelError: ``model`` is no exported folder, or its logits are not finite.
         SettingsError: an option cannot be read, or is not for the model's label space; there is no ``data``.
         DataError: the rows cannot be read, a class has none, they are fewer than an option needs, or no threshold
             achieves what is asked.
@@ -99,8 +99,8 @@ def calibrate(
     labels = labels_of(predictor, rows.examples)
     clusters_N = clusters(rows.examples) if columns and columns.cluster else None
 
-    def predict(texts: Sequence[str]) -> list[Prediction]:
-        return predictor.predict(texts, batch_size=batch_size, explain=both, progress=True)
+    def predict(texts: Sequence[str], ids: Sequence[str] | None = None) -> list[Prediction]:
+        return predictor.predict(texts, batch_size=batch_size, explain=both, progress=True, ids=ids)
 
     def fit(logits: Callable[[Prediction], tuple[float, ...]]) -> FittedReading:
         logits_NK = np.array([logits(prediction) for prediction in labelled])
@@ -119,7 +119,7 @@ def calibrate(
 
     try:
         _require_rows(labels, space, data)
-        labelled = predict([row.text for row in rows.examples])
+        labelled = predict([row.text for row in rows.examples], [row.id for row in rows.examples])
         new = None if unlabelled is None else predict(unlabelled)
         fitted = fit(lambda prediction: prediction.logits)
         after = fit(_after) if both else None

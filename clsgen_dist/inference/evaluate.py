@@ -44,6 +44,7 @@ from clsgen_dist.inference.measures import (
     spread_sample,
 )
 from clsgen_dist.inference.predict import Prediction, Predictor
+from clsgen_dist.inference.raw_predictions import require_finite
 from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels
 from clsgen_dist.inference.settings import JudgeSettings
 from clsgen_dist.inference.stored_predictions import Ranks, StoredPredictions, predicting_ranks, stored_predictions
@@ -97,7 +98,7 @@ def evaluate(
         max_bad_fraction: more bad rows than this share raise; fewer are left out, and counted in the report's notes.
 
     Raises:
-        ModelError: ``model`` is no exported folder.
+        ModelError: ``model`` is no exported folder, or its logits are not finite.
         DataError: the rows cannot be read, or none has a label.
         SettingsError: the output cannot be written, the models have other classes, or tasks or judge cannot be used.
         ServerError: the judge does not answer.
@@ -176,6 +177,7 @@ class _Run:
         space = predictor.space
         everywhere = self.explain and self.explain_sample is None
         stored = self._stored(predictor, model, texts, "rows", explain=everywhere)
+        require_finite(stored.rows, [example.id for example in examples])
         predictions = [predictor.read(raw) for raw in stored.rows]
         labels = labels_of(predictor, examples)
         p_NC = np.array([[p.probabilities[name] for name in space.names] for p in predictions])
@@ -228,6 +230,7 @@ class _Run:
 
         def probability(texts: Sequence[str]) -> np.ndarray:
             raws = self._stored(predictor, model, texts, "masked", explain=False).rows
+            require_finite(raws)
             return np.array([[predictor.read(raw).probabilities[name] for name in names] for raw in raws])
 
         def explain(texts: Sequence[str]) -> list[str]:

@@ -143,7 +143,9 @@ def measure_decisions(
         confusion_CC=None if kind == "multilabel" else confusion_matrix(decided, labels, len(space)),
         reliability=reliability,
         uncalibrated=bin_rows(raw.probability_M, raw.outcome_M, bins=_BINS),
-        calibrated_p_value=calibration_p_value(pooled.probability_M, pooled.outcome_M, clusters_N=cluster_M),
+        calibrated_p_value=calibration_p_value(
+            pooled.probability_M, pooled.outcome_M, binning="width", clusters_N=cluster_M
+        ),
         line=logistic_recalibration(pooled.probability_M, pooled.outcome_M, clusters_N=cluster_M),
         brier=brier_decomposition(pooled.probability_M, pooled.outcome_M),
         operating_points=_operating_points(p_NC[:, positive], labels == positive) if binary else {},

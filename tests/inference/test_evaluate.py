@@ -161,10 +161,8 @@ def test_few_rows_of_one_class_are_reported_without_a_crash(count, folder, rows,
     few.write_text("\n".join(lines))
     found = evaluate(folder, str(few), output=tmp_path / "few", faithfulness_rows=3)
     assert math.isnan(found.decisions.metrics["auroc"].value)
-    assert (
-        document(found).summary[0]
-        == f"Whether it tells the classes apart cannot be said: the {count} rows are of one class."
-    )
+    alike = "the only row is of one class" if count == 1 else f"the {count} rows are of one class"
+    assert document(found).summary[0] == f"Whether it tells the classes apart cannot be said: {alike}."
     assert json.loads((tmp_path / "few/report.json").read_text())["decisions"]["metrics"]["auroc"]["value"] is None
 
 
