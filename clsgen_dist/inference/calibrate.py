@@ -97,7 +97,9 @@ def calibrate(
     rows = labelled_rows(predictor, data, columns, max_bad_fraction)
     unlabelled = _texts(prevalence_from, columns, max_bad_fraction) if prevalence_from else None
     labels = labels_of(predictor, rows.examples)
-    clusters_N = clusters(rows.examples) if columns and columns.cluster else None
+    options: dict[str, Any] = {"prevalence": prevalence}
+    if columns and columns.cluster:
+        options["clusters_N"] = clusters(rows.examples)
 
     def predict(texts: Sequence[str], ids: Sequence[str] | None = None) -> list[Prediction]:
         return predictor.predict(texts, batch_size=batch_size, explain=both, progress=True, ids=ids)
@@ -106,16 +108,7 @@ def calibrate(
         logits_NK = np.array([logits(prediction) for prediction in labelled])
         new_NK = None if new is None else np.array([logits(prediction) for prediction in new])
         only = None if method == "auto" else method
-        return fit_reading(
-            logits_NK,
-            labels,
-            space,
-            only,
-            rules,
-            prevalence=prevalence,
-            unlabelled_NK=new_NK,
-            clusters_N=clusters_N,
-        )
+        return fit_reading(logits_NK, labels, space, only, rules, unlabelled_NK=new_NK, **options)
 
     try:
         _require_rows(labels, space, data)
