@@ -178,7 +178,7 @@ def _cells(texts: Sequence[str], explain: Callable[[Sequence[str]], list[str]]) 
     results: list[RowScores | PooledScore | float] = [
         contradictions(explanations, decided, LABELS),
         stated_decided_kappa(explanations, decided, LABELS, resamples=RESAMPLES),
-        alignment(explanations, p_NC, LABELS, resamples=RESAMPLES),
+        alignment(explanations, p_NC, LABELS),
         overlap.chrf,
         overlap.rouge_l,
         found.numbers,

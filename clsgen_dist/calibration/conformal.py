@@ -104,33 +104,41 @@ def fit_sets(
         yes_NC, no_NC = labels >= 0.5, labels < 0.5
         own_NC = np.where(yes_NC, probabilities_NC, 1 - probabilities_NC)
         groups = (yes_NC, no_NC) if class_conditional else (yes_NC | no_NC,) * 2
+        answers = (" with yes", " with no") if class_conditional else ("", "")
         (cutoff_C, rows_C), no = (
-            _cutoffs([p_N[of_N] for p_N, of_N in zip(own_NC.T, of_NC.T, strict=True)], coverage, names)
-            for of_NC in groups
+            _cutoffs(
+                [p_N[of_N] for p_N, of_N in zip(own_NC.T, of_NC.T, strict=True)],
+                coverage,
+                [f" for class {name}{answer}" for name in names],
+                class_conditional,
+            )
+            for of_NC, answer in zip(groups, answers, strict=True)
         )
         return ConformalSets(coverage, class_conditional, cutoff_C, rows_C, *no)
     own_N = probabilities_NC[np.arange(len(labels)), labels]
     own = [own_N[labels == c] for c in range(classes)] if class_conditional else [own_N] * classes
-    return ConformalSets(coverage, class_conditional, *_cutoffs(own, coverage, names))
+    where = [f" for class {name}" if class_conditional else "" for name in names]
+    return ConformalSets(coverage, class_conditional, *_cutoffs(own, coverage, where, class_conditional))
 
 
 def _cutoffs(
-    own: Sequence[np.ndarray], coverage: float, names: Sequence[str]
+    own: Sequence[np.ndarray], coverage: float, where: Sequence[str], class_conditional: bool
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """A cutoff for each class from the probabilities of its true answers, and their number."""
-    cutoffs = [_cutoff(own_N, coverage, name) for own_N, name in zip(own, names, strict=True)]
+    """A cutoff for each class from the probabilities of its true answers, and their number; ``where`` for errors."""
+    cutoffs = [_cutoff(own_N, coverage, what, class_conditional) for own_N, what in zip(own, where, strict=True)]
     return tuple(cutoffs), tuple(map(len, own))
 
 
-def _cutoff(own_N: np.ndarray, coverage: float, name: str) -> float:
+def _cutoff(own_N: np.ndarray, coverage: float, where: str, class_conditional: bool) -> float:
     """1-q from the probabilities of the true answers: a low rank from below, since 1-p is ranked from above."""
     # Rounded first: 0.9 · 10 is above 9 by floating point, which would ask for one row more.
     rank = math.ceil(round((len(own_N) + 1) * coverage, 9))
     if rank > len(own_N):
         least = math.ceil(round(coverage / (1 - coverage), 9))
+        remedy = "lower the coverage, or make sets that are not class-conditional"
         raise DataError(
-            f"{len(own_N)} rows for class {name}, expected {least} or more to promise a coverage of {coverage:g}; add "
-            "rows, lower the coverage, or make sets that are not class-conditional"
+            f"{len(own_N)} rows{where}, expected {least} or more to promise a coverage of {coverage:g}; add rows, "
+            f"{remedy if class_conditional else 'or lower the coverage'}"
         )
     return float(np.sort(own_N)[::-1][rank - 1])
 

@@ -193,6 +193,8 @@ class HeldOut:
     labels: np.ndarray
     """Classes ``[N]``; multi-label: answers ``[N, C]``, NaN where not known."""
     prevalence: Prevalence | None = None
+    clusters_N: np.ndarray | None = None
+    """An id for each row; None: all are independent."""
 
 
 def fit_decisions(rules: DecisionRules, rows: HeldOut, space: LabelSpace) -> Decisions:
@@ -223,7 +225,7 @@ def _questions(rows: HeldOut, space: LabelSpace) -> list[Answers]:
         weight_N = weights[:, c] if multilabel else weights
         changed = prevalence is not None and bool(prevalence.changed_C[c])
         expected_N = _expected_weights(p_N, prevalence, c) if changed and prevalence else np.ones(len(p_N))
-        found.append(Answers(space.names[c], p_N, unseen_N, answer_N, weight_N, expected_N))
+        found.append(Answers(space.names[c], p_N, unseen_N, answer_N, weight_N, expected_N, rows.clusters_N))
     return found
 
 
@@ -251,4 +253,6 @@ def _hand_over(rule: HandOverRule, rows: HeldOut, space: LabelSpace, thresholds:
     p_NC, kind = rows.unseen_NC, space.kind
     decided = decide(p_NC, kind, space.positive_index, thresholds.values if thresholds else None)
     weight_N = rows.prevalence.row_weights(rows.labels, kind) if rows.prevalence else None
-    return fit_hand_over(rule, confidence(p_NC, decided, kind), wrong(decided, rows.labels, kind), weight_N)
+    return fit_hand_over(
+        rule, confidence(p_NC, decided, kind), wrong(decided, rows.labels, kind), weight_N, rows.clusters_N
+    )

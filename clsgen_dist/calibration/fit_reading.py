@@ -14,7 +14,7 @@ import numpy as np
 from clsgen_dist.calibration.choice import choose, cross_fitted
 from clsgen_dist.calibration.comparison import Comparison
 from clsgen_dist.calibration.decisions import DecisionRules, Decisions, HeldOut, fit_decisions
-from clsgen_dist.calibration.fitting_rows import checked
+from clsgen_dist.calibration.fitting_rows import sorted_rows
 from clsgen_dist.calibration.interface import Calibration
 from clsgen_dist.calibration.names import Method
 from clsgen_dist.calibration.prevalence import Prevalence, PriorCorrected, estimated_prevalence, stated_prevalence
@@ -43,6 +43,7 @@ def fit_reading(
     *,
     prevalence: str | None = None,
     unlabelled_NK: np.ndarray | None = None,
+    clusters_N: np.ndarray | None = None,
 ) -> FittedReading:
     """Fit one reading.
 
@@ -54,15 +55,18 @@ def fit_reading(
         rules: what to decide by; None: the threshold with the best F1.
         prevalence: stated shares where the model is used, ``a=0.2,b=0.1``; None: not stated.
         unlabelled_NK: raw logits of rows from there, to estimate the shares; None: not estimated.
+        clusters_N: an id for each held-out row; rows of the same id are alike. None: all are independent.
 
     Raises:
         SettingsError: method, rules or prevalence do not fit the label space.
         DataError: the rows cannot be used, or nothing achieves what is asked.
     """
     kind, rules = space.kind, rules or DecisionRules()
-    calibration, comparison = choose(logits_NK, labels, kind, method)
-    logits_NK, labels = checked(logits_NK, labels, kind)
-    unseen_NC = cross_fitted(cast(Method, comparison.method), logits_NK, labels, kind)
+    order_N = sorted_rows(logits_NK, labels, kind)
+    logits_NK, labels = np.asarray(logits_NK, dtype=np.float64)[order_N], np.asarray(labels)[order_N]
+    clusters_N = None if clusters_N is None else clusters_N[order_N]
+    calibration, comparison = choose(logits_NK, labels, kind, method, clusters_N)
+    unseen_NC = cross_fitted(cast(Method, comparison.method), logits_NK, labels, kind, clusters_N)
     fitted_C = prevalences(labels, len(space), kind)
     deployed: Prevalence | None = None
     if prevalence is not None:
@@ -71,5 +75,5 @@ def fit_reading(
         deployed = estimated_prevalence(calibration.probabilities(unlabelled_NK), space.names, fitted_C, kind)
     if deployed is not None:
         calibration, unseen_NC = PriorCorrected(calibration, deployed, kind), deployed.corrected(unseen_NC, kind)
-    rows = HeldOut(calibration.probabilities(logits_NK), unseen_NC, labels, deployed)
+    rows = HeldOut(calibration.probabilities(logits_NK), unseen_NC, labels, deployed, clusters_N)
     return FittedReading(calibration, comparison, fit_decisions(rules, rows, space))

@@ -25,7 +25,13 @@ _SMOOTHING = 0.1
 
 
 def checked(logits_NK: np.ndarray, labels: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """Logits in float64 and labels, sorted by their values; multi-label: of rows with a known answer.
+    """Logits in float64 and labels of :func:`sorted_rows`, which has arguments and errors."""
+    order_N = sorted_rows(logits_NK, labels, kind)
+    return np.asarray(logits_NK, dtype=np.float64)[order_N], np.asarray(labels)[order_N]
+
+
+def sorted_rows(logits_NK: np.ndarray, labels: np.ndarray, kind: Kind) -> np.ndarray:
+    """Indices of the rows, sorted by their values; multi-label: of those with a known answer.
 
     Args:
         logits_NK: raw logits.
@@ -43,12 +49,10 @@ def checked(logits_NK: np.ndarray, labels: np.ndarray, kind: Kind) -> tuple[np.n
         )
     if kind == "multilabel":
         _check_answers(logits_NK, labels)
-        answered_N = ~np.isnan(labels).all(axis=1)
-        logits_NK, labels = logits_NK[answered_N], labels[answered_N]
     else:
         _check_classes(logits_NK, labels, logits_NK.shape[-1] + (kind == "ordinal"))
     order_N = np.lexsort(np.column_stack([logits_NK, labels]).T)
-    return logits_NK[order_N], labels[order_N]
+    return order_N if kind != "multilabel" else order_N[~np.isnan(labels[order_N]).all(axis=1)]
 
 
 def _check_answers(logits_NC: np.ndarray, answers_NC: np.ndarray) -> None:
@@ -83,6 +87,8 @@ def _check_classes(logits_NK: np.ndarray, labels_N: np.ndarray, classes: int) ->
 
 def require_rows(labels_N: np.ndarray, names: Sequence[str]) -> None:
     """DataError, with the names of the classes, if there are too few labels to fit a calibration."""
+    if len(labels_N) == 0:
+        raise DataError(f"0 labelled rows, expected {LEAST_ROWS} or more to fit a calibration; add rows")
     counts_C = np.bincount(labels_N, minlength=len(names)).tolist()
     if missing := [name for name, count in zip(names, counts_C, strict=True) if not count]:
         present = {name: count for name, count in zip(names, counts_C, strict=True) if count}
@@ -91,7 +97,7 @@ def require_rows(labels_N: np.ndarray, names: Sequence[str]) -> None:
             "calibration needs rows of every class: add some"
         )
     if len(labels_N) < LEAST_ROWS:
-        raise DataError(f"{len(labels_N)} labelled rows, expected {LEAST_ROWS} or more to fit a calibration")
+        raise DataError(f"{len(labels_N)} labelled rows, expected {LEAST_ROWS} or more to fit a calibration; add rows")
 
 
 def fittable_classes(answers_NC: np.ndarray, least: int = LEAST_ROWS) -> np.ndarray:

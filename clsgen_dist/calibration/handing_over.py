@@ -51,7 +51,7 @@ class HandOverRule:
 
 @dataclass(frozen=True)
 class HandOver:
-    """The least confidence of an answer, and what it achieves on the held-out rows, with 95 % intervals."""
+    """The least confidence of an answer, and what it achieves on the held-out rows, with 95 % intervals of new ones."""
 
     rule: HandOverRule
     least_confidence: float
@@ -60,7 +60,7 @@ class HandOver:
     risk: float
     """Share of them answered wrong."""
     intervals: dict[str, tuple[float, float]]
-    """Of ``threshold`` (the least confidence), ``coverage`` and ``risk``."""
+    """Of ``threshold`` (the least confidence), ``coverage`` and ``risk``; those that the rows can give."""
 
     def applies(self, probabilities_NC: np.ndarray, decided: np.ndarray, kind: Kind) -> list[bool]:
         """Whether each row is handed over; arguments as for :func:`confidence`."""
@@ -78,15 +78,16 @@ class HandOver:
 
     def text(self) -> str:
         """One line on the confidence, one on what it achieves."""
-        least, coverage, risk = (
-            f"{value:.3f} [{low:.3f}, {high:.3f}]"
-            for value, (low, high) in zip(
-                (self.least_confidence, self.coverage, self.risk), self.intervals.values(), strict=True
-            )
-        )
+
+        def shown(name: str, value: float) -> str:
+            low, high = self.intervals.get(name, (math.nan, math.nan))
+            return f"{value:.3f}" if math.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+        least, coverage = shown("threshold", self.least_confidence), shown("coverage", self.coverage)
         return (
             f"handed to a person below a confidence of {least}, for a {self.rule.target} of {self.rule.value:g}\n"
-            f"on the held-out rows: {coverage} of them answered, {risk} of these wrong"
+            f"on the held-out rows: {coverage} of them answered, {shown('risk', self.risk)} of these wrong; brackets "
+            "hold what to expect of new rows"
         )
 
 
@@ -105,7 +106,11 @@ def wrong(decided: np.ndarray, labels: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def fit_hand_over(
-    rule: HandOverRule, confidence_N: np.ndarray, wrong_N: np.ndarray, weight_N: np.ndarray | None = None
+    rule: HandOverRule,
+    confidence_N: np.ndarray,
+    wrong_N: np.ndarray,
+    weight_N: np.ndarray | None = None,
+    clusters_N: np.ndarray | None = None,
 ) -> HandOver:
     """The least confidence that keeps to the rule.
 
@@ -114,15 +119,16 @@ def fit_hand_over(
         confidence_N: of decisions by fits that have not seen the row.
         wrong_N: whether they are wrong.
         weight_N: how many rows of the population each one counts as; None: 1.
+        clusters_N: an id for each row; None: all are independent.
 
     Raises:
         DataError: no confidence does.
     """
     fit = threshold_for_risk if rule.target == "risk" else threshold_for_workload
-    found = fit(confidence_N, wrong_N, rule.value, weight_N=weight_N)
+    found = fit(confidence_N, wrong_N, rule.value, weight_N=weight_N, clusters_N=clusters_N)
     if math.isnan(found.threshold):
         raise DataError(_out_of_reach(rule, confidence_N, wrong_N, weight_N))
-    intervals = {name: (interval.low, interval.high) for name, interval in found.intervals.items()}
+    intervals = {name: (i.low, i.high) for name, i in found.intervals.items() if not math.isnan(i.low)}
     return HandOver(rule, found.threshold, found.coverage, found.risk, intervals)
 
 

@@ -1,8 +1,8 @@
 """What fitted thresholds, sets and handing over achieve on rows that they were not fitted to.
 
-Shares have Wilson's interval; with clusters, that of a bootstrap over clusters. A coverage stands beside the band in
-which it lies 95 times in 100 if the promise holds (:func:`clsgen_dist.calibration.conformal.coverage_band`), which is
-for independent rows.
+Shares have Wilson's interval, or that for clusters (:mod:`clsgen_dist.evaluation.interval`). A coverage stands beside
+the band in which it lies 95 times in 100 if the promise holds
+(:func:`clsgen_dist.calibration.conformal.coverage_band`), which is for independent rows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from clsgen_dist.calibration.conformal import coverage_band, covered
 from clsgen_dist.calibration.decisions import Decisions, Sets
 from clsgen_dist.calibration.handing_over import HandOver, wrong
 from clsgen_dist.calibration.thresholds import Thresholds
-from clsgen_dist.evaluation.bootstrap import bootstrap_interval
-from clsgen_dist.evaluation.interval import UNDEFINED, Estimate, wilson_interval
+from clsgen_dist.evaluation.interval import UNDEFINED, Estimate, share_interval
 from clsgen_dist.model.label_space import LabelSpace
 
 # N rows, C classes
@@ -121,17 +120,10 @@ def kept_rules(
 
 def _share(hit_N: np.ndarray, of_N: np.ndarray, clusters_N: np.ndarray | None) -> Estimate:
     """The share of hits among the rows that ``of_N`` marks."""
-    hits, rows = int((hit_N & of_N).sum()), int(of_N.sum())
-    if rows == 0:
+    if not of_N.any():
         return Estimate(float("nan"), UNDEFINED)
-    if clusters_N is None:
-        return Estimate(hits / rows, wilson_interval(hits, rows))
-
-    def share(index: np.ndarray) -> float:
-        drawn_N = of_N[index]
-        return float(hit_N[index][drawn_N].mean()) if drawn_N.any() else float("nan")
-
-    return Estimate(hits / rows, bootstrap_interval(share, len(of_N), clusters_N=clusters_N))
+    own_N = None if clusters_N is None else clusters_N[of_N]
+    return Estimate(float(hit_N[of_N].mean()), share_interval(hit_N[of_N], clusters_N=own_N))
 
 
 def _thresholds(

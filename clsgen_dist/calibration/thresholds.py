@@ -98,9 +98,10 @@ def _number(text: str) -> float:
 
 @dataclass(frozen=True)
 class FittedThreshold:
-    """A threshold, its 95 % bootstrap interval (None if costs fix it), and what it achieves on the held-out rows.
+    """A threshold, its 95 % bootstrap interval, and what it achieves on the held-out rows.
 
-    None: not defined, as precision is if no row is predicted positive.
+    The interval is None if costs fix the threshold, or the rows are too few. Others None: not defined, as precision is
+    if no row is predicted positive.
     """
 
     threshold: float
@@ -174,6 +175,8 @@ class Answers:
     """How many rows of the population each one counts as, by its answer."""
     expected_weight_N: np.ndarray
     """The same by its probability, before the answer is known."""
+    clusters_N: np.ndarray | None = None
+    """An id for each row; None: all are independent."""
 
 
 def fit_threshold(rule: ThresholdRule, rows: Answers) -> FittedThreshold:
@@ -195,8 +198,10 @@ def fit_threshold(rule: ThresholdRule, rows: Answers) -> FittedThreshold:
     low: float | None = None
     high: float | None = None
     if rule.goal is not Goal.COST:
-        interval = bootstrap_interval(choose, count)
-        low, high = interval.low, interval.high
+        own_N = rows.clusters_N if rows.clusters_N is None or count == len(known_N) else rows.clusters_N[known_N]
+        interval = bootstrap_interval(choose, count, clusters_N=own_N)
+        if not math.isnan(interval.low):
+            low, high = interval.low, interval.high
     at = point_at(p_N, yes_N, threshold, weight_N)
     precision, recall, share = (None if math.isnan(v) else v for v in (at.precision, at.recall, at.share))
     return FittedThreshold(threshold, low, high, precision, recall, share)

@@ -1,29 +1,38 @@
 """Confidence intervals of any metric: bootstrap over the rows (Efron & Tibshirani 1993).
 
-    percentile   quantiles of statistic(rows drawn with replacement)
-    BCa          the same at levels corrected for bias and skewness (Efron 1987); for skewed metrics on few rows
+    percentile   quantiles of statistic(rows drawn with replacement), a little further out on few rows: resamples of n
+                 rows vary less than new sets of n rows, by (n-1)/n and by not knowing the variance, so the levels are
+                 those of √(n/(n-1)) · t_{n-1} (expanded percentiles, Hesterberg 2015)
+    BCa          the same at levels corrected for bias and skewness (Efron 1987), which covers more often on few rows;
+                 it always holds the estimate
 
     strata       the rows of each class are drawn apart: every resample has the classes as often as the data, so AUROC
-                 is always defined. The interval is then for this share of classes
+                 is always defined. The interval is then for this share of classes, and too narrow for rows whose share
+                 varies: for a Brier score it covers 81 to 88 % instead of 95 (see docs/reference/metrics.md)
     clusters     whole clusters are drawn, all rows of a patient together: rows of one cluster are alike, so that single
                  rows give too narrow an interval (Davison & Hinkley 1997)
+
+An interval of resamples lies within the values of the n rows (or clusters), and these leave out the middle of a
+symmetric distribution with probability 2^(1-n): fewer than 6 rows cannot give an interval of 95 %, so it is undefined.
 
 Two models on the same rows are compared by the interval of their paired difference, on the same resamples: effects of
 rows that are hard for both cancel, so it is narrower than two separate intervals suggest.
 
-Not for binned calibration errors: a resample has more of their bias than the rows have (see ``calibration_error``).
+Not for calibration errors: a resample has more of their bias than the rows have (see ``calibration_error``). Nor for
+their difference: of a calibrated and an over-confident model, its interval held the true one in 7 to 22 of 100 runs.
 Cost: ``resamples`` calls of the statistic, BCa up to 200 more; AUROC takes about 2 ms a call on 400 rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from clsgen_dist.evaluation.interval import Interval
+from clsgen_dist.evaluation.interval import UNDEFINED, Interval, student_quantile
 
 # N rows, K clusters (single rows if none are given)
 
@@ -76,6 +85,11 @@ class Resampler:
             stratum_N = np.unique(strata_N, return_inverse=True)[1]
             stratum_K = np.maximum.reduceat(stratum_N[self._rows_N], self._first_K)
             self._strata = [np.flatnonzero(stratum_K == stratum) for stratum in np.unique(stratum_K)]
+
+    @property
+    def units(self) -> int:
+        """What is drawn: clusters, or rows if there are no clusters."""
+        return len(self._size_K)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Row indices of one resample; N of them, if there are no clusters."""
@@ -142,15 +156,19 @@ def bootstrap_intervals(
         )
     rng, resampler = np.random.default_rng(seed), Resampler(n_rows, strata_N=strata_N, clusters_N=clusters_N)
     drawn = _columns([statistics(resampler.draw(rng)) for _ in range(resamples)])
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    if method == "percentile":
-        return {name: _interval(values, tails) for name, values in drawn.items()}
+    if method == "percentile" or (tails := _tails(level, resampler.units)) is None:
+        return {name: resampled_interval(values, resampler.units, level) for name, values in drawn.items()}
     estimates = statistics(np.arange(n_rows))
     left_out = _columns([statistics(index) for index in resampler.jackknife(rng)])
     return {
-        name: _interval(values, _corrected(tails, values, estimates[name], left_out[name]))
+        name: _holding(estimates[name], _interval(values, _corrected(tails, values, estimates[name], left_out[name])))
         for name, values in drawn.items()
     }
+
+
+def resampled_interval(values_R: np.ndarray, units: int, level: float = 0.95) -> Interval:
+    """The percentile interval of a statistic's values on resamples of so many rows or clusters."""
+    return _interval(values_R, _tails(level, units))
 
 
 def paired_difference(
@@ -166,18 +184,40 @@ def paired_difference(
 ) -> Difference:
     """First minus second metric on the same rows, with percentile interval and p-value.
 
-    The p-value is twice the smaller share of resamples on either side of 0, (1 + k)/(1 + resamples), so that it is
-    below ``1 - level`` where the interval leaves 0 out (Davison & Hinkley 1997).
+    The p-value is twice the smaller share of resamples on either side of 0, (1 + k)/(1 + resamples) (Davison & Hinkley
+    1997); on few rows it may be a little below ``1 - level`` though the interval, which is wider, holds 0. Both are NaN
+    for fewer than 6 rows or clusters, and where all resamples agree, which says nothing of other rows; the p-value of a
+    difference of 0 is then 1.
     """
     rng, resampler = np.random.default_rng(seed), Resampler(n_rows, strata_N=strata_N, clusters_N=clusters_N)
     draws = [resampler.draw(rng) for _ in range(resamples)]
     values = np.array([first(index) - second(index) for index in draws])
     everything = np.arange(n_rows)
+    difference, tails = float(first(everything) - second(everything)), _tails(level, resampler.units)
+    if tails is None:
+        return Difference(difference, UNDEFINED, float("nan"))
     kept = values[~np.isnan(values)]
     smaller = min(np.count_nonzero(kept <= 0), np.count_nonzero(kept >= 0))
     p_value = min(1.0, 2 * (1 + smaller) / (1 + len(kept))) if len(kept) else float("nan")
-    interval = _interval(values, ((1 - level) / 2, (1 + level) / 2))
-    return Difference(float(first(everything) - second(everything)), interval, p_value)
+    interval = _interval(values, tails)
+    if interval.low == interval.high:
+        return Difference(difference, UNDEFINED, 1.0 if difference == 0 else float("nan"))
+    return Difference(difference, interval, p_value)
+
+
+def too_few(units: int, level: float = 0.95) -> bool:
+    """Whether so few rows or clusters cannot give an interval."""
+    return 2.0 ** (1 - units) > 1 - level
+
+
+def _tails(level: float, units: int) -> tuple[float, float] | None:
+    """Levels of the expanded percentiles; None for too few units to reach ``level``."""
+    from scipy.special import ndtr
+
+    if too_few(units, level):
+        return None
+    low = float(ndtr(-math.sqrt(units / (units - 1)) * student_quantile(level, units - 1)))
+    return low, 1 - low
 
 
 def _columns(found: list[dict[str, float]]) -> dict[str, np.ndarray]:
@@ -203,9 +243,16 @@ def _corrected(
     return float(low), float(high)
 
 
-def _interval(values: np.ndarray, tails: tuple[float, float]) -> Interval:
+def _holding(estimate: float, interval: Interval) -> Interval:
+    """The interval, up to the estimate if all resamples lie on one side of it, as at the end of a metric's range."""
+    if np.isnan(estimate) or np.isnan(interval.low):
+        return interval
+    return Interval(min(interval.low, estimate), max(interval.high, estimate), interval.dropped)
+
+
+def _interval(values: np.ndarray, tails: tuple[float, float] | None) -> Interval:
     kept = values[~np.isnan(values)]
-    if len(kept) == 0:
+    if len(kept) == 0 or tails is None:
         return Interval(float("nan"), float("nan"), len(values))
     low, high = np.quantile(kept, tails)
     return Interval(float(low), float(high), len(values) - len(kept))

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsgen_dist.evaluation.interval import UNDEFINED, Interval
-from clsgen_dist.evaluation.reliability import Binning, Bins, bin_rows, calibrated_frequencies
+from clsgen_dist.evaluation.reliability import Binning, Bins, bin_rows, calibrated_frequencies, clustered_frequencies
 
 # N rows, C classes, B bins, R resamples
 
@@ -57,10 +57,12 @@ def reliability_bins(
 
 
 def ece(probabilities_NC: np.ndarray, labels_N: np.ndarray, *, positive: int = 1, bins: int = 15) -> float:
-    """Expected calibration error, from 0 (calibrated) to 1."""
+    """Expected calibration error, from 0 (calibrated) to 1; NaN without rows."""
+    if len(labels_N) == 0:
+        return float("nan")
     confidence_B, frequency_B, count_B = reliability_bins(probabilities_NC, labels_N, positive=positive, bins=bins)
     gap_B = np.where(count_B > 0, np.abs(confidence_B - frequency_B), 0.0)
-    return float((gap_B * count_B).sum() / max(1, count_B.sum()))
+    return float((gap_B * count_B).sum() / count_B.sum())
 
 
 def binned_ece(
@@ -96,12 +98,18 @@ def calibration_p_value(
     binning: Binning = "mass",
     resamples: int = 1000,
     seed: int = 0,
+    clusters_N: np.ndarray | None = None,
 ) -> float:
-    """How often a perfectly calibrated model has an ECE this large on these rows (Bröcker & Smith 2007)."""
-    if len(probability_N) == 0:
+    """How often a perfectly calibrated model has an ECE this large on these rows (Bröcker & Smith 2007).
+
+    NaN without rows, or with fewer than 2 clusters.
+    """
+    if len(probability_N) == 0 or (clusters_N is not None and len(np.unique(clusters_N)) < 2):
         return float("nan")
     binned = bin_rows(probability_N, outcome_N, bins=bins, binning=binning)
-    frequency_RB = calibrated_frequencies(probability_N, binned, resamples=resamples, seed=seed)
+    frequency_RB = calibrated_frequencies(
+        probability_N, outcome_N, binned, resamples=resamples, seed=seed, clusters_N=clusters_N
+    )
     # Sums of the same numbers in another order differ in their last digits.
     as_large = np.count_nonzero(
         _weighted_gap(frequency_RB, binned) >= _weighted_gap(binned.frequency_B, binned) - 1e-12
@@ -118,6 +126,7 @@ def ece_interval(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    clusters_N: np.ndarray | None = None,
 ) -> Interval:
     """Interval of the ECE that many rows in these bins would show; its lower end is 0 if calibration is not rejected.
 
@@ -126,23 +135,26 @@ def ece_interval(
     of the observed gaps for the lower end. For the upper end all gaps are equal: such an ECE has the least bias, so it
     gives the highest end. An ECE smaller than most calibrated models show has the upper end of a typical one.
 
-    The interval can lie below the observed ECE, whose bias it takes out. Rows are independent: several answers of one
-    row make it too narrow. Cost: about 25 · ``resamples`` · B binomial draws, 30 ms on 400 rows.
+    The interval can lie below the observed ECE, whose bias it takes out. Rows of one cluster, such as several answers
+    of one row, are drawn as in :mod:`clsgen_dist.evaluation.reliability`; undefined with fewer than 2 clusters. Cost:
+    about 25 · ``resamples`` · B draws, 30 ms on 400 rows.
     """
-    if len(probability_N) == 0:
+    if len(probability_N) == 0 or (clusters_N is not None and len(np.unique(clusters_N)) < 2):
         return UNDEFINED
     binned = bin_rows(probability_N, outcome_N, bins=bins, binning=binning)
     filled_B = binned.count_B > 0
     mean_B, count_B = binned.mean_B[filled_B], binned.count_B[filled_B]
     gap_B, weight_B = binned.frequency_B[filled_B] - mean_B, count_B / count_B.sum()
     observed = float(weight_B @ np.abs(gap_B))
+    draw = _independent_draws(mean_B, count_B, resamples, seed)
+    if clusters_N is not None:
+        draw = _clustered_draws(probability_N, outcome_N, binned, clusters_N, resamples, seed)
 
     def true_ece(pattern_B: np.ndarray) -> float:
         return float(weight_B @ np.abs(np.clip(mean_B + pattern_B, 0, 1) - mean_B))
 
     def drawn_quantile(pattern_B: np.ndarray, tail: float) -> float:
-        rng, centre_B = np.random.default_rng(seed), np.clip(mean_B + pattern_B, 0, 1)
-        frequency_RB = rng.binomial(count_B, centre_B, size=(resamples, len(count_B))) / count_B
+        frequency_RB = draw(np.clip(mean_B + pattern_B, 0, 1))
         return float(np.quantile(np.abs(frequency_RB - mean_B) @ weight_B, tail))
 
     no_gap_B, sign_B = 0 * gap_B, np.where(gap_B == 0, 0.5 - mean_B, gap_B)
@@ -152,6 +164,35 @@ def ece_interval(
     low = _first_scale(lambda scale: drawn_quantile(scale * gap_B, (1 + level) / 2) >= observed - 1e-12)
     high = _first_scale(lambda scale: drawn_quantile(scale * equal_B, (1 - level) / 2) > at_least)
     return Interval(true_ece(low * gap_B), true_ece(high * equal_B))
+
+
+def _independent_draws(
+    mean_B: np.ndarray, count_B: np.ndarray, resamples: int, seed: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """``[R, B]`` frequencies drawn around given ones, of independent rows."""
+    size = (resamples, len(mean_B))
+    return lambda centre_B: np.random.default_rng(seed).binomial(count_B, centre_B, size=size) / count_B
+
+
+def _clustered_draws(
+    probability_N: np.ndarray,
+    outcome_N: np.ndarray,
+    binned: Bins,
+    clusters_N: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The same of rows in clusters, by their residuals from what is drawn around."""
+    filled_B = binned.count_B > 0
+
+    def draw(centre_B: np.ndarray) -> np.ndarray:
+        every_B = np.full(len(filled_B), np.nan)
+        every_B[filled_B] = centre_B
+        shift_N = (every_B - binned.mean_B)[binned.bin_N]
+        rng, residual_N = np.random.default_rng(seed), outcome_N - probability_N - shift_N
+        return clustered_frequencies(residual_N, every_B, binned, clusters_N, rng, resamples)[:, filled_B]
+
+    return draw
 
 
 def _first_scale(reached: Callable[[float], bool]) -> float:

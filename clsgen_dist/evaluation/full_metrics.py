@@ -18,7 +18,7 @@ import numpy as np
 from clsgen_dist.evaluation import confusion, multilabel, ranking
 from clsgen_dist.evaluation.calibration_error import binned_ece
 from clsgen_dist.evaluation.confusion import ClassScores, class_scores, confusion_matrix
-from clsgen_dist.evaluation.metrics import Kind, class_metrics, decide
+from clsgen_dist.evaluation.metrics import Kind, Metrics, decide, metric_functions
 from clsgen_dist.evaluation.questions import Question, class_questions, mean_over_questions, pooled_question
 from clsgen_dist.evaluation.smooth_ece import smooth_ece
 
@@ -41,26 +41,47 @@ def full_metrics(
     kind: Kind,
     positive: int = 1,
     thresholds: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The scalar metrics by name; arguments as for :func:`class_metrics`."""
+    """The scalar metrics by name, those in ``names`` or all; arguments as for :func:`class_metrics`."""
     decided = decide(probabilities_NC, kind, positive, thresholds)
-    found = class_metrics(probabilities_NC, labels, kind, positive, thresholds)
-    pooled = pooled_question(probabilities_NC, labels, kind, positive)
-    found["smooth_ece"] = smooth_ece(pooled.probability_M, pooled.outcome_M)
-    found["ece_mass"] = binned_ece(pooled.probability_M, pooled.outcome_M, binning="mass")
-    found["ece_classwise"] = mean_over_questions(binned_ece, class_questions(probabilities_NC, labels, kind))
+    metrics = metric_functions(probabilities_NC, labels, kind, positive, decided)
+    metrics |= _of_calibration(probabilities_NC, labels, kind, positive)
     if kind == "multilabel":
-        answers_NC = np.where(np.isnan(labels), np.nan, labels >= 0.5)
-        found["hamming_loss"] = multilabel.hamming_loss(answers_NC, decided)
-        found["ranking_precision"] = multilabel.ranking_precision(answers_NC, probabilities_NC)
-        found["coverage_error"] = multilabel.coverage_error(answers_NC, probabilities_NC)
-        return found
-    confusion_CC = confusion_matrix(decided, labels, probabilities_NC.shape[1])
-    found["accuracy"] = confusion.accuracy(confusion_CC)
-    found["balanced_accuracy"] = confusion.balanced_accuracy(confusion_CC)
-    found["mcc"] = confusion.mcc(confusion_CC)
-    found["f1_macro"] = confusion.macro_f1(confusion_CC)
-    return found
+        metrics |= _of_sets(probabilities_NC, labels, decided)
+    else:
+        metrics |= _of_confusion(confusion_matrix(decided, labels, probabilities_NC.shape[1]))
+    return {name: metrics[name]() for name in names or metrics}
+
+
+def _of_calibration(p_NC: np.ndarray, labels: np.ndarray, kind: Kind, positive: int) -> Metrics:
+    def pooled(measure: Callable[..., float], **options: str) -> float:
+        question = pooled_question(p_NC, labels, kind, positive)
+        return measure(question.probability_M, question.outcome_M, **options)
+
+    return {
+        "smooth_ece": lambda: pooled(smooth_ece),
+        "ece_mass": lambda: pooled(binned_ece, binning="mass"),
+        "ece_classwise": lambda: mean_over_questions(binned_ece, class_questions(p_NC, labels, kind)),
+    }
+
+
+def _of_sets(p_NC: np.ndarray, answers_NC: np.ndarray, decided_NC: np.ndarray) -> Metrics:
+    labels_NC = np.where(np.isnan(answers_NC), np.nan, answers_NC >= 0.5)
+    return {
+        "hamming_loss": lambda: multilabel.hamming_loss(labels_NC, decided_NC),
+        "ranking_precision": lambda: multilabel.ranking_precision(labels_NC, p_NC),
+        "coverage_error": lambda: multilabel.coverage_error(labels_NC, p_NC),
+    }
+
+
+def _of_confusion(confusion_CC: np.ndarray) -> Metrics:
+    return {
+        "accuracy": lambda: confusion.accuracy(confusion_CC),
+        "balanced_accuracy": lambda: confusion.balanced_accuracy(confusion_CC),
+        "mcc": lambda: confusion.mcc(confusion_CC),
+        "f1_macro": lambda: confusion.macro_f1(confusion_CC),
+    }
 
 
 def per_class(

@@ -8,7 +8,8 @@ above 0 says events are more frequent than predicted (Van Calster et al. 2016; S
 a bend: a model can have slope 1 and intercept 0 and be wrong in the middle.
 
 Fitted by Newton's method; standard errors are from the Fisher information, or, given clusters, from the sandwich over
-clusters (Liang & Zeger 1986). Cost: a few passes over N rows.
+the K clusters (Liang & Zeger 1986), with Student's quantile of K - 1 degrees of freedom. Cost: a few passes over N
+rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clsgen_dist.evaluation.interval import UNDEFINED, Interval, normal_quantile
+from clsgen_dist.evaluation.finite import require_finite
+from clsgen_dist.evaluation.interval import UNDEFINED, Interval, cluster_sums, student_quantile
 
 # N rows, P parameters
 
@@ -37,7 +39,7 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class LogisticRecalibration:
-    """Undefined coefficients are NaN: all with one class only; slope and intercept where the classes are separable."""
+    """Undefined coefficients are NaN: all with one class or cluster; slope and intercept of separable classes."""
 
     slope: Coefficient
     intercept: Coefficient
@@ -52,8 +54,9 @@ def logistic_recalibration(
     probability_N: np.ndarray, outcome_N: np.ndarray, *, clusters_N: np.ndarray | None = None, level: float = 0.95
 ) -> LogisticRecalibration:
     """Slope, intercept and calibration in the large of a yes-no question, with intervals."""
+    require_finite(probability_N)
     outcome_N = outcome_N.astype(bool)
-    if len(np.unique(outcome_N)) < 2:
+    if len(np.unique(outcome_N)) < 2 or (clusters_N is not None and len(np.unique(clusters_N)) < 2):
         return LogisticRecalibration(_UNDEFINED, _UNDEFINED, _UNDEFINED)
     clipped_N = np.clip(probability_N, _SMALLEST, 1 - _SMALLEST)
     logit_N = np.log(clipped_N) - np.log1p(-clipped_N)
@@ -92,15 +95,14 @@ def _fit(
         parameters_P = parameters_P + step_P
         if np.abs(step_P).max() < 1e-10:
             break
-    covariance_PP = np.linalg.pinv(information_PP)
+    covariance_PP, freedom = np.linalg.pinv(information_PP), np.inf
     if clusters_N is not None:
-        ids_N = np.unique(clusters_N, return_inverse=True)[1]
-        scores_KP = np.stack([np.bincount(ids_N, weights=column) for column in scores_NP.T], axis=1)
-        clusters = len(scores_KP)
-        meat_PP = scores_KP.T @ scores_KP * clusters / max(1, clusters - 1)
+        scores_KP = cluster_sums(scores_NP, clusters_N)
+        freedom = len(scores_KP) - 1
+        meat_PP = scores_KP.T @ scores_KP * len(scores_KP) / freedom
         covariance_PP = covariance_PP @ meat_PP @ covariance_PP
-    error_P, z = np.sqrt(np.diag(covariance_PP)), normal_quantile(level)
+    error_P, quantile = np.sqrt(np.diag(covariance_PP)), student_quantile(level, freedom)
     return [
-        Coefficient(float(value), float(error), Interval(float(value - z * error), float(value + z * error)))
-        for value, error in zip(parameters_P, error_P, strict=True)
+        Coefficient(float(v), float(error), Interval(float(v - quantile * error), float(v + quantile * error)))
+        for v, error in zip(parameters_P, error_P, strict=True)
     ]

@@ -3,7 +3,8 @@
     every space   auroc, average_precision, f1, ece, nll
     multilabel    auroc, average_precision and f1 are means over the classes (macro); auroc_micro,
                   average_precision_micro, f1_micro over all answers; subset_accuracy; ece over all answers
-    ordinal       quadratic_kappa, mae (of the median class); auroc is the mean over the cut points
+    ordinal       quadratic_kappa, mae (of the median class); auroc is the mean over the cut points, ece over all of
+                  them together
 
 Labels are classes ``[N]``, or for multi-label answers ``[N, C]`` with NaN where not known. Rows without label must be
 left out before.
@@ -17,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from clsgen_dist.evaluation import calibration_error, classification, confusion, multilabel, ordinal, ranking
+from clsgen_dist.evaluation.finite import require_finite
 
 # N rows, C classes
 
@@ -78,23 +80,32 @@ def class_metrics(
 ) -> dict[str, float]:
     """Metrics of the label space, those in ``names`` or all; NaN where one is undefined.
 
-    The other arguments are those of :func:`decide`.
+    The other arguments are those of :func:`decide`. ValueError if probabilities are not finite.
     """
     decided = decide(probabilities_NC, kind, positive, thresholds)
-    metrics = (
-        _of_answers(probabilities_NC, labels, decided)
-        if kind == "multilabel"
-        else _of_classes(probabilities_NC, labels, decided, positive)
-    )
-    if kind == "ordinal":
-        classes = probabilities_NC.shape[1]
-        metrics["auroc"] = lambda: ordinal.auroc(probabilities_NC, labels)
-        metrics["quadratic_kappa"] = lambda: ordinal.quadratic_kappa(decided, labels, classes)
-        metrics["mae"] = lambda: ordinal.mean_absolute_error(decided, labels)
+    metrics = metric_functions(probabilities_NC, labels, kind, positive, decided)
     return {name: metrics[name]() for name in names or metrics}
 
 
 Metrics = dict[str, Callable[[], float]]
+"""Metrics by name, computed when they are called."""
+
+
+def metric_functions(
+    probabilities_NC: np.ndarray, labels: np.ndarray, kind: Kind, positive: int, decided: np.ndarray
+) -> Metrics:
+    """The metrics of :func:`class_metrics`; ``decided`` is what :func:`decide` returns."""
+    require_finite(probabilities_NC)
+    if kind == "multilabel":
+        return _of_answers(probabilities_NC, labels, decided)
+    metrics = _of_classes(probabilities_NC, labels, decided, positive)
+    if kind == "ordinal":
+        classes = probabilities_NC.shape[1]
+        metrics["auroc"] = lambda: ordinal.auroc(probabilities_NC, labels)
+        metrics["ece"] = lambda: ordinal.ece(probabilities_NC, labels)
+        metrics["quadratic_kappa"] = lambda: ordinal.quadratic_kappa(decided, labels, classes)
+        metrics["mae"] = lambda: ordinal.mean_absolute_error(decided, labels)
+    return metrics
 
 
 def _of_answers(p_NC: np.ndarray, answers_NC: np.ndarray, decided_NC: np.ndarray) -> Metrics:

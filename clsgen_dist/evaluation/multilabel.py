@@ -38,15 +38,20 @@ def micro(metric: Binary, labels_NC: np.ndarray, scores_NC: np.ndarray) -> float
 
 
 def f1(labels_NC: np.ndarray, predicted_NC: np.ndarray) -> tuple[float, float]:
-    """F1 of the predicted sets, macro (over all classes; 0 for one that is neither there nor predicted) and micro."""
+    """F1 of the predicted sets, macro and micro; NaN without any known answer.
+
+    Macro: over the classes with known answers, 0 for one that is neither there nor predicted.
+    """
     known_NC = ~np.isnan(labels_NC)
+    if not known_NC.any():
+        return float("nan"), float("nan")
     is_NC = np.where(known_NC, labels_NC, 0).astype(bool)
     predicted_NC = predicted_NC.astype(bool) & known_NC
     true_C, wrong_C = (is_NC & predicted_NC).sum(axis=0), (is_NC != predicted_NC).sum(axis=0)
     with np.errstate(invalid="ignore"):
         each_C = np.nan_to_num(2 * true_C / (2 * true_C + wrong_C))
     total = 2 * true_C.sum() + wrong_C.sum()
-    return float(each_C.mean()), float(2 * true_C.sum() / total) if total else 0.0
+    return float(each_C[known_NC.any(axis=0)].mean()), float(2 * true_C.sum() / total) if total else 0.0
 
 
 def class_scores(labels_NC: np.ndarray, predicted_NC: np.ndarray) -> ClassScores:

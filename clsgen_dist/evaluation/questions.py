@@ -7,7 +7,7 @@
     ordered classes      all cut points together                        is it above class k?
 
 Every measure of calibration takes a question. A pooled one of multi-label or ordered classes has several answers a row,
-which are alike: give ``row_M`` as clusters to what computes intervals.
+which are alike: give its ``clusters`` to what computes intervals.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ class Question:
     """Boolean."""
     row_M: np.ndarray
     """The row of each answer."""
+
+    def clusters(self, clusters_N: np.ndarray | None = None) -> np.ndarray | None:
+        """``[M]`` the cluster of each answer, by those of the rows; None if all answers are independent."""
+        cluster_M = self.row_M if clusters_N is None else clusters_N[self.row_M]
+        return None if len(np.unique(cluster_M)) == len(cluster_M) else cluster_M
 
 
 def pooled_question(probabilities_NC: np.ndarray, labels: np.ndarray, kind: Kind, positive: int = 1) -> Question:

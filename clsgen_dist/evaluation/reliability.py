@@ -9,6 +9,14 @@ bin has its own band, so with 15 bins a calibrated model has a point outside in 
 ``resamples`` passes over N rows.
 
 Bröcker & Smith also resample the probabilities; here they are kept, and with them the number of rows in each bin.
+
+Of rows in clusters, the frequencies of all bins move together. There they are normal around the probabilities, with the
+covariance of the clusters' own residuals, as a wild bootstrap with normal weights has them (Cameron, Gelbach & Miller
+2008):
+
+    frequency_b ~ mean probability_b + N(0, K/(K-1) Σ_k a_k a_kᵀ)        a_kb = Σ_{i in k, b} (outcome_i - p_i) / n_b
+
+A bin whose outcomes are all alike, which shows no variance, is binomial with a trial for each of its clusters.
 """
 
 from __future__ import annotations
@@ -18,7 +26,10 @@ from typing import Literal
 
 import numpy as np
 
-# N rows, B bins, R resamples
+from clsgen_dist.evaluation.finite import require_finite
+from clsgen_dist.evaluation.interval import cluster_sums
+
+# N rows, B bins, R resamples, K clusters
 
 Binning = Literal["width", "mass"]
 
@@ -49,7 +60,12 @@ class ReliabilityDiagram:
 
 
 def bin_rows(probability_N: np.ndarray, outcome_N: np.ndarray, *, bins: int = 15, binning: Binning = "width") -> Bins:
-    """The rows in bins; of equal mass, fewer bins than ``bins`` if probabilities are tied."""
+    """The rows in bins; of equal mass, fewer bins than ``bins`` if probabilities are tied.
+
+    Raises:
+        ValueError: probabilities are not finite.
+    """
+    require_finite(probability_N)
     edges = np.arange(bins + 1) / bins if binning == "width" else _quantile_edges(probability_N, bins)
     count = len(edges) - 1
     if binning == "width":
@@ -69,10 +85,13 @@ def reliability_diagram(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    clusters_N: np.ndarray | None = None,
 ) -> ReliabilityDiagram:
     """Bins with consistency bands; the bands of empty bins are NaN."""
     binned = bin_rows(probability_N, outcome_N, bins=bins, binning=binning)
-    frequency_RB = calibrated_frequencies(probability_N, binned, resamples=resamples, seed=seed)
+    frequency_RB = calibrated_frequencies(
+        probability_N, outcome_N, binned, resamples=resamples, seed=seed, clusters_N=clusters_N
+    )
     low_B, high_B = np.full(len(binned.count_B), np.nan), np.full(len(binned.count_B), np.nan)
     filled_B = binned.count_B > 0
     if filled_B.any():
@@ -82,13 +101,43 @@ def reliability_diagram(
 
 
 def calibrated_frequencies(
-    probability_N: np.ndarray, binned: Bins, *, resamples: int = 1000, seed: int = 0
+    probability_N: np.ndarray,
+    outcome_N: np.ndarray,
+    binned: Bins,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    clusters_N: np.ndarray | None = None,
 ) -> np.ndarray:
     """``[R, B]`` frequencies in the bins if outcomes were drawn from the probabilities."""
     rng = np.random.default_rng(seed)
+    if clusters_N is not None:
+        return clustered_frequencies(outcome_N - probability_N, binned.mean_B, binned, clusters_N, rng, resamples)
     return np.stack(
         [_means(rng.random(len(probability_N)) < probability_N, binned.bin_N, binned.count_B) for _ in range(resamples)]
     )
+
+
+def clustered_frequencies(
+    residual_N: np.ndarray,
+    centre_B: np.ndarray,
+    binned: Bins,
+    clusters_N: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int,
+) -> np.ndarray:
+    """``[R, B]`` frequencies drawn around ``centre_B``, with the covariance that the clusters' residuals show."""
+    per_bin_NB = np.zeros((len(residual_N), len(centre_B)))
+    per_bin_NB[np.arange(len(residual_N)), binned.bin_N] = residual_N / binned.count_B[binned.bin_N]
+    sums_KB = cluster_sums(per_bin_NB, clusters_N)
+    covariance_BB = sums_KB.T @ sums_KB * len(sums_KB) / max(1, len(sums_KB) - 1)
+    variance_B, axes_BB = np.linalg.eigh(covariance_BB)
+    normal_RB = rng.normal(size=(resamples, len(centre_B))) * np.sqrt(np.maximum(variance_B, 0))
+    drawn_RB = np.clip(centre_B + normal_RB @ axes_BB.T, 0, 1)
+    alike_B = np.isin(binned.frequency_B, (0, 1))
+    clusters_B = cluster_sums(np.eye(len(centre_B))[binned.bin_N], clusters_N)[:, alike_B].astype(bool).sum(axis=0)
+    drawn_RB[:, alike_B] = rng.binomial(clusters_B, centre_B[alike_B], (resamples, len(clusters_B))) / clusters_B
+    return np.asarray(drawn_RB)
 
 
 def _quantile_edges(probability_N: np.ndarray, bins: int) -> np.ndarray:

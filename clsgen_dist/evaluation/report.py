@@ -1,6 +1,6 @@
 """Evaluation report of an exported model on held-out rows: discrimination, calibration, and explanations.
 
-Every metric has a 95 % bootstrap interval over the rows, and is compared with baselines on the same rows: the majority
+Every metric has a 95 % interval (``metric_estimates``), and is compared with baselines on the same rows: the majority
 class and, given training rows, logistic regression on TF-IDF of their texts.
 """
 
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
-from clsgen_dist.evaluation.interval import Interval
+from clsgen_dist.evaluation.interval import UNDEFINED, Interval
+from clsgen_dist.evaluation.metric_estimates import metric_estimates
 from clsgen_dist.evaluation.metrics import WORDS, Kind, class_metrics
 from clsgen_dist.io.tables import markdown_table
 
@@ -46,7 +47,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Change:
-    """Change of one calibration metric by recalibration, on the same rows; negative is better."""
+    """Change of one calibration metric by recalibration, on the same rows; negative is better. ECE has no interval."""
 
     measure: str
     difference: float
@@ -118,34 +119,43 @@ def score(
     kind: Kind = "single",
     positive: int,
     thresholds: Sequence[float] | None = None,
+    clusters_N: np.ndarray | None = None,
 ) -> Scores:
-    """The metrics of :data:`SHOWN`, each with its interval; arguments as for :func:`class_metrics`."""
-
-    def metrics(index: np.ndarray) -> dict[str, float]:
-        return class_metrics(probabilities_NC[index], labels[index], kind, positive, thresholds, SHOWN[kind])
-
-    return Scores(name, metrics(np.arange(len(labels))), bootstrap_intervals(metrics, len(labels)))
+    """The metrics of :data:`SHOWN`, each with its interval; arguments as for :func:`metric_estimates`."""
+    found = metric_estimates(probabilities_NC, labels, kind, positive, thresholds, SHOWN[kind], clusters_N=clusters_N)
+    values = {metric: estimate.value for metric, estimate in found.items()}
+    return Scores(name, values, {metric: estimate.interval for metric, estimate in found.items()})
 
 
 def recalibration_changes(
-    raw_NC: np.ndarray, recalibrated_NC: np.ndarray, labels: np.ndarray, *, kind: Kind = "single", positive: int
+    raw_NC: np.ndarray,
+    recalibrated_NC: np.ndarray,
+    labels: np.ndarray,
+    *,
+    kind: Kind = "single",
+    positive: int,
+    clusters_N: np.ndarray | None = None,
 ) -> list[Change]:
-    """Recalibrated minus raw, by ECE, NLL and Brier score, each with the interval of the paired difference."""
-    names = ("ece", "nll", "brier")
+    """Recalibrated minus raw, by ECE, NLL and Brier score; the last two with the interval of the paired difference."""
 
-    def differences(index: np.ndarray) -> dict[str, float]:
+    def differences(index: np.ndarray, names: Sequence[str]) -> dict[str, float]:
         raw, recalibrated = (
             class_metrics(p_NC[index], labels[index], kind, positive, names=names) for p_NC in (raw_NC, recalibrated_NC)
         )
         return {name: recalibrated[name] - raw[name] for name in names}
 
-    found, intervals = differences(np.arange(len(labels))), bootstrap_intervals(differences, len(labels))
-    return [Change(name, found[name], intervals[name]) for name in names]
+    found = differences(np.arange(len(labels)), ("ece", "nll", "brier"))
+    intervals = {"ece": UNDEFINED} | bootstrap_intervals(
+        lambda index: differences(index, ("nll", "brier")), len(labels), clusters_N=clusters_N
+    )
+    return [Change(name, value, intervals[name]) for name, value in found.items()]
 
 
 def _cell(value: float, interval: Interval, sign: str = "") -> str:
     if np.isnan(value):
         return "n/a"
+    if np.isnan(interval.low):
+        return f"{value:{sign}.3f}"
     return f"{value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 

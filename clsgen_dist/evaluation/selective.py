@@ -9,8 +9,13 @@ AURC mixes how good the model is with how well its confidence ranks its errors; 
 first. Rows of equal confidence are answered together: their loss counts as its mean, so no order among them is
 preferred.
 
-A threshold chosen on some rows is optimistic on the same rows. The intervals choose it anew in each resample, so they
-show how far it and what it achieves move from sample to sample, not a guarantee. Cost: sorting, once a resample.
+A threshold chosen on some rows is optimistic on the same rows: the risk found there is never above the target, that of
+new rows at the same threshold is above it every other time. The optimism is what the same choice gains in resamples,
+r*(t*) in a resample against r(t*) on all rows (Efron 1983), and the intervals of risk and coverage are of new rows:
+
+    Wilson's interval of the share  r(t) + mean of [r(t*) - r*(t*)]  of the rows answered
+
+That of the threshold says only how far it moves from resample to resample. Cost: sorting, once a resample.
 """
 
 from __future__ import annotations
@@ -20,8 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
-from clsgen_dist.evaluation.interval import Interval
+from clsgen_dist.evaluation.bootstrap import Resampler, resampled_interval
+from clsgen_dist.evaluation.finite import require_finite
+from clsgen_dist.evaluation.interval import UNDEFINED, Interval, effective_rows, wilson_interval
 
 # N rows, T distinct confidences
 
@@ -44,14 +50,14 @@ class SelectiveThreshold:
 
     Coverage is 0, threshold and risk are NaN if none meets the target.
 
-    ``dropped`` of the intervals of threshold and risk counts the resamples in which no threshold did.
+    ``dropped`` of the threshold's interval counts the resamples in which no threshold did.
     """
 
     threshold: float
     coverage: float
     risk: float
     intervals: dict[str, Interval]
-    """Of ``threshold``, ``coverage`` and ``risk``."""
+    """Of ``threshold`` among resamples; of ``coverage`` and ``risk`` of new rows at this threshold."""
 
 
 def risk_coverage(confidence_N: np.ndarray, loss_N: np.ndarray) -> RiskCoverage:
@@ -123,29 +129,51 @@ def _with_intervals(
     clusters_N: np.ndarray | None,
     weight_N: np.ndarray | None,
 ) -> SelectiveThreshold:
-    def chosen(index: np.ndarray) -> dict[str, float]:
-        weight = None if weight_N is None else weight_N[index]
-        threshold_T, coverage_T, risk_T, _ = _curve(confidence_N[index], loss_N[index], weight)
+    rows = len(loss_N)
+    weight_N = np.ones(rows) if weight_N is None else weight_N
+
+    def chosen(index: np.ndarray) -> tuple[float, float, float]:
+        """Threshold, coverage and risk."""
+        threshold_T, coverage_T, risk_T, _ = _curve(confidence_N[index], loss_N[index], weight_N[index])
         allowed = np.flatnonzero(choose(coverage_T, risk_T))
         if len(allowed) == 0:
-            return {"threshold": float("nan"), "coverage": 0.0, "risk": float("nan")}
+            return float("nan"), 0.0, float("nan")
         last = allowed[-1]
-        return {
-            "threshold": float(threshold_T[last]),
-            "coverage": float(coverage_T[last]),
-            "risk": float(risk_T[last]),
-        }
+        return float(threshold_T[last]), float(coverage_T[last]), float(risk_T[last])
 
-    intervals = bootstrap_intervals(
-        chosen, len(loss_N), resamples=resamples, level=level, seed=seed, clusters_N=clusters_N
-    )
-    return SelectiveThreshold(**chosen(np.arange(len(loss_N))), intervals=intervals)
+    threshold, coverage, risk = chosen(np.arange(rows))
+    rng, resampler = np.random.default_rng(seed), Resampler(rows, clusters_N=clusters_N)
+    drawn_R3 = np.array([chosen(resampler.draw(rng)) for _ in range(resamples)])
+    intervals = {"threshold": resampled_interval(drawn_R3[:, 0], resampler.units, level)}
+    found_R3 = drawn_R3[~np.isnan(drawn_R3[:, 0])]
+    if np.isnan(threshold) or len(found_R3) == 0:
+        return SelectiveThreshold(threshold, coverage, risk, intervals | {"coverage": UNDEFINED, "risk": UNDEFINED})
+    threshold_T, coverage_T, risk_T, _ = _curve(confidence_N, loss_N, weight_N)
+    # Thresholds are those of rows, and a resample has no others.
+    at_R = len(threshold_T) - 1 - np.searchsorted(threshold_T[::-1], found_R3[:, 0])
+    answered_N = confidence_N >= threshold
+
+    def of_new_rows(value: float, optimism: float, is_N: np.ndarray, among_N: np.ndarray) -> Interval:
+        own_N = None if clusters_N is None else clusters_N[among_N]
+        own_weight_N = None if (weight_N == 1).all() else weight_N[among_N]
+        effective = effective_rows(is_N[among_N], clusters_N=own_N, weight_N=own_weight_N, level=level)
+        if np.isnan(effective):
+            return UNDEFINED
+        found = wilson_interval(min(1.0, max(0.0, value + optimism)) * effective, effective, level)
+        return Interval(min(found.low, value), max(found.high, value))
+
+    of_coverage = float((coverage_T[at_R] - found_R3[:, 1]).mean())
+    of_risk = float((risk_T[at_R] - found_R3[:, 2]).mean())
+    intervals["coverage"] = of_new_rows(coverage, of_coverage, answered_N, np.ones(rows, dtype=bool))
+    intervals["risk"] = of_new_rows(risk, of_risk, loss_N.astype(float), answered_N)
+    return SelectiveThreshold(threshold, coverage, risk, intervals)
 
 
 def _curve(
     confidence_N: np.ndarray, loss_N: np.ndarray, weight_N: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Thresholds, coverage and risk ``[T]``; weighted losses ``[N]`` by confidence, those of tied rows averaged."""
+    require_finite(confidence_N, "confidences")
     order_N = np.argsort(-confidence_N, kind="stable")
     sorted_N, sorted_loss_N = confidence_N[order_N], loss_N[order_N].astype(np.float64)
     last = np.flatnonzero(np.append(sorted_N[:-1] != sorted_N[1:], True))

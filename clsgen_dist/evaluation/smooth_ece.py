@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from clsgen_dist.evaluation.finite import require_finite
+
 # N rows, G cells
 
 _CELLS = 2048
@@ -29,6 +31,7 @@ def smooth_ece(probability_N: np.ndarray, outcome_N: np.ndarray) -> float:
     """SmoothECE of a yes-no question, from 0 (calibrated) to 1; NaN without rows."""
     from scipy.fft import dct, idct
 
+    require_finite(probability_N)
     if len(probability_N) == 0:
         return float("nan")
     coefficients_G = dct(_residuals_on_grid(probability_N, outcome_N))

@@ -2,7 +2,8 @@
 
 Each group has AUROC (DeLong), recall at the decision threshold (Wilson), calibration in the large (mean probability
 minus frequency, Student's interval) and ECE (``ece_interval``). A group with fewer than 30 rows, or 5 of either class,
-is listed as too small and not measured: its intervals would span nearly everything.
+is listed as too small and not measured: its intervals would span nearly everything. Of clusters, each interval is the
+one for clusters, and either class must be in 5 of them.
 
 The worst group is the one whose interval is worst at its *better* end: with the lowest upper end of AUROC or recall,
 the largest lower end of ECE, the interval of calibration in the large farthest from 0. So a small group does not win by
@@ -20,7 +21,7 @@ import numpy as np
 
 from clsgen_dist.evaluation.calibration_error import binned_ece, ece_interval
 from clsgen_dist.evaluation.delong import auroc_interval
-from clsgen_dist.evaluation.interval import Estimate, Interval, mean_interval, wilson_interval
+from clsgen_dist.evaluation.interval import Estimate, Interval, mean_interval, share_interval
 
 # N rows, G groups
 
@@ -87,6 +88,7 @@ def subgroups(
     min_of_class: int = MIN_OF_CLASS,
     resamples: int = 1000,
     seed: int = 0,
+    clusters_N: np.ndarray | None = None,
 ) -> Subgroups:
     """Metrics of a yes-no question in each group of rows.
 
@@ -97,9 +99,10 @@ def subgroups(
         threshold: of the decision; a row is positive at this probability and above.
         level: of the intervals.
         min_rows: a group with fewer rows is too small.
-        min_of_class: so is one with fewer rows of either outcome.
+        min_of_class: so is one with fewer rows of either outcome, or with fewer clusters that have such a row.
         resamples: for the ECE's interval.
         seed: for it too.
+        clusters_N: an id for each row; rows of the same id are alike.
 
     Raises:
         ValueError: not one group name a row.
@@ -111,30 +114,45 @@ def subgroups(
     measured, too_small = [], []
     for name in sorted(set(names_N)):
         of_group_N = names_N == name
-        rows, positives = int(of_group_N.sum()), int(positive_N[of_group_N].sum())
-        if rows < min_rows or min(positives, rows - positives) < min_of_class:
-            too_small.append(SmallGroup(name, rows, positives))
+        p_N, is_N = probability_N[of_group_N], positive_N[of_group_N]
+        own_N = None if clusters_N is None else clusters_N[of_group_N]
+        rows = len(is_N)
+        independent_N = np.arange(rows) if own_N is None else own_N
+        if rows < min_rows or min(len(np.unique(independent_N[is_N == answer])) for answer in (0, 1)) < min_of_class:
+            too_small.append(SmallGroup(name, rows, int(is_N.sum())))
         else:
-            p_N, is_N = probability_N[of_group_N], positive_N[of_group_N]
-            of_ece = ece_interval(p_N, is_N, binning="mass", level=level, resamples=resamples, seed=seed)
-            measured.append(_measure(name, p_N, is_N, threshold, level, of_ece))
+            of_ece = ece_interval(
+                p_N, is_N, binning="mass", level=level, resamples=resamples, seed=seed, clusters_N=own_N
+            )
+            measured.append(_measure(name, p_N, is_N, threshold, level, of_ece, own_N))
     return Subgroups(measured, too_small)
 
 
 def _measure(
-    name: str, probability_N: np.ndarray, positive_N: np.ndarray, threshold: float, level: float, of_ece: Interval
+    name: str,
+    probability_N: np.ndarray,
+    positive_N: np.ndarray,
+    threshold: float,
+    level: float,
+    of_ece: Interval,
+    clusters_N: np.ndarray | None,
 ) -> Group:
-    positives = int(positive_N.sum())
-    found = int((probability_N[positive_N] >= threshold).sum())
-    auroc = auroc_interval(probability_N, positive_N, level)
+    found_P = probability_N[positive_N] >= threshold
+    clusters_P = None if clusters_N is None else clusters_N[positive_N]
+    auroc = auroc_interval(probability_N, positive_N, level, clusters_N=clusters_N)
     excess_N = probability_N - positive_N
     return Group(
         name,
         len(positive_N),
-        positives,
+        len(found_P),
         auroc=Estimate(auroc.value, auroc.interval),
-        recall=Estimate(found / positives if positives else float("nan"), wilson_interval(found, positives, level)),
-        calibration_in_the_large=Estimate(float(excess_N.mean()), mean_interval(excess_N, level)),
+        recall=Estimate(
+            float(found_P.mean()) if len(found_P) else float("nan"),
+            share_interval(found_P, level, clusters_N=clusters_P),
+        ),
+        calibration_in_the_large=Estimate(
+            float(excess_N.mean()), mean_interval(excess_N, level, clusters_N=clusters_N)
+        ),
         ece=Estimate(binned_ece(probability_N, positive_N, binning="mass"), of_ece),
     )
 

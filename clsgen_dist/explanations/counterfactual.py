@@ -101,10 +101,10 @@ def counterfactual(
         follows_N[list(flipped)] = _states(explanations, np.array([d for _, d in flipped.values()]), labels)
     return Counterfactual(
         row_scores(moved_N),
-        row_scores(flipped_N),
+        row_scores(flipped_N, is_share=True),
         row_scores(control_N),
         row_scores(moved_N - control_N),
-        row_scores(follows_N),
+        row_scores(follows_N, is_share=True),
         int(np.isnan(moved_N).sum()),
     )
 

@@ -2,7 +2,9 @@
 
 NaN stands for undefined: a row without number has no share of true numbers. Means leave such rows out and count them.
 Intervals are percentile bootstraps over all rows (:mod:`clsgen_dist.evaluation.bootstrap`), undefined ones included,
-so that their number varies as well. Cost: 0.2 s for 10,000 rows.
+so that their number varies as well. Shares that are 0 or 1 have Wilson's interval, which says what 7 rows of 7 are
+worth; so have equal shares, as none vary more than yes and no do. Other values that are all alike, or fewer than 6,
+have none. Rows are taken as independent. Cost: 0.2 s for 10,000 rows.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsgen_dist.errors import DataError
-from clsgen_dist.evaluation.bootstrap import Interval, Statistic, bootstrap_interval
+from clsgen_dist.evaluation.bootstrap import Statistic, bootstrap_interval, too_few
+from clsgen_dist.evaluation.interval import Interval, share_interval
 
 # N rows
 
@@ -43,19 +46,23 @@ class PooledScore:
     """Rows that the value is of."""
 
 
-def row_scores(values: Iterable[float], *, resamples: int = 1000) -> RowScores:
-    """The values with their mean and interval."""
+def row_scores(values: Iterable[float], *, is_share: bool = False, resamples: int = 1000) -> RowScores:
+    """The values with their mean and interval; ``is_share``: they lie between 0 and 1."""
     values_N = np.array(list(values), dtype=np.float64)
     kept = values_N[~np.isnan(values_N)]
     mean = float(kept.mean()) if len(kept) else UNDEFINED
+    if is_share and len(kept) and (np.isin(kept, (0, 1)).all() or (kept == kept[0]).all()):
+        return RowScores(values_N, mean, share_interval(kept), len(kept))
     return RowScores(values_N, mean, _interval_of_mean(values_N, resamples), len(kept))
 
 
 def estimate(statistic: Statistic, n_rows: int, *, resamples: int = 1000) -> PooledScore:
-    """A statistic of row indices, with its interval; NaN without rows."""
+    """A statistic of row indices, with its interval; NaN without rows, and an interval without width."""
     if not n_rows:
         return PooledScore(UNDEFINED, Interval(UNDEFINED, UNDEFINED), 0)
     interval = bootstrap_interval(statistic, n_rows, resamples=resamples)
+    if interval.low == interval.high:
+        interval = Interval(UNDEFINED, UNDEFINED)
     return PooledScore(statistic(np.arange(n_rows)), interval, n_rows)
 
 
@@ -70,10 +77,8 @@ def check_same_rows(**columns: object) -> None:
 def _interval_of_mean(values_N: np.ndarray, resamples: int) -> Interval:
     is_defined_N = ~np.isnan(values_N)
     kept = values_N[is_defined_N]
-    if len(kept) == 0:
+    if too_few(len(kept)) or (kept == kept[0]).all():
         return Interval(UNDEFINED, UNDEFINED)
-    if (kept == kept[0]).all():  # no resampling needed: many shares are 0 or 1 on every row
-        return Interval(float(kept[0]), float(kept[0]))
     filled_N = np.where(is_defined_N, values_N, 0.0)
 
     def mean(index: np.ndarray) -> float:

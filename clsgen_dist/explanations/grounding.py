@@ -112,7 +112,7 @@ def grounding(texts: Sequence[str], explanations: Sequence[str], labels: Sequenc
     check_same_rows(inputs=texts, explanations=explanations)
     names = ClassNames(labels)
     rows = [ground(text, explanation, names) for text, explanation in zip(texts, explanations, strict=True)]
-    scores = {kind: row_scores(row.share(kind) for row in rows) for kind in ClaimKind}
+    scores = {kind: row_scores((row.share(kind) for row in rows), is_share=True) for kind in ClaimKind}
     return GroundingScores(scores[ClaimKind.NUMBER], scores[ClaimKind.QUOTE], scores[ClaimKind.STATEMENT], rows)
 
 
@@ -127,7 +127,7 @@ def copied_share(texts: Sequence[str], explanations: Sequence[str]) -> RowScores
         there = set(ngrams(words(text), COPIED_WORDS))
         runs = list(ngrams(words(explanation), COPIED_WORDS))
         shares.append(sum(run in there for run in runs) / len(runs) if runs else UNDEFINED)
-    return row_scores(shares)
+    return row_scores(shares, is_share=True)
 
 
 def _number_claims(text: str, explanation: str) -> list[Claim]:

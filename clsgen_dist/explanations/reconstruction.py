@@ -59,10 +59,10 @@ def reconstruction(texts: Sequence[str], explanations: Sequence[str], *, seed: i
     if len(texts) < 2:
         control_N = np.full(len(texts), UNDEFINED)
     return Reconstruction(
-        row_scores(1 / own_N),
-        row_scores(own_N == 1),
-        row_scores(1 / control_N),
-        row_scores(np.where(np.isnan(control_N), UNDEFINED, control_N == 1)),
+        row_scores(1 / own_N, is_share=True),
+        row_scores(own_N == 1, is_share=True),
+        row_scores(1 / control_N, is_share=True),
+        row_scores(np.where(np.isnan(control_N), UNDEFINED, control_N == 1), is_share=True),
     )
 
 

@@ -45,10 +45,10 @@ def richness(explanations: Sequence[str]) -> Richness:
     """Which explanations name evidence, confidence and doubt."""
     evidence, confidence, hedges = map(_pattern, (EVIDENCE_WORDS, CONFIDENCE_WORDS, HEDGE_WORDS))
     return Richness(
-        row_scores(bool(evidence.search(t) or numbers(t) or quoted_spans(t)) for t in explanations),
+        row_scores((bool(evidence.search(t) or numbers(t) or quoted_spans(t)) for t in explanations), is_share=True),
         # "Not certain" is doubt.
-        row_scores(bool(confidence.search(hedges.sub(" ", t))) for t in explanations),
-        row_scores(bool(hedges.search(t)) for t in explanations),
+        row_scores((bool(confidence.search(hedges.sub(" ", t))) for t in explanations), is_share=True),
+        row_scores((bool(hedges.search(t)) for t in explanations), is_share=True),
     )
 
 

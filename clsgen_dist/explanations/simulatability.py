@@ -88,10 +88,10 @@ def simulatability(
     from_explanation, from_input = hits(explanations), hits(texts)
     from_masked = hits([names.masked(text) for text in explanations])
     return Simulatability(
-        row_scores(from_explanation),
-        row_scores(from_masked),
-        row_scores(from_input),
-        row_scores(hits(None)),
+        row_scores(from_explanation, is_share=True),
+        row_scores(from_masked, is_share=True),
+        row_scores(from_input, is_share=True),
+        row_scores(hits(None), is_share=True),
         row_scores(from_explanation - from_input),
         row_scores(from_masked - from_input),
         row_scores(from_explanation - from_masked),

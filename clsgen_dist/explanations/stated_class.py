@@ -6,17 +6,19 @@
                    explanations sort them? CLSGen (arXiv 2604.11801) reports alignment of head and explanation.
 
 Only the class's name counts, not a synonym; a name that is an everyday word ("no") is found where it is meant
-otherwise. Cost: one regular expression per text; the alignment's interval ranks all rows 1,000 times.
+otherwise. Cost: one regular expression per text.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from clsgen_dist.evaluation.delong import RankedQuestion, mean_auroc_interval
+from clsgen_dist.evaluation.interval import Interval, wilson_interval
 from clsgen_dist.evaluation.metrics import Kind
 from clsgen_dist.explanations.estimates import UNDEFINED, PooledScore, RowScores, check_same_rows, estimate, row_scores
 
@@ -116,9 +118,9 @@ def contradictions(explanations: Sequence[str], decided: np.ndarray, labels: Seq
     """
     check_same_rows(explanations=explanations, decisions=decided)
     if decided.ndim == 2:
-        return row_scores((stated_sets(explanations, labels) & ~decided.astype(bool)).any(axis=1))
+        return row_scores((stated_sets(explanations, labels) & ~decided.astype(bool)).any(axis=1), is_share=True)
     stated_N = stated_classes(explanations, labels)
-    return row_scores((stated_N != NOT_STATED) & (stated_N != decided))
+    return row_scores((stated_N != NOT_STATED) & (stated_N != decided), is_share=True)
 
 
 def stated_decided_kappa(
@@ -132,25 +134,29 @@ def stated_decided_kappa(
     """Cohen's κ between the class stated and the class decided, over the rows that state one.
 
     Multi-label: over all answers of all rows. NaN if everything stated and decided is one class. Arguments as for
-    :func:`contradictions`.
+    :func:`contradictions`. A κ of 1 has no resample below 1; its interval ends where disagreements like those by chance
+    in as many rows as Wilson's interval leaves would put it.
     """
     check_same_rows(explanations=explanations, decisions=decided)
     if kind == "multilabel":
-        stated_NC = stated_sets(explanations, labels)
-        return estimate(
-            lambda index: cohen_kappa(stated_NC[index].ravel().astype(int), decided[index].ravel().astype(int), 2),
-            len(decided),
-            resamples=resamples,
-        )
-    stated_N = stated_classes(explanations, labels)
-    rows = np.flatnonzero(stated_N != NOT_STATED)
-    return estimate(
-        lambda index: cohen_kappa(
-            stated_N[rows[index]], decided[rows[index]], len(labels), quadratic=kind == "ordinal"
-        ),
-        len(rows),
-        resamples=resamples,
+        stated, classes = stated_sets(explanations, labels).astype(int), 2
+    else:
+        stated, classes = stated_classes(explanations, labels), len(labels)
+        rows = np.flatnonzero(stated != NOT_STATED)
+        stated, decided = stated[rows], decided[rows]
+
+    def kappa(index: np.ndarray) -> float:
+        pair = stated[index].ravel(), decided[index].ravel().astype(int)
+        return cohen_kappa(*pair, classes, quadratic=kind == "ordinal")
+
+    found = estimate(kappa, len(stated), resamples=resamples)
+    if found.value != 1:
+        return found
+    by_chance = (np.bincount(stated.ravel(), minlength=classes) / stated.size) @ (
+        np.bincount(decided.ravel().astype(int), minlength=classes) / stated.size
     )
+    disagreed = 1 - wilson_interval(len(stated), len(stated)).low
+    return replace(found, interval=Interval(float(1 - disagreed / (1 - by_chance)), 1.0))
 
 
 def alignment(
@@ -159,8 +165,6 @@ def alignment(
     labels: Sequence[str],
     kind: Kind = "single",
     positive: int = 1,
-    *,
-    resamples: int = 1000,
 ) -> PooledScore:
     """AUROC of the head's probability, the stated class taken as the truth, over the rows that state one.
 
@@ -175,9 +179,11 @@ def alignment(
         stated_N = stated_classes(explanations, labels)
         rows = np.flatnonzero(stated_N != NOT_STATED)
         scores_NQ, answers_NQ = _questions(probabilities_NC[rows], stated_N[rows, None], kind, positive)
-    return estimate(
-        lambda index: _mean_auroc(scores_NQ[index], answers_NQ[index]), len(answers_NQ), resamples=resamples
+    row_N = np.arange(len(answers_NQ))
+    found = mean_auroc_interval(
+        [RankedQuestion(s_N, a_N, row_N) for s_N, a_N in zip(scores_NQ.T, answers_NQ.T, strict=True)]
     )
+    return PooledScore(found.value, found.interval, len(answers_NQ))
 
 
 def _questions(
@@ -189,20 +195,6 @@ def _questions(
         return np.repeat((probabilities_NC @ classes)[:, None], len(classes) - 1, axis=1), stated_N1 > classes[:-1]
     asked = np.array([positive]) if len(classes) == 2 else classes
     return probabilities_NC[:, asked], stated_N1 == asked
-
-
-def _mean_auroc(scores_NQ: np.ndarray, answers_NQ: np.ndarray) -> float:
-    """Mean over the questions with both answers, by ranks (Mann-Whitney): a tenth of scikit-learn's time."""
-    from scipy.stats import rankdata
-
-    yes_Q = answers_NQ.sum(axis=0)
-    no_Q = len(answers_NQ) - yes_Q
-    asked_Q = (yes_Q > 0) & (no_Q > 0)
-    if not asked_Q.any():
-        return UNDEFINED
-    yes_Q, no_Q = yes_Q[asked_Q], no_Q[asked_Q]
-    rank_sum_Q = (rankdata(scores_NQ[:, asked_Q], axis=0) * answers_NQ[:, asked_Q]).sum(axis=0)
-    return float(((rank_sum_Q - yes_Q * (yes_Q + 1) / 2) / (yes_Q * no_Q)).mean())
 
 
 def cohen_kappa(first_N: np.ndarray, second_N: np.ndarray, classes: int, *, quadratic: bool = False) -> float:

@@ -91,7 +91,7 @@ def template_repeats(texts: Sequence[str], explanations: Sequence[str], labels: 
     names = ClassNames(labels)
     masked = [_template(text, explanation, names) for text, explanation in zip(texts, explanations, strict=True)]
     counts = Counter(masked)
-    return row_scores(counts[template] > 1 for template in masked)
+    return row_scores((counts[template] > 1 for template in masked), is_share=True)
 
 
 def _flesch(text: str) -> float:

@@ -20,6 +20,7 @@ from clsgen_dist.data.reading.ingest import read_texts
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.hf_export.artifact import ModelCard
+from clsgen_dist.inference.measures import clusters
 from clsgen_dist.inference.predict import Prediction, Predictor
 from clsgen_dist.inference.rows import labelled_rows, labels_of
 from clsgen_dist.model.label_space import LabelSpace
@@ -53,7 +54,7 @@ def calibrate(
     Args:
         model: folder that :func:`clsgen_dist.export` wrote; its ``clsgen.json`` is updated.
         data: labelled rows that were neither trained on nor will be reported on; not needed for ``none``.
-        columns: how the columns are called.
+        columns: how the columns are called; rows of one ``cluster`` are in one fold, and resampled together.
         method: ``auto`` chooses by cross-fitted likelihood (:func:`clsgen_dist.calibration.choice.choose`); ``none``
             removes calibration and decisions, so that probabilities are the raw ones again.
         threshold: ``f1``, ``recall=R``, ``precision=P`` or ``cost=FP:FN`` (:mod:`clsgen_dist.calibration.thresholds`).
@@ -66,7 +67,7 @@ def calibrate(
         max_bad_fraction: more bad rows than this share raise; fewer are left out.
 
     Raises:
-        ModelError: ``model`` is no exported folder.
+        ModelError: ``model`` is no exported folder, or its logits are not finite.
         SettingsError: an option cannot be read, or is not for the model's label space; there is no ``data``.
         DataError: the rows cannot be read, a class has none, they are fewer than an option needs, or no threshold
             achieves what is asked.
@@ -96,19 +97,22 @@ def calibrate(
     rows = labelled_rows(predictor, data, columns, max_bad_fraction)
     unlabelled = _texts(prevalence_from, columns, max_bad_fraction) if prevalence_from else None
     labels = labels_of(predictor, rows.examples)
+    options: dict[str, Any] = {"prevalence": prevalence}
+    if columns and columns.cluster:
+        options["clusters_N"] = clusters(rows.examples)
 
-    def predict(texts: Sequence[str]) -> list[Prediction]:
-        return predictor.predict(texts, batch_size=batch_size, explain=both, progress=True)
+    def predict(texts: Sequence[str], ids: Sequence[str] | None = None) -> list[Prediction]:
+        return predictor.predict(texts, batch_size=batch_size, explain=both, progress=True, ids=ids)
 
     def fit(logits: Callable[[Prediction], tuple[float, ...]]) -> FittedReading:
         logits_NK = np.array([logits(prediction) for prediction in labelled])
         new_NK = None if new is None else np.array([logits(prediction) for prediction in new])
         only = None if method == "auto" else method
-        return fit_reading(logits_NK, labels, space, only, rules, prevalence=prevalence, unlabelled_NK=new_NK)
+        return fit_reading(logits_NK, labels, space, only, rules, unlabelled_NK=new_NK, **options)
 
     try:
         _require_rows(labels, space, data)
-        labelled = predict([row.text for row in rows.examples])
+        labelled = predict([row.text for row in rows.examples], [row.id for row in rows.examples])
         new = None if unlabelled is None else predict(unlabelled)
         fitted = fit(lambda prediction: prediction.logits)
         after = fit(_after) if both else None

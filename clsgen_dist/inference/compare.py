@@ -9,13 +9,15 @@ import numpy as np
 from clsgen_dist.evaluation.bootstrap import Difference, paired_difference
 from clsgen_dist.evaluation.delong import delong_test
 from clsgen_dist.evaluation.full_metrics import full_metrics
+from clsgen_dist.evaluation.interval import UNDEFINED
 from clsgen_dist.evaluation.mcnemar import mcnemar
-from clsgen_dist.evaluation.metrics import class_metrics, decide
+from clsgen_dist.evaluation.metric_estimates import NOT_RESAMPLED
+from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.model.label_space import LabelSpace
 
 # N rows, C classes
 
-COMPARED = ("auroc", "average_precision", "f1", "ece", "brier", "nll")
+COMPARED = ("auroc", "average_precision", "f1", "accuracy", "ece", "brier", "nll")
 
 
 def compared_metrics(
@@ -27,7 +29,7 @@ def compared_metrics(
     *,
     clusters_N: np.ndarray | None = None,
 ) -> tuple[dict[str, float], dict[str, Difference]]:
-    """Metrics of the second model, and first minus second with intervals and p-values.
+    """Metrics of the second model, and first minus second with intervals and p-values; of ECE the difference alone.
 
     Args:
         first_NC: probabilities of the first model.
@@ -35,33 +37,31 @@ def compared_metrics(
         labels: classes ``[N]``, or answers ``[N, C]``.
         space: of both.
         thresholds: of the decisions of both.
-        clusters_N: rows that belong together are resampled together, and the tests that need independent rows are not
-            used.
+        clusters_N: rows that belong together; AUROC then has the test for clusters, and accuracy a bootstrap of them
+            instead of McNemar's test.
     """
     kind, positive = space.kind, space.positive_index
-    names = [name for name in COMPARED if name in class_metrics(first_NC, labels, kind, positive)]
+    first = full_metrics(first_NC, labels, kind, positive, thresholds[0])
+    second = full_metrics(second_NC, labels, kind, positive, thresholds[1])
 
     def statistic(p_NC: np.ndarray, given: Sequence[float] | None, name: str, index: np.ndarray) -> float:
-        return class_metrics(p_NC[index], labels[index], kind, positive, given, (name,))[name]
+        return full_metrics(p_NC[index], labels[index], kind, positive, given, (name,))[name]
 
-    strata_N = labels if kind != "multilabel" else None
-    differences = {
-        name: paired_difference(
-            lambda index, name=name: statistic(first_NC, thresholds[0], name, index),  # type: ignore[misc]
-            lambda index, name=name: statistic(second_NC, thresholds[1], name, index),  # type: ignore[misc]
+    def difference(name: str) -> Difference:
+        if name in NOT_RESAMPLED:
+            return Difference(first[name] - second[name], UNDEFINED, float("nan"))
+        if name == "auroc" and kind == "single" and space.is_binary:
+            scores = first_NC[:, positive], second_NC[:, positive]
+            return delong_test(*scores, labels == positive, clusters_N=clusters_N)
+        if name == "accuracy" and clusters_N is None:
+            pairs = zip((first_NC, second_NC), thresholds, strict=True)
+            return mcnemar(*(decide(p, kind, positive, given) == labels for p, given in pairs))
+        return paired_difference(
+            lambda index: statistic(first_NC, thresholds[0], name, index),
+            lambda index: statistic(second_NC, thresholds[1], name, index),
             len(labels),
             resamples=1000,
-            strata_N=strata_N,
             clusters_N=clusters_N,
         )
-        for name in names
-    }
-    if kind != "multilabel" and clusters_N is None:
-        if space.is_binary and kind == "single":
-            differences["auroc"] = delong_test(first_NC[:, positive], second_NC[:, positive], labels == positive)
-        right = [
-            decide(p, kind, positive, given) == labels
-            for p, given in zip((first_NC, second_NC), thresholds, strict=True)
-        ]
-        differences["accuracy"] = mcnemar(*right)
-    return full_metrics(second_NC, labels, kind, positive, thresholds[1]), differences
+
+    return second, {name: difference(name) for name in COMPARED if name in first}

@@ -44,6 +44,7 @@ from clsgen_dist.inference.measures import (
     spread_sample,
 )
 from clsgen_dist.inference.predict import Prediction, Predictor
+from clsgen_dist.inference.raw_predictions import require_finite
 from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels
 from clsgen_dist.inference.settings import JudgeSettings
 from clsgen_dist.inference.stored_predictions import Ranks, StoredPredictions, predicting_ranks, stored_predictions
@@ -97,7 +98,7 @@ def evaluate(
         max_bad_fraction: more bad rows than this share raise; fewer are left out, and counted in the report's notes.
 
     Raises:
-        ModelError: ``model`` is no exported folder.
+        ModelError: ``model`` is no exported folder, or its logits are not finite.
         DataError: the rows cannot be read, or none has a label.
         SettingsError: the output cannot be written, the models have other classes, or tasks or judge cannot be used.
         ServerError: the judge does not answer.
@@ -176,6 +177,7 @@ class _Run:
         space = predictor.space
         everywhere = self.explain and self.explain_sample is None
         stored = self._stored(predictor, model, texts, "rows", explain=everywhere)
+        require_finite(stored.rows, [example.id for example in examples])
         predictions = [predictor.read(raw) for raw in stored.rows]
         labels = labels_of(predictor, examples)
         p_NC = np.array([[p.probabilities[name] for name in space.names] for p in predictions])
@@ -189,7 +191,7 @@ class _Run:
                 predictions[row] = dataclasses.replace(predictions[row], explanation=raw.explanation)
         found = Evaluation(
             model=str(model),
-            report=build_report(predictor, examples, predictions, trained_on),
+            report=build_report(predictor, examples, predictions, trained_on, self.clusters(examples)),
             space=space,
             examples=examples,
             predictions=predictions,
@@ -212,6 +214,10 @@ class _Run:
         )
         return self._with_explanations(found, model, predictor) if explained else found
 
+    def clusters(self, examples: Sequence[Example]) -> np.ndarray | None:
+        """``[N]`` which rows belong together, if a column says so."""
+        return clusters(examples) if self.columns.cluster else None
+
     def _with_explanations(self, found: Evaluation, model: Path, predictor: Predictor) -> Evaluation:
         examples = [found.examples[row] for row in found.explained]
         explanations = [found.predictions[row].explanation or "" for row in found.explained]
@@ -224,6 +230,7 @@ class _Run:
 
         def probability(texts: Sequence[str]) -> np.ndarray:
             raws = self._stored(predictor, model, texts, "masked", explain=False).rows
+            require_finite(raws)
             return np.array([[predictor.read(raw).probabilities[name] for name in names] for raw in raws])
 
         def explain(texts: Sequence[str]) -> list[str]:
@@ -282,7 +289,7 @@ def _compare(run: _Run, found: Evaluation, predictor: Predictor, folder: Path) -
         found.labels,
         found.space,
         (predictor.card.thresholds, other.card.thresholds),
-        clusters_N=clusters(found.examples) if run.columns.cluster else None,
+        clusters_N=run.clusters(found.examples),
     )
     return Comparison(other=str(folder), metrics=metrics, differences=differences)
 
@@ -316,6 +323,7 @@ def build_report(
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
     trained_on: Sequence[Example] | None,
+    clusters_N: np.ndarray | None = None,
 ) -> Report:
     """Scores of the model, raw and recalibrated, and of the baselines, on labelled rows."""
     card, space = predictor.card, predictor.space
@@ -323,14 +331,24 @@ def build_report(
     logits_NK, labels = logits_and_labels(predictor, examples, predictions)
 
     def scored(name: str, probabilities_NC: np.ndarray, thresholds: list[float] | None = None) -> Scores:
-        return score(name, probabilities_NC, labels, kind=kind, positive=positive, thresholds=thresholds)
+        return score(
+            name,
+            probabilities_NC,
+            labels,
+            kind=kind,
+            positive=positive,
+            thresholds=thresholds,
+            clusters_N=clusters_N,
+        )
 
     raw_NC = space.probabilities(logits_NK)
     scores, changes, notes = [scored("dual head, raw", raw_NC)], [], _absent_classes(labels, card.labels)
     if card.calibration:
         calibrated_NC = predictor.calibration.probabilities(logits_NK)
         scores.append(scored("dual head, recalibrated", calibrated_NC, card.thresholds))
-        changes = recalibration_changes(raw_NC, calibrated_NC, labels, kind=kind, positive=positive)
+        changes = recalibration_changes(
+            raw_NC, calibrated_NC, labels, kind=kind, positive=positive, clusters_N=clusters_N
+        )
     elif card.distorted_by:
         notes.append(f"not calibrated, though trained with {' and '.join(card.distorted_by)}: run clsgen calibrate")
     if after := [p.after.logits for p in predictions if p.after]:

@@ -10,6 +10,7 @@ from clsgen_dist.inference.evaluation import Evaluation
 from clsgen_dist.inference.llm_judge import QUESTIONS
 from clsgen_dist.inference.measures import ExplanationMeasures
 from clsgen_dist.inference.report_numbers import mean, number, percent, percent_with_interval, share, with_interval
+from clsgen_dist.io.text import visible
 from clsgen_dist.report.document import Block, Example, Paragraph, Table
 
 # N rows
@@ -102,7 +103,7 @@ def _style(told: ExplanationMeasures) -> list[list[str]]:
         [
             "own row found among all, MRR",
             mean(rec.reciprocal_rank),
-            f"by chance {rec.control_reciprocal_rank.mean:.3f}",
+            f"by chance {number(rec.control_reciprocal_rank.mean)}",
         ],
     ]
 
@@ -195,7 +196,8 @@ def example_blocks(found: Evaluation) -> list[Block]:
 def _example(found: Evaluation, row: int, evidence: Sequence[tuple[int, int]], words: str) -> Example:
     example, prediction = found.examples[row], found.predictions[row]
     likely = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:3]
-    text, spans = example.text, list(evidence)
+    # Character by character, so that the spans stay where they are.
+    text, spans = visible(example.text), list(evidence)
     if len(text) > _LONGEST_TEXT:
         text = f"{text[:_LONGEST_TEXT]} …"
         spans = [(start, min(end, _LONGEST_TEXT)) for start, end in spans if start < _LONGEST_TEXT]
@@ -207,4 +209,4 @@ def _example(found: Evaluation, row: int, evidence: Sequence[tuple[int, int]], w
         ("decided", prediction.decision),
         ("probability", ", ".join(f"{n} {percent(p)}" for n, p in likely)),
     ]
-    return Example(f"{example.id}: {words}", text, spans, prediction.explanation or "", facts)
+    return Example(f"{visible(example.id)}: {words}", text, spans, visible(prediction.explanation or ""), facts)

@@ -16,18 +16,12 @@ from clsgen_dist.calibration.decisions import Decisions
 from clsgen_dist.calibration.handing_over import confidence, wrong
 from clsgen_dist.calibration.kept_rules import KeptRules, kept_rules
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
-from clsgen_dist.evaluation.calibration_error import (
-    BrierDecomposition,
-    brier_decomposition,
-    calibration_p_value,
-    ece_interval,
-)
+from clsgen_dist.evaluation.calibration_error import BrierDecomposition, brier_decomposition, calibration_p_value
 from clsgen_dist.evaluation.confusion import confusion_matrix
-from clsgen_dist.evaluation.delong import auroc_interval
-from clsgen_dist.evaluation.full_metrics import PerClass, full_metrics, per_class
+from clsgen_dist.evaluation.full_metrics import PerClass, per_class
 from clsgen_dist.evaluation.interval import Estimate
 from clsgen_dist.evaluation.logistic_recalibration import LogisticRecalibration, logistic_recalibration
+from clsgen_dist.evaluation.metric_estimates import metric_estimates
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.evaluation.operating_points import (
     DecisionCurve,
@@ -65,7 +59,7 @@ class DecisionMeasures:
     """What classes and probabilities are worth."""
 
     metrics: dict[str, Estimate]
-    """By the names of :mod:`clsgen_dist.evaluation.metrics`; binary AUROC by DeLong, ECE by inverting a test."""
+    """By the names of :mod:`clsgen_dist.evaluation.full_metrics`."""
     classes: PerClass
     confusion_CC: np.ndarray | None
     """Rows by label and decision; None for multi-label."""
@@ -140,50 +134,26 @@ def measure_decisions(
     decided = decide(p_NC, kind, positive, thresholds)
     pooled = pooled_question(p_NC, labels, kind, positive)
     raw = pooled_question(raw_NC, labels, kind, positive)
-    reliability = reliability_diagram(pooled.probability_M, pooled.outcome_M, bins=_BINS)
+    cluster_M = pooled.clusters(clusters_N)
+    reliability = reliability_diagram(pooled.probability_M, pooled.outcome_M, bins=_BINS, clusters_N=cluster_M)
     binary = kind == "single" and space.is_binary
-    of_answer = clusters_N[pooled.row_M] if clusters_N is not None else pooled.row_M
-    independent = len(np.unique(of_answer)) == len(of_answer)
     return DecisionMeasures(
-        metrics=_metrics(p_NC, labels, space, thresholds, clusters_N),
+        metrics=metric_estimates(p_NC, labels, kind, positive, thresholds, clusters_N=clusters_N),
         classes=per_class(p_NC, labels, kind, positive, thresholds),
         confusion_CC=None if kind == "multilabel" else confusion_matrix(decided, labels, len(space)),
         reliability=reliability,
         uncalibrated=bin_rows(raw.probability_M, raw.outcome_M, bins=_BINS),
-        calibrated_p_value=calibration_p_value(pooled.probability_M, pooled.outcome_M),
-        line=logistic_recalibration(
-            pooled.probability_M, pooled.outcome_M, clusters_N=None if independent else of_answer
+        calibrated_p_value=calibration_p_value(
+            pooled.probability_M, pooled.outcome_M, binning="width", clusters_N=cluster_M
         ),
+        line=logistic_recalibration(pooled.probability_M, pooled.outcome_M, clusters_N=cluster_M),
         brier=brier_decomposition(pooled.probability_M, pooled.outcome_M),
         operating_points=_operating_points(p_NC[:, positive], labels == positive) if binary else {},
         curve=decision_curve(p_NC[:, positive], labels == positive) if binary else None,
         selective=risk_coverage(confidence(p_NC, decided, kind), wrong(decided, labels, kind).astype(float)),
         rules=kept_rules(fitted, p_NC, decided, labels, space, clusters_N) if fitted else None,
-        groups=_groups(p_NC, labels, decided, space, thresholds, examples, columns),
+        groups=_groups(p_NC, labels, decided, space, thresholds, examples, columns, clusters_N),
     )
-
-
-def _metrics(
-    p_NC: np.ndarray,
-    labels: np.ndarray,
-    space: LabelSpace,
-    thresholds: Sequence[float] | None,
-    clusters_N: np.ndarray | None,
-) -> dict[str, Estimate]:
-    kind, positive = space.kind, space.positive_index
-
-    def metrics(index: np.ndarray) -> dict[str, float]:
-        return full_metrics(p_NC[index], labels[index], kind, positive, thresholds)
-
-    strata_N = labels if kind != "multilabel" else None
-    found = metrics(np.arange(len(labels)))
-    intervals = bootstrap_intervals(metrics, len(labels), strata_N=strata_N, clusters_N=clusters_N)
-    pooled = pooled_question(p_NC, labels, kind, positive)
-    if clusters_N is None:
-        intervals["ece"] = ece_interval(pooled.probability_M, pooled.outcome_M)
-        if kind == "single" and space.is_binary:
-            intervals["auroc"] = auroc_interval(p_NC[:, positive], labels == positive).interval
-    return {name: Estimate(value, intervals[name]) for name, value in found.items()}
 
 
 def _operating_points(p_N: np.ndarray, positive_N: np.ndarray) -> dict[str, OperatingPoint]:
@@ -199,6 +169,7 @@ def _groups(
     thresholds: Sequence[float] | None,
     examples: Sequence[Example],
     columns: Columns,
+    clusters_N: np.ndarray | None,
 ) -> dict[str, Subgroups]:
     """Groups by column; binary: of the positive class, else whether the decision is right."""
     if space.kind == "single" and space.is_binary:
@@ -207,10 +178,12 @@ def _groups(
     else:
         probability_N, threshold = confidence(p_NC, decided, space.kind), 0.5
         outcome_N = ~wrong(decided, labels, space.kind)
-    return {
-        name: subgroups(probability_N, outcome_N, [e.groups[index] for e in examples], threshold=threshold)
-        for index, name in enumerate(columns.groups)
-    }
+
+    def by_column(index: int) -> Subgroups:
+        names = [example.groups[index] for example in examples]
+        return subgroups(probability_N, outcome_N, names, threshold=threshold, clusters_N=clusters_N)
+
+    return {name: by_column(index) for index, name in enumerate(columns.groups)}
 
 
 def clusters(examples: Sequence[Example]) -> np.ndarray:

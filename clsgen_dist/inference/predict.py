@@ -27,6 +27,7 @@ from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError, SettingsError
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
+from clsgen_dist.inference.raw_predictions import RawPrediction, require_finite
 from clsgen_dist.model.attention import accepted_inputs, choose_attention
 from clsgen_dist.model.context_length import context_length
 from clsgen_dist.model.self_test import ROUNDING, relative_difference
@@ -101,18 +102,6 @@ class Prediction(Reading):
 
 
 @dataclass(frozen=True)
-class RawPrediction:
-    """What the model computed for a text, before any calibration, so that it can be stored and read anew."""
-
-    first: tuple[float, ...]
-    """Class logits at the end of the prompt."""
-    after: tuple[float, ...] | None
-    """Class logits at the end of the explanation, of a model that decides there."""
-    explanation: str | None
-    truncated: bool
-
-
-@dataclass(frozen=True)
 class PromptBatches:
     """The prompts of texts, and which of them are computed together."""
 
@@ -130,7 +119,8 @@ class Predictor:
         device: torch device; None uses CUDA if available, else the CPU.
 
     Raises:
-        ModelError: the folder is not an export, or its head does not match its fingerprint.
+        ModelError: the folder is not an export, its head does not match its fingerprint, or has weights that are not
+            finite.
     """
 
     def __init__(self, folder: str | Path, device: str | None = None) -> None:
@@ -142,6 +132,11 @@ class Predictor:
         self.card = ModelCard.read(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         weight_CD, bias_C = read_head(folder, self.card)
+        if bad := sum(int((~torch.isfinite(tensor)).sum()) for tensor in (weight_CD, bias_C)):
+            raise ModelError(
+                f"{folder}: {bad} weights of the classification head are not finite (NaN or infinity), so the run "
+                "diverged; export an earlier checkpoint"
+            )
         self._head = (weight_CD.to(self.device), bias_C.to(self.device))
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         prompt = saved_prompt(self.card.prompt, self.tokenizer, system=self.card.system, question=self.card.question)
@@ -181,6 +176,7 @@ class Predictor:
         explain: bool = True,
         max_new_tokens: int | None = None,
         progress: bool = False,
+        ids: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Predictions in the order of the texts.
 
@@ -190,16 +186,34 @@ class Predictor:
             explain: decode explanations too. A model that decides after them decodes them in any case.
             max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
             progress: show the progress on stderr.
+            ids: names of the texts, for errors; None: their places, from 0.
 
         Raises:
+            ModelError: the class logits of some texts are not finite.
             SettingsError: prompt and ``max_new_tokens`` exceed the model's context.
         """
-        found: dict[int, Prediction] = {}
+        raws = self.predict_raw(
+            texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens, progress=progress
+        )
+        require_finite(raws, ids)
+        return [self.read(raw) for raw in raws]
+
+    def predict_raw(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        explain: bool = True,
+        max_new_tokens: int | None = None,
+        progress: bool = False,
+    ) -> list[RawPrediction]:
+        """What :meth:`predict` reads, in the order of the texts."""
+        found: dict[int, RawPrediction] = {}
         batches = self.prompt_batches(texts, batch_size)
         with Progress(len(texts), enabled=progress, unit="row", label="predict") as shown:
             for number in range(len(batches.rows)):
                 batch = self.compute(batches, number, explain=explain, max_new_tokens=max_new_tokens)
-                found |= {index: self.read(raw) for index, raw in batch.items()}
+                found |= batch
                 shown.update(len(batch))
         return [found[index] for index in range(len(texts))]
 
@@ -238,7 +252,7 @@ class Predictor:
         }
 
     def read(self, raw: RawPrediction) -> Prediction:
-        """The prediction, with the model's calibration and thresholds."""
+        """The prediction, with the model's calibration and thresholds; of logits that are finite."""
         if self.card.decide == "after":
             assert raw.after is not None
             reading, after = self._reading(raw.after), None

@@ -10,6 +10,7 @@ from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.ingest import read_texts
 from clsgen_dist.data.reading.rejection import RejectedRow, require_few_bad_rows
 from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.raw_predictions import NOT_FINITE, require_finite
 from clsgen_dist.io.files import atomic_file, require_writable, writing
 
 
@@ -21,7 +22,7 @@ class PredictedFile:
     truncated: int
     """Rows whose text was truncated in the middle to fit."""
     rejected: list[RejectedRow]
-    """Rows without a usable text: they have an error instead of a prediction."""
+    """Rows that have an error instead of a prediction: without a usable text, or with logits that are not finite."""
 
 
 def predict_file(
@@ -48,7 +49,7 @@ def predict_file(
         max_bad_fraction: more rows without a usable text than this share raise, before anything is predicted.
 
     Raises:
-        ModelError: ``model`` is no exported folder.
+        ModelError: ``model`` is no exported folder, or the logits of no row are finite.
         DataError: the rows cannot be read, or too many are bad.
         SettingsError: ``output`` cannot be written, or ``max_new_tokens`` exceeds the context.
     """
@@ -58,14 +59,20 @@ def predict_file(
     texts = [row.text for row in rows if row.rejected is None]
     rejected = [row.rejected for row in rows if row.rejected is not None]
     require_few_bad_rows(data, len(texts), len(rejected), rejected, max_bad_fraction, None, "--max_bad_fraction")
-    predictions = Predictor(model).predict(
+    predictor = Predictor(model)
+    raws = predictor.predict_raw(
         texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens, progress=True
     )
-    answers = iter(predictions)
+    if not any(raw.is_finite for raw in raws):
+        require_finite(raws, [row.id for row in rows if row.rejected is None])
+    unread = iter(raws)
     # An id may hold what UTF-8 cannot.
     with writing(output), atomic_file(output, errors="backslashreplace") as file:
         for row in rows:
             fault = row.rejected
-            answer = {"error": fault.reason, "code": fault.code} if fault else next(answers).to_json()
+            if fault is None and not (raw := next(unread)).is_finite:
+                fault = RejectedRow(source=data, line=row.line, code="logits-not-finite", reason=NOT_FINITE)
+                rejected.append(fault)
+            answer = {"error": fault.reason, "code": fault.code} if fault else predictor.read(raw).to_json()
             file.write(json.dumps({"id": row.id, **answer}, ensure_ascii=False) + "\n")
-    return PredictedFile(len(rows), sum(prediction.truncated for prediction in predictions), rejected)
+    return PredictedFile(len(rows), sum(raw.truncated for raw in raws), rejected)

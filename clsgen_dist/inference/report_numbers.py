@@ -38,8 +38,10 @@ def share(scores: RowScores) -> str:
 
 
 def percent_with_interval(value: float, interval: Interval) -> str:
-    """A share in per cent, with its interval in brackets."""
-    return "n/a" if math.isnan(value) else f"{percent(value)} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    """A share in per cent, with its interval in brackets, if it has one."""
+    if math.isnan(value) or math.isnan(interval.low):
+        return percent(value)
+    return f"{percent(value)} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def or_else(value: float | None, other: float) -> float:

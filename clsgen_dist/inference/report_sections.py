@@ -89,7 +89,7 @@ def _decisions(found: Evaluation) -> list[Block]:
             "AUROC is the chance that a row of the class gets a higher probability than one of another: 0.5 is "
             "guessing, 1 is perfect. Brackets hold 95 % intervals: other rows of the same kind would give about that."
         ),
-        Table("Beside the baselines (bootstrap intervals)", ["", *(WORDS[name] for name in names)], scores),
+        Table("Beside the baselines", ["", *(WORDS[name] for name in names)], scores),
         Table(
             "All metrics",
             ["metric", "value"],

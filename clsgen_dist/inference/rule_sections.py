@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from clsgen_dist.calibration.kept_rules import KeptHandOver, KeptSets, KeptThreshold, outside
 from clsgen_dist.evaluation.interval import Estimate
 from clsgen_dist.inference.evaluation import Evaluation
-from clsgen_dist.inference.report_numbers import number, or_else, percent, with_interval
+from clsgen_dist.inference.report_numbers import number, or_else, percent, percent_with_interval, with_interval
 from clsgen_dist.report.document import Block, Paragraph, Table
 
 
@@ -29,10 +29,7 @@ def rule_blocks(found: Evaluation) -> list[Block]:
 
 
 def _share(estimate: Estimate) -> str:
-    text = percent(estimate.value)
-    if text == "n/a":
-        return text
-    return f"{text} [{100 * estimate.interval.low:.1f}, {100 * estimate.interval.high:.1f}]"
+    return percent_with_interval(estimate.value, estimate.interval)
 
 
 def _fitted(value: float | None) -> str:
@@ -75,9 +72,11 @@ def _sets(sets: KeptSets, *, clustered: bool) -> list[Block]:
         named = ", ".join(f"{line.name or 'all rows'} ({percent(line.covered.value)})" for line in beyond)
         verdict = Paragraph(
             f"Outside its band: {named}. These rows are unlike those on which the sets were fitted"
-            + (", or this is chance, which alone puts one in twenty outside." if promised > 1 else "."),
+            + ", or this is chance, which alone puts one in twenty outside.",
             tone="warning",
         )
+    elif not promised:
+        verdict = Paragraph("Whether the promise holds cannot be said: no row here is one that it is for.")
     else:
         verdict = Paragraph("Each coverage lies in the band in which it lies 95 times in 100 if the promise holds.")
     blocks: list[Block] = [

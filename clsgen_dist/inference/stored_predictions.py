@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist.hf_export.artifact import META_FILE
-from clsgen_dist.inference.predict import Predictor, RawPrediction
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.raw_predictions import RawPrediction
 from clsgen_dist.io.files import writing
 from clsgen_dist.track.progress import Progress
 

@@ -16,7 +16,7 @@ from clsgen_dist.data.loader import evaluation_batches
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.evaluation.metrics import HIGHER_IS_BETTER, METRICS, as_binary, class_metrics, is_labelled
+from clsgen_dist.evaluation.metrics import HIGHER_IS_BETTER, METRICS, class_metrics, is_labelled
 from clsgen_dist.model.label_space import Kind, LabelSpace
 from clsgen_dist.objectives.normalization import mean
 from clsgen_dist.objectives.term import Term
@@ -92,17 +92,23 @@ def _mean(total: float, count: float) -> float:
 
 
 def reliability(found: DevResult, space: LabelSpace) -> Reliability | None:
-    """The reliability diagram of the labelled rows, of all answers for multi-label; None without any."""
-    from clsgen_dist.evaluation.calibration_error import reliability_bins
+    """The reliability diagram of the label space's pooled question on the labelled rows.
+
+    None without any, or if logits are not finite.
+    """
+    from clsgen_dist.evaluation.questions import pooled_question
+    from clsgen_dist.evaluation.reliability import bin_rows
     from clsgen_dist.track.reliability import Reliability
 
     labelled = is_labelled(found.labels)
     if not labelled.any():
         return None
-    probabilities_NC, labels = space.probabilities(found.logits_NK[labelled]), found.labels[labelled]
-    if space.kind == "multilabel":
-        return Reliability(*reliability_bins(*as_binary(probabilities_NC, labels)))
-    return Reliability(*reliability_bins(probabilities_NC, labels, positive=space.positive_index))
+    logits_NK, labels = found.logits_NK[labelled], found.labels[labelled]
+    if not np.isfinite(logits_NK).all():
+        return None
+    question = pooled_question(space.probabilities(logits_NK), labels, space.kind, space.positive_index)
+    bins = bin_rows(question.probability_M, question.outcome_M)
+    return Reliability(bins.mean_B, bins.frequency_B, bins.count_B)
 
 
 def metric_fault(rows: RowDataset, metric: str, kind: Kind) -> str | None:
@@ -142,12 +148,14 @@ def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float
 
 def _class_metrics(logits_NK: np.ndarray, labels: np.ndarray, space: LabelSpace) -> dict[str, float]:
     labelled = is_labelled(labels)
-    probabilities_NC, labels = space.probabilities(logits_NK[labelled]), labels[labelled]
+    logits_NK, labels = logits_NK[labelled], labels[labelled]
     if not len(labels):
         return {}
-    if not np.isfinite(probabilities_NC).all():
+    if not np.isfinite(logits_NK).all():
         return dict.fromkeys(METRICS[space.kind], float("nan"))
-    return class_metrics(probabilities_NC, labels, space.kind, space.positive_index, names=METRICS[space.kind])
+    return class_metrics(
+        space.probabilities(logits_NK), labels, space.kind, space.positive_index, names=METRICS[space.kind]
+    )
 
 
 def metric_name(best_metric: str) -> str:

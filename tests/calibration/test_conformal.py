@@ -84,7 +84,9 @@ def test_the_cutoff_is_the_rank_of_the_definition():
     # n = 9: the ⌈10 · 0.9⌉ = 9th smallest 1-p, the 8th for 0.8.
     assert fit_sets(p, labels, coverage=0.9).cutoff_C == (0.55, 0.55)
     assert fit_sets(p, labels, coverage=0.8).cutoff_C == (0.6, 0.6)
-    with pytest.raises(DataError, match=r"9 rows for class 0, expected 19 or more to promise a coverage of 0\.95"):
+    with pytest.raises(
+        DataError, match=r"9 rows, expected 19 or more to promise a coverage of 0\.95; add rows, or lower the coverage"
+    ):
         fit_sets(p, labels, coverage=0.95)
 
 

@@ -36,7 +36,7 @@ def test_nan_resamples_are_dropped_and_counted():
     def sometimes(index):
         return float("nan") if 0 in index else 1.0
 
-    some = bootstrap_interval(sometimes, 5, resamples=200)
+    some = bootstrap_interval(sometimes, 8, resamples=200)
     assert 0 < some.dropped < 200
     assert (some.low, some.high) == (1.0, 1.0)
     none = bootstrap_interval(lambda i: float("nan"), 5, resamples=20)

@@ -48,6 +48,8 @@ def test_recalibration_is_reported_as_a_paired_difference():
     labels = (rng.random(600) < honest[:, 1]).astype(int)
     better = recalibration_changes(loud, honest, labels, positive=1)
     assert [c.measure for c in better] == ["ece", "nll", "brier"]
-    assert all(c.interval.low < c.difference < c.interval.high < 0 for c in better)
+    ece_change, *others = better
+    assert ece_change.difference < 0 and np.isnan(ece_change.interval.low), "resamples have the bias of an ECE twice"
+    assert all(c.interval.low < c.difference < c.interval.high < 0 for c in others)
     assert all(c.difference == 0 for c in recalibration_changes(loud, loud, labels, positive=1))
     assert "recalibrated - raw: ECE -0." in Report(600, recalibration=better).text()

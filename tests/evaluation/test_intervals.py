@@ -196,8 +196,8 @@ def test_bca_covers_more_often_than_percentile_for_a_skewed_metric():
 
 
 def test_bca_of_a_metric_that_is_undefined_or_constant():
-    assert np.isnan(bootstrap_interval(lambda i: float("nan"), 5, resamples=20, method="bca").low)
-    constant = bootstrap_interval(lambda i: 2.0, 5, resamples=20, method="bca")
+    assert np.isnan(bootstrap_interval(lambda i: float("nan"), 6, resamples=20, method="bca").low)
+    constant = bootstrap_interval(lambda i: 2.0, 6, resamples=20, method="bca")
     assert (constant.low, constant.high) == (2, 2)
 
 

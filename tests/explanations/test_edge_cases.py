@@ -66,7 +66,7 @@ def everything(texts, explanations, kind):
         richness(explanations),
         contradictions(explanations, decided, LABELS),
         stated_decided_kappa(explanations, decided, LABELS, kind, resamples=20),
-        alignment(explanations, p_NC, LABELS, kind, resamples=20),
+        alignment(explanations, p_NC, LABELS, kind),
         found,
         copied_share(texts, explanations),
         simulatability(texts, explanations, decided, LABELS),

@@ -231,7 +231,7 @@ def test_multilabel_sets_name_the_classes_that_may_and_that_need_not_apply(folde
         (("--prevalence", "yes=2"), "expected a share above 0 and below 1"),
         (("--prevalence", "yes=0.1", "--prevalence_from", "rows.jsonl"), "are both given"),
         (("--coverage", "1.5"), "a share above 0 and below 1"),
-        (("--coverage", "0.99"), "36 rows for class no, expected 99 or more"),
+        (("--coverage", "0.99"), "36 rows, expected 99 or more"),
         (("--coverage", "0.8", "--class_conditional", "false", "--prevalence", "yes=0.1"), "stay valid"),
         (("--method", "none", "--hand_over", "risk=0.1"), "leave their options out"),
     ],
