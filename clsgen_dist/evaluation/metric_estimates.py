@@ -42,6 +42,7 @@ def metric_estimates(
     names: Sequence[str] | None = None,
     *,
     clusters_N: np.ndarray | None = None,
+    resamples: int = 1000,
 ) -> dict[str, Estimate]:
     """The metrics of :func:`full_metrics`, whose arguments these are; ``clusters_N``: an id for each row."""
 
@@ -54,7 +55,11 @@ def metric_estimates(
     intervals = dict.fromkeys(NO_INTERVAL, UNDEFINED) | {name: direct[name]() for name in values if name in direct}
     if resampled:
         found = bootstrap_intervals(
-            lambda index: metrics(index, resampled), len(labels), clusters_N=clusters_N, method="bca"
+            lambda index: metrics(index, resampled),
+            len(labels),
+            resamples=resamples,
+            clusters_N=clusters_N,
+            method="bca",
         )
         intervals |= {name: UNDEFINED if i.low == i.high else i for name, i in found.items()}
     return {name: Estimate(v, UNDEFINED if np.isnan(v) else intervals[name]) for name, v in values.items()}

@@ -22,18 +22,26 @@ CLOCK = "{{ '<|im_start|>system\n' + strftime_now('%H:%M:%S.%f') + '<|im_end|>\n
 @pytest.fixture
 def folder(tmp_path):
     """An exported model with random weights, whose template writes the time of day."""
+    return hand_made_export(tmp_path, ["no", "yes"])
+
+
+def hand_made_export(path, labels, kind="single"):
+    """A model of random weights with a head for the label space."""
     tokenizer = byte_level(CLOCK, words=["glioblastoma"])
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=2, max_position_embeddings=256, initializer_range=0.5)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    head = {"weight": torch.randn(2, 32), "bias": torch.zeros(2)}
-    (tmp_path / HEAD_FILE).parent.mkdir(exist_ok=True)
-    save_file(head, tmp_path / HEAD_FILE)
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    outputs = len(labels) - (kind == "ordinal")
+    head = {"weight": torch.randn(outputs, 32), "bias": torch.zeros(outputs)}
+    if kind == "ordinal":
+        head = {"weight": head["weight"][:1].repeat(outputs, 1), "bias": torch.linspace(1, -1, outputs)}
+    write_head(path, head)
     ModelCard(
-        labels=["no", "yes"],
-        positive_label="yes",
+        labels=labels,
+        label_space=kind,
+        positive_label=labels[-1],
         system=None,
         question="Why?",
         prompt=render_prompt(tokenizer, system=None, question="Why?").to_json(),
@@ -41,8 +49,14 @@ def folder(tmp_path):
         max_explanation_length=24,
         head_sha256=head_fingerprint(head["weight"], head["bias"]),
         trained={},
-    ).write(tmp_path)
-    return tmp_path
+    ).write(path)
+    return path
+
+
+def write_head(path, head):
+    """The head's file, without its fingerprint in the card."""
+    (path / HEAD_FILE).parent.mkdir(exist_ok=True)
+    save_file(head, path / HEAD_FILE)
 
 
 @pytest.fixture
