@@ -92,5 +92,5 @@ def run(
             raise CapabilityLostError(
                 f"perplexity on general text is {drop.value:.1f} % above the backbone's, up to "
                 f"{drop.interval.high:.1f} % with 95 % confidence, expected at most {max_drop:g} (--max_drop); "
-                "lower optim.lr, or train less"
+                "lower optim.lr, train less, or use clsgen export --interpolation"
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 
-def run(checkpoint: str, output: str, max_shard_size: str = "5GB", verify_logits: bool = True) -> None:
+def run(
+    checkpoint: str, output: str, max_shard_size: str = "5GB", verify_logits: bool = True, interpolation: float = 1.0
+) -> None:
     """Turn a training checkpoint into a plain Hugging Face folder with its classification head, and verify it.
 
     Args:
@@ -11,10 +13,17 @@ def run(checkpoint: str, output: str, max_shard_size: str = "5GB", verify_logits
         output: Folder to write.
         max_shard_size: Largest weight file, like 5GB or 500MB.
         verify_logits: Reload the result and compare its logits with the trained model's (in memory).
+        interpolation: Share of the way from the backbone's weights to the trained ones; below 1, more language is kept.
     """
     from clsgen_dist.hf_export.export import export
 
-    export(checkpoint, output, max_shard_bytes=_bytes(max_shard_size), verify_logits=verify_logits)
+    export(
+        checkpoint,
+        output,
+        max_shard_bytes=_bytes(max_shard_size),
+        verify_logits=verify_logits,
+        interpolation=interpolation,
+    )
 
 
 def _bytes(size: str) -> int:

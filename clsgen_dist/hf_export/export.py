@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clsgen_dist import checkpoint
 from clsgen_dist.config import Settings, settings_from_yaml
-from clsgen_dist.errors import CheckpointError, ModelError
+from clsgen_dist.errors import CheckpointError, ModelError, SettingsError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, META_FILE, ModelCard, head_fingerprint
 from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config
 from clsgen_dist.hf_export.merge import Merge, trained_tensors, write_shards
@@ -39,6 +39,7 @@ def export(
     *,
     max_shard_bytes: int = 5 * 10**9,
     verify_logits: bool = True,
+    interpolation: float = 1.0,
 ) -> Path:
     """Export a checkpoint to a plain Hugging Face folder with the classification head beside it.
 
@@ -51,6 +52,9 @@ def export(
         output: folder to write, which may exist if it is empty or an earlier export: that is replaced.
         max_shard_bytes: largest size of one ``model*.safetensors``, in bytes.
         verify_logits: reload the result, and compare its losses on a fixed text with the trained model's.
+        interpolation: share of the way from the backbone's weights to the trained ones, above 0 and up to 1. Below 1,
+            more of the backbone's language is kept, and probabilities need calibration anew. The whole change is
+            written and verified first.
 
     Returns:
         ``output``: ``config.json``, weights and tokenizer in the base's layout; the head as ``weight [C, D]`` and
@@ -60,7 +64,12 @@ def export(
         CheckpointError: no valid checkpoint.
         ModelError: ``output`` exists and is not an earlier export, the weights do not match the architecture, or
             verification failed; nothing is written to ``output`` then.
+        SettingsError: the interpolation is out of range.
     """
+    if not 0 < interpolation <= 1:
+        raise SettingsError(
+            f"--interpolation is {interpolation:g}, expected a share above 0 and up to 1; 1 exports the trained weights"
+        )
     output = Path(output)
     source = _find_checkpoint(Path(checkpoint_path))
     marker = checkpoint.verify(source)
@@ -73,6 +82,8 @@ def export(
         _retry_with_diagnostics(
             write, source, partial, settings, marker, output.with_name(f"{output.name}.differed.json")
         )
+        if interpolation != 1:
+            _write(source, partial, settings, marker, max_shard_bytes, interpolation)
         shutil.rmtree(output, ignore_errors=True)
         partial.rename(output)
     finally:
@@ -84,17 +95,12 @@ def export(
 def _write_and_verify(
     source: Path, folder: Path, settings: Settings, marker: dict[str, Any], max_shard_bytes: int, verify_logits: bool
 ) -> None:
-    """Write the export anew into ``folder``, readable by all, and verify it; LogitsDifferError, ModelError."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Write the export anew into ``folder``, and verify it; LogitsDifferError, ModelError."""
     _write(source, folder, settings, marker, max_shard_bytes)
-    verify_shapes(folder)
     if verify_logits:
         verify_canary(folder, marker["canary"])
     else:
         logger.info("logits not verified (--verify_logits false)")
-    for file in (f for f in folder.rglob("*") if f.is_file()):
-        file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def _retry_with_diagnostics(
@@ -126,11 +132,21 @@ def _find_checkpoint(path: Path) -> Path:
     return root / checkpoint.folder_name(best) if best is not None else found
 
 
-def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any], max_shard_bytes: int) -> None:
+def _write(
+    source: Path,
+    folder: Path,
+    settings: Settings,
+    marker: dict[str, Any],
+    max_shard_bytes: int,
+    interpolation: float = 1.0,
+) -> None:
+    """Write all files anew into ``folder``, readable by all; ModelError if the tensors do not fit the architecture."""
     from safetensors.torch import save_file
 
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     identity = marker["identity"]
-    base, merge, head = _open(source, settings, identity)
+    base, merge, head = _open(source, settings, identity, interpolation)
     assert base.weights is not None
     write_shards(folder, base.weights, merge, max_shard_bytes)
     labels = LabelSpace.of(identity["labels"], settings.data.positive_label, identity["label_space"])
@@ -158,14 +174,20 @@ def _write(source: Path, folder: Path, settings: Settings, marker: dict[str, Any
             "step": marker["state"]["step"],
             "rows": identity["rows"],
             "seed": settings.seed,
+            **({"interpolation": interpolation} if interpolation != 1 else {}),
         },
         distorted_by=distortions(settings.objectives, labels.kind, balanced=settings.data.sampling == "balanced"),
     )
     card.write(folder)
     write_readme(folder, card)
+    verify_shapes(folder)
+    for file in (f for f in folder.rglob("*") if f.is_file()):
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
-def _open(source: Path, settings: Settings, identity: dict[str, Any]) -> tuple[Backbone, Merge, dict[str, Tensor]]:
+def _open(
+    source: Path, settings: Settings, identity: dict[str, Any], interpolation: float = 1.0
+) -> tuple[Backbone, Merge, dict[str, Tensor]]:
     """The base, the merge of its trained weights, and the classification head's weight ``[K, D]`` and bias ``[K]``."""
     base = open_backbone(backbone_path(settings.model.backbone))
     assert base.weights is not None
@@ -176,5 +198,5 @@ def _open(source: Path, settings: Settings, identity: dict[str, Any]) -> tuple[B
         bias_K = bias_K + bias_K.new_tensor(correction)
     head = {"weight": weight_KD.contiguous(), "bias": bias_K.contiguous()}
     trained = {name.removeprefix("lm."): tensor for name, tensor in tensors.items() if name.startswith("lm.")}
-    merge = Merge(trained, base.weights, scale=settings.model.lora_alpha / settings.model.lora_rank)
+    merge = Merge(trained, base.weights, settings.model.lora_alpha / settings.model.lora_rank, interpolation)
     return base, merge, head

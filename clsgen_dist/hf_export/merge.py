@@ -1,7 +1,9 @@
 """The trained weights, written in the layout of the base's files.
 
 The base's tensors are streamed group by group (:mod:`clsgen_dist.model.weight_files`). A trained parameter replaces the
-base's, a LoRA update is added to it (``W + (alpha/r)·B A``, in fp32), and frozen tensors are copied byte by byte.
+base's, a LoRA update is added to it (``W + (alpha/r)·B A``, in fp32), and frozen tensors are copied byte by byte. With
+an interpolation λ below 1, a trained weight is ``W + λ (W' - W)``: part of the way back to the base, which keeps more
+of its language (Wortsman et al. 2022, WiSE-FT).
 Trained tensors are assembled from the memory-mapped ZeRO shards one at a time.
 
 Cost: memory for one output shard and one group.
@@ -39,14 +41,15 @@ class Merge:
         trained: tensors by the LM's parameter names.
         base: the base's files.
         scale: alpha / rank of LoRA.
+        interpolation: share of the way from the base's weights to the trained ones.
 
     Raises:
         ModelError: a trained tensor matches no tensor of the base.
     """
 
-    def __init__(self, trained: dict[str, Any], base: WeightMap, scale: float) -> None:
+    def __init__(self, trained: dict[str, Any], base: WeightMap, scale: float, interpolation: float = 1.0) -> None:
         base.require_exportable(trained)
-        self._trained, self._base, self._scale = trained, base, scale
+        self._trained, self._base, self._scale, self._interpolation = trained, base, scale, interpolation
 
     def groups(self) -> list[Group]:
         """Groups to write, in the files' order; a tied weight is written once."""
@@ -68,13 +71,16 @@ class Merge:
         full, down, up = self._base.trained_as(name)
         for key in full:
             if key in self._trained:
-                return self._trained_tensor(key).to(tensor.dtype)
+                whole = self._trained_tensor(key)
+                return (whole if self._interpolation == 1 else tensor.float().lerp(whole, self._interpolation)).to(
+                    tensor.dtype
+                )
         if down not in self._trained:
             return tensor
         update = self._trained_tensor(up) @ self._trained_tensor(down)
         if type(self._base.lm.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D":
             update = update.T  # GPT-2's linear weights are [in, out]
-        return (tensor.float() + self._scale * update).to(tensor.dtype)
+        return (tensor.float() + self._interpolation * self._scale * update).to(tensor.dtype)
 
     def _trained_tensor(self, key: str) -> Tensor:
         tensor: Tensor = self._trained[key].contiguous().detach().float()

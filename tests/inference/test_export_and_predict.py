@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from clsgen_dist import checkpoint
 from clsgen_dist.cli import main
-from clsgen_dist.errors import DataError, ModelError
+from clsgen_dist.errors import DataError, ModelError, SettingsError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, read_head
 from clsgen_dist.hf_export.export import export
 from clsgen_dist.inference.predict import Prediction, Predictor
@@ -68,6 +68,25 @@ def test_the_export_is_sharded_and_has_no_empty_tensors(exported):
     for name in files:
         with safe_open(exported[1] / name, framework="pt") as file:
             assert all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
+
+
+def test_an_interpolation_goes_part_of_the_way_from_the_backbone(exported, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    run, whole = exported
+    part = export(run, tmp_path / "part", interpolation=0.25)
+    card = ModelCard.read(part)
+    before, after, between = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (card.trained["backbone"], whole, part)
+    )
+    moved = [name for name in after if not torch.equal(before[name], after[name])]
+    assert len(moved) > 10 and card.trained["interpolation"] == 0.25
+    for name in after:
+        torch.testing.assert_close(between[name], before[name].lerp(after[name], 0.25), atol=1e-6, rtol=1e-5)
+    assert "interpolation" not in ModelCard.read(whole).trained
+    with pytest.raises(SettingsError, match=r"--interpolation is 1\.5, expected a share above 0"):
+        export(run, tmp_path / "other", interpolation=1.5)
 
 
 def test_probabilities_and_explanations_equal_plain_transformers_one_by_one(exported):
