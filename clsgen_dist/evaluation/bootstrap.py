@@ -12,7 +12,10 @@ Two models on the same rows are compared by the interval of their paired differe
 rows that are hard for both cancel, so it is narrower than two separate intervals suggest.
 
 Not for binned calibration errors: a resample has more of their bias than the rows have (see ``calibration_error``).
-Cost: ``resamples`` calls of the statistic, BCa up to 200 more; AUROC takes about 2 ms a call on 400 rows.
+
+Cost: ``resamples`` calls of the statistic, BCa up to 200 more; AUROC takes about 0.06 ms a call on 400 rows, 10 on
+100,000. Above 20,000 rows, resamples times rows stays at 20 million, down to 200 resamples: chance then moves an end of
+the interval by 5 % of its width instead of 2 %, and on so many rows intervals are narrow. Memory: one resample.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ Statistic = Callable[[np.ndarray], float]
 Method = Literal["percentile", "bca"]
 
 _JACKKNIFE_BLOCKS = 200
+_MOST_DRAWN = 20_000_000
+"""Rows drawn in all resamples together."""
+_FEWEST_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def bootstrap_interval(
     clusters_N: np.ndarray | None = None,
     method: Method = "percentile",
 ) -> Interval:
-    """Interval of the statistic over resamples of the rows; NaN if it is undefined on all of them.
+    """Interval of the statistic over ``resamples`` of the rows, or fewer (above); NaN if it is undefined on all.
 
     ``strata_N`` and ``clusters_N`` are those of :class:`Resampler`.
     """
@@ -141,7 +147,7 @@ def bootstrap_intervals(
             f"{resamples} resamples of {n_rows} rows, expected at least one of each; add rows, or raise resamples"
         )
     rng, resampler = np.random.default_rng(seed), Resampler(n_rows, strata_N=strata_N, clusters_N=clusters_N)
-    drawn = _columns([statistics(resampler.draw(rng)) for _ in range(resamples)])
+    drawn = _columns([statistics(resampler.draw(rng)) for _ in range(_affordable(resamples, n_rows))])
     tails = ((1 - level) / 2, (1 + level) / 2)
     if method == "percentile":
         return {name: _interval(values, tails) for name, values in drawn.items()}
@@ -167,10 +173,10 @@ def paired_difference(
     """First minus second metric on the same rows, with percentile interval and p-value.
 
     The p-value is twice the smaller share of resamples on either side of 0, (1 + k)/(1 + resamples), so that it is
-    below ``1 - level`` where the interval leaves 0 out (Davison & Hinkley 1997).
+    below ``1 - level`` where the interval leaves 0 out (Davison & Hinkley 1997). Of 200 resamples it is 0.01 or more.
     """
     rng, resampler = np.random.default_rng(seed), Resampler(n_rows, strata_N=strata_N, clusters_N=clusters_N)
-    draws = [resampler.draw(rng) for _ in range(resamples)]
+    draws = (resampler.draw(rng) for _ in range(_affordable(resamples, n_rows)))
     values = np.array([first(index) - second(index) for index in draws])
     everything = np.arange(n_rows)
     kept = values[~np.isnan(values)]
@@ -178,6 +184,10 @@ def paired_difference(
     p_value = min(1.0, 2 * (1 + smaller) / (1 + len(kept))) if len(kept) else float("nan")
     interval = _interval(values, ((1 - level) / 2, (1 + level) / 2))
     return Difference(float(first(everything) - second(everything)), interval, p_value)
+
+
+def _affordable(resamples: int, n_rows: int) -> int:
+    return min(resamples, max(_FEWEST_RESAMPLES, _MOST_DRAWN // n_rows))
 
 
 def _columns(found: list[dict[str, float]]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clsgen_dist.data.example import Example
+from clsgen_dist.evaluation import baselines
 from clsgen_dist.evaluation import report as report_module
 from clsgen_dist.evaluation.baselines import text_baseline
 from clsgen_dist.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals
@@ -121,6 +122,25 @@ def test_the_text_baseline_needs_words_and_two_classes():
     assert text_baseline(["!", "?"], np.array([0, 1]), new, 2) is None
     probabilities = text_baseline(texts, np.array([3, 1, 3, 1]), new, 4)
     assert probabilities.argmax(axis=1).tolist() == [3, 1] and probabilities[:, [0, 2]].sum() == 0
+
+
+def test_a_text_baseline_of_many_texts_is_fitted_on_a_part_of_them(monkeypatch):
+    texts = [f"{word} day number {n}" for n in range(200) for word in ("good", "bad")]
+    assert baselines.affordable_rows(texts) == list(range(400))
+    monkeypatch.setattr(baselines, "_MOST_CHARACTERS", 2000)
+    rows = baselines.affordable_rows(texts)
+    assert 90 < len(rows) < 120 and rows == sorted(set(rows)) and max(rows) > 300 > 100 > min(rows)
+    assert sum(len(texts[row]) for row in rows) <= 2000
+    assert baselines.affordable_rows(["x" * 3000, "y" * 3000]) in ([0], [1]), "one text at least"
+
+
+def test_a_text_baseline_predicts_alike_in_blocks(monkeypatch):
+    texts, labels = ["good day", "bad day", "good night", "bad night"] * 3, np.array([0, 1] * 6)
+    several = np.where(labels[:, None] == [0, 1], 1.0, 0.0)
+    whole = [text_baseline(texts, given, texts, 2) for given in (labels, several)]
+    monkeypatch.setattr(baselines, "_BLOCK", 5)
+    for given, expected in zip((labels, several), whole, strict=True):
+        np.testing.assert_allclose(text_baseline(texts, given, texts, 2), expected, atol=1e-12)
 
 
 def test_an_absent_class_does_not_prevent_a_report(monkeypatch):
