@@ -26,7 +26,7 @@ import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.evaluation.baselines import majority_baseline, text_baseline
+from clsgen_dist.evaluation.baselines import affordable_rows, majority_baseline, text_baseline
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.evaluation.report import ExplanationShare, Report, Scores, recalibration_changes, score
 from clsgen_dist.explanations.stated_class import names_decided_class
@@ -306,9 +306,13 @@ def build_report(
         train_labels = labels_of(predictor, trained_on)
         name = "class frequencies" if kind == "multilabel" else "majority class"
         scores.append(scored(name, majority_baseline(train_labels, len(labels), len(card.labels))))
+        train_texts = [e.text for e in trained_on]
+        fit_on = affordable_rows(train_texts)
         texts_NC = text_baseline(
-            [e.text for e in trained_on], train_labels, [e.text for e in examples], len(card.labels)
+            [train_texts[row] for row in fit_on], train_labels[fit_on], [e.text for e in examples], len(card.labels)
         )
+        if len(fit_on) < len(trained_on):
+            notes.append(f"TF-IDF baseline: fitted on {len(fit_on):,} of {len(trained_on):,} training rows, at random")
         if texts_NC is None:
             notes.append("no TF-IDF baseline: the training rows are of one class, or hold no words")
         else:
