@@ -24,7 +24,8 @@ def run(
 ) -> None:
     """Probability of each class and an explanation, for every row of a file or for a single text.
 
-    Every row is answered, in the file's order: one without a usable text by its id and `error`.
+    Every row is answered, in the file's order: one without a usable text by its id and `error`. A command that was
+    killed goes on where it was. Over ranks: torchrun --nproc_per_node 8 -m clsgen_dist predict ...
 
     Args:
         model: Folder that `clsgen export` wrote.
@@ -39,6 +40,7 @@ def run(
     """  # noqa: E501
     from clsgen_dist.data.reading.cells import is_blank
     from clsgen_dist.data.reading.rejection import format_locations
+    from clsgen_dist.engine.world import set_launch_variables
     from clsgen_dist.errors import DataError
     from clsgen_dist.inference.predict import Predictor
     from clsgen_dist.inference.predict_file import predict_file
@@ -61,6 +63,8 @@ def run(
         max_new_tokens=max_new_tokens,
         max_bad_fraction=max_bad_fraction,
     )
+    if set_launch_variables().rank != 0:
+        return
     bad = len(written.rejected)
     predicted = f"{written.rows - bad} predicted, {written.truncated} of them shortened in the middle"
     print(f"wrote {written.rows} rows to {output}: {predicted}")

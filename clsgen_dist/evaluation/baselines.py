@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 # N rows, C classes
+
+_MOST_CHARACTERS = 5_000_000
+"""Of the texts that a regression is fitted on: some 800 MB of n-grams, and 20 s."""
+_BLOCK = 2000
+"""Rows predicted together."""
 
 
 def majority_baseline(train_labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
@@ -40,6 +46,13 @@ def linear_baseline(train_features: np.ndarray, train_labels: np.ndarray, featur
     return np.asarray(model.fit(train_features, train_labels).predict_proba(features))
 
 
+def affordable_rows(texts: Sequence[str], seed: int = 0) -> list[int]:
+    """Rows for :func:`text_baseline` to be fitted on: all up to five million characters, beyond them a random part."""
+    shuffled = np.random.default_rng(seed).permutation(len(texts))
+    characters = np.cumsum([len(texts[int(row)]) for row in shuffled])
+    return sorted(shuffled[: max(1, np.searchsorted(characters, _MOST_CHARACTERS, side="right"))].tolist())
+
+
 def text_baseline(
     train_texts: Sequence[str], train_labels: np.ndarray, texts: Sequence[str], classes: int
 ) -> np.ndarray | None:
@@ -61,14 +74,20 @@ def text_baseline(
     probabilities_NC = np.zeros((len(texts), classes))
     if train_labels.ndim == 1:
         fitted = model.fit(train_texts, train_labels)
-        probabilities_NC[:, fitted.classes_] = fitted.predict_proba(texts)
+        probabilities_NC[:, fitted.classes_] = _in_blocks(fitted, texts)
         return probabilities_NC
     for index, labels_N in enumerate(train_labels.T):
         known = np.flatnonzero(~np.isnan(labels_N))
         yes_N = labels_N[known] >= 0.5
         if len(np.unique(yes_N)) == 2:
             fitted = model.fit([train_texts[int(row)] for row in known], yes_N)
-            probabilities_NC[:, index] = fitted.predict_proba(texts)[:, 1]
+            probabilities_NC[:, index] = _in_blocks(fitted, texts)[:, 1]
         else:
             probabilities_NC[:, index] = yes_N.mean() if len(yes_N) else 0.5
     return probabilities_NC
+
+
+def _in_blocks(fitted: Any, texts: Sequence[str]) -> np.ndarray:
+    """The probabilities of a block of texts at a time, as the n-grams of all may not fit in memory."""
+    starts = range(0, len(texts), _BLOCK)
+    return np.concatenate([fitted.predict_proba(texts[start : start + _BLOCK]) for start in starts])

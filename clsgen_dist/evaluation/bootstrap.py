@@ -20,7 +20,10 @@ rows that are hard for both cancel, so it is narrower than two separate interval
 
 Not for calibration errors: a resample has more of their bias than the rows have (see ``calibration_error``). Nor for
 their difference: of a calibrated and an over-confident model, its interval held the true one in 7 to 22 of 100 runs.
-Cost: ``resamples`` calls of the statistic, BCa up to 200 more; AUROC takes about 2 ms a call on 400 rows.
+
+Cost: ``resamples`` calls of the statistic, BCa up to 200 more; AUROC takes about 0.06 ms a call on 400 rows, 10 on
+100,000. Above 20,000 rows, resamples times rows stays at 20 million, down to 200 resamples: chance then moves an end of
+the interval by 5 % of its width instead of 2 %, and on so many rows intervals are narrow. Memory: one resample.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ Statistic = Callable[[np.ndarray], float]
 Method = Literal["percentile", "bca"]
 
 _JACKKNIFE_BLOCKS = 200
+_MOST_DRAWN = 20_000_000
+"""Rows drawn in all resamples together."""
+_FEWEST_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def bootstrap_interval(
     clusters_N: np.ndarray | None = None,
     method: Method = "percentile",
 ) -> Interval:
-    """Interval of the statistic over resamples of the rows; NaN if it is undefined on all of them.
+    """Interval of the statistic over ``resamples`` of the rows, or fewer (above); NaN if it is undefined on all.
 
     ``strata_N`` and ``clusters_N`` are those of :class:`Resampler`.
     """
@@ -155,7 +161,7 @@ def bootstrap_intervals(
             f"{resamples} resamples of {n_rows} rows, expected at least one of each; add rows, or raise resamples"
         )
     rng, resampler = np.random.default_rng(seed), Resampler(n_rows, strata_N=strata_N, clusters_N=clusters_N)
-    drawn = _columns([statistics(resampler.draw(rng)) for _ in range(resamples)])
+    drawn = _columns([statistics(resampler.draw(rng)) for _ in range(_affordable(resamples, n_rows))])
     if method == "percentile" or (tails := _tails(level, resampler.units)) is None:
         return {name: resampled_interval(values, resampler.units, level) for name, values in drawn.items()}
     estimates = statistics(np.arange(n_rows))
@@ -187,10 +193,10 @@ def paired_difference(
     The p-value is twice the smaller share of resamples on either side of 0, (1 + k)/(1 + resamples) (Davison & Hinkley
     1997); on few rows it may be a little below ``1 - level`` though the interval, which is wider, holds 0. Both are NaN
     for fewer than 6 rows or clusters, and where all resamples agree, which says nothing of other rows; the p-value of a
-    difference of 0 is then 1.
+    difference of 0 is then 1. Of 200 resamples the p-value is 0.01 or more.
     """
     rng, resampler = np.random.default_rng(seed), Resampler(n_rows, strata_N=strata_N, clusters_N=clusters_N)
-    draws = [resampler.draw(rng) for _ in range(resamples)]
+    draws = (resampler.draw(rng) for _ in range(_affordable(resamples, n_rows)))
     values = np.array([first(index) - second(index) for index in draws])
     everything = np.arange(n_rows)
     difference, tails = float(first(everything) - second(everything)), _tails(level, resampler.units)
@@ -218,6 +224,10 @@ def _tails(level: float, units: int) -> tuple[float, float] | None:
         return None
     low = float(ndtr(-math.sqrt(units / (units - 1)) * student_quantile(level, units - 1)))
     return low, 1 - low
+
+
+def _affordable(resamples: int, n_rows: int) -> int:
+    return min(resamples, max(_FEWEST_RESAMPLES, _MOST_DRAWN // n_rows))
 
 
 def _columns(found: list[dict[str, float]]) -> dict[str, np.ndarray]:

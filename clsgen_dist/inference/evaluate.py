@@ -27,10 +27,7 @@ import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.evaluation.baselines import majority_baseline, text_baseline
 from clsgen_dist.evaluation.metrics import decide
-from clsgen_dist.evaluation.report import ExplanationShare, Report, Scores, recalibration_changes, score
-from clsgen_dist.explanations.stated_class import names_decided_class
 from clsgen_dist.inference.capability import Capability, backbone_of, general_text, measure_capability
 from clsgen_dist.inference.compare import compared_metrics
 from clsgen_dist.inference.evaluation import Comparison, Evaluation
@@ -45,12 +42,12 @@ from clsgen_dist.inference.measures import (
 )
 from clsgen_dist.inference.predict import Prediction, Predictor
 from clsgen_dist.inference.raw_predictions import require_finite
-from clsgen_dist.inference.rows import labelled_rows, labels_of, logits_and_labels
+from clsgen_dist.inference.rows import labelled_rows, labels_of
+from clsgen_dist.inference.score_table import build_report
 from clsgen_dist.inference.settings import JudgeSettings
 from clsgen_dist.inference.stored_predictions import Ranks, StoredPredictions, predicting_ranks, stored_predictions
 from clsgen_dist.inference.text_embedder import TextEmbedder
 from clsgen_dist.io.files import require_writable
-from clsgen_dist.io.text import MAX_LISTED, quoted
 
 # N rows, C classes
 
@@ -316,82 +313,3 @@ def _provenance(
         "embedding_model": embedding_model,
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def build_report(
-    predictor: Predictor,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    trained_on: Sequence[Example] | None,
-    clusters_N: np.ndarray | None = None,
-) -> Report:
-    """Scores of the model, raw and recalibrated, and of the baselines, on labelled rows."""
-    card, space = predictor.card, predictor.space
-    kind, positive = space.kind, space.positive_index
-    logits_NK, labels = logits_and_labels(predictor, examples, predictions)
-
-    def scored(name: str, probabilities_NC: np.ndarray, thresholds: list[float] | None = None) -> Scores:
-        return score(
-            name,
-            probabilities_NC,
-            labels,
-            kind=kind,
-            positive=positive,
-            thresholds=thresholds,
-            clusters_N=clusters_N,
-        )
-
-    raw_NC = space.probabilities(logits_NK)
-    scores, changes, notes = [scored("dual head, raw", raw_NC)], [], _absent_classes(labels, card.labels)
-    if card.calibration:
-        calibrated_NC = predictor.calibration.probabilities(logits_NK)
-        scores.append(scored("dual head, recalibrated", calibrated_NC, card.thresholds))
-        changes = recalibration_changes(
-            raw_NC, calibrated_NC, labels, kind=kind, positive=positive, clusters_N=clusters_N
-        )
-    elif card.distorted_by:
-        notes.append(f"not calibrated, though trained with {' and '.join(card.distorted_by)}: run clsgen calibrate")
-    if after := [p.after.logits for p in predictions if p.after]:
-        after_NK, thresholds = np.array(after), card.thresholds_after
-        scores.append(scored("after the explanation, raw", space.probabilities(after_NK)))
-        if card.calibration_after:
-            after_NC = predictor.calibration_after.probabilities(after_NK)
-            scores.append(scored("after the explanation, recalibrated", after_NC, thresholds))
-    if trained_on:
-        notes += _texts_of_training(examples, trained_on)
-        train_labels = labels_of(predictor, trained_on)
-        name = "class frequencies" if kind == "multilabel" else "majority class"
-        scores.append(scored(name, majority_baseline(train_labels, len(labels), len(card.labels))))
-        texts_NC = text_baseline(
-            [e.text for e in trained_on], train_labels, [e.text for e in examples], len(card.labels)
-        )
-        if texts_NC is None:
-            notes.append("no TF-IDF baseline: the training rows are of one class, or hold no words")
-        else:
-            scores.append(scored("TF-IDF logistic regression", texts_NC))
-    shares: dict[ExplanationShare, float] = {}
-    if explained := [p for p in predictions if p.explanation is not None]:
-        shares[ExplanationShare.NAMES_DECIDED_CLASS] = names_decided_class(
-            [p.explanation or "" for p in explained], [p.label for p in explained], card.labels
-        )
-    return Report(len(labels), scores, shares, changes, notes)
-
-
-def _texts_of_training(examples: Sequence[Example], trained_on: Sequence[Example]) -> list[str]:
-    """A note on texts that the model was trained on, if there are any; spaces do not count."""
-    known = {" ".join(example.text.split()) for example in trained_on}
-    repeated = sum(" ".join(example.text.split()) in known for example in examples)
-    if not repeated:
-        return []
-    return [f"{repeated} of the {len(examples)} texts also occur in the training rows: new texts may fare worse"]
-
-
-def _absent_classes(labels: np.ndarray, names: Sequence[str]) -> list[str]:
-    """A note on classes that no row has, if there are any."""
-    there = labels if labels.ndim == 1 else np.flatnonzero((np.nan_to_num(labels) > 0.5).any(axis=0))
-    absent = [name for index, name in enumerate(names) if index not in there]
-    if not absent:
-        return []
-    alone = labels.ndim == 1 and len(absent) == len(names) - 1
-    what = "needs two classes" if alone else "and F1 are of the other classes"
-    return [f"no row of the class {', '.join(map(quoted, absent[:MAX_LISTED]))}: AUROC {what}"]

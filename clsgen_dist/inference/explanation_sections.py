@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clsgen_dist.explanations.text_quality import SELF_BLEU_ROWS, VENDI_ROWS
 from clsgen_dist.inference.evaluation import Evaluation
 from clsgen_dist.inference.llm_judge import QUESTIONS
 from clsgen_dist.inference.measures import ExplanationMeasures
@@ -81,13 +82,17 @@ def _agreement(told: ExplanationMeasures) -> list[list[str]]:
 
 
 def _style(told: ExplanationMeasures) -> list[list[str]]:
-    sim, rec = told.simulatability, told.reconstruction
+    sim, rec, rows = told.simulatability, told.reconstruction, len(told.words.values_N)
     return [
         ["words", mean(told.words), "how long explanations are"],
         ["reading ease (Flesch)", mean(told.reading_ease), "60 to 70: plain English; below 30: hard"],
         ["distinct pairs of words", number(told.distinct_2), "near 0: the same phrases again and again"],
-        ["self-BLEU", number(told.self_bleu), "near 100: all alike"],
-        ["Vendi score", number(told.vendi_score), "effective number of different explanations"],
+        ["self-BLEU", number(told.self_bleu), f"near 100: all alike; of {min(rows, SELF_BLEU_ROWS)} rows"],
+        [
+            "Vendi score",
+            number(told.vendi_score),
+            f"effective number of different explanations, of {min(rows, VENDI_ROWS):,}",
+        ],
         [
             "repeats of a template",
             share(told.template_repeats),
@@ -96,12 +101,12 @@ def _style(told: ExplanationMeasures) -> list[list[str]]:
         [
             "decision recovered from the explanation",
             share(sim.explanation),
-            "by a simple reader; includes the class's name",
+            f"by a simple reader, of {sim.explanation.defined:,} rows; includes the class's name",
         ],
         ["… without the class's name", share(sim.masked), "the reasons alone"],
         ["… from the row itself", share(sim.input), "what a simple reader of the row gets"],
         [
-            "own row found among all, MRR",
+            f"own row found among {rec.reciprocal_rank.defined:,}, MRR",
             mean(rec.reciprocal_rank),
             f"by chance {number(rec.control_reciprocal_rank.mean)}",
         ],
@@ -184,7 +189,7 @@ def example_blocks(found: Evaluation) -> list[Block]:
     for words, chosen, order in kinds:
         at = np.flatnonzero(chosen)
         for place in at[np.argsort(order[at], kind="stable")][:_EXAMPLES]:
-            blocks.append(_example(found, int(rows[place]), told.grounding.evidence[int(place)], words))
+            blocks.append(_example(found, int(rows[place]), told.grounding.evidence_of(int(place)), words))
     if blocks:
         total = int(contradicts.sum())
         blocks.insert(

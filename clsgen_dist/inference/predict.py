@@ -1,9 +1,9 @@
 """Probability and explanation from one prefill.
 
 The backbone runs once over the prompt: the last final-norm state gives the class logits and, through the LM head, the
-first explanation token; the rest is decoded greedily from the KV cache of that pass. Rows of similar length are
-batched, padded on the left. A model that decides after its explanation reads the head at the end of what it wrote,
-which takes a second pass over prompt and explanation.
+first explanation token; the rest is decoded greedily from the KV cache of that pass, and rows whose explanation has
+ended leave the batch. Rows of similar length are batched, padded on the left. A model that decides after its
+explanation reads the head at the end of what it wrote, which takes a second pass over prompt and explanation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from clsgen_dist.track.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-# S sequences of a batch, T padded length, D hidden, V vocabulary, C classes, K logits
+# S sequences of a batch, R of them still decoded, T padded length, D hidden, V vocabulary, C classes, K logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,22 +192,6 @@ class Predictor:
             ModelError: the class logits of some texts are not finite.
             SettingsError: prompt and ``max_new_tokens`` exceed the model's context.
         """
-        raws = self.predict_raw(
-            texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens, progress=progress
-        )
-        require_finite(raws, ids)
-        return [self.read(raw) for raw in raws]
-
-    def predict_raw(
-        self,
-        texts: Sequence[str],
-        *,
-        batch_size: int = 16,
-        explain: bool = True,
-        max_new_tokens: int | None = None,
-        progress: bool = False,
-    ) -> list[RawPrediction]:
-        """What :meth:`predict` reads, in the order of the texts."""
         found: dict[int, RawPrediction] = {}
         batches = self.prompt_batches(texts, batch_size)
         with Progress(len(texts), enabled=progress, unit="row", label="predict") as shown:
@@ -215,7 +199,9 @@ class Predictor:
                 batch = self.compute(batches, number, explain=explain, max_new_tokens=max_new_tokens)
                 found |= batch
                 shown.update(len(batch))
-        return [found[index] for index in range(len(texts))]
+        raws = [found[index] for index in range(len(texts))]
+        require_finite(raws, ids)
+        return [self.read(raw) for raw in raws]
 
     def prompt_batches(self, texts: Sequence[str], batch_size: int) -> PromptBatches:
         """The texts in batches of similar length; of equal length, if padding would change a row's states."""
@@ -295,8 +281,7 @@ class Predictor:
         first_S1 = self.lm.get_output_embeddings()(last_SD).argmax(dim=-1, keepdim=True)
         # None for models with another kind of cache (Mamba): generate then recomputes the prompt.
         cache = getattr(outputs, "past_key_values", None)
-        generated = self._continue(ids_ST, mask_ST, first_S1, cache, new_tokens).tolist()
-        written = [self._without_end(tokens) for tokens in generated]
+        written = self._continue(ids_ST, mask_ST, first_S1, cache, new_tokens)
         after_SK = None if self.card.decide == "before" else self._logits_after(prompts, written)
         return logits_SK, after_SK, [self._text(tokens) for tokens in written]
 
@@ -310,22 +295,42 @@ class Predictor:
             found.append(F.linear(outputs.last_hidden_state[:, -1].float(), *self._head).cpu().numpy())
         return np.concatenate(found)
 
-    def _continue(self, ids_ST: Tensor, mask_ST: Tensor, first_S1: Tensor, cache: Any, new_tokens: int) -> Tensor:
-        """The explanation's tokens ``[S, <= new_tokens]``, decoded greedily from the prefill's KV cache."""
-        end = self.encoder.end_token
-        if new_tokens == 1 or bool((first_S1 == end).all()):
-            return first_S1
-        generated = self.lm.generate(
-            input_ids=torch.cat([ids_ST, first_S1], dim=1),
-            attention_mask=torch.cat([mask_ST, torch.ones_like(first_S1)], dim=1),
-            past_key_values=cache,
-            max_new_tokens=new_tokens - 1,
-        )
-        return generated[:, ids_ST.shape[1] :]
+    def _continue(
+        self, ids_ST: Tensor, mask_ST: Tensor, first_S1: Tensor, cache: Any, new_tokens: int
+    ) -> list[list[int]]:
+        """The explanations' tokens without the end token, decoded greedily from the prefill's KV cache.
 
-    def _without_end(self, tokens: list[int]) -> list[int]:
-        end = self.encoder.end_token
-        return tokens[: tokens.index(end)] if end in tokens else tokens
+        Whenever a quarter of the batch has ended, decoding stops, and goes on without these rows; not for families with
+        a cache of their own, which may not be able to drop rows.
+        """
+        from transformers import DynamicCache
+
+        end, prompt = self.encoder.end_token, ids_ST.shape[1]
+
+        def quarter_has_ended(ids_RT: Tensor, scores: Any) -> Tensor:
+            return ((ids_RT[:, -1] == end).float().mean() >= 0.25).expand(len(ids_RT))
+
+        drops = type(cache) is DynamicCache
+        written: list[list[int]] = [[] for _ in ids_ST]
+        row_R, ids_RT, mask_RT = list(range(len(ids_ST))), torch.cat([ids_ST, first_S1], dim=1), mask_ST
+        while True:
+            for row, tokens in zip(row_R, ids_RT[:, prompt:].tolist(), strict=True):
+                written[row] = tokens[: tokens.index(end)] if end in tokens else tokens
+            left, going_R = prompt + new_tokens - ids_RT.shape[1], ids_RT[:, -1] != end
+            if left == 0 or not going_R.any():
+                return written
+            if drops and not going_R.all():
+                keep = going_R.nonzero().flatten()
+                row_R, ids_RT, mask_RT = [row_R[place] for place in keep.tolist()], ids_RT[keep], mask_RT[keep]
+                cache.reorder_cache(keep)
+            mask_RT = F.pad(mask_RT, (0, ids_RT.shape[1] - mask_RT.shape[1]), value=1)
+            ids_RT = self.lm.generate(
+                input_ids=ids_RT,
+                attention_mask=mask_RT,
+                past_key_values=cache,
+                max_new_tokens=left,
+                stopping_criteria=[quarter_has_ended] if drops else None,
+            )
 
     def _text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

@@ -1,8 +1,13 @@
-"""Predictions for every row of a source, written as JSON lines in the source's order."""
+"""Predictions for every row of a source, written as JSON lines in the source's order.
+
+Until all rows are predicted they are kept batch by batch in the folder ``OUTPUT.parts`` (``stored_predictions``): a
+command that was killed goes on with the missing batches, and ranks share them.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +16,7 @@ from clsgen_dist.data.reading.ingest import read_texts
 from clsgen_dist.data.reading.rejection import RejectedRow, require_few_bad_rows
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.raw_predictions import NOT_FINITE, require_finite
+from clsgen_dist.inference.stored_predictions import predicting_ranks, stored_predictions
 from clsgen_dist.io.files import atomic_file, require_writable, writing
 
 
@@ -59,20 +65,34 @@ def predict_file(
     texts = [row.text for row in rows if row.rejected is None]
     rejected = [row.rejected for row in rows if row.rejected is not None]
     require_few_bad_rows(data, len(texts), len(rejected), rejected, max_bad_fraction, None, "--max_bad_fraction")
-    predictor = Predictor(model)
-    raws = predictor.predict_raw(
-        texts, batch_size=batch_size, explain=explain, max_new_tokens=max_new_tokens, progress=True
-    )
-    if not any(raw.is_finite for raw in raws):
-        require_finite(raws, [row.id for row in rows if row.rejected is None])
-    unread = iter(raws)
-    # An id may hold what UTF-8 cannot.
-    with writing(output), atomic_file(output, errors="backslashreplace") as file:
+    with predicting_ranks() as ranks:
+        predictor, parts = Predictor(model), output.with_name(f"{output.name}.parts")
+        raws = stored_predictions(
+            predictor,
+            Path(model),
+            texts,
+            parts,
+            "rows",
+            ranks=ranks,
+            batch_size=batch_size,
+            explain=explain,
+            max_new_tokens=max_new_tokens,
+        ).rows
+        if not any(raw.is_finite for raw in raws):
+            require_finite(raws, [row.id for row in rows if row.rejected is None])
+        unread, answers = iter(raws), []
         for row in rows:
             fault = row.rejected
             if fault is None and not (raw := next(unread)).is_finite:
                 fault = RejectedRow(source=data, line=row.line, code="logits-not-finite", reason=NOT_FINITE)
                 rejected.append(fault)
             answer = {"error": fault.reason, "code": fault.code} if fault else predictor.read(raw).to_json()
-            file.write(json.dumps({"id": row.id, **answer}, ensure_ascii=False) + "\n")
+            answers.append({"id": row.id, **answer})
+        if ranks.rank == 0:
+            # An id may hold what UTF-8 cannot.
+            with writing(output), atomic_file(output, errors="backslashreplace") as file:
+                for answer in answers:
+                    file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            shutil.rmtree(parts)
+        ranks.barrier()
     return PredictedFile(len(rows), sum(raw.truncated for raw in raws), rejected)

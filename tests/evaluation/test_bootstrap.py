@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clsgen_dist.evaluation.bootstrap import bootstrap_interval
+from clsgen_dist.evaluation.bootstrap import bootstrap_interval, paired_difference
 
 
 def test_same_seed_same_interval():
@@ -46,3 +46,31 @@ def test_nan_resamples_are_dropped_and_counted():
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="of 0 rows"):
         bootstrap_interval(lambda i: 0.0, 0)
+
+
+@pytest.mark.parametrize(("rows", "resamples"), [(20_000, 1000), (40_000, 500), (200_000, 200)])
+def test_many_rows_take_fewer_resamples_and_keep_the_interval(rows, resamples):
+    x, calls = np.random.default_rng(0).normal(size=rows), []
+
+    def mean(index):
+        calls.append(len(index))
+        return float(x[index].mean())
+
+    interval = bootstrap_interval(mean, rows)
+    assert calls == [rows] * resamples
+    width = 2 * 1.96 * x.std() / np.sqrt(rows)
+    ends = x.mean() - width / 2, x.mean() + width / 2
+    assert (interval.low, interval.high) == pytest.approx(ends, abs=0.15 * width), (
+        "three times what chance moves an end"
+    )
+
+
+def test_a_paired_difference_holds_one_resample_at_a_time():
+    import tracemalloc
+
+    x = np.random.default_rng(0).normal(size=20_000)
+    tracemalloc.start()
+    found = paired_difference(lambda i: x[i].mean(), lambda i: x[i].mean() - 0.1, len(x), resamples=200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.value == pytest.approx(0.1) and peak < 20 * x.nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import partial
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from clsgen_dist.data.example import Example
+from clsgen_dist.evaluation import baselines
 from clsgen_dist.evaluation import report as report_module
 from clsgen_dist.evaluation.baselines import text_baseline
 from clsgen_dist.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals
@@ -17,7 +19,7 @@ from clsgen_dist.evaluation.calibration_error import ece, nll, reliability_bins
 from clsgen_dist.evaluation.classification import auroc, f1_at, predicted_class
 from clsgen_dist.evaluation.confusion import confusion_matrix, macro_f1
 from clsgen_dist.evaluation.report import ExplanationShare, Report, score
-from clsgen_dist.inference.evaluate import build_report
+from clsgen_dist.inference.score_table import build_report
 from clsgen_dist.model.label_space import LabelSpace
 
 
@@ -123,6 +125,25 @@ def test_the_text_baseline_needs_words_and_two_classes():
     assert probabilities.argmax(axis=1).tolist() == [3, 1] and probabilities[:, [0, 2]].sum() == 0
 
 
+def test_a_text_baseline_of_many_texts_is_fitted_on_a_part_of_them(monkeypatch):
+    texts = [f"{word} day number {n}" for n in range(200) for word in ("good", "bad")]
+    assert baselines.affordable_rows(texts) == list(range(400))
+    monkeypatch.setattr(baselines, "_MOST_CHARACTERS", 2000)
+    rows = baselines.affordable_rows(texts)
+    assert 90 < len(rows) < 120 and rows == sorted(set(rows)) and max(rows) > 300 > 100 > min(rows)
+    assert sum(len(texts[row]) for row in rows) <= 2000
+    assert baselines.affordable_rows(["x" * 3000, "y" * 3000]) in ([0], [1]), "one text at least"
+
+
+def test_a_text_baseline_predicts_alike_in_blocks(monkeypatch):
+    texts, labels = ["good day", "bad day", "good night", "bad night"] * 3, np.array([0, 1] * 6)
+    several = np.where(labels[:, None] == [0, 1], 1.0, 0.0)
+    whole = [text_baseline(texts, given, texts, 2) for given in (labels, several)]
+    monkeypatch.setattr(baselines, "_BLOCK", 5)
+    for given, expected in zip((labels, several), whole, strict=True):
+        np.testing.assert_allclose(text_baseline(texts, given, texts, 2), expected, atol=1e-12)
+
+
 def test_an_absent_class_does_not_prevent_a_report(monkeypatch):
     monkeypatch.setattr(report_module, "bootstrap_intervals", partial(bootstrap_intervals, resamples=10))
     card = SimpleNamespace(labels=["a", "b", "c"], calibration=None, thresholds=None, distorted_by=[])
@@ -130,7 +151,8 @@ def test_an_absent_class_does_not_prevent_a_report(monkeypatch):
     examples = [Example(id=str(n), text=f"word{n % 2} so", label="ab"[n % 2]) for n in range(12)]
     logits = [(1.0, 0.0, 0.5) if n % 2 == 0 else (0.0, 1.0, 0.5) for n in range(12)]
     predictions = [SimpleNamespace(logits=x, explanation=None, label="a", after=None) for x in logits]
-    report = build_report(predictor, examples, predictions, examples)
+    others = [dataclasses.replace(example, text=f"{example.text} other") for example in examples]
+    report = build_report(predictor, examples, predictions, others)
     assert report.notes == ["no row of the class 'c': AUROC and F1 are of the other classes"]
     assert [(s.name, s.metrics["auroc"]) for s in report.scores] == [
         ("dual head, raw", 1.0),

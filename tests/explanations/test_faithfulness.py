@@ -207,6 +207,17 @@ def test_ranks_equal_a_plain_sort_across_blocks(monkeypatch):
     assert len(unique) > 20 and found[unique] == pytest.approx(1 / np.array(ranks)[unique])
 
 
+def test_a_sample_of_rows_is_ranked_among_itself():
+    texts = [f"word{i} name{i} the patient" for i in range(40)]
+    explanations = [f"because of name{i}" for i in range(20)] + ["the patient"] * 20
+    found = reconstruction(texts, explanations, sample=10)
+    used = np.flatnonzero(~np.isnan(found.reciprocal_rank.values_N))
+    assert len(used) == found.reciprocal_rank.defined == found.control_reciprocal_rank.defined == 10
+    assert 0 < (used < 20).sum() < 10
+    # Ten inputs are ranked, as similar to boilerplate all of them.
+    assert found.reciprocal_rank.values_N[used] == pytest.approx(np.where(used < 20, 1.0, 2 / 11))
+
+
 def test_word_offsets_of_evidence_survive_any_script():
     text = "頭痛と fever 39.5°C"
     assert [text[s:e] for s, e in word_offsets(text)] == ["頭", "痛", "と", "fever", "39.5", "C"]

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import re
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from clsgen_dist.commands.evaluate import run as evaluate_command
 from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import CapabilityLostError, SettingsError
+from clsgen_dist.evaluation import baselines
 from clsgen_dist.evaluation.metrics import class_metrics
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.hf_export.readme import write_readme
@@ -133,6 +136,31 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_report(folder, rows, tmp
     assert one == two
 
 
+@pytest.mark.slow
+def test_a_command_killed_again_and_again_gives_the_same_report(folder, rows, tmp_path, run_command):
+    """SIGKILL at moments all over the run, while rows are predicted, evidence is masked, or the report is written."""
+
+    def run(name: str, seconds: float = 300) -> int:
+        options = ("--output", str(tmp_path / name), "--batch_size", "8", "--faithfulness_rows", "6")
+        command = ("clsgen", "evaluate", "--model", str(folder), "--data", str(rows), *options)
+        return run_command(*command, check=False, timeout=seconds).returncode
+
+    def figures(name: str) -> dict:
+        written = json.loads((tmp_path / name / "report.json").read_text())
+        return {**written, "cost": None, "provenance": {**written["provenance"], "date": None}}
+
+    start = time.monotonic()
+    assert run("whole") == 0
+    took = time.monotonic() - start
+    ends = [run("killed", took * share) for share in (0.1, 0.3, 0.6, 0.9)]
+    assert set(ends) <= {0, -signal.SIGKILL} and ends[0] == -signal.SIGKILL, ends
+    assert run("killed") == 0
+    assert figures("killed") == figures("whole")
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+
 def test_explanations_of_a_sample_are_spread_over_the_decisions(folder, rows, tmp_path):
     found = evaluate(folder, str(rows), explain_sample=10)
     assert len(found.explained) == 10
@@ -152,6 +180,12 @@ def test_the_summary_says_when_probabilities_are_not_to_be_trusted(folder, rows,
         and "calibrate on rows like" in probabilities
     )
     assert explanations == "Its explanations were not measured."
+
+
+def test_a_baseline_fitted_on_a_part_of_the_training_rows_is_noted(folder, rows, monkeypatch):
+    monkeypatch.setattr(baselines, "_MOST_CHARACTERS", 1000)
+    notes = evaluate(folder, str(rows), str(rows), explain=False).report.notes
+    assert re.fullmatch(r"TF-IDF baseline: fitted on 2\d of 80 training rows, at random", notes[1])
 
 
 @pytest.mark.parametrize("count", [7, 1])

@@ -11,6 +11,7 @@ import torch
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.hf_export.artifact import META_FILE, ModelCard
 from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.predict_file import predict_file
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,44 @@ def test_max_new_tokens_must_fit_after_the_longest_prompt(new_tokens, expected, 
     assert len(predictor.predict(["x" * 60, "x"], max_new_tokens=room)) == 2
     with pytest.raises(SettingsError, match=f"context of 256; lower it to {room}"):
         predictor.predict(["x" * 60, "x"], max_new_tokens=room + 1)
+
+
+def test_rows_whose_explanation_has_ended_leave_the_batch(folder):
+    """The same texts as each row alone, with fewer and fewer rows a step."""
+    predictor = Predictor(folder)
+    texts = [f"{'x' * (n % 5)} note {n}" for n in range(12)]
+    # A model with random weights rarely ends: let a token that it does write end it.
+    tokens = [predictor.encoder.tokens_of([p.explanation])[0] for p in predictor.predict(texts)]
+    end = max({t for row in tokens for t in row}, key=lambda t: len({row.index(t) for row in tokens if t in row}))
+    predictor.encoder.end_token = end
+    predictor.lm.generation_config.eos_token_id = predictor.lm.generation_config.pad_token_id = end
+    alone = [predictor.predict([text])[0].explanation for text in texts]
+    rows = []
+    predictor.lm.register_forward_pre_hook(
+        lambda lm, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    assert [p.explanation for p in predictor.predict(texts, batch_size=12)] == alone
+    assert rows == sorted(rows, reverse=True) and rows[0] == 12 and rows[-1] < 6
+
+
+def test_a_killed_predict_goes_on_and_writes_each_row_once(folder, tmp_path, monkeypatch):
+    rows, compute, done = tmp_path / "rows.jsonl", Predictor.compute, []
+    rows.write_text("".join(json.dumps({"id": n, "text": "x" * (n % 9) or None}) + "\n" for n in range(40)))
+    predict_file(folder, str(rows), tmp_path / "whole.jsonl", batch_size=4)
+
+    def killed(*args, **options):
+        done.append(1)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return compute(*args, **options)
+
+    monkeypatch.setattr(Predictor, "compute", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(folder, str(rows), tmp_path / "killed.jsonl", batch_size=4)
+    assert not (tmp_path / "killed.jsonl").exists()
+    written = predict_file(folder, str(rows), tmp_path / "killed.jsonl", batch_size=4)
+    assert (written.rows, len(written.rejected), len(done)) == (40, 5, 4 + 6), (
+        "35 texts in 9 batches, 3 before the kill"
+    )
+    assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert not list(tmp_path.glob("*.parts"))
