@@ -1,4 +1,4 @@
 """Metrics with intervals, and the report.
 
-In: probabilities, labels, explanations. Out: AUROC, F1, ECE and NLL with bootstrap intervals, compared with baselines.
+In: probabilities, labels, explanations. Out: AUROC, F1, ECE and NLL with intervals, compared with baselines.
 """

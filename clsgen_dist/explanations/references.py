@@ -1,7 +1,7 @@
 """Overlap with reference explanations: BLEU, chrF, ROUGE.
 
     BLEU      geometric mean of the precisions of 1- to 4-grams, brevity penalised (Papineni 2002)       0 to 100
-    chrF      F2 of character 6-grams (Popović 2015)                                                      0 to 100
+    chrF      F2 of character 1- to 6-grams (Popović 2015)                                                0 to 100
     ROUGE-n   F1 of n-grams; ROUGE-L: F1 of the longest common subsequence of words (Lin 2004)             0 to 1
 
 BLEU and chrF are sacrebleu's, so that they compare with published ones; ROUGE takes the best of several references,
