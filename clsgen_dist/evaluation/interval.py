@@ -9,8 +9,8 @@ their clusters, the variance is that of the K sums over clusters, and t has K - 
 
     Var(mean) = K/(K-1) · Σ_k (Σ_{i in k} (x_i - mean))² / n²          n_eff = p(1-p) / Var · (t_{n-1} / t_{K-1})²
 
-A share has Wilson's interval of n_eff rows (Korn & Graubard 1998, who put it into Clopper and Pearson's); where all rows
-are alike, n_eff = n² / Σ n_k² (Kish 1965).
+A share has Wilson's interval of n_eff rows (Korn & Graubard 1998, who put it into Clopper and Pearson's); where all
+rows are alike, n_eff = n² / Σ n_k² (Kish 1965).
 """
 
 from __future__ import annotations
