@@ -71,6 +71,8 @@ def test_a_real_language_model_tells_reasons_apart_only_beside_the_control():
         ("The contract ends when either side gives notice.", "Either party may terminate by giving notice."),
         ("The loan is risky since income is too small.", "Low income makes repayment of the loan unlikely."),
         ("The comment insults another user.", "It is a personal attack on another member."),
+        ("The pump stopped because the filter was blocked.", "A clogged filter made the pump stop."),
+        ("The train was late after snow fell overnight.", "Heavy snow in the night delayed the train."),
     ]
     explanations, references = zip(*pairs, strict=True)
     found = reference_similarity(explanations, references, TextEmbedder("demo:smollm2-135m", CPU))
