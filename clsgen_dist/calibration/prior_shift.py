@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsgen_dist.errors import DataError
+from clsgen_dist.evaluation.bootstrap import resampled_interval
 from clsgen_dist.model.label_space import Kind
 
 # N rows, C classes
@@ -84,7 +85,8 @@ def estimate(
     rng = np.random.default_rng(seed)
     found = _maximise(probabilities_NC, fitted_C, kind)
     drawn = [_maximise(probabilities_NC[rng.integers(0, rows, rows)], fitted_C, kind) for _ in range(resamples)]
-    low_C, high_C = np.quantile(drawn, [0.025, 0.975], axis=0)
+    intervals = [resampled_interval(share_R, rows) for share_R in np.transpose(drawn)]
+    low_C, high_C = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
     return EstimatedPrevalence(found, low_C, high_C, rows)
 
 

@@ -190,11 +190,13 @@ def paired_difference(
 ) -> Difference:
     """First minus second metric on the same rows, with percentile interval and p-value.
 
-    The p-value is twice the smaller share of resamples on either side of 0, (1 + k)/(1 + resamples) (Davison & Hinkley
-    1997); on few rows it may be a little below ``1 - level`` though the interval, which is wider, holds 0. Both are NaN
-    for fewer than 6 rows or clusters, and where all resamples agree, which says nothing of other rows; the p-value of a
-    difference of 0 is then 1. Of 200 resamples the p-value is 0.01 or more.
+    The p-value is that of the widest interval which leaves 0 out: twice the smaller share of resamples on either side
+    of 0, (1 + k)/(1 + resamples) (Davison & Hinkley 1997), expanded as the percentiles are. Both are NaN for fewer than
+    6 rows or clusters, and where all resamples agree, which says nothing of other rows; the p-value of a difference of
+    0 is then 1. Of 200 resamples the p-value is 0.01 or more.
     """
+    from scipy.special import ndtri, stdtr
+
     rng, resampler = np.random.default_rng(seed), Resampler(n_rows, strata_N=strata_N, clusters_N=clusters_N)
     draws = (resampler.draw(rng) for _ in range(_affordable(resamples, n_rows)))
     values = np.array([first(index) - second(index) for index in draws])
@@ -203,8 +205,10 @@ def paired_difference(
     if tails is None:
         return Difference(difference, UNDEFINED, float("nan"))
     kept = values[~np.isnan(values)]
-    smaller = min(np.count_nonzero(kept <= 0), np.count_nonzero(kept >= 0))
-    p_value = min(1.0, 2 * (1 + smaller) / (1 + len(kept))) if len(kept) else float("nan")
+    smaller = (1 + min(np.count_nonzero(kept <= 0), np.count_nonzero(kept >= 0))) / (1 + len(kept))
+    units = resampler.units
+    expanded = float(stdtr(units - 1, math.sqrt((units - 1) / units) * ndtri(min(smaller, 0.5))))
+    p_value = 2 * expanded if len(kept) else float("nan")
     interval = _interval(values, tails)
     if interval.low == interval.high:
         return Difference(difference, UNDEFINED, 1.0 if difference == 0 else float("nan"))

@@ -13,6 +13,7 @@ look. Cost: about 30 ms a group, for the ECE's interval.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -67,11 +68,12 @@ class Subgroups:
     def worst(self, criterion: Criterion) -> Group | None:
         """The group whose interval is worst at its better end.
 
-        None if no group is measured, or for calibration in the large and ECE if every interval reaches 0.
+        None if no group has an interval, or for calibration in the large and ECE if every interval reaches 0.
         """
-        if not self.measured:
+        judged = [group for group in self.measured if not math.isnan(_badness(group, criterion))]
+        if not judged:
             return None
-        group = max(self.measured, key=lambda group: _badness(group, criterion))
+        group = max(judged, key=lambda group: _badness(group, criterion))
         if criterion in ("calibration_in_the_large", "ece") and _badness(group, criterion) <= 0:
             return None
         return group

@@ -208,6 +208,16 @@ def test_percentiles_are_expanded_for_few_rows_and_undefined_below_six():
     assert few.value == 2 and np.isnan([few.interval.low, few.p_value]).all()
 
 
+def test_a_p_value_and_its_interval_say_the_same():
+    for seed in range(40):
+        x = np.random.default_rng(seed).normal(0.8, 1, 9)
+        found = paired_difference(lambda i, x=x: x[i].mean(), lambda i: 0.0, 9, resamples=400)
+        if abs(found.p_value - 0.05) > 0.01:
+            assert (found.p_value < 0.05) == (found.interval.low > 0)
+    twice = paired_difference(lambda i: x[i % 9].mean(), lambda i: 0.0, 900, resamples=400)
+    assert twice.p_value == pytest.approx(2 / 401, rel=0.05), "of many rows, the plain share"
+
+
 def test_bca_holds_an_estimate_that_lies_beyond_all_resamples():
     x = np.arange(20.0)
     found = bootstrap_interval(lambda i: len(np.unique(i)) / 20, 20, method="bca", resamples=100)

@@ -92,6 +92,14 @@ def test_groups_too_small_to_judge_are_listed_and_not_measured():
     assert subgroups(p[:5], positive[:5], group[:5]).worst("ece") is None
 
 
+def test_a_group_whose_probabilities_are_all_equal_is_not_the_worst_without_an_interval():
+    p, positive, group = rows(4)
+    p[group == "a"] = 0.4
+    found = subgroups(p, positive, group)
+    assert np.isnan(found.measured[0].auroc.interval.low) and found.worst("auroc").name in ("b", "c")
+    assert subgroups(np.full(900, 0.4), positive, group).worst("auroc") is None
+
+
 def test_a_group_name_too_few_is_an_error():
     with pytest.raises(ValueError, match="2 group names for 3 rows"):
         subgroups(np.ones(3), np.ones(3), ["a", "b"])
