@@ -29,7 +29,7 @@ the interval by 5 % of its width instead of 2 %, and on so many rows intervals a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,11 +102,11 @@ class Resampler:
         drawn = [members[rng.integers(0, len(members), len(members))] for members in self._strata]
         return self._rows_of(np.concatenate(drawn))
 
-    def jackknife(self, rng: np.random.Generator) -> list[np.ndarray]:
+    def jackknife(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """Row indices without one block of clusters each; at most 200 blocks."""
         shuffled_K = rng.permutation(len(self._size_K))
         blocks = np.array_split(shuffled_K, min(len(shuffled_K), _JACKKNIFE_BLOCKS))
-        return [self._rows_of(np.setdiff1d(shuffled_K, block)) for block in blocks]
+        return (self._rows_of(np.setdiff1d(shuffled_K, block)) for block in blocks)
 
     def _rows_of(self, clusters: np.ndarray) -> np.ndarray:
         if self._plain:
