@@ -21,9 +21,9 @@ import numpy as np
 from scipy.special import expit, ndtr, softmax
 
 from clsgen_dist.calibration.prior_shift import estimate as estimate_prevalence
-from clsgen_dist.evaluation.bootstrap import Difference, paired_difference
+from clsgen_dist.evaluation.bootstrap import Difference, bootstrap_interval, bootstrap_intervals, paired_difference
 from clsgen_dist.evaluation.calibration_error import binned_ece, calibration_p_value, ece_interval
-from clsgen_dist.evaluation.delong import delong_test
+from clsgen_dist.evaluation.delong import auroc_interval, delong_test
 from clsgen_dist.evaluation.full_metrics import full_metrics
 from clsgen_dist.evaluation.interval import Interval
 from clsgen_dist.evaluation.logistic_recalibration import logistic_recalibration
@@ -56,8 +56,10 @@ class Rows:
     clusters_N: np.ndarray | None = None
 
 
-def two_classes(slope: float = 1.0, shift: float = 0.0, per_cluster: int = 1) -> Callable[[int, int], Rows]:
-    """True log-odds N(-0.5, 1.5), seen ``slope`` times as far, and shifted; clusters share half of the variance."""
+def two_classes(
+    slope: float = 1.0, shift: float = 0.0, per_cluster: int = 1, mean: float = -0.5
+) -> Callable[[int, int], Rows]:
+    """True log-odds N(mean, 1.5), seen ``slope`` times as far, and shifted; clusters share half of the variance."""
 
     def draw(rows: int, seed: int) -> Rows:
         rng = np.random.default_rng(seed)
@@ -67,7 +69,7 @@ def two_classes(slope: float = 1.0, shift: float = 0.0, per_cluster: int = 1) ->
             own, common = rng.normal(size=rows), rng.normal(size=cluster_N[-1] + 1)[cluster_N]
             return own if per_cluster == 1 else np.sqrt(share) * common + np.sqrt(1 - share) * own
 
-        logit_N = -0.5 + 1.5 * shared(0.5)
+        logit_N = mean + 1.5 * shared(0.5)
         true_N = expit(logit_N)
         yes_N = ndtr(shared(0.5)) < true_N
         p_N = expit(shift + slope * logit_N)
@@ -241,8 +243,6 @@ def rules(rows: int, runs: int, per_cluster: int = 1) -> Shares:
 
 
 def _resampled_threshold(find: Callable[..., object], value: float, drawn: Rows) -> Interval:
-    from clsgen_dist.evaluation.bootstrap import bootstrap_interval
-
     p_N, yes_N = drawn.p_NC[:, 1], drawn.labels == 1
     return bootstrap_interval(
         lambda i: find(p_N[i], yes_N[i], value).threshold,  # type: ignore[attr-defined]
@@ -278,6 +278,49 @@ def means(rows: int, runs: int) -> Shares:
             if not np.isnan(scores.interval.low):
                 hits[name].append(holds(scores.interval, truth))
     return shares(hits)
+
+
+def unused(rows: int, runs: int) -> Shares:
+    """Coverage of what looks right and is not: why intervals are not made so. One row in eight is positive."""
+    world, clustered = two_classes(mean=-2.5), two_classes(per_cluster=5)
+    many = world(MANY, 1_000_000)
+    loud_M = expit(2 * np.log(many.p_NC[:, 1] / many.p_NC[:, 0]))
+    truth = full_metrics(many.p_NC, many.labels, "single")
+    area = full_metrics((fives := clustered(MANY, 1_000_000)).p_NC, fives.labels, "single", names=("auroc",))["auroc"]
+    gap = binned_ece(many.p_NC[:, 1], many.true_N) - binned_ece(loud_M, many.true_N)
+    sure_M, wrong_M = many.p_NC.max(axis=1), many.p_NC.argmax(axis=1) != many.labels
+    hits: Hits = defaultdict(list)
+    for run in range(runs):
+        drawn = world(rows, run)
+        p_NC, labels_N = drawn.p_NC, drawn.labels
+        loud_N = expit(2 * np.log(p_NC[:, 1] / p_NC[:, 0]))
+
+        def metrics_of(index: np.ndarray, p_NC: np.ndarray = p_NC, labels_N: np.ndarray = labels_N) -> Shares:
+            return full_metrics(p_NC[index], labels_N[index], "single", names=("brier", "nll", "average_precision"))
+
+        for how, strata_N in (("within classes", labels_N), ("percentile", None)):
+            found = bootstrap_intervals(metrics_of, rows, resamples=RESAMPLES, strata_N=strata_N)
+            for name, interval in found.items():
+                hits[f"{name}, {how}"].append(holds(interval, truth[name]))
+        difference = paired_difference(
+            lambda i, p=p_NC[:, 1], yes=labels_N: binned_ece(p[i], yes[i]),
+            lambda i, p=loud_N, yes=labels_N: binned_ece(p[i], yes[i]),
+            rows, resamples=RESAMPLES,
+        )  # fmt: skip
+        hits["difference of ECEs"].append(holds(difference.interval, gap))
+        sure_N, wrong_N = p_NC.max(axis=1), p_NC.argmax(axis=1) != labels_N
+        chosen = threshold_for_risk(sure_N, wrong_N, 0.1, resamples=1).threshold
+        if not np.isnan(chosen):
+            risk = bootstrap_interval(partial(_risk_of_chosen, sure_N, wrong_N), rows, resamples=RESAMPLES)
+            hits["risk at the threshold chosen for it"].append(holds(risk, wrong_M[sure_M >= chosen].mean()))
+        together = clustered(rows, run)
+        found_area = auroc_interval(together.p_NC[:, 1], together.labels).interval
+        hits["AUROC of clusters of 5, as if independent"].append(holds(found_area, area))
+    return shares(hits)
+
+
+def _risk_of_chosen(sure_N: np.ndarray, wrong_N: np.ndarray, index: np.ndarray) -> float:
+    return threshold_for_risk(sure_N[index], wrong_N[index], 0.1, resamples=1).risk
 
 
 def tables(runs: int) -> dict[str, dict[str, Callable[[], Shares]]]:
@@ -319,6 +362,7 @@ def tables(runs: int) -> dict[str, dict[str, Callable[[], Shares]]]:
             for rows, size in ((60, 1), (250, 1), (1000, 1), (240, 4))
         },
         "prevalence": {str(rows): partial(prevalence, rows, runs) for rows in (30, 100, 300)},
+        "not used": {str(rows): partial(unused, rows, runs) for rows in (60, 100, 400)},
         "means": {str(rows): partial(means, rows, runs) for rows in (7, 30, 200)},
     }  # fmt: skip
 

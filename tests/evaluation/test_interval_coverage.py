@@ -20,10 +20,11 @@ import interval_coverage as simulated
 from clsgen_dist.evaluation.interval import share_interval
 
 RUNS = 100
-LOWEST = {"metrics": 0.91, "metrics of clusters": 0.92, "metrics of more classes": 0.91, "calibration": 0.91,
-          "calibration of clusters": 0.9, "groups": 0.93, "rules": 0.87, "prevalence": 0.9, "means": 0.88}  # fmt: skip
+LOWEST = {"metrics": 0.91, "metrics of clusters": 0.92, "metrics of more classes": 0.91, "calibration": 0.93,
+          "calibration of clusters": 0.92, "groups": 0.94, "tests": 0.9, "rules": 0.9, "prevalence": 0.88,
+          "means": 0.88}  # fmt: skip
 """Lowest coverage of each table in the docs."""
-LONG = [(name, column) for name, columns in simulated.tables(1).items() for column in columns]
+LONG = [(name, column) for name in LOWEST for column in simulated.tables(1)[name]]
 
 
 def fewest(share, runs):
@@ -78,6 +79,6 @@ def test_every_cell_of_the_tables_is_about_what_the_docs_say(name, column):
     rejected = {
         line: found.pop(line) for line in list(found) if line == "rejected" or (name == "tests" and "holds" not in line)
     }
-    assert not held(found, LOWEST.get(name, 0.93), RUNS)
+    assert not held(found, LOWEST[name], RUNS)
     if name == "tests" or column.startswith("calibrated"):
         assert all(value * RUNS <= binom(RUNS, 0.07).ppf(1 - 1e-4) for value in rejected.values())
