@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: setup ## train, export, calibrate and evaluate a real model on real data: 6 to 7 minutes on 2 CPU cores
+demo: setup ## train, export, calibrate and evaluate a real model on real data: 6 to 13 minutes on 2 CPU cores
 	@$(BIN)/clsgen demo
 
 test: setup lint ## lint, and all tests but the long ones: 11 to 20 minutes on 2 CPU cores

@@ -111,7 +111,10 @@ def stored_predictions(
         left = [number for number in range(len(batches.rows)) if number not in done]
         if mine := left[ranks.rank :: ranks.size]:
             file = parts / f"part-{ranks.rank:04d}-{len(list(parts.glob(f'part-{ranks.rank:04d}-*')))}.jsonl"
-            with Progress(len(mine), enabled=ranks.rank == 0, unit="batch", label=name) as shown, file.open("x") as out:
+            with (
+                Progress(len(mine), enabled=ranks.rank == 0 and len(mine) > 1, unit="batch", label=name) as shown,
+                file.open("x") as out,
+            ):
                 for number in mine:
                     rows = predictor.compute(batches, number, explain=explain, max_new_tokens=max_new_tokens)
                     line = {"batch": number, "rows": {index: asdict(raw) for index, raw in rows.items()}}
@@ -145,7 +148,8 @@ def _key(predictor: Predictor, model: Path, texts: Sequence[str], options: list[
     """What the predictions depend on, in 16 hex digits; weights and tokenizer by name, size and time."""
     card = predictor.card
     fields = [card.head_sha256, card.prompt, card.decide, card.max_prompt_length, card.max_explanation_length]
-    files = sorted(f for f in model.iterdir() if f.is_file() and f.name not in (META_FILE, "README.md"))
+    other = (META_FILE, "README.md")
+    files = sorted(f for f in model.glob("[!.]*") if f.is_file() and f.name not in other)
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     digest = hashlib.sha256(json.dumps([*options, fields, stats]).encode())
     for text in texts:
