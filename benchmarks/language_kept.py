@@ -1,6 +1,7 @@
 """What training costs the backbone's language, by learning rate, loss and place: perplexity on general text.
 
     python benchmarks/language_kept.py                             # the demo's recipe and changes of it, 40 minutes
+    python benchmarks/language_kept.py --arms shipped --interpolation 0.6         # exported part of the way
     python benchmarks/language_kept.py --arms shipped --steps 4 --tokens 2100     # smoke test
 
 Each arm trains the demo's recipe with one change, in fp32 on one rank, exports it, and compares it with its backbone on
@@ -34,7 +35,7 @@ ARMS: dict[str, dict[str, str]] = {
 }
 
 
-def worker(arm: str, steps: int | None, tokens: int, runs: Path) -> None:
+def worker(arm: str, steps: int | None, tokens: int, runs: Path, interpolation: float) -> None:
     """One run, measured; prints its result as JSON."""
     import contextlib
 
@@ -54,7 +55,7 @@ def worker(arm: str, steps: int | None, tokens: int, runs: Path) -> None:
             changes |= {"train.max_steps": str(steps), "train.eval_every": "null", "train.best_metric": "loss"}
         settings = parse_settings([f"--{k}={v}" for k, v in changes.items()], default_config="configs/demo.yaml")
         train(settings)
-        predictor = Predictor(export(output, output / "model"))
+        predictor = Predictor(export(output, output / "model", interpolation=interpolation))
         rows = [json.loads(line) for line in demo_file("test").read_text().splitlines()]
         predictions = predictor.predict([row["text"] for row in rows], batch_size=50)
         logits = np.array([p.logits for p in predictions])
@@ -81,11 +82,12 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, help="optimizer steps of each run; default: the recipe's epochs")
     parser.add_argument("--tokens", type=int, default=25_000, help="of general text")
+    parser.add_argument("--interpolation", type=float, default=1.0, help="as of clsgen export")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-language"))
     parser.add_argument("--worker", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args.worker, args.steps, args.tokens, args.runs)
+        return worker(args.worker, args.steps, args.tokens, args.runs, args.interpolation)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, fp32; {args.steps or 'all'} steps; {args.tokens} tokens of text"
     )
