@@ -28,6 +28,8 @@ def folder(tmp_path):
 def hand_made_export(path, labels, kind="single"):
     """A model of random weights with a head for the label space."""
     tokenizer = byte_level(CLOCK, words=["glioblastoma"])
+    # The saved prompt is of one time of day: random weights answer another one otherwise, and figures differ.
+    noon = byte_level(CLOCK.replace("strftime_now('%H:%M:%S.%f')", "'12:00:00.000000'"), words=["glioblastoma"])
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=2, max_position_embeddings=256, initializer_range=0.5)  # fmt: skip
@@ -44,7 +46,7 @@ def hand_made_export(path, labels, kind="single"):
         positive_label=labels[-1],
         system=None,
         question="Why?",
-        prompt=render_prompt(tokenizer, system=None, question="Why?").to_json(),
+        prompt=render_prompt(noon, system=None, question="Why?").to_json(),
         max_prompt_length=160,
         max_explanation_length=24,
         head_sha256=head_fingerprint(head["weight"], head["bias"]),
