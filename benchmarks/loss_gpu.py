@@ -2,6 +2,7 @@
 
     python benchmarks/loss_gpu.py                    # heads of Llama-3 8B and 70B, 8192 tokens, a quarter supervised
     python benchmarks/loss_gpu.py --heads 8b --tokens 4096 --rounds 20
+    python benchmarks/loss_gpu.py --tiles            # speed of each kernel by tile, to choose launch parameters
     python benchmarks/loss_gpu.py --dry-run          # without a GPU: sizes and roofline only
 
 Forward and backward, bf16, W trained. Rounds are interleaved over the methods; the table gives medians, peak memory
@@ -78,7 +79,7 @@ def methods(given: dict[str, Any]) -> dict[str, Step]:
         from cut_cross_entropy import linear_cross_entropy
 
         found["cut-cross-entropy"] = lambda: linear_cross_entropy(hidden, weight, labels, reduction="sum")
-    if importlib.util.find_spec("quack"):
+    if importlib.util.find_spec("quack") and importlib.util.find_spec("cutlass"):
         from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
         found["quack"] = lambda: chunked_linear_cross_entropy(hidden[index], weight, target, reduction="sum")
@@ -105,8 +106,14 @@ def check(device: str) -> None:
 def measure(steps: dict[str, Step], given: dict[str, Any], rounds: int) -> dict[str, tuple[float, float]]:
     """Median milliseconds and peak extra MB of each method."""
     gradients = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
-    times: dict[str, list[float]] = {name: [] for name in steps}
     peaks = {}
+    for name, step in list(steps.items()):
+        try:
+            step().backward()
+        except Exception as error:  # a peer that does not run on this chip or torch is a line of the report
+            print(f"{name} failed, left out: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
+            del steps[name]
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + 2):
         for name, step in steps.items():
             for leaf in gradients:
@@ -124,6 +131,81 @@ def measure(steps: dict[str, Step], given: dict[str, Any], rounds: int) -> dict[
             if round_ >= 2:
                 times[name].append(start.elapsed_time(end))
     return {name: (statistics.median(t), peaks[name]) for name, t in times.items()}
+
+
+_CANDIDATES = [
+    *((128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (128, 256, 64, 8, 3), (128, 256, 64, 8, 4), (256, 128, 64, 8, 3)),
+    *((64, 256, 64, 4, 4), (64, 256, 64, 4, 3), (64, 256, 64, 4, 2)),
+]
+TILES = {
+    "forward": _CANDIDATES,
+    "forward, stored": _CANDIDATES,
+    "gradient": _CANDIDATES,
+    "gradient, stored": _CANDIDATES,
+}
+"""Candidates, ``rows, columns, depth, warps, stages``; all by descriptor."""
+
+
+def tiles(tokens: int, width: int, rounds: int) -> None:
+    """Print milliseconds and TFLOP/s of one pass by kernel and tile, and of the vendor's products of the same size."""
+    from dataclasses import replace
+    from functools import partial
+
+    from clsgen_kernels import fused
+    from clsgen_kernels.inputs import ClassOptions, GenerationOptions, HeadInputs, LMInputs
+    from clsgen_kernels.launch import Tile, choose
+
+    given = inputs(tokens, width, "cuda")
+    with torch.no_grad():
+        hidden, weight = given["hidden_ND"][given["supervised_index_n"]], given["lm_weight_VD"]
+        lm = LMInputs(hidden, weight, given["target_n"], None, None, None, GenerationOptions(), VOCABULARY)
+        pooled = given["hidden_ND"][given["class_index_S"]]
+        head = HeadInputs(pooled, given["head_weight_CD"], given["head_bias_C"], given["label_S"], ClassOptions())
+        n = hidden.shape[0]
+        chosen = choose(hidden.device, hidden.dtype)
+        upstream, lse = torch.ones(n, device="cuda"), torch.full((n,), 11.0, device="cuda")
+        slab = chosen.slab(n, VOCABULARY, 2)
+        space, wide = hidden.new_empty(n, slab), torch.zeros(n, width, device="cuda")
+        print(f"\n| kernel, n={n}, D={width} | tile | ms | TFLOP/s |\n|---|---|--:|--:|")
+
+        def timed(name: str, tile: str, step: Callable[[], Any], flops: float) -> None:
+            try:
+                step()
+                torch.cuda.synchronize()
+            except Exception as error:  # a tile that does not fit is a result
+                print(f"| {name} | {tile} | {type(error).__name__}: {str(error)[:60]} | |", flush=True)
+                return
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(rounds):  # queued one behind the other: the host's time does not count
+                step()
+            end.record()
+            torch.cuda.synchronize()
+            ms = start.elapsed_time(end) / rounds
+            print(f"| {name} | {tile} | {ms:.2f} | {flops / ms / 1e9:.0f} |", flush=True)
+
+        one_pass, part = 2.0 * n * width * VOCABULARY, 2.0 * n * width * slab
+        stored = fused.forward(lm, head, store_bytes=2**40).lm.saved
+        for kernel, candidates in TILES.items():
+            for numbers in candidates:
+                launch = replace(chosen, **{kernel.split(",")[0]: Tile(*numbers, descriptors=True)})
+                if kernel.startswith("gradient"):
+                    saved = stored if "stored" in kernel else None
+                    step = partial(fused.gradient_of_logits, lm, lse, upstream, saved, space, 0, launch)
+                    timed(kernel, str(numbers), step, part)
+                else:
+                    store = 2**40 if "stored" in kernel else 0
+                    step = partial(fused.forward, lm, head, launch=launch, store_bytes=store)
+                    timed(kernel, str(numbers), step, one_pass)
+        out = torch.empty_like(weight[:slab])
+        timed("dW, library", f"{slab} columns", lambda: torch.mm(space.T, hidden, out=out), part)
+        timed(
+            "dH, library",
+            f"{slab} columns",
+            lambda: torch.addmm(wide, space, weight[:slab], out_dtype=torch.float32, out=wide),
+            part,
+        )
+        timed("logits, library", "", lambda: torch.mm(hidden, weight[:slab].T, out=space), part)
 
 
 def modelled(tokens: int, width: int) -> dict[str, cost.Cost]:
@@ -145,6 +227,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--tiles", action="store_true", help="compare tiles of each kernel instead of methods")
     parser.add_argument("--dry-run", action="store_true", help="print only the cost model, for an H100")
     args = parser.parse_args()
     if not args.dry_run and not torch.cuda.is_available():
@@ -156,6 +239,9 @@ def main() -> None:
         check("cuda")
     for head in args.heads:
         width = HEADS[head]
+        if args.tiles:
+            tiles(args.tokens, width, args.rounds)
+            continue
         print(f"\nLlama-3 {head} head: N={args.tokens}, n={args.tokens // 4}, D={width}, V={VOCABULARY}")
         print(f"| {'method':22} | ms | extra MB | roofline ms | TFLOP | GB moved | extra MB, model |")
         print(f"|{'-' * 24}|---:|---------:|------------:|------:|---------:|----------------:|")

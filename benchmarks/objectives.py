@@ -1,6 +1,7 @@
 """Do explanations help the label, and which way of joining the two losses? Real rows, equal tokens, several seeds.
 
     python benchmarks/objectives.py --set hatecheck --precision bf16 --jobs 2    # needs ../shared/data; 5 minutes a run
+    python benchmarks/objectives.py --set hatecheck --precision bf16 --jobs 8 --micro-batch-tokens 8192    # on a GPU
     python benchmarks/objectives.py --set demo --tokens 2000 --test-rows 40 --seeds 1 --arms before both    # smoke test
 
 classification only   the head alone; no explanation is learnt
@@ -23,11 +24,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,9 @@ def prepare(runs: Path, name: str, test_rows: int) -> None:
                 file.write(json.dumps(kept) + "\n")
 
 
-def settings_of(name: str, arm: str, seed: int, runs: Path, precision: str, steps: int | None) -> list[str]:
+def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps: int | None) -> list[str]:
     """The flags of one run."""
+    name = args.set
     settings = {
         "output_dir": str(runs / f"{arm.replace(' ', '-')}-{seed}"),
         "overwrite": "true",
@@ -99,13 +101,15 @@ def settings_of(name: str, arm: str, seed: int, runs: Path, precision: str, step
         "data.train": str(runs / "train.jsonl"),
         "data.dev": str(runs / "dev.jsonl"),
         "data.positive_label": "null",
+        "model.backbone": args.backbone,
         "objectives.generation.weight": "1",
         "model.head_init": "zeros",
         "train.epochs": "20",
         "train.max_steps": str(steps) if steps else "null",
         "train.eval_every": "null",
         "train.batch_size": "16",
-        "train.precision": precision,
+        "train.precision": args.precision,
+        "train.micro_batch_tokens": str(args.micro_batch_tokens),
         "data.max_prompt_length": "320" if name == "pubmedqa" else "128",
         "data.max_explanation_length": "96" if name == "pubmedqa" else "48",
         "checkpoint.keep_last": "1",
@@ -115,55 +119,59 @@ def settings_of(name: str, arm: str, seed: int, runs: Path, precision: str, step
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def steps_for(tokens: int, name: str, seed: int, runs: Path) -> int:
+def steps_for(args: argparse.Namespace, seed: int, runs: Path) -> int:
     """Optimizer steps in which a run of this seed visits so many tokens; the same for every arm."""
     from clsgen_dist.config import parse_settings
     from clsgen_dist.training.datasets import datasets_of_recipe
     from clsgen_dist.training.sampling_plan import plan_stream
 
-    settings = parse_settings(settings_of(name, "before", seed, runs, "fp32", None), default_config="configs/demo.yaml")
+    settings = parse_settings(settings_of(args, "before", seed, runs, None), default_config="configs/demo.yaml")
     stream = plan_stream(settings, datasets_of_recipe(settings), rank=0, world_size=1)
     visited = 0
     for step in range(stream.steps):
         visited += int(stream.bins(step)[2].sum())
-        if visited >= tokens:
+        if visited >= args.tokens:
             return step + 1
     return stream.steps
 
 
-def worker(name: str, arm: str, seed: int, tokens: int, runs: Path, precision: str, timed: bool) -> None:
-    """One run, measured; prints its result as JSON."""
-    import contextlib
+def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path) -> dict[str, Any]:
+    """One run, measured."""
+    import torch
 
     from clsgen_dist import Predictor, export, train
     from clsgen_dist.config import parse_settings
 
-    with contextlib.redirect_stdout(sys.stderr):
-        steps = steps_for(tokens, name, seed, runs)
-        flags = settings_of(name, arm, seed, runs, precision, steps)
-        settings = parse_settings(flags, default_config="configs/demo.yaml")
-        train(settings)
-        predictor = Predictor(export(settings.output_dir, Path(settings.output_dir) / "model"))
-        log = training_log(Path(settings.output_dir))
-        found: dict[str, Any] = {"arm": arm, "seed": seed, "tokens": tokens, "steps": steps, "precision": precision}
-        if timed:
-            ends = [event.wall_time for event in log.Scalars("loss/total")]
-            found["seconds_a_step"] = float(np.median(np.diff(ends)))
-        if arm != "classification only":
-            found["generation_loss"] = float(log.Scalars("dev/loss/generation")[-1].value)  # nats a token
-        for split in ("dev", "test"):
-            rows = [json.loads(line) for line in (runs / f"{split}.jsonl").read_text().splitlines()]
-            writes = split == "test" and arm != "classification only"
-            predictions = predictor.predict([row["text"] for row in rows], batch_size=50, explain=writes)
-            found[split] = {
-                "logits": [[round(value, 4) for value in p.logits] for p in predictions],
-                "labels": [predictor.card.labels.index(row["label"]) for row in rows],
-            }
-            if writes:
-                found[split]["stated"] = [stated_class(p.explanation or "", predictor.card.labels) for p in predictions]
-            if writes and arm == "both":
-                found[split]["after"] = [[round(v, 4) for v in p.after.logits] for p in predictions if p.after]
-    print(json.dumps(found))
+    log_file = (runs / f"{arm.replace(' ', '-')}-{seed}.log").open("w")
+    os.dup2(log_file.fileno(), 1)
+    os.dup2(log_file.fileno(), 2)
+    steps = steps_for(args, seed, runs)
+    settings = parse_settings(settings_of(args, arm, seed, runs, steps), default_config="configs/demo.yaml")
+    train(settings)
+    predictor = Predictor(export(settings.output_dir, Path(settings.output_dir) / "model"))
+    log = training_log(Path(settings.output_dir))
+    found: dict[str, Any] = {
+        **{"arm": arm, "seed": seed, "tokens": args.tokens, "steps": steps, "precision": args.precision},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    }
+    if not args.untimed:
+        ends = [event.wall_time for event in log.Scalars("loss/total")]
+        found["seconds_a_step"] = float(np.median(np.diff(ends)))
+    if arm != "classification only":
+        found["generation_loss"] = float(log.Scalars("dev/loss/generation")[-1].value)  # nats a token
+    for split in ("dev", "test"):
+        rows = [json.loads(line) for line in (runs / f"{split}.jsonl").read_text().splitlines()]
+        writes = split == "test" and arm != "classification only"
+        predictions = predictor.predict([row["text"] for row in rows], batch_size=args.batch_size, explain=writes)
+        found[split] = {
+            "logits": [[round(value, 4) for value in p.logits] for p in predictions],
+            "labels": [predictor.card.labels.index(row["label"]) for row in rows],
+        }
+        if writes:
+            found[split]["stated"] = [stated_class(p.explanation or "", predictor.card.labels) for p in predictions]
+        if writes and arm == "both":
+            found[split]["after"] = [[round(v, 4) for v in p.after.logits] for p in predictions if p.after]
+    return found
 
 
 def stated_class(explanation: str, labels: list[str]) -> int:
@@ -229,7 +237,8 @@ def report(name: str, tokens: int, results: list[dict[str, Any]]) -> None:
     base = by_arm["classification only"]
     rows = len(results[0]["test"]["labels"])
     precision = "/".join(sorted({r["precision"] for r in results}))
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {name}: {tokens} tokens a run, {precision}, {rows} test rows")
+    devices = ", ".join(sorted({r.get("device", "CPU") for r in results}))
+    print(f"{devices} ({platform.machine()}); {name}: {tokens} tokens a run, {precision}, {rows} test rows")
     print("| arm | seeds | AUROC | - classification only | F1 | ECE | Brier | generation loss | agreement | s a step |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for arm, runs in by_arm.items():
@@ -257,6 +266,7 @@ def _cell(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, default="hatecheck")
+    parser.add_argument("--backbone", default="demo:smollm2-135m")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=60_000, help="training tokens of each run")
     parser.add_argument("--test-rows", type=int, default=300, help="number of dev and of test rows used")
@@ -267,14 +277,12 @@ def main() -> None:
         "--report", action="store_true", help="print the table of the runs there are, and train nothing"
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024, help="more for a GPU; the sums are the same")
+    parser.add_argument("--batch-size", type=int, default=50, help="rows predicted at a time")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
     parser.add_argument("--untimed", action="store_true", help="record no seconds, where other work runs beside")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     runs = args.runs / f"{args.set}-{args.tokens}"
-    if args.worker:
-        arm, seed = args.worker
-        return worker(args.set, arm, int(seed), args.tokens, runs, args.precision, not args.untimed)
     default = Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}.jsonl"
     path = args.results or default
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -289,22 +297,21 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {(r["arm"], r["seed"]) for r in results}
     missing = [(arm, seed) for seed in range(args.seeds) for arm in args.arms if (arm, seed) not in done]
-    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": threads, **os.environ}
-
-    def run(arm: str, seed: int) -> dict[str, Any]:
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", arm, str(seed)]
-        child = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if child.returncode:
-            raise RuntimeError(f"{arm}, seed {seed} failed:\n{child.stderr[-3000:]}")
-        found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
-        return found
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for future in as_completed([pool.submit(run, arm, seed) for arm, seed in missing]):
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    os.environ.setdefault(
+        "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+    )  # asking CUDA itself would spoil it for forked processes
+    # A fresh process for each run, forked from one that has imported everything.
+    start = multiprocessing.get_context("forkserver")
+    start.set_forkserver_preload(["deepspeed", "clsgen_dist.training.trainer", "clsgen_dist.inference.predict"])
+    failed: list[str] = []
+    with ProcessPoolExecutor(args.jobs, mp_context=start, max_tasks_per_child=1) as pool:
+        for future in as_completed([pool.submit(train_and_measure, args, arm, seed, runs) for arm, seed in missing]):
             if error := future.exception():
-                pool.shutdown(wait=False, cancel_futures=True)
-                sys.exit(str(error))
+                failed.append(str(error))
+                print(f"a run failed: {error}; see the logs in {runs}", file=sys.stderr, flush=True)
+                continue
             found = future.result()
             with path.open("a") as file:
                 file.write(json.dumps(found) + "\n")
@@ -315,6 +322,8 @@ def main() -> None:
                 flush=True,
             )
     report(args.set, args.tokens, results)
+    if failed:
+        sys.exit(f"{len(failed)} runs failed; start again to repeat them")
 
 
 if __name__ == "__main__":

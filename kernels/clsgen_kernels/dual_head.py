@@ -322,20 +322,42 @@ class _DualHead(torch.autograd.Function):
             grad_pooled_SD = delta_SC @ head_weight_CD.to(wide)
             if dropout_scale_SD is not None:
                 grad_pooled_SD = grad_pooled_SD * dropout_scale_SD
-            # Positions are distinct within each head, so no two rows are added to the same position: no atomics needed.
             if call.hidden_grad_square is not None:
                 norms = [torch.linalg.vector_norm(grad) for grad in (grads.hidden_nD, grad_pooled_SD)]
                 call.hidden_grad_square.add_(torch.stack(norms).square())
-            grad_hidden_ND = torch.zeros(ctx.hidden_shape, dtype=wide, device=lse_n.device)
-            grad_hidden_ND[supervised_index_n] = grads.hidden_nD
-            grad_hidden_ND[class_index_S] += grad_pooled_SD.to(wide)
-            grad_hidden_ND = grad_hidden_ND.to(ctx.hidden_dtype)
+            grad_hidden_ND = _scatter(
+                grads.hidden_nD,
+                supervised_index_n,
+                grad_pooled_SD,
+                class_index_S,
+                ctx.hidden_shape[0],
+                ctx.hidden_dtype,
+            )
         grad_lm_VD = grads.weight_VD if call.lm_weight_grad_VD is None else None
         more = [
             None if grad is None or not wanted else grad.to(of.dtype)
             for grad, wanted, of in zip(grads[2:], wants_more, (lm_bias_V, lora_nR, lora_VR), strict=True)
         ]
         return (grad_hidden_ND, grad_lm_VD, grad_head_CD, grad_bias_C, *more, *[None] * 7)
+
+
+def _scatter(
+    grad_nD: Tensor, supervised_index_n: Tensor, grad_SD: Tensor, class_index_S: Tensor, tokens: int, dtype: torch.dtype
+) -> Tensor:
+    """``[N, D]`` in ``dtype``: both heads' gradients at their positions, summed in their own dtype where they meet.
+
+    Positions are distinct within each head, so none is written twice: no atomics.
+    """
+    n = grad_nD.shape[0]
+    grad_ND = torch.zeros((tokens, grad_SD.shape[1]), dtype=dtype, device=grad_nD.device)
+    if n:
+        grad_ND[supervised_index_n] = grad_nD.to(dtype)
+        row_N = torch.full((tokens,), -1, device=grad_nD.device)
+        row_N[supervised_index_n] = torch.arange(n, device=grad_nD.device)
+        row_S = row_N[class_index_S]
+        grad_SD = grad_SD + torch.where((row_S >= 0)[:, None], grad_nD[row_S.clamp(min=0)], 0)
+    grad_ND[class_index_S] = grad_SD.to(dtype)
+    return grad_ND
 
 
 def _row_contiguous(weight_VD: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ Backward, through one workspace ``G [n, slab]`` in the hidden states' dtype:
 
     G = g ∘ (∂loss/∂logits)        recomputed from the log-sum-exps: one GEMM pass (none from stored logits)
     dW_slab = Gᵀ·H                 written once; skipped if W is frozen
-    dH     += G·W_slab             fp32, each element written by one program
+    dH     += G·W_slab             in fp32
+
+The last two are plain products: the vendor's library on an NVIDIA GPU, our kernel elsewhere.
 
 No ``n x V`` tensor is allocated unless ``store_bytes`` allows stored logits.
 """
@@ -76,8 +78,7 @@ def forward(
     vocabulary = weight_VD.shape[0]
     rows, outputs = classes.pooled_SD.shape[0], classes.weight_CD.shape[0]
     stores = 0 < n * vocabulary * hidden_nD.element_size() <= store_bytes
-    extras = (options.label_smoothing, options.softcap, lm.bias_V is not None, lm.lora_nR is not None, stores)
-    tile = launch.forward_more if any(extras) else launch.forward
+    tile = launch.forward_more if options.label_smoothing or any(_flags(lm).values()) else launch.forward
     pooled_SE, head_CE = _split_fp32(classes.pooled_SD, classes.weight_CD, hidden_nD.dtype)
     row_tiles, class_tiles = _tiles(n, tile.rows), _tiles(rows, tile.rows)
     column_tiles = _tiles(vocabulary, tile.columns)
@@ -87,7 +88,8 @@ def forward(
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=hidden_nD.device)
 
-    stored_nV = new(n, vocabulary, dtype=hidden_nD.dtype) if stores else None
+    # Rows start at multiples of 16 bytes, also those of an odd vocabulary.
+    stored_nV = new(n, _tiles(vocabulary, 8) * 8, dtype=hidden_nD.dtype)[:, :vocabulary] if stores else None
     loss_n, lse_n, hit_n = new(n), new(n), new(n, dtype=torch.int8)
     class_logits_SC, class_loss_S = new(rows, outputs), new(rows)
     parts_4Pn = new(4 if options.label_smoothing else 3, splits, n)
@@ -107,7 +109,7 @@ def forward(
             class_logits_SC, class_loss_S, tile_loss,
             n, vocabulary, width, _rank(lm), rows, outputs, pooled_SE.shape[1],
             splits if n else 0, tiles_per_split, max(1, row_tiles),
-            *_strides(lm), pooled_SE.stride(0), head_CE.stride(0),
+            *_strides(lm), 0 if stored_nV is None else stored_nV.stride(0), pooled_SE.stride(0), head_CE.stride(0),
             *_scalars(lm), classes.options.focal_gamma,
             **_flags(lm),
             KIND=_KINDS[classes.options.kind],
@@ -147,43 +149,50 @@ def backward(
     launch = launch or choose(hidden_nD.device, dtype)
     n, width = hidden_nD.shape
     vocabulary = weight_VD.shape[0]
-    columns = launch.gradient.columns
-    slab = max(columns, launch.workspace_bytes // max(1, n * hidden_nD.element_size()) // columns * columns)
-    slab = min(slab, vocabulary)
+    slab = launch.slab(n, vocabulary, hidden_nD.element_size())
     workspace_nK = torch.empty((n, slab), dtype=dtype, device=hidden_nD.device)
-    grad_nD = torch.zeros((n, width), dtype=torch.float32, device=hidden_nD.device)
+    grad_nD = torch.empty((n, width), dtype=torch.float32, device=hidden_nD.device)
     grad_VD = None
     if wants_weight:
         grad_VD = torch.empty_like(weight_VD) if weight_grad_VD is None else weight_grad_VD
     grad_bias_V = None if lm.bias_V is None else torch.zeros_like(lm.bias_V, dtype=torch.float32)
-    grad_lora_nR = None if lm.lora_nR is None else torch.zeros_like(lm.lora_nR, dtype=torch.float32)
+    grad_lora_nR = None if lm.lora_nR is None else torch.empty_like(lm.lora_nR, dtype=torch.float32)
     grad_lora_VR = None if lm.lora_VR is None else torch.zeros_like(lm.lora_VR)
     if n == 0:
         if wants_weight and weight_grad_VD is None and grad_VD is not None:
             grad_VD.zero_()
         return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
-    tile, unused = launch.gradient, lse_n
     for first in range(0, vocabulary, slab):
         count = min(slab, vocabulary - first)
         grad_nK = workspace_nK[:, :count]
-        _kernels().gradient[(_tiles(n, tile.rows), _tiles(count, tile.columns))](
-            *_pointers(lm, unused), lm.target_n.contiguous(), lse_n, upstream_n, unused if saved is None else saved,
-            grad_nK, n, vocabulary, width, _rank(lm), first, count, *_strides(lm), grad_nK.stride(0), *_scalars(lm),
-            **_flags(lm),
-            STORED=saved is not None,
-            DESCRIPTORS=_use_descriptors(tile, hidden_nD, weight_VD),
-            **_blocks(tile, dtype),
-        )  # fmt: skip
+        gradient_of_logits(lm, lse_n, upstream_n, saved, grad_nK, first, launch)
         part = slice(first, first + count)
         if grad_VD is not None:
             _matmul(grad_nK.T, hidden_nD, grad_VD[part], launch.matmul, accumulate=weight_grad_VD is not None)
-        _matmul(grad_nK, weight_VD[part], grad_nD, launch.matmul, accumulate=True)
+        _matmul(grad_nK, weight_VD[part], grad_nD, launch.matmul, accumulate=first > 0)
         if lm.lora_nR is not None and lm.lora_VR is not None and grad_lora_nR is not None and grad_lora_VR is not None:
             _matmul(grad_nK.T, lm.lora_nR, grad_lora_VR[part], launch.matmul, accumulate=False)
-            _matmul(grad_nK, lm.lora_VR[part], grad_lora_nR, launch.matmul, accumulate=True)
+            _matmul(grad_nK, lm.lora_VR[part], grad_lora_nR, launch.matmul, accumulate=first > 0)
         if grad_bias_V is not None:
             torch.sum(grad_nK, dim=0, dtype=torch.float32, out=grad_bias_V[part])
     return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
+
+
+def gradient_of_logits(
+    lm: LMInputs, lse_n: Tensor, upstream_n: Tensor, saved: Tensor | None, grad_nK: Tensor, first: int, launch: Launch
+) -> None:
+    """Write the gradient at the raw logits of columns ``first`` onwards into ``grad_nK``; ``saved`` as in backward."""
+    (n, count), width, vocabulary = grad_nK.shape, lm.hidden_nD.shape[1], lm.weight_VD.shape[0]
+    tile, unused = launch.gradient_more if any(_flags(lm).values()) else launch.gradient, lse_n
+    _kernels().gradient[(_tiles(n, tile.rows), _tiles(count, tile.columns))](
+        *_pointers(lm, unused), lm.target_n.contiguous(), lse_n, upstream_n, unused if saved is None else saved,
+        grad_nK, n, vocabulary, width, _rank(lm), first, count, *_strides(lm),
+        0 if saved is None else saved.stride(0), grad_nK.stride(0), *_scalars(lm),
+        **_flags(lm),
+        STORED=saved is not None,
+        DESCRIPTORS=_use_descriptors(tile, lm.hidden_nD, lm.weight_VD, grad_nK, *([] if saved is None else [saved])),
+        **_blocks(tile, lm.hidden_nD.dtype),
+    )  # fmt: skip
 
 
 def _use_descriptors(tile: Tile, *tensors: Tensor) -> bool:
@@ -192,8 +201,10 @@ def _use_descriptors(tile: Tile, *tensors: Tensor) -> bool:
         return False
     import triton
 
-    # The kernel writes its descriptors to memory, which Triton asks this function for.
-    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=tensors[0].device))
+    # The kernel writes its descriptors to memory, which Triton asks this function for. It outlives the call, so it must
+    # not hold the tensors.
+    device = tensors[0].device
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
     return True
 
 
@@ -221,7 +232,14 @@ def _rank(lm: LMInputs) -> int:
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor, tile: Tile, *, accumulate: bool) -> None:
-    """``out (+)= a @ b``, accumulated in fp32."""
+    """``out (+)= a @ b``, accumulated in fp32: by the vendor's library on an NVIDIA GPU, else by our kernel."""
+    if a.is_cuda and not torch.version.hip:
+        kind: dict[str, Any] = {} if out.dtype == a.dtype else {"out_dtype": out.dtype}
+        if accumulate:
+            torch.addmm(out, a, b, **kind, out=out)
+        else:
+            torch.mm(a, b, **kind, out=out)
+        return
     rows, depth = a.shape
     columns = b.shape[1]
     blocks = _blocks(tile, a.dtype)

@@ -1,7 +1,8 @@
 """Launch parameters of the Triton kernels by compute capability; the only place to tune them.
 
-Chosen with ``python -m clsgen_kernels.aot``, which compiles every entry and prints registers, spills and shared memory.
-Not measured on a GPU. Override with the argument ``launch`` of :func:`clsgen_kernels.dual_head_loss`.
+sm_90 is chosen by measurement on an H100 (``python benchmarks/loss_gpu.py --tiles``). The others are chosen with
+``python -m clsgen_kernels.aot``, which compiles every entry and prints registers, spills and shared memory, and are not
+measured on a GPU. Override with the argument ``launch`` of :func:`clsgen_kernels.dual_head_loss`.
 """
 
 from __future__ import annotations
@@ -30,50 +31,71 @@ class Launch:
 
     forward: Tile
     forward_more: Tile
-    """Forward with stored logits or any option of the LM head: its epilogue needs more registers."""
+    """Forward with any option of the LM head: its epilogue needs more registers."""
     gradient: Tile
     """The gradient of the logits, recomputed into the workspace."""
+    gradient_more: Tile
+    """The same with any option of the LM head."""
     matmul: Tile
-    """Both products with the workspace: by the hidden states and by the weights."""
+    """Both products with the workspace, by the hidden states and by the weights, where no vendor's library does it."""
     programs: int
     """Target number of forward programs: several per multiprocessor."""
     workspace_bytes: int
     """Size of the backward's workspace, ``n x slab`` elements; about half of the L2 cache."""
+    slab_columns: int = 0
+    """Columns of a slab, before slabs are made equal, even if the workspace grows for it (to 1 GiB at most): each slab
+    reads and writes dH once, and a narrow product is slow."""
+
+    def slab(self, rows: int, vocabulary: int, element_size: int) -> int:
+        """Columns of a slab: as few slabs as the workspace allows, of equal width, whole tiles each."""
+        row_bytes = max(1, rows) * element_size
+        columns = max(self.workspace_bytes, min(self.slab_columns * row_bytes, 2**30)) // row_bytes
+        tile = max(self.gradient.columns, self.gradient_more.columns)
+        slabs = -(-vocabulary // max(tile, columns // tile * tile))
+        return -(-vocabulary // (slabs * tile)) * tile
 
 
 _NARROW = Launch(
     forward=Tile(128, 128, 32, 8, 3),
     forward_more=Tile(64, 128, 32, 8, 3),
     gradient=Tile(128, 128, 32, 8, 3),
+    gradient_more=Tile(128, 128, 32, 8, 3),
     matmul=Tile(128, 128, 32, 8, 3),
     programs=4 * 108,
     workspace_bytes=20 * 2**20,
+    slab_columns=8192,
 )
 BY_TARGET = {
     "sm_80": _NARROW,
     "sm_90": Launch(
-        forward=Tile(128, 128, 64, 8, 4, descriptors=True),
+        forward=Tile(128, 256, 64, 8, 3, descriptors=True),
         forward_more=Tile(64, 128, 64, 8, 3, descriptors=True),
-        gradient=Tile(128, 128, 64, 8, 4, descriptors=True),
+        gradient=Tile(64, 256, 64, 4, 4, descriptors=True),
+        gradient_more=Tile(128, 128, 64, 8, 4, descriptors=True),
         matmul=Tile(128, 128, 64, 8, 3),
         programs=4 * 132,
         workspace_bytes=25 * 2**20,
+        slab_columns=8192,
     ),
     "sm_100": Launch(
         forward=Tile(128, 128, 64, 8, 4, descriptors=True),
         forward_more=Tile(64, 64, 64, 8, 3, descriptors=True),
         gradient=Tile(128, 64, 64, 8, 4, descriptors=True),
+        gradient_more=Tile(128, 64, 64, 8, 4, descriptors=True),
         matmul=Tile(128, 128, 64, 8, 3),
         programs=4 * 148,
         workspace_bytes=60 * 2**20,
+        slab_columns=8192,
     ),
     "gfx942": Launch(
         forward=Tile(128, 128, 32, 8, 2),
         forward_more=Tile(64, 128, 32, 8, 2),
         gradient=Tile(128, 128, 32, 8, 2),
+        gradient_more=Tile(128, 128, 32, 8, 2),
         matmul=Tile(128, 128, 32, 8, 2),
         programs=2 * 304,
         workspace_bytes=64 * 2**20,
+        slab_columns=8192,
     ),
 }
 """Targets that the compiler check covers."""
@@ -83,6 +105,7 @@ INTERPRETED = Launch(
     forward=Tile(16, 32, 16, 1, 1),
     forward_more=Tile(16, 32, 16, 1, 1),
     gradient=Tile(16, 32, 16, 1, 1),
+    gradient_more=Tile(16, 32, 16, 1, 1),
     matmul=Tile(16, 32, 16, 1, 1),
     programs=6,
     workspace_bytes=8 * 1024,
@@ -100,7 +123,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Launch:
         # All others, including consumer Blackwell (12.x), have less shared memory than either.
         launch = BY_TARGET[{9: "sm_90", 10: "sm_100"}.get(major, "sm_80")]
     if dtype == torch.float32:
-        tiles = ("forward", "forward_more", "gradient", "matmul")
+        tiles = ("forward", "forward_more", "gradient", "gradient_more", "matmul")
         halved = {name: replace(getattr(launch, name), depth=getattr(launch, name).depth // 2) for name in tiles}
         return replace(launch, **halved)
     return launch

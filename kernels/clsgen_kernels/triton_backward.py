@@ -41,6 +41,7 @@ def gradient_kernel(
     weight_stride,
     lora_n_stride,
     lora_V_stride,
+    logits_stride,
     grad_stride,
     label_smoothing,
     smoothing_share,
@@ -69,14 +70,20 @@ def gradient_kernel(
     column_mask = local_column < width - first_local
     mask = row_mask[:, None] & column_mask[None, :]
     if STORED:
-        logits = tl.load(
-            logits_nV
-            + first_row.to(tl.int64) * V
-            + (first + first_local)
-            + (local_row[:, None] * V + local_column[None, :]),
-            mask=mask,
-            other=0.0,
-        ).to(tl.float32)
+        if DESCRIPTORS:
+            stored = tl.make_tensor_descriptor(
+                logits_nV, [n, first + width], [logits_stride, 1], [BLOCK_N, BLOCK_V]
+            ).load([first_row, first + first_local])
+        else:
+            stored = tl.load(
+                logits_nV
+                + first_row.to(tl.int64) * logits_stride
+                + (first + first_local)
+                + (local_row[:, None] * logits_stride + local_column[None, :]),
+                mask=mask,
+                other=0.0,
+            )
+        logits = stored.to(tl.float32)
     else:
         end = first + width
         a_descriptor = hidden_nD
@@ -110,14 +117,19 @@ def gradient_kernel(
         ratio = logits / softcap
         grad *= 1.0 - ratio * ratio
     grad *= upstream[:, None]
-    tl.store(
-        grad_nK
-        + first_row.to(tl.int64) * grad_stride
-        + first_local
-        + (local_row[:, None] * grad_stride + local_column[None, :]),
-        grad.to(grad_nK.dtype.element_ty),
-        mask=mask,
-    )
+    if DESCRIPTORS:
+        tl.make_tensor_descriptor(grad_nK, [n, width], [grad_stride, 1], [BLOCK_N, BLOCK_V]).store(
+            [first_row, first_local], grad.to(grad_nK.dtype.element_ty)
+        )
+    else:
+        tl.store(
+            grad_nK
+            + first_row.to(tl.int64) * grad_stride
+            + first_local
+            + (local_row[:, None] * grad_stride + local_column[None, :]),
+            grad.to(grad_nK.dtype.element_ty),
+            mask=mask,
+        )
 
 
 @triton.jit(do_not_specialize=_MATMUL_COUNTS)

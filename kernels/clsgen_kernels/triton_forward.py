@@ -77,6 +77,7 @@ def forward_kernel(
     weight_stride,
     lora_n_stride,
     lora_V_stride,
+    logits_stride,
     pooled_stride,
     head_stride,
     label_smoothing,
@@ -170,14 +171,19 @@ def forward_kernel(
             if HAS_SOFTCAP:
                 logits = softcap * tanh(logits / softcap)
             if STORE_LOGITS:
-                tl.store(
-                    logits_nV
-                    + first_row.to(tl.int64) * V
-                    + first_column
-                    + (local_row[:, None] * V + local_column[None, :]),
-                    logits.to(logits_nV.dtype.element_ty),
-                    mask=row_mask[:, None] & (local_column < remaining)[None, :],
-                )
+                if DESCRIPTORS:
+                    tl.make_tensor_descriptor(logits_nV, [n, V], [logits_stride, 1], [BLOCK_N, BLOCK_V]).store(
+                        [first_row, first_column], logits.to(logits_nV.dtype.element_ty)
+                    )
+                else:
+                    tl.store(
+                        logits_nV
+                        + first_row.to(tl.int64) * logits_stride
+                        + first_column
+                        + (local_row[:, None] * logits_stride + local_column[None, :]),
+                        logits.to(logits_nV.dtype.element_ty),
+                        mask=row_mask[:, None] & (local_column < remaining)[None, :],
+                    )
             if HAS_SMOOTHING:
                 loss += tl.sum(tl.where((local_column < remaining)[None, :], logits, 0.0), axis=1)
             target_logit += tl.sum(

@@ -12,6 +12,7 @@ from clsgen_kernels import ClassOptions, GenerationOptions, LMLora, dual_head_lo
 from clsgen_kernels.dual_head import _auto
 from clsgen_kernels.inputs import HeadInputs
 from clsgen_kernels.tiled import tile_rows
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # N tokens, n supervised, D hidden, V vocabulary, C classes, S rows
 
@@ -209,30 +210,40 @@ def test_sum_reduction_is_the_weighted_sum(impl):
     torch.testing.assert_close(total.class_loss, each.class_loss.sum())
 
 
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, torch.Tensor):
+                self.bytes = max(self.bytes, value.numel() * value.element_size())
+        return out
+
+
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_full_logits_are_never_materialised(impl):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for value in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(value, torch.Tensor):
-                    largest = max(largest, value.numel() * value.element_size())
-            return out
-
     n, vocabulary = 100, 1024
     tensors, *rest = make_case(n_tokens=200, supervised=n, width=16, vocabulary=vocabulary)
     case = cast(tensors, torch.float32), *rest
-    with Watch():
+    with LargestTensor() as seen:
         run(*case, impl=impl, vocab_tile=128)
-    assert 0 < largest < 4 * n * vocabulary / 4
-    with Watch():
+    assert 0 < seen.bytes < 4 * n * vocabulary / 4
+    with LargestTensor() as seen:
         run(*case, impl="reference")
-    assert largest >= 4 * n * vocabulary  # the watch does see the tensors
+    assert seen.bytes >= 4 * n * vocabulary  # it does see the tensors
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_nothing_of_all_tokens_is_wider_than_the_hidden_states(impl):
+    tensors, *rest = make_case(n_tokens=2000, supervised=10, width=16, vocabulary=65)
+    with LargestTensor() as seen:
+        run(cast(tensors, torch.bfloat16), *rest, impl=impl)
+    assert seen.bytes == 2 * 2000 * 16
 
 
 @pytest.mark.parametrize(

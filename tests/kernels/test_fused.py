@@ -279,14 +279,28 @@ def test_launch_parameters_can_be_overridden():
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
     tile = Tile(32, 64, 8, 1, 1)
-    other = Launch(tile, tile, tile, tile, programs=100, workspace_bytes=1 << 20)
+    other = Launch(tile, tile, tile, tile, tile, programs=100, workspace_bytes=1 << 20)
     got, grads = run(tensors, *rest, impl="triton", launch=other)
     assert_close(got, truth, 1e-6)
     assert_close(grads, truth_grads, 1e-6)
 
 
+def test_slabs_are_wide_and_of_equal_width():
+    chosen = launch.BY_TARGET["sm_90"]
+    for rows, vocabulary in ((1, 128256), (2048, 128256), (16384, 50257), (65536, 256000)):
+        slab = chosen.slab(rows, vocabulary, 2)
+        slabs = -(-vocabulary // slab)
+        assert slab % 256 == 0 and (slab > 7 * 1024 or slabs == 1)
+        assert slabs * slab - vocabulary < slabs * 256  # the last is as wide as the others, but for whole tiles
+        assert rows * slab * 2 <= max(chosen.workspace_bytes, 2**30)
+    assert chosen.slab(2048, 128256, 2) == 8192  # 34 MB
+    assert chosen.slab(1, 128256, 2) >= 128256  # one slab
+    assert chosen.slab(262144, 128256, 2) == 2048  # 1 GiB is the limit
+
+
+@pytest.mark.parametrize("store_bytes", [0, 10**9], ids=["recomputed", "stored"])
 @pytest.mark.parametrize("width", [24, 41], ids=["aligned", "unaligned"])
-def test_descriptor_loads_give_equal_results(width, monkeypatch):
+def test_descriptor_loads_and_stores_give_equal_results(width, store_bytes, monkeypatch):
     tensors, *rest = make_case(vocabulary=129, width=width, scale=0.5, bias=True, lora_rank=5)
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
@@ -294,7 +308,8 @@ def test_descriptor_loads_give_equal_results(width, monkeypatch):
     decides = fused._use_descriptors
     monkeypatch.setattr(fused, "_use_descriptors", lambda *a: by_descriptor.append(decides(*a)) or by_descriptor[-1])
     tile = Tile(16, 32, 16, 1, 1, descriptors=True)
-    got, grads = run(tensors, *rest, impl="triton", launch=Launch(tile, tile, tile, tile, 6, 8 * 1024))
+    tiles = Launch(tile, tile, tile, tile, tile, 6, 8 * 1024)
+    got, grads = run(tensors, *rest, impl="triton", launch=tiles, store_bytes=store_bytes)
     assert set(by_descriptor) == {width == 24}
     assert_close(got, truth, 1e-6)
     assert_close(grads, truth_grads, 1e-6)

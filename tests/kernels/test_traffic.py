@@ -23,7 +23,7 @@ n, D, V, S, C = 64, 64, 512, 2, 2
 TILE = Tile(16, 32, 16, 1, 1)
 HIDDEN, WEIGHT = n * D * 4, V * D * 4
 SPLITS, SLAB = 2, 64
-LAUNCH = Launch(TILE, TILE, TILE, TILE, programs=8, workspace_bytes=n * SLAB * 4)
+LAUNCH = Launch(TILE, TILE, TILE, TILE, TILE, programs=8, workspace_bytes=n * SLAB * 4)
 L2 = (HIDDEN + SPLITS * TILE.columns * D * 4) * 5 // 4
 
 

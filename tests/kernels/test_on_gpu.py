@@ -1,0 +1,129 @@
+"""The Triton kernels on a real GPU: values, bit-equal repeats, memory. Skipped without one.
+
+TRITON_INTERPRET=0 python -m pytest tests/kernels/test_on_gpu.py
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import assert_close, cast, errors, make_case, run
+from clsgen_kernels import ClassOptions, GenerationOptions, fused
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or fused.interpreted(), reason="needs a GPU, and TRITON_INTERPRET=0"
+    ),
+]
+
+SHAPES = {
+    "several tiles of each": {"vocabulary": 1203, "width": 136, "n_tokens": 700, "supervised": 400},
+    "GPT-2's odd vocabulary": {"vocabulary": 50257, "width": 576, "n_tokens": 300, "supervised": 130},
+    "unaligned width": {"vocabulary": 1029, "width": 17, "n_tokens": 60, "supervised": 33, "classes": 2},
+    "one token": {"vocabulary": 3000, "width": 64, "supervised": 1, "rows": 1},
+    "more classes than a tile": {"vocabulary": 330, "width": 64, "classes": 300},
+    "nothing supervised": {"vocabulary": 650, "width": 64, "supervised": 0},
+    "no rows": {"vocabulary": 650, "width": 64, "rows": 0},
+    "neither": {"vocabulary": 650, "width": 64, "supervised": 0, "rows": 0},
+}
+EVERYTHING = GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0)
+CLASSES = {
+    "softmax": ClassOptions(class_weight=(1.0, 2.0, 0.5), focal_gamma=2.0),
+    "sigmoid": ClassOptions("sigmoid"),
+    "multilabel": ClassOptions("multilabel", (1.0, 2.0, 0.5), 1.5),
+    "ordinal": ClassOptions("ordinal"),
+    "soft": ClassOptions("soft", (1.0, 2.0, 0.5)),
+}
+
+
+def _on_gpu(tensors, indices, upstream):
+    def move(some):
+        return {k: v.cuda() for k, v in some.items()}
+
+    return move(tensors), move(indices), tuple(v.cuda() for v in upstream)
+
+
+def _truth(tensors, *rest, **options):
+    return run(*_on_gpu(cast(tensors, torch.float64), *rest), impl="reference", **options)
+
+
+def _no_worse_than_torch(case, slack, **options):
+    """Losses and gradients against float64: no larger an error than plain torch in the same dtype, plus ``slack``."""
+    truth, truth_grads = _truth(*case, **options)
+    plain, plain_grads = run(*_on_gpu(*case), impl="reference", **options)
+    got, grads = run(*_on_gpu(*case), impl="triton", **options)
+    del truth["token_hit"]  # a tie may fall either way
+    for mine, theirs in ((errors(got, truth), errors(plain, truth)), _pair(grads, plain_grads, truth_grads)):
+        for name, error in mine.items():
+            assert error <= 1.5 * theirs[name] + slack, f"{name}: {error:.1e}, plain torch {theirs[name]:.1e}"
+
+
+def _pair(grads, plain_grads, truth_grads):
+    return errors(grads, truth_grads), errors(plain_grads, truth_grads)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slack"), [(torch.float32, 3e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)], ids=str
+)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_losses_and_gradients_against_float64(shape, dtype, slack):
+    tensors, *rest = make_case(**{"scale": 0.3, **shape})
+    _no_worse_than_torch((cast(tensors, dtype), *rest), slack)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_options_together(kind, dtype):
+    classes = 1 if kind == "sigmoid" else 3
+    tensors, *rest = make_case(vocabulary=1290, width=64, kind=kind, classes=classes, bias=True, lora_rank=8, scale=0.3)
+    slack = 3e-6 if dtype == torch.float32 else 8e-3
+    _no_worse_than_torch((cast(tensors, dtype), *rest), slack, generation=EVERYTHING, classification=CLASSES[kind])
+
+
+def test_stored_logits_give_the_same_loss_and_close_gradients():
+    case = _on_gpu(*_bf16_case())
+    first, grads = run(*case, impl="triton")
+    stored, stored_grads = run(*case, impl="triton", store_bytes=2**40)
+    assert_close(stored, first, 1e-5)
+    assert_close(stored_grads, grads, 2e-2)
+
+
+def _bf16_case():
+    tensors, *rest = make_case(vocabulary=20011, width=512, n_tokens=3000, supervised=1500, rows=200, scale=0.05)
+    return cast(tensors, torch.bfloat16), *rest
+
+
+def test_repeats_are_bit_equal():
+    # A race shows as a difference between runs: many row tiles and splits, all of them at once.
+    case = _on_gpu(*_bf16_case())
+    first, grads = run(*case, impl="triton")
+    for _ in range(30):
+        again, again_grads = run(*case, impl="triton")
+        assert all(torch.equal(again[name], value) for name, value in first.items())
+        assert all(torch.equal(again_grads[name], value) for name, value in grads.items())
+
+
+def test_gradient_accumulates_in_fp32():
+    tensors, *rest = _bf16_case()
+    _, truth = _truth(tensors, *rest)
+    total = torch.zeros_like(tensors["lm_weight_VD"], dtype=torch.float32, device="cuda")
+    for _ in range(3):
+        run(*_on_gpu(tensors, *rest), impl="triton", lm_weight_grad_VD=total)
+    assert_close({"dW": total / 3}, {"dW": truth["lm_weight_VD"]}, 1e-2)
+
+
+def test_memory_is_returned_and_stays_far_below_the_logits():
+    case = _on_gpu(*_bf16_case())
+    run(*case, impl="triton")
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run(*case, impl="triton")
+    torch.cuda.synchronize()
+    leaves = 2 * sum(v.nbytes for v in case[0].values())  # copies that the run makes, and their gradients
+    n, width = 1500, 512
+    workspace = n * fused.choose(torch.device("cuda"), torch.bfloat16).slab(n, 20011, 2) * 2
+    states = n * width * (2 + 4 + 2)  # compacted; their gradient in fp32, and as it is scattered
+    assert torch.cuda.max_memory_allocated() - before <= leaves + workspace + states + 4 * 2**20
+    assert torch.cuda.memory_allocated() == before
