@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clsgen_dist.evaluation.delong import RankedQuestion, mean_auroc_interval
-from clsgen_dist.evaluation.interval import Interval, wilson_interval
+from clsgen_dist.evaluation.interval import Interval, share_interval
 from clsgen_dist.evaluation.metrics import Kind
 from clsgen_dist.explanations.estimates import UNDEFINED, PooledScore, RowScores, check_same_rows, estimate, row_scores
 
@@ -130,12 +130,13 @@ def stated_decided_kappa(
     kind: Kind = "single",
     *,
     resamples: int = 1000,
+    clusters_N: np.ndarray | None = None,
 ) -> PooledScore:
     """Cohen's κ between the class stated and the class decided, over the rows that state one.
 
     Multi-label: over all answers of all rows. NaN if everything stated and decided is one class. Arguments as for
     :func:`contradictions`. A κ of 1 has no resample below 1; its interval ends where disagreements like those by chance
-    in as many rows as Wilson's interval leaves would put it.
+    in as many rows as Wilson's interval leaves would put it. ``clusters_N``: rows that belong together.
     """
     check_same_rows(explanations=explanations, decisions=decided)
     if kind == "multilabel":
@@ -144,18 +145,19 @@ def stated_decided_kappa(
         stated, classes = stated_classes(explanations, labels), len(labels)
         rows = np.flatnonzero(stated != NOT_STATED)
         stated, decided = stated[rows], decided[rows]
+        clusters_N = None if clusters_N is None else clusters_N[rows]
 
     def kappa(index: np.ndarray) -> float:
         pair = stated[index].ravel(), decided[index].ravel().astype(int)
         return cohen_kappa(*pair, classes, quadratic=kind == "ordinal")
 
-    found = estimate(kappa, len(stated), resamples=resamples)
+    found = estimate(kappa, len(stated), resamples=resamples, clusters_N=clusters_N)
     if found.value != 1:
         return found
     by_chance = (np.bincount(stated.ravel(), minlength=classes) / stated.size) @ (
         np.bincount(decided.ravel().astype(int), minlength=classes) / stated.size
     )
-    disagreed = 1 - wilson_interval(len(stated), len(stated)).low
+    disagreed = 1 - share_interval(np.ones(len(stated)), clusters_N=clusters_N).low
     return replace(found, interval=Interval(float(1 - disagreed / (1 - by_chance)), 1.0))
 
 
@@ -165,23 +167,26 @@ def alignment(
     labels: Sequence[str],
     kind: Kind = "single",
     positive: int = 1,
+    *,
+    clusters_N: np.ndarray | None = None,
 ) -> PooledScore:
     """AUROC of the head's probability, the stated class taken as the truth, over the rows that state one.
 
     Several classes: the mean one-vs-rest, multi-label over the classes, ordered over the cut points, as in
     :mod:`clsgen_dist.evaluation.metrics`. 0.5 if the explanations know nothing of what the head believes; below, if
-    they contradict it; NaN if all state one class.
+    they contradict it; NaN if all state one class. ``clusters_N``: rows that belong together.
     """
     check_same_rows(explanations=explanations, probabilities=probabilities_NC)
+    cluster_N = np.arange(len(explanations)) if clusters_N is None else clusters_N
     if kind == "multilabel":
         scores_NQ, answers_NQ = probabilities_NC, stated_sets(explanations, labels)
     else:
         stated_N = stated_classes(explanations, labels)
         rows = np.flatnonzero(stated_N != NOT_STATED)
         scores_NQ, answers_NQ = _questions(probabilities_NC[rows], stated_N[rows, None], kind, positive)
-    row_N = np.arange(len(answers_NQ))
+        cluster_N = cluster_N[rows]
     found = mean_auroc_interval(
-        [RankedQuestion(s_N, a_N, row_N) for s_N, a_N in zip(scores_NQ.T, answers_NQ.T, strict=True)]
+        [RankedQuestion(s_N, a_N, cluster_N) for s_N, a_N in zip(scores_NQ.T, answers_NQ.T, strict=True)]
     )
     return PooledScore(found.value, found.interval, len(answers_NQ))
 

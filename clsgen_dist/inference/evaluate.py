@@ -121,7 +121,8 @@ def evaluate(
             kept = _capability(predictor, capability_tokens, general_text_file)
             found = dataclasses.replace(found, capability=kept)
         if asked and ranks.rank == 0:
-            found = dataclasses.replace(found, judge=_judged(asked, found, folder / "judge.jsonl"))
+            judged = _judged(asked, found, folder / "judge.jsonl", run.clusters(found.examples))
+            found = dataclasses.replace(found, judge=judged)
         if lm_eval_tasks and ranks.rank == 0:
             scores = measure_tasks(lm_eval_tasks, predictor.lm, backbone_of(predictor), model, batch_size=batch_size)
             found = dataclasses.replace(found, lm_eval=scores)
@@ -219,7 +220,8 @@ class _Run:
         examples = [found.examples[row] for row in found.explained]
         explanations = [found.predictions[row].explanation or "" for row in found.explained]
         p_NC, decided = found.probabilities_NC[found.explained], found.decided[found.explained]
-        measured = measure_explanations(examples, explanations, p_NC, decided, found.space, self.embed)
+        clusters_N = self.clusters(examples)
+        measured = measure_explanations(examples, explanations, p_NC, decided, found.space, self.embed, clusters_N)
         found = dataclasses.replace(found, explanations=measured)
         if not self.faithfulness_rows:
             return found
@@ -243,6 +245,7 @@ class _Run:
             spread_sample(decided, self.faithfulness_rows),
             probability,
             explain,
+            clusters_N,
         )
         return dataclasses.replace(found, faithfulness=faithfulness)
 
@@ -265,11 +268,13 @@ def _capability(predictor: Predictor, tokens: int, text: str | Path | None) -> C
     )
 
 
-def _judged(judge: Judge, found: Evaluation, kept: Path) -> JudgedExplanations:
+def _judged(judge: Judge, found: Evaluation, kept: Path, clusters_N: np.ndarray | None) -> JudgedExplanations:
     """The judge's opinion of a sample of the explanations."""
     sample = spread_sample(found.decided[found.explained], judge.settings.rows)
-    rows = [(found.examples[row], found.predictions[row]) for row in (found.explained[place] for place in sample)]
-    return judge.opinions([(example.text, p.decision, p.explanation or "") for example, p in rows], kept)
+    rows = [found.explained[place] for place in sample]
+    answers = [found.predictions[row] for row in rows]
+    asked = [(found.examples[row].text, p.decision, p.explanation or "") for row, p in zip(rows, answers, strict=True)]
+    return judge.opinions(asked, kept, None if clusters_N is None else clusters_N[rows])
 
 
 def _compare(run: _Run, found: Evaluation, predictor: Predictor, folder: Path) -> Comparison:

@@ -25,12 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from clsgen_dist.errors import ServerError, SettingsError, first_line
-from clsgen_dist.evaluation.interval import Estimate, wilson_interval
+from clsgen_dist.evaluation.interval import Estimate, share_interval
 from clsgen_dist.inference.settings import JudgeSettings
 from clsgen_dist.io.files import writing
 from clsgen_dist.track.progress import Progress
@@ -102,12 +103,15 @@ class Judge:
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
         self._session.auth = self._authorize  # a header would give way to an entry of ~/.netrc
 
-    def opinions(self, rows: Sequence[tuple[str, str, str]], kept: Path) -> JudgedExplanations:
+    def opinions(
+        self, rows: Sequence[tuple[str, str, str]], kept: Path, clusters_N: np.ndarray | None = None
+    ) -> JudgedExplanations:
         """What the judge says of rows.
 
         Args:
             rows: text, decision and explanation of each.
             kept: JSON lines of earlier answers, to which new ones are appended.
+            clusters_N: an id for each row; None: all are independent.
 
         Raises:
             SettingsError: the server refuses the request: wrong address, key or model.
@@ -124,19 +128,21 @@ class Judge:
                     file.write(f"\n{json.dumps(line)}")  # a line that a kill tore ends here
                     file.flush()
                 shown.update()
-        return self._counted([read_answer(answers[self._hash(messages)]) for messages in asked])
+        return self._counted([read_answer(answers[self._hash(messages)]) for messages in asked], clusters_N)
 
-    def _counted(self, verdicts: Sequence[dict[str, bool] | None]) -> JudgedExplanations:
+    def _counted(self, verdicts: Sequence[dict[str, bool] | None], clusters_N: np.ndarray | None) -> JudgedExplanations:
+        places = [row for row, verdict in enumerate(verdicts) if verdict is not None]
         readable = [verdict for verdict in verdicts if verdict is not None]
-        yes = {name: sum(verdict[name] for verdict in readable) for name in QUESTIONS}
+        yes = {name: np.array([verdict[name] for verdict in readable], dtype=bool) for name in QUESTIONS}
+        own = None if clusters_N is None else clusters_N[places]
         return JudgedExplanations(
             model=self.settings.model,
             host=self.host,
             rows=len(verdicts),
             unreadable=len(verdicts) - len(readable),
             shares={
-                name: Estimate(n / len(readable) if readable else float("nan"), wilson_interval(n, len(readable)))
-                for name, n in yes.items()
+                name: Estimate(float(yes_N.mean()) if readable else float("nan"), share_interval(yes_N, clusters_N=own))
+                for name, yes_N in yes.items()
             },
         )
 

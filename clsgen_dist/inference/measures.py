@@ -38,7 +38,7 @@ from clsgen_dist.evaluation.subgroups import Subgroups, subgroups
 from clsgen_dist.explanations import text_quality
 from clsgen_dist.explanations.counterfactual import Counterfactual, counterfactual
 from clsgen_dist.explanations.erasure import Erasure, erasure
-from clsgen_dist.explanations.estimates import PooledScore, RowScores
+from clsgen_dist.explanations.estimates import PooledScore, RowScores, in_clusters
 from clsgen_dist.explanations.grounding import GroundingScores, copied_share, grounding
 from clsgen_dist.explanations.reconstruction import Reconstruction, reconstruction
 from clsgen_dist.explanations.reference_similarity import Embed, ReferenceSimilarity, reference_similarity
@@ -200,14 +200,15 @@ def measure_explanations(
     decided: np.ndarray,
     space: LabelSpace,
     embed: Embed | None = None,
+    clusters_N: np.ndarray | None = None,
 ) -> ExplanationMeasures:
     """The explanations of rows, their probabilities and decisions; ``embed`` compares them with references too."""
     texts, names = [example.text for example in examples], space.names
     given = [list(example.explanations) for example in examples]
-    return ExplanationMeasures(
+    measured = ExplanationMeasures(
         contradictions=contradictions(explanations, decided, names),
-        kappa=stated_decided_kappa(explanations, decided, names, space.kind),
-        alignment=alignment(explanations, p_NC, names, space.kind, space.positive_index),
+        kappa=stated_decided_kappa(explanations, decided, names, space.kind, clusters_N=clusters_N),
+        alignment=alignment(explanations, p_NC, names, space.kind, space.positive_index, clusters_N=clusters_N),
         grounding=grounding(texts, explanations, names),
         copied=copied_share(texts, explanations),
         richness=richness(explanations),
@@ -222,6 +223,7 @@ def measure_explanations(
         simulatability=simulatability(texts, explanations, decided, names),
         reconstruction=reconstruction(texts, explanations),
     )
+    return in_clusters(measured, clusters_N)
 
 
 def measure_faithfulness(
@@ -233,11 +235,12 @@ def measure_faithfulness(
     rows: Sequence[int],
     probability: Callable[[Sequence[str]], np.ndarray],
     explain: Callable[[Sequence[str]], Sequence[str]],
+    clusters_N: np.ndarray | None = None,
 ) -> Faithfulness:
     """Masks and edits the evidence that explanations name, on the given ``rows``, and asks the model again."""
     own = [texts[row] for row in rows]
     evidence = [measured.grounding.evidence_of(row) for row in rows]
-    return Faithfulness(
+    found = Faithfulness(
         rows=list(rows),
         erasure=erasure(own, evidence, probability, decided[np.array(rows, dtype=int)]),
         counterfactual=counterfactual(
@@ -251,6 +254,7 @@ def measure_faithfulness(
             thresholds=thresholds,
         ),
     )
+    return in_clusters(found, None if clusters_N is None else clusters_N[list(rows)])
 
 
 def spread_sample(decided: np.ndarray, count: int, seed: int = 0) -> list[int]:

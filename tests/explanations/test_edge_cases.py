@@ -12,7 +12,7 @@ from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.explanations import text_quality
 from clsgen_dist.explanations.counterfactual import counterfactual
 from clsgen_dist.explanations.erasure import erasure
-from clsgen_dist.explanations.estimates import row_scores
+from clsgen_dist.explanations.estimates import RowScores, in_clusters, row_scores
 from clsgen_dist.explanations.grounding import copied_share, grounding
 from clsgen_dist.explanations.reconstruction import reconstruction
 from clsgen_dist.explanations.references import reference_scores
@@ -113,3 +113,47 @@ def test_the_interval_of_a_mean_covers_rows_that_are_undefined():
     half_width = 1.96 * np.nanstd(values) / np.sqrt(found.defined)
     assert found.defined == np.isfinite(values).sum() and found.mean == pytest.approx(np.nanmean(values))
     assert found.interval.high - found.interval.low == pytest.approx(2 * half_width, rel=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoScores:
+    any: RowScores
+    share: RowScores
+
+
+def test_copies_of_each_row_in_one_cluster_add_nothing():
+    # Forty rows are worth as much as the same rows four times, if the copies are known to belong together.
+    rng = np.random.default_rng(0)
+    stated, decided, value_N = rng.integers(0, 2, 40), rng.integers(0, 2, 40), rng.normal(size=40)
+    names, p_N = ["benign", "malignant"], np.where(decided, 0.8, 0.2) + 0.1 * rng.normal(size=40)
+    said = [f"{names[s]}, size {row}" for row, s in enumerate(stated)]
+
+    def width(interval):
+        return interval.high - interval.low
+
+    def measured(copies, clusters_N=None):
+        texts = [text for text in said for _ in range(copies)]
+        heads, p = np.repeat(decided, copies), np.repeat(p_N, copies)
+        scores = TwoScores(row_scores(np.repeat(value_N, copies)), contradictions(texts, heads, names))
+        found = in_clusters(scores, clusters_N)
+        kappa = stated_decided_kappa(texts, heads, names, clusters_N=clusters_N)
+        ranked = alignment(texts, np.stack([1 - p, p], axis=1), names, clusters_N=clusters_N)
+        return [width(x.interval) for x in (found.any, found.share, kappa, ranked)]
+
+    once, together, apart = measured(1), measured(4, np.repeat(np.arange(40), 4)), measured(4)
+    for single, clustered, naive in zip(once, together, apart, strict=True):
+        assert clustered == pytest.approx(single, rel=0.2)
+        assert naive == pytest.approx(single / 2, rel=0.2)
+
+
+def test_one_cluster_has_no_interval():
+    together = np.zeros(40, dtype=int)
+    for values, is_share in ((np.arange(40.0), False), (np.ones(40), True)):
+        found = in_clusters(row_scores(values, is_share=is_share), together)
+        assert np.isnan(found.interval.low) and found.mean == values.mean()
+    names, decided = ["benign", "malignant"], np.arange(40) % 2
+    said = [names[label] for label in decided]
+    agreed = stated_decided_kappa(said, decided, names, clusters_N=together)
+    assert agreed.value == 1 and np.isnan(agreed.interval.low)
+    half = stated_decided_kappa(said, np.arange(40) % 3 // 2, names, clusters_N=together)
+    assert np.isfinite(half.value) and np.isnan(half.interval.low)
