@@ -122,8 +122,10 @@ def test_one_cluster_can_neither_be_judged_nor_calibrated_on(folder, tmp_path, c
     cells = [{**cell, "patient": "one"} for cell in rows("binary", 40)]
     data = write(tmp_path / "rows.jsonl", cells)
     options = ("--data", data, "--columns.cluster", "patient")
-    assert run("evaluate", "--model", folder, *options, "--output", tmp_path / "report", "--explain", "false") == 0
+    assert run("evaluate", "--model", folder, *options, "--output", tmp_path / "report", "--explain_sample", "8") == 0
     text = (tmp_path / "report" / "report.md").read_text()
+    explained = text.partition("## What the explanations say")[2].partition("\n## ")[0]
+    assert "repeat" in explained and not re.search(r"\[[-+\d]", explained)  # figures, without intervals
     assert "they cannot say how far off that may be" in text
     assert "Whether its probabilities are right cannot be said: the rows are of one cluster." in text
     assert run("calibrate", "--model", folder, *options) == 2
