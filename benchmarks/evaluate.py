@@ -66,7 +66,7 @@ def demo_texts(rows: int) -> list[str]:
     """The first different texts of the demo's test rows."""
     from clsgen_dist.data.demos.breast_cancer import demo_file
 
-    texts = [json.loads(line)["text"] for line in demo_file("test").read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in demo_file("test").open()]
     return list(dict.fromkeys(texts))[:rows]
 
 

@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 def targets(split: str, count: int) -> list[dict[str, Any]]:
     """HateCheck's posts with the groups they are about, some of them joined in pairs."""
     rng = random.Random(0)
-    posts = [json.loads(line) for line in (SHARED / f"hatecheck/{split}.jsonl").read_text().splitlines()]
+    posts = [json.loads(line) for line in (SHARED / f"hatecheck/{split}.jsonl").open()]
     rows = []
     for number, post in enumerate(posts[:count]):
         parts = [post, rng.choice(posts)] if rng.random() < 1 / 3 else [post]
@@ -54,7 +54,7 @@ def targets(split: str, count: int) -> list[dict[str, Any]]:
 
 def answers(split: str, count: int) -> list[dict[str, Any]]:
     """PubMedQA as it is."""
-    return [json.loads(line) for line in (SHARED / f"pubmedqa/{split}.jsonl").read_text().splitlines()][:count]
+    return [json.loads(line) for line in (SHARED / f"pubmedqa/{split}.jsonl").open()][:count]
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def worker(arm: str, steps: int | None, tokens: int, runs: Path, interpolation: 
         settings = parse_settings([f"--{k}={v}" for k, v in changes.items()], default_config="configs/demo.yaml")
         train(settings)
         predictor = Predictor(export(output, output / "model", interpolation=interpolation))
-        rows = [json.loads(line) for line in demo_file("test").read_text().splitlines()]
+        rows = [json.loads(line) for line in demo_file("test").open()]
         predictions = predictor.predict([row["text"] for row in rows], batch_size=50)
         logits = np.array([p.logits for p in predictions])
         true = [evidence_is_true(r["text"], p.explanation or "") for r, p in zip(rows, predictions, strict=True)]

@@ -82,7 +82,7 @@ def prepare(runs: Path, name: str, test_rows: int) -> None:
             source = SHARED / name / f"{split}.jsonl"
         if not source.is_file():
             sys.exit(f"needs the real data sets in {SHARED}")
-        rows = [json.loads(line) for line in source.read_text().splitlines()]
+        rows = [json.loads(line) for line in source.open()]
         with (runs / f"{split}.jsonl").open("w") as file:
             for row in rows[:test_rows] if split != "train" else rows:
                 given = row.get("explanations") or [row["explanation"]]
@@ -160,7 +160,7 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path)
     if arm != "classification only":
         found["generation_loss"] = float(log.Scalars("dev/loss/generation")[-1].value)  # nats a token
     for split in ("dev", "test"):
-        rows = [json.loads(line) for line in (runs / f"{split}.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (runs / f"{split}.jsonl").open()]
         writes = split == "test" and arm != "classification only"
         predictions = predictor.predict([row["text"] for row in rows], batch_size=args.batch_size, explain=writes)
         found[split] = {
@@ -285,7 +285,7 @@ def main() -> None:
     runs = args.runs / f"{args.set}-{args.tokens}"
     default = Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}.jsonl"
     path = args.results or default
-    results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    results = [json.loads(line) for line in path.open()] if path.exists() else []
     if args.report:
         return report(args.set, args.tokens, results)
     other = {r["precision"] for r in results} - {args.precision}

@@ -34,6 +34,7 @@ from clsgen_dist.errors import ServerError, SettingsError, first_line
 from clsgen_dist.evaluation.interval import Estimate, share_interval
 from clsgen_dist.inference.settings import JudgeSettings
 from clsgen_dist.io.files import writing
+from clsgen_dist.io.json_lines import read_json_lines
 from clsgen_dist.track.progress import Progress
 
 QUESTIONS = {
@@ -119,7 +120,8 @@ class Judge:
         """
         asked = [_messages(*row) for row in rows]
         with writing(kept):
-            answers, file = _kept_answers(kept), kept.open("a", encoding="utf-8")
+            answers = {line["key"]: line["answer"] for line in read_json_lines(kept)}
+            file = kept.open("a", encoding="utf-8")
         with file, Progress(len(rows), enabled=True, unit="row", label="judge") as shown:
             for messages in asked:
                 if (key := self._hash(messages)) not in answers:
@@ -224,17 +226,3 @@ def _messages(text: str, decision: str, explanation: str) -> list[dict[str, str]
         {"role": "system", "content": _INSTRUCTIONS},
         {"role": "user", "content": json.dumps(row, ensure_ascii=False)},
     ]
-
-
-def _kept_answers(kept: Path) -> dict[str, str]:
-    """Earlier answers by key; a torn line is passed over."""
-    answers: dict[str, str] = {}
-    if not kept.exists():
-        return answers
-    for text in kept.read_text(encoding="utf-8").split("\n"):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        answers[line["key"]] = line["answer"]
-    return answers

@@ -26,6 +26,7 @@ from clsgen_dist.hf_export.artifact import META_FILE
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.raw_predictions import RawPrediction
 from clsgen_dist.io.files import writing
+from clsgen_dist.io.json_lines import read_json_lines
 from clsgen_dist.track.progress import Progress
 
 _BARRIER_SECONDS = 7 * 24 * 3600
@@ -130,11 +131,7 @@ def _read(parts: Path) -> dict[int, dict[int, RawPrediction]]:
     """The finished batches by number; a torn line is passed over."""
     found: dict[int, dict[int, RawPrediction]] = {}
     for part in sorted(parts.glob("part-*.jsonl")):
-        for text in part.read_text(encoding="utf-8").split("\n"):
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
+        for line in read_json_lines(part):
             found[line["batch"]] = {int(index): _raw(fields) for index, fields in line["rows"].items()}
     return found
 

@@ -11,7 +11,6 @@ the start before.
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from clsgen_dist.errors import NoProgressError, RunLockError
+from clsgen_dist.io.json_lines import append_json_line, read_json_lines
 
 FILE = "attempts.jsonl"
 
@@ -56,7 +56,7 @@ class StartLog:
         if "SLURM_JOB_ID" in os.environ:
             restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
             note |= {"job": os.environ["SLURM_JOB_ID"], "restarts": restarts}
-        _append(self._file, note)
+        append_json_line(self._file, note)
         return self
 
     def __exit__(
@@ -67,14 +67,14 @@ class StartLog:
         note: dict[str, Any] = {"end": "done" if error is None else type(error).__name__, "step": self.reached}
         if error is not None:
             note |= {"status": getattr(error, "exit_code", 1), "why": str(error)[:500]}
-        _append(self._file, note)
+        append_json_line(self._file, note)
 
 
 def _stuck(file: Path, step: int, limit: int) -> str | None:
     stuck = 0
     ended = False
     why: list[str] = []
-    for line in reversed(_read(file)):
+    for line in reversed(list(read_json_lines(file))):
         if "start" in line:
             if line["step"] != step:
                 break
@@ -100,20 +100,3 @@ def _taken_by_slurm(output: Path, start: dict[str, Any]) -> bool:
     """Whether a start without an end was one of a job that did not see its tasks fail (``crash``, by slurm/lib.sh)."""
     logs = output / f"logs/{start.get('job')}.{start.get('restarts')}"
     return (logs / "started").exists() and not (logs / "crash").exists()
-
-
-def _append(path: Path, note: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(note, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:  # cut short by a kill
-            continue
-    return lines

@@ -18,7 +18,6 @@ rows nor moving loss weights look like a spike.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from clsgen_dist.io.json_lines import append_json_line
 
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -87,5 +88,4 @@ def write_skipped(path: Path, step: int, cause: SkipCause, ids: Sequence[str]) -
     # JSON has no NaN.
     loss = cause.loss if cause.loss is None or math.isfinite(cause.loss) else str(cause.loss)
     line = {"step": step, **asdict(cause), "loss": loss, "reason": cause.words, "rows": list(ids)}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    append_json_line(path, line)

@@ -13,7 +13,6 @@ a window and gathered at its end. A rank that stands out in two windows in a row
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from statistics import median
 import torch
 
 from clsgen_dist.engine.world import World, seconds_waited
+from clsgen_dist.io.json_lines import append_json_line
 
 WINDOW = 20
 """Steps between two comparisons."""
@@ -111,9 +111,8 @@ class StragglerDetector:
         found = find_stragglers(self._world.gather(own))
         again = [straggler for straggler in found if straggler.rank in self._suspects]
         if again and self._world.is_main:
-            with self._file.open("a", encoding="utf-8") as file:
-                lines = [{**asdict(straggler), "text": straggler.words} for straggler in again]
-                file.write(json.dumps({"step": step, "stragglers": lines}) + "\n")
+            lines = [{**asdict(straggler), "text": straggler.words} for straggler in again]
+            append_json_line(self._file, {"step": step, "stragglers": lines})
         self._suspects = {straggler.rank for straggler in found}
         self._steps, self._since, self._waited = 0, time.perf_counter(), seconds_waited()
         return again

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from clsgen_dist.io.files import atomic_write
+from clsgen_dist.io.json_lines import json_object
 
 
 class SampleLog:
@@ -44,13 +45,6 @@ class SampleLog:
 def drop_steps_from(path: Path, first_step: int) -> None:
     """Delete the JSON lines of ``first_step`` and later steps, which will be repeated."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines(True) if _step_of(line) < first_step]
-        atomic_write(path, "".join(kept))
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; infinity for a line truncated by a kill."""
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        lines = path.read_bytes().split(b"\n")
+        kept = [line + b"\n" for line in lines if (fields := json_object(line)) and fields["step"] < first_step]
+        atomic_write(path, b"".join(kept).decode("utf-8"))

@@ -17,7 +17,9 @@ close, so a killed run loses at most its last seconds. TensorBoard is imported o
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,8 @@ from clsgen_dist.track.reliability import Reliability, draw_reliability
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 LOSS_GENERATION = "loss/generation"
 LOSS_CLASSIFICATION = "loss/classification"
@@ -39,6 +43,8 @@ DEV = "dev/"
 _CURVES = {LOSS_GENERATION: "generation", LOSS_CLASSIFICATION: "classification"}
 """The losses on the common chart, and the TensorBoard run of each."""
 _TRAIN_CHART, _DEV_CHART = "both_losses/train", "both_losses/dev"
+_LONGEST_WAIT = 5.0
+"""Seconds."""
 _LAYOUT = {
     "losses": {
         "generation and classification": ["Multiline", [f"^{_TRAIN_CHART}$"]],
@@ -62,6 +68,8 @@ class TensorBoardLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        if first_step > 0:
+            _wait_for_a_later_second(log_dir)
         options: dict[str, Any] = {"purge_step": first_step if first_step > 0 else None, "flush_secs": 10}
         self._writer = SummaryWriter(str(log_dir), **options)
         self._curves = {tag: SummaryWriter(str(log_dir / run), **options) for tag, run in _CURVES.items()}
@@ -112,6 +120,19 @@ class TensorBoardLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _wait_for_a_later_second(log_dir: Path) -> None:
+    """TensorBoard reads event files by name, which begins with the second: a resumed run's must come last."""
+    seconds = [int(name.split(".")[3]) for name in (f.name for f in log_dir.glob("events.out.tfevents.[0-9]*"))]
+    ahead = max(seconds, default=0) + 1 - time.time()
+    if ahead > _LONGEST_WAIT:
+        logger.warning(
+            "this machine's clock is %.0f s behind the one that wrote %s: TensorBoard may show steps twice; set the clock",
+            *(ahead, log_dir),
+        )
+    elif ahead > 0:
+        time.sleep(ahead)
 
 
 def _code_block(text: str) -> str:

@@ -70,6 +70,18 @@ def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
     assert points(tmp_path, "only/before") == []
 
 
+def test_files_of_a_resumed_run_come_after_those_of_the_killed_one(tmp_path: Path, caplog) -> None:
+    # The tenth log of a process in the same second would come before the ninth.
+    for _ in range(4):
+        TensorBoardLog(tmp_path, settings_text="").close()
+    TensorBoardLog(tmp_path, settings_text="", first_step=4).close()
+    names = [file.name for file in sorted(tmp_path.glob("events*"), key=lambda file: file.stat().st_mtime_ns)]
+    assert names[-1] == max(names) and not caplog.records
+    (tmp_path / f"events.out.tfevents.{int(time.time()) + 60}.other.1.0").touch()
+    TensorBoardLog(tmp_path, settings_text="", first_step=4).close()
+    assert re.search(r"this machine's clock is (59|6\d) s behind", caplog.records[0].getMessage())
+
+
 def test_an_evaluation_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
     log = TensorBoardLog(tmp_path, settings_text="")
     log.step(3, {LOSS_GENERATION: 1.0})
