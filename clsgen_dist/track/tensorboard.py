@@ -128,7 +128,7 @@ def _wait_for_a_later_second(log_dir: Path) -> None:
     ahead = max(seconds, default=0) + 1 - time.time()
     if ahead > _LONGEST_WAIT:
         logger.warning(
-            "this machine's clock is %.0f s behind the one that wrote %s: TensorBoard may show steps twice; set the clock",
+            "this machine's clock is %.0f s behind the one that wrote %s: TensorBoard may show steps twice; set it",
             *(ahead, log_dir),
         )
     elif ahead > 0:
