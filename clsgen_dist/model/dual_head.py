@@ -46,6 +46,15 @@ class ForwardPass:
     decided_index_S: Tensor
     """Position at which each row's decision is read."""
     class_loss: ClassLoss
+    name_tokens: tuple[int, ...] | None
+    """As in :class:`LossSpec`."""
+
+    def name_logits(self) -> Tensor:
+        """``[S, C]`` the LM's logits of the classes' names at the prompts' last tokens; ValueError if unknown."""
+        if self.name_tokens is None:
+            raise ValueError("the first tokens of the classes' names are not known, expected one each; set name_tokens")
+        rows_CD = self.lm.get_output_embeddings().weight[list(self.name_tokens)]
+        return F.linear(self.hidden_ND[self.batch["class_index_S"]].float(), rows_CD.float())
 
     def class_logits(self, index_S: Tensor | None = None) -> Tensor:
         """``[S, K]`` logits of the head at these positions (None: where the model decides), with its dropout."""
@@ -83,6 +92,8 @@ class LossSpec:
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     terms: tuple[LossTerm, ...] = ()
     """The terms of the loss, generation and classification first; none: the two heads' losses alone."""
+    name_tokens: tuple[int, ...] | None = None
+    """The first token of each class's name, as an explanation begins with it; None: not known, or two share one."""
 
 
 class ModelOutput(NamedTuple):
@@ -98,6 +109,8 @@ class ModelOutput(NamedTuple):
     """bool ``[n]``: the target is the most likely token."""
     after_logits: Tensor
     """``[S, K]`` after the explanations, with ``decide="both"`` outside training; else ``[0, K]``."""
+    name_logits: Tensor
+    """``[S, C]`` of the LM for the classes' names at the prompts' ends, outside training; ``[0, C]`` if not known."""
     term_sums: tuple[Tensor, ...]
     """Sum of each term of :class:`LossSpec`, scalars."""
 
@@ -167,15 +180,19 @@ class DualHeadModel(nn.Module):
             impl=spec.impl,
             hidden_grad_square=None if square is None or spec.impl == "reference" else square[:2],
         )
-        affine, sums = (weight_KD, bias_K), []
+        affine, sums, seen = (weight_KD, bias_K), [], None
         for index, term in enumerate(spec.terms):
             # The fused loss measures the first two itself.
             measured_ND = hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index])
-            sums.append(term.sum(ForwardPass(batch, measured_ND, losses, lm, head, affine, decided_S, class_loss)))
+            seen = ForwardPass(batch, measured_ND, losses, lm, head, affine, decided_S, class_loss, spec.name_tokens)
+            sums.append(term.sum(seen))
         after_SK = losses.class_logits[:0]
         if spec.decide == "both" and not self.training:
             after_SK = F.linear(hidden_ND[batch["end_index_S"]].float(), weight_KD.float(), bias_K.float())
-        return ModelOutput(*losses, after_SK, tuple(sums))
+        names_SC = losses.class_logits[:0]
+        if seen is not None and spec.name_tokens is not None and not self.training:
+            names_SC = seen.name_logits()
+        return ModelOutput(*losses, after_SK, names_SC, tuple(sums))
 
 
 _BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")

@@ -12,6 +12,8 @@ from annotated_types import Ge, Le
 from clsgen_dist.objectives.adaptive_weights import BalanceSettings
 from clsgen_dist.objectives.classification import ClassificationSettings
 from clsgen_dist.objectives.classification_after import ClassificationAfterSettings
+from clsgen_dist.objectives.consistency import ConsistencySettings
+from clsgen_dist.objectives.consistency_after import ConsistencyAfterSettings
 from clsgen_dist.objectives.generation import GenerationSettings
 from clsgen_dist.objectives.term import Term, TermSettings
 
@@ -27,6 +29,8 @@ class ObjectivesSettings:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     classification: ClassificationSettings = field(default_factory=ClassificationSettings)
     classification_after: ClassificationAfterSettings = field(default_factory=ClassificationAfterSettings)
+    consistency: ConsistencySettings = field(default_factory=ConsistencySettings)
+    consistency_after: ConsistencyAfterSettings = field(default_factory=ConsistencyAfterSettings)
     schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
     """How the weights move over the run, from the start to the end of each term's `range`; constant: not at all."""
     min_share: Annotated[float, Ge(0), Le(0.5)] = 0.05

@@ -167,7 +167,8 @@ def _losses(settings: Settings, labels: LabelSpace) -> LossSpec:
     """How the losses are computed, without class weights: the rows' classes are not known here."""
     section = dataclasses.replace(settings.objectives.classification, class_weights=None)
     objectives = dataclasses.replace(settings.objectives, classification=section)
-    return loss_spec(objectives, labels, None, decide=settings.model.decide)
+    stand_ins = range(len(labels))
+    return loss_spec(objectives, labels, None, decide=settings.model.decide, name_tokens=stand_ins)
 
 
 def held_by_part(engine: Any) -> dict[str, int]:

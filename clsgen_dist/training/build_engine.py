@@ -14,6 +14,8 @@ from clsgen_dist.engine.compiled_ops import build_operators
 from clsgen_dist.engine.config import deepspeed_config, refuse_missing_kernels
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
 from clsgen_dist.engine.world import on_accelerator
+from clsgen_dist.errors import SettingsError
+from clsgen_dist.io.text import quoted
 from clsgen_dist.model.attention import choose_attention
 from clsgen_dist.model.backbone import (
     Backbone,
@@ -61,6 +63,7 @@ def loss_spec(
     *,
     balanced: bool = False,
     decide: Literal["before", "after", "both"] = "before",
+    name_tokens: Sequence[int] | None = None,
 ) -> LossSpec:
     """How the model computes its losses.
 
@@ -70,11 +73,14 @@ def loss_spec(
         rows_C: training rows of each class; None if they are not known (streamed shards).
         balanced: whether classes are sampled equally often.
         decide: where the head is read.
+        name_tokens: the first token of each class's name; None: two classes share one.
 
     Raises:
-        SettingsError: class weights that do not fit the label space, or that need counts which are not known.
+        SettingsError: class weights that do not fit the label space, or that need counts which are not known; a
+            consistency term without what it compares.
     """
     settings = objectives.classification
+    _refuse_consistency_of_nothing(objectives, labels, decide, name_tokens)
     weights = class_weights(objectives, labels, rows_C)
     return LossSpec(
         impl=objectives.impl,
@@ -90,7 +96,30 @@ def loss_spec(
             label_smoothing=objectives.generation.label_smoothing, z_loss=objectives.generation.z_loss
         ),
         terms=objectives.terms(decide),
+        name_tokens=None if name_tokens is None else tuple(name_tokens),
     )
+
+
+def _refuse_consistency_of_nothing(
+    objectives: ObjectivesSettings, labels: LabelSpace, decide: str, name_tokens: Sequence[int] | None
+) -> None:
+    weight = objectives.consistency.weight
+    if weight and labels.kind == "multilabel":
+        raise SettingsError(
+            f"objectives.consistency.weight is {weight} with multi-label rows, whose explanations begin with one class "
+            "of several; set it to 0"
+        )
+    if weight and name_tokens is None:
+        raise SettingsError(
+            f"objectives.consistency.weight is {weight}, but the names of two classes begin with the same token, "
+            f"so the LM's choice between them cannot be read there: {', '.join(map(quoted, labels.names[:8]))}; set it "
+            "to 0, or rename them"
+        )
+    if objectives.consistency_after.weight and decide != "both":
+        raise SettingsError(
+            f"objectives.consistency_after.weight is {objectives.consistency_after.weight}, but the model decides "
+            f"{decide} the explanation only; set model.decide to both"
+        )
 
 
 def build_engine(

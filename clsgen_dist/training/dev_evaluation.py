@@ -5,18 +5,21 @@ Cost: one forward pass over the dev rows, shared by the ranks, and one gather of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clsgen_dist.data.loader import evaluation_batches
+from clsgen_dist.data.pack import Batch
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.evaluation.metrics import HIGHER_IS_BETTER, METRICS, class_metrics, is_labelled
+from clsgen_dist.evaluation.metrics import HIGHER_IS_BETTER, METRICS, class_metrics, decide, is_labelled
 from clsgen_dist.model.label_space import Kind, LabelSpace
 from clsgen_dist.objectives.normalization import mean
 from clsgen_dist.objectives.term import Term
@@ -40,6 +43,8 @@ class DevResult:
     """As :attr:`RowDataset.labels`."""
     losses: dict[str, float]
     """Mean of each term, nats."""
+    names_NC: np.ndarray | None = None
+    """The LM's logits of the classes' names where explanations begin; None where most of the rows' own do not."""
 
 
 def evaluate(
@@ -63,8 +68,9 @@ def evaluate(
         watchdog: gets a beat after each batch.
     """
     engine.eval()
-    found: list[tuple[int, np.ndarray]] = []
-    sums, counts = np.zeros(len(terms)), np.zeros(len(terms))
+    found: list[tuple[int, np.ndarray, np.ndarray | None]] = []
+    sums, counts, named = np.zeros(len(terms)), np.zeros(len(terms)), np.zeros(2)
+    tokens = torch.tensor(engine.module.loss_spec.name_tokens or (), dtype=torch.int64)
     with torch.no_grad():
         for indices, batch in evaluation_batches(
             rows, rank=world.rank, world_size=world.size, budget=budget, padded=padded
@@ -72,18 +78,28 @@ def evaluate(
             output = engine(**batch.inputs(world.device))
             # Dummy batches have no index.
             both = [output.class_logits, output.after_logits] if len(output.after_logits) else [output.class_logits]
-            found += zip(indices.tolist(), torch.stack(both, dim=1).cpu().numpy(), strict=False)
+            logits_SRK = torch.stack(both, dim=1).cpu().numpy()
+            names = output.name_logits.cpu().numpy() if len(tokens) else itertools.repeat(None)
+            found += zip(indices.tolist(), logits_SRK, names, strict=False)
+            named += _begin_with_a_name(batch, tokens)
             sums += [total.item() for total in output.term_sums]
             counts += [term.count(batch) for term in terms]
             watchdog.beat()
     engine.train()
-    everything = [item for part in world.gather(found) for item in part]
-    logits_NRK = np.stack([logits for _, logits in sorted(everything, key=lambda item: item[0])])  # R readings
-    totals = world.sum(*sums, *counts)
+    everything = sorted((item for part in world.gather(found) for item in part), key=lambda item: item[0])
+    logits_NRK = np.stack([logits for _, logits, _ in everything])  # R readings
+    *totals, begun, explained = world.sum(*sums, *counts, *named)
     means = map(_mean, totals[: len(terms)], totals[len(terms) :])
     after_NK = logits_NRK[:, 1] if logits_NRK.shape[1] > 1 else None
     losses = dict(zip((term.name for term in terms), means, strict=True))
-    return DevResult(logits_NRK[:, 0], after_NK, rows.labels, losses)
+    names_NC = np.stack([names for _, _, names in everything]) if begun and 2 * begun >= explained else None
+    return DevResult(logits_NRK[:, 0], after_NK, rows.labels, losses, names_NC)
+
+
+def _begin_with_a_name(batch: Batch, tokens: Tensor) -> tuple[int, int]:
+    """Explanations whose first token is a class's, and all."""
+    first_n = torch.isin(batch.supervised_index_n, batch.class_index_S)
+    return int(torch.isin(batch.target_n[first_n], tokens).sum()), int(batch.is_explained.sum())
 
 
 def _mean(total: float, count: float) -> float:
@@ -134,8 +150,10 @@ def metric_fault(rows: RowDataset, metric: str, kind: Kind) -> str | None:
 def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float]) -> dict[str, float]:
     """The metrics of the label space at even odds on the labelled rows, and the losses by term.
 
-    ``after/NAME`` are those of the reading after the rows' own explanations, which may name the label. A NaN loss means
-    no rows to measure it on; an infinite one was not finite on some row.
+    ``after/NAME`` are those of the reading after the rows' own explanations, which may name the label. ``stated/NAME``
+    compare the head with the class whose name the LM would most likely begin with: agreement, κ, and AUROC of the
+    head's probability with that class as the truth. A NaN loss means no rows to measure it on; an infinite one was not
+    finite on some row.
     """
     metrics = {f"loss/{name}": loss for name, loss in found.losses.items()}
     metrics["loss"] = float(np.nansum([weights[name] * loss for name, loss in found.losses.items()]))
@@ -143,7 +161,24 @@ def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float
     if found.after_NK is not None:
         after = _class_metrics(found.after_NK, found.labels, space)
         metrics |= {f"after/{name}": value for name, value in after.items()}
+    if found.names_NC is not None and space.kind != "multilabel":
+        metrics |= _stated_metrics(found.logits_NK, found.names_NC, space)
     return metrics
+
+
+def _stated_metrics(logits_NK: np.ndarray, names_NC: np.ndarray, space: LabelSpace) -> dict[str, float]:
+    from clsgen_dist.explanations.stated_class import cohen_kappa
+
+    if not (np.isfinite(logits_NK).all() and np.isfinite(names_NC).all()):
+        return dict.fromkeys(("stated/agreement", "stated/kappa", "stated/auroc"), float("nan"))
+    p_NC, stated_N = space.probabilities(logits_NK), names_NC.argmax(axis=1)
+    decided_N = decide(p_NC, space.kind, space.positive_index)
+    ranked = class_metrics(p_NC, stated_N, space.kind, space.positive_index, names=("auroc",))
+    return {
+        "stated/agreement": float((stated_N == decided_N).mean()),
+        "stated/kappa": cohen_kappa(stated_N, decided_N, len(space), quadratic=space.kind == "ordinal"),
+        "stated/auroc": ranked["auroc"],
+    }
 
 
 def _class_metrics(logits_NK: np.ndarray, labels: np.ndarray, space: LabelSpace) -> dict[str, float]:

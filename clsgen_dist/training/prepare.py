@@ -23,7 +23,13 @@ from clsgen_dist.data.prompt import RenderedPrompt
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.model.backbone import backbone_path, load_tokenizer, open_backbone, require_finite
+from clsgen_dist.model.backbone import (
+    backbone_path,
+    label_start_tokens,
+    load_tokenizer,
+    open_backbone,
+    require_finite,
+)
 from clsgen_dist.model.context_length import require_context, require_embedded
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
@@ -72,7 +78,14 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     labels = LabelSpace.of(datasets.labels, data.positive_label, datasets.kind)
     rows_C = datasets.class_counts()
     balanced = data.sampling == "balanced"
-    losses = loss_spec(settings.objectives, labels, rows_C, balanced=balanced, decide=settings.model.decide)
+    losses = loss_spec(
+        settings.objectives,
+        labels,
+        rows_C,
+        balanced=balanced,
+        decide=settings.model.decide,
+        name_tokens=label_start_tokens(encoder, labels.names),
+    )
     prior = head_prior(settings.objectives, labels, rows_C, datasets.known_counts())
     focal = settings.objectives.classification.focal_gamma
     if focal and labels.kind == "single" and datasets.has_votes:

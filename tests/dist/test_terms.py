@@ -35,7 +35,7 @@ RUN = {
     "objectives__balance__interval": 2,
     "objectives__min_share": 0.0,
 }
-THREE_TERMS = ("generation", "classification", "classification_after")
+ALL_TERMS = ("generation", "classification", "classification_after", "consistency", "consistency_after")
 TAGS = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in ("generation", "classification")]
 
 
@@ -86,7 +86,8 @@ def test_gradient_norms_and_adaptive_weights_do_not_depend_on_the_number_of_rank
 def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves(train, ranks, recipe, tmp_path):
     """Two ranks, killed; one, killed; three to the end: the curves and weights of two uninterrupted ranks."""
     run = {**RUN, "objectives__balance__method": "gradient_norm", "model__head_dropout": 0.0, "model__decide": "both"}
-    tags = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in THREE_TERMS]
+    run |= {f"objectives__{name}__{key}": value for name in ALL_TERMS[3:] for key, value in (("weight", 0.5), ("learns", "both"))}
+    tags = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in ALL_TERMS]
     train(tmp_path / "whole", **run)
     for world, step in ((2, 4), (1, 6)):
         last = {"what": "kill", "step": step, "rank": world - 1}
@@ -97,7 +98,11 @@ def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves
     whole, resumed = _curves(tmp_path / "whole", tags), _curves(tmp_path / "killed", tags)
     for tag in tags:
         assert len(whole[tag]) == 8 and resumed[tag] == pytest.approx(whole[tag], rel=2e-4), tag
-    assert all(len(set(whole[f"loss_weight/{name}"])) > 1 for name in THREE_TERMS), "the weights adapt"
+    assert all(len(set(whole[f"loss_weight/{name}"])) > 1 for name in ALL_TERMS), "the weights adapt"
+    dev = ["dev/loss/consistency", "dev/stated/agreement", "dev/stated/auroc"]
+    found = _curves(tmp_path / "killed", dev)
+    for tag, values in _curves(tmp_path / "whole", dev).items():
+        assert values and found[tag] == pytest.approx(values, rel=2e-4), tag
 
 
 def test_a_term_written_from_the_docs_trains(recipe, free_port, tmp_path):

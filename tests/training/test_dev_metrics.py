@@ -60,6 +60,20 @@ def test_dev_metrics_of_the_other_label_spaces():
     assert (ordered["quadratic_kappa"], ordered["mae"], ordered["auroc"]) == (1.0, 0.0, 1.0)
 
 
+def test_the_class_that_explanations_would_name_is_compared_with_the_head():
+    logits = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 1.0], [3.0, 0.0]])
+    names = np.array([[5.0, 0.0], [0.0, 1.0], [1.0, 0.0], [4.0, 0.0]])  # the third contradicts the head
+    found = DevResult(logits, None, np.array([0, 1, -1, 0]), _by_term(1, 1), names)
+    metrics = dev_metrics(found, BINARY, _by_term(1, 1))
+    assert metrics["stated/agreement"] == 0.75
+    assert metrics["stated/kappa"] == pytest.approx(0.5)  # chance agrees in 8 of 16
+    assert metrics["stated/auroc"] == 1.0  # the row that states yes has the highest probability of yes
+    several = LabelSpace.of(["a", "b"], kind="multilabel")
+    sets = DevResult(logits, None, np.array([[1, 0], [0, 1], [1, 1], [0, 0]]), _by_term(1, 1), names)
+    assert not any(name.startswith("stated") for name in dev_metrics(sets, several, _by_term(1, 1)))
+    assert "stated/kappa" not in dev_metrics(_result(logits, [0, 1, 1, 0], _by_term(1, 1)), BINARY, _by_term(1, 1))
+
+
 def test_a_metric_that_the_label_space_does_not_have_is_refused():
     with pytest.raises(SettingsError, match=r"best_metric is quadratic_kappa, expected one of auroc, .* for single"):
         metric_fault(SimpleNamespace(), "quadratic_kappa", "single")
