@@ -286,12 +286,10 @@ class _DualHead(torch.autograd.Function):
         ctx: Any, grad_loss: Tensor, grad_logits_SC: Tensor, grad_class_loss: Tensor, _: Tensor
     ) -> tuple[Any, ...]:
         call = ctx.call
-        hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n = (
-            ctx.saved_tensors[:9]
-        )
-        pooled_SD, head_weight_CD, class_slope_SC, dropout_scale_SD, supervised_index_n, class_index_S = (
-            ctx.saved_tensors[9:]
-        )
+        # Read once: checkpointing that is not reentrant computes them again at each reading, and refuses the second.
+        tensors = ctx.saved_tensors
+        hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n = tensors[:9]
+        pooled_SD, head_weight_CD, class_slope_SC, dropout_scale_SD, supervised_index_n, class_index_S = tensors[9:]
         wants_hidden, wants_lm, wants_head, wants_bias, *wants_more = ctx.needs_input_grad[:7]
         wide = lse_n.dtype
 

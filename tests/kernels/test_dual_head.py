@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from cases import assert_close, cast, make_case, run
 from clsgen_kernels import ClassOptions, GenerationOptions, LMLora, dual_head_loss, resolve_impl
 from clsgen_kernels.dual_head import _auto
@@ -208,6 +209,22 @@ def test_sum_reduction_is_the_weighted_sum(impl):
     assert total.generation_loss.shape == ()
     torch.testing.assert_close(total.generation_loss, (each.generation_loss * weight).sum())
     torch.testing.assert_close(total.class_loss, each.class_loss.sum())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_checkpointing_gives_the_same_gradients(impl, reentrant):
+    tensors, indices, upstream = make_case(vocabulary=65, width=16)
+    tensors = cast(tensors, torch.float32)
+    _, plain = run(tensors, indices, upstream, impl=impl)
+    leaves = {k: v.clone().requires_grad_() for k, v in tensors.items()}
+
+    def loss(*values):
+        outputs = dual_head_loss(**dict(zip(leaves, values, strict=True)), **indices, impl=impl)
+        return sum((o * w.to(o.dtype)).sum() for o, w in zip(outputs[:3], upstream, strict=True))
+
+    torch.utils.checkpoint.checkpoint(loss, *leaves.values(), use_reentrant=reentrant).backward()
+    assert all(torch.equal(leaf.grad, plain[name]) for name, leaf in leaves.items())
 
 
 class LargestTensor(TorchDispatchMode):
