@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "data.labels": '["no", "maybe", "yes"]',
         "train.best_metric": "quadratic_kappa",
         "data.max_prompt_length": "320",
-        "data.max_explanation_length": "96",
+        "data.max_explanation_length": "160",
         "prompt.system": "Medicine.",
         "prompt.question": "Does it answer no, maybe or yes, and why?",
     },

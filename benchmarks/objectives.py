@@ -111,7 +111,7 @@ def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps
         "train.precision": args.precision,
         "train.micro_batch_tokens": str(args.micro_batch_tokens),
         "data.max_prompt_length": "320" if name == "pubmedqa" else "128",
-        "data.max_explanation_length": "96" if name == "pubmedqa" else "48",
+        "data.max_explanation_length": "160" if name == "pubmedqa" else "48",
         "checkpoint.keep_last": "1",
         **SETS[name],
         **ARMS[arm],
