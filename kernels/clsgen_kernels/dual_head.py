@@ -135,6 +135,8 @@ def dual_head_loss(
         hidden_grad_square: fp32 ``[2]`` to which the backward adds the squared norm of each head's gradient at
             ``hidden_ND``, generation then classification; not with ``impl="reference"``.
 
+    Under autocast the LM head is multiplied in autocast's dtype; the class head and all losses stay in fp32.
+
     Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C``, ``lm_bias_V`` and the
     adapter, exactly, for any upstream gradient of the outputs. Double backward is not supported.
 
@@ -143,53 +145,69 @@ def dual_head_loss(
             an accelerator the check would synchronise with the device).
     """
     # Long because of its arguments and their documentation.
-    impl = resolve_impl(impl, hidden_ND.device)
-    sharded = impl == "vocab_parallel"
-    check_tensors(
-        hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S, sharded
-    )
-    check_labels(label_S, class_index_S, head_weight_CD.shape[0], classification)
-    check_options(hidden_ND, lm_weight_VD, lm_bias_V, lm_lora, lm_weight_grad_VD, impl)
-    if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
-        raise ValueError(
-            f"token_weight_n of shape {tuple(token_weight_n.shape)} with reduction={reduction!r}: expected shape "
-            f"{tuple(target_n.shape)} and reduction='sum'; with reduction='none' multiply the returned losses"
+    device = hidden_ND.device.type
+    hidden_ND, lm_weight_VD, lm_lora = _as_autocast_casts(hidden_ND, lm_weight_VD, lm_lora)
+    with torch.autocast(device, enabled=False):
+        impl = resolve_impl(impl, hidden_ND.device)
+        sharded = impl == "vocab_parallel"
+        check_tensors(
+            hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S, sharded
         )
-    if reduction not in ("none", "sum"):
-        raise ValueError(f"reduction is {reduction!r}, expected 'none' or 'sum'; fix it")
-    lora_nR = lora_VR = None
+        check_labels(label_S, class_index_S, head_weight_CD.shape[0], classification)
+        check_options(hidden_ND, lm_weight_VD, lm_bias_V, lm_lora, lm_weight_grad_VD, impl)
+        if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
+            raise ValueError(
+                f"token_weight_n of shape {tuple(token_weight_n.shape)} with reduction={reduction!r}: expected shape "
+                f"{tuple(target_n.shape)} and reduction='sum'; with reduction='none' multiply the returned losses"
+            )
+        if reduction not in ("none", "sum"):
+            raise ValueError(f"reduction is {reduction!r}, expected 'none' or 'sum'; fix it")
+        lora_nR = lora_VR = None
+        if lm_lora is not None:
+            lora_nR, lora_VR = (
+                (hidden_ND[supervised_index_n] @ lm_lora.a_RD.T) * lm_lora.scale,
+                _row_contiguous(lm_lora.b_VR),
+            )
+        if impl == "reference":
+            pooled_SD = hidden_ND[class_index_S]
+            if dropout_scale_SD is not None:
+                pooled_SD = pooled_SD.to(dropout_scale_SD.dtype) * dropout_scale_SD
+            loss, hit_n = reference.generation_losses(
+                hidden_ND, lm_weight_VD, supervised_index_n, target_n, lm_bias_V, lora_nR, lora_VR, generation
+            )
+            if reduction == "sum":
+                loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
+            classes = HeadInputs(pooled_SD, head_weight_CD, head_bias_C, label_S, classification)
+            class_logits_SC, class_loss = reference.class_losses(classes)
+            return DualHeadOutput(loss, class_logits_SC, class_loss.sum() if reduction == "sum" else class_loss, hit_n)
+        call = _Call(
+            impl,
+            generation,
+            classification,
+            reduction == "sum",
+            vocab_tile,
+            launch,
+            store_bytes,
+            lm_weight_grad_VD,
+            vocab_group,
+            hidden_grad_square,
+        )
+        tensors = (hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, lm_bias_V, lora_nR, lora_VR)
+        indices = (supervised_index_n, target_n, class_index_S, label_S)
+        return DualHeadOutput(*_DualHead.apply(*tensors, *indices, dropout_scale_SD, token_weight_n, call))
+
+
+def _as_autocast_casts(
+    hidden_ND: Tensor, lm_weight_VD: Tensor, lm_lora: LMLora | None
+) -> tuple[Tensor, Tensor, LMLora | None]:
+    """What the LM head multiplies, in autocast's dtype where it is on; its gradients return in their own."""
+    device = hidden_ND.device.type
+    if not torch.is_autocast_enabled(device):
+        return hidden_ND, lm_weight_VD, lm_lora
+    dtype = torch.get_autocast_dtype(device)
     if lm_lora is not None:
-        lora_nR, lora_VR = (
-            (hidden_ND[supervised_index_n] @ lm_lora.a_RD.T) * lm_lora.scale,
-            _row_contiguous(lm_lora.b_VR),
-        )
-    if impl == "reference":
-        pooled_SD = hidden_ND[class_index_S]
-        if dropout_scale_SD is not None:
-            pooled_SD = pooled_SD.to(dropout_scale_SD.dtype) * dropout_scale_SD
-        loss, hit_n = reference.generation_losses(
-            hidden_ND, lm_weight_VD, supervised_index_n, target_n, lm_bias_V, lora_nR, lora_VR, generation
-        )
-        if reduction == "sum":
-            loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
-        classes = HeadInputs(pooled_SD, head_weight_CD, head_bias_C, label_S, classification)
-        class_logits_SC, class_loss = reference.class_losses(classes)
-        return DualHeadOutput(loss, class_logits_SC, class_loss.sum() if reduction == "sum" else class_loss, hit_n)
-    call = _Call(
-        impl,
-        generation,
-        classification,
-        reduction == "sum",
-        vocab_tile,
-        launch,
-        store_bytes,
-        lm_weight_grad_VD,
-        vocab_group,
-        hidden_grad_square,
-    )
-    tensors = (hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, lm_bias_V, lora_nR, lora_VR)
-    indices = (supervised_index_n, target_n, class_index_S, label_S)
-    return DualHeadOutput(*_DualHead.apply(*tensors, *indices, dropout_scale_SD, token_weight_n, call))
+        lm_lora = LMLora(lm_lora.a_RD.to(dtype), lm_lora.b_VR.to(dtype), lm_lora.scale)
+    return hidden_ND.to(dtype), lm_weight_VD.to(dtype), lm_lora
 
 
 @dataclass(frozen=True)
@@ -282,7 +300,12 @@ class _DualHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return _DualHead._backward(ctx, *grads)
+
+    @staticmethod
+    def _backward(
         ctx: Any, grad_loss: Tensor, grad_logits_SC: Tensor, grad_class_loss: Tensor, _: Tensor
     ) -> tuple[Any, ...]:
         call = ctx.call

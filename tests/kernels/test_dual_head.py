@@ -211,6 +211,21 @@ def test_sum_reduction_is_the_weighted_sum(impl):
     torch.testing.assert_close(total.class_loss, each.class_loss.sum())
 
 
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_autocast_multiplies_the_lm_head_in_its_dtype_and_the_class_head_in_fp32(impl):
+    tensors, *rest = make_case(vocabulary=65, width=16, lora_rank=3)
+    master = cast(tensors, torch.float32)  # fp32 weights, and states as a layer leaves them under autocast
+    narrow = {k: v if k.startswith("head") else v.bfloat16() for k, v in master.items()}
+    expected, expected_grads = run(narrow, *rest, impl=impl)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, grads = run({**master, "hidden_ND": narrow["hidden_ND"]}, *rest, impl=impl)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    assert got["class_logits"].dtype == got["generation_loss"].dtype == torch.float32
+    for name, grad in grads.items():
+        assert grad.dtype == (torch.bfloat16 if name == "hidden_ND" else torch.float32), name
+        assert torch.equal(grad, expected_grads[name].to(grad.dtype)), name
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_checkpointing_gives_the_same_gradients(impl, reentrant):
