@@ -10,6 +10,14 @@ from clsgen_kernels import ClassOptions, GenerationOptions, LMLora, dual_head_lo
 # N tokens, n supervised, D hidden, V vocabulary, C classes, S rows
 
 Case = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], tuple[torch.Tensor, ...]]
+EVERYTHING = GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0)
+CLASSES = {
+    "softmax": ClassOptions(class_weight=(1.0, 2.0, 0.5), focal_gamma=2.0),
+    "sigmoid": ClassOptions("sigmoid"),
+    "multilabel": ClassOptions("multilabel", (1.0, 2.0, 0.5), 1.5),
+    "ordinal": ClassOptions("ordinal"),
+    "soft": ClassOptions("soft", (1.0, 2.0, 0.5)),
+}
 
 
 def make_case(

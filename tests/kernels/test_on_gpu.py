@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import assert_close, cast, errors, make_case, run
-from clsgen_kernels import ClassOptions, GenerationOptions, fused
+from cases import CLASSES, EVERYTHING, assert_close, cast, errors, make_case, run
+from clsgen_kernels import fused
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,14 +26,6 @@ SHAPES = {
     "nothing supervised": {"vocabulary": 650, "width": 64, "supervised": 0},
     "no rows": {"vocabulary": 650, "width": 64, "rows": 0},
     "neither": {"vocabulary": 650, "width": 64, "supervised": 0, "rows": 0},
-}
-EVERYTHING = GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0)
-CLASSES = {
-    "softmax": ClassOptions(class_weight=(1.0, 2.0, 0.5), focal_gamma=2.0),
-    "sigmoid": ClassOptions("sigmoid"),
-    "multilabel": ClassOptions("multilabel", (1.0, 2.0, 0.5), 1.5),
-    "ordinal": ClassOptions("ordinal"),
-    "soft": ClassOptions("soft", (1.0, 2.0, 0.5)),
 }
 
 
