@@ -28,7 +28,9 @@ import multiprocessing
 import os
 import platform
 import sys
+import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +137,15 @@ def steps_for(args: argparse.Namespace, seed: int, runs: Path) -> int:
     return stream.steps
 
 
-def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path) -> dict[str, Any]:
-    """One run, measured."""
+def device() -> str:
+    """The name of what runs train on."""
     import torch
 
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path) -> dict[str, Any]:
+    """One run, measured."""
     from clsgen_dist import Predictor, export, train
     from clsgen_dist.config import parse_settings
 
@@ -152,7 +159,7 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path)
     log = training_log(Path(settings.output_dir))
     found: dict[str, Any] = {
         **{"arm": arm, "seed": seed, "tokens": args.tokens, "steps": steps, "precision": args.precision},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": device(),
     }
     if not args.untimed:
         ends = [event.wall_time for event in log.Scalars("loss/total")]
@@ -287,11 +294,14 @@ def main() -> None:
     path = args.results or default
     results = [json.loads(line) for line in path.open()] if path.exists() else []
     if args.report:
+        if not results:
+            sys.exit(f"{path} has no runs, expected some to report; run without --report first")
         return report(args.set, args.tokens, results)
-    other = {r["precision"] for r in results} - {args.precision}
+    here = args.precision, device()
+    other = {(r["precision"], r.get("device", "CPU")) for r in results} - {here}
     if other:
         sys.exit(
-            f"{path} holds runs in {other.pop()}, and this is --precision {args.precision}: give another --results"
+            f"{path} holds runs in {' on '.join(other.pop())}, and this is {' on '.join(here)}: give another --results"
         )
     prepare(runs, args.set, args.test_rows)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,18 +309,19 @@ def main() -> None:
     missing = [(arm, seed) for seed in range(args.seeds) for arm in args.arms if (arm, seed) not in done]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
-    os.environ.setdefault(
-        "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
-    )  # asking CUDA itself would spoil it for forked processes
-    # A fresh process for each run, forked from one that has imported everything.
+    # A fresh process for each run, forked from one that has imported everything and has not asked CUDA for GPUs.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     start = multiprocessing.get_context("forkserver")
     start.set_forkserver_preload(["deepspeed", "clsgen_dist.training.trainer", "clsgen_dist.inference.predict"])
-    failed: list[str] = []
+    failed = 0
     with ProcessPoolExecutor(args.jobs, mp_context=start, max_tasks_per_child=1) as pool:
         for future in as_completed([pool.submit(train_and_measure, args, arm, seed, runs) for arm, seed in missing]):
-            if error := future.exception():
-                failed.append(str(error))
-                print(f"a run failed: {error}; see the logs in {runs}", file=sys.stderr, flush=True)
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                sys.exit(f"a run's process was killed; start again to repeat what is missing (logs: {runs})")
+            if error:
+                failed += 1
+                traceback.print_exception(error)
                 continue
             found = future.result()
             with path.open("a") as file:
@@ -321,9 +332,10 @@ def main() -> None:
                 file=sys.stderr,
                 flush=True,
             )
-    report(args.set, args.tokens, results)
+    if results:
+        report(args.set, args.tokens, results)
     if failed:
-        sys.exit(f"{len(failed)} runs failed; start again to repeat them")
+        sys.exit(f"{failed} runs failed; start again to repeat them (logs: {runs})")
 
 
 if __name__ == "__main__":

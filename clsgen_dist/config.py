@@ -81,6 +81,11 @@ def _cross_faults(settings: Settings) -> Iterator[str]:
                 f"curriculum stage {stage.name!r}: max_prompt_length is {stage.max_prompt_length}, more than "
                 f"data.max_prompt_length {data.max_prompt_length}, which is what the exported model takes"
             )
+    if objectives.consistency.weight and objectives.consistency.learns == "lm" and settings.model.finetune == "head":
+        yield (
+            f"objectives.consistency.weight is {objectives.consistency.weight} with learns=lm and model.finetune=head: the "
+            "LM is frozen and learns nothing; set objectives.consistency.learns to head, or its weight to 0"
+        )
     if objectives.balance.method == "gradient_norm" and settings.model.finetune == "head":
         yield (
             "objectives.balance.method is gradient_norm with model.finetune=head: no gradient reaches the hidden states; "

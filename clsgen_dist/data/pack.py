@@ -88,6 +88,11 @@ class Batch:
         """bool ``[S]``."""
         return self.end_index_S != self.class_index_S
 
+    @property
+    def has_target(self) -> Tensor:
+        """bool ``[S]``: rows with a label or an explanation, as all training rows are; not those of a dummy batch."""
+        return self.is_labelled | self.is_explained
+
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The model's keyword arguments, on ``device``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -82,7 +82,7 @@ def effective_rows(
     """How many independent rows would know the weighted share of true ones as well; NaN for fewer than 2 clusters.
 
     Args:
-        is_N: boolean, or 0 and 1.
+        is_N: boolean, or shares of 0 to 1.
         clusters_N: an id for each row.
         weight_N: how many rows of the population each one counts as; None: 1.
         level: of the interval that the rows are for.
@@ -97,7 +97,7 @@ def effective_rows(
     if (clusters := len(weight_K)) < 2 and clusters_N is not None:
         return math.nan
     # Weights that differ, and rows all alike: Kish's number of equal clusters.
-    if share in (0, 1) or clusters < 2:
+    if (np.asarray(is_N) == is_N[0]).all() or clusters < 2:
         return float(weight_K.sum() ** 2 / (weight_K**2).sum())
     sums_K = cluster_sums(weight_N * (is_N - share), ids_N)
     variance = clusters / (clusters - 1) * (sums_K**2).sum() / weight_N.sum() ** 2

@@ -37,6 +37,7 @@ class RowScores:
     """Values lie between 0 and 1."""
     clusters_N: np.ndarray | None = None
     """An id for each row; None: all are independent."""
+    resamples: int = 1000
 
     @cached_property
     def mean(self) -> float:
@@ -64,7 +65,7 @@ class RowScores:
             count = np.count_nonzero(is_defined_N[index])
             return float(filled_N[index].sum() / count) if count else UNDEFINED
 
-        return bootstrap_interval(mean, len(filled_N), clusters_N=clusters_N)
+        return bootstrap_interval(mean, len(filled_N), resamples=self.resamples, clusters_N=clusters_N)
 
     @property
     def _is_defined_N(self) -> np.ndarray:
@@ -81,9 +82,9 @@ class PooledScore:
     """Rows that the value is of."""
 
 
-def row_scores(values: Iterable[float], *, is_share: bool = False) -> RowScores:
+def row_scores(values: Iterable[float], *, is_share: bool = False, resamples: int = 1000) -> RowScores:
     """A value for each row; ``is_share``: they lie between 0 and 1."""
-    return RowScores(np.array(list(values), dtype=np.float64), is_share)
+    return RowScores(np.array(list(values), dtype=np.float64), is_share, resamples=resamples)
 
 
 def in_clusters(measure: T, clusters_N: np.ndarray | None) -> T:

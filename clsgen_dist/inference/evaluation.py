@@ -19,6 +19,7 @@ from clsgen_dist.data.example import Example
 from clsgen_dist.evaluation.bootstrap import Difference
 from clsgen_dist.evaluation.report import Report
 from clsgen_dist.evaluation.selective import RiskCoverage
+from clsgen_dist.explanations.estimates import RowScores
 from clsgen_dist.inference.capability import Capability
 from clsgen_dist.inference.harness import HarnessScores
 from clsgen_dist.inference.llm_judge import JudgedExplanations
@@ -106,6 +107,8 @@ def jsonable(value: Any) -> Any:
             "excess_aurc": jsonable(value.excess_aurc),
             "risk_at_coverage": at_coverages(value),
         }
+    if isinstance(value, RowScores):
+        return {"mean": jsonable(value.mean), "interval": jsonable(value.interval), "defined": value.defined}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {name: jsonable(item) for name, item in fields.items() if not name.endswith("_N") and not _is_rows(item)}

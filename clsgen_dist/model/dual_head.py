@@ -50,10 +50,13 @@ class ForwardPass:
     """As in :class:`LossSpec`."""
 
     def name_logits(self) -> Tensor:
-        """``[S, C]`` the LM's logits of the classes' names at the prompts' last tokens; ValueError if unknown."""
+        """``[S, C]`` the LM's logits of the classes' names at the prompts' last tokens; ValueError if unknown.
+
+        Their gradient reaches the states, not the LM head: indexing it back would take a tensor of its size.
+        """
         if self.name_tokens is None:
             raise ValueError("the first tokens of the classes' names are not known, expected one each; set name_tokens")
-        rows_CD = self.lm.get_output_embeddings().weight[list(self.name_tokens)]
+        rows_CD = self.lm.get_output_embeddings().weight.detach()[list(self.name_tokens)]
         return F.linear(self.hidden_ND[self.batch["class_index_S"]].float(), rows_CD.float())
 
     def class_logits(self, index_S: Tensor | None = None) -> Tensor:

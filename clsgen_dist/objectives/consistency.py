@@ -4,7 +4,8 @@
                                        q   the LM's at the prompt's last token, over the first tokens of the classes' names
 
 For explanations that begin with their class's name. There q is how likely the LM is to begin with each; what it gives
-to all other words is not compared. ``learns`` says which of the two is drawn to the other. Cost: one ``rows x D x C``
+to all other words is not compared. ``learns`` says which of the two is drawn to the other; of the LM it is the states,
+not the names' rows of its head, whose gradient would need a tensor of the head's size. Cost: one ``rows x D x C``
 product, and no pass of its own. Distillation between heads: Hinton 2015, arXiv 1503.02531.
 """
 
@@ -44,8 +45,8 @@ class Consistency(Term):
         self._learns = learns
 
     def count(self, batch: Batch) -> float:
-        """All rows, labelled or not."""
-        return len(batch.class_index_S)
+        """Rows with a label or an explanation."""
+        return int(batch.has_target.sum())
 
     def sum(self, forward: ForwardPass) -> Tensor:
         """At the last token of each prompt, and where the head decides."""
@@ -55,4 +56,6 @@ class Consistency(Term):
             log_p_SQA = log_p_SQA.detach()
         elif self._learns == "head":
             log_q_SQA = log_q_SQA.detach()
-        return divergence(log_p_SQA, log_q_SQA).sum()
+        label_S, batch = forward.batch["label_S"], forward.batch
+        has_target = (label_S.view(len(label_S), -1) >= 0).any(dim=1) | (batch["end_index_S"] != batch["class_index_S"])
+        return (divergence(log_p_SQA, log_q_SQA) * has_target).sum()

@@ -56,9 +56,9 @@ class ObjectivesSettings:
 
     def faults(self) -> Iterator[str]:
         """What is wrong with fields of this section taken together."""
-        names = [f"objectives.{name}.weight" for name in self.sections() if name != AFTER]
-        if not any(section.weight for name, section in self.sections().items() if name != AFTER):
-            yield f"{' and '.join(names)} are all 0: nothing would be trained"
+        if not any(self.sections()[name].weight for name in FUSED):
+            names = " and ".join(f"objectives.{name}.weight" for name in FUSED)
+            yield f"{names} are both 0: nothing would be trained; set one of them above 0"
         for name, section in self.sections().items():
             yield from section.faults(name)
         if self.balance.method == "gradient_norm" and self.impl == "reference":

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.io.text import MAX_LISTED, counts_phrase
-from clsgen_dist.model.label_space import Kind
+from clsgen_dist.model.label_space import Kind, LabelSpace
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,25 @@ def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
             f"{objectives.classification.weight}, objectives.generation.weight {objectives.generation.weight} and "
             f"model.finetune {settings.model.finetune!r}: nothing would be trained; name the columns, or change one of "
             "these"
+        )
+
+
+def require_named_classes(rows: Datasets, name_tokens: Sequence[int], labels: LabelSpace) -> None:
+    """DataError if fewer than half of the explanations begin with a class's name, as the consistency term needs.
+
+    Of at most 1,000 rows; streamed shards are not known before they are here.
+    """
+    if isinstance(rows.train, ShardedRows):
+        return
+    table, among = rows.train.table, np.unique(np.linspace(0, len(rows.train) - 1, 1000).astype(int))
+    samples = [rows.train.sample(int(row)).explanation for row in among]
+    explained = [tokens for tokens in samples if len(tokens)]
+    begun = sum(int(tokens[0]) in name_tokens for tokens in explained)
+    if 2 * begun < len(explained):
+        written = " or ".join(repr(name[:1].upper() + name[1:]) for name in labels.names[:2])
+        raise DataError(
+            f"{table.card.source}: {begun} of {len(explained)} explanations begin with a class's name such as {written}; "
+            "objectives.consistency.weight is above 0 and needs half or more. Begin them with it, or set the weight to 0"
         )
 
 

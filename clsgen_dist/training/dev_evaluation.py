@@ -1,6 +1,6 @@
 """Periodic evaluation on the dev rows, through the same engine forward as training.
 
-Cost: one forward pass over the dev rows, shared by the ranks, and one gather of ``rows x (C + 2)`` numbers.
+Cost: one forward pass over the dev rows, shared by the ranks, and one gather of at most ``rows x 3 C`` numbers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def evaluate(
     engine.eval()
     found: list[tuple[int, np.ndarray, np.ndarray | None]] = []
     sums, counts, named = np.zeros(len(terms)), np.zeros(len(terms)), np.zeros(2)
-    tokens = torch.tensor(engine.module.loss_spec.name_tokens or (), dtype=torch.int64)
+    spec = engine.module.loss_spec
+    # Read after its own explanation, the head knows what that names: there is nothing to compare.
+    tokens = torch.tensor((spec.decide != "after" and spec.name_tokens) or (), dtype=torch.int64)
     with torch.no_grad():
         for indices, batch in evaluation_batches(
             rows, rank=world.rank, world_size=world.size, budget=budget, padded=padded

@@ -35,7 +35,7 @@ from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
 from clsgen_dist.objectives.class_weights import distortions, head_prior
 from clsgen_dist.training.build_engine import build_engine, loss_spec
-from clsgen_dist.training.datasets import open_datasets, require_something_to_learn
+from clsgen_dist.training.datasets import open_datasets, require_named_classes, require_something_to_learn
 from clsgen_dist.training.dev_evaluation import metric_fault
 from clsgen_dist.training.run_prompt import prompt_of_run
 from clsgen_dist.training.sampling_plan import plan_stream
@@ -78,14 +78,17 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     labels = LabelSpace.of(datasets.labels, data.positive_label, datasets.kind)
     rows_C = datasets.class_counts()
     balanced = data.sampling == "balanced"
+    name_tokens = label_start_tokens(encoder, labels.names)
     losses = loss_spec(
         settings.objectives,
         labels,
         rows_C,
         balanced=balanced,
         decide=settings.model.decide,
-        name_tokens=label_start_tokens(encoder, labels.names),
+        name_tokens=name_tokens,
     )
+    if name_tokens is not None and settings.objectives.consistency.weight:
+        require_named_classes(datasets, name_tokens, labels)
     prior = head_prior(settings.objectives, labels, rows_C, datasets.known_counts())
     focal = settings.objectives.classification.focal_gamma
     if focal and labels.kind == "single" and datasets.has_votes:

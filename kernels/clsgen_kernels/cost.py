@@ -38,9 +38,10 @@ def naive(rows: int, width: int, vocabulary: int) -> Cost:
     return Cost(6.0 * rows * weight, 30 * logits + 6 * weight, 10 * logits)
 
 
-def ours(rows: int, width: int, vocabulary: int, *, slab: int = 8192, stored: bool = False) -> Cost:
+def ours(rows: int, width: int, vocabulary: int, *, stored: bool = False) -> Cost:
     """The Triton path with a trained weight; ``stored`` keeps bf16 logits for the backward."""
     logits, weight = rows * vocabulary, width * vocabulary
+    slab = min(vocabulary, max(8192, 25 * 2**20 // (2 * rows)))  # as clsgen_kernels.launch chooses, up to 1 GiB
     slabs = ceil(vocabulary / slab)
     extra = 2 * rows * slab + rows * width * (2 + 4)  # plus the compacted rows and their fp32 gradient
     moved = 2 * weight * (3 if stored else 4) + 6 * logits + slabs * rows * width * (2 + 2 + 8)

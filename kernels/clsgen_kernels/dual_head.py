@@ -13,6 +13,7 @@ Triton. The classification head is an ``S x D x C`` product, whose cost is negli
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -135,7 +136,8 @@ def dual_head_loss(
         hidden_grad_square: fp32 ``[2]`` to which the backward adds the squared norm of each head's gradient at
             ``hidden_ND``, generation then classification; not with ``impl="reference"``.
 
-    Under autocast the LM head is multiplied in autocast's dtype; the class head and all losses stay in fp32.
+    Under autocast the states and the LM's weights are taken in autocast's dtype, as its matrix products would; the
+    class head's product and all losses stay in fp32.
 
     Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C``, ``lm_bias_V`` and the
     adapter, exactly, for any upstream gradient of the outputs. Double backward is not supported.
@@ -147,7 +149,7 @@ def dual_head_loss(
     # Long because of its arguments and their documentation.
     device = hidden_ND.device.type
     hidden_ND, lm_weight_VD, lm_lora = _as_autocast_casts(hidden_ND, lm_weight_VD, lm_lora)
-    with torch.autocast(device, enabled=False):
+    with _without_autocast(device):
         impl = resolve_impl(impl, hidden_ND.device)
         sharded = impl == "vocab_parallel"
         check_tensors(
@@ -197,12 +199,20 @@ def dual_head_loss(
         return DualHeadOutput(*_DualHead.apply(*tensors, *indices, dropout_scale_SD, token_weight_n, call))
 
 
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off; for devices that have none (meta), nothing."""
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
+
+
 def _as_autocast_casts(
     hidden_ND: Tensor, lm_weight_VD: Tensor, lm_lora: LMLora | None
 ) -> tuple[Tensor, Tensor, LMLora | None]:
-    """What the LM head multiplies, in autocast's dtype where it is on; its gradients return in their own."""
+    """States and LM weights in autocast's dtype where it is on (fp64 stays); gradients return in their own."""
     device = hidden_ND.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return hidden_ND, lm_weight_VD, lm_lora
+    if torch.float64 in (hidden_ND.dtype, lm_weight_VD.dtype):
         return hidden_ND, lm_weight_VD, lm_lora
     dtype = torch.get_autocast_dtype(device)
     if lm_lora is not None:
@@ -301,7 +311,7 @@ class _DualHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        with torch.autocast(grads[0].device.type, enabled=False):
+        with _without_autocast(grads[0].device.type):
             return _DualHead._backward(ctx, *grads)
 
     @staticmethod

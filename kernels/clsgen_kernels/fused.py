@@ -232,7 +232,12 @@ def _rank(lm: LMInputs) -> int:
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor, tile: Tile, *, accumulate: bool) -> None:
-    """``out (+)= a @ b``, accumulated in fp32: by the vendor's library on an NVIDIA GPU, else by our kernel."""
+    """``out (+)= a @ b``: by the vendor's library on an NVIDIA GPU, under torch's global flags; else by our kernel.
+
+    Sums are in fp32. The library may round partial sums of a split depth to bf16 where ``out`` is bf16
+    (``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction``), and multiplies fp32 without tensor cores
+    unless ``torch.set_float32_matmul_precision`` allows TF32.
+    """
     if a.is_cuda and not torch.version.hip:
         kind: dict[str, Any] = {} if out.dtype == a.dtype else {"out_dtype": out.dtype}
         if accumulate:

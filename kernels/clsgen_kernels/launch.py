@@ -41,7 +41,7 @@ class Launch:
     programs: int
     """Target number of forward programs: several per multiprocessor."""
     workspace_bytes: int
-    """Size of the backward's workspace, ``n x slab`` elements; about half of the L2 cache."""
+    """Least size of the backward's workspace, ``n x slab`` elements; about half of the L2 cache."""
     slab_columns: int = 0
     """Columns of a slab, before slabs are made equal, even if the workspace grows for it (to 1 GiB at most): each slab
     reads and writes dH once, and a narrow product is slow."""

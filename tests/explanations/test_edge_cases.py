@@ -19,6 +19,7 @@ from clsgen_dist.explanations.references import reference_scores
 from clsgen_dist.explanations.richness import richness
 from clsgen_dist.explanations.simulatability import simulatability
 from clsgen_dist.explanations.stated_class import alignment, contradictions, stated_decided_kappa
+from clsgen_dist.inference.evaluation import jsonable
 
 # N rows, C classes
 
@@ -144,6 +145,20 @@ def test_copies_of_each_row_in_one_cluster_add_nothing():
     for single, clustered, naive in zip(once, together, apart, strict=True):
         assert clustered == pytest.approx(single, rel=0.2)
         assert naive == pytest.approx(single / 2, rel=0.2)
+
+
+def test_equal_shares_in_clusters_are_worth_as_many_rows_as_clusters():
+    pairs = np.repeat(np.arange(2), 10)
+    for value in (0.5, 1.0):
+        found = in_clusters(row_scores([value] * 20, is_share=True), pairs).interval
+        two = row_scores([value] * 2, is_share=True).interval
+        assert (found.low, found.high) == pytest.approx((two.low, two.high))
+
+
+def test_the_report_has_the_figures_of_row_scores():
+    assert jsonable(row_scores([1, 0, 0.5, float("nan")])) == {
+        "mean": 0.5, "interval": {"low": None, "high": None, "dropped": 0}, "defined": 3,
+    }  # fmt: skip
 
 
 def test_one_cluster_has_no_interval():

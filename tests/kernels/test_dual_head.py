@@ -226,6 +226,14 @@ def test_autocast_multiplies_the_lm_head_in_its_dtype_and_the_class_head_in_fp32
         assert torch.equal(grad, expected_grads[name].to(grad.dtype)), name
 
 
+def test_the_meta_device_has_no_autocast_and_works():
+    tensors, indices, _ = make_case()
+    meta = {k: v.to("meta").requires_grad_() for k, v in cast(tensors, torch.bfloat16).items()}
+    outputs = dual_head_loss(**meta, **{k: v.to("meta") for k, v in indices.items()}, impl="torch")
+    (outputs.generation_loss.sum() + outputs.class_loss.sum()).backward()
+    assert all(leaf.grad.shape == leaf.shape for leaf in meta.values())
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_checkpointing_gives_the_same_gradients(impl, reentrant):
