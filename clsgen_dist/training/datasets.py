@@ -176,8 +176,8 @@ def require_named_classes(rows: Datasets, name_tokens: Sequence[int], labels: La
     if 2 * begun < len(explained):
         written = " or ".join(repr(name[:1].upper() + name[1:]) for name in labels.names[:2])
         raise DataError(
-            f"{table.card.source}: {begun} of {len(explained)} explanations begin with a class's name such as {written}; "
-            "objectives.consistency.weight is above 0 and needs half or more. Begin them with it, or set the weight to 0"
+            f"{table.card.source}: {begun} of {len(explained)} explanations begin with a class, such as {written}. "
+            "objectives.consistency needs half or more: begin them with it, or set objectives.consistency.weight to 0"
         )
 
 
