@@ -126,9 +126,7 @@ def test_explanations_that_do_not_begin_with_a_class_are_refused(encoder, row_da
     rows = [{"text": f"note {n}", "label": "benign", "explanation": "Benign: small."} for n in range(4)]
     require_named_classes(SimpleNamespace(train=row_dataset(rows)), tokens, names)
     others = [{**row, "explanation": "It is benign."} for row in rows]
-    with pytest.raises(
-        DataError, match="1 of 4 explanations begin with a class, such as 'Benign' or 'Malignant'"
-    ):
+    with pytest.raises(DataError, match="1 of 4 explanations begin with a class, such as 'Benign' or 'Malignant'"):
         require_named_classes(SimpleNamespace(train=row_dataset([*others[1:], rows[0]])), tokens, names)
 
 
