@@ -113,7 +113,10 @@ INTERPRETED = Launch(
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> Launch:
-    """The entry for this chip, or that of sm_80, which runs on all; for fp32 with half the depth, so as many bytes."""
+    """The entry for this chip, or that of sm_80, which runs on all.
+
+    For fp32 the smaller tiles, since its products take more registers, and half the depth, so as many bytes.
+    """
     if device.type == "cpu":
         return INTERPRETED
     if torch.version.hip:
@@ -123,7 +126,12 @@ def choose(device: torch.device, dtype: torch.dtype) -> Launch:
         # All others, including consumer Blackwell (12.x), have less shared memory than either.
         launch = BY_TARGET[{9: "sm_90", 10: "sm_100"}.get(major, "sm_80")]
     if dtype == torch.float32:
-        tiles = ("forward", "forward_more", "gradient", "gradient_more", "matmul")
-        halved = {name: replace(getattr(launch, name), depth=getattr(launch, name).depth // 2) for name in tiles}
-        return replace(launch, **halved)
+        tiles = {
+            "forward": launch.forward_more,
+            "forward_more": launch.forward_more,
+            "gradient": launch.gradient_more,
+            "gradient_more": launch.gradient_more,
+            "matmul": launch.matmul,
+        }
+        return replace(launch, **{name: replace(tile, depth=tile.depth // 2) for name, tile in tiles.items()})
     return launch

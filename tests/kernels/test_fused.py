@@ -319,4 +319,4 @@ def test_launch_parameters_are_chosen_by_compute_capability(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert launch.choose(torch.device("cuda"), torch.bfloat16) == launch.BY_TARGET[target]
         narrow = launch.choose(torch.device("cuda"), torch.float32)
-        assert narrow.forward.depth * 2 == launch.BY_TARGET[target].forward.depth
+        assert narrow.forward.depth * 2 == launch.BY_TARGET[target].forward_more.depth
