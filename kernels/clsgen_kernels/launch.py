@@ -126,12 +126,10 @@ def choose(device: torch.device, dtype: torch.dtype) -> Launch:
         # All others, including consumer Blackwell (12.x), have less shared memory than either.
         launch = BY_TARGET[{9: "sm_90", 10: "sm_100"}.get(major, "sm_80")]
     if dtype == torch.float32:
-        tiles = {
-            "forward": launch.forward_more,
-            "forward_more": launch.forward_more,
-            "gradient": launch.gradient_more,
-            "gradient_more": launch.gradient_more,
-            "matmul": launch.matmul,
-        }
-        return replace(launch, **{name: replace(tile, depth=tile.depth // 2) for name, tile in tiles.items()})
+        forward, gradient, matmul = (
+            replace(tile, depth=tile.depth // 2) for tile in (launch.forward_more, launch.gradient_more, launch.matmul)
+        )
+        return replace(
+            launch, forward=forward, forward_more=forward, gradient=gradient, gradient_more=gradient, matmul=matmul
+        )
     return launch
