@@ -46,5 +46,11 @@ def drop_steps_from(path: Path, first_step: int) -> None:
     """Delete the JSON lines of ``first_step`` and later steps, which will be repeated."""
     if path.exists():
         lines = path.read_bytes().split(b"\n")
-        kept = [line + b"\n" for line in lines if (fields := json_object(line)) and fields["step"] < first_step]
+        kept = [line + b"\n" for line in lines if _step_of(line) < first_step]
         atomic_write(path, b"".join(kept).decode("utf-8"))
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinity for one that is torn, or has no step."""
+    step = (json_object(line) or {}).get("step")
+    return step if isinstance(step, (int, float)) else float("inf")
