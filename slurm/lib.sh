@@ -287,7 +287,7 @@ preflight() {
         log "$(tail -n 1 "$CLSGEN_LOGS/preflight-0.log")"
         return
     fi
-    grep -h '^error:' "$CLSGEN_LOGS"/preflight-*.log | sort -u | head -n 20 | grep . || tail -n 20 "$CLSGEN_LOGS/preflight-0.log"
+    grep -sh '^error:' "$CLSGEN_LOGS"/preflight-*.log | sort -u | head -n 20 | grep . || tail -n 20 "$CLSGEN_LOGS/preflight-0.log" 2>/dev/null || true
     (($(bad_nodes | wc -l) == before)) || exclude_bad_nodes
     finish
 }
@@ -333,15 +333,20 @@ restart() {
         log "$why: the next task of the array continues"
         exit 0 # a job that depends on the array (afterok) needs every task to exit with 0
     fi
-    trap '' TERM # requeueing sends TERM to this script too, which still has to log and run COMMAND
-    if ! error=$(slurm_retry 300 scontrol requeue "$this_job" 2>&1); then
-        log "$why: not requeued ($error); submit again, or as an array of jobs one after the other: sbatch --array=1-9%1"
+    local next=$((${SLURM_RESTART_COUNT:-0} + 1))
+    trap '' TERM # requeueing sends TERM to this script too, which still has to run COMMAND
+    log "$why: requeueing (restart $next)" # first, since Slurm kills this script soon after
+    # An answer can be lost although the job has been requeued.
+    if ! error=$(slurm_retry 300 scontrol requeue "$this_job" 2>&1) && ! has_restart "$next"; then
+        log "not requeued ($error): submit again, or as an array of jobs one after the other: sbatch --array=1-9%1"
         exit "$status"
     fi
-    log "$why: requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
     "$@"
     exit 0
 }
+
+# has_restart N: Slurm has requeued this job for its Nth restart.
+has_restart() { [[ $(slurm_retry 60 scontrol show job -o "$this_job") == *" Restarts=$1 "* ]]; }
 
 # give_up WHY [STATUS]: end the job, and cancel the pending tasks of its array.
 give_up() {

@@ -169,7 +169,7 @@ def job(slurm, tmp_path):
     site = tmp_path / "cluster.env"
     site.write_text(
         f"PYTHON=${{PYTHON:-{sys.executable}}}\nexport GLOO_SOCKET_IFNAME=lo\nCLSGEN_MASTER_ADDR=127.0.0.1\n"
-        "MAX_RESTARTS=2\nPREFLIGHT=${PREFLIGHT:-0}\n"
+        "MAX_RESTARTS=${MAX_RESTARTS:-2}\nPREFLIGHT=${PREFLIGHT:-0}\n"
     )
 
     def submit(*arguments, flags=(), command=None, **more):

@@ -93,7 +93,7 @@ def test_a_chain_of_arrays_continues_with_the_next_task_and_stage(slurm, chain, 
         and messages[1].endswith("the next task of the array continues")
     ), text
     assert messages[3].startswith("a task of this array has completed the run") and len(messages) == 4
-    assert then.count("== ") == 4 and then.count(" done\n") == 1 and "requeued" not in text + then
+    assert then.count("== ") == 4 and then.count(" done\n") == 1 and "requeue" not in text + then
 
 
 def test_tasks_of_an_array_that_start_together_take_turns(slurm, job):

@@ -132,4 +132,4 @@ def test_a_job_preempted_during_a_controller_outage_is_requeued_afterwards(slurm
     ended = slurm.wait(number, timeout=240)
     text = job.log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), text
-    assert text.count("asked to stop: requeued (restart 1)") == 1
+    assert text.count("asked to stop: requeueing (restart 1)") == 1
