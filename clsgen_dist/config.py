@@ -86,6 +86,11 @@ def _cross_faults(settings: Settings) -> Iterator[str]:
             f"objectives.consistency.weight is {objectives.consistency.weight} with learns=lm and model.finetune=head: the "
             "LM is frozen and learns nothing; set objectives.consistency.learns to head, or its weight to 0"
         )
+    if objectives.evidence.weight and settings.model.finetune == "head":
+        yield (
+            f"objectives.evidence.weight is {objectives.evidence.weight} with model.finetune=head: attention is frozen and "
+            "learns nothing; set model.finetune to lora, or the weight to 0"
+        )
     if objectives.balance.method == "gradient_norm" and settings.model.finetune == "head":
         yield (
             "objectives.balance.method is gradient_norm with model.finetune=head: no gradient reaches the hidden states; "

@@ -14,6 +14,7 @@ Cost: one pass of the tokenizer over each text; about 20,000 short rows per seco
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import tempfile
@@ -98,6 +99,21 @@ class Encoder:
             text_ids = np.concatenate([text_ids[: room - tail], self._ellipsis, text_ids[len(text_ids) - tail :]])
         return np.concatenate([self._prefix, text_ids, self._suffix])
 
+    def place_spans(self, span_P2: Ids, text_length: int, max_prompt_length: int | None = None) -> Ids:
+        """``[P, 2]`` where spans [start, stop) of a text's tokens are in the prompt that :meth:`build_prompt` builds.
+
+        A span is cut to what is left of the text; one that is lost with its middle is left out.
+        """
+        if not len(span_P2):
+            return span_P2
+        budget = (max_prompt_length or self.max_prompt_length) - self.template_length
+        if text_length <= budget:
+            return span_P2 + len(self._prefix)
+        room = budget - len(self._ellipsis)
+        head, tail = room - room // 2, text_length - room // 2
+        pieces_P2 = np.concatenate([span_P2.clip(max=head), span_P2.clip(min=tail) - (text_length - budget)])
+        return pieces_P2[pieces_P2[:, 0] < pieces_P2[:, 1]] + len(self._prefix)
+
     def prompt_lengths(self, text_lengths_N: Ids, max_prompt_length: int | None = None) -> Ids:
         """``[N]`` lengths of the prompts that :meth:`build_prompt` builds from texts of these lengths."""
         return np.minimum(text_lengths_N + self.template_length, max_prompt_length or self.max_prompt_length)
@@ -113,6 +129,29 @@ class Encoder:
 
 def _ids(tokens: Sequence[int]) -> Ids:
     return np.asarray(tokens, dtype=np.int32)
+
+
+def token_spans(tokens_of: Any, text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The tokens [start, stop) of a text that its characters [start, end) are in.
+
+    Args:
+        tokens_of: from :func:`plain_tokens`; a :class:`SlowTokens`, which knows no places, is asked for what precedes
+            each end, so that a token across one may be missed.
+        text: the text.
+        spans: not empty, each with a visible character.
+    """
+    if not spans:
+        return []
+    if not isinstance(tokens_of, FastTokens):
+        ends = [cut for start, end in spans for cut in (text[:start].rstrip(), text[:end])]
+        counts = list(map(len, tokens_of(ends)))
+        found = list(zip(counts[::2], counts[1::2], strict=True))
+    else:
+        start_T, end_T = np.array(tokens_of.places(text)).T
+        found = [(int((end_T <= start).sum()), int((start_T < end).sum())) for start, end in spans]
+    # Two spans may share a token.
+    stops = [0, *itertools.accumulate((stop for _, stop in found), max)]
+    return [(max(start, before), stop) for (start, stop), before in zip(found, stops, strict=False) if stop > before]
 
 
 def plain_tokens(tokenizer: Any, prompt: RenderedPrompt) -> FastTokens | SlowTokens:
@@ -162,6 +201,10 @@ class FastTokens:
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, computed on all cores."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of each token."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return FastTokens, (self.spec,)

@@ -22,6 +22,10 @@ class Example:
     """Explanations of the label; a row without any trains the classification head only."""
     difficulty: float | None = None
     """Difficulty given by the user; higher is harder."""
+    evidence: tuple[tuple[int, int], ...] = ()
+    """Characters [start, end) of the text that speak for the label."""
+    counter_evidence: tuple[tuple[int, int], ...] = ()
+    """Characters [start, end) of the text that speak against it."""
     groups: tuple[str | None, ...] = ()
     """Cells of the columns ``columns.groups``, None where missing; not stored in tables."""
     cluster: str | None = None
@@ -42,7 +46,8 @@ class Example:
 
     def to_json(self) -> str:
         """What the user gave, as JSON for the quarantine."""
-        names = ("id", "text", "label", "difficulty", "explanations", *(("answers",) if self.answers else ()))
+        optional = (name for name in ("answers", "evidence", "counter_evidence") if getattr(self, name))
+        names = ("id", "text", "label", "difficulty", "explanations", *optional)
         return json.dumps({name: getattr(self, name) for name in names})
 
     @property
@@ -65,6 +70,10 @@ class Columns:
     """Column of one explanation (optional)."""
     explanations: str = "explanations"
     """Column of a list of explanations (optional)."""
+    evidence: str = "evidence"
+    """Column of the parts of the text that speak for the label (optional): quotes, or characters `[start, end]`."""
+    counter_evidence: str = "counter_evidence"
+    """Column of the parts that speak against it (optional)."""
     difficulty: str | None = None
     """Column of a number, higher being harder, for the scorer `given` of a curriculum; none: not read."""
     groups: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder
-from clsgen_dist.data.pack import Batch, Bins, PackingStats, collate, dummy_batch, pack, packing_stats
+from clsgen_dist.data.pack import Batch, Bins, PackingStats, collate, dummy_batch, pack, pack_groups, packing_stats
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
 
@@ -50,6 +50,7 @@ class TrainStream:
         order: the row at each position; its stages are the run's.
         batch_size: rows of an optimizer step over all ranks.
         micro_batch_tokens: token budget of a micro-batch on one rank.
+        group: consecutive rows of a step that are packed together.
         rank, world_size: this rank's share.
     """
 
@@ -62,10 +63,11 @@ class TrainStream:
         micro_batch_tokens: int,
         rank: int,
         world_size: int,
+        group: int = 1,
     ) -> None:
         self.rows, self.order, self.stages = rows, order, order.stages
         self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.group = rank, world_size, group
         self.padded = False
         """Whether the backbone pads rows; the token budget then includes the padding."""
         self.steps = self.stages[-1].end
@@ -86,7 +88,8 @@ class TrainStream:
         row_B, visit_B = self.chosen(step)
         length_B = self.rows.lengths(row_B, visit_B, stage.max_prompt_length)
         budget = stage.token_budget(self.micro_batch_tokens)
-        return row_B, visit_B, length_B, pack(length_B, budget=budget, ranks=self.world_size, padded=self.padded)
+        packed = pack_groups(length_B, group=self.group, budget=budget, ranks=self.world_size, padded=self.padded)
+        return row_B, visit_B, length_B, packed
 
     def step(self, step: int) -> Step:
         """This rank's micro-batches of an optimizer step."""
@@ -98,7 +101,8 @@ class TrainStream:
                 self.rows.sample(int(row_B[at]), int(visit_B[at]), stage.stage.max_prompt_length)
                 for at in ranks[self.rank]
             ]
-            batches.append(collate(samples) if samples else dummy_batch(self.rows.encoder.end_token))
+            groups = ranks[self.rank] // self.group
+            batches.append(collate(samples, groups) if samples else dummy_batch(self.rows.encoder.end_token))
         ids = [self.rows.id(int(row)) for row in row_B]
         return Step(batches, ids, stage, self.order.difficulty(row_B), packing_stats(bins, length_B))
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from clsgen_dist.data.encode import Ids
 
-# N packed tokens, S sequences, n supervised tokens, R rows to pack
+# N packed tokens, S sequences, n supervised tokens, e tokens of evidence, c of counter-evidence, R rows to pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,13 @@ class Sample:
     """Token ids of the explanation of this visit, end token included; may be empty."""
     label: int | np.ndarray
     """Class index, or -1 without label; several classes or votes: float32 ``[C]``, negative where not known."""
+    evidence: Ids = field(default_factory=lambda: _NO_SPANS)
+    """``[P, 2]`` tokens [start, stop) of the prompt that speak for the label."""
+    counter_evidence: Ids = field(default_factory=lambda: _NO_SPANS)
+    """``[P, 2]`` tokens [start, stop) of the prompt that speak against it."""
+
+
+_NO_SPANS: Ids = np.zeros((0, 2), dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,16 @@ class Batch:
     """Position of the last token of each sequence's explanation; where it has none, the classification token's."""
     label_S: Tensor
     """Class index, or -1 without label; where some row has several classes or votes, float32 ``[S, C]``."""
+    group_S: Tensor
+    """Group of each sequence: those of one number may be compared with each other."""
+    evidence_index_e: Tensor
+    """Positions of evidence in all sequences."""
+    evidence_row_e: Tensor
+    """Their sequences, ascending."""
+    counter_index_c: Tensor
+    """Positions of counter-evidence."""
+    counter_row_c: Tensor
+    """Their sequences, ascending."""
 
     @property
     def tokens(self) -> int:
@@ -89,6 +106,11 @@ class Batch:
         return self.end_index_S != self.class_index_S
 
     @property
+    def has_evidence(self) -> Tensor:
+        """bool ``[S]``."""
+        return torch.bincount(self.evidence_row_e, minlength=len(self.label_S)) > 0
+
+    @property
     def has_target(self) -> Tensor:
         """bool ``[S]``: rows with a label or an explanation, as all training rows are; not those of a dummy batch."""
         return self.is_labelled | self.is_explained
@@ -99,8 +121,8 @@ class Batch:
         return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """The samples end to end."""
+def collate(samples: Sequence[Sample], groups: Sequence[int] | np.ndarray | None = None) -> Batch:
+    """The samples end to end; ``groups``: the group of each, by default one of its own."""
     parts = [part for s in samples for part in (s.prompt, s.explanation)]
     prompts = np.array([len(s.prompt) for s in samples])
     explanations = np.array([len(s.explanation) for s in samples])
@@ -118,6 +140,20 @@ def collate(samples: Sequence[Sample]) -> Batch:
         torch.from_numpy(last_S),
         torch.from_numpy(start_S1[1:] - 1),
         _labels([s.label for s in samples]),
+        torch.arange(len(samples)) if groups is None else torch.tensor(groups, dtype=torch.int64),
+        *_spans([s.evidence for s in samples], start_S1),
+        *_spans([s.counter_evidence for s in samples], start_S1),
+    )
+
+
+def _spans(spans_S: Sequence[Ids], start_S1: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Positions in these spans of each sequence, and the sequence of each."""
+    indices = [np.arange(*span) + at for spans, at in zip(spans_S, start_S1[:-1], strict=True) for span in spans]
+    rows = [row for row, spans in enumerate(spans_S) for _ in spans]
+    nothing = [np.zeros(0, dtype=np.int64)]
+    return (
+        torch.from_numpy(np.concatenate(nothing + indices)),
+        torch.from_numpy(np.repeat(np.array(rows, dtype=np.int64), [len(index) for index in indices])),
     )
 
 
@@ -163,6 +199,23 @@ def pack(length_R: np.ndarray, *, budget: int, ranks: int, padded: bool = False)
     fullest_first = sorted(bins, key=lambda rows: -int(length_R[rows].sum()))
     steps = [fullest_first[m * ranks : (m + 1) * ranks] for m in range(micro_steps)]
     return [step if m % 2 == 0 else step[::-1] for m, step in enumerate(steps)]
+
+
+def pack_groups(length_R: np.ndarray, *, group: int, budget: int, ranks: int, padded: bool = False) -> Bins:
+    """As :func:`pack`, with every ``group`` consecutive rows in one bin.
+
+    Raises:
+        ValueError: a group is longer than the budget.
+    """
+    starts = np.arange(0, len(length_R), group)
+    if group == 1 or not len(starts):
+        return pack(length_R, budget=budget, ranks=ranks, padded=padded)
+    if padded:
+        bins = pack(np.maximum.reduceat(length_R, starts), budget=budget // group, ranks=ranks, padded=True)
+    else:
+        bins = pack(np.add.reduceat(length_R, starts), budget=budget, ranks=ranks)
+    members = np.split(np.arange(len(length_R)), starts[1:])
+    return [[np.concatenate([starts[:0], *(members[g] for g in groups)]) for groups in step] for step in bins]
 
 
 def _even_fit(length_R: np.ndarray, longest_first: np.ndarray, count: int, budget: int) -> list[np.ndarray] | None:

@@ -153,6 +153,12 @@ def packed_inputs(input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Te
     }
 
 
+def rows_of_tokens(sequence_start_S1: Tensor, total: int) -> Tensor:
+    """``[N]`` the sequence that each of the ``total`` packed tokens belongs to."""
+    rows = torch.arange(len(sequence_start_S1) - 1, device=sequence_start_S1.device)
+    return rows.repeat_interleave(sequence_start_S1.diff(), output_size=total)
+
+
 def padded_inputs(input_ids_N: Tensor, position_N: Tensor, row_N: Tensor, rows: int, longest: int) -> dict[str, Any]:
     """Keyword arguments for the same sequences as rows of a batch, padded on the right.
 

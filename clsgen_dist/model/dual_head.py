@@ -22,7 +22,8 @@ from clsgen_kernels import DualHeadOutput, GenerationOptions, dual_head_loss
 from clsgen_kernels.inputs import HeadInputs
 from torch import Tensor, nn
 
-from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
+from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs, rows_of_tokens
+from clsgen_dist.model.attention_probe import ARGUMENT, AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
 
 # N packed tokens, S sequences, n supervised tokens, D hidden, K logits of the head
@@ -48,6 +49,30 @@ class ForwardPass:
     class_loss: ClassLoss
     name_tokens: tuple[int, ...] | None
     """As in :class:`LossSpec`."""
+    attention: AttentionProbe | None = None
+    """Attention of the tokens where decisions are read, in the layers that terms ask for."""
+
+    def mean_states(self, spans: Literal["evidence", "counter"]) -> tuple[Tensor, Tensor]:
+        """``[S, D]`` fp32 mean of each row's last hidden states at these spans, and bool ``[S]`` whether it has any."""
+        letter = spans[0]
+        index_e, row_e = self.batch[f"{spans}_index_{letter}"], self.batch[f"{spans}_row_{letter}"]
+        sum_SD = self.hidden_ND.new_zeros((len(self.decided_index_S), self.hidden_ND.shape[1]), dtype=torch.float32)
+        sum_SD = sum_SD.index_add(0, row_e, self.hidden_ND[index_e].float())
+        count_S = sum_SD.new_zeros(len(sum_SD)).index_add(0, row_e, torch.ones_like(row_e, dtype=sum_SD.dtype))
+        return sum_SD / count_S.clamp(min=1)[:, None], count_S > 0
+
+    def log_evidence_mass(self) -> tuple[Tensor, Tensor]:
+        """What evidence gets of the attention where the model decides.
+
+        Returns:
+            ``[S]`` logarithm of its share, averaged over the layers that reach it; 0 without.
+            bool ``[S]`` whether some layer reaches it.
+        """
+        assert self.attention is not None, "no term asks for attention"
+        index_e, row_e = self.batch["evidence_index_e"], self.batch["evidence_row_e"]
+        log_mass_LS, reached_LS = self.attention.log_mass(index_e, row_e)
+        mean_S = (log_mass_LS * reached_LS).sum(dim=0) / reached_LS.sum(dim=0).clamp(min=1)
+        return mean_S, reached_LS.any(dim=0)
 
     def name_logits(self) -> Tensor:
         """``[S, C]`` the LM's logits of the classes' names at the prompts' last tokens; ValueError if unknown.
@@ -78,6 +103,7 @@ class LossTerm(Protocol):
     """A term of the loss, see :mod:`clsgen_dist.objectives.term`."""
 
     name: str
+    attention_layers: tuple[int, ...]
 
     def sum(self, forward: ForwardPass) -> Tensor:
         """The term's sum, a scalar."""
@@ -114,6 +140,8 @@ class ModelOutput(NamedTuple):
     """``[S, K]`` after the explanations, with ``decide="both"`` outside training; else ``[0, K]``."""
     name_logits: Tensor
     """``[S, C]`` of the LM for the classes' names at the prompts' ends, outside training; ``[0, C]`` if not known."""
+    evidence_mass: Tensor
+    """``[S]`` share of the decision's attention on evidence, outside training; NaN without, ``[0]`` if no term asks."""
     term_sums: tuple[Tensor, ...]
     """Sum of each term of :class:`LossSpec`, scalars."""
 
@@ -141,17 +169,36 @@ class DualHeadModel(nn.Module):
         self.layout: Literal["packed", "padded"] = "packed"
         self.hidden_grad_square: Tensor | None = None
 
-    def hidden_states(self, input_ids_N: Tensor, position_N: Tensor, sequence_start_S1: Tensor, longest: int) -> Tensor:
+    def hidden_states(
+        self,
+        input_ids_N: Tensor,
+        position_N: Tensor,
+        sequence_start_S1: Tensor,
+        longest: int,
+        *,
+        probe: AttentionProbe | None = None,
+    ) -> Tensor:
         """``[N, D]`` states after the final norm, in packed order whatever the layout."""
         lm: Any = self.lm
         backbone = lm.base_model
+        asked = {} if probe is None else {ARGUMENT: probe}
         if self.layout == "packed":
             inputs = packed_inputs(input_ids_N, position_N, sequence_start_S1, longest)
-            return backbone(**inputs).last_hidden_state[0]
+            return backbone(**inputs, **asked).last_hidden_state[0]
         rows = len(sequence_start_S1) - 1
-        row_N = torch.arange(rows, device=input_ids_N.device).repeat_interleave(sequence_start_S1.diff())
+        row_N = rows_of_tokens(sequence_start_S1, len(input_ids_N))
         inputs = accepted_inputs(backbone, padded_inputs(input_ids_N, position_N, row_N, rows, longest))
-        return backbone(**inputs).last_hidden_state[row_N, position_N]
+        return backbone(**inputs, **asked).last_hidden_state[row_N, position_N]
+
+    def _probe(self, decided_S: Tensor, sequence_start_S1: Tensor, position_N: Tensor) -> AttentionProbe | None:
+        """What reads the attention that the terms ask for; None if none does."""
+        lm: Any = self.lm
+        count = lm.config.get_text_config(decoder=True).num_hidden_layers
+        layers = frozenset(layer % count for term in self.loss_spec.terms for layer in term.attention_layers)
+        if not layers:
+            return None
+        row_N = rows_of_tokens(sequence_start_S1, len(position_N))
+        return AttentionProbe(layers, decided_S, row_N, None if self.layout == "packed" else position_N)
 
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
@@ -167,7 +214,8 @@ class DualHeadModel(nn.Module):
         if spec.classification.bias_correction is not None and not self.training:
             bias_K = bias_K.float() + torch.tensor(spec.classification.bias_correction, device=bias_K.device)
         decided_S = batch["end_index_S" if spec.decide == "after" else "class_index_S"]
-        hidden_ND = self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
+        probe = self._probe(decided_S, batch["sequence_start_S1"], batch["position_N"])
+        hidden_ND = self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS), probe=probe)
         losses = dual_head_loss(
             hidden_ND,
             lm.get_output_embeddings().weight,
@@ -187,7 +235,9 @@ class DualHeadModel(nn.Module):
         for index, term in enumerate(spec.terms):
             # The fused loss measures the first two itself.
             measured_ND = hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index])
-            seen = ForwardPass(batch, measured_ND, losses, lm, head, affine, decided_S, class_loss, spec.name_tokens)
+            seen = ForwardPass(
+                batch, measured_ND, losses, lm, head, affine, decided_S, class_loss, spec.name_tokens, probe
+            )
             sums.append(term.sum(seen))
         after_SK = losses.class_logits[:0]
         if spec.decide == "both" and not self.training:
@@ -195,7 +245,11 @@ class DualHeadModel(nn.Module):
         names_SC = losses.class_logits[:0]
         if seen is not None and spec.name_tokens is not None and not self.training:
             names_SC = seen.name_logits()
-        return ModelOutput(*losses, after_SK, names_SC, tuple(sums))
+        mass_S = losses.class_loss[:0]
+        if seen is not None and probe is not None and not self.training:
+            log_mass_S, reached_S = seen.log_evidence_mass()
+            mass_S = log_mass_S.exp().masked_fill(~reached_S, torch.nan)
+        return ModelOutput(*losses, after_SK, names_SC, mass_S, tuple(sums))
 
 
 _BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")

@@ -14,6 +14,8 @@ from clsgen_dist.objectives.classification import ClassificationSettings
 from clsgen_dist.objectives.classification_after import ClassificationAfterSettings
 from clsgen_dist.objectives.consistency import ConsistencySettings
 from clsgen_dist.objectives.consistency_after import ConsistencyAfterSettings
+from clsgen_dist.objectives.contrast import ContrastSettings
+from clsgen_dist.objectives.evidence import EvidenceSettings
 from clsgen_dist.objectives.generation import GenerationSettings
 from clsgen_dist.objectives.term import Term, TermSettings
 
@@ -31,6 +33,8 @@ class ObjectivesSettings:
     classification_after: ClassificationAfterSettings = field(default_factory=ClassificationAfterSettings)
     consistency: ConsistencySettings = field(default_factory=ConsistencySettings)
     consistency_after: ConsistencyAfterSettings = field(default_factory=ConsistencyAfterSettings)
+    evidence: EvidenceSettings = field(default_factory=EvidenceSettings)
+    contrast: ContrastSettings = field(default_factory=ContrastSettings)
     schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
     """How the weights move over the run, from the start to the end of each term's `range`; constant: not at all."""
     min_share: Annotated[float, Ge(0), Le(0.5)] = 0.05
@@ -53,6 +57,11 @@ class ObjectivesSettings:
         if decide != "both":
             del sections[AFTER]
         return tuple(s.term() for name, s in sections.items() if name in FUSED or s.weight > 0)
+
+    @property
+    def group(self) -> int:
+        """Consecutive rows of a step that are packed into one micro-batch."""
+        return self.contrast.group if self.contrast.weight else 1
 
     def faults(self) -> Iterator[str]:
         """What is wrong with fields of this section taken together."""

@@ -51,6 +51,8 @@ class Term(ABC):
 
     name: str
     """Of its settings (``objectives.NAME``) and its curve (``loss/NAME``)."""
+    attention_layers: tuple[int, ...] = ()
+    """Layers whose attention it reads at the deciding token; negative: from the last."""
 
     @abstractmethod
     def count(self, batch: Batch) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from clsgen_dist.engine.world import on_accelerator
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.text import quoted
 from clsgen_dist.model.attention import choose_attention
+from clsgen_dist.model.attention_probe import let_probe
 from clsgen_dist.model.backbone import (
     Backbone,
     build_model,
@@ -30,6 +32,8 @@ from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.objectives.class_weights import bias_correction, class_weights
 from clsgen_dist.objectives.settings import ObjectivesSettings
+
+logger = logging.getLogger(__name__)
 
 
 def zero_config(settings: Settings, ranks: int) -> dict[str, Any]:
@@ -122,6 +126,22 @@ def _refuse_consistency_of_nothing(
         )
 
 
+def _require_layers(layers: Iterable[int], backbone: Backbone) -> None:
+    config = backbone.config.get_text_config(decoder=True)
+    count = config.num_hidden_layers
+    if wrong := [layer for layer in layers if not -count <= layer < count]:
+        raise SettingsError(
+            f"objectives.evidence.layers names the layer {wrong[0]}, expected {-count} to {count - 1}: "
+            f"{backbone.path} has {count} layers"
+        )
+    kinds = getattr(config, "layer_types", None) or []
+    if short := [layer for layer in sorted(layers) if kinds and "sliding" in kinds[layer]]:
+        logger.warning(
+            "objectives.evidence.layers: %s see only the last %s tokens; evidence before them is not reached there",
+            short, config.sliding_window,
+        )  # fmt: skip
+
+
 def build_engine(
     settings: Settings,
     config: dict[str, Any],
@@ -148,10 +168,14 @@ def build_engine(
     train, model, optim = settings.train, settings.model, settings.optim
     build_operators(optim.name, config)
     zero3 = HfDeepSpeedConfig(config)  # transformers holds it weakly: it must live while the model is built
+    attention = choose_attention(model.attention, on_gpu=on_accelerator(), packed=True, lm=backbone.meta)
+    if layers := {layer for term in losses.terms for layer in term.attention_layers}:
+        _require_layers(layers, backbone)
+        let_probe(attention, backbone.meta)
     lm = load_backbone(
         backbone,
         dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
-        attention=choose_attention(model.attention, on_gpu=on_accelerator(), packed=True, lm=backbone.meta),
+        attention=attention,
         load_in_4bit=model.load_in_4bit,
     )
     starts = label_start_tokens(encoder, labels.names) if encoder and model.head_init == "label_tokens" else None

@@ -162,6 +162,18 @@ def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
         )
 
 
+def require_evidence(rows: Datasets, settings: Settings) -> None:
+    """DataError if the evidence term is on and no training row has evidence that is in its text."""
+    weight = settings.objectives.evidence.weight
+    if not weight or isinstance(rows.train, ShardedRows) or rows.train.table.card.with_evidence:
+        return
+    card, columns = rows.train.table.card, settings.data.columns
+    raise DataError(
+        f"{card.source}: no row has evidence, but objectives.evidence.weight is {weight}. {card.summary()}; name the "
+        f"column of quotes or characters in data.columns.evidence ({columns.evidence!r}), or set the weight to 0"
+    )
+
+
 def require_named_classes(rows: Datasets, name_tokens: Sequence[int], labels: LabelSpace) -> None:
     """DataError if fewer than half of the explanations begin with a class's name, as the consistency term needs.
 
@@ -224,4 +236,8 @@ def _classes(rows: RowDataset) -> str:
 
 
 def _note(rows: RowDataset) -> str:
-    return f"{rows.table.card.summary()}; {rows.truncated()} shortened in the middle of the text"
+    lost = rows.lost_evidence()
+    return (
+        f"{rows.table.card.summary()}; {rows.truncated()} shortened in the middle of the text"
+        f"{f', {lost} of which lose all their evidence' if lost else ''}"
+    )

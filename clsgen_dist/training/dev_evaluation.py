@@ -45,6 +45,8 @@ class DevResult:
     """Mean of each term, nats."""
     names_NC: np.ndarray | None = None
     """The LM's logits of the classes' names where explanations begin; None where most of the rows' own do not."""
+    evidence_mass: float | None = None
+    """Share of the decision's attention on evidence, mean of the rows that have any; None if no term reads it."""
 
 
 def evaluate(
@@ -69,7 +71,7 @@ def evaluate(
     """
     engine.eval()
     found: list[tuple[int, np.ndarray, np.ndarray | None]] = []
-    sums, counts, named = np.zeros(len(terms)), np.zeros(len(terms)), np.zeros(2)
+    sums, counts, named, mass = np.zeros(len(terms)), np.zeros(len(terms)), np.zeros(2), np.zeros(2)
     spec = engine.module.loss_spec
     # Read after its own explanation, the head knows what that names: there is nothing to compare.
     tokens = torch.tensor((spec.decide != "after" and spec.name_tokens) or (), dtype=torch.int64)
@@ -84,18 +86,21 @@ def evaluate(
             names = output.name_logits.cpu().numpy() if len(tokens) else itertools.repeat(None)
             found += zip(indices.tolist(), logits_SRK, names, strict=False)
             named += _begin_with_a_name(batch, tokens)
+            mass += [output.evidence_mass.nansum().item(), int(output.evidence_mass.isfinite().sum())]
             sums += [total.item() for total in output.term_sums]
             counts += [term.count(batch) for term in terms]
             watchdog.beat()
     engine.train()
     everything = sorted((item for part in world.gather(found) for item in part), key=lambda item: item[0])
     logits_NRK = np.stack([logits for _, logits, _ in everything])  # R readings
-    *totals, begun, explained = world.sum(*sums, *counts, *named)
+    *totals, begun, explained, looked, evident = world.sum(*sums, *counts, *named, *mass)
     means = map(_mean, totals[: len(terms)], totals[len(terms) :])
     after_NK = logits_NRK[:, 1] if logits_NRK.shape[1] > 1 else None
     losses = dict(zip((term.name for term in terms), means, strict=True))
     names_NC = np.stack([names for _, _, names in everything]) if begun and 2 * begun >= explained else None
-    return DevResult(logits_NRK[:, 0], after_NK, rows.labels, losses, names_NC)
+    read = any(term.attention_layers for term in terms)
+    mass_of_rows = _mean(looked, evident) if read and evident else None
+    return DevResult(logits_NRK[:, 0], after_NK, rows.labels, losses, names_NC, mass_of_rows)
 
 
 def _begin_with_a_name(batch: Batch, tokens: Tensor) -> tuple[int, int]:
@@ -154,7 +159,8 @@ def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float
 
     ``after/NAME`` are those of the reading after the rows' own explanations, which may name the label. ``stated/NAME``
     compare the head with the class whose name the LM would most likely begin with: agreement, κ, and AUROC of the
-    head's probability with that class as the truth. A NaN loss means no rows to measure it on; an infinite one was not
+    head's probability with that class as the truth. ``evidence/attention`` is the share of the decision's attention on
+    evidence. A NaN loss means no rows to measure it on; an infinite one was not
     finite on some row.
     """
     metrics = {f"loss/{name}": loss for name, loss in found.losses.items()}
@@ -163,6 +169,8 @@ def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float
     if found.after_NK is not None:
         after = _class_metrics(found.after_NK, found.labels, space)
         metrics |= {f"after/{name}": value for name, value in after.items()}
+    if found.evidence_mass is not None:
+        metrics["evidence/attention"] = found.evidence_mass
     if found.names_NC is not None and space.kind != "multilabel":
         metrics |= _stated_metrics(found.logits_NK, found.names_NC, space)
     return metrics

@@ -35,7 +35,12 @@ from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
 from clsgen_dist.objectives.class_weights import distortions, head_prior
 from clsgen_dist.training.build_engine import build_engine, loss_spec
-from clsgen_dist.training.datasets import open_datasets, require_named_classes, require_something_to_learn
+from clsgen_dist.training.datasets import (
+    open_datasets,
+    require_evidence,
+    require_named_classes,
+    require_something_to_learn,
+)
 from clsgen_dist.training.dev_evaluation import metric_fault
 from clsgen_dist.training.run_prompt import prompt_of_run
 from clsgen_dist.training.sampling_plan import plan_stream
@@ -70,6 +75,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     require_embedded(tokenizer, encoder, opened.config)
     datasets = open_datasets(data, encoder, output if world.is_main else None, settings.seed, run=settings.output_dir)
     require_something_to_learn(datasets, settings)
+    require_evidence(datasets, settings)
     if datasets.dev and (fault := metric_fault(datasets.dev, settings.train.best_metric, datasets.kind)):
         if settings.train.early_stop_patience is not None:
             raise SettingsError(fault)

@@ -42,7 +42,8 @@ def plan_stream(settings: Settings, rows: Datasets, *, rank: int, world_size: in
         if stage.max_prompt_length is not None:
             encoder = rows.train.encoder
             encoder.require_room(stage.max_prompt_length, f"max_prompt_length of curriculum stage {stage.name!r}")
-        _require_budget(rows.train, stage.max_prompt_length, stage.token_budget(train.micro_batch_tokens))
+        budget = stage.token_budget(train.micro_batch_tokens)
+        _require_budget(rows.train, stage.max_prompt_length, budget, settings.objectives.group)
     if rows.dev is not None:
         _require_budget(rows.dev, None, train.micro_batch_tokens)
     return TrainStream(
@@ -52,6 +53,7 @@ def plan_stream(settings: Settings, rows: Datasets, *, rank: int, world_size: in
         micro_batch_tokens=train.micro_batch_tokens,
         rank=rank,
         world_size=world_size,
+        group=settings.objectives.group,
     )
 
 
@@ -113,8 +115,14 @@ def difficulty_model(settings: Settings) -> str:
     return settings.curriculum.difficulty_model or settings.model.backbone
 
 
-def _require_budget(rows: RowDataset | ShardedRows, max_prompt_length: int | None, budget: int) -> None:
+def _require_budget(rows: RowDataset | ShardedRows, max_prompt_length: int | None, budget: int, group: int = 1) -> None:
     longest = rows.longest(max_prompt_length)
+    if group * longest > max(budget, longest):
+        raise SettingsError(
+            f"micro_batch_tokens is {budget}, but {group} rows of {rows.name}, which objectives.contrast.group keeps "
+            f"together, may have {group * longest} tokens; raise it to {group * longest}, or lower "
+            f"objectives.contrast.group to {max(1, budget // longest)}"
+        )
     if longest > budget:
         raise SettingsError(
             f"micro_batch_tokens is {budget}, but the longest row of {rows.name} may have {longest} tokens; "

@@ -35,7 +35,9 @@ RUN = {
     "objectives__balance__interval": 2,
     "objectives__min_share": 0.0,
 }
-ALL_TERMS = ("generation", "classification", "classification_after", "consistency", "consistency_after")
+ALL_TERMS = (
+    "generation", "classification", "classification_after", "consistency", "consistency_after", "evidence", "contrast",
+)  # fmt: skip
 TAGS = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in ("generation", "classification")]
 
 
@@ -86,8 +88,11 @@ def test_gradient_norms_and_adaptive_weights_do_not_depend_on_the_number_of_rank
 def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves(train, ranks, recipe, tmp_path):
     """Two ranks, killed; one, killed; three to the end: the curves and weights of two uninterrupted ranks."""
     run = {**RUN, "objectives__balance__method": "gradient_norm", "model__head_dropout": 0.0, "model__decide": "both"}
-    run |= {f"objectives__{name}__{key}": value for name in ALL_TERMS[3:] for key, value in (("weight", 0.5), ("learns", "both"))}
-    tags = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in ALL_TERMS]
+    run |= {f"objectives__{name}__{key}": value for name in ALL_TERMS[3:5] for key, value in (("weight", 0.5), ("learns", "both"))}
+    run |= {"objectives__evidence__weight": 0.3, "objectives__contrast__weight": 0.2, "objectives__contrast__group": 2}
+    at_the_end = [name for name in ALL_TERMS if name != "evidence"]  # which acts in the layers, not on the last states
+    tags = [f"{kind}/{name}" for kind in ("loss", "loss_weight") for name in ALL_TERMS]
+    tags += [f"gradient_share/{name}" for name in at_the_end]
     train(tmp_path / "whole", **run)
     for world, step in ((2, 4), (1, 6)):
         last = {"what": "kill", "step": step, "rank": world - 1}
@@ -98,8 +103,8 @@ def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves
     whole, resumed = _curves(tmp_path / "whole", tags), _curves(tmp_path / "killed", tags)
     for tag in tags:
         assert len(whole[tag]) == 8 and resumed[tag] == pytest.approx(whole[tag], rel=2e-4), tag
-    assert all(len(set(whole[f"loss_weight/{name}"])) > 1 for name in ALL_TERMS), "the weights adapt"
-    dev = ["dev/loss/consistency", "dev/stated/agreement", "dev/stated/auroc"]
+    assert all(len(set(whole[f"loss_weight/{name}"])) > 1 for name in at_the_end), "the weights adapt"
+    dev = ["dev/loss/consistency", "dev/stated/agreement", "dev/stated/auroc", "dev/evidence/attention"]
     found = _curves(tmp_path / "killed", dev)
     for tag, values in _curves(tmp_path / "whole", dev).items():
         assert values and found[tag] == pytest.approx(values, rel=2e-4), tag

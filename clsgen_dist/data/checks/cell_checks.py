@@ -39,6 +39,14 @@ _MESSAGES = {
         "a word for a missing value as text: {}; it is kept",
         "delete these rows, if their text is missing",
     ),
+    Notice.SCALED_PROBABILITIES: (
+        "label probabilities that do not sum to 1, like {}; they are scaled",
+        "check that they are shares of all classes; votes are whole numbers",
+    ),
+    Notice.UNFOUND_EVIDENCE: (
+        "evidence that is not in the text, like {}; the row is used without it",
+        "quote the text literally, or give the characters [start, end] of the text as it is in the file",
+    ),
 }
 
 

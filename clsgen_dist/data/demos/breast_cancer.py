@@ -83,7 +83,7 @@ def demo_file(split: str, seed: int = 0) -> Path:
         for name, part in load_splits(seed).items():
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part.rows))
 
-    return build_once(f"{NAME}-v5-seed{seed}", write) / f"{split}.jsonl"
+    return build_once(f"{NAME}-v6-seed{seed}", write) / f"{split}.jsonl"
 
 
 def stated_findings(explanation: str) -> list[tuple[str, str]]:
@@ -124,6 +124,7 @@ def _row(index: int, levels: np.ndarray, is_malignant: int, ratios: np.ndarray) 
     findings = [f"{name} {LEVELS[level]}" for name, level in zip(FINDINGS, levels, strict=True)]
     evidence = ratios[np.arange(len(levels)), levels] * (1 if is_malignant else -1)
     first, second = np.argsort(-evidence, kind="stable")[:2]
+    against = np.argsort(evidence, kind="stable")[:2]
     label = LABELS[is_malignant]
     words = {"Label": label.capitalize(), "a": findings[first], "b": findings[second]}
     return {
@@ -131,4 +132,6 @@ def _row(index: int, levels: np.ndarray, is_malignant: int, ratios: np.ndarray) 
         "text": ", ".join(findings).capitalize() + ".",
         "label": label,
         "explanations": [phrase.format(**words) for phrase in _PHRASES],
+        "evidence": [findings[first], findings[second]],
+        "counter_evidence": [findings[at] for at in against if evidence[at] < 0],
     }

@@ -59,6 +59,7 @@ class Notice(StrEnum):
     BRACKETED = "bracketed"
     PLACEHOLDER_TEXT = "placeholder-text"
     SCALED_PROBABILITIES = "scaled-probabilities"
+    UNFOUND_EVIDENCE = "unfound-evidence"
 
 
 Notices = list[tuple[Notice, str]]

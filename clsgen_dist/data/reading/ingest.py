@@ -10,7 +10,6 @@ Cost: one pass; about 50,000 short rows per second and core, a third of it for J
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
 import math
@@ -31,6 +30,7 @@ from clsgen_dist.data.reading.cells import (
     explanations_of,
     is_missing,
 )
+from clsgen_dist.data.reading.evidence_cells import evidence_of
 from clsgen_dist.data.reading.label_cells import OTHERS, LabelReader, Space, detect_space
 from clsgen_dist.data.reading.records import Part, find_source, read_part
 from clsgen_dist.data.reading.rejection import (
@@ -115,7 +115,9 @@ def iter_rows(
 def read_texts(source: str, columns: Columns) -> list[TextRow]:
     """Every row of a source in order, whatever its other columns hold; DataError if the source cannot be read."""
     part = find_source(source)
-    text_only = dataclasses.replace(columns, label="", explanation="", explanations="", difficulty=None)
+    text_only = Columns(
+        id=columns.id, text=columns.text, label="", explanation="", explanations="", evidence="", counter_evidence=""
+    )
     rows: list[TextRow] = []
     for line, record, _ in read_part(part, text_only):
         row_id = f"{Path(part.source).name}:{line}"
@@ -242,6 +244,7 @@ _NOTICE_WORDS = {
     Notice.BRACKETED: "explanations in brackets, like {}, kept unchanged",
     Notice.PLACEHOLDER_TEXT: "texts like {} kept unchanged",
     Notice.SCALED_PROBABILITIES: "label probabilities like {} scaled to sum to 1",
+    Notice.UNFOUND_EVIDENCE: "pieces of evidence like {} not found in their text",
 }
 
 
@@ -271,6 +274,9 @@ def _to_example(
     label, answers = labels.read(record.get(columns.label), notices)
     explanations = explanations_of((record.get(columns.explanation), record.get(columns.explanations)), notices)
     difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
+    evidence, counter_evidence = (
+        evidence_of(record.get(name), text, notices) for name in (columns.evidence, columns.counter_evidence)
+    )
     if require_target and label is None and answers is None and not explanations:
         hint = next(
             (f"; list {cell!r} in data.labels, if it is a class" for n, cell in notices if n == Notice.MISSING_LABEL),
@@ -290,6 +296,8 @@ def _to_example(
         answers=answers,
         explanations=explanations,
         difficulty=difficulty,
+        evidence=evidence,
+        counter_evidence=counter_evidence,
         groups=tuple(_cell(record.get(name)) for name in columns.groups),
         cluster=_cell(record.get(columns.cluster)) if columns.cluster else None,
         file=file,

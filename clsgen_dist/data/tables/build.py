@@ -165,6 +165,7 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
         labels=labels,
         space=spec.space,
         has_answers=answers_NC is not None,
+        with_evidence=int((_lengths(table["evidence"])[kept_N] > 0).sum()),
         unlabelled=int((label_N < 0).sum()),
         unexplained=int((np.diff(start_N1) == 0).sum()),
         rejected=rejected,

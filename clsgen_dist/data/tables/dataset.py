@@ -9,6 +9,7 @@ Cost: lengths are arithmetic on mapped columns; a sample reads one row.
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import numpy as np
 
@@ -78,6 +79,23 @@ class RowDataset:
             self.encoder.build_prompt(self.table.text_ids(row), max_prompt_length),
             self.table.explanation_ids(row, which) if which >= 0 else np.zeros(0, dtype=np.int32),
             self._label(row),
+            self._evidence(row, "evidence", max_prompt_length),
+            self._evidence(row, "counter_evidence", max_prompt_length),
+        )
+
+    def _evidence(
+        self, row: int, column: Literal["evidence", "counter_evidence"], max_prompt_length: int | None
+    ) -> Ids:
+        length = int(self.table.text_length_N[row])
+        return self.encoder.place_spans(self.table.evidence(row, column), length, max_prompt_length)
+
+    def lost_evidence(self, max_prompt_length: int | None = None) -> int:
+        """Number of rows of whose evidence nothing is left, as their text loses its middle."""
+        room = (max_prompt_length or self.encoder.max_prompt_length) - self.encoder.template_length
+        shortened = np.flatnonzero(self.table.text_length_N > room)
+        return sum(
+            bool(len(self.table.evidence(row))) and not len(self._evidence(row, "evidence", max_prompt_length))
+            for row in map(int, shortened)
         )
 
     def _label(self, row: int) -> int | np.ndarray:

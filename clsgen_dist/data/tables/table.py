@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -51,20 +51,25 @@ class TableCard:
     """How label cells were read."""
     has_answers: bool = False
     """Whether some row has several classes or votes."""
+    with_evidence: int = 0
+    """Rows whose evidence is in their text."""
 
     def summary(self) -> str:
         """One line for people."""
         return summary(self.rows, self.unlabelled, self.unexplained, Counter(self.rejected), self.noticed)
 
 
-EXAMPLE_COLUMNS = ["id", "line", "text", "label", "answers", "difficulty", "explanations"]
+EXAMPLE_COLUMNS = [
+    "id", "line", "text", "label", "answers", "difficulty", "explanations", "evidence", "counter_evidence",
+]  # fmt: skip
 """Columns of the Arrow files that hold a row as it was read."""
 
 
 def stored_example(cells: dict[str, Any], file: str) -> Example:
     """The row of these cells."""
     answers = cells["answers"] and {answer["class"]: answer["answer"] for answer in cells["answers"]}
-    return Example(**{**cells, "answers": answers, "explanations": tuple(cells["explanations"])}, file=file)
+    spans = {name: tuple(map(tuple, cells[name])) for name in ("evidence", "counter_evidence")}
+    return Example(**{**cells, **spans, "answers": answers, "explanations": tuple(cells["explanations"])}, file=file)
 
 
 class DamagedTableError(Exception):
@@ -138,6 +143,10 @@ class RowTable:
     def text_ids(self, row: int) -> Ids:
         """Tokens of a row's text."""
         return _ints(*self._cell(row, "text_ids"))
+
+    def evidence(self, row: int, column: Literal["evidence", "counter_evidence"] = "evidence") -> Ids:
+        """``[P, 2]`` tokens [start, stop) of a row's text that its evidence is in, or its counter-evidence."""
+        return _ints(*self._cell(row, f"{column}_ids")).reshape(-1, 2)
 
     def explanation_ids(self, row: int, which: int) -> Ids:
         """Tokens of a row's explanation number ``which`` (from 0), end token included."""

@@ -13,12 +13,14 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from clsgen_dist.data.encode import token_spans
 from clsgen_dist.data.example import Example
 from clsgen_dist.data.reading.ingest import Noticed, add_notices, iter_rows
 from clsgen_dist.data.reading.records import Part
@@ -38,7 +40,11 @@ _SCHEMA = pa.schema(
         "answers": pa.list_(pa.struct({"class": pa.string(), "answer": pa.float64()})),
         "difficulty": pa.float64(),
         "explanations": pa.list_(pa.large_string()),
+        "evidence": pa.list_(pa.list_(pa.int64())),
+        "counter_evidence": pa.list_(pa.list_(pa.int64())),
         "text_ids": pa.list_(pa.int32()),
+        "evidence_ids": pa.list_(pa.int32()),
+        "counter_evidence_ids": pa.list_(pa.int32()),
         "explanation_ids": pa.list_(pa.list_(pa.int32())),
         "id_hash": pa.uint64(),
     }
@@ -113,6 +119,8 @@ def _record_batch(
         digest.update(repr((example.id, example.label, example.difficulty, text_ids, explanation_ids)).encode())
         if example.answers is not None:
             digest.update(repr(sorted(example.answers.items())).encode())
+        if example.evidence or example.counter_evidence:
+            digest.update(repr((example.evidence, example.counter_evidence)).encode())
         rows.append((example, text_ids, explanation_ids))
     columns = {
         "id": [e.id for e, *_ in rows],
@@ -122,13 +130,21 @@ def _record_batch(
         "answers": [e.answers and [{"class": c, "answer": a} for c, a in e.answers.items()] for e, *_ in rows],
         "difficulty": [e.difficulty for e, *_ in rows],
         "explanations": [list(e.explanations) for e, *_ in rows],
+        "evidence": [list(map(list, e.evidence)) for e, *_ in rows],
+        "counter_evidence": [list(map(list, e.counter_evidence)) for e, *_ in rows],
         "text_ids": _list_array([ids for *_, ids, _ in rows]),
+        "evidence_ids": _list_array([_flat_spans(spec, e.text, e.evidence) for e, *_ in rows]),
+        "counter_evidence_ids": _list_array([_flat_spans(spec, e.text, e.counter_evidence) for e, *_ in rows]),
         "explanation_ids": _list_array([ids for *_, ids in rows], _list_array([x for *_, ids in rows for x in ids])),
         "id_hash": [_hash64(e.id) for e, *_ in rows],
     }
     arrays = [pa.array(values, type=_SCHEMA.field(name).type) if isinstance(values, list) else values
               for name, values in columns.items()]  # fmt: skip
     return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA), too_long
+
+
+def _flat_spans(spec: TableSpec, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+    return [end for span in token_spans(spec.tokens_of, text, spans) for end in span]
 
 
 def _list_array(lists: list[list[Any]], values: pa.Array | None = None) -> pa.ListArray:
