@@ -91,6 +91,11 @@ def _cross_faults(settings: Settings) -> Iterator[str]:
             f"objectives.evidence.weight is {objectives.evidence.weight} with model.finetune=head: attention is frozen and "
             "learns nothing; set model.finetune to lora, or the weight to 0"
         )
+    if objectives.preference.weight and settings.model.finetune != "lora":
+        yield (
+            f"objectives.preference.weight is {objectives.preference.weight} with model.finetune={settings.model.finetune}: "
+            "the reference is the backbone without its adapters; set model.finetune to lora, or the weight to 0"
+        )
     if objectives.balance.method == "gradient_norm" and settings.model.finetune == "head":
         yield (
             "objectives.balance.method is gradient_norm with model.finetune=head: no gradient reaches the hidden states; "

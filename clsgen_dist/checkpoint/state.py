@@ -73,6 +73,8 @@ class TrainState:
     """Losses and skipped steps so far."""
     balance: BalanceState = field(default_factory=dict)
     """State of the adaptive loss weights."""
+    reference_point: float = 0.0
+    """KTO's, of the last step, nats."""
 
     @property
     def updates(self) -> int:

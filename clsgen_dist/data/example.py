@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from clsgen_dist.data.reading.cells import Notice
 
@@ -20,6 +22,8 @@ class Example:
     """Several classes, or the shares of several annotators' votes: :mod:`clsgen_dist.data.reading.label_cells`."""
     explanations: tuple[str, ...] = ()
     """Explanations of the label; a row without any trains the classification head only."""
+    rejected: tuple[str, ...] = ()
+    """Explanations that reviewers rejected."""
     difficulty: float | None = None
     """Difficulty given by the user; higher is harder."""
     evidence: tuple[tuple[int, int], ...] = ()
@@ -46,7 +50,7 @@ class Example:
 
     def to_json(self) -> str:
         """What the user gave, as JSON for the quarantine."""
-        optional = (name for name in ("answers", "evidence", "counter_evidence") if getattr(self, name))
+        optional = (name for name in ("rejected", "answers", "evidence", "counter_evidence") if getattr(self, name))
         names = ("id", "text", "label", "difficulty", "explanations", *optional)
         return json.dumps({name: getattr(self, name) for name in names})
 
@@ -70,6 +74,12 @@ class Columns:
     """Column of one explanation (optional)."""
     explanations: str = "explanations"
     """Column of a list of explanations (optional)."""
+    chosen: str | None = None
+    """Column of explanations that reviewers preferred, one or a list, like TRL's `chosen`; none: not read."""
+    rejected: str | None = None
+    """Column of explanations that reviewers rejected, one or a list, like TRL's `rejected`; none: not read."""
+    verdict: str | None = None
+    """Column of what reviewers thought of the row's explanations, `accepted` or `rejected`; none: not read."""
     evidence: str = "evidence"
     """Column of the parts of the text that speak for the label (optional): quotes, or characters `[start, end]`."""
     counter_evidence: str = "counter_evidence"
@@ -80,3 +90,12 @@ class Columns:
     """Columns whose values divide the rows into groups, such as a site: `clsgen evaluate` reports on each."""
     cluster: str | None = None
     """Column of what several rows belong to, such as a patient: `clsgen evaluate` resamples whole clusters."""
+
+    def without_explanations(self) -> Columns:
+        """The columns of rows whose explanations and evidence do not matter."""
+        reviews: dict[str, Any] = dict.fromkeys(("chosen", "rejected", "verdict"))
+        return dataclasses.replace(self, explanation="", explanations="", evidence="", counter_evidence="", **reviews)
+
+    def without_answers(self) -> Columns:
+        """The columns of rows of which only text and id matter."""
+        return dataclasses.replace(self.without_explanations(), label="", difficulty=None)

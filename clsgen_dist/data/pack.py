@@ -43,14 +43,25 @@ class Sample:
     """``[P, 2]`` tokens [start, stop) of the prompt that speak for the label."""
     counter_evidence: Ids = field(default_factory=lambda: _NO_SPANS)
     """``[P, 2]`` tokens [start, stop) of the prompt that speak against it."""
+    rejected: Ids = field(default_factory=lambda: _NOTHING)
+    """Token ids of an explanation that reviewers rejected, end token included; may be empty."""
+    foreign: Ids = field(default_factory=lambda: _NOTHING)
+    """Token ids of another row's explanation, end token included; may be empty."""
 
 
+OWN, REJECTED, FOREIGN = range(3)
+"""Whose explanation a sequence has: its row's own, one that reviewers rejected, another row's."""
+_NOTHING: Ids = np.zeros(0, dtype=np.int32)
 _NO_SPANS: Ids = np.zeros((0, 2), dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One rank's share of a micro-step: sequences end to end, without padding."""
+    """One rank's share of a micro-step: sequences end to end, without padding.
+
+    A row is one sequence, in order. After them come the rejected explanations and those of other rows, each with the
+    prompt of the row that it is about.
+    """
 
     input_ids_N: Tensor
     position_N: Tensor
@@ -79,6 +90,14 @@ class Batch:
     """Positions of counter-evidence."""
     counter_row_c: Tensor
     """Their sequences, ascending."""
+    further_index_f: Tensor
+    """Positions in the further sequences whose next token is one of an explanation."""
+    further_target_f: Tensor
+    """These next tokens."""
+    role_S: Tensor
+    """OWN for a row with its explanation or without any; REJECTED, FOREIGN for the further sequences."""
+    of_S: Tensor
+    """The row that each sequence is about."""
 
     @property
     def tokens(self) -> int:
@@ -106,6 +125,16 @@ class Batch:
         return self.end_index_S != self.class_index_S
 
     @property
+    def is_pair(self) -> Tensor:
+        """bool ``[S]``: sequences with a rejected explanation, whose row has an explanation too."""
+        return (self.role_S == REJECTED) & self.is_explained[self.of_S]
+
+    @property
+    def is_judged(self) -> Tensor:
+        """bool ``[S]``: sequences with a row's explanation or a rejected one."""
+        return self.is_explained | (self.role_S == REJECTED)
+
+    @property
     def has_evidence(self) -> Tensor:
         """bool ``[S]``."""
         return torch.bincount(self.evidence_row_e, minlength=len(self.label_S)) > 0
@@ -123,32 +152,51 @@ class Batch:
 
 def collate(samples: Sequence[Sample], groups: Sequence[int] | np.ndarray | None = None) -> Batch:
     """The samples end to end; ``groups``: the group of each, by default one of its own."""
-    parts = [part for s in samples for part in (s.prompt, s.explanation)]
-    prompts = np.array([len(s.prompt) for s in samples])
-    explanations = np.array([len(s.explanation) for s in samples])
-    start_S1 = np.concatenate([[0], np.cumsum(prompts + explanations)])
-    last_S = start_S1[:-1] + prompts - 1
-    supervised = [np.arange(last, last + count) for last, count in zip(last_S, explanations, strict=True)]
+    rows = len(samples)
+    further = [(row, REJECTED, s.rejected) for row, s in enumerate(samples) if len(s.rejected)]
+    further += [(row, FOREIGN, s.foreign) for row, s in enumerate(samples) if len(s.foreign)]
+    of_S = np.array([*range(rows), *(row for row, *_ in further)])
+    prompts_S = [samples[row].prompt for row in of_S]
+    answers_S = [s.explanation for s in samples] + [answer for *_, answer in further]
+    last_S, start_S1 = _ends(prompts_S, answers_S)
+    index_S = [np.arange(last, last + len(answer)) for last, answer in zip(last_S, answers_S, strict=True)]
     lengths = np.diff(start_S1)
+    group_S = np.arange(rows) if groups is None else np.asarray(groups, dtype=np.int64)
     return Batch(
-        torch.from_numpy(np.concatenate(parts).astype(np.int64)),
+        torch.from_numpy(_joined([part for pair in zip(prompts_S, answers_S, strict=True) for part in pair])),
         torch.from_numpy(np.arange(start_S1[-1]) - np.repeat(start_S1[:-1], lengths)),
         torch.from_numpy(start_S1.astype(np.int32)),
         int(lengths.max()),
-        torch.from_numpy(np.concatenate(supervised)),
-        torch.from_numpy(np.concatenate([s.explanation for s in samples]).astype(np.int64)),
+        torch.from_numpy(_joined(index_S[:rows])),
+        torch.from_numpy(_joined(answers_S[:rows])),
         torch.from_numpy(last_S),
-        torch.from_numpy(start_S1[1:] - 1),
-        _labels([s.label for s in samples]),
-        torch.arange(len(samples)) if groups is None else torch.tensor(groups, dtype=torch.int64),
+        # Further sequences have no end at which a decision is read.
+        torch.from_numpy(np.concatenate([start_S1[1 : rows + 1] - 1, last_S[rows:]])),
+        _labels([s.label for s in samples] + [-1] * len(further)),
+        torch.from_numpy(group_S[of_S]),
         *_spans([s.evidence for s in samples], start_S1),
         *_spans([s.counter_evidence for s in samples], start_S1),
+        torch.from_numpy(_joined(index_S[rows:])),
+        torch.from_numpy(_joined(answers_S[rows:])),
+        torch.tensor([OWN] * rows + [role for _, role, _ in further]),
+        torch.from_numpy(of_S),
     )
+
+
+def _ends(prompts_S: Sequence[Ids], answers_S: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
+    """``[S]`` position of each prompt's last token, and ``[S + 1]`` where each sequence begins, and the end."""
+    prompt_S, answer_S = (np.array([len(part) for part in parts]) for parts in (prompts_S, answers_S))
+    start_S1 = np.concatenate([[0], np.cumsum(prompt_S + answer_S)])
+    return start_S1[:-1] + prompt_S - 1, start_S1
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64)
 
 
 def _spans(spans_S: Sequence[Ids], start_S1: np.ndarray) -> tuple[Tensor, Tensor]:
     """Positions in these spans of each sequence, and the sequence of each."""
-    indices = [np.arange(*span) + at for spans, at in zip(spans_S, start_S1[:-1], strict=True) for span in spans]
+    indices = [np.arange(*span) + at for spans, at in zip(spans_S, start_S1, strict=False) for span in spans]
     rows = [row for row, spans in enumerate(spans_S) for _ in spans]
     nothing = [np.zeros(0, dtype=np.int64)]
     return (

@@ -38,7 +38,7 @@ def labelled_rows(
     columns = dataclasses.replace(columns or Columns(), difficulty=None)
     rows = read_examples(
         source,
-        columns=dataclasses.replace(columns, explanation="", explanations=""),
+        columns=columns.without_explanations(),
         labels=predictor.card.labels,
         max_bad_fraction=max_bad_fraction,
         quarantine=None,

@@ -8,7 +8,6 @@ module. No rank ever holds the full model; ``tests/dist`` measures it.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.errors import ModelError, first_line
 from clsgen_dist.model import smollm2
+from clsgen_dist.model.adapters import inject_lora
 from clsgen_dist.model.classification_head import ClassificationHead, HeadSpec
 from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
 from clsgen_dist.model.families import open_config, refuse_changed_logits
@@ -205,7 +205,7 @@ def build_model(
         raise ModelError(f"model.top_layers is {top_layers}, but the backbone has {len(layers)} layers; lower it")
     chosen = list(range(len(layers) - (top_layers or len(layers)), len(layers)))
     if finetune == "lora":
-        _inject_lora(layers, chosen, lora_rank, lora_alpha, lora_dropout)
+        inject_lora(layers, chosen, lora_rank, lora_alpha, lora_dropout)
     elif finetune == "full" and top_layers is not None:
         for index in chosen:
             layers[index].requires_grad_(True)
@@ -330,34 +330,3 @@ def _final_norm(lm: nn.Module, stack_name: str) -> list[nn.Parameter]:
     place = next(i for i, (name, _) in enumerate(children) if name == stack)
     after = [m for i, (name, m) in enumerate(children) if i > place or name.startswith("final")]
     return [p for module in after for p in module.parameters()]
-
-
-def _inject_lora(layers: nn.ModuleList, chosen: list[int], rank: int, alpha: int, dropout: float) -> None:
-    """LoRA on every linear layer of the chosen decoder layers; the LM head and embeddings are not adapted.
-
-    Nor are experts stacked into one tensor, which are not linear layers. peft gets the layers without the model, since
-    it would otherwise map names of other linear layers to those of experts.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    names = [f"{index}.{name}" for index in chosen for name, m in layers[index].named_modules() if _is_linear(m)]
-    names = [name for name in names if not _is_read_by_fused_kernel(layers, name)]
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules="|".join(map(re.escape, names)),
-        bias="none",
-        fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in layers[chosen[0]].modules()),
-    )
-    inject_adapter_in_model(config, layers)
-
-
-def _is_read_by_fused_kernel(layers: nn.ModuleList, name: str) -> bool:
-    """Whether it is a state-space mixer's output projection, whose weight a fused kernel reads without a call."""
-    parent = layers.get_submodule(name.rpartition(".")[0])
-    return name.endswith(".out_proj") and all(hasattr(parent, part) for part in ("A_log", "D", "conv1d"))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ in ("Linear4bit", "Linear8bitLt", "Conv1D")

@@ -12,91 +12,23 @@ Under ZeRO-3 everything here must run inside ``engine(...)``, where reading ``lm
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from clsgen_kernels import DualHeadOutput, GenerationOptions, dual_head_loss
-from clsgen_kernels.inputs import HeadInputs
+from clsgen_kernels import GenerationOptions, dual_head_loss
 from torch import Tensor, nn
 
+from clsgen_dist.model.adapters import adapters_off
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs, rows_of_tokens
 from clsgen_dist.model.attention_probe import ARGUMENT, AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
+from clsgen_dist.model.forward_pass import ForwardPass
 
 # N packed tokens, S sequences, n supervised tokens, D hidden, K logits of the head
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """What a term of the loss sees of a micro-batch."""
-
-    batch: dict[str, Any]
-    """Fields of :class:`clsgen_dist.data.pack.Batch`."""
-    hidden_ND: Tensor
-    """``[N, D]`` states after the final norm; a term's gradient here is measured."""
-    losses: DualHeadOutput
-    """Per-token and per-row losses of the two heads."""
-    lm: Any
-    """The causal LM, for its output embedding; under ZeRO-3 gathered while it is used."""
-    head: ClassificationHead
-    affine: tuple[Tensor, Tensor]
-    """Weight ``[K, D]`` and bias ``[K]`` of the class logits."""
-    decided_index_S: Tensor
-    """Position at which each row's decision is read."""
-    class_loss: ClassLoss
-    name_tokens: tuple[int, ...] | None
-    """As in :class:`LossSpec`."""
-    attention: AttentionProbe | None = None
-    """Attention of the tokens where decisions are read, in the layers that terms ask for."""
-
-    def mean_states(self, spans: Literal["evidence", "counter"]) -> tuple[Tensor, Tensor]:
-        """``[S, D]`` fp32 mean of each row's last hidden states at these spans, and bool ``[S]`` whether it has any."""
-        letter = spans[0]
-        index_e, row_e = self.batch[f"{spans}_index_{letter}"], self.batch[f"{spans}_row_{letter}"]
-        sum_SD = self.hidden_ND.new_zeros((len(self.decided_index_S), self.hidden_ND.shape[1]), dtype=torch.float32)
-        sum_SD = sum_SD.index_add(0, row_e, self.hidden_ND[index_e].float())
-        count_S = sum_SD.new_zeros(len(sum_SD)).index_add(0, row_e, torch.ones_like(row_e, dtype=sum_SD.dtype))
-        return sum_SD / count_S.clamp(min=1)[:, None], count_S > 0
-
-    def log_evidence_mass(self) -> tuple[Tensor, Tensor]:
-        """What evidence gets of the attention where the model decides.
-
-        Returns:
-            ``[S]`` logarithm of its share, averaged over the layers that reach it; 0 without.
-            bool ``[S]`` whether some layer reaches it.
-        """
-        assert self.attention is not None, "no term asks for attention"
-        index_e, row_e = self.batch["evidence_index_e"], self.batch["evidence_row_e"]
-        log_mass_LS, reached_LS = self.attention.log_mass(index_e, row_e)
-        mean_S = (log_mass_LS * reached_LS).sum(dim=0) / reached_LS.sum(dim=0).clamp(min=1)
-        return mean_S, reached_LS.any(dim=0)
-
-    def name_logits(self) -> Tensor:
-        """``[S, C]`` the LM's logits of the classes' names at the prompts' last tokens; ValueError if unknown.
-
-        Their gradient reaches the states, not the LM head: indexing it back would take a tensor of its size.
-        """
-        if self.name_tokens is None:
-            raise ValueError("the first tokens of the classes' names are not known, expected one each; set name_tokens")
-        rows_CD = self.lm.get_output_embeddings().weight.detach()[list(self.name_tokens)]
-        return F.linear(self.hidden_ND[self.batch["class_index_S"]].float(), rows_CD.float())
-
-    def class_logits(self, index_S: Tensor | None = None) -> Tensor:
-        """``[S, K]`` logits of the head at these positions (None: where the model decides), with its dropout."""
-        weight_KD, bias_K = self.affine
-        pooled_SD = self.hidden_ND[self.decided_index_S if index_S is None else index_S].float()
-        pooled_SD = F.dropout(pooled_SD, self.head.dropout, self.head.training)
-        return F.linear(pooled_SD, weight_KD.float(), bias_K.float())
-
-    def class_losses(self, logits_SK: Tensor, label_S: Tensor) -> Tensor:
-        """``[S]`` classification losses of logits, 0 for rows without label."""
-        targets, options = self.class_loss.targets(label_S, logits_SK.shape[1])
-        return HeadInputs(logits_SK, logits_SK, logits_SK.new_zeros(logits_SK.shape[1]), targets, options).losses(
-            logits_SK
-        )
 
 
 class LossTerm(Protocol):
@@ -104,6 +36,7 @@ class LossTerm(Protocol):
 
     name: str
     attention_layers: tuple[int, ...]
+    needs_reference: bool
 
     def sum(self, forward: ForwardPass) -> Tensor:
         """The term's sum, a scalar."""
@@ -142,6 +75,10 @@ class ModelOutput(NamedTuple):
     """``[S, C]`` of the LM for the classes' names at the prompts' ends, outside training; ``[0, C]`` if not known."""
     evidence_mass: Tensor
     """``[S]`` share of the decision's attention on evidence, outside training; NaN without, ``[0]`` if no term asks."""
+    preference_margin: Tensor
+    """``[S]`` of :class:`Preferences`, outside training; NaN for what is no pair, ``[0]`` if no term asks."""
+    foreign_sums: Tensor
+    """``[2]`` of :class:`Preferences`, in training; ``[0]`` if no term asks."""
     term_sums: tuple[Tensor, ...]
     """Sum of each term of :class:`LossSpec`, scalars."""
 
@@ -157,6 +94,8 @@ class DualHeadModel(nn.Module):
     ``hidden_grad_square`` (fp32 ``[terms]``, or None) collects the squared norm of each term's gradient at the last
     hidden states over the backward passes.
 
+    ``reference_point`` is KTO's, of the step before, nats.
+
     ``layout`` is how the backbone gets the sequences of a batch: ``"packed"`` end to end, or ``"padded"`` as rows, for
     layers that carry state along the sequence (:mod:`clsgen_dist.model.self_test` decides).
     """
@@ -168,6 +107,7 @@ class DualHeadModel(nn.Module):
         self.classification_head = head
         self.layout: Literal["packed", "padded"] = "packed"
         self.hidden_grad_square: Tensor | None = None
+        self.reference_point: Tensor | float = 0.0
 
     def hidden_states(
         self,
@@ -200,6 +140,18 @@ class DualHeadModel(nn.Module):
         row_N = rows_of_tokens(sequence_start_S1, len(position_N))
         return AttentionProbe(layers, decided_S, row_N, None if self.layout == "packed" else position_N)
 
+    def _reference(self, batch: dict[str, Any]) -> Callable[[], Tensor] | None:
+        """The hidden states of the backbone without its adapters, once for all terms; None if none asks for them."""
+        if not any(term.needs_reference for term in self.loss_spec.terms):
+            return None
+
+        @functools.cache
+        def states_ND() -> Tensor:
+            with torch.no_grad(), adapters_off(self.lm):
+                return self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
+
+        return states_ND
+
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
         return self.losses(**batch) if inside is None else inside(self)
@@ -231,14 +183,28 @@ class DualHeadModel(nn.Module):
             impl=spec.impl,
             hidden_grad_square=None if square is None or spec.impl == "reference" else square[:2],
         )
-        affine, sums, seen = (weight_KD, bias_K), [], None
+        affine, sums, seen, judged = (weight_KD, bias_K), [], None, None
+        reference = self._reference(batch)
         for index, term in enumerate(spec.terms):
             # The fused loss measures the first two itself.
             measured_ND = hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index])
             seen = ForwardPass(
-                batch, measured_ND, losses, lm, head, affine, decided_S, class_loss, spec.name_tokens, probe
+                batch,
+                measured_ND,
+                losses,
+                lm,
+                head,
+                affine,
+                decided_S,
+                class_loss,
+                spec.name_tokens,
+                probe,
+                reference,
+                spec.impl,
+                self.reference_point,
             )
             sums.append(term.sum(seen))
+            judged = seen.preferences if term.needs_reference else judged
         after_SK = losses.class_logits[:0]
         if spec.decide == "both" and not self.training:
             after_SK = F.linear(hidden_ND[batch["end_index_S"]].float(), weight_KD.float(), bias_K.float())
@@ -249,7 +215,11 @@ class DualHeadModel(nn.Module):
         if seen is not None and probe is not None and not self.training:
             log_mass_S, reached_S = seen.log_evidence_mass()
             mass_S = log_mass_S.exp().masked_fill(~reached_S, torch.nan)
-        return ModelOutput(*losses, after_SK, names_SC, mass_S, tuple(sums))
+        margin_S = foreign = losses.class_loss[:0]
+        if judged is not None:
+            margin_S = margin_S if self.training else judged.margin_S.masked_fill(~judged.is_pair_S, torch.nan)
+            foreign = judged.foreign_sums() if self.training else foreign
+        return ModelOutput(*losses, after_SK, names_SC, mass_S, margin_S, foreign, tuple(sums))
 
 
 _BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clsgen_dist.data.pack import Batch
-    from clsgen_dist.model.dual_head import ForwardPass
+    from clsgen_dist.model.forward_pass import ForwardPass
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from clsgen_dist.data.tables.dataset import Answers
 from clsgen_dist.objectives.adaptive_weights import BalanceSettings
 from clsgen_dist.objectives.classification import ClassificationSettings
 from clsgen_dist.objectives.classification_after import ClassificationAfterSettings
@@ -17,6 +18,7 @@ from clsgen_dist.objectives.consistency_after import ConsistencyAfterSettings
 from clsgen_dist.objectives.contrast import ContrastSettings
 from clsgen_dist.objectives.evidence import EvidenceSettings
 from clsgen_dist.objectives.generation import GenerationSettings
+from clsgen_dist.objectives.preference import PreferenceSettings
 from clsgen_dist.objectives.term import Term, TermSettings
 
 AFTER = "classification_after"
@@ -35,6 +37,7 @@ class ObjectivesSettings:
     consistency_after: ConsistencyAfterSettings = field(default_factory=ConsistencyAfterSettings)
     evidence: EvidenceSettings = field(default_factory=EvidenceSettings)
     contrast: ContrastSettings = field(default_factory=ContrastSettings)
+    preference: PreferenceSettings = field(default_factory=PreferenceSettings)
     schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
     """How the weights move over the run, from the start to the end of each term's `range`; constant: not at all."""
     min_share: Annotated[float, Ge(0), Le(0.5)] = 0.05
@@ -62,6 +65,13 @@ class ObjectivesSettings:
     def group(self) -> int:
         """Consecutive rows of a step that are packed into one micro-batch."""
         return self.contrast.group if self.contrast.weight else 1
+
+    @property
+    def answers(self) -> Answers:
+        """Which explanations the terms need besides a row's own."""
+        if not self.preference.weight:
+            return "own"
+        return "foreign" if self.preference.loss == "kto" else "rejected"
 
     def faults(self) -> Iterator[str]:
         """What is wrong with fields of this section taken together."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clsgen_dist.data.pack import Batch
-    from clsgen_dist.model.dual_head import ForwardPass
+    from clsgen_dist.model.forward_pass import ForwardPass
 
 
 @dataclass(kw_only=True)
@@ -53,6 +53,8 @@ class Term(ABC):
     """Of its settings (``objectives.NAME``) and its curve (``loss/NAME``)."""
     attention_layers: tuple[int, ...] = ()
     """Layers whose attention it reads at the deciding token; negative: from the last."""
+    needs_reference: bool = False
+    """Whether it compares the model with the backbone without its adapters."""
 
     @abstractmethod
     def count(self, batch: Batch) -> float:

@@ -19,7 +19,7 @@ from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.settings import DataSettings, PromptSettings
 from clsgen_dist.data.tables.build import open_table
-from clsgen_dist.data.tables.dataset import RowDataset
+from clsgen_dist.data.tables.dataset import Answers, RowDataset
 from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError, SettingsError
@@ -70,6 +70,8 @@ def open_datasets(
     quarantine: Path | None,
     seed: int = 0,
     run: str = "",
+    *,
+    answers: Answers = "own",
 ) -> Datasets:
     """Open the training and dev rows, building their tables if need be.
 
@@ -79,6 +81,7 @@ def open_datasets(
         quarantine: folder for the lists of bad rows; None writes none.
         seed: of the order; streamed shards are shuffled with it.
         run: the run's output folder, which streamed shards must know.
+        answers: which explanations samples have besides their own.
 
     Raises:
         DataError: too many bad rows, fewer than two classes, or nothing at all to learn.
@@ -97,10 +100,12 @@ def open_datasets(
             run=run,
             quarantine=quarantine and quarantine / "quarantine-train",
             owns_cache=os.environ.get("LOCAL_RANK", "0") == "0",
+            answers=answers,
         )
         notes = [f"train: {len(train)} rows in {len(train.names)} shards, {data.stream_window} at a time"]
     else:
-        train = _open(data, data.train, data.labels, encoder, quarantine and quarantine / "quarantine-train.jsonl")
+        file = quarantine and quarantine / "quarantine-train.jsonl"
+        train = _open(data, data.train, data.labels, encoder, file, answers)
         labels = train.table.card.labels
         notes = [f"train: {_note(train)}", _classes(train)]
     kind: Kind = "single" if data.label_space == "auto" else data.label_space
@@ -111,7 +116,8 @@ def open_datasets(
         )
     dev = None
     if data.dev is not None:
-        dev = _open(data, data.dev, labels, encoder, quarantine and quarantine / "quarantine-dev.jsonl")
+        file = quarantine and quarantine / "quarantine-dev.jsonl"
+        dev = _open(data, data.dev, labels, encoder, file, answers)
         notes.append(f"dev: {_note(dev)}")
     for note in notes:
         logger.info(note)
@@ -135,7 +141,7 @@ def datasets_of_recipe(settings: Settings) -> Datasets:
             "data.stream_window is set, but this command needs rows on this machine; leave it out, and name one shard"
         )
     encoder = encoder_of_settings(settings.model.backbone, settings.prompt, settings.data.max_prompt_length)
-    return open_datasets(settings.data, encoder, None)
+    return open_datasets(settings.data, encoder, None, answers=settings.objectives.answers)
 
 
 def encoder_of_settings(tokenizer: str, prompt: PromptSettings, max_prompt_length: int) -> Encoder:
@@ -159,6 +165,21 @@ def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
             f"{objectives.classification.weight}, objectives.generation.weight {objectives.generation.weight} and "
             f"model.finetune {settings.model.finetune!r}: nothing would be trained; name the columns, or change one of "
             "these"
+        )
+
+
+def require_pairs(rows: Datasets, settings: Settings) -> None:
+    """DataError if the preference term is on and no training row has both an explanation and a rejected one."""
+    weight = settings.objectives.preference.weight
+    if not weight or isinstance(rows.train, ShardedRows):
+        return
+    table, columns = rows.train.table, settings.data.columns
+    chosen_N, rejected_N = (np.diff(start) > 0 for start in (table.explanation_start_N1, table.rejected_start_N1))
+    if not (chosen_N & rejected_N).any():
+        raise DataError(
+            f"{table.card.source}: {int(rejected_N.sum())} rows have a rejected explanation, none of them an accepted "
+            f"one too, but objectives.preference.weight is {weight}; name the columns in data.columns.chosen "
+            f"({columns.chosen!r}) and data.columns.rejected ({columns.rejected!r}), or set the weight to 0"
         )
 
 
@@ -199,6 +220,7 @@ def _open(
     labels: list[str] | None,
     encoder: Encoder,
     quarantine: Path | None,
+    answers: Answers,
 ) -> RowDataset:
     table = open_table(source, _table_spec(data, labels, encoder))
     if quarantine is not None:
@@ -210,7 +232,7 @@ def _open(
     require_few_bad_rows(
         source, len(table), sum(table.card.rejected.values()), table.rejected(), data.max_bad_fraction, quarantine
     )
-    return RowDataset(table, encoder)
+    return RowDataset(table, encoder, answers=answers)
 
 
 def _table_spec(data: DataSettings, labels: list[str] | None, encoder: Encoder) -> TableSpec:

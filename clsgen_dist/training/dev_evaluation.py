@@ -47,6 +47,8 @@ class DevResult:
     """The LM's logits of the classes' names where explanations begin; None where most of the rows' own do not."""
     evidence_mass: float | None = None
     """Share of the decision's attention on evidence, mean of the rows that have any; None if no term reads it."""
+    preferred: float | None = None
+    """Share of pairs whose chosen explanation the model prefers more than its reference does; None without any."""
 
 
 def evaluate(
@@ -71,7 +73,7 @@ def evaluate(
     """
     engine.eval()
     found: list[tuple[int, np.ndarray, np.ndarray | None]] = []
-    sums, counts, named, mass = np.zeros(len(terms)), np.zeros(len(terms)), np.zeros(2), np.zeros(2)
+    sums, counts, named, extras = np.zeros(len(terms)), np.zeros(len(terms)), np.zeros(2), np.zeros(4)
     spec = engine.module.loss_spec
     # Read after its own explanation, the head knows what that names: there is nothing to compare.
     tokens = torch.tensor((spec.decide != "after" and spec.name_tokens) or (), dtype=torch.int64)
@@ -86,21 +88,24 @@ def evaluate(
             names = output.name_logits.cpu().numpy() if len(tokens) else itertools.repeat(None)
             found += zip(indices.tolist(), logits_SRK, names, strict=False)
             named += _begin_with_a_name(batch, tokens)
-            mass += [output.evidence_mass.nansum().item(), int(output.evidence_mass.isfinite().sum())]
+            mass_S, margin_S = output.evidence_mass, output.preference_margin
+            extras += [float(mass_S.nansum()), int(mass_S.isfinite().sum()), 0, 0]
+            extras += [0, 0, int((margin_S > 0).sum()), int(margin_S.isfinite().sum())]
             sums += [total.item() for total in output.term_sums]
             counts += [term.count(batch) for term in terms]
             watchdog.beat()
     engine.train()
     everything = sorted((item for part in world.gather(found) for item in part), key=lambda item: item[0])
     logits_NRK = np.stack([logits for _, logits, _ in everything])  # R readings
-    *totals, begun, explained, looked, evident = world.sum(*sums, *counts, *named, *mass)
+    *totals, begun, explained, looked, evident, preferred, pairs = world.sum(*sums, *counts, *named, *extras)
     means = map(_mean, totals[: len(terms)], totals[len(terms) :])
     after_NK = logits_NRK[:, 1] if logits_NRK.shape[1] > 1 else None
     losses = dict(zip((term.name for term in terms), means, strict=True))
     names_NC = np.stack([names for _, _, names in everything]) if begun and 2 * begun >= explained else None
-    read = any(term.attention_layers for term in terms)
-    mass_of_rows = _mean(looked, evident) if read and evident else None
-    return DevResult(logits_NRK[:, 0], after_NK, rows.labels, losses, names_NC, mass_of_rows)
+    mass = _mean(looked, evident) if evident else None
+    return DevResult(
+        logits_NRK[:, 0], after_NK, rows.labels, losses, names_NC, mass, preferred / pairs if pairs else None
+    )
 
 
 def _begin_with_a_name(batch: Batch, tokens: Tensor) -> tuple[int, int]:
@@ -160,7 +165,9 @@ def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float
     ``after/NAME`` are those of the reading after the rows' own explanations, which may name the label. ``stated/NAME``
     compare the head with the class whose name the LM would most likely begin with: agreement, κ, and AUROC of the
     head's probability with that class as the truth. ``evidence/attention`` is the share of the decision's attention on
-    evidence. A NaN loss means no rows to measure it on; an infinite one was not
+    evidence; ``preference/accuracy`` of pairs, the share that the model tells apart better than its reference.
+
+    A NaN loss means no rows to measure it on; an infinite one was not
     finite on some row.
     """
     metrics = {f"loss/{name}": loss for name, loss in found.losses.items()}
@@ -171,6 +178,8 @@ def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float
         metrics |= {f"after/{name}": value for name, value in after.items()}
     if found.evidence_mass is not None:
         metrics["evidence/attention"] = found.evidence_mass
+    if found.preferred is not None:
+        metrics["preference/accuracy"] = found.preferred
     if found.names_NC is not None and space.kind != "multilabel":
         metrics |= _stated_metrics(found.logits_NK, found.names_NC, space)
     return metrics

@@ -39,6 +39,7 @@ from clsgen_dist.training.datasets import (
     open_datasets,
     require_evidence,
     require_named_classes,
+    require_pairs,
     require_something_to_learn,
 )
 from clsgen_dist.training.dev_evaluation import metric_fault
@@ -73,9 +74,17 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     encoder = Encoder(tokenizer, max_prompt_length=data.max_prompt_length, rendered=prompt)
     require_context(opened.config, data.max_prompt_length, data.max_explanation_length)
     require_embedded(tokenizer, encoder, opened.config)
-    datasets = open_datasets(data, encoder, output if world.is_main else None, settings.seed, run=settings.output_dir)
+    datasets = open_datasets(
+        data,
+        encoder,
+        output if world.is_main else None,
+        settings.seed,
+        run=settings.output_dir,
+        answers=settings.objectives.answers,
+    )
     require_something_to_learn(datasets, settings)
     require_evidence(datasets, settings)
+    require_pairs(datasets, settings)
     if datasets.dev and (fault := metric_fault(datasets.dev, settings.train.best_metric, datasets.kind)):
         if settings.train.early_stop_patience is not None:
             raise SettingsError(fault)

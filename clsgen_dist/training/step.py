@@ -41,6 +41,8 @@ class StepResult:
     """Norm of each weighted term's gradient at the last hidden states; NaN where it has none."""
     balance: BalanceState
     """State of the adaptive weights after the step."""
+    reference_point: float
+    """KTO's for the next step, nats: :mod:`clsgen_dist.objectives.preference`."""
     rates: dict[str, float]
     """Learning rate of each parameter group."""
     grad_norm: float
@@ -111,6 +113,7 @@ class TrainStep:
         counts: StepCounts,
         limits: dict[str, float] | None = None,
         balance: BalanceState | None = None,
+        reference_point: float = 0.0,
     ) -> StepResult:
         """Take optimizer step ``step`` (from 0) on this rank's ``share``; collective.
 
@@ -118,13 +121,15 @@ class TrainStep:
             counts: of all ranks, from :meth:`TrainStep.agree`.
             limits: mean of each term above which the update is skipped; None: no limit.
             balance: state of the adaptive weights; None: as at the start.
+            reference_point: KTO's, from the step before.
         """
         engine, world, batches, terms = self._engine, self._world, share.batches, self.terms
         names, balance = [term.name for term in terms], balance or {}
         schedule, progress = weight_schedule(self._objectives, names, share.stage, step, self._total_steps)
         weights = schedule.at(progress, self._balance.factors(balance, schedule.base))
         rates = set_lr(engine.optimizer, self._rate_factor(step, share))
-        sums = torch.zeros(len(terms) + 1, dtype=torch.float64, device=world.device)
+        sums = torch.zeros(len(terms) + 3, dtype=torch.float64, device=world.device)
+        engine.module.reference_point = reference_point
         square = torch.zeros(len(terms), device=world.device)
         engine.module.hidden_grad_square = square
         for micro_step, batch in enumerate(batches):
@@ -134,7 +139,8 @@ class TrainStep:
             engine.set_gradient_accumulation_boundary(last)
             output = engine(**batch.inputs(world.device))
             loss = backward_loss(dict(zip(names, output.term_sums, strict=True)), counts, weights, world.size)
-            sums += torch.stack([*(total.detach() for total in output.term_sums), output.token_hit.sum()])
+            foreign = output.foreign_sums if len(output.foreign_sums) else sums.new_zeros(2)
+            sums += torch.stack([*(total.detach() for total in output.term_sums), output.token_hit.sum(), *foreign])
             if last:
                 world.all_reduce(sums)
                 for name, total in zip(names, sums, strict=False):
@@ -148,7 +154,7 @@ class TrainStep:
         engine.module.hidden_grad_square = None
         world.all_reduce(square)
         with waiting():
-            *totals, hits = sums.tolist()
+            *totals, hits, moved, foreigners = sums.tolist()
             # Each rank's loss is multiplied by the world size, and so are the gradients.
             norms = [math.sqrt(value) / world.size or math.nan for value in square.tolist()]
         losses = {name: mean(total, counts.terms[name]) for name, total in zip(names, totals, strict=True)}
@@ -166,6 +172,7 @@ class TrainStep:
             weights=weights,
             gradient_norms=gradient_norms,
             balance=balance,
+            reference_point=max(0.0, moved / foreigners) if updated and foreigners else reference_point,
             rates=rates,
             grad_norm=float(engine.get_global_grad_norm() or float("nan")),
             updated=updated,

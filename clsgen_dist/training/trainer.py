@@ -255,8 +255,8 @@ class Trainer:
             if staged and share.stage.first_step == step:
                 logger.info("step %d stage: %s", step, share.stage.stage.name)
             limits = self.state.spikes.limits(self.settings.faults.spike_factor, agreed.counts.terms)
-            result = self.train_step(step, share, agreed.counts, limits, self.state.balance)
-            self._update(balance=result.balance)
+            result = self.train_step(step, share, agreed.counts, limits, self.state.balance, self.state.reference_point)
+            self._update(balance=result.balance, reference_point=result.reference_point)
             self._count(share, agreed.counts, result, limits)
             self.throughput.add(int(agreed.counts.tokens), int(agreed.counts.terms["generation"]))
             scalars = {**self._scalars(share, result), "data/wait_seconds": waited}

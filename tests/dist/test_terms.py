@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -16,6 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clsgen_dist import checkpoint
+from clsgen_dist.data.demos.breast_cancer import demo_file
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -37,8 +39,19 @@ RUN = {
 }
 ALL_TERMS = (
     "generation", "classification", "classification_after", "consistency", "consistency_after", "evidence", "contrast",
+    "preference",
 )  # fmt: skip
 TAGS = [f"{kind}/{name}" for kind in ("loss", "loss_weight", "gradient_share") for name in ("generation", "classification")]
+
+
+def _reviewed(split: str, folder: Path) -> Path:
+    """The demo's rows, some with an explanation that names what speaks against the label."""
+    rows = [json.loads(line) for line in demo_file(split).read_text().splitlines()[:60]]
+    for row in rows[::2]:
+        row["rejected"] = f"{row['label'].capitalize()}: {', '.join(row['counter_evidence'])}." if row["counter_evidence"] else None
+    file = folder / f"reviewed-{split}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 def _curves(output: Path, tags: list[str]) -> dict[str, list[float]]:
@@ -89,6 +102,8 @@ def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves
     """Two ranks, killed; one, killed; three to the end: the curves and weights of two uninterrupted ranks."""
     run = {**RUN, "objectives__balance__method": "gradient_norm", "model__head_dropout": 0.0, "model__decide": "both"}
     run |= {f"objectives__{name}__{key}": value for name in ALL_TERMS[3:5] for key, value in (("weight", 0.5), ("learns", "both"))}
+    run |= {"objectives__preference__weight": 0.5, "objectives__preference__loss": "kto", "data__columns__rejected": "rejected"}
+    run |= {"data__train": _reviewed("train", tmp_path), "data__dev": _reviewed("dev", tmp_path), "train__batch_size": 6, "train__micro_batch_tokens": 512}
     run |= {"objectives__evidence__weight": 0.3, "objectives__contrast__weight": 0.2, "objectives__contrast__group": 2}
     at_the_end = [name for name in ALL_TERMS if name != "evidence"]  # which acts in the layers, not on the last states
     tags = [f"{kind}/{name}" for kind in ("loss", "loss_weight") for name in ALL_TERMS]
@@ -104,7 +119,7 @@ def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves
     for tag in tags:
         assert len(whole[tag]) == 8 and resumed[tag] == pytest.approx(whole[tag], rel=2e-4), tag
     assert all(len(set(whole[f"loss_weight/{name}"])) > 1 for name in at_the_end), "the weights adapt"
-    dev = ["dev/loss/consistency", "dev/stated/agreement", "dev/stated/auroc", "dev/evidence/attention"]
+    dev = ["dev/loss/consistency", "dev/stated/agreement", "dev/evidence/attention", "dev/preference/accuracy"]
     found = _curves(tmp_path / "killed", dev)
     for tag, values in _curves(tmp_path / "whole", dev).items():
         assert values and found[tag] == pytest.approx(values, rel=2e-4), tag

@@ -15,7 +15,7 @@ from clsgen_dist.data.pack import dummy_batch
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.model.backbone import label_start_tokens
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
-from clsgen_dist.model.dual_head import ForwardPass
+from clsgen_dist.model.forward_pass import ForwardPass
 from clsgen_dist.model.label_space import LabelSpace, class_probabilities
 from clsgen_dist.objectives.consistency import ConsistencySettings
 from clsgen_dist.objectives.consistency_after import ConsistencyAfterSettings

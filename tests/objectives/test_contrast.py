@@ -10,7 +10,7 @@ import torch
 
 from clsgen_dist.data.pack import Sample, collate, dummy_batch, pack_groups
 from clsgen_dist.model.classification_head import ClassLoss
-from clsgen_dist.model.dual_head import ForwardPass
+from clsgen_dist.model.forward_pass import ForwardPass
 from clsgen_dist.objectives.contrast import ContrastSettings
 
 # label, evidence, counter-evidence, group

@@ -43,6 +43,10 @@ _MESSAGES = {
         "label probabilities that do not sum to 1, like {}; they are scaled",
         "check that they are shares of all classes; votes are whole numbers",
     ),
+    Notice.TIED_EXPLANATION: (
+        "an explanation that is both accepted and rejected, like {}; it counts as accepted",
+        "delete one of the two, or the row's verdict",
+    ),
     Notice.UNFOUND_EVIDENCE: (
         "evidence that is not in the text, like {}; the row is used without it",
         "quote the text literally, or give the characters [start, end] of the text as it is in the file",

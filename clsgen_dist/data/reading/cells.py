@@ -60,6 +60,7 @@ class Notice(StrEnum):
     PLACEHOLDER_TEXT = "placeholder-text"
     SCALED_PROBABILITIES = "scaled-probabilities"
     UNFOUND_EVIDENCE = "unfound-evidence"
+    TIED_EXPLANATION = "tied-explanation"
 
 
 Notices = list[tuple[Notice, str]]

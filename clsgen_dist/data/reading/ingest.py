@@ -32,6 +32,7 @@ from clsgen_dist.data.reading.cells import (
 )
 from clsgen_dist.data.reading.evidence_cells import evidence_of
 from clsgen_dist.data.reading.label_cells import OTHERS, LabelReader, Space, detect_space
+from clsgen_dist.data.reading.preference_cells import judged_explanations
 from clsgen_dist.data.reading.records import Part, find_source, read_part
 from clsgen_dist.data.reading.rejection import (
     Fault,
@@ -115,9 +116,7 @@ def iter_rows(
 def read_texts(source: str, columns: Columns) -> list[TextRow]:
     """Every row of a source in order, whatever its other columns hold; DataError if the source cannot be read."""
     part = find_source(source)
-    text_only = Columns(
-        id=columns.id, text=columns.text, label="", explanation="", explanations="", evidence="", counter_evidence=""
-    )
+    text_only = columns.without_answers()
     rows: list[TextRow] = []
     for line, record, _ in read_part(part, text_only):
         row_id = f"{Path(part.source).name}:{line}"
@@ -245,6 +244,7 @@ _NOTICE_WORDS = {
     Notice.PLACEHOLDER_TEXT: "texts like {} kept unchanged",
     Notice.SCALED_PROBABILITIES: "label probabilities like {} scaled to sum to 1",
     Notice.UNFOUND_EVIDENCE: "pieces of evidence like {} not found in their text",
+    Notice.TIED_EXPLANATION: "explanations like {} both accepted and rejected, read as accepted",
 }
 
 
@@ -273,11 +273,15 @@ def _to_example(
         notices.append((Notice.PLACEHOLDER_TEXT, text))
     label, answers = labels.read(record.get(columns.label), notices)
     explanations = explanations_of((record.get(columns.explanation), record.get(columns.explanations)), notices)
+    verdict, chosen, rejected = (
+        record.get(name) if name else None for name in (columns.verdict, columns.chosen, columns.rejected)
+    )
+    explanations, rejected = judged_explanations(explanations, verdict, chosen, rejected, notices)
     difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
     evidence, counter_evidence = (
         evidence_of(record.get(name), text, notices) for name in (columns.evidence, columns.counter_evidence)
     )
-    if require_target and label is None and answers is None and not explanations:
+    if require_target and label is None and answers is None and not explanations and not rejected:
         hint = next(
             (f"; list {cell!r} in data.labels, if it is a class" for n, cell in notices if n == Notice.MISSING_LABEL),
             "",
@@ -286,7 +290,7 @@ def _to_example(
     own_id = _id(record.get(columns.id))
     row_id = own_id or f"{file}:{line}"
     names = (("label", name) for name in (label, *(answers or ())))
-    for part, value in (*names, ("id", row_id), *(("explanation", e) for e in explanations)):
+    for part, value in (*names, ("id", row_id), *(("explanation", e) for e in (*explanations, *rejected))):
         if value is not None:
             _check_characters(part, value)
     return Example(
@@ -295,6 +299,7 @@ def _to_example(
         label=label,
         answers=answers,
         explanations=explanations,
+        rejected=rejected,
         difficulty=difficulty,
         evidence=evidence,
         counter_evidence=counter_evidence,

@@ -37,6 +37,7 @@ class Rejection(StrEnum):
     FRACTIONAL_LABEL = "fractional-label"
     UNKNOWN_LABEL = "unknown-label"
     WRONG_EXPLANATION_TYPE = "wrong-explanation-type"
+    WRONG_VERDICT = "wrong-verdict"
     UNREADABLE_LIST = "unreadable-list"
     LONG_EXPLANATION = "long-explanation"
     WRONG_DIFFICULTY_TYPE = "wrong-difficulty-type"
@@ -61,6 +62,7 @@ _WORDS = {
     Rejection.WRONG_ANSWERS: "label's votes or answers make no sense",
     Rejection.FRACTIONAL_LABEL: "label is a number with a fraction",
     Rejection.WRONG_EXPLANATION_TYPE: "explanation has a wrong type",
+    Rejection.WRONG_VERDICT: "verdict is unknown",
     Rejection.LONG_EXPLANATION: "explanation is too long",
     Rejection.WRONG_DIFFICULTY_TYPE: "difficulty is not a number",
     Rejection.NO_TARGET: "neither label nor explanation",

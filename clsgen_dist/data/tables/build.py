@@ -138,7 +138,8 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
         label_N = rarest_class(answers_NC, len(labels), len(kept_N))
     else:
         label_N = _label_indices(table, labels)[kept_N]
-    start_N1, length_E = _explanation_lengths(table, kept_N)
+    start_N1, length_E = _lengths_of_lists(table, "explanation_ids", kept_N)
+    rejected_start_N1, rejected_length_R = _lengths_of_lists(table, "rejected_ids", kept_N)
     columns = {
         "place": kept_N,
         "difficulty": table["difficulty"].to_numpy()[kept_N],
@@ -146,6 +147,8 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
         "text_length": _lengths(table["text_ids"])[kept_N],
         "explanation_start": start_N1,
         "explanation_length": length_E,
+        "rejected_start": rejected_start_N1,
+        "rejected_length": rejected_length_R,
     }
     if answers_NC is not None:
         columns["answers"] = answers_NC
@@ -184,10 +187,10 @@ def _label_indices(table: pa.Table, labels: list[str]) -> np.ndarray:
     return indices[encoded.indices.fill_null(len(indices) - 1).to_numpy()]
 
 
-def _explanation_lengths(table: pa.Table, kept_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``[N + 1]`` where each row's explanations begin, and ``[E]`` their lengths in tokens."""
-    counts = _lengths(table["explanation_ids"])
-    chunks = [_lengths(pa.chunked_array([chunk.flatten()])) for chunk in table["explanation_ids"].chunks]
+def _lengths_of_lists(table: pa.Table, column: str, kept_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``[N + 1]`` where each row's lists begin, and ``[E]`` their lengths in tokens."""
+    counts = _lengths(table[column])
+    chunks = [_lengths(pa.chunked_array([chunk.flatten()])) for chunk in table[column].chunks]
     length_E = np.concatenate(chunks or [np.zeros(0, np.int32)])
     if len(kept_N) < len(table):
         length_E = length_E[np.repeat(np.isin(np.arange(len(table)), kept_N), counts)]

@@ -19,15 +19,23 @@ from clsgen_dist.data.tables.table import RowTable
 
 # N rows, p positions
 
+Answers = Literal["own", "rejected", "foreign"]
+"""The explanations that a sample has: its own; also one that reviewers rejected; also that and another row's."""
 _MULTIPLIER = 2654435761
 """Knuth's multiplicative hash of the row number: with which explanation the row starts."""
 
 
 class RowDataset:
-    """Samples of a table by row number and visit."""
+    """Samples of a table by row number and visit.
 
-    def __init__(self, table: RowTable, encoder: Encoder) -> None:
-        self.table, self.encoder = table, encoder
+    Args:
+        table: the rows.
+        encoder: the prompt.
+        answers: which explanations samples have besides their own.
+    """
+
+    def __init__(self, table: RowTable, encoder: Encoder, *, answers: Answers = "own") -> None:
+        self.table, self.encoder, self.answers = table, encoder, answers
         self.label_N = np.asarray(table.label_N)
         self.space = table.card.space
 
@@ -73,15 +81,29 @@ class RowDataset:
         return self.table.id(row)
 
     def sample(self, row: int, visit: int = 0, max_prompt_length: int | None = None) -> Sample:
-        """The row with the explanation of its visit number ``visit`` (from 0)."""
-        which = int(self._explanation_at(np.array([row]), np.array([visit]))[0])
+        """The row with the explanation of its visit number ``visit`` (from 0), and the rejected one."""
+        table, nothing = self.table, np.zeros(0, dtype=np.int32)
+        rows, visits = np.array([row]), np.array([visit])
+        which = int(_turn(table.explanation_start_N1, rows, visits)[0])
+        rejected = -1 if self.answers == "own" else int(_turn(table.rejected_start_N1, rows, visits)[0])
         return Sample(
-            self.encoder.build_prompt(self.table.text_ids(row), max_prompt_length),
-            self.table.explanation_ids(row, which) if which >= 0 else np.zeros(0, dtype=np.int32),
+            self.encoder.build_prompt(table.text_ids(row), max_prompt_length),
+            table.explanation_ids(row, which) if which >= 0 else nothing,
             self._label(row),
             self._evidence(row, "evidence", max_prompt_length),
             self._evidence(row, "counter_evidence", max_prompt_length),
+            table.rejected_ids(row, rejected) if rejected >= 0 else nothing,
+            self._foreign(row) if self.answers == "foreign" else nothing,
         )
+
+    def _foreign(self, row: int) -> Ids:
+        """The first explanation, or rejected one, of the next row; of the last, the first row's."""
+        table, other = self.table, (row + 1) % len(self.table)
+        if table.explanation_start_N1[other + 1] > table.explanation_start_N1[other]:
+            return table.explanation_ids(other, 0)
+        if table.rejected_start_N1[other + 1] > table.rejected_start_N1[other]:
+            return table.rejected_ids(other, 0)
+        return np.zeros(0, dtype=np.int32)
 
     def _evidence(
         self, row: int, column: Literal["evidence", "counter_evidence"], max_prompt_length: int | None
@@ -108,23 +130,35 @@ class RowDataset:
     def lengths(self, row_p: np.ndarray, visit_p: np.ndarray, max_prompt_length: int | None = None) -> Ids:
         """``[p]`` tokens of the samples of these rows at these visits."""
         table = self.table
-        which_p = self._explanation_at(row_p, visit_p)
-        explanation_p = np.zeros(len(row_p), dtype=np.int64)
-        has_p = which_p >= 0
-        explanation_p[has_p] = table.explanation_length_E[table.explanation_start_N1[row_p[has_p]] + which_p[has_p]]
-        return self.encoder.prompt_lengths(table.text_length_N[row_p], max_prompt_length) + explanation_p
+        prompt_p = self.encoder.prompt_lengths(table.text_length_N[row_p], max_prompt_length)
+        length_p = prompt_p + _length_of_turn(table.explanation_start_N1, table.explanation_length_E, row_p, visit_p)
+        if self.answers != "own":
+            rejected_p = _length_of_turn(table.rejected_start_N1, table.rejected_length_R, row_p, visit_p)
+            length_p += np.where(rejected_p > 0, prompt_p + rejected_p, 0)
+        if self.answers == "foreign":
+            foreign_p = self._foreign_lengths()[row_p]
+            length_p += np.where(foreign_p > 0, prompt_p + foreign_p, 0)
+        return length_p
+
+    def _foreign_lengths(self) -> np.ndarray:
+        """``[N]`` lengths of :meth:`_foreign`."""
+        table = self.table
+        own_N = _first_of_each(table.explanation_start_N1, table.explanation_length_E)
+        rejected_N = _first_of_each(table.rejected_start_N1, table.rejected_length_R)
+        return np.roll(np.where(own_N > 0, own_N, rejected_N), -1)
 
     def longest(self, max_prompt_length: int | None = None) -> int:
         """Tokens of the longest sample over all explanations."""
         table = self.table
-        explanation_N = np.zeros(len(table), dtype=np.int64)
-        has_N = np.diff(table.explanation_start_N1) > 0
-        if has_N.any():
-            starts = np.asarray(table.explanation_start_N1[:-1])[has_N]
-            explanation_N[has_N] = np.maximum.reduceat(table.explanation_length_E, starts)
-        return int(
-            (self.encoder.prompt_lengths(np.asarray(table.text_length_N), max_prompt_length) + explanation_N).max()
-        )
+        prompt_N = self.encoder.prompt_lengths(np.asarray(table.text_length_N), max_prompt_length)
+        length_N = prompt_N + _longest_of_each(table.explanation_start_N1, table.explanation_length_E)
+        if self.answers != "own":
+            rejected_N = _longest_of_each(table.rejected_start_N1, table.rejected_length_R)
+            length_N += np.where(rejected_N > 0, prompt_N + rejected_N, 0)
+        if self.answers == "foreign":
+            foreign_N = self._foreign_lengths()
+            length_N += np.where(foreign_N > 0, prompt_N + foreign_N, 0)
+        return int(length_N.max())
 
     def truncated(self, max_prompt_length: int | None = None) -> int:
         """Number of rows whose text loses its middle."""
@@ -137,8 +171,34 @@ class RowDataset:
         count_p = np.maximum(starts[row_p + 1] - starts[row_p], 1)
         return -(row_p * _MULTIPLIER) % count_p
 
-    def _explanation_at(self, row_p: np.ndarray, visit_p: np.ndarray) -> np.ndarray:
-        """``[p]`` index of the explanation of each visit, or -1 where there is none."""
-        starts = self.table.explanation_start_N1
-        count_p = starts[row_p + 1] - starts[row_p]
-        return np.where(count_p > 0, (visit_p + row_p * _MULTIPLIER) % np.maximum(count_p, 1), -1)
+
+def _turn(start_N1: np.ndarray, row_p: np.ndarray, visit_p: np.ndarray) -> np.ndarray:
+    """``[p]`` which of a row's lists it has at each visit, or -1 where it has none."""
+    count_p = start_N1[row_p + 1] - start_N1[row_p]
+    return np.where(count_p > 0, (visit_p + row_p * _MULTIPLIER) % np.maximum(count_p, 1), -1)
+
+
+def _length_of_turn(start_N1: np.ndarray, length_E: Ids, row_p: np.ndarray, visit_p: np.ndarray) -> np.ndarray:
+    """``[p]`` length of the list that each row has at each visit, 0 where it has none."""
+    which_p = _turn(start_N1, row_p, visit_p)
+    length_p = np.zeros(len(row_p), dtype=np.int64)
+    has_p = which_p >= 0
+    length_p[has_p] = length_E[start_N1[row_p[has_p]] + which_p[has_p]]
+    return length_p
+
+
+def _first_of_each(start_N1: np.ndarray, length_E: Ids) -> np.ndarray:
+    """``[N]`` length of each row's first list, 0 without any."""
+    first_N = np.zeros(len(start_N1) - 1, dtype=np.int64)
+    has_N = np.diff(start_N1) > 0
+    first_N[has_N] = length_E[np.asarray(start_N1[:-1])[has_N]]
+    return first_N
+
+
+def _longest_of_each(start_N1: np.ndarray, length_E: Ids) -> np.ndarray:
+    """``[N]`` length of each row's longest list, 0 without any."""
+    longest_N = np.zeros(len(start_N1) - 1, dtype=np.int64)
+    has_N = np.diff(start_N1) > 0
+    if has_N.any():
+        longest_N[has_N] = np.maximum.reduceat(length_E, np.asarray(start_N1[:-1])[has_N])
+    return longest_N

@@ -60,7 +60,8 @@ class TableCard:
 
 
 EXAMPLE_COLUMNS = [
-    "id", "line", "text", "label", "answers", "difficulty", "explanations", "evidence", "counter_evidence",
+    "id", "line", "text", "label", "answers", "difficulty", "explanations", "rejected", "evidence",
+    "counter_evidence",
 ]  # fmt: skip
 """Columns of the Arrow files that hold a row as it was read."""
 
@@ -69,7 +70,8 @@ def stored_example(cells: dict[str, Any], file: str) -> Example:
     """The row of these cells."""
     answers = cells["answers"] and {answer["class"]: answer["answer"] for answer in cells["answers"]}
     spans = {name: tuple(map(tuple, cells[name])) for name in ("evidence", "counter_evidence")}
-    return Example(**{**cells, **spans, "answers": answers, "explanations": tuple(cells["explanations"])}, file=file)
+    texts = {name: tuple(cells[name]) for name in ("explanations", "rejected")}
+    return Example(**{**cells, **spans, **texts, "answers": answers}, file=file)
 
 
 class DamagedTableError(Exception):
@@ -105,6 +107,10 @@ class RowTable:
         """``[N + 1]`` where each row's explanations begin in :attr:`explanation_length_E`."""
         self.explanation_length_E: Ids = self._column("explanation_length")
         """Tokens of every explanation, end token included."""
+        self.rejected_start_N1: np.ndarray = self._column("rejected_start")
+        """``[N + 1]`` where each row's rejected explanations begin in :attr:`rejected_length_R`."""
+        self.rejected_length_R: Ids = self._column("rejected_length")
+        """Tokens of every rejected explanation, end token included."""
         self.difficulty_N: np.ndarray = self._column("difficulty")
         """The rows' own difficulty, NaN where there is none."""
         self._place_N = self._column("place")
@@ -150,7 +156,14 @@ class RowTable:
 
     def explanation_ids(self, row: int, which: int) -> Ids:
         """Tokens of a row's explanation number ``which`` (from 0), end token included."""
-        column, at = self._cell(row, "explanation_ids")
+        return self._explanation(row, "explanation_ids", which)
+
+    def rejected_ids(self, row: int, which: int) -> Ids:
+        """Tokens of a row's rejected explanation number ``which`` (from 0), end token included."""
+        return self._explanation(row, "rejected_ids", which)
+
+    def _explanation(self, row: int, name: str, which: int) -> Ids:
+        column, at = self._cell(row, name)
         return _ints(column.values, column.offsets[at].as_py() + which)
 
     def id(self, row: int) -> str:

@@ -40,12 +40,14 @@ _SCHEMA = pa.schema(
         "answers": pa.list_(pa.struct({"class": pa.string(), "answer": pa.float64()})),
         "difficulty": pa.float64(),
         "explanations": pa.list_(pa.large_string()),
+        "rejected": pa.list_(pa.large_string()),
         "evidence": pa.list_(pa.list_(pa.int64())),
         "counter_evidence": pa.list_(pa.list_(pa.int64())),
         "text_ids": pa.list_(pa.int32()),
         "evidence_ids": pa.list_(pa.int32()),
         "counter_evidence_ids": pa.list_(pa.int32()),
         "explanation_ids": pa.list_(pa.list_(pa.int32())),
+        "rejected_ids": pa.list_(pa.list_(pa.int32())),
         "id_hash": pa.uint64(),
     }
 )
@@ -86,7 +88,7 @@ def write_part(part: Part, spec: TableSpec, target: Path) -> None:
                 continue
             add_notices(noticed, row.notices)
             pending.append(row)
-            characters += len(row.text) + sum(map(len, row.explanations))
+            characters += len(row.text) + sum(map(len, (*row.explanations, *row.rejected)))
             if len(pending) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
                 flush()
                 characters = 0
@@ -103,12 +105,13 @@ def _record_batch(
 ) -> tuple[pa.RecordBatch, list[RejectedRow]]:
     """The rows in tokens, added to ``digest``, and the rows whose explanation is too long."""
     texts = spec.tokens_of([e.text for e in examples])
-    flat = iter(spec.tokens_of([x.strip() for e in examples for x in e.explanations]))
-    rows: list[tuple[Example, list[int], list[list[int]]]] = []
+    flat = iter(spec.tokens_of([x.strip() for e in examples for x in (*e.explanations, *e.rejected)]))
+    rows: list[tuple[Example, list[int], list[list[int]], list[list[int]]]] = []
     too_long: list[RejectedRow] = []
     for example, text_ids in zip(examples, texts, strict=True):
         explanation_ids = [[*next(flat), spec.end_token] for _ in example.explanations]
-        longest = max(map(len, explanation_ids), default=0)
+        rejected_ids = [[*next(flat), spec.end_token] for _ in example.rejected]
+        longest = max(map(len, (*explanation_ids, *rejected_ids)), default=0)
         if longest > spec.max_explanation_length:
             fault = Fault(
                 Rejection.LONG_EXPLANATION,
@@ -119,9 +122,11 @@ def _record_batch(
         digest.update(repr((example.id, example.label, example.difficulty, text_ids, explanation_ids)).encode())
         if example.answers is not None:
             digest.update(repr(sorted(example.answers.items())).encode())
+        if rejected_ids:
+            digest.update(repr(rejected_ids).encode())
         if example.evidence or example.counter_evidence:
             digest.update(repr((example.evidence, example.counter_evidence)).encode())
-        rows.append((example, text_ids, explanation_ids))
+        rows.append((example, text_ids, explanation_ids, rejected_ids))
     columns = {
         "id": [e.id for e, *_ in rows],
         "line": [e.line for e, *_ in rows],
@@ -130,12 +135,14 @@ def _record_batch(
         "answers": [e.answers and [{"class": c, "answer": a} for c, a in e.answers.items()] for e, *_ in rows],
         "difficulty": [e.difficulty for e, *_ in rows],
         "explanations": [list(e.explanations) for e, *_ in rows],
+        "rejected": [list(e.rejected) for e, *_ in rows],
         "evidence": [list(map(list, e.evidence)) for e, *_ in rows],
         "counter_evidence": [list(map(list, e.counter_evidence)) for e, *_ in rows],
-        "text_ids": _list_array([ids for *_, ids, _ in rows]),
+        "text_ids": _list_array([ids for _, ids, *_ in rows]),
         "evidence_ids": _list_array([_flat_spans(spec, e.text, e.evidence) for e, *_ in rows]),
         "counter_evidence_ids": _list_array([_flat_spans(spec, e.text, e.counter_evidence) for e, *_ in rows]),
-        "explanation_ids": _list_array([ids for *_, ids in rows], _list_array([x for *_, ids in rows for x in ids])),
+        "explanation_ids": _nested_lists([ids for *_, ids, _ in rows]),
+        "rejected_ids": _nested_lists([ids for *_, ids in rows]),
         "id_hash": [_hash64(e.id) for e, *_ in rows],
     }
     arrays = [pa.array(values, type=_SCHEMA.field(name).type) if isinstance(values, list) else values
@@ -145,6 +152,10 @@ def _record_batch(
 
 def _flat_spans(spec: TableSpec, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
     return [end for span in token_spans(spec.tokens_of, text, spans) for end in span]
+
+
+def _nested_lists(lists: list[list[list[int]]]) -> pa.ListArray:
+    return _list_array(lists, _list_array([ids for row in lists for ids in row]))
 
 
 def _list_array(lists: list[list[Any]], values: pa.Array | None = None) -> pa.ListArray:

@@ -1,0 +1,171 @@
+"""What a term of the loss sees of a micro-batch: states, both heads, attention to evidence, explanations compared.
+
+A term takes what it needs; what costs something is computed when it is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from clsgen_kernels import DualHeadOutput, dual_head_loss
+from clsgen_kernels.inputs import HeadInputs
+from torch import Tensor
+
+from clsgen_dist.data.pack import FOREIGN, REJECTED
+from clsgen_dist.model.attention import rows_of_tokens
+from clsgen_dist.model.attention_probe import AttentionProbe
+from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
+
+# N packed tokens, S sequences, n supervised tokens, e tokens of evidence, D hidden, K logits of the head
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Explanations of a micro-batch, compared with the reference."""
+
+    ratio_S: Tensor
+    """Log-ratio of the model's to the reference's probability of each sequence's explanation, nats; 0 without."""
+    role_S: Tensor
+    of_S: Tensor
+    """As of :class:`clsgen_dist.data.pack.Batch`."""
+    is_explained_S: Tensor
+    """bool: rows with an explanation of their own."""
+
+    @property
+    def is_rejected_S(self) -> Tensor:
+        """bool: reviewers rejected the sequence's explanation."""
+        return self.role_S == REJECTED
+
+    @property
+    def is_judged_S(self) -> Tensor:
+        """bool: the sequence's explanation is its row's own, accepted or rejected."""
+        return self.is_explained_S | self.is_rejected_S
+
+    @property
+    def is_pair_S(self) -> Tensor:
+        """bool: the sequence's explanation is rejected, and its row has an accepted one."""
+        return self.is_rejected_S & self.is_explained_S[self.of_S]
+
+    @property
+    def margin_S(self) -> Tensor:
+        """The row's own log-ratio minus the sequence's, nats."""
+        return self.ratio_S[self.of_S] - self.ratio_S
+
+    def foreign_sums(self) -> Tensor:
+        """``[2]`` sum and count of the log-ratios of other rows' explanations, without gradient."""
+        foreign_S = self.role_S == FOREIGN
+        return torch.stack([(self.ratio_S.detach() * foreign_S).sum(), foreign_S.sum()])
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What a term of the loss sees of a micro-batch."""
+
+    batch: dict[str, Any]
+    """Fields of :class:`clsgen_dist.data.pack.Batch`."""
+    hidden_ND: Tensor
+    """``[N, D]`` states after the final norm; a term's gradient here is measured."""
+    losses: DualHeadOutput
+    """Per-token and per-row losses of the two heads."""
+    lm: Any
+    """The causal LM, for its output embedding; under ZeRO-3 gathered while it is used."""
+    head: ClassificationHead
+    affine: tuple[Tensor, Tensor]
+    """Weight ``[K, D]`` and bias ``[K]`` of the class logits."""
+    decided_index_S: Tensor
+    """Position at which each row's decision is read."""
+    class_loss: ClassLoss
+    name_tokens: tuple[int, ...] | None
+    """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
+    attention: AttentionProbe | None = None
+    """Attention of the tokens where decisions are read, in the layers that terms ask for."""
+    reference: Callable[[], Tensor] | None = None
+    """The hidden states of the backbone without its adapters, ``[N, D]``, without gradient: another forward pass."""
+    impl: str = "auto"
+    """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
+
+    reference_point: Tensor | float = 0.0
+    """As of :class:`clsgen_dist.model.dual_head.DualHeadModel`."""
+
+    @functools.cached_property
+    def preferences(self) -> Preferences:
+        """How much more likely than in the reference the model makes each explanation."""
+        assert self.reference is not None, "no term asks for the reference"
+        batch = self.batch
+        with torch.no_grad():
+            reference_S = self._answer_log_probs(self.reference())
+        return Preferences(
+            self._answer_log_probs(self.hidden_ND) - reference_S,
+            batch["role_S"],
+            batch["of_S"],
+            batch["end_index_S"] != batch["class_index_S"],
+        )
+
+    def _answer_log_probs(self, hidden_ND: Tensor) -> Tensor:
+        """``[S]`` log-probability of each sequence's explanation, nats; 0 without."""
+        batch = self.batch
+        index_m = torch.cat([batch["supervised_index_n"], batch["further_index_f"]])
+        nowhere = index_m[:0]
+        losses = dual_head_loss(
+            hidden_ND,
+            self.lm.get_output_embeddings().weight,
+            *self.affine,
+            supervised_index_n=index_m,
+            target_n=torch.cat([batch["target_n"], batch["further_target_f"]]),
+            class_index_S=nowhere,
+            label_S=nowhere,
+            impl=self.impl,
+        ).generation_loss
+        row_N = rows_of_tokens(batch["sequence_start_S1"], len(hidden_ND))
+        return losses.new_zeros(len(batch["of_S"])).index_add(0, row_N[index_m], -losses)
+
+    def mean_states(self, spans: Literal["evidence", "counter"]) -> tuple[Tensor, Tensor]:
+        """``[S, D]`` fp32 mean of each row's last hidden states at these spans, and bool ``[S]`` whether it has any."""
+        letter = spans[0]
+        index_e, row_e = self.batch[f"{spans}_index_{letter}"], self.batch[f"{spans}_row_{letter}"]
+        sum_SD = self.hidden_ND.new_zeros((len(self.decided_index_S), self.hidden_ND.shape[1]), dtype=torch.float32)
+        sum_SD = sum_SD.index_add(0, row_e, self.hidden_ND[index_e].float())
+        count_S = sum_SD.new_zeros(len(sum_SD)).index_add(0, row_e, torch.ones_like(row_e, dtype=sum_SD.dtype))
+        return sum_SD / count_S.clamp(min=1)[:, None], count_S > 0
+
+    def log_evidence_mass(self) -> tuple[Tensor, Tensor]:
+        """What evidence gets of the attention where the model decides.
+
+        Returns:
+            ``[S]`` logarithm of its share, averaged over the layers that reach it; 0 without.
+            bool ``[S]`` whether some layer reaches it.
+        """
+        assert self.attention is not None, "no term asks for attention"
+        index_e, row_e = self.batch["evidence_index_e"], self.batch["evidence_row_e"]
+        log_mass_LS, reached_LS = self.attention.log_mass(index_e, row_e)
+        mean_S = (log_mass_LS * reached_LS).sum(dim=0) / reached_LS.sum(dim=0).clamp(min=1)
+        return mean_S, reached_LS.any(dim=0)
+
+    def name_logits(self) -> Tensor:
+        """``[S, C]`` the LM's logits of the classes' names at the prompts' last tokens; ValueError if unknown.
+
+        Their gradient reaches the states, not the LM head: indexing it back would take a tensor of its size.
+        """
+        if self.name_tokens is None:
+            raise ValueError("the first tokens of the classes' names are not known, expected one each; set name_tokens")
+        rows_CD = self.lm.get_output_embeddings().weight.detach()[list(self.name_tokens)]
+        return F.linear(self.hidden_ND[self.batch["class_index_S"]].float(), rows_CD.float())
+
+    def class_logits(self, index_S: Tensor | None = None) -> Tensor:
+        """``[S, K]`` logits of the head at these positions (None: where the model decides), with its dropout."""
+        weight_KD, bias_K = self.affine
+        pooled_SD = self.hidden_ND[self.decided_index_S if index_S is None else index_S].float()
+        pooled_SD = F.dropout(pooled_SD, self.head.dropout, self.head.training)
+        return F.linear(pooled_SD, weight_KD.float(), bias_K.float())
+
+    def class_losses(self, logits_SK: Tensor, label_S: Tensor) -> Tensor:
+        """``[S]`` classification losses of logits, 0 for rows without label."""
+        targets, options = self.class_loss.targets(label_S, logits_SK.shape[1])
+        return HeadInputs(logits_SK, logits_SK, logits_SK.new_zeros(logits_SK.shape[1]), targets, options).losses(
+            logits_SK
+        )
