@@ -2,6 +2,7 @@
 
     python benchmarks/objectives.py --set hatecheck --precision bf16 --jobs 2    # needs ../shared/data; 5 minutes a run
     python benchmarks/objectives.py --set hatecheck --precision bf16 --jobs 8 --micro-batch-tokens 8192    # on a GPU
+    python benchmarks/objectives.py --set demo --tokens 30000 --part 2 --jobs 2    # the further terms
     python benchmarks/objectives.py --set demo --tokens 2000 --test-rows 40 --seeds 1 --arms before both    # smoke test
 
 classification only   the head alone; no explanation is learnt
@@ -9,6 +10,12 @@ generation only       the LM alone: the class's word comes first, and its probab
 before, after, both   dual head, read before the explanation, after it, or at both places (reported: before)
 moving weights        before; the classification weight rises from 0.2 to 1 on a cosine
 gradient_norm, uncertainty, loss_ratio      before; weights that adapt (objectives.balance.method)
+
+Part 2 adds the terms that join explanation and decision to "before", each alone: consistency, consistency_after (with
+both readings), evidence, contrast, preference (rejected: what speaks against the row's label). Its further columns are
+of the dev rows: the AUROC of the head's probability against the class that the LM would state, Cohen's kappa of the
+two, the share of the decision's attention on evidence; and of the test rows' explanations without the classes' names,
+how often a reader tells the decision (simulatability).
 
 Every explanation begins with the class's name, so that it states a decision: "agreement" is the share of written
 explanations whose class is the head's. All arms visit the same rows in the same order, as many as make --tokens tokens
@@ -26,7 +33,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,8 +41,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from objectives_table import CURVES, measures, report
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+WATCHED = {"objectives.evidence.weight": "1e-9"}
+"""So that every arm reports how much of the decision's attention is on evidence; it changes no weight by itself."""
 ARMS: dict[str, dict[str, str]] = {
     "classification only": {"objectives.generation.weight": "0"},
     "generation only": {
@@ -52,6 +61,19 @@ ARMS: dict[str, dict[str, str]] = {
     "uncertainty": {"objectives.balance.method": "uncertainty", "objectives.balance.rate": "0.05"},
     "loss_ratio": {"objectives.balance.method": "loss_ratio", "objectives.balance.interval": "5"},
 }
+"""First part: ways of joining the two losses."""
+PLAIN: dict[str, dict[str, str]] = {
+    "classification only": {**ARMS["classification only"], **WATCHED},
+    "before": WATCHED,
+}
+ADDITIONS: dict[str, dict[str, str]] = {
+    "consistency": {"objectives.consistency.weight": "0.3", **WATCHED},
+    "consistency_after": {"objectives.consistency_after.weight": "0.3", "model.decide": "both", **WATCHED},
+    "evidence": {"objectives.evidence.weight": "0.3"},
+    "contrast": {"objectives.contrast.weight": "0.1", **WATCHED},
+    "preference": {"objectives.preference.weight": "0.3", "data.columns.rejected": "rejected", **WATCHED},
+}
+"""Second part: terms added to the dual head read before the explanation, each alone."""
 SETS: dict[str, dict[str, str]] = {
     "hatecheck": {
         "data.labels": '["non-hateful", "hateful"]',
@@ -90,6 +112,10 @@ def prepare(runs: Path, name: str, test_rows: int) -> None:
                 given = row.get("explanations") or [row["explanation"]]
                 stated = [f"{row['label'][:1].upper()}{row['label'][1:]}. {text}" for text in given]
                 kept = {"id": row["id"], "text": row["text"], "label": row["label"], "explanations": stated}
+                if row.get("counter_evidence"):
+                    against = f"{row['label'].capitalize()}: {', '.join(row['counter_evidence'])}."
+                    kept["rejected"] = f"{row['label'].capitalize()}. {against}"
+                kept |= {name: row[name] for name in ("evidence", "counter_evidence") if name in row}
                 file.write(json.dumps(kept) + "\n")
 
 
@@ -116,7 +142,7 @@ def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps
         "data.max_explanation_length": "160" if name == "pubmedqa" else "48",
         "checkpoint.keep_last": "1",
         **SETS[name],
-        **ARMS[arm],
+        **args.settings[arm],
     }
     return [f"--{key}={value}" for key, value in settings.items()]
 
@@ -160,12 +186,16 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path)
     found: dict[str, Any] = {
         **{"arm": arm, "seed": seed, "tokens": args.tokens, "steps": steps, "precision": args.precision},
         "device": device(),
+        "classes": predictor.card.labels,
     }
     if not args.untimed:
         ends = [event.wall_time for event in log.Scalars("loss/total")]
         found["seconds_a_step"] = float(np.median(np.diff(ends)))
     if arm != "classification only":
         found["generation_loss"] = float(log.Scalars("dev/loss/generation")[-1].value)  # nats a token
+    for name in args.curves:
+        if f"dev/{name}" in log.Tags()["scalars"]:
+            found[name] = float(log.Scalars(f"dev/{name}")[-1].value)
     for split in ("dev", "test"):
         rows = [json.loads(line) for line in (runs / f"{split}.jsonl").open()]
         writes = split == "test" and arm != "classification only"
@@ -175,6 +205,7 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path)
             "labels": [predictor.card.labels.index(row["label"]) for row in rows],
         }
         if writes:
+            found[split]["explanations"] = [p.explanation or "" for p in predictions]
             found[split]["stated"] = [stated_class(p.explanation or "", predictor.card.labels) for p in predictions]
         if writes and arm == "both":
             found[split]["after"] = [[round(v, 4) for v in p.after.logits] for p in predictions if p.after]
@@ -196,80 +227,6 @@ def training_log(output: Path) -> Any:
     return log
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
-
-
-def measures(run: dict[str, Any]) -> dict[str, float]:
-    """The run's row of the table."""
-    from clsgen_dist.calibration.affine import fit_affine
-    from clsgen_dist.evaluation.metrics import class_metrics
-
-    logits, labels = np.array(run["test"]["logits"]), np.array(run["test"]["labels"])
-    calibration = fit_affine(np.array(run["dev"]["logits"]), np.array(run["dev"]["labels"]))
-    p_NC = calibration.probabilities(logits)
-    positive = logits.shape[1] - 1
-    found = class_metrics(p_NC, labels, "single", positive, names=("auroc", "f1", "ece", "brier"))
-    found["seconds"] = run.get("seconds_a_step", float("nan"))
-    found["generation_loss"] = run.get("generation_loss", float("nan"))
-    stated = np.array(run["test"].get("stated", []))
-    found["agreement"] = float((stated == p_NC.argmax(axis=1)).mean()) if len(stated) else float("nan")
-    return found
-
-
-def paired(ours: list[dict[str, Any]], base: list[dict[str, Any]], draws: int = 1000) -> list[float]:
-    """Mean difference in AUROC over seeds, and its 95 % interval over seeds and test rows."""
-    from clsgen_dist.evaluation.classification import auroc
-
-    def value(run: dict[str, Any], rows: np.ndarray) -> float:
-        logits = np.array(run["test"]["logits"])[rows]
-        p_NC = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return auroc(p_NC / p_NC.sum(axis=1, keepdims=True), np.array(run["test"]["labels"])[rows], logits.shape[1] - 1)
-
-    rng = np.random.default_rng(0)
-    rows = len(base[0]["test"]["labels"])
-    everything = np.arange(rows)
-    mean = np.mean([value(a, everything) - value(b, everything) for a, b in zip(ours, base, strict=True)])
-    found = []
-    for _ in range(draws):
-        at = rng.integers(rows, size=rows)
-        found.append(
-            np.mean([value(ours[s], at) - value(base[s], at) for s in rng.integers(len(base), size=len(base))])
-        )
-    return [float(mean), *(float(q) for q in np.nanquantile(found, [0.025, 0.975]))]
-
-
-def report(name: str, tokens: int, results: list[dict[str, Any]]) -> None:
-    """Print the table of the finished runs."""
-    by_arm = {arm: {r["seed"]: r for r in results if r["arm"] == arm} for arm in ARMS}
-    base = by_arm["classification only"]
-    rows = len(results[0]["test"]["labels"])
-    precision = "/".join(sorted({r["precision"] for r in results}))
-    devices = ", ".join(sorted({r.get("device", "CPU") for r in results}))
-    print(f"{devices} ({platform.machine()}); {name}: {tokens} tokens a run, {precision}, {rows} test rows")
-    print("| arm | seeds | AUROC | - classification only | F1 | ECE | Brier | generation loss | agreement | s a step |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for arm, runs in by_arm.items():
-        if not runs:
-            continue
-        columns = [measures(run) for run in runs.values()]
-        shared = sorted(set(runs) & set(base))
-        difference = ""
-        if arm != "classification only" and shared:
-            mean, low, high = paired([runs[s] for s in shared], [base[s] for s in shared])
-            difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-        cells = {key: _cell([c[key] for c in columns]) for key in columns[0]}
-        shown = [cells[key] for key in ("f1", "ece", "brier", "generation_loss", "agreement")]
-        timed = [c["seconds"] for c in columns if not np.isnan(c["seconds"])]
-        seconds = f"{np.mean(timed):.2f}" if timed else ""
-        print(f"| {' | '.join([arm, str(len(runs)), cells['auroc'], difference, *shown, seconds])} |")
-
-
-def _cell(values: list[float]) -> str:
-    if np.isnan(values).all():
-        return ""
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, default="hatecheck")
@@ -277,7 +234,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=60_000, help="training tokens of each run")
     parser.add_argument("--test-rows", type=int, default=300, help="number of dev and of test rows used")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--part", type=int, choices=(1, 2), default=1, help="1: joining the losses; 2: further terms")
+    parser.add_argument("--arms", nargs="+", help="default: all of the part")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-objectives"))
     parser.add_argument("--results", type=Path, help="default: benchmarks/results/objectives-SET-TOKENS.jsonl")
     parser.add_argument(
@@ -289,14 +247,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
     parser.add_argument("--untimed", action="store_true", help="record no seconds, where other work runs beside")
     args = parser.parse_args()
-    runs = args.runs / f"{args.set}-{args.tokens}"
-    default = Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}.jsonl"
+    args.settings = ARMS if args.part == 1 else {**PLAIN, **ADDITIONS}
+    args.curves = () if args.part == 1 else tuple(CURVES)
+    args.arms = args.arms or list(args.settings)
+    if unknown := [arm for arm in args.arms if arm not in args.settings]:
+        parser.error(f"--arms has {unknown[0]!r}, expected some of {', '.join(args.settings)}")
+    part = "" if args.part == 1 else "-terms"
+    runs = args.runs / f"{args.set}-{args.tokens}{part}"
+    default = Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}{part}.jsonl"
     path = args.results or default
     results = [json.loads(line) for line in path.open()] if path.exists() else []
     if args.report:
         if not results:
             sys.exit(f"{path} has no runs, expected some to report; run without --report first")
-        return report(args.set, args.tokens, results)
+        return report(args, results)
     here = args.precision, device()
     other = {(r["precision"], r.get("device", "CPU")) for r in results} - {here}
     if other:
@@ -333,7 +297,7 @@ def main() -> None:
                 flush=True,
             )
     if results:
-        report(args.set, args.tokens, results)
+        report(args, results)
     if failed:
         sys.exit(f"{failed} runs failed; start again to repeat them (logs: {runs})")
 
