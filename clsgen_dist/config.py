@@ -96,6 +96,21 @@ def _cross_faults(settings: Settings) -> Iterator[str]:
             f"objectives.preference.weight is {objectives.preference.weight} with model.finetune={settings.model.finetune}: "
             "the reference is the backbone without its adapters; set model.finetune to lora, or the weight to 0"
         )
+    if objectives.retention.weight and data.replay is None:
+        yield (
+            f"objectives.retention.weight is {objectives.retention.weight}, but data.replay is not set: name a file of "
+            "general texts there, or set the weight to 0"
+        )
+    if objectives.retention.weight and settings.model.finetune != "lora" and objectives.retention.method == "kl":
+        yield (
+            f"objectives.retention.method is kl with model.finetune={settings.model.finetune}: the untrained model is the "
+            "backbone without its adapters; set model.finetune to lora, or the method to replay"
+        )
+    if train.interference_every and settings.model.finetune != "lora":
+        yield (
+            f"train.interference_every is {train.interference_every} with model.finetune={settings.model.finetune}: there are "
+            "no adapters to measure; set model.finetune to lora, or leave it out"
+        )
     if objectives.balance.method == "gradient_norm" and settings.model.finetune == "head":
         yield (
             "objectives.balance.method is gradient_norm with model.finetune=head: no gradient reaches the hidden states; "

@@ -10,6 +10,7 @@ Cost: milliseconds per step, in a thread, before the step is needed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from clsgen_dist.data.curriculum.stages import PlannedStage, RunOrder
 from clsgen_dist.data.pack import Batch, Bins, PackingStats, collate, dummy_batch, pack, pack_groups, packing_stats
 from clsgen_dist.data.tables.dataset import RowDataset
+from clsgen_dist.data.tables.replay import ReplayTexts
 from clsgen_dist.data.tables.shards import ShardedOrder, ShardedRows
 
 # N rows, B rows of an optimizer step
@@ -41,6 +43,16 @@ class Step:
     packing: PackingStats
     """How well the tokens are spread over ranks."""
 
+    def scalars(self, *, staged: bool) -> dict[str, float]:
+        """What TensorBoard shows of it; ``staged``: the run has a curriculum."""
+        return {
+            "curriculum/stage": float(self.stage.index) if staged else math.nan,
+            "curriculum/difficulty": self.difficulty if staged else math.nan,
+            "packing/efficiency": self.packing.efficiency,
+            "packing/rank_imbalance": self.packing.imbalance,
+            "packing/micro_steps": float(self.packing.micro_steps),
+        }
+
 
 class TrainStream:
     """The batches of a run, by optimizer step.
@@ -51,6 +63,7 @@ class TrainStream:
         batch_size: rows of an optimizer step over all ranks.
         micro_batch_tokens: token budget of a micro-batch on one rank.
         group: consecutive rows of a step that are packed together.
+        replay: general texts beside the rows.
         rank, world_size: this rank's share.
     """
 
@@ -64,10 +77,11 @@ class TrainStream:
         rank: int,
         world_size: int,
         group: int = 1,
+        replay: ReplayTexts | None = None,
     ) -> None:
         self.rows, self.order, self.stages = rows, order, order.stages
         self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
-        self.rank, self.world_size, self.group = rank, world_size, group
+        self.rank, self.world_size, self.group, self.replay = rank, world_size, group, replay
         self.padded = False
         """Whether the backbone pads rows; the token budget then includes the padding."""
         self.steps = self.stages[-1].end
@@ -83,26 +97,47 @@ class TrainStream:
         return self.order.at(stage, start, min(start + self.batch_size, stage.positions))
 
     def bins(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Bins]:
-        """Rows, visits and lengths ``[B]`` of a step, and how they are packed; the same on every rank."""
+        """Rows and visits ``[B]`` of a step, lengths, and how they are packed; the same on every rank.
+
+        Lengths and packing have the replayed texts after the rows.
+        """
         stage = self.stage_of(step).stage
         row_B, visit_B = self.chosen(step)
         length_B = self.rows.lengths(row_B, visit_B, stage.max_prompt_length)
+        text_p = self.replayed(step)
+        if self.replay is not None:
+            length_B = np.concatenate([length_B, self.replay.lengths(text_p)])
         budget = stage.token_budget(self.micro_batch_tokens)
-        packed = pack_groups(length_B, group=self.group, budget=budget, ranks=self.world_size, padded=self.padded)
+        packed = pack_groups(
+            length_B,
+            group=self.group,
+            budget=budget,
+            ranks=self.world_size,
+            padded=self.padded,
+            alone=len(text_p),
+        )
         return row_B, visit_B, length_B, packed
+
+    def replayed(self, step: int) -> np.ndarray:
+        """The general texts of a step, the same on every rank."""
+        return np.zeros(0, dtype=np.int64) if self.replay is None else self.replay.at(step)
 
     def step(self, step: int) -> Step:
         """This rank's micro-batches of an optimizer step."""
         stage = self.stage_of(step)
         row_B, visit_B, length_B, bins = self.bins(step)
-        batches = []
+        batches, text_p = [], self.replayed(step)
         for ranks in bins:
-            samples = [
-                self.rows.sample(int(row_B[at]), int(visit_B[at]), stage.stage.max_prompt_length)
-                for at in ranks[self.rank]
-            ]
-            groups = ranks[self.rank] // self.group
-            batches.append(collate(samples, groups) if samples else dummy_batch(self.rows.encoder.end_token))
+            mine = ranks[self.rank]
+            at_B = mine[mine < len(row_B)]
+            samples = [self.rows.sample(int(row_B[at]), int(visit_B[at]), stage.stage.max_prompt_length) for at in at_B]
+            texts = (
+                [self.replay.tokens(int(text_p[at - len(row_B)])) for at in mine[len(at_B) :]] if self.replay else []
+            )
+            if samples or texts:
+                batches.append(collate(samples, at_B // self.group, texts))
+            else:
+                batches.append(dummy_batch(self.rows.encoder.end_token))
         ids = [self.rows.id(int(row)) for row in row_B]
         return Step(batches, ids, stage, self.order.difficulty(row_B), packing_stats(bins, length_B))
 

@@ -49,8 +49,8 @@ class Sample:
     """Token ids of another row's explanation, end token included; may be empty."""
 
 
-OWN, REJECTED, FOREIGN = range(3)
-"""Whose explanation a sequence has: its row's own, one that reviewers rejected, another row's."""
+OWN, REJECTED, FOREIGN, REPLAYED = range(4)
+"""Whose explanation a sequence has: its row's own, one that reviewers rejected, another row's; or a general text."""
 _NOTHING: Ids = np.zeros(0, dtype=np.int32)
 _NO_SPANS: Ids = np.zeros((0, 2), dtype=np.int32)
 
@@ -60,7 +60,7 @@ class Batch:
     """One rank's share of a micro-step: sequences end to end, without padding.
 
     A row is one sequence, in order. After them come the rejected explanations and those of other rows, each with the
-    prompt of the row that it is about.
+    prompt of the row that it is about, and general texts.
     """
 
     input_ids_N: Tensor
@@ -95,14 +95,21 @@ class Batch:
     further_target_f: Tensor
     """These next tokens."""
     role_S: Tensor
-    """OWN for a row with its explanation or without any; REJECTED, FOREIGN for the further sequences."""
+    """OWN for a row with its explanation or without any; REJECTED, FOREIGN, REPLAYED for the further sequences."""
     of_S: Tensor
-    """The row that each sequence is about."""
+    """The row that each sequence is about; of a general text, itself."""
+    replayed: int
+    """Tokens of general text that are predicted: the last of the further ones."""
 
     @property
     def tokens(self) -> int:
         """Tokens that run through the model."""
         return self.input_ids_N.numel()
+
+    @property
+    def is_dummy(self) -> bool:
+        """Whether nothing is learnt from it: the batch of a rank without rows."""
+        return not (self.supervised or self.labelled or self.further_target_f.numel())
 
     @property
     def supervised(self) -> int:
@@ -150,18 +157,31 @@ class Batch:
         return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
-def collate(samples: Sequence[Sample], groups: Sequence[int] | np.ndarray | None = None) -> Batch:
-    """The samples end to end; ``groups``: the group of each, by default one of its own."""
+def collate(
+    samples: Sequence[Sample],
+    groups: Sequence[int] | np.ndarray | None = None,
+    replayed: Sequence[Ids] = (),
+) -> Batch:
+    """The samples end to end.
+
+    Args:
+        samples: the rows.
+        groups: the group of each, by default one of its own.
+        replayed: tokens of general texts, each all predicted but the first.
+    """
     rows = len(samples)
     further = [(row, REJECTED, s.rejected) for row, s in enumerate(samples) if len(s.rejected)]
     further += [(row, FOREIGN, s.foreign) for row, s in enumerate(samples) if len(s.foreign)]
-    of_S = np.array([*range(rows), *(row for row, *_ in further)])
-    prompts_S = [samples[row].prompt for row in of_S]
-    answers_S = [s.explanation for s in samples] + [answer for *_, answer in further]
+    about = [*range(rows), *(row for row, *_ in further)]
+    of_S = np.array([*about, *range(len(about), len(about) + len(replayed))], dtype=np.int64)
+    prompts_S = [samples[row].prompt for row in about] + [text[:1] for text in replayed]
+    answers_S = [s.explanation for s in samples] + [answer for *_, answer in further] + [text[1:] for text in replayed]
+    extra = len(of_S) - rows
     last_S, start_S1 = _ends(prompts_S, answers_S)
     index_S = [np.arange(last, last + len(answer)) for last, answer in zip(last_S, answers_S, strict=True)]
     lengths = np.diff(start_S1)
     group_S = np.arange(rows) if groups is None else np.asarray(groups, dtype=np.int64)
+    labels = [s.label for s in samples]
     return Batch(
         torch.from_numpy(_joined([part for pair in zip(prompts_S, answers_S, strict=True) for part in pair])),
         torch.from_numpy(np.arange(start_S1[-1]) - np.repeat(start_S1[:-1], lengths)),
@@ -172,14 +192,15 @@ def collate(samples: Sequence[Sample], groups: Sequence[int] | np.ndarray | None
         torch.from_numpy(last_S),
         # Further sequences have no end at which a decision is read.
         torch.from_numpy(np.concatenate([start_S1[1 : rows + 1] - 1, last_S[rows:]])),
-        _labels([s.label for s in samples] + [-1] * len(further)),
-        torch.from_numpy(group_S[of_S]),
+        _labels(labels + [-1] * extra),
+        torch.from_numpy(np.concatenate([group_S[about], np.full(len(replayed), -1)])),
         *_spans([s.evidence for s in samples], start_S1),
         *_spans([s.counter_evidence for s in samples], start_S1),
         torch.from_numpy(_joined(index_S[rows:])),
         torch.from_numpy(_joined(answers_S[rows:])),
-        torch.tensor([OWN] * rows + [role for _, role, _ in further]),
+        torch.tensor([OWN] * rows + [role for _, role, _ in further] + [REPLAYED] * len(replayed)),
         torch.from_numpy(of_S),
+        sum(len(text) - 1 for text in replayed),
     )
 
 
@@ -249,13 +270,16 @@ def pack(length_R: np.ndarray, *, budget: int, ranks: int, padded: bool = False)
     return [step if m % 2 == 0 else step[::-1] for m, step in enumerate(steps)]
 
 
-def pack_groups(length_R: np.ndarray, *, group: int, budget: int, ranks: int, padded: bool = False) -> Bins:
-    """As :func:`pack`, with every ``group`` consecutive rows in one bin.
+def pack_groups(
+    length_R: np.ndarray, *, group: int, budget: int, ranks: int, padded: bool = False, alone: int = 0
+) -> Bins:
+    """As :func:`pack`, with every ``group`` consecutive rows in one bin; the last ``alone`` belong to no group.
 
     Raises:
         ValueError: a group is longer than the budget.
     """
-    starts = np.arange(0, len(length_R), group)
+    grouped = len(length_R) - alone
+    starts = np.concatenate([np.arange(0, grouped, group), np.arange(grouped, len(length_R))])
     if group == 1 or not len(starts):
         return pack(length_R, budget=budget, ranks=ranks, padded=padded)
     if padded:

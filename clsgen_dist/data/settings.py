@@ -20,6 +20,10 @@ class DataSettings:
     """Training rows: a .jsonl, .csv or .parquet file, a folder of `Dataset.save_to_disk` (`folder:split`), a hub id (`owner/name:split`), or `demo:breast-cancer/train`. With `stream_window`: Parquet shards anywhere, like `hf://datasets/owner/name/data/*.parquet`."""
     dev: str | None = None
     """Rows for periodic evaluation, early stop and the best checkpoint; none: no evaluation."""
+    replay: str | None = None
+    """General texts (`data.columns.text`) that `objectives.retention` keeps the model's language on; read as `data.train` is, its other columns do not matter."""
+    replay_dev: str | None = None
+    """General texts whose perplexity is measured before training and at each evaluation; none: not measured."""
     columns: Columns = field(default_factory=Columns)
     """How your columns are called."""
     label_space: Literal["auto", "single", "multilabel", "ordinal"] = "auto"

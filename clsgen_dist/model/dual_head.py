@@ -91,8 +91,8 @@ class DualHeadModel(nn.Module):
         head: the classification head.
         losses: how the losses are computed.
 
-    ``hidden_grad_square`` (fp32 ``[terms]``, or None) collects the squared norm of each term's gradient at the last
-    hidden states over the backward passes.
+    ``hidden_grad_square`` (fp32 ``[terms + 1]``, or None) collects, over the backward passes, the squared norms of the
+    terms' gradients at the last hidden states, and after the first two the inner product of those.
 
     ``reference_point`` is KTO's, of the step before, nats.
 
@@ -181,13 +181,15 @@ class DualHeadModel(nn.Module):
             generation=spec.generation if self.training else GenerationOptions(),
             classification=class_options,
             impl=spec.impl,
-            hidden_grad_square=None if square is None or spec.impl == "reference" else square[:2],
+            hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
         )
         affine, sums, seen, judged = (weight_KD, bias_K), [], None, None
         reference = self._reference(batch)
         for index, term in enumerate(spec.terms):
             # The fused loss measures the first two itself.
-            measured_ND = hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index])
+            measured_ND = (
+                hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index + 1])
+            )
             seen = ForwardPass(
                 batch,
                 measured_ND,

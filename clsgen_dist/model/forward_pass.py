@@ -20,6 +20,7 @@ from clsgen_dist.data.pack import FOREIGN, REJECTED
 from clsgen_dist.model.attention import rows_of_tokens
 from clsgen_dist.model.attention_probe import AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
+from clsgen_dist.model.reference_divergence import reference_divergence
 
 # N packed tokens, S sequences, n supervised tokens, e tokens of evidence, D hidden, K logits of the head
 
@@ -106,21 +107,44 @@ class ForwardPass:
             batch["end_index_S"] != batch["class_index_S"],
         )
 
-    def _answer_log_probs(self, hidden_ND: Tensor) -> Tensor:
-        """``[S]`` log-probability of each sequence's explanation, nats; 0 without."""
-        batch = self.batch
-        index_m = torch.cat([batch["supervised_index_n"], batch["further_index_f"]])
+    def replay_losses(self) -> Tensor:
+        """``[t]`` cross-entropy of the predicted tokens of general texts, nats."""
+        index_t, target_t = self._replayed()
+        return self._token_losses(self.hidden_ND, index_t, target_t)
+
+    def replay_divergences(self) -> Tensor:
+        """``[t]`` divergence of the reference from the model where general texts are predicted, nats."""
+        assert self.reference is not None, "no term asks for the reference"
+        index_t, _ = self._replayed()
+        weight_VD = self.lm.get_output_embeddings().weight
+        return reference_divergence(self.hidden_ND[index_t], self.reference()[index_t], weight_VD)
+
+    def _replayed(self) -> tuple[Tensor, Tensor]:
+        count = self.batch["replayed"]
+        further = (self.batch["further_index_f"], self.batch["further_target_f"])
+        index_t, target_t = (values_f[len(values_f) - count :] for values_f in further)
+        return index_t, target_t
+
+    def _token_losses(self, hidden_ND: Tensor, index_m: Tensor, target_m: Tensor) -> Tensor:
+        """``[m]`` cross-entropy of the LM at these positions, nats."""
         nowhere = index_m[:0]
-        losses = dual_head_loss(
+        return dual_head_loss(
             hidden_ND,
             self.lm.get_output_embeddings().weight,
             *self.affine,
             supervised_index_n=index_m,
-            target_n=torch.cat([batch["target_n"], batch["further_target_f"]]),
+            target_n=target_m,
             class_index_S=nowhere,
             label_S=nowhere,
             impl=self.impl,
         ).generation_loss
+
+    def _answer_log_probs(self, hidden_ND: Tensor) -> Tensor:
+        """``[S]`` log-probability of each sequence's explanation, nats; 0 without."""
+        batch, count = self.batch, len(self.batch["further_index_f"]) - self.batch["replayed"]
+        index_m = torch.cat([batch["supervised_index_n"], batch["further_index_f"][:count]])
+        target_m = torch.cat([batch["target_n"], batch["further_target_f"][:count]])
+        losses = self._token_losses(hidden_ND, index_m, target_m)
         row_N = rows_of_tokens(batch["sequence_start_S1"], len(hidden_ND))
         return losses.new_zeros(len(batch["of_S"])).index_add(0, row_N[index_m], -losses)
 

@@ -19,6 +19,7 @@ from clsgen_dist.objectives.contrast import ContrastSettings
 from clsgen_dist.objectives.evidence import EvidenceSettings
 from clsgen_dist.objectives.generation import GenerationSettings
 from clsgen_dist.objectives.preference import PreferenceSettings
+from clsgen_dist.objectives.retention import RetentionSettings
 from clsgen_dist.objectives.term import Term, TermSettings
 
 AFTER = "classification_after"
@@ -38,6 +39,7 @@ class ObjectivesSettings:
     evidence: EvidenceSettings = field(default_factory=EvidenceSettings)
     contrast: ContrastSettings = field(default_factory=ContrastSettings)
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
     schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
     """How the weights move over the run, from the start to the end of each term's `range`; constant: not at all."""
     min_share: Annotated[float, Ge(0), Le(0.5)] = 0.05

@@ -89,15 +89,16 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
     for planned in stream.stages:
         steps = planned.steps_before(total)
         sampled = np.unique(np.linspace(0, steps - 1, min(steps, _SAMPLED_STEPS)).astype(int))
-        loads, visited = [], []
+        loads, visited, row_count = [], [], 0
         for step in sampled + planned.first_step:
             row_B, _, length_B, bins = stream.bins(int(step))
             loads.append(_fullest(bins, length_B))
             visited.append(length_B)
+            row_count += len(row_B)
             prompts.append(
                 train.encoder.prompt_lengths(train.table.text_length_N[row_B], planned.stage.max_prompt_length)
             )
-        row_tokens = float(np.concatenate(visited).mean())
+        row_tokens = float(np.concatenate(visited).sum() / row_count)  # with what is packed beside the rows
         stages.append(_stage(planned, steps, settings.train.batch_size, row_tokens, loads))
         lengths += visited
     length_p = np.concatenate(lengths)

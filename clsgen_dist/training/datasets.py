@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.settings import DataSettings, PromptSettings
 from clsgen_dist.data.tables.build import open_table
 from clsgen_dist.data.tables.dataset import Answers, RowDataset
+from clsgen_dist.data.tables.replay import ReplayTexts
 from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError, SettingsError
@@ -41,6 +43,10 @@ class Datasets:
     """For people: of each file the rows kept, rejected and shortened; the classes of the training rows."""
     kind: Kind = "single"
     """The label space."""
+    replay: ReplayTexts | None = None
+    """General texts beside the training rows."""
+    replay_dev: ReplayTexts | None = None
+    """General texts whose perplexity is measured."""
 
     @property
     def has_votes(self) -> bool:
@@ -124,6 +130,35 @@ def open_datasets(
     return Datasets(train, dev, labels, notes, kind)
 
 
+def with_replay(rows: Datasets, settings: Settings, encoder: Encoder) -> Datasets:
+    """The rows with the general texts that the retention term replays, and those whose perplexity is measured.
+
+    Raises:
+        DataError: a file has no text of two tokens, or too many bad rows.
+    """
+    retention = settings.objectives.retention
+    return dataclasses.replace(
+        rows,
+        replay=_texts(settings, "replay", encoder) if retention.weight else None,
+        replay_dev=_texts(settings, "replay_dev", encoder),
+    )
+
+
+def _texts(settings: Settings, name: Literal["replay", "replay_dev"], encoder: Encoder) -> ReplayTexts | None:
+    data, source = settings.data, getattr(settings.data, name)
+    if source is None:
+        return None
+    spec = dataclasses.replace(
+        _table_spec(data, None, encoder), columns=data.columns.without_answers(), require_target=False
+    )
+    table = open_table(source, spec)
+    bad = sum(table.card.rejected.values())
+    require_few_bad_rows(source, len(table), bad, table.rejected(), data.max_bad_fraction, None)
+    logger.info("%s: %d general texts", name, len(table))
+    per_step = max(1, round(settings.objectives.retention.share * settings.train.batch_size))
+    return ReplayTexts(table, max_length=data.max_prompt_length, per_step=per_step, seed=settings.seed)
+
+
 def _resolved_space(data: DataSettings) -> Space:
     """The label space, found from the training rows for ``auto``; streamed shards are single unless set."""
     return data.label_space if data.stream_window else resolve_space(data.train, data.columns, data.label_space)
@@ -141,7 +176,8 @@ def datasets_of_recipe(settings: Settings) -> Datasets:
             "data.stream_window is set, but this command needs rows on this machine; leave it out, and name one shard"
         )
     encoder = encoder_of_settings(settings.model.backbone, settings.prompt, settings.data.max_prompt_length)
-    return open_datasets(settings.data, encoder, None, answers=settings.objectives.answers)
+    rows = open_datasets(settings.data, encoder, None, answers=settings.objectives.answers)
+    return with_replay(rows, settings, encoder)
 
 
 def encoder_of_settings(tokenizer: str, prompt: PromptSettings, max_prompt_length: int) -> Encoder:
@@ -151,14 +187,24 @@ def encoder_of_settings(tokenizer: str, prompt: PromptSettings, max_prompt_lengt
     return Encoder(load_tokenizer(backbone_path(tokenizer)), **vars(prompt), max_prompt_length=max_prompt_length)
 
 
-def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
+def require_rows_for_terms(rows: Datasets, settings: Settings) -> None:
+    """DataError if a term that is on has no row to learn from."""
+    _require_something_to_learn(rows, settings)
+    _require_evidence(rows, settings)
+    _require_pairs(rows, settings)
+
+
+def _require_something_to_learn(rows: Datasets, settings: Settings) -> None:
     """DataError if no row carries a loss that counts and reaches what is trained."""
     if isinstance(rows.train, ShardedRows):  # not known before they are here
         return
     card, objectives = rows.train.table.card, settings.objectives
     explained = card.unexplained < card.rows and objectives.generation.weight > 0 and settings.model.finetune != "head"
     labelled = card.unlabelled < card.rows and objectives.classification.weight > 0
-    if not explained and not labelled:
+    judged = (
+        objectives.preference.weight and objectives.preference.loss == "kto" and len(rows.train.table.rejected_length_R)
+    )
+    if not explained and not labelled and not judged:
         raise DataError(
             f"{card.source}: {card.rows - card.unlabelled} of {card.rows} rows have a label and "
             f"{card.rows - card.unexplained} an explanation, but objectives.classification.weight is "
@@ -168,7 +214,7 @@ def require_something_to_learn(rows: Datasets, settings: Settings) -> None:
         )
 
 
-def require_pairs(rows: Datasets, settings: Settings) -> None:
+def _require_pairs(rows: Datasets, settings: Settings) -> None:
     """DataError if the preference term is on and no training row has both an explanation and a rejected one."""
     weight = settings.objectives.preference.weight
     if not weight or isinstance(rows.train, ShardedRows):
@@ -183,7 +229,7 @@ def require_pairs(rows: Datasets, settings: Settings) -> None:
         )
 
 
-def require_evidence(rows: Datasets, settings: Settings) -> None:
+def _require_evidence(rows: Datasets, settings: Settings) -> None:
     """DataError if the evidence term is on and no training row has evidence that is in its text."""
     weight = settings.objectives.evidence.weight
     if not weight or isinstance(rows.train, ShardedRows) or rows.train.table.card.with_evidence:

@@ -5,6 +5,7 @@ Cost: one forward pass over the dev rows, shared by the ranks, and one gather of
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from clsgen_dist.data.loader import evaluation_batches
-from clsgen_dist.data.pack import Batch
+from clsgen_dist.data.pack import Batch, Sample, collate, dummy_batch, pack
 from clsgen_dist.data.tables.dataset import RowDataset
+from clsgen_dist.data.tables.replay import ReplayTexts
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.evaluation.metrics import HIGHER_IS_BETTER, METRICS, class_metrics, decide, is_labelled
@@ -106,6 +108,26 @@ def evaluate(
     return DevResult(
         logits_NRK[:, 0], after_NK, rows.labels, losses, names_NC, mass, preferred / pairs if pairs else None
     )
+
+
+def perplexity(
+    engine: Any, texts: ReplayTexts, world: World, *, budget: int, padded: bool = False, watchdog: Watchdog
+) -> float:
+    """Of general texts: the exponential of the mean negative log-likelihood of a token; collective."""
+    engine.eval()
+    spec, found = engine.module.loss_spec, np.zeros(2)
+    engine.module.loss_spec = dataclasses.replace(spec, terms=())  # theirs are means over rows
+    with torch.no_grad():
+        for ranks in pack(texts.lengths(np.arange(len(texts))), budget=budget, ranks=world.size, padded=padded):
+            tokens = [texts.tokens(int(text)) for text in ranks[world.rank]]
+            batch = collate([Sample(t[:1], t[1:], -1) for t in tokens]) if tokens else dummy_batch(0)
+            output = engine(**batch.inputs(world.device))
+            found += [float(output.generation_loss.sum()), batch.supervised]
+            watchdog.beat()
+    engine.module.loss_spec = spec
+    engine.train()
+    total, count = world.sum(*found)
+    return float(np.exp(total / count))
 
 
 def _begin_with_a_name(batch: Batch, tokens: Tensor) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from clsgen_dist.data.loader import TrainStream
 from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.prompt import RenderedPrompt
 from clsgen_dist.data.tables.dataset import RowDataset
+from clsgen_dist.data.tables.replay import ReplayTexts
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import (
@@ -37,10 +38,9 @@ from clsgen_dist.objectives.class_weights import distortions, head_prior
 from clsgen_dist.training.build_engine import build_engine, loss_spec
 from clsgen_dist.training.datasets import (
     open_datasets,
-    require_evidence,
     require_named_classes,
-    require_pairs,
-    require_something_to_learn,
+    require_rows_for_terms,
+    with_replay,
 )
 from clsgen_dist.training.dev_evaluation import metric_fault
 from clsgen_dist.training.run_prompt import prompt_of_run
@@ -57,6 +57,8 @@ class PreparedRun:
     engine: Any
     stream: TrainStream
     dev: RowDataset | None
+    general: ReplayTexts | None
+    """Texts whose perplexity is measured."""
     labels: LabelSpace
     canary: Sample
     prompt: RenderedPrompt
@@ -82,9 +84,8 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
         run=settings.output_dir,
         answers=settings.objectives.answers,
     )
-    require_something_to_learn(datasets, settings)
-    require_evidence(datasets, settings)
-    require_pairs(datasets, settings)
+    datasets = with_replay(datasets, settings, encoder)
+    require_rows_for_terms(datasets, settings)
     if datasets.dev and (fault := metric_fault(datasets.dev, settings.train.best_metric, datasets.kind)):
         if settings.train.early_stop_patience is not None:
             raise SettingsError(fault)
@@ -124,7 +125,14 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
         why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
         logger.info("rows are padded, not packed: %s", why)
     return PreparedRun(
-        output=output, engine=engine, stream=stream, dev=datasets.dev, labels=labels, canary=canary, prompt=prompt
+        output=output,
+        engine=engine,
+        stream=stream,
+        dev=datasets.dev,
+        general=datasets.replay_dev,
+        labels=labels,
+        canary=canary,
+        prompt=prompt,
     )
 
 
@@ -139,6 +147,7 @@ def run_identity(settings: Settings, run: PreparedRun, frozen_sums: tuple[float,
         rows=len(rows),
         rows_sha256=rows.fingerprint,
         order=run.stream.order.visited_before(step),
+        replay=run.stream.replay.fingerprint if run.stream.replay else None,
         seed=settings.seed,
         batch_size=settings.train.batch_size,
         finetune=model.finetune,

@@ -44,6 +44,11 @@ def plan_stream(settings: Settings, rows: Datasets, *, rank: int, world_size: in
             encoder.require_room(stage.max_prompt_length, f"max_prompt_length of curriculum stage {stage.name!r}")
         budget = stage.token_budget(train.micro_batch_tokens)
         _require_budget(rows.train, stage.max_prompt_length, budget, settings.objectives.group)
+        if rows.replay is not None and (longest := rows.replay.longest()) > budget:
+            raise SettingsError(
+                f"micro_batch_tokens is {budget}, but the longest text of data.replay has {longest} tokens; raise it "
+                f"to {longest}, or lower data.max_prompt_length"
+            )
     if rows.dev is not None:
         _require_budget(rows.dev, None, train.micro_batch_tokens)
     return TrainStream(
@@ -54,6 +59,7 @@ def plan_stream(settings: Settings, rows: Datasets, *, rank: int, world_size: in
         rank=rank,
         world_size=world_size,
         group=settings.objectives.group,
+        replay=rows.replay,
     )
 
 

@@ -26,6 +26,8 @@ class TrainSettings:
     """auto: bf16 on an accelerator, fp32 on CPU."""
     activation_checkpointing: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them."""
+    interference_every: PositiveInt | None = None
+    """Steps between measurements of how the two losses' gradients meet in the adapters, each a second pass; none: never."""
     eval_every: PositiveInt | None = None
     """Evaluate on the dev rows every this many steps, and after the last; none: after the last only."""
     early_stop_patience: PositiveInt | None = None

@@ -9,21 +9,26 @@ their gradient norms after it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from clsgen_dist.data.loader import Step
+from clsgen_dist.data.pack import Batch
 from clsgen_dist.engine.optim import lr_factor, set_lr
 from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.engine.world import World, waiting
+from clsgen_dist.model.dual_head import ModelOutput
 from clsgen_dist.objectives.adaptive_weights import Balance, BalanceState
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.objectives.settings import ObjectivesSettings
 from clsgen_dist.resilience import spikes
+from clsgen_dist.training.interference import PASSES, AdapterAngle, InterferenceProbe, mean_cosines
 from clsgen_dist.training.sampling_plan import weight_schedule
 
 
@@ -45,6 +50,10 @@ class StepResult:
     """KTO's for the next step, nats: :mod:`clsgen_dist.objectives.preference`."""
     rates: dict[str, float]
     """Learning rate of each parameter group."""
+    gradient_cosine: float
+    """Of the angle between the gradients of generation and classification at the last hidden states; NaN without."""
+    angles: list[AdapterAngle] | None
+    """Of the adapters' gradients, where they were measured."""
     grad_norm: float
     updated: bool
     """False where DeepSpeed skipped the update, as a loss or gradient was not finite or a loss spiked."""
@@ -54,6 +63,21 @@ class StepResult:
         """Each term's share of the sum of the gradient norms; NaN without any."""
         total = sum(norm for norm in self.gradient_norms.values() if math.isfinite(norm))
         return {name: norm / total if total else math.nan for name, norm in self.gradient_norms.items()}
+
+    def scalars(self) -> dict[str, float]:
+        """What TensorBoard shows of it."""
+        return {
+            **{f"loss/{name}": loss for name, loss in self.losses.items()},
+            "loss/total": self.total_loss,
+            "accuracy/token": self.token_accuracy,
+            **{f"loss_weight/{name}": weight for name, weight in self.weights.items()},
+            **{f"gradient_share/{name}": share for name, share in self.gradient_shares.items()},
+            "gradient_cosine/generation_classification": self.gradient_cosine,
+            **(mean_cosines(self.angles) if self.angles else {}),
+            "optim/lr": self.rates.get("backbone.matrices", self.rates["head.matrices"]),
+            "optim/lr_head": self.rates["head.matrices"],
+            "optim/grad_norm": self.grad_norm,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,6 +100,7 @@ class TrainStep:
         objectives: the terms of the loss and what moves their weights.
         optim: learning-rate schedule.
         total_steps: of the run; schedules are functions of step / total_steps.
+        interference_every: steps between measurements of how the losses' gradients meet in the adapters.
         seed: of dropout, which is a function of (seed, step, micro-step, rank).
     """
 
@@ -88,9 +113,10 @@ class TrainStep:
         optim: OptimSettings,
         total_steps: int,
         seed: int,
+        interference_every: int | None = None,
     ) -> None:
         self._engine, self._world, self._objectives, self._optim = engine, world, objectives, optim
-        self._total_steps, self._seed = total_steps, seed
+        self._total_steps, self._seed, self._interference_every = total_steps, seed, interference_every
         self.terms = engine.module.loss_spec.terms
         self._balance = Balance(objectives.balance)
 
@@ -99,7 +125,7 @@ class TrainStep:
         batches = share.batches
         *counts, tokens, ranks_written, stops = self._world.sum(
             *(sum(term.count(batch) for batch in batches) for term in self.terms),
-            sum(b.tokens for b in batches if b.supervised or b.labelled),
+            sum(b.tokens for b in batches if not b.is_dummy),
             written,
             stop,
         )
@@ -130,25 +156,11 @@ class TrainStep:
         rates = set_lr(engine.optimizer, self._rate_factor(step, share))
         sums = torch.zeros(len(terms) + 3, dtype=torch.float64, device=world.device)
         engine.module.reference_point = reference_point
-        square = torch.zeros(len(terms), device=world.device)
+        square = torch.zeros(len(terms) + 1, device=world.device)
         engine.module.hidden_grad_square = square
-        for micro_step, batch in enumerate(batches):
-            # Dropout is a function of the position, so that no generator's state needs saving.
-            torch.manual_seed(_dropout_seed(self._seed, step, micro_step, world.rank))
-            last = micro_step == len(batches) - 1
-            engine.set_gradient_accumulation_boundary(last)
-            output = engine(**batch.inputs(world.device))
-            loss = backward_loss(dict(zip(names, output.term_sums, strict=True)), counts, weights, world.size)
-            foreign = output.foreign_sums if len(output.foreign_sums) else sums.new_zeros(2)
-            sums += torch.stack([*(total.detach() for total in output.term_sums), output.token_hit.sum(), *foreign])
-            if last:
-                world.all_reduce(sums)
-                for name, total in zip(names, sums, strict=False):
-                    limit = limits[name] if limits else math.inf
-                    loss = loss * spikes.nan_above(total / max(counts.terms[name], 1), limit)
-            engine.backward(loss, scale_wrt_gas=False)
-            if not last:
-                engine.step()
+        measure = bool(self._interference_every and (step + 1) % self._interference_every == 0)
+        probe = InterferenceProbe(engine.module) if measure else None
+        self._accumulate(step, batches, counts, weights, limits, sums, probe)
         skipped_before = engine.skipped_steps
         engine.step()
         engine.module.hidden_grad_square = None
@@ -156,7 +168,9 @@ class TrainStep:
         with waiting():
             *totals, hits, moved, foreigners = sums.tolist()
             # Each rank's loss is multiplied by the world size, and so are the gradients.
-            norms = [math.sqrt(value) / world.size or math.nan for value in square.tolist()]
+            generation, classification, inner, *others = square.tolist()
+            squares = [generation, classification, *others]
+            norms = [math.sqrt(value) / world.size or math.nan for value in squares]
         losses = {name: mean(total, counts.terms[name]) for name, total in zip(names, totals, strict=True)}
         updated = engine.skipped_steps == skipped_before
         gradient_norms = dict(zip(names, norms, strict=True))
@@ -174,15 +188,66 @@ class TrainStep:
             balance=balance,
             reference_point=max(0.0, moved / foreigners) if updated and foreigners else reference_point,
             rates=rates,
+            gradient_cosine=math.nan if measure else _cosine(inner, generation, classification),
+            angles=probe.angles(world) if probe else None,
             grad_norm=float(engine.get_global_grad_norm() or float("nan")),
             updated=updated,
         )
+
+    def _accumulate(
+        self,
+        step: int,
+        batches: Sequence[Batch],
+        counts: StepCounts,
+        weights: Mapping[str, float],
+        limits: Mapping[str, float] | None,
+        sums: torch.Tensor,
+        probe: InterferenceProbe | None,
+    ) -> None:
+        """Forward and backward of every micro-batch; adds to ``sums``, which end up as those of all ranks."""
+        engine, world, names = self._engine, self._world, [term.name for term in self.terms]
+        for micro_step, batch in enumerate(batches):
+            for number, kept in enumerate(self._passes(probe is not None)):
+                # Dropout is a function of the position, so that no generator's state needs saving.
+                torch.manual_seed(_dropout_seed(self._seed, step, micro_step, world.rank))
+                last = micro_step == len(batches) - 1 and (number > 0 or probe is None)
+                engine.set_gradient_accumulation_boundary(last)
+                output = engine(**batch.inputs(world.device))
+                counted = {name: weight if name in kept else 0.0 for name, weight in weights.items()}
+                loss = backward_loss(dict(zip(names, output.term_sums, strict=True)), counts, counted, world.size)
+                if number == 0:
+                    sums += _step_sums(output)
+                if last:
+                    world.all_reduce(sums)
+                    for name, total in zip(names, sums, strict=False):
+                        limit = limits[name] if limits else math.inf
+                        loss = loss * spikes.nan_above(total / max(counts.terms[name], 1), limit)
+                with probe.collecting(PASSES[number]) if probe else contextlib.nullcontext():
+                    engine.backward(loss, scale_wrt_gas=False)
+                if not last:
+                    engine.step()
+
+    def _passes(self, measure: bool) -> list[set[str]]:
+        """The terms of each pass over a micro-batch: all at once; or generation, then the others."""
+        names = {term.name for term in self.terms}
+        return [{"generation"}, names - {"generation"}] if measure else [names]
 
     def _rate_factor(self, step: int, share: Step) -> float:
         optim = self._optim
         return share.stage.stage.lr_factor * lr_factor(
             step, self._total_steps, warmup_fraction=optim.warmup_fraction, final_fraction=optim.final_lr_fraction
         )
+
+
+def _step_sums(output: ModelOutput) -> torch.Tensor:
+    """``[terms + 3]`` fp64: the terms' sums, tokens predicted right, sum and count of other rows' log-ratios."""
+    foreign = output.foreign_sums if len(output.foreign_sums) else output.token_hit.new_zeros(2)
+    sums = (*(total.detach() for total in output.term_sums), output.token_hit.sum(), *foreign)
+    return torch.stack([value.double() for value in sums])
+
+
+def _cosine(inner: float, square: float, other: float) -> float:
+    return inner / math.sqrt(square * other) if square * other else math.nan
 
 
 def _dropout_seed(seed: int, step: int, micro_step: int, rank: int) -> int:

@@ -41,7 +41,8 @@ from clsgen_dist.track.sample_log import SampleLog, drop_steps_from
 from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
 from clsgen_dist.training.build_engine import zero_config
-from clsgen_dist.training.dev_evaluation import dev_metrics, evaluate, is_better, metric_name, reliability
+from clsgen_dist.training.dev_evaluation import dev_metrics, evaluate, is_better, metric_name, perplexity, reliability
+from clsgen_dist.training.interference import INTERFERENCE_FILE, write_angles
 from clsgen_dist.training.prepare import PreparedRun, prepare, run_identity
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
 from clsgen_dist.training.setting_changes import changed_settings
@@ -136,7 +137,7 @@ class Trainer:
     ) -> None:
         self.settings, self.world, self.preemption, self.start_log = settings, world, preemption, start_log
         self.engine, self.stream = run.engine, run.stream
-        self.dev, self.labels, self.canary = run.dev, run.labels, run.canary
+        self.dev, self.labels, self.canary, self.general = run.dev, run.labels, run.canary, run.general
         self.output, self.checkpoints = run.output, run.output / "checkpoints"
         self.total_steps = total_steps(run.stream, settings)
         self.last_step = min(self.total_steps, end_of_stage(run.stream, settings.train.stop_at_stage))
@@ -149,6 +150,7 @@ class Trainer:
             optim=settings.optim,
             total_steps=self.total_steps,
             seed=settings.seed,
+            interference_every=settings.train.interference_every,
         )
         self.throughput = Throughput()
         self.settings_yaml = to_yaml(settings)
@@ -184,7 +186,8 @@ class Trainer:
         if self.world.is_main:
             ours = resume_from is None or resume_from.parent == self.checkpoints
             checkpoint.clear_after(self.checkpoints, self.state.step if ours else -1)
-            drop_steps_from(self.output / spikes.SKIPPED_FILE, self.state.step + 1)
+            for file in (spikes.SKIPPED_FILE, INTERFERENCE_FILE):
+                drop_steps_from(self.output / file, self.state.step + 1)
         self.world.barrier()
         self.saver.require_disk_space(
             self.last_step - self.state.step,
@@ -237,6 +240,8 @@ class Trainer:
         """Every step that is left."""
         stragglers = StragglerDetector(self.world, self.output / "stragglers.jsonl")
         staged = bool(self.settings.curriculum.stages)
+        if self.state.step == 0:
+            self._log_perplexity()
         for share, waited in prefetch(self.stream.step, self.state.step, self.last_step):
             step = self.state.step
             if self._gave_up():
@@ -256,10 +261,19 @@ class Trainer:
                 logger.info("step %d stage: %s", step, share.stage.stage.name)
             limits = self.state.spikes.limits(self.settings.faults.spike_factor, agreed.counts.terms)
             result = self.train_step(step, share, agreed.counts, limits, self.state.balance, self.state.reference_point)
+            if result.angles and self.world.is_main:
+                write_angles(self.output / INTERFERENCE_FILE, step + 1, result.angles)
             self._update(balance=result.balance, reference_point=result.reference_point)
             self._count(share, agreed.counts, result, limits)
             self.throughput.add(int(agreed.counts.tokens), int(agreed.counts.terms["generation"]))
-            scalars = {**self._scalars(share, result), "data/wait_seconds": waited}
+            scalars = {
+                **result.scalars(),
+                **share.scalars(staged=staged),
+                "optim/skipped_steps": float(self.state.spikes.skipped),
+                "memory/peak_gib": peak_memory_gib(),
+                **self.throughput.rates(),
+                "data/wait_seconds": waited,
+            }
             self._update(step=step + 1)
             self.log.step(self.state.step, scalars)
             self.sample_log.step(self.state.step, share.stage.stage.name, share.ids)
@@ -279,29 +293,6 @@ class Trainer:
             raise Preempted(f"{signal} before the first update: nothing to save. Start again")
         raise Preempted(f"{signal}: checkpoint of step {self.state.step} saved. Resume with --resume auto")
 
-    def _scalars(self, share: Step, result: StepResult) -> dict[str, float]:
-        """What the log shows of a step."""
-        staged = bool(self.settings.curriculum.stages)
-        rates = result.rates
-        return {
-            **{f"loss/{name}": loss for name, loss in result.losses.items()},
-            "loss/total": result.total_loss,
-            "accuracy/token": result.token_accuracy,
-            **{f"loss_weight/{name}": weight for name, weight in result.weights.items()},
-            **{f"gradient_share/{name}": share for name, share in result.gradient_shares.items()},
-            "optim/lr": rates.get("backbone.matrices", rates["head.matrices"]),
-            "optim/lr_head": rates["head.matrices"],
-            "optim/grad_norm": result.grad_norm,
-            "optim/skipped_steps": float(self.state.spikes.skipped),
-            "curriculum/stage": float(share.stage.index) if staged else math.nan,
-            "curriculum/difficulty": share.difficulty if staged else math.nan,
-            "packing/efficiency": share.packing.efficiency,
-            "packing/rank_imbalance": share.packing.imbalance,
-            "packing/micro_steps": float(share.packing.micro_steps),
-            "memory/peak_gib": peak_memory_gib(),
-            **self.throughput.rates(),
-        }
-
     def _count(self, share: Step, counts: StepCounts, result: StepResult, limits: dict[str, float]) -> None:
         """Count a skipped step, and roll back to the last good checkpoint when there are too many in a row."""
         faults, step = self.settings.faults, self.state.step + 1
@@ -320,10 +311,9 @@ class Trainer:
         if back is None or self.state.spikes.rollbacks >= faults.max_rollbacks:
             rolled = f"after {self.state.spikes.rollbacks} rollbacks to a checkpoint"
             why = f"{cause.words}, {'and there is no checkpoint to roll back to' if back is None else rolled}"
-            in_a_row = self.state.spikes.in_a_row
             raise NonFiniteLossError(
-                f"{in_a_row} updates in a row up to step {step} were skipped, the last because {why}. Look at "
-                f"their rows in {skipped_file}, or lower optim.lr, and resume with --resume auto"
+                f"{self.state.spikes.in_a_row} updates in a row up to step {step} were skipped, the last because "
+                f"{why}. Look at their rows in {skipped_file}, or lower optim.lr, and resume with --resume auto"
             )
         checkpoint.restore_weights(self.engine, self.world, back)
         self._update(spikes=self.state.spikes.rolled_back())
@@ -334,9 +324,12 @@ class Trainer:
         train, step = self.settings.train, self.state.step
         last = step == self.total_steps
         best = False
-        if self.dev and (last or (train.eval_every and step % train.eval_every == 0)):
+        due = last or bool(train.eval_every and step % train.eval_every == 0)
+        if self.dev and due:
             best = self._evaluate(self.dev)
             last = last or self._gave_up()
+        elif due:
+            self._log_perplexity()
         # No checkpoint of a skipped step: it might be the one to roll back to.
         every = self.settings.checkpoint.every if not self.state.spikes.in_a_row else None
         if best or last or step == self.last_step or (every and step % every == 0):
@@ -370,18 +363,10 @@ class Trainer:
         # Not the weights of the step: a joint loss whose weights move could not be compared with an earlier one.
         sections = self.settings.objectives.sections()
         with self.throughput.pause():
-            found = evaluate(
-                self.engine,
-                dev,
-                self.world,
-                self.train_step.terms,
-                budget=train.micro_batch_tokens,
-                padded=self.stream.padded,
-                watchdog=self.watchdog,
-            )
+            found = evaluate(self.engine, dev, self.world, self.train_step.terms, **self._batches())
             # One rank decides, so that all take the same branch whatever their floating point does.
             weights = {name: sections[name].weight for name in found.losses}
-            metrics = self.world.broadcast(dev_metrics(found, self.labels, weights))
+            metrics = self.world.broadcast(dev_metrics(found, self.labels, weights) | self._perplexity())
         if self.world.is_main:
             self.log.evaluation(self.state.step, metrics, reliability(found, self.labels))
         values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -394,6 +379,22 @@ class Trainer:
             self._update(evaluations_without_gain=self.state.evaluations_without_gain + 1)
         return best
 
+    def _log_perplexity(self) -> None:
+        """Of general texts, where nothing else is evaluated: before the first step, and without dev rows."""
+        if found := self.world.broadcast(self._perplexity()):
+            logger.info("step %d: perplexity of general texts %.3f", self.state.step, *found.values())
+            if self.world.is_main:
+                self.log.evaluation(self.state.step, found, None)
+
+    def _perplexity(self) -> dict[str, float]:
+        """Of general texts, if there are any; collective."""
+        texts = self.general
+        return {"general/perplexity": perplexity(self.engine, texts, self.world, **self._batches())} if texts else {}
+
+    def _batches(self) -> dict[str, Any]:
+        """The batches of an evaluation."""
+        budget = self.settings.train.micro_batch_tokens
+        return {"budget": budget, "padded": self.stream.padded, "watchdog": self.watchdog}
+
     def _gave_up(self) -> bool:
-        patience = self.settings.train.early_stop_patience
-        return patience is not None and self.state.evaluations_without_gain >= patience
+        return self.state.evaluations_without_gain >= (self.settings.train.early_stop_patience or math.inf)

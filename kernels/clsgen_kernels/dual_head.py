@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from clsgen_kernels import fused, reference, tiled, vocab_parallel
 from clsgen_kernels.checks import check_labels, check_options, check_tensors
+from clsgen_kernels.hidden_gradient import meeting, scatter
 from clsgen_kernels.inputs import ClassOptions, GenerationOptions, HeadInputs, LMInputs, LMLora
 from clsgen_kernels.launch import Launch
 
@@ -133,8 +134,9 @@ def dual_head_loss(
         vocab_group: process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` is then this
             rank's rows, in rank order; targets index the full vocabulary. Every rank of the group must call this,
             and run backward through the generation loss. See :mod:`clsgen_kernels.vocab_parallel`.
-        hidden_grad_square: fp32 ``[2]`` to which the backward adds the squared norm of each head's gradient at
-            ``hidden_ND``, generation then classification; not with ``impl="reference"``.
+        hidden_grad_square: fp32 ``[3]`` to which the backward adds the squared norm of each head's gradient at
+            ``hidden_ND``, generation then classification, and the inner product of the two; not with
+            ``impl="reference"``.
 
     Under autocast the states and the LM's weights are taken in autocast's dtype, as its matrix products would; the
     class head's product and all losses stay in fp32.
@@ -354,9 +356,10 @@ class _DualHead(torch.autograd.Function):
             if dropout_scale_SD is not None:
                 grad_pooled_SD = grad_pooled_SD * dropout_scale_SD
             if call.hidden_grad_square is not None:
-                norms = [torch.linalg.vector_norm(grad) for grad in (grads.hidden_nD, grad_pooled_SD)]
-                call.hidden_grad_square.add_(torch.stack(norms).square())
-            grad_hidden_ND = _scatter(
+                squares = [torch.linalg.vector_norm(grad).square() for grad in (grads.hidden_nD, grad_pooled_SD)]
+                met_SD = meeting(grads.hidden_nD, supervised_index_n, class_index_S, ctx.hidden_shape[0])
+                call.hidden_grad_square.add_(torch.stack([*squares, (met_SD * grad_pooled_SD).sum()]))
+            grad_hidden_ND = scatter(
                 grads.hidden_nD,
                 supervised_index_n,
                 grad_pooled_SD,
@@ -370,25 +373,6 @@ class _DualHead(torch.autograd.Function):
             for grad, wanted, of in zip(grads[2:], wants_more, (lm_bias_V, lora_nR, lora_VR), strict=True)
         ]
         return (grad_hidden_ND, grad_lm_VD, grad_head_CD, grad_bias_C, *more, *[None] * 7)
-
-
-def _scatter(
-    grad_nD: Tensor, supervised_index_n: Tensor, grad_SD: Tensor, class_index_S: Tensor, tokens: int, dtype: torch.dtype
-) -> Tensor:
-    """``[N, D]`` in ``dtype``: both heads' gradients at their positions, summed in their own dtype where they meet.
-
-    Positions are distinct within each head, so none is written twice: no atomics.
-    """
-    n = grad_nD.shape[0]
-    grad_ND = torch.zeros((tokens, grad_SD.shape[1]), dtype=dtype, device=grad_nD.device)
-    if n:
-        grad_ND[supervised_index_n] = grad_nD.to(dtype)
-        row_N = torch.full((tokens,), -1, device=grad_nD.device)
-        row_N[supervised_index_n] = torch.arange(n, device=grad_nD.device)
-        row_S = row_N[class_index_S]
-        grad_SD = grad_SD + torch.where((row_S >= 0)[:, None], grad_nD[row_S.clamp(min=0)], 0)
-    grad_ND[class_index_S] = grad_SD.to(dtype)
-    return grad_ND
 
 
 def _row_contiguous(weight_VD: Tensor) -> Tensor:

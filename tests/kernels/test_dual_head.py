@@ -114,11 +114,13 @@ def test_label_spaces_by_hand():
 def test_each_heads_gradient_at_the_hidden_states_is_measured_apart(frozen):
     tensors, indices, (tokens, _, rows) = make_case()
     trained = tuple(k for k in tensors if not (frozen and k == "lm_weight_VD"))
-    square = torch.zeros(2)
+    square, apart = torch.zeros(3), []
     run(tensors, indices, (tokens, torch.zeros(5, 3), rows), trained=trained, impl="torch", hidden_grad_square=square)
     for head, upstream in enumerate([(tokens, torch.zeros(5, 3), rows * 0), (tokens * 0, torch.zeros(5, 3), rows)]):
         _, grads = run(tensors, indices, upstream, impl="reference")
+        apart.append(grads["hidden_ND"])
         assert square[head].item() == pytest.approx(grads["hidden_ND"].square().sum().item(), rel=1e-6)
+    assert square[2].item() == pytest.approx((apart[0] * apart[1]).sum().item(), rel=1e-5) and square[2].item()
 
 
 def test_ignored_targets_have_no_loss_and_token_hit_is_the_argmax():

@@ -43,6 +43,8 @@ class TableSpec:
     """Identifies the tokenizer."""
     space: Space = "auto"
     """How label cells are read."""
+    require_target: bool = True
+    """Whether a row with neither label nor explanation is rejected."""
 
 
 def table_folder(source: Part, spec: TableSpec) -> Path:
@@ -81,6 +83,7 @@ def _key(source: Part, spec: TableSpec) -> str:
         "max_explanation_length": spec.max_explanation_length,
         "end_token": spec.end_token,
         "tokenizer": spec.tokenizer,
+        **({} if spec.require_target else {"require_target": False}),
     }
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
 

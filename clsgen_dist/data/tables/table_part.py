@@ -82,7 +82,9 @@ def write_part(part: Part, spec: TableSpec, target: Path) -> None:
             writer.write_batch(batch)
             pending.clear()
 
-        for row in iter_rows(part, columns=spec.columns, labels=spec.labels, space=spec.space):
+        for row in iter_rows(
+            part, columns=spec.columns, labels=spec.labels, space=spec.space, require_target=spec.require_target
+        ):
             if isinstance(row, RejectedRow):
                 rejected.append(row)
                 continue
