@@ -12,10 +12,12 @@ moving weights        before; the classification weight rises from 0.2 to 1 on a
 gradient_norm, uncertainty, loss_ratio      before; weights that adapt (objectives.balance.method)
 
 Part 2 adds the terms that join explanation and decision to "before", each alone: consistency, consistency_after (with
-both readings), evidence, contrast, preference (rejected: what speaks against the row's label). Its further columns are
-of the dev rows: the AUROC of the head's probability against the class that the LM would state, Cohen's kappa of the
-two, the share of the decision's attention on evidence; and of the test rows' explanations without the classes' names,
-how often a reader tells the decision (simulatability).
+both readings), evidence, contrast, preference (rejected: what speaks against the row's label), retention. Its further
+columns are of the dev rows: the AUROC of the head's probability against the class that the LM would state, Cohen's
+kappa of the two, the share of the decision's attention on evidence, how many pairs the model tells apart better than
+the reference (where that is learnt), the perplexity of general texts (docstrings of Python's standard library; before
+training: above the table); and of the test rows' explanations without the classes' names, how often a reader tells the
+decision (simulatability). "retention" replays half of these texts, the other half is measured.
 
 Every explanation begins with the class's name, so that it states a decision: "agreement" is the share of written
 explanations whose class is the head's. All arms visit the same rows in the same order, as many as make --tokens tokens
@@ -30,10 +32,12 @@ Finished runs are kept, a line each, in --results, so a benchmark that was kille
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import multiprocessing
 import os
 import sys
+import sysconfig
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -44,8 +48,8 @@ import numpy as np
 from objectives_table import CURVES, measures, report
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-WATCHED = {"objectives.evidence.weight": "1e-9"}
-"""So that every arm reports how much of the decision's attention is on evidence; it changes no weight by itself."""
+WATCHED = {"objectives.evidence.weight": "1e-9", "data.replay_dev": "RUNS/general-dev.jsonl"}
+"""So that every arm reports what evidence gets of the decision's attention, and the perplexity of general texts."""
 ARMS: dict[str, dict[str, str]] = {
     "classification only": {"objectives.generation.weight": "0"},
     "generation only": {
@@ -69,9 +73,10 @@ PLAIN: dict[str, dict[str, str]] = {
 ADDITIONS: dict[str, dict[str, str]] = {
     "consistency": {"objectives.consistency.weight": "0.3", **WATCHED},
     "consistency_after": {"objectives.consistency_after.weight": "0.3", "model.decide": "both", **WATCHED},
-    "evidence": {"objectives.evidence.weight": "0.3"},
+    "evidence": {**WATCHED, "objectives.evidence.weight": "0.3"},
     "contrast": {"objectives.contrast.weight": "0.1", **WATCHED},
     "preference": {"objectives.preference.weight": "0.3", "data.columns.rejected": "rejected", **WATCHED},
+    "retention": {"objectives.retention.weight": "1", "data.replay": "RUNS/general.jsonl", **WATCHED},
 }
 """Second part: terms added to the dual head read before the explanation, each alone."""
 SETS: dict[str, dict[str, str]] = {
@@ -97,6 +102,9 @@ SETS: dict[str, dict[str, str]] = {
 def prepare(runs: Path, name: str, test_rows: int) -> None:
     """Write the rows of a set, with the class's name before each explanation; of dev and test only the first rows."""
     runs.mkdir(parents=True, exist_ok=True)
+    texts = general_texts()
+    for file, some in (("general.jsonl", texts[::2]), ("general-dev.jsonl", texts[1::2])):
+        (runs / file).write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
     for split in ("train", "dev", "test"):
         if name == "demo":
             from clsgen_dist.data.demos.breast_cancer import demo_file
@@ -117,6 +125,16 @@ def prepare(runs: Path, name: str, test_rows: int) -> None:
                     kept["rejected"] = f"{row['label'].capitalize()}. {against}"
                 kept |= {name: row[name] for name in ("evidence", "counter_evidence") if name in row}
                 file.write(json.dumps(kept) + "\n")
+
+
+def general_texts() -> list[str]:
+    """Prose that every machine has: the longer docstrings of the standard library's modules, up to 600 characters."""
+    found = []
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        text = " ".join((ast.get_docstring(ast.parse(file.read_bytes())) or "").split())
+        if len(text.split()) > 30:
+            found.append(text[:600])
+    return found
 
 
 def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps: int | None) -> list[str]:
@@ -144,7 +162,7 @@ def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps
         **SETS[name],
         **args.settings[arm],
     }
-    return [f"--{key}={value}" for key, value in settings.items()]
+    return [f"--{key}={value.replace('RUNS', str(runs))}" for key, value in settings.items()]
 
 
 def steps_for(args: argparse.Namespace, seed: int, runs: Path) -> int:
@@ -196,6 +214,8 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path)
     for name in args.curves:
         if f"dev/{name}" in log.Tags()["scalars"]:
             found[name] = float(log.Scalars(f"dev/{name}")[-1].value)
+            if name == "general/perplexity":
+                found["perplexity_before"] = float(log.Scalars(f"dev/{name}")[0].value)
     for split in ("dev", "test"):
         rows = [json.loads(line) for line in (runs / f"{split}.jsonl").open()]
         writes = split == "test" and arm != "classification only"

@@ -12,6 +12,8 @@ CURVES = {
     "stated/auroc": "AUROC of the stated class",
     "stated/kappa": "κ",
     "evidence/attention": "attention on evidence",
+    "preference/accuracy": "pairs told apart",
+    "general/perplexity": "general perplexity",
 }
 """Last values of these dev curves, and what their columns are called."""
 
@@ -77,6 +79,8 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     precision = "/".join(sorted({r["precision"] for r in results}))
     devices = ", ".join(sorted({r.get("device", "CPU") for r in results}))
     print(f"{devices} ({platform.machine()}); {args.set}: {args.tokens} tokens a run, {precision}, {rows} test rows")
+    if before := [r["perplexity_before"] for r in results if "perplexity_before" in r]:
+        print(f"perplexity of general texts before training: {np.mean(before):.3f}")
     shown = [
         "f1",
         "ece",

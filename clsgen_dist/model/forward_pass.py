@@ -151,10 +151,24 @@ class ForwardPass:
     def mean_states(self, spans: Literal["evidence", "counter"]) -> tuple[Tensor, Tensor]:
         """``[S, D]`` fp32 mean of each row's last hidden states at these spans, and bool ``[S]`` whether it has any."""
         letter = spans[0]
-        index_e, row_e = self.batch[f"{spans}_index_{letter}"], self.batch[f"{spans}_row_{letter}"]
+        return self._means(self.batch[f"{spans}_index_{letter}"], self.batch[f"{spans}_row_{letter}"])
+
+    def rejected_states(self) -> tuple[Tensor, Tensor]:
+        """``[S, D]`` fp32 mean of the last states of each row's rejected explanation, and bool ``[S]`` which have one.
+
+        Rows have them where the preference term is on.
+        """
+        index_f = self.batch["further_index_f"] + 1
+        sequence_f = rows_of_tokens(self.batch["sequence_start_S1"], len(self.hidden_ND))[index_f]
+        is_rejected_f = (self.batch["role_S"] == REJECTED)[sequence_f]
+        return self._means(index_f, self.batch["of_S"][sequence_f], is_rejected_f)
+
+    def _means(self, index_e: Tensor, row_e: Tensor, counts_e: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Means of the states at ``index_e`` by row, of those that count; and which rows have any."""
+        counts_e = torch.ones_like(row_e) if counts_e is None else counts_e
         sum_SD = self.hidden_ND.new_zeros((len(self.decided_index_S), self.hidden_ND.shape[1]), dtype=torch.float32)
-        sum_SD = sum_SD.index_add(0, row_e, self.hidden_ND[index_e].float())
-        count_S = sum_SD.new_zeros(len(sum_SD)).index_add(0, row_e, torch.ones_like(row_e, dtype=sum_SD.dtype))
+        sum_SD = sum_SD.index_add(0, row_e, self.hidden_ND[index_e].float() * counts_e[:, None])
+        count_S = sum_SD.new_zeros(len(sum_SD)).index_add(0, row_e, counts_e.to(sum_SD.dtype))
         return sum_SD / count_S.clamp(min=1)[:, None], count_S > 0
 
     def log_evidence_mass(self) -> tuple[Tensor, Tensor]:

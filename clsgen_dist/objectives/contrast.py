@@ -3,8 +3,8 @@
     mean over rows with evidence of   -log  exp(s(a, p)/T) / (exp(s(a, p)/T) + Σ_n exp(s(a, n)/T))
 
 InfoNCE on the states after the final norm: ``a`` the deciding token's, ``p`` the mean of the row's evidence, ``n`` the
-mean of its counter-evidence, and the evidence of other rows of its group whose label is not the same; ``s`` the cosine
-similarity, ``T`` the temperature. A row with nothing to compare contributes 0.
+mean of its counter-evidence, that of the explanation that reviewers rejected (where the preference term brings one),
+and the evidence of other rows of its group whose label is not the same; ``s`` the cosine similarity, ``T`` the temperature. A row with nothing to compare contributes 0.
 
 Rows are grouped by their order, and a group is never split over micro-batches, so the term does not depend on ranks or
 on accumulation. Cost: a few products of ``rows x D``. van den Oord 2018, arXiv 1807.03748.
@@ -62,14 +62,16 @@ class Contrast(Term):
         anchor_SD = normalize(forward.hidden_ND[forward.decided_index_S].float(), dim=1)
         evidence_SD, has_evidence_S = forward.mean_states("evidence")
         counter_SD, has_counter_S = forward.mean_states("counter")
+        rejected_SD, has_rejected_S = forward.rejected_states()
         similarity_SS = anchor_SD @ normalize(evidence_SD, dim=1).T
-        counter_S = (anchor_SD * normalize(counter_SD, dim=1)).sum(dim=1)
+        own_S2 = torch.stack([(anchor_SD * normalize(x, dim=1)).sum(dim=1) for x in (counter_SD, rejected_SD)], dim=1)
+        has_own_S2 = torch.stack([has_counter_S, has_rejected_S], dim=1)
         group_S, label_S = batch["group_S"], batch["label_S"]
         negative_SS = (group_S[:, None] == group_S) & has_evidence_S & ~_same_label(label_S)
         logits_SM = torch.cat(
             [
                 similarity_SS.diagonal()[:, None],
-                counter_S[:, None].masked_fill(~has_counter_S[:, None], -torch.inf),
+                own_S2.masked_fill(~has_own_S2, -torch.inf),
                 similarity_SS.masked_fill(~negative_SS, -torch.inf),
             ],
             dim=1,

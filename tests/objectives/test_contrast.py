@@ -130,6 +130,22 @@ def test_the_sum_over_groups_does_not_depend_on_how_they_are_packed():
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
+def test_a_rejected_explanation_is_a_negative_of_its_row():
+    """Where the preference term brings it: the mean state of its tokens, and nothing of general texts."""
+    ids, text = np.arange(10, dtype=np.int32), np.arange(4, dtype=np.int32)
+    spans = np.array([[1, 3]], dtype=np.int32)
+    samples = [Sample(ids, ids[:0], 0, spans, rejected=ids[:5]), Sample(ids, ids[:0], 0, spans)]
+    batch = collate(samples, [0, 0], replayed=[text])
+    forward = _forward(batch)
+    states = forward.hidden_ND.detach().double()
+    anchor, evidence, rejected = states[9], states[1:3].mean(0), states[30:35].mean(0)
+    scores = torch.stack([torch.cosine_similarity(anchor, x, dim=0) for x in (evidence, rejected)]) / 0.5
+    total = ContrastSettings(temperature=0.5).term().sum(forward)
+    assert float(total.detach()) == pytest.approx(float(scores.logsumexp(0) - scores[0]), rel=1e-5)  # the other row: 0
+    total.backward()
+    assert forward.hidden_ND.grad[30:35].any() and not forward.hidden_ND.grad[[*range(20, 30), *range(35, 39)]].any()
+
+
 def test_soft_labels_and_rows_without_evidence():
     certain, shared = np.array([1, 0], dtype=np.float32), np.array([0.5, 0.5], dtype=np.float32)
     term = ContrastSettings().term()
