@@ -91,10 +91,18 @@ def _cross_faults(settings: Settings) -> Iterator[str]:
             f"objectives.evidence.weight is {objectives.evidence.weight} with model.finetune=head: attention is frozen and "
             "learns nothing; set model.finetune to lora, or the weight to 0"
         )
-    if objectives.preference.weight and settings.model.finetune != "lora":
+    preference = objectives.preference
+    if preference.weight and preference.reference == "adapters_off" and settings.model.finetune != "lora":
         yield (
-            f"objectives.preference.weight is {objectives.preference.weight} with model.finetune={settings.model.finetune}: "
-            "the reference is the backbone without its adapters; set model.finetune to lora, or the weight to 0"
+            f"objectives.preference.reference is adapters_off with model.finetune={settings.model.finetune}: there are no "
+            "adapters to switch off; set the reference to start"
+        )
+    shorter = [stage.name for stage in stages if stage.max_prompt_length is not None]
+    if preference.weight and preference.reference == "start" and (shorter or data.stream_window):
+        what = f"max_prompt_length of the stages {shorter}" if shorter else "data.stream_window"
+        yield (
+            f"objectives.preference.reference is start with {what}: the explanations' log-probabilities before training "
+            "are those of the whole prompts, of rows that are here; leave it out, or set the reference to adapters_off"
         )
     if objectives.retention.weight and data.replay is None:
         yield (

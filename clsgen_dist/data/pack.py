@@ -47,6 +47,8 @@ class Sample:
     """Token ids of an explanation that reviewers rejected, end token included; may be empty."""
     foreign: Ids = field(default_factory=lambda: _NOTHING)
     """Token ids of another row's explanation, end token included; may be empty."""
+    reference: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Log-probabilities before training, nats, of explanation, rejected and foreign one; 0 where not known."""
 
 
 OWN, REJECTED, FOREIGN, REPLAYED = range(4)
@@ -100,6 +102,8 @@ class Batch:
     """The row that each sequence is about; of a general text, itself."""
     replayed: int
     """Tokens of general text that are predicted: the last of the further ones."""
+    reference_S: Tensor
+    """Log-probability of each sequence's explanation before training, nats; 0 if not known."""
 
     @property
     def tokens(self) -> int:
@@ -172,6 +176,7 @@ def collate(
     rows = len(samples)
     further = [(row, REJECTED, s.rejected) for row, s in enumerate(samples) if len(s.rejected)]
     further += [(row, FOREIGN, s.foreign) for row, s in enumerate(samples) if len(s.foreign)]
+    known = [samples[row].reference[role] for row, role, _ in further]
     about = [*range(rows), *(row for row, *_ in further)]
     of_S = np.array([*about, *range(len(about), len(about) + len(replayed))], dtype=np.int64)
     prompts_S = [samples[row].prompt for row in about] + [text[:1] for text in replayed]
@@ -201,6 +206,7 @@ def collate(
         torch.tensor([OWN] * rows + [role for _, role, _ in further] + [REPLAYED] * len(replayed)),
         torch.from_numpy(of_S),
         sum(len(text) - 1 for text in replayed),
+        torch.tensor([*(s.reference[OWN] for s in samples), *known, *(0.0 for _ in replayed)]),
     )
 
 

@@ -37,6 +37,7 @@ class LossTerm(Protocol):
     name: str
     attention_layers: tuple[int, ...]
     needs_reference: bool
+    compares_answers: bool
 
     def sum(self, forward: ForwardPass) -> Tensor:
         """The term's sum, a scalar."""
@@ -201,12 +202,12 @@ class DualHeadModel(nn.Module):
                 class_loss,
                 spec.name_tokens,
                 probe,
-                reference,
+                reference if term.needs_reference else None,
                 spec.impl,
                 self.reference_point,
             )
             sums.append(term.sum(seen))
-            judged = seen.preferences if term.needs_reference else judged
+            judged = seen.preferences if term.compares_answers else judged
         after_SK = losses.class_logits[:0]
         if spec.decide == "both" and not self.training:
             after_SK = F.linear(hidden_ND[batch["end_index_S"]].float(), weight_KD.float(), bias_K.float())

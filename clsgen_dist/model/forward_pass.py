@@ -96,10 +96,11 @@ class ForwardPass:
     @functools.cached_property
     def preferences(self) -> Preferences:
         """How much more likely than in the reference the model makes each explanation."""
-        assert self.reference is not None, "no term asks for the reference"
         batch = self.batch
-        with torch.no_grad():
-            reference_S = self._answer_log_probs(self.reference())
+        reference_S = batch["reference_S"]
+        if self.reference is not None:
+            with torch.no_grad():
+                reference_S = self._answer_log_probs(self.reference())
         return Preferences(
             self._answer_log_probs(self.hidden_ND) - reference_S,
             batch["role_S"],

@@ -1,6 +1,6 @@
 """Preference: explanations that reviewers accepted become more likely than those they rejected.
 
-    ratio(y) = log π(y|x) - log π₀(y|x)      π₀ the reference: the backbone without its adapters
+    ratio(y) = log π(y|x) - log π₀(y|x)      π₀ the reference: without adapters, or at the start of the run
 
     dpo   mean over pairs of             -log σ( β · [ratio(chosen) - ratio(rejected)] )
     kto   mean over explanations of      1 - σ( β · [ratio(y) - z] )   for one that was accepted
@@ -12,8 +12,9 @@ reference point ``z`` is how far the model has moved from the reference: the mea
 at least. It is taken over the whole step before, so that it depends on neither ranks nor accumulation, and kept in the
 checkpoint; at the first step it is 0.
 
-Cost: the rejected explanations with their prompts (KTO: also another row's for each row), a second forward pass for the
-reference, and the LM head on all explanations twice more.
+Cost: the rejected explanations with their prompts (KTO: also another row's for each row), and the LM head on all
+explanations once more; without adapters also a second forward pass with another, else one pass over all explanations
+before the first step.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PreferenceSettings(TermSettings):
-    """Learns from explanations that reviewers rejected (`data.columns.rejected`, `verdict`); needs LoRA."""
+    """Learns from explanations that reviewers rejected (`data.columns.rejected`, `verdict`)."""
 
     loss: Literal["dpo", "kto"] = "dpo"
     """`dpo`: pairs of a chosen and a rejected explanation; `kto`: each accepted or rejected explanation by itself."""
+    reference: Literal["adapters_off", "start"] = "adapters_off"
+    """What the model is compared with: the backbone without its adapters (needs LoRA), by a second forward pass; or the model at the start of the run, by a pass over all explanations before the first step."""
     beta: PositiveFloat = 0.1
     """How far the model may move from the reference; higher: less far."""
     desirable_weight: NonNegativeFloat = 1.0
@@ -53,10 +56,11 @@ class Preference(Term):
     """Per pair, or per explanation."""
 
     name = "preference"
-    needs_reference = True
+    compares_answers = True
 
     def __init__(self, settings: PreferenceSettings) -> None:
         self._settings = settings
+        self.needs_reference = settings.reference == "adapters_off"
 
     def count(self, batch: Batch) -> float:
         """DPO: rows with an accepted and a rejected explanation; KTO: explanations of either kind."""

@@ -55,6 +55,8 @@ class Term(ABC):
     """Layers whose attention it reads at the deciding token; negative: from the last."""
     needs_reference: bool = False
     """Whether it compares the model with the backbone without its adapters."""
+    compares_answers: bool = False
+    """Whether it asks how much more likely than before training explanations have become."""
 
     @abstractmethod
     def count(self, batch: Batch) -> float:

@@ -43,6 +43,7 @@ from clsgen_dist.training.datasets import (
     with_replay,
 )
 from clsgen_dist.training.dev_evaluation import metric_fault
+from clsgen_dist.training.reference_log_probs import attach_references
 from clsgen_dist.training.run_prompt import prompt_of_run
 from clsgen_dist.training.sampling_plan import plan_stream
 
@@ -120,6 +121,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     found = _self_test(engine, canary)
     found.require_trainable(settings.model.backbone)
     engine.module.layout = found.layout
+    attach_references(engine, datasets, settings, world)
     stream.padded = found.layout == "padded"
     if stream.padded:
         why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"

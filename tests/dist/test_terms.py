@@ -213,3 +213,27 @@ def test_interference_is_measured_and_changes_no_update(train, tmp_path):
     (mean, last) = _curves(tmp_path / "two", ["interference/B"])["interference/B"]
     assert last == pytest.approx(sum(r["cosine"] for r in two if r["step"] == 4 and r["matrix"] == "B") / 28, abs=1e-6)
     assert -1 <= mean <= 1
+
+
+def test_the_model_at_the_runs_start_is_a_reference_too(train, ranks, recipe, tmp_path):
+    """With LoRA both references are the same model; with all weights, a run that was killed goes on with its start's."""
+    run = {**RUN, "model__head_dropout": 0.0, "train__max_steps": 4, "train__micro_batch_tokens": 512, "train__batch_size": 6}
+    run |= {"data__train": _reviewed("train", tmp_path), "data__dev": _reviewed("dev", tmp_path)}
+    run |= {"objectives__preference__weight": 0.5, "data__columns__rejected": "rejected"}
+    tags = ["loss/preference", "gradient_share/preference", "dev/preference/accuracy", "dev/loss/preference"]
+    for loss in ("dpo", "kto"):
+        run["objectives__preference__loss"] = loss
+        train(tmp_path / f"{loss}-off", **run)
+        train(tmp_path / f"{loss}-start", **run, objectives__preference__reference="start")
+        off, start = (_curves(tmp_path / f"{loss}-{name}", tags) for name in ("off", "start"))
+        assert off["loss/preference"][0] == pytest.approx(math.log(2) if loss == "dpo" else 0.5, rel=1e-5)
+        for tag in tags:
+            assert start[tag] == pytest.approx(off[tag], rel=1e-4), (loss, tag)
+    run |= {"model__finetune": "full", "objectives__preference__reference": "start"}
+    train(tmp_path / "whole", **run)
+    killed = ranks(recipe(tmp_path / "killed", **run), faults=[{"what": "kill", "step": 3, "rank": 1}])
+    assert killed.status[1] == -signal.SIGKILL
+    (tmp_path / "killed/reference-dev.npz").write_bytes(b"damaged")  # computed again
+    train(tmp_path / "killed", **run, resume="auto")
+    assert _curves(tmp_path / "killed", tags) == _curves(tmp_path / "whole", tags)
+    assert _curves(tmp_path / "whole", tags)["loss/preference"][-1] < 0.5

@@ -195,5 +195,5 @@ def test_adapters_are_on_again_after_an_error(model):
 
 def test_full_finetuning_has_no_reference():
     argv = ["--objectives.preference.weight=1", "--model.finetune=full"]
-    with pytest.raises(SettingsError, match=r"set model\.finetune to lora"):
+    with pytest.raises(SettingsError, match=r"set the reference to start"):
         parse_settings(argv, default_config="configs/demo.yaml")

@@ -15,6 +15,7 @@ import numpy as np
 
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.pack import Sample
+from clsgen_dist.data.tables.reference import ReferenceLogProbs
 from clsgen_dist.data.tables.table import RowTable
 
 # N rows, p positions
@@ -36,6 +37,8 @@ class RowDataset:
 
     def __init__(self, table: RowTable, encoder: Encoder, *, answers: Answers = "own") -> None:
         self.table, self.encoder, self.answers = table, encoder, answers
+        self.reference: ReferenceLogProbs | None = None
+        """Log-probabilities of all explanations before training, where the run is compared with these."""
         self.label_N = np.asarray(table.label_N)
         self.space = table.card.space
 
@@ -93,10 +96,23 @@ class RowDataset:
             self._evidence(row, "evidence", max_prompt_length),
             self._evidence(row, "counter_evidence", max_prompt_length),
             table.rejected_ids(row, rejected) if rejected >= 0 else nothing,
-            self._foreign(row) if self.answers == "foreign" else nothing,
+            self.foreign(row) if self.answers == "foreign" else nothing,
+            self._reference(row, which, rejected),
         )
 
-    def _foreign(self, row: int) -> Ids:
+    def _reference(self, row: int, which: int, rejected: int) -> tuple[float, float, float]:
+        """What :class:`clsgen_dist.data.pack.Sample` holds as log-probabilities before training."""
+        known, table = self.reference, self.table
+        if known is None:
+            return 0.0, 0.0, 0.0
+        own_at, rejected_at = table.explanation_start_N1[row] + which, table.rejected_start_N1[row] + rejected
+        return (
+            float(known.explanation_E[own_at]) if which >= 0 else 0.0,
+            float(known.rejected_R[rejected_at]) if rejected >= 0 else 0.0,
+            float(known.foreign_N[row]) if self.answers == "foreign" else 0.0,
+        )
+
+    def foreign(self, row: int) -> Ids:
         """The first explanation, or rejected one, of the next row; of the last, the first row's."""
         table, other = self.table, (row + 1) % len(self.table)
         if table.explanation_start_N1[other + 1] > table.explanation_start_N1[other]:
@@ -136,12 +152,12 @@ class RowDataset:
             rejected_p = _length_of_turn(table.rejected_start_N1, table.rejected_length_R, row_p, visit_p)
             length_p += np.where(rejected_p > 0, prompt_p + rejected_p, 0)
         if self.answers == "foreign":
-            foreign_p = self._foreign_lengths()[row_p]
+            foreign_p = self.foreign_lengths()[row_p]
             length_p += np.where(foreign_p > 0, prompt_p + foreign_p, 0)
         return length_p
 
-    def _foreign_lengths(self) -> np.ndarray:
-        """``[N]`` lengths of :meth:`_foreign`."""
+    def foreign_lengths(self) -> np.ndarray:
+        """``[N]`` lengths of :meth:`foreign`."""
         table = self.table
         own_N = _first_of_each(table.explanation_start_N1, table.explanation_length_E)
         rejected_N = _first_of_each(table.rejected_start_N1, table.rejected_length_R)
@@ -156,7 +172,7 @@ class RowDataset:
             rejected_N = _longest_of_each(table.rejected_start_N1, table.rejected_length_R)
             length_N += np.where(rejected_N > 0, prompt_N + rejected_N, 0)
         if self.answers == "foreign":
-            foreign_N = self._foreign_lengths()
+            foreign_N = self.foreign_lengths()
             length_N += np.where(foreign_N > 0, prompt_N + foreign_N, 0)
         return int(length_N.max())
 
