@@ -64,23 +64,10 @@ class Settings:
             raise SettingsError("; ".join(faults))
 
 
-def _cross_faults(settings: Settings) -> Iterator[str]:
-    """What is wrong between sections."""
-    train, data, stages = settings.train, settings.data, settings.curriculum.stages
-    objectives = settings.objectives
-    for stage in stages:
-        if (stage.loss_schedule or objectives.schedule) == "constant" and (
-            stage.generation_range or stage.classification_range
-        ):
-            yield (
-                f"curriculum stage {stage.name!r}: loss ranges with the schedule constant, which does not move; set "
-                "loss_schedule of the stage (or objectives.schedule) to linear, cosine or sigmoid"
-            )
-        if (stage.max_prompt_length or 0) > data.max_prompt_length:
-            yield (
-                f"curriculum stage {stage.name!r}: max_prompt_length is {stage.max_prompt_length}, more than "
-                f"data.max_prompt_length {data.max_prompt_length}, which is what the exported model takes"
-            )
+def _term_faults(settings: Settings) -> Iterator[str]:
+    """Terms of the loss without what they need."""
+    objectives, data, train = settings.objectives, settings.data, settings.train
+    stages = settings.curriculum.stages
     if objectives.consistency.weight and objectives.consistency.learns == "lm" and settings.model.finetune == "head":
         yield (
             f"objectives.consistency.weight is {objectives.consistency.weight} with learns=lm and model.finetune=head: the "
@@ -124,6 +111,26 @@ def _cross_faults(settings: Settings) -> Iterator[str]:
             "objectives.balance.method is gradient_norm with model.finetune=head: no gradient reaches the hidden states; "
             "use uncertainty or loss_ratio"
         )
+
+
+def _cross_faults(settings: Settings) -> Iterator[str]:
+    """What is wrong between sections."""
+    train, data, stages = settings.train, settings.data, settings.curriculum.stages
+    objectives = settings.objectives
+    for stage in stages:
+        if (stage.loss_schedule or objectives.schedule) == "constant" and (
+            stage.generation_range or stage.classification_range
+        ):
+            yield (
+                f"curriculum stage {stage.name!r}: loss ranges with the schedule constant, which does not move; set "
+                "loss_schedule of the stage (or objectives.schedule) to linear, cosine or sigmoid"
+            )
+        if (stage.max_prompt_length or 0) > data.max_prompt_length:
+            yield (
+                f"curriculum stage {stage.name!r}: max_prompt_length is {stage.max_prompt_length}, more than "
+                f"data.max_prompt_length {data.max_prompt_length}, which is what the exported model takes"
+            )
+    yield from _term_faults(settings)
     names = [stage.name for stage in stages]
     if train.stop_at_stage is not None and train.stop_at_stage not in names:
         yield f"train.stop_at_stage is {train.stop_at_stage!r}, expected one of the curriculum's stages {names}"

@@ -97,6 +97,8 @@ class RunIdentity:
     rows_sha256: str
     order: dict[str, Any]
     """What decides the rows visited so far: :func:`clsgen_dist.data.curriculum.stages.visited_before`."""
+    evidence: str | None
+    """Fingerprint of the rows' evidence, if a term learns from it."""
     replay: str | None
     """Fingerprint of the general texts beside the rows."""
     seed: int

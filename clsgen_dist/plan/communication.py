@@ -28,7 +28,7 @@ from clsgen_dist.plan.zero3_simulation import Simulation
 
 _QUANTISATION_GROUP = 8000
 """Elements that share an fp32 scale (``CUDAQuantizer.target_group_size``)."""
-_TRAINER_SUMS_BYTES = 8 * (5 + 3) + 4 * 2
+_TRAINER_SUMS_BYTES = 8 * (5 + 5) + 4 * 3
 
 
 class FlowKind(StrEnum):

@@ -141,6 +141,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
 def run_identity(settings: Settings, run: PreparedRun, frozen_sums: tuple[float, float], step: int) -> RunIdentity:
     """What a run that resumes at ``step`` must share with this one."""
     model, rows = settings.model, run.stream.rows
+    uses_evidence = settings.objectives.evidence.weight or settings.objectives.contrast.weight
     return RunIdentity(
         labels=list(run.labels.names),
         label_space=run.labels.kind,
@@ -149,6 +150,7 @@ def run_identity(settings: Settings, run: PreparedRun, frozen_sums: tuple[float,
         rows=len(rows),
         rows_sha256=rows.fingerprint,
         order=run.stream.order.visited_before(step),
+        evidence=rows.table.card.evidence_sha256 if uses_evidence and isinstance(rows, RowDataset) else None,
         replay=run.stream.replay.fingerprint if run.stream.replay else None,
         seed=settings.seed,
         batch_size=settings.train.batch_size,

@@ -215,9 +215,10 @@ def test_interference_is_measured_and_changes_no_update(train, tmp_path):
     assert -1 <= mean <= 1
 
 
+@pytest.mark.long
 def test_the_model_at_the_runs_start_is_a_reference_too(train, ranks, recipe, tmp_path):
     """With LoRA both references are the same model; with all weights, a run that was killed goes on with its start's."""
-    run = {**RUN, "model__head_dropout": 0.0, "train__max_steps": 4, "train__micro_batch_tokens": 512, "train__batch_size": 6}
+    run = {**RUN, "model__head_dropout": 0.0, "train__max_steps": 6, "train__micro_batch_tokens": 512, "train__batch_size": 6}
     run |= {"data__train": _reviewed("train", tmp_path), "data__dev": _reviewed("dev", tmp_path)}
     run |= {"objectives__preference__weight": 0.5, "data__columns__rejected": "rejected"}
     tags = ["loss/preference", "gradient_share/preference", "dev/preference/accuracy", "dev/loss/preference"]
@@ -231,7 +232,7 @@ def test_the_model_at_the_runs_start_is_a_reference_too(train, ranks, recipe, tm
             assert start[tag] == pytest.approx(off[tag], rel=1e-4), (loss, tag)
     run |= {"model__finetune": "full", "objectives__preference__reference": "start"}
     train(tmp_path / "whole", **run)
-    killed = ranks(recipe(tmp_path / "killed", **run), faults=[{"what": "kill", "step": 3, "rank": 1}])
+    killed = ranks(recipe(tmp_path / "killed", **run), faults=[{"what": "kill", "step": 5, "rank": 1}])
     assert killed.status[1] == -signal.SIGKILL
     (tmp_path / "killed/reference-dev.npz").write_bytes(b"damaged")  # computed again
     train(tmp_path / "killed", **run, resume="auto")

@@ -174,6 +174,7 @@ def _write_columns(source: Part, spec: TableSpec, folder: Path, parts: int) -> N
         rejected=rejected,
         noticed=noticed,
         sha256=hashlib.sha256(json.dumps([digests, labels]).encode()).hexdigest(),
+        evidence_sha256=hashlib.sha256(json.dumps([p["evidence_sha256"] for p in written]).encode()).hexdigest(),
     )
     (folder / "table.json").write_text(json.dumps(asdict(card), ensure_ascii=False), encoding="utf-8")
 

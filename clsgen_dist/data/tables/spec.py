@@ -22,7 +22,7 @@ from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import Part
 from clsgen_dist.io.cache import cache_dir
 
-FORMAT = 6
+FORMAT = 7
 """Version of the files and of the rules by which cells are read: a table of another version is built again."""
 _SAMPLED_BLOCKS, _BLOCK = 64, 65_536
 

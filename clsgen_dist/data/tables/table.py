@@ -51,6 +51,8 @@ class TableCard:
     """How label cells were read."""
     has_answers: bool = False
     """Whether some row has several classes or votes."""
+    evidence_sha256: str = ""
+    """Fingerprint of the rows' evidence, which only some runs learn from."""
     with_evidence: int = 0
     """Rows whose evidence is in their text."""
 

@@ -69,7 +69,7 @@ def is_written(part: Path) -> bool:
 
 def write_part(part: Part, spec: TableSpec, target: Path) -> None:
     """Write ``target.arrow``, ``target.rejected.jsonl`` and last ``target.json``, which marks the part as complete."""
-    digest = hashlib.sha256()
+    digest, evidence = hashlib.sha256(), hashlib.sha256()
     rejected: list[RejectedRow] = []
     noticed: Noticed = {}
     pending: list[Example] = []
@@ -89,6 +89,7 @@ def write_part(part: Part, spec: TableSpec, target: Path) -> None:
                 rejected.append(row)
                 continue
             add_notices(noticed, row.notices)
+            evidence.update(repr((row.evidence, row.counter_evidence)).encode())
             pending.append(row)
             characters += len(row.text) + sum(map(len, (*row.explanations, *row.rejected)))
             if len(pending) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
@@ -98,7 +99,12 @@ def write_part(part: Part, spec: TableSpec, target: Path) -> None:
             flush()
     rejected.sort(key=lambda row: row.line)
     write_quarantine(target.with_name(f"{target.name}.rejected.jsonl"), rejected)
-    written = {"sha256": digest.hexdigest(), "bytes": os.path.getsize(f"{target}.arrow"), "noticed": noticed}
+    written = {
+        "sha256": digest.hexdigest(),
+        "evidence_sha256": evidence.hexdigest(),
+        "bytes": os.path.getsize(f"{target}.arrow"),
+        "noticed": noticed,
+    }
     atomic_write(target.with_name(f"{target.name}.json"), json.dumps(written))
 
 
@@ -126,8 +132,6 @@ def _record_batch(
             digest.update(repr(sorted(example.answers.items())).encode())
         if rejected_ids:
             digest.update(repr(rejected_ids).encode())
-        if example.evidence or example.counter_evidence:
-            digest.update(repr((example.evidence, example.counter_evidence)).encode())
         rows.append((example, text_ids, explanation_ids, rejected_ids))
     columns = {
         "id": [e.id for e, *_ in rows],
