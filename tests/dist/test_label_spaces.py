@@ -98,6 +98,7 @@ def trained(request, train, run_command, tmp_path_factory):
     return request.param, folder, run
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_bit_equal(trained, train, ranks, recipe):
     _, folder, run = trained
     short = {**run, "train__max_steps": 12, "train__eval_every": 5, "checkpoint__every": 5}

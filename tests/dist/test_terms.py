@@ -74,10 +74,8 @@ def _weights(output: Path) -> dict[str, torch.Tensor]:
     return {f"{rank}": torch.cat(s["optimizer_state_dict"]["fp32_flat_groups"]) for rank, s in enumerate(states)}
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["gradient_norm", pytest.param("uncertainty", marks=pytest.mark.long), pytest.param("loss_ratio", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["gradient_norm", "uncertainty", "loss_ratio"])
 def test_adaptive_weights_resume_bit_equal(method, train, ranks, recipe, tmp_path):
     run = {**RUN, "objectives__balance__method": method}
     train(tmp_path / "whole", **run)
@@ -91,6 +89,7 @@ def test_adaptive_weights_resume_bit_equal(method, train, ranks, recipe, tmp_pat
     assert all(torch.equal(got[rank], expected[rank]) for rank in expected)
 
 
+@pytest.mark.long
 def test_gradient_norms_and_adaptive_weights_do_not_depend_on_the_number_of_ranks(train, tmp_path):
     run = {**RUN, "objectives__balance__method": "gradient_norm", "model__head_dropout": 0.0, "train__max_steps": 4}
     found = []

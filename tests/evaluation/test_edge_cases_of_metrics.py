@@ -79,7 +79,7 @@ def with_column(labels, value):
 CASES = [(name, case) for name in SPACES for case in cases(name)]
 
 
-@pytest.mark.parametrize("clustered", [False, True], ids=["rows", "clusters"])
+@pytest.mark.parametrize("clustered", [False, pytest.param(True, marks=pytest.mark.long)], ids=["rows", "clusters"])
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_every_figure_is_right_or_undefined(name, case, clustered):
     space, (logits, labels) = space_of(name), cases(name)[case]

@@ -51,7 +51,7 @@ def test_clusters_taken_for_independent_rows_are_not():
     assert np.mean([simulated.holds(interval, truth) for interval in hits]) < 0.85
 
 
-@pytest.mark.parametrize("per_cluster", [1, 4])
+@pytest.mark.parametrize("per_cluster", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_equal_models_are_called_different_one_time_in_twenty(per_cluster):
     runs = 60
     found = simulated.tests(160, runs, per_cluster)

@@ -80,7 +80,7 @@ def lines(path):
 @pytest.mark.parametrize(
     ("fault", "at"),
     [
-        ({"what": "usr2", "step": 5, "rank": 1}, 5),
+        pytest.param({"what": "usr2", "step": 5, "rank": 1}, 5, marks=pytest.mark.long),
         ({"what": "term", "step": 4, "rank": 0, "where": "save:copy", "times": 2}, 4),
     ],
     ids=["USR2 in a step, one rank", "TERM twice during a save"],
@@ -139,7 +139,11 @@ def test_a_killed_rank_ends_the_job_and_the_resumed_run_is_bit_equal(run, uninte
     assert same(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("what", [{"what": "stop"}, {"what": "sleep", "seconds": 100}], ids=["SIGSTOP", "sleeps"])
+@pytest.mark.parametrize(
+    "what",
+    [{"what": "stop"}, pytest.param({"what": "sleep", "seconds": 100}, marks=pytest.mark.long)],
+    ids=["SIGSTOP", "sleeps"],
+)
 def test_a_hanging_rank_ends_the_job_in_time_and_leaves_stack_traces(run, tmp_path, what):
     hung = run(tmp_path / "run", [{**what, "step": 3, "rank": 1}], faults__hang_timeout_s=6)
     assert hung.status[0] == 1 and hung.status[1] != 0
@@ -181,7 +185,11 @@ def test_a_full_disk_during_a_step_is_a_one_line_error(run, tmp_path):
     assert f"make room on the disk of {tmp_path}/run" in full.logs[0]
 
 
-@pytest.mark.parametrize("options", ["size=64m", "size=640m,nr_inodes=9"], ids=["full disk", "out of inodes"])
+@pytest.mark.parametrize(
+    "options",
+    ["size=64m", pytest.param("size=640m,nr_inodes=9", marks=pytest.mark.long)],
+    ids=["full disk", "out of inodes"],
+)
 def test_disk_space_for_checkpoints_is_checked_before_the_first_step(run, tmp_path, options):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -283,6 +291,7 @@ def test_a_run_that_keeps_diverging_ends_and_logs_its_rows(run, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "run/skipped.jsonl")] == list(range(5, 14))
 
 
+@pytest.mark.long
 def test_stopping_after_a_stage_and_resuming_is_bit_equal(run, tmp_path):
     stages = "[{name: easy, steps: 3, difficulty: [0, 0.6]}, {name: all, steps: 5, lr_factor: 0.5}]"
     options = {"curriculum__stages": stages, "train__max_steps": "null", "checkpoint__every": "null"}
@@ -311,6 +320,7 @@ def test_switching_between_labelled_and_explained_rows_is_no_loss_spike(run, tmp
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_rollback_works_after_a_change_of_ranks(run, tmp_path):
     bad = [{"what": "nan_loss", "steps": [5, 6, 7], "rank": 0}]
     for before, after in ((2, 1), (1, 2)):
@@ -322,6 +332,7 @@ def test_rollback_works_after_a_change_of_ranks(run, tmp_path):
         assert [line["step"] for line in lines(output / "skipped.jsonl")] == [5, 6, 7]
 
 
+@pytest.mark.long
 def test_rollback_after_preemption_during_skipped_steps_uses_an_earlier_checkpoint(run, tmp_path):
     bad = [{"what": "nan_grad", "steps": [5, 6, 7], "rank": 0}]
     stopped = run(tmp_path / "run", [*bad, {"what": "usr2", "step": 6, "rank": 1}])
@@ -339,6 +350,7 @@ def test_nothing_is_saved_before_the_first_update(run, tmp_path):
     assert run(tmp_path / "run", bad, world=1).status == [0]
 
 
+@pytest.mark.long
 def test_resume_from_an_earlier_checkpoint_needs_overwrite(run, uninterrupted, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(uninterrupted, output)
