@@ -17,15 +17,10 @@ pytestmark = pytest.mark.dist
 RUN = {
     "data__labels": "[first, second]",
     "data__positive_label": "second",
-    "train__epochs": 3,
-    "train__batch_size": 8,
-    "train__micro_batch_tokens": 512,
-    "train__max_steps": 12,
-    "train__log_rows": "true",
-    "checkpoint__every": 2,
-    "checkpoint__keep_last": 9,
-    "resume": "auto",
-}
+    "train__epochs": 3, "train__batch_size": 8, "train__micro_batch_tokens": 512, "train__max_steps": 12,
+    "train__log_rows": "true", "checkpoint__every": 2, "checkpoint__keep_last": 9, "resume": "auto",
+}  # fmt: skip
+LONG = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +75,7 @@ def lines(path):
 @pytest.mark.parametrize(
     ("fault", "at"),
     [
-        pytest.param({"what": "usr2", "step": 5, "rank": 1}, 5, marks=pytest.mark.long),
+        pytest.param({"what": "usr2", "step": 5, "rank": 1}, 5, marks=LONG),
         ({"what": "term", "step": 4, "rank": 0, "where": "save:copy", "times": 2}, 4),
     ],
     ids=["USR2 in a step, one rank", "TERM twice during a save"],
@@ -139,11 +134,7 @@ def test_a_killed_rank_ends_the_job_and_the_resumed_run_is_bit_equal(run, uninte
     assert same(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize(
-    "what",
-    [{"what": "stop"}, pytest.param({"what": "sleep", "seconds": 100}, marks=pytest.mark.long)],
-    ids=["SIGSTOP", "sleeps"],
-)
+@pytest.mark.parametrize("what", [{"what": "stop"}, pytest.param({"what": "sleep", "seconds": 100}, marks=LONG)])
 def test_a_hanging_rank_ends_the_job_in_time_and_leaves_stack_traces(run, tmp_path, what):
     hung = run(tmp_path / "run", [{**what, "step": 3, "rank": 1}], faults__hang_timeout_s=6)
     assert hung.status[0] == 1 and hung.status[1] != 0
@@ -185,11 +176,7 @@ def test_a_full_disk_during_a_step_is_a_one_line_error(run, tmp_path):
     assert f"make room on the disk of {tmp_path}/run" in full.logs[0]
 
 
-@pytest.mark.parametrize(
-    "options",
-    ["size=64m", pytest.param("size=640m,nr_inodes=9", marks=pytest.mark.long)],
-    ids=["full disk", "out of inodes"],
-)
+@pytest.mark.parametrize("options", ["size=64m", pytest.param("size=640m,nr_inodes=9", marks=LONG)])
 def test_disk_space_for_checkpoints_is_checked_before_the_first_step(run, tmp_path, options):
     disk = tmp_path / "disk"
     disk.mkdir()
