@@ -46,7 +46,7 @@ def _simulatable(run: dict[str, Any], decided_N: np.ndarray) -> float:
     if not texts or len(set(decided_N)) < 2:
         return float("nan")
     names = [f"class {n}" for n in range(decided_N.max() + 1)] if "classes" not in run else run["classes"]
-    return float(np.nanmean(simulatability(texts, texts, decided_N, names).masked))
+    return simulatability(texts, texts, decided_N, names).masked.mean
 
 
 def paired(ours: list[dict[str, Any]], base: list[dict[str, Any]], draws: int = 1000) -> list[float]:
