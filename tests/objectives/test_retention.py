@@ -18,9 +18,6 @@ from clsgen_dist.data.tables.spec import TableSpec
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.model import reference_divergence as module
 from clsgen_dist.model.adapters import adapters_off
-from clsgen_dist.model.attention import register_per_sequence_attention
-from clsgen_dist.model.backbone import build_model
-from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.reference_divergence import reference_divergence
 from clsgen_dist.objectives.retention import RetentionSettings
@@ -43,24 +40,6 @@ def test_divergences_equal_the_formula(states, block, monkeypatch):
     assert torch.autograd.gradcheck(lambda h: reference_divergence(h, reference, weight), hidden)
     assert float(reference_divergence(reference, reference, weight).abs().max()) < 1e-12
     assert reference_divergence(hidden[:0], reference[:0], weight).shape == (0,)
-
-
-@pytest.fixture(scope="module")
-def model():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.3,
-    )  # fmt: skip
-    lm = LlamaForCausalLM._from_config(config, attn_implementation=register_per_sequence_attention())
-    built = build_model(lm, head=HeadSpec(2), losses=LossSpec("torch"), finetune="lora", lora_rank=4, lora_alpha=8)
-    with torch.no_grad():
-        for name, parameter in built.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    return built
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

@@ -45,5 +45,5 @@ class ReferenceLogProbs:
                 if str(saved["fingerprint"]) == fingerprint:
                     return cls(saved["explanation"], saved["rejected"], saved["foreign"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            pass
+            return None  # missing or damaged: the caller computes them again
         return None
