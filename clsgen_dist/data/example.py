@@ -96,6 +96,6 @@ class Columns:
         reviews: dict[str, Any] = dict.fromkeys(("chosen", "rejected", "verdict"))
         return dataclasses.replace(self, explanation="", explanations="", evidence="", counter_evidence="", **reviews)
 
-    def without_answers(self) -> Columns:
+    def text_only(self) -> Columns:
         """The columns of rows of which only text and id matter."""
         return dataclasses.replace(self.without_explanations(), label="", difficulty=None)

@@ -45,13 +45,13 @@ class Sample:
     """``[P, 2]`` tokens [start, stop) of the prompt that speak against it."""
     rejected: Ids = field(default_factory=lambda: _NOTHING)
     """Token ids of an explanation that reviewers rejected, end token included; may be empty."""
-    foreign: Ids = field(default_factory=lambda: _NOTHING)
+    mismatched: Ids = field(default_factory=lambda: _NOTHING)
     """Token ids of another row's explanation, end token included; may be empty."""
     reference: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Log-probabilities before training, nats, of explanation, rejected and foreign one; 0 where not known."""
+    """Log-probabilities before training, nats, of explanation, rejected and mismatched one; 0 where not known."""
 
 
-OWN, REJECTED, FOREIGN, REPLAYED = range(4)
+OWN, REJECTED, MISMATCHED, REPLAYED = range(4)
 """Whose explanation a sequence has: its row's own, one that reviewers rejected, another row's; or a general text."""
 _NOTHING: Ids = np.zeros(0, dtype=np.int32)
 _NO_SPANS: Ids = np.zeros((0, 2), dtype=np.int32)
@@ -97,7 +97,7 @@ class Batch:
     further_target_f: Tensor
     """These next tokens."""
     role_S: Tensor
-    """OWN for a row with its explanation or without any; REJECTED, FOREIGN, REPLAYED for the further sequences."""
+    """OWN for a row with its explanation or without any; REJECTED, MISMATCHED, REPLAYED for the further sequences."""
     of_S: Tensor
     """The row that each sequence is about; of a general text, itself."""
     replayed: int
@@ -175,7 +175,7 @@ def collate(
     """
     rows = len(samples)
     further = [(row, REJECTED, s.rejected) for row, s in enumerate(samples) if len(s.rejected)]
-    further += [(row, FOREIGN, s.foreign) for row, s in enumerate(samples) if len(s.foreign)]
+    further += [(row, MISMATCHED, s.mismatched) for row, s in enumerate(samples) if len(s.mismatched)]
     known = [samples[row].reference[role] for row, role, _ in further]
     about = [*range(rows), *(row for row, *_ in further)]
     of_S = np.array([*about, *range(len(about), len(about) + len(replayed))], dtype=np.int64)

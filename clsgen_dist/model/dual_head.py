@@ -12,6 +12,7 @@ Under ZeRO-3 everything here must run inside ``engine(...)``, where reading ``lm
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class LossTerm(Protocol):
     name: str
     attention_layers: tuple[int, ...]
     needs_reference: bool
-    compares_answers: bool
+    compares_explanations: bool
 
     def sum(self, forward: ForwardPass) -> Tensor:
         """The term's sum, a scalar."""
@@ -77,9 +78,9 @@ class ModelOutput(NamedTuple):
     evidence_mass: Tensor
     """``[S]`` share of the decision's attention on evidence, outside training; NaN without, ``[0]`` if no term asks."""
     preference_margin: Tensor
-    """``[S]`` of :class:`Preferences`, outside training; NaN for what is no pair, ``[0]`` if no term asks."""
-    foreign_sums: Tensor
-    """``[2]`` of :class:`Preferences`, in training; ``[0]`` if no term asks."""
+    """``[S]`` of :mod:`~clsgen_dist.model.forward_pass`, outside training; NaN for no pair, ``[0]`` if no term asks."""
+    mismatched_sums: Tensor
+    """``[2]`` of :mod:`~clsgen_dist.model.forward_pass`, in training; ``[0]`` if no term asks."""
     term_sums: tuple[Tensor, ...]
     """Sum of each term of :class:`LossSpec`, scalars."""
 
@@ -184,45 +185,47 @@ class DualHeadModel(nn.Module):
             impl=spec.impl,
             hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
         )
-        affine, sums, seen, judged = (weight_KD, bias_K), [], None, None
+        affine, sums, judged = (weight_KD, bias_K), [], None
         reference = self._reference(batch)
+        shared = ForwardPass(
+            batch=batch,
+            hidden_ND=hidden_ND,
+            losses=losses,
+            lm=lm,
+            head=head,
+            affine=affine,
+            decided_index_S=decided_S,
+            class_loss=class_loss,
+            name_tokens=spec.name_tokens,
+            attention=probe,
+            impl=spec.impl,
+            reference_point=self.reference_point,
+        )
         for index, term in enumerate(spec.terms):
             # The fused loss measures the first two itself.
             measured_ND = (
                 hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index + 1])
             )
-            seen = ForwardPass(
-                batch,
-                measured_ND,
-                losses,
-                lm,
-                head,
-                affine,
-                decided_S,
-                class_loss,
-                spec.name_tokens,
-                probe,
-                reference if term.needs_reference else None,
-                spec.impl,
-                self.reference_point,
+            seen = dataclasses.replace(
+                shared, hidden_ND=measured_ND, reference=reference if term.needs_reference else None
             )
             sums.append(term.sum(seen))
-            judged = seen.preferences if term.compares_answers else judged
+            judged = seen.preferences if term.compares_explanations else judged
         after_SK = losses.class_logits[:0]
         if spec.decide == "both" and not self.training:
             after_SK = F.linear(hidden_ND[batch["end_index_S"]].float(), weight_KD.float(), bias_K.float())
         names_SC = losses.class_logits[:0]
-        if seen is not None and spec.name_tokens is not None and not self.training:
-            names_SC = seen.name_logits()
+        if spec.terms and spec.name_tokens is not None and not self.training:
+            names_SC = shared.name_logits()
         mass_S = losses.class_loss[:0]
-        if seen is not None and probe is not None and not self.training:
-            log_mass_S, reached_S = seen.log_evidence_mass()
+        if probe is not None and not self.training:
+            log_mass_S, reached_S = shared.log_evidence_mass()
             mass_S = log_mass_S.exp().masked_fill(~reached_S, torch.nan)
-        margin_S = foreign = losses.class_loss[:0]
+        margin_S = mismatched = losses.class_loss[:0]
         if judged is not None:
             margin_S = margin_S if self.training else judged.margin_S.masked_fill(~judged.is_pair_S, torch.nan)
-            foreign = judged.foreign_sums() if self.training else foreign
-        return ModelOutput(*losses, after_SK, names_SC, mass_S, margin_S, foreign, tuple(sums))
+            mismatched = judged.mismatched_sums() if self.training else mismatched
+        return ModelOutput(*losses, after_SK, names_SC, mass_S, margin_S, mismatched, tuple(sums))
 
 
 _BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")

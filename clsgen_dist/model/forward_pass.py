@@ -16,7 +16,7 @@ from clsgen_kernels import DualHeadOutput, dual_head_loss
 from clsgen_kernels.inputs import HeadInputs
 from torch import Tensor
 
-from clsgen_dist.data.pack import FOREIGN, REJECTED
+from clsgen_dist.data.pack import MISMATCHED, REJECTED
 from clsgen_dist.model.attention import rows_of_tokens
 from clsgen_dist.model.attention_probe import AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
@@ -57,10 +57,10 @@ class Preferences:
         """The row's own log-ratio minus the sequence's, nats."""
         return self.ratio_S[self.of_S] - self.ratio_S
 
-    def foreign_sums(self) -> Tensor:
+    def mismatched_sums(self) -> Tensor:
         """``[2]`` sum and count of the log-ratios of other rows' explanations, without gradient."""
-        foreign_S = self.role_S == FOREIGN
-        return torch.stack([(self.ratio_S.detach() * foreign_S).sum(), foreign_S.sum()])
+        mismatched_S = self.role_S == MISMATCHED
+        return torch.stack([(self.ratio_S.detach() * mismatched_S).sum(), mismatched_S.sum()])
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,6 @@ class ForwardPass:
     """The hidden states of the backbone without its adapters, ``[N, D]``, without gradient: another forward pass."""
     impl: str = "auto"
     """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
-
     reference_point: Tensor | float = 0.0
     """As of :class:`clsgen_dist.model.dual_head.DualHeadModel`."""
 
@@ -100,9 +99,9 @@ class ForwardPass:
         reference_S = batch["reference_S"]
         if self.reference is not None:
             with torch.no_grad():
-                reference_S = self._answer_log_probs(self.reference())
+                reference_S = self._explanation_log_probs(self.reference())
         return Preferences(
-            self._answer_log_probs(self.hidden_ND) - reference_S,
+            self._explanation_log_probs(self.hidden_ND) - reference_S,
             batch["role_S"],
             batch["of_S"],
             batch["end_index_S"] != batch["class_index_S"],
@@ -140,7 +139,7 @@ class ForwardPass:
             impl=self.impl,
         ).generation_loss
 
-    def _answer_log_probs(self, hidden_ND: Tensor) -> Tensor:
+    def _explanation_log_probs(self, hidden_ND: Tensor) -> Tensor:
         """``[S]`` log-probability of each sequence's explanation, nats; 0 without."""
         batch, count = self.batch, len(self.batch["further_index_f"]) - self.batch["replayed"]
         index_m = torch.cat([batch["supervised_index_n"], batch["further_index_f"][:count]])

@@ -56,7 +56,7 @@ class Preference(Term):
     """Per pair, or per explanation."""
 
     name = "preference"
-    compares_answers = True
+    compares_explanations = True
 
     def __init__(self, settings: PreferenceSettings) -> None:
         self._settings = settings

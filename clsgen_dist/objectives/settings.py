@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from clsgen_dist.data.tables.dataset import Answers
+from clsgen_dist.data.tables.dataset import Compared
 from clsgen_dist.objectives.adaptive_weights import BalanceSettings
 from clsgen_dist.objectives.classification import ClassificationSettings
 from clsgen_dist.objectives.classification_after import ClassificationAfterSettings
@@ -69,11 +69,11 @@ class ObjectivesSettings:
         return self.contrast.group if self.contrast.weight else 1
 
     @property
-    def answers(self) -> Answers:
+    def compared(self) -> Compared:
         """Which explanations the terms need besides a row's own."""
         if not self.preference.weight:
             return "own"
-        return "foreign" if self.preference.loss == "kto" else "rejected"
+        return "mismatched" if self.preference.loss == "kto" else "rejected"
 
     def faults(self) -> Iterator[str]:
         """What is wrong with fields of this section taken together."""

@@ -55,7 +55,7 @@ class Term(ABC):
     """Layers whose attention it reads at the deciding token; negative: from the last."""
     needs_reference: bool = False
     """Whether it compares the model with the backbone without its adapters."""
-    compares_answers: bool = False
+    compares_explanations: bool = False
     """Whether it asks how much more likely than before training explanations have become."""
 
     @abstractmethod

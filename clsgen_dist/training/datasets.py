@@ -20,7 +20,7 @@ from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.settings import DataSettings, PromptSettings
 from clsgen_dist.data.tables.build import open_table
-from clsgen_dist.data.tables.dataset import Answers, RowDataset
+from clsgen_dist.data.tables.dataset import Compared, RowDataset
 from clsgen_dist.data.tables.replay import ReplayTexts
 from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.data.tables.spec import TableSpec
@@ -77,7 +77,7 @@ def open_datasets(
     seed: int = 0,
     run: str = "",
     *,
-    answers: Answers = "own",
+    compared: Compared = "own",
 ) -> Datasets:
     """Open the training and dev rows, building their tables if need be.
 
@@ -87,7 +87,7 @@ def open_datasets(
         quarantine: folder for the lists of bad rows; None writes none.
         seed: of the order; streamed shards are shuffled with it.
         run: the run's output folder, which streamed shards must know.
-        answers: which explanations samples have besides their own.
+        compared: which explanations samples have besides their own.
 
     Raises:
         DataError: too many bad rows, fewer than two classes, or nothing at all to learn.
@@ -106,12 +106,12 @@ def open_datasets(
             run=run,
             quarantine=quarantine and quarantine / "quarantine-train",
             owns_cache=os.environ.get("LOCAL_RANK", "0") == "0",
-            answers=answers,
+            compared=compared,
         )
         notes = [f"train: {len(train)} rows in {len(train.names)} shards, {data.stream_window} at a time"]
     else:
         file = quarantine and quarantine / "quarantine-train.jsonl"
-        train = _open(data, data.train, data.labels, encoder, file, answers)
+        train = _open(data, data.train, data.labels, encoder, file, compared)
         labels = train.table.card.labels
         notes = [f"train: {_note(train)}", _classes(train)]
     kind: Kind = "single" if data.label_space == "auto" else data.label_space
@@ -123,7 +123,7 @@ def open_datasets(
     dev = None
     if data.dev is not None:
         file = quarantine and quarantine / "quarantine-dev.jsonl"
-        dev = _open(data, data.dev, labels, encoder, file, answers)
+        dev = _open(data, data.dev, labels, encoder, file, compared)
         notes.append(f"dev: {_note(dev)}")
     for note in notes:
         logger.info(note)
@@ -148,9 +148,7 @@ def _texts(settings: Settings, name: Literal["replay", "replay_dev"], encoder: E
     data, source = settings.data, getattr(settings.data, name)
     if source is None:
         return None
-    spec = dataclasses.replace(
-        _table_spec(data, None, encoder), columns=data.columns.without_answers(), require_target=False
-    )
+    spec = dataclasses.replace(_table_spec(data, None, encoder), columns=data.columns.text_only(), require_target=False)
     table = open_table(source, spec)
     bad = sum(table.card.rejected.values())
     require_few_bad_rows(source, len(table), bad, table.rejected(), data.max_bad_fraction, None)
@@ -176,7 +174,7 @@ def datasets_of_recipe(settings: Settings) -> Datasets:
             "data.stream_window is set, but this command needs rows on this machine; leave it out, and name one shard"
         )
     encoder = encoder_of_settings(settings.model.backbone, settings.prompt, settings.data.max_prompt_length)
-    rows = open_datasets(settings.data, encoder, None, answers=settings.objectives.answers)
+    rows = open_datasets(settings.data, encoder, None, compared=settings.objectives.compared)
     return with_replay(rows, settings, encoder)
 
 
@@ -266,7 +264,7 @@ def _open(
     labels: list[str] | None,
     encoder: Encoder,
     quarantine: Path | None,
-    answers: Answers,
+    compared: Compared,
 ) -> RowDataset:
     table = open_table(source, _table_spec(data, labels, encoder))
     if quarantine is not None:
@@ -278,7 +276,7 @@ def _open(
     require_few_bad_rows(
         source, len(table), sum(table.card.rejected.values()), table.rejected(), data.max_bad_fraction, quarantine
     )
-    return RowDataset(table, encoder, answers=answers)
+    return RowDataset(table, encoder, compared=compared)
 
 
 def _table_spec(data: DataSettings, labels: list[str] | None, encoder: Encoder) -> TableSpec:

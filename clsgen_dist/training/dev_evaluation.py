@@ -5,9 +5,10 @@ Cost: one forward pass over the dev rows, shared by the ranks, and one gather of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,8 @@ def evaluate(
             found += zip(indices.tolist(), logits_SRK, names, strict=False)
             named += _begin_with_a_name(batch, tokens)
             mass_S, margin_S = output.evidence_mass, output.preference_margin
-            extras += [float(mass_S.nansum()), int(mass_S.isfinite().sum()), 0, 0]
-            extras += [0, 0, int((margin_S > 0).sum()), int(margin_S.isfinite().sum())]
+            looked_at = [float(mass_S.nansum()), int(mass_S.isfinite().sum())]
+            extras += [*looked_at, int((margin_S > 0).sum()), int(margin_S.isfinite().sum())]
             sums += [total.item() for total in output.term_sums]
             counts += [term.count(batch) for term in terms]
             watchdog.beat()
@@ -110,22 +111,32 @@ def evaluate(
     )
 
 
+@contextlib.contextmanager
+def without_terms(engine: Any) -> Iterator[None]:
+    """Inside, the engine evaluates both heads alone, without gradients; after it, it trains."""
+    spec = engine.module.loss_spec
+    engine.eval()
+    engine.module.loss_spec = dataclasses.replace(spec, terms=())
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        engine.module.loss_spec = spec
+        engine.train()
+
+
 def perplexity(
     engine: Any, texts: ReplayTexts, world: World, *, budget: int, padded: bool = False, watchdog: Watchdog
 ) -> float:
     """Of general texts: the exponential of the mean negative log-likelihood of a token; collective."""
-    engine.eval()
-    spec, found = engine.module.loss_spec, np.zeros(2)
-    engine.module.loss_spec = dataclasses.replace(spec, terms=())  # theirs are means over rows
-    with torch.no_grad():
+    found = np.zeros(2)
+    with without_terms(engine):
         for ranks in pack(texts.lengths(np.arange(len(texts))), budget=budget, ranks=world.size, padded=padded):
             tokens = [texts.tokens(int(text)) for text in ranks[world.rank]]
             batch = collate([Sample(t[:1], t[1:], -1) for t in tokens]) if tokens else dummy_batch(0)
             output = engine(**batch.inputs(world.device))
             found += [float(output.generation_loss.sum()), batch.supervised]
             watchdog.beat()
-    engine.module.loss_spec = spec
-    engine.train()
     total, count = world.sum(*found)
     return float(np.exp(total / count))
 
@@ -189,8 +200,7 @@ def dev_metrics(found: DevResult, space: LabelSpace, weights: Mapping[str, float
     head's probability with that class as the truth. ``evidence/attention`` is the share of the decision's attention on
     evidence; ``preference/accuracy`` of pairs, the share that the model tells apart better than its reference.
 
-    A NaN loss means no rows to measure it on; an infinite one was not
-    finite on some row.
+    A NaN loss means no rows to measure it on; an infinite one was not finite on some row.
     """
     metrics = {f"loss/{name}": loss for name, loss in found.losses.items()}
     metrics["loss"] = float(np.nansum([weights[name] * loss for name, loss in found.losses.items()]))

@@ -83,7 +83,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
         output if world.is_main else None,
         settings.seed,
         run=settings.output_dir,
-        answers=settings.objectives.answers,
+        compared=settings.objectives.compared,
     )
     datasets = with_replay(datasets, settings, encoder)
     require_rows_for_terms(datasets, settings)

@@ -5,7 +5,6 @@ Cost: one forward pass over every explanation with its prompt, shared by the ran
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from clsgen_dist.data.tables.reference import ReferenceLogProbs
 from clsgen_dist.engine.world import World
 from clsgen_dist.model.attention import rows_of_tokens
 from clsgen_dist.training.datasets import Datasets
+from clsgen_dist.training.dev_evaluation import without_terms
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def attach_references(engine: Any, rows: Datasets, settings: Settings, world: Wo
         if not isinstance(of, RowDataset):
             continue
         path = Path(settings.output_dir) / f"reference-{name}.npz"
-        key = f"{of.fingerprint}/{of.answers}/{settings.model.backbone}"
+        key = f"{of.fingerprint}/{of.compared}/{settings.model.backbone}"
         found = ReferenceLogProbs.load(path, key) if world.is_main else None
         found = world.broadcast(found)
         if found is None:
@@ -55,7 +55,7 @@ def reference_log_probs(engine: Any, rows: RowDataset, world: World, *, budget: 
     table = rows.table
     of_E = np.repeat(np.arange(len(table)), np.diff(table.explanation_start_N1))
     of_R = np.repeat(np.arange(len(table)), np.diff(table.rejected_start_N1))
-    of_N = np.arange(len(table)) if rows.answers == "foreign" else np.zeros(0, dtype=np.int64)
+    of_N = np.arange(len(table)) if rows.compared == "mismatched" else np.zeros(0, dtype=np.int64)
     row_A = np.concatenate([of_E, of_R, of_N])
     which_E = np.arange(len(of_E)) - np.asarray(table.explanation_start_N1)[of_E]
     which_R = np.arange(len(of_R)) - np.asarray(table.rejected_start_N1)[of_R]
@@ -65,15 +65,12 @@ def reference_log_probs(engine: Any, rows: RowDataset, world: World, *, budget: 
             return table.explanation_ids(int(of_E[at]), int(which_E[at]))
         if (at := at - len(of_E)) < len(of_R):
             return table.rejected_ids(int(of_R[at]), int(which_R[at]))
-        return rows.foreign(at - len(of_R))
+        return rows.mismatched(at - len(of_R))
 
-    answer_A = np.concatenate([table.explanation_length_E, table.rejected_length_R, rows.foreign_lengths()[of_N]])
+    answer_A = np.concatenate([table.explanation_length_E, table.rejected_length_R, rows.mismatched_lengths()[of_N]])
     length_A = rows.encoder.prompt_lengths(np.asarray(table.text_length_N)[row_A]) + answer_A
     found_A = np.zeros(len(row_A))
-    engine.eval()
-    spec = engine.module.loss_spec
-    engine.module.loss_spec = dataclasses.replace(spec, terms=())
-    with torch.no_grad():
+    with without_terms(engine):
         for ranks in pack(length_A, budget=budget, ranks=world.size, padded=padded):
             mine = ranks[world.rank]
             prompts = [rows.encoder.build_prompt(table.text_ids(int(row_A[at]))) for at in mine]
@@ -83,8 +80,6 @@ def reference_log_probs(engine: Any, rows: RowDataset, world: World, *, budget: 
             row_n = rows_of_tokens(batch.sequence_start_S1, batch.tokens)[batch.supervised_index_n]
             sums_S = torch.zeros(len(batch.of_S), dtype=torch.float64).index_add(0, row_n, -losses_n)
             found_A[mine] = sums_S[: len(samples)].numpy()
-    engine.module.loss_spec = spec
-    engine.train()
     total = torch.from_numpy(found_A).to(world.device)
     world.all_reduce(total)
     found_A = total.cpu().numpy().astype(np.float32)

@@ -166,7 +166,7 @@ class TrainStep:
         engine.module.hidden_grad_square = None
         world.all_reduce(square)
         with waiting():
-            *totals, hits, moved, foreigners = sums.tolist()
+            *totals, hits, moved, mismatched_count = sums.tolist()
             # Each rank's loss is multiplied by the world size, and so are the gradients.
             generation, classification, inner, *others = square.tolist()
             squares = [generation, classification, *others]
@@ -186,7 +186,7 @@ class TrainStep:
             weights=weights,
             gradient_norms=gradient_norms,
             balance=balance,
-            reference_point=max(0.0, moved / foreigners) if updated and foreigners else reference_point,
+            reference_point=max(0.0, moved / mismatched_count) if updated and mismatched_count else reference_point,
             rates=rates,
             gradient_cosine=math.nan if measure else _cosine(inner, generation, classification),
             angles=probe.angles(world) if probe else None,
@@ -241,8 +241,8 @@ class TrainStep:
 
 def _step_sums(output: ModelOutput) -> torch.Tensor:
     """``[terms + 3]`` fp64: the terms' sums, tokens predicted right, sum and count of other rows' log-ratios."""
-    foreign = output.foreign_sums if len(output.foreign_sums) else output.token_hit.new_zeros(2)
-    sums = (*(total.detach() for total in output.term_sums), output.token_hit.sum(), *foreign)
+    mismatched = output.mismatched_sums if len(output.mismatched_sums) else output.token_hit.new_zeros(2)
+    sums = (*(total.detach() for total in output.term_sums), output.token_hit.sum(), *mismatched)
     return torch.stack([value.double() for value in sums])
 
 

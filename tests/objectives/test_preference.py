@@ -90,8 +90,8 @@ def samples():
         return rng.integers(3, 99, n).astype(np.int32)
 
     return [
-        Sample(draw(7), draw(own), 1, rejected=draw(rejected), foreign=draw(foreign))
-        for own, rejected, foreign in LENGTHS
+        Sample(draw(7), draw(own), 1, rejected=draw(rejected), mismatched=draw(mismatched))
+        for own, rejected, mismatched in LENGTHS
     ]
 
 
@@ -140,9 +140,9 @@ def test_the_terms_sum_equals_that_of_plain_transformers(loss, layout, model, sa
         plain = model.lm.get_parameter(name).grad
         torch.testing.assert_close(gradient, plain, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     with torch.no_grad():
-        foreign = [_ratio(model, s.prompt, s.foreign) for s in samples if len(s.foreign)]
-    moved, number = output.foreign_sums.tolist()
-    assert (moved, number) == (pytest.approx(float(sum(foreign)), rel=1e-4, abs=1e-4), 3)
+        mismatched = [_ratio(model, s.prompt, s.mismatched) for s in samples if len(s.mismatched)]
+    moved, number = output.mismatched_sums.tolist()
+    assert (moved, number) == (pytest.approx(float(sum(mismatched)), rel=1e-4, abs=1e-4), 3)
 
 
 def test_margins_are_reported_outside_training(model, samples):

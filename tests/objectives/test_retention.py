@@ -89,7 +89,7 @@ def test_general_texts_are_a_function_of_seed_and_step(tmp_path, encoder):
     texts = [f"{'word ' * n}end" for n in range(1, 8)] + ["x"]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     spec = TableSpec(
-        Columns().without_answers(), None, 50, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key,
+        Columns().text_only(), None, 50, encoder.tokens_of, encoder.end_token, encoder.tokenizer_key,
         require_target=False,
     )  # fmt: skip
     table = open_table(str(file), spec)

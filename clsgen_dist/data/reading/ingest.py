@@ -116,9 +116,8 @@ def iter_rows(
 def read_texts(source: str, columns: Columns) -> list[TextRow]:
     """Every row of a source in order, whatever its other columns hold; DataError if the source cannot be read."""
     part = find_source(source)
-    text_only = columns.without_answers()
     rows: list[TextRow] = []
-    for line, record, _ in read_part(part, text_only):
+    for line, record, _ in read_part(part, columns.text_only()):
         row_id = f"{Path(part.source).name}:{line}"
         try:
             if isinstance(record, Fault):

@@ -20,7 +20,7 @@ from clsgen_dist.data.tables.table import RowTable
 
 # N rows, p positions
 
-Answers = Literal["own", "rejected", "foreign"]
+Compared = Literal["own", "rejected", "mismatched"]
 """The explanations that a sample has: its own; also one that reviewers rejected; also that and another row's."""
 _MULTIPLIER = 2654435761
 """Knuth's multiplicative hash of the row number: with which explanation the row starts."""
@@ -32,11 +32,11 @@ class RowDataset:
     Args:
         table: the rows.
         encoder: the prompt.
-        answers: which explanations samples have besides their own.
+        compared: which explanations samples have besides their own.
     """
 
-    def __init__(self, table: RowTable, encoder: Encoder, *, answers: Answers = "own") -> None:
-        self.table, self.encoder, self.answers = table, encoder, answers
+    def __init__(self, table: RowTable, encoder: Encoder, *, compared: Compared = "own") -> None:
+        self.table, self.encoder, self.compared = table, encoder, compared
         self.reference: ReferenceLogProbs | None = None
         """Log-probabilities of all explanations before training, where the run is compared with these."""
         self.label_N = np.asarray(table.label_N)
@@ -88,7 +88,7 @@ class RowDataset:
         table, nothing = self.table, np.zeros(0, dtype=np.int32)
         rows, visits = np.array([row]), np.array([visit])
         which = int(_turn(table.explanation_start_N1, rows, visits)[0])
-        rejected = -1 if self.answers == "own" else int(_turn(table.rejected_start_N1, rows, visits)[0])
+        rejected = -1 if self.compared == "own" else int(_turn(table.rejected_start_N1, rows, visits)[0])
         return Sample(
             self.encoder.build_prompt(table.text_ids(row), max_prompt_length),
             table.explanation_ids(row, which) if which >= 0 else nothing,
@@ -96,7 +96,7 @@ class RowDataset:
             self._evidence(row, "evidence", max_prompt_length),
             self._evidence(row, "counter_evidence", max_prompt_length),
             table.rejected_ids(row, rejected) if rejected >= 0 else nothing,
-            self.foreign(row) if self.answers == "foreign" else nothing,
+            self.mismatched(row) if self.compared == "mismatched" else nothing,
             self._reference(row, which, rejected),
         )
 
@@ -109,10 +109,10 @@ class RowDataset:
         return (
             float(known.explanation_E[own_at]) if which >= 0 else 0.0,
             float(known.rejected_R[rejected_at]) if rejected >= 0 else 0.0,
-            float(known.foreign_N[row]) if self.answers == "foreign" else 0.0,
+            float(known.mismatched_N[row]) if self.compared == "mismatched" else 0.0,
         )
 
-    def foreign(self, row: int) -> Ids:
+    def mismatched(self, row: int) -> Ids:
         """The first explanation, or rejected one, of the next row; of the last, the first row's."""
         table, other = self.table, (row + 1) % len(self.table)
         if table.explanation_start_N1[other + 1] > table.explanation_start_N1[other]:
@@ -148,16 +148,16 @@ class RowDataset:
         table = self.table
         prompt_p = self.encoder.prompt_lengths(table.text_length_N[row_p], max_prompt_length)
         length_p = prompt_p + _length_of_turn(table.explanation_start_N1, table.explanation_length_E, row_p, visit_p)
-        if self.answers != "own":
+        if self.compared != "own":
             rejected_p = _length_of_turn(table.rejected_start_N1, table.rejected_length_R, row_p, visit_p)
             length_p += np.where(rejected_p > 0, prompt_p + rejected_p, 0)
-        if self.answers == "foreign":
-            foreign_p = self.foreign_lengths()[row_p]
-            length_p += np.where(foreign_p > 0, prompt_p + foreign_p, 0)
+        if self.compared == "mismatched":
+            mismatched_p = self.mismatched_lengths()[row_p]
+            length_p += np.where(mismatched_p > 0, prompt_p + mismatched_p, 0)
         return length_p
 
-    def foreign_lengths(self) -> np.ndarray:
-        """``[N]`` lengths of :meth:`foreign`."""
+    def mismatched_lengths(self) -> np.ndarray:
+        """``[N]`` lengths of :meth:`mismatched`."""
         table = self.table
         own_N = _first_of_each(table.explanation_start_N1, table.explanation_length_E)
         rejected_N = _first_of_each(table.rejected_start_N1, table.rejected_length_R)
@@ -168,12 +168,12 @@ class RowDataset:
         table = self.table
         prompt_N = self.encoder.prompt_lengths(np.asarray(table.text_length_N), max_prompt_length)
         length_N = prompt_N + _longest_of_each(table.explanation_start_N1, table.explanation_length_E)
-        if self.answers != "own":
+        if self.compared != "own":
             rejected_N = _longest_of_each(table.rejected_start_N1, table.rejected_length_R)
             length_N += np.where(rejected_N > 0, prompt_N + rejected_N, 0)
-        if self.answers == "foreign":
-            foreign_N = self.foreign_lengths()
-            length_N += np.where(foreign_N > 0, prompt_N + foreign_N, 0)
+        if self.compared == "mismatched":
+            mismatched_N = self.mismatched_lengths()
+            length_N += np.where(mismatched_N > 0, prompt_N + mismatched_N, 0)
         return int(length_N.max())
 
     def truncated(self, max_prompt_length: int | None = None) -> int:

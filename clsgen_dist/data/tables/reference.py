@@ -1,7 +1,7 @@
 """Log-probabilities of explanations before training: what a run that trains all weights is compared with.
 
-One number for each explanation, each rejected one, and each row's foreign one (:mod:`clsgen_dist.data.tables.dataset`),
-kept in the run's folder, so that a resumed run need not compute them again.
+One number for each explanation, each rejected one, and each row's mismatched one
+(:mod:`clsgen_dist.data.tables.dataset`), kept in the run's folder, so that a resumed run need not compute them again.
 
 Cost: 4 bytes per explanation.
 """
@@ -23,8 +23,8 @@ class ReferenceLogProbs:
 
     explanation_E: np.ndarray
     rejected_R: np.ndarray
-    foreign_N: np.ndarray
-    """Empty unless rows have foreign explanations."""
+    mismatched_N: np.ndarray
+    """Empty unless rows have mismatched explanations."""
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the file; ``fingerprint`` identifies rows, prompt and backbone."""
@@ -34,7 +34,7 @@ class ReferenceLogProbs:
                 fingerprint=np.array(fingerprint),
                 explanation=self.explanation_E,
                 rejected=self.rejected_R,
-                foreign=self.foreign_N,
+                mismatched=self.mismatched_N,
             )
 
     @classmethod
@@ -43,7 +43,7 @@ class ReferenceLogProbs:
         try:
             with np.load(path) as saved:
                 if str(saved["fingerprint"]) == fingerprint:
-                    return cls(saved["explanation"], saved["rejected"], saved["foreign"])
+                    return cls(saved["explanation"], saved["rejected"], saved["mismatched"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None  # missing or damaged: the caller computes them again
         return None

@@ -43,7 +43,7 @@ from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.data.tables.build import build_table
-from clsgen_dist.data.tables.dataset import Answers, RowDataset
+from clsgen_dist.data.tables.dataset import Compared, RowDataset
 from clsgen_dist.data.tables.spec import FORMAT, TableSpec
 from clsgen_dist.data.tables.table import RowTable
 from clsgen_dist.errors import DataError
@@ -71,7 +71,7 @@ class ShardedRows:
         max_bad_fraction: more rejected rows than this share of a shard raise.
         run: identifies this run on this machine, like its output folder.
         quarantine: folder for the lists of rejected rows, one per shard; None on all ranks but one.
-        answers: as for :class:`RowDataset`.
+        compared: as for :class:`RowDataset`.
         owns_cache: whether this process deletes windows that are over; true for one process per machine.
 
     Raises:
@@ -90,12 +90,12 @@ class ShardedRows:
         run: str,
         quarantine: Path | None,
         owns_cache: bool,
-        answers: Answers = "own",
+        compared: Compared = "own",
     ) -> None:
         import fsspec
 
         self.encoder, self.window, self.seed, self.max_bad_fraction = encoder, window, seed, max_bad_fraction
-        self._spec, self._quarantine, self._answers = spec, quarantine, answers
+        self._spec, self._quarantine, self._compared = spec, quarantine, compared
         self._files, self.names = _list_shards(fsspec, pattern)
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
             footers = list(pool.map(lambda name: _read_footer(self._files, name), self.names))
@@ -126,7 +126,7 @@ class ShardedRows:
     def longest(self, max_prompt_length: int | None = None) -> int:
         """Upper bound of the tokens of a sample; the rows themselves are not known yet."""
         longest = (max_prompt_length or self.encoder.max_prompt_length) + self._spec.max_explanation_length
-        return (1 + ("own", "rejected", "foreign").index(self._answers)) * longest
+        return (1 + ("own", "rejected", "mismatched").index(self._compared)) * longest
 
     @property
     def fingerprint(self) -> str:
@@ -211,7 +211,7 @@ class ShardedRows:
         for shard in map(int, shards):
             with self._lock:
                 if shard not in self._datasets:
-                    self._datasets[shard] = RowDataset(self._table(shard), self.encoder, answers=self._answers)
+                    self._datasets[shard] = RowDataset(self._table(shard), self.encoder, compared=self._compared)
 
     def _table(self, shard: int) -> RowTable:
         """A shard's table, fetched and built by the first process on this machine that needs it."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.pack import FOREIGN, OWN, REJECTED, collate
+from clsgen_dist.data.pack import MISMATCHED, OWN, REJECTED, collate
 from clsgen_dist.data.reading.cells import Notice
 from clsgen_dist.data.reading.ingest import read_examples
 from clsgen_dist.data.reading.preference_cells import judged_explanations
@@ -86,18 +86,23 @@ def test_a_batch_has_the_rejected_explanations_after_its_rows(tmp_path, encoder)
     def tokens(text):
         return [*encoder.tokens_of([text])[0], encoder.end_token]
 
-    own, rejected, foreign = (RowDataset(table, encoder, answers=answers) for answers in ("own", "rejected", "foreign"))
+    own, rejected, mismatched = (
+        RowDataset(table, encoder, compared=name) for name in ("own", "rejected", "mismatched")
+    )
     assert not len(own.sample(0).rejected) and list(rejected.sample(0).rejected) == tokens("bad and longer")
-    assert list(foreign.sample(1).foreign) == tokens("wrong")  # the next row's, rejected though it is
-    assert list(foreign.sample(4).foreign) in (tokens("good"), tokens("fine too"))  # the last row's is the first's
-    assert not len(foreign.sample(3).foreign)  # the next row has none
-    for data in (own, rejected, foreign):
+    assert list(mismatched.sample(1).mismatched) == tokens("wrong")  # the next row's, rejected though it is
+    assert list(mismatched.sample(4).mismatched) in (
+        tokens("good"),
+        tokens("fine too"),
+    )  # the last row's is the first's
+    assert not len(mismatched.sample(3).mismatched)  # the next row has none
+    for data in (own, rejected, mismatched):
         rows, visits = np.arange(5), np.array([1, 0, 3, 2, 0])
         batches = [collate([data.sample(int(r), int(v))]) for r, v in zip(rows, visits, strict=True)]
         assert [b.tokens for b in batches] == data.lengths(rows, visits).tolist()
         assert data.longest() == max(collate([data.sample(r, v)]).tokens for r in range(5) for v in range(4))
-    batch = collate([foreign.sample(row) for row in range(5)], groups=[7, 7, 8, 8, 8])
-    roles = [OWN] * 5 + [REJECTED] * 2 + [FOREIGN] * 4
+    batch = collate([mismatched.sample(row) for row in range(5)], groups=[7, 7, 8, 8, 8])
+    roles = [OWN] * 5 + [REJECTED] * 2 + [MISMATCHED] * 4
     assert batch.role_S.tolist() == roles and batch.of_S.tolist() == [0, 1, 2, 3, 4, 0, 2, 0, 1, 2, 4]
     assert batch.group_S.tolist() == [7, 7, 8, 8, 8, 7, 8, 7, 7, 8, 8]
     assert batch.is_pair.tolist() == [n == 5 for n in range(11)] and int(batch.is_judged.sum()) == 5
