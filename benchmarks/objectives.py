@@ -4,6 +4,7 @@
     python benchmarks/objectives.py --set hatecheck --precision bf16 --jobs 8 --micro-batch-tokens 8192    # on a GPU
     python benchmarks/objectives.py --set demo --tokens 30000 --part 2 --jobs 2    # the further terms
     python benchmarks/objectives.py --set demo --tokens 2000 --test-rows 40 --seeds 1 --arms before both    # smoke test
+    python benchmarks/objectives.py --set demo --tokens 8000 --test-rows 8 --seeds 1 --part 2    # seconds and memory
 
 classification only   the head alone; no explanation is learnt
 generation only       the LM alone: the class's word comes first, and its probability is read from the LM head
@@ -17,7 +18,8 @@ columns are of the dev rows: the AUROC of the head's probability against the cla
 kappa of the two, the share of the decision's attention on evidence, how many pairs the model tells apart better than
 the reference (where that is learnt), the perplexity of general texts (docstrings of Python's standard library; before
 training: above the table); and of the test rows' explanations without the classes' names, how often a reader tells the
-decision (simulatability). "retention" replays half of these texts, the other half is measured.
+decision (simulatability). "retention" replays half of these texts, the other half is measured. "all" adds all of them.
+A set whose rows have no evidence, or nothing that speaks against their label, lacks the terms that need it.
 
 Every explanation begins with the class's name, so that it states a decision: "agreement" is the share of written
 explanations whose class is the head's. All arms visit the same rows in the same order, as many as make --tokens tokens
@@ -36,6 +38,7 @@ import ast
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import sysconfig
 import traceback
@@ -78,7 +81,9 @@ ADDITIONS: dict[str, dict[str, str]] = {
     "preference": {"objectives.preference.weight": "0.3", "data.columns.rejected": "rejected", **WATCHED},
     "retention": {"objectives.retention.weight": "1", "data.replay": "RUNS/general.jsonl", **WATCHED},
 }
-"""Second part: terms added to the dual head read before the explanation, each alone."""
+"""Second part: terms added to the dual head read before the explanation, each alone, and all of them."""
+NEEDS = {"evidence": "evidence", "contrast": "evidence", "preference": "rejected"}
+"""What the rows of a set must have for a term."""
 SETS: dict[str, dict[str, str]] = {
     "hatecheck": {
         "data.labels": '["non-hateful", "hateful"]',
@@ -95,8 +100,35 @@ SETS: dict[str, dict[str, str]] = {
         "prompt.system": "Medicine.",
         "prompt.question": "Does it answer no, maybe or yes, and why?",
     },
+    "contractnli": {
+        "data.labels": '["contradiction", "entailment"]',
+        "prompt.system": "Law.",
+        "prompt.question": "Is it entailment or contradiction, and why?",
+    },
     "demo": {},
 }
+HAS = {"demo": ("evidence", "rejected"), "contractnli": ("evidence",)}
+"""What the rows of a set have beside text, label and explanation."""
+LENGTHS = {"pubmedqa": ("320", "160"), "contractnli": ("400", "320")}
+"""Tokens of the longest prompt and explanation, of the sets with long rows."""
+
+
+def arms_of(part: int, name: str) -> dict[str, dict[str, str]]:
+    """The arms of a part of the benchmark that a set has rows for, and their settings."""
+    if part == 1:
+        return ARMS
+    has = HAS.get(name, ())
+    alone = {arm: flags for arm, flags in ADDITIONS.items() if arm not in NEEDS or NEEDS[arm] in has}
+    every = {key: value for flags in alone.values() for key, value in flags.items() if flags[key] != WATCHED.get(key)}
+    arms = {**PLAIN, **alone, "all": WATCHED | every}
+    if "evidence" in has:
+        arms["evidence and retention"] = alone["retention"] | alone["evidence"]
+    if "evidence" not in has:
+        arms = {
+            arm: {key: value for key, value in flags.items() if key != "objectives.evidence.weight"}
+            for arm, flags in arms.items()
+        }
+    return arms
 
 
 def prepare(runs: Path, name: str, test_rows: int) -> None:
@@ -124,6 +156,8 @@ def prepare(runs: Path, name: str, test_rows: int) -> None:
                     against = f"{row['label'].capitalize()}: {', '.join(row['counter_evidence'])}."
                     kept["rejected"] = f"{row['label'].capitalize()}. {against}"
                 kept |= {name: row[name] for name in ("evidence", "counter_evidence") if name in row}
+                if name == "contractnli":  # its explanations are the annotated spans of the text
+                    kept["evidence"] = given
                 file.write(json.dumps(kept) + "\n")
 
 
@@ -140,6 +174,7 @@ def general_texts() -> list[str]:
 def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps: int | None) -> list[str]:
     """The flags of one run."""
     name = args.set
+    longest = LENGTHS.get(name, ("128", "48"))
     settings = {
         "output_dir": str(runs / f"{arm.replace(' ', '-')}-{seed}"),
         "overwrite": "true",
@@ -156,8 +191,8 @@ def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps
         "train.batch_size": "16",
         "train.precision": args.precision,
         "train.micro_batch_tokens": str(args.micro_batch_tokens),
-        "data.max_prompt_length": "320" if name == "pubmedqa" else "128",
-        "data.max_explanation_length": "160" if name == "pubmedqa" else "48",
+        "data.max_prompt_length": longest[0],
+        "data.max_explanation_length": longest[1],
         "checkpoint.keep_last": "1",
         **SETS[name],
         **args.settings[arm],
@@ -188,8 +223,18 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path) -> dict[str, Any]:
+def peak_memory() -> int:
+    """Bytes: of the GPU's tensors, or of the process on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def train_and_measure(args: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     """One run, measured."""
+    runs = args.runs
     from clsgen_dist import Predictor, export, train
     from clsgen_dist.config import parse_settings
 
@@ -199,11 +244,13 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int, runs: Path)
     steps = steps_for(args, seed, runs)
     settings = parse_settings(settings_of(args, arm, seed, runs, steps), default_config="configs/demo.yaml")
     train(settings)
+    peak = peak_memory()
     predictor = Predictor(export(settings.output_dir, Path(settings.output_dir) / "model"))
     log = training_log(Path(settings.output_dir))
     found: dict[str, Any] = {
         **{"arm": arm, "seed": seed, "tokens": args.tokens, "steps": steps, "precision": args.precision},
         "device": device(),
+        "peak_memory": peak,
         "classes": predictor.card.labels,
     }
     if not args.untimed:
@@ -247,7 +294,8 @@ def training_log(output: Path) -> Any:
     return log
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
+    """The command line; ``settings`` are those of each arm, ``curves`` the dev curves that are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, default="hatecheck")
     parser.add_argument("--backbone", default="demo:smollm2-135m")
@@ -267,28 +315,44 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
     parser.add_argument("--untimed", action="store_true", help="record no seconds, where other work runs beside")
     args = parser.parse_args()
-    args.settings = ARMS if args.part == 1 else {**PLAIN, **ADDITIONS}
+    args.settings = arms_of(args.part, args.set)
     args.curves = () if args.part == 1 else tuple(CURVES)
     args.arms = args.arms or list(args.settings)
     if unknown := [arm for arm in args.arms if arm not in args.settings]:
         parser.error(f"--arms has {unknown[0]!r}, expected some of {', '.join(args.settings)}")
     part = "" if args.part == 1 else "-terms"
-    runs = args.runs / f"{args.set}-{args.tokens}{part}"
-    default = Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}{part}.jsonl"
-    path = args.results or default
-    results = [json.loads(line) for line in path.open()] if path.exists() else []
+    args.runs /= f"{args.set}-{args.tokens}{part}"
+    args.results = args.results or (
+        Path(__file__).parent / "results" / f"objectives-{args.set}-{args.tokens}{part}.jsonl"
+    )
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    results = [json.loads(line) for line in args.results.open()] if args.results.exists() else []
     if args.report:
         if not results:
-            sys.exit(f"{path} has no runs, expected some to report; run without --report first")
+            sys.exit(f"{args.results} has no runs, expected some to report; run without --report first")
         return report(args, results)
     here = args.precision, device()
     other = {(r["precision"], r.get("device", "CPU")) for r in results} - {here}
     if other:
         sys.exit(
-            f"{path} holds runs in {' on '.join(other.pop())}, and this is {' on '.join(here)}: give another --results"
+            f"{args.results} holds runs in {' on '.join(other.pop())}, and this is {' on '.join(here)}: "
+            "give another --results"
         )
-    prepare(runs, args.set, args.test_rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare(args.runs, args.set, args.test_rows)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    failed = run_missing(args, results)
+    if results:
+        report(args, results)
+    if failed:
+        sys.exit(f"{failed} runs failed; start again to repeat them (logs: {args.runs})")
+
+
+def run_missing(args: argparse.Namespace, results: list[dict[str, Any]]) -> int:
+    """Add the runs that ``results`` lacks to it and to the file; how many failed."""
     done = {(r["arm"], r["seed"]) for r in results}
     missing = [(arm, seed) for seed in range(args.seeds) for arm in args.arms if (arm, seed) not in done]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -299,27 +363,21 @@ def main() -> None:
     start.set_forkserver_preload(["deepspeed", "clsgen_dist.training.trainer", "clsgen_dist.inference.predict"])
     failed = 0
     with ProcessPoolExecutor(args.jobs, mp_context=start, max_tasks_per_child=1) as pool:
-        for future in as_completed([pool.submit(train_and_measure, args, arm, seed, runs) for arm, seed in missing]):
+        for future in as_completed([pool.submit(train_and_measure, args, arm, seed) for arm, seed in missing]):
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
-                sys.exit(f"a run's process was killed; start again to repeat what is missing (logs: {runs})")
+                sys.exit(f"a run's process was killed; start again to repeat what is missing (logs: {args.runs})")
             if error:
                 failed += 1
                 traceback.print_exception(error)
                 continue
             found = future.result()
-            with path.open("a") as file:
+            with args.results.open("a") as file:
                 file.write(json.dumps(found) + "\n")
             results.append(found)
-            print(
-                f"seed {found['seed']} {found['arm']}: AUROC {measures(found)['auroc']:.3f}",
-                file=sys.stderr,
-                flush=True,
-            )
-    if results:
-        report(args, results)
-    if failed:
-        sys.exit(f"{failed} runs failed; start again to repeat them (logs: {runs})")
+            auroc = measures(found)["auroc"]
+            print(f"seed {found['seed']} {found['arm']}: AUROC {auroc:.3f}", file=sys.stderr, flush=True)
+    return failed
 
 
 if __name__ == "__main__":

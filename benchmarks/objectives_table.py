@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 CURVES = {
-    "stated/auroc": "AUROC of the stated class",
-    "stated/kappa": "κ",
     "evidence/attention": "attention on evidence",
     "preference/accuracy": "pairs told apart",
     "general/perplexity": "general perplexity",
@@ -29,13 +27,30 @@ def measures(run: dict[str, Any], *, further: bool = False) -> dict[str, float]:
     positive = logits.shape[1] - 1
     found = class_metrics(p_NC, labels, "single", positive, names=("auroc", "f1", "ece", "brier"))
     found["seconds"] = run.get("seconds_a_step", float("nan"))
+    found["peak_memory"] = run.get("peak_memory", float("nan")) / 1e6
     found["generation_loss"] = run.get("generation_loss", float("nan"))
     stated = np.array(run["test"].get("stated", []))
     found["agreement"] = float((stated == p_NC.argmax(axis=1)).mean()) if len(stated) else float("nan")
     if further:
+        found["AUROC of the stated class"], found["κ"] = _alignment(p_NC, stated)
         found |= {name: run.get(name, float("nan")) for name in CURVES}
         found["simulatable"] = _simulatable(run, p_NC.argmax(axis=1))
     return found
+
+
+def _alignment(p_NC: np.ndarray, stated_N: np.ndarray) -> tuple[float, float]:
+    """AUROC of the probabilities for the class that the explanation states; Cohen's kappa of it and the decision.
+
+    Rows whose explanation names no class are left out; NaN where explanations state one class only.
+    """
+    from clsgen_dist.evaluation.classification import auroc
+    from clsgen_dist.explanations.stated_class import cohen_kappa
+
+    named_N = stated_N >= 0
+    if len(set(stated_N[named_N])) < 2:
+        return float("nan"), float("nan")
+    p_NC, stated_N = p_NC[named_N], stated_N[named_N]
+    return auroc(p_NC, stated_N, p_NC.shape[1] - 1), cohen_kappa(stated_N, p_NC.argmax(axis=1), p_NC.shape[1])
 
 
 def _simulatable(run: dict[str, Any], decided_N: np.ndarray) -> float:
@@ -87,11 +102,11 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         "brier",
         "generation_loss",
         "agreement",
-        *((*CURVES, "simulatable") if args.part == 2 else ()),
+        *(("AUROC of the stated class", "κ", *CURVES, "simulatable") if args.part == 2 else ()),
     ]
     names = [CURVES.get(key, key.replace("_", " ")) for key in shown]
-    print(f"| arm | seeds | AUROC | - classification only | {' | '.join(names)} | s a step |")
-    print(f"|---|{'--:|' * (len(shown) + 4)}")
+    print(f"| arm | seeds | AUROC | - classification only | {' | '.join(names)} | s a step | peak MB |")
+    print(f"|---|{'--:|' * (len(shown) + 5)}")
     for arm, runs in by_arm.items():
         if not runs:
             continue
@@ -102,14 +117,22 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
             mean, low, high = paired([runs[s] for s in shared], [base[s] for s in shared])
             difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
         cells = {key: _cell([c[key] for c in columns]) for key in columns[0]}
-        timed = [c["seconds"] for c in columns if not np.isnan(c["seconds"])]
-        seconds = f"{np.mean(timed):.2f}" if timed else ""
+        costs = [_mean([c["seconds"] for c in columns], 2), _mean([c["peak_memory"] for c in columns], 0)]
         print(
-            f"| {' | '.join([arm, str(len(runs)), cells['auroc'], difference, *(cells[k] for k in shown), seconds])} |"
+            f"| {' | '.join([arm, str(len(runs)), cells['auroc'], difference, *(cells[k] for k in shown), *costs])} |"
         )
 
 
+def _mean(values: list[float], digits: int) -> str:
+    known = [value for value in values if not np.isnan(value)]
+    return f"{np.mean(known):.{digits}f}" if known else ""
+
+
 def _cell(values: list[float]) -> str:
-    if np.isnan(values).all():
+    known = [value for value in values if not np.isnan(value)]
+    if not known:
         return ""
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+    spread = f" ± {np.std(known, ddof=1):.3f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.3f}{spread}" + (
+        f" ({len(known)} of {len(values)} runs)" if len(known) < len(values) else ""
+    )

@@ -186,13 +186,12 @@ def build_model(
 
     Args:
         lm: the causal LM; partitioned or not.
-        classes: C, rows of the classification head's weight.
-        label_tokens: one per class: the classification head starts from their rows of the LM head; None: from zero.
+        head: how the classification head starts.
+        losses: how they are computed.
         finetune: ``"full"`` all weights, ``"lora"`` adapters on every linear layer, ``"head"`` the head only.
         top_layers: train only this many upper layers, and the final norm for ``"full"``; None: all, and embeddings.
         lora_rank, lora_alpha: the adapters' update has this rank and is multiplied by alpha / rank.
-        lora_dropout, head_dropout: share of the adapters' and of the classification head's input that is dropped.
-        loss_impl: implementation of the loss, as :func:`clsgen_kernels.dual_head_loss` takes it.
+        lora_dropout: share of the adapters' input that is dropped.
         seed: of new weights, which are equal on every rank.
 
     Raises:
@@ -225,7 +224,7 @@ def _initial_head_weight(lm: Any, head: HeadSpec) -> torch.Tensor:
     """Initial weight of the classification head; collective under ZeRO-3."""
     weight_VD = lm.get_output_embeddings().weight
     width = getattr(weight_VD, "ds_shape", weight_VD.shape)[1]
-    if head.label_tokens is None:
+    if head.label_tokens is None or head.trained is not None:
         return head.initial_weight(None, width)
     with gathered([weight_VD]):
         return head.initial_weight(weight_VD.detach()[list(head.label_tokens)], width)

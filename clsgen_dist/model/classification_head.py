@@ -82,15 +82,21 @@ class HeadSpec:
     token's state alike; an ordinal head starts with the last minus the first. None: zeros."""
     prior: Sequence[float] | None = None
     """Probability of each class by which the bias starts (single, ordinal: they sum to 1); None: equal classes."""
+    trained: tuple[Tensor, Tensor] | None = None
+    """Weight ``[K, D]`` and bias ``[K]`` to go on from, whatever the two fields above say."""
 
     def initial_weight(self, rows_CD: Tensor | None, width: int) -> Tensor:
         """The head's first weight, from the vocabulary's rows of ``label_tokens``."""
+        if self.trained is not None:
+            return self.trained[0][:1] if self.kind == "ordinal" else self.trained[0]
         if rows_CD is None:
             return torch.zeros(1 if self.kind == "ordinal" else self.classes, width)
         return (rows_CD[-1:] - rows_CD[:1]).float() if self.kind == "ordinal" else rows_CD.float()
 
     def initial_bias(self) -> Tensor | None:
         """The head's first bias parameters; None for zeros."""
+        if self.trained is not None:
+            return cut_point_parameters(self.trained[1]) if self.kind == "ordinal" else self.trained[1]
         if self.kind == "ordinal":
             prior_C = torch.tensor(self.prior or [1 / self.classes] * self.classes, dtype=torch.float64)
             cuts_K = torch.logit(1 - prior_C.cumsum(dim=0)[:-1], eps=1e-6)

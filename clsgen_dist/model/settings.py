@@ -27,8 +27,8 @@ class ModelSettings:
     """Dropout on LoRA's input."""
     head_dropout: HalfOpenUnitInterval = 0.1
     """Dropout on the classification head's input."""
-    head_init: Literal["label_tokens", "zeros"] = "label_tokens"
-    """Where the head starts: at the LM head's rows for the tokens that begin each label's name, or at zero."""
+    head_init: Literal["auto", "label_tokens", "zeros"] = "auto"
+    """Where the head starts: at the LM head's rows for the tokens that begin each label's name, or at zero; auto: where the backbone is an exported model with the same classes, at its head, else at the labels' tokens."""
     decide: Literal["before", "after", "both"] = "before"
     """Where the head is read: before the explanation, after it (explain first, then decide), or both. Rows without explanation are read at the prompt's end."""
     load_in_4bit: bool = False

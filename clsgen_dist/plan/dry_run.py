@@ -45,6 +45,7 @@ from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.log import quiet_libraries
 from clsgen_dist.model.backbone import backbone_path, open_backbone
+from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.context_length import require_context
 from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import LabelSpace
@@ -145,7 +146,8 @@ def dry_run(
     share = _share(lengths, supervised, micro_steps)
     recorder = CollectiveRecorder(world.size)
     with operations_for_fake_tensors(), FakeTensorMode(allow_non_fake_inputs=True), recorder:
-        engine = build_engine(settings, config, opened, None, labels, _losses(settings, labels))
+        head = HeadSpec(len(labels), labels.kind, settings.model.head_dropout)
+        engine = build_engine(settings, config, opened, head, _losses(settings, labels))
         named = dict(engine.module.named_parameters())
         found = DryRun(
             world.size,

@@ -10,7 +10,6 @@ import torch
 from clsgen_kernels import GenerationOptions
 
 from clsgen_dist.config import Settings, resolve_path
-from clsgen_dist.data.encode import Encoder
 from clsgen_dist.engine.compiled_ops import build_operators
 from clsgen_dist.engine.config import deepspeed_config, refuse_missing_kernels
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
@@ -23,7 +22,6 @@ from clsgen_dist.model.backbone import (
     Backbone,
     build_model,
     checkpoint_activations,
-    label_start_tokens,
     load_backbone,
     set_zero3_units,
 )
@@ -146,10 +144,8 @@ def build_engine(
     settings: Settings,
     config: dict[str, Any],
     backbone: Backbone,
-    encoder: Encoder | None,
-    labels: LabelSpace,
+    head: HeadSpec,
     losses: LossSpec,
-    prior: Sequence[float] | None = None,
 ) -> Any:
     """Model, optimizer and ZeRO-3 engine.
 
@@ -157,10 +153,8 @@ def build_engine(
         settings: of the run.
         config: DeepSpeed's, from :func:`zero_config`.
         backbone: opened, its weights not loaded.
-        encoder: for the tokens of the labels' names, with which the head starts; None: it starts at zero.
-        labels: the label space.
+        head: how the classification head starts.
         losses: how the losses are computed.
-        prior: probability of each class by which the head's bias starts; None: equal.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
@@ -178,10 +172,9 @@ def build_engine(
         attention=attention,
         load_in_4bit=model.load_in_4bit,
     )
-    starts = label_start_tokens(encoder, labels.names) if encoder and model.head_init == "label_tokens" else None
     dual_head = build_model(
         lm,
-        head=HeadSpec(len(labels), labels.kind, model.head_dropout, starts, prior),
+        head=head,
         losses=losses,
         finetune=model.finetune,
         top_layers=model.top_layers,

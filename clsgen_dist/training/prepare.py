@@ -32,17 +32,20 @@ from clsgen_dist.model.backbone import (
     require_finite,
 )
 from clsgen_dist.model.context_length import require_context, require_embedded
+from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
 from clsgen_dist.objectives.class_weights import distortions, head_prior
 from clsgen_dist.training.build_engine import build_engine, loss_spec
 from clsgen_dist.training.datasets import (
+    Datasets,
     open_datasets,
     require_named_classes,
     require_rows_for_terms,
     with_replay,
 )
 from clsgen_dist.training.dev_evaluation import metric_fault
+from clsgen_dist.training.head_start import head_start
 from clsgen_dist.training.reference_log_probs import attach_references
 from clsgen_dist.training.run_prompt import prompt_of_run
 from clsgen_dist.training.sampling_plan import plan_stream
@@ -93,29 +96,11 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
         logger.info("%s. Until then the last checkpoint counts as the best", fault)
     stream = plan_stream(settings, datasets, rank=world.rank, world_size=world.size)
     labels = LabelSpace.of(datasets.labels, data.positive_label, datasets.kind)
-    rows_C = datasets.class_counts()
-    balanced = data.sampling == "balanced"
     name_tokens = label_start_tokens(encoder, labels.names)
-    losses = loss_spec(
-        settings.objectives,
-        labels,
-        rows_C,
-        balanced=balanced,
-        decide=settings.model.decide,
-        name_tokens=name_tokens,
-    )
-    if name_tokens is not None and settings.objectives.consistency.weight:
-        require_named_classes(datasets, name_tokens, labels)
-    prior = head_prior(settings.objectives, labels, rows_C, datasets.known_counts())
-    focal = settings.objectives.classification.focal_gamma
-    if focal and labels.kind == "single" and datasets.has_votes:
-        raise SettingsError(
-            f"objectives.classification.focal_gamma is {focal}, but rows have votes or probabilities as labels: focal "
-            "loss needs one certain class a row; set it to 0"
-        )
-    for name in distortions(settings.objectives, labels.kind, balanced=balanced):
-        logger.warning("%s distorts the probabilities: run clsgen calibrate on the exported model", name)
-    engine = build_engine(settings, zero, opened, encoder, labels, losses, prior)
+    losses = _losses(settings, datasets, labels, name_tokens)
+    prior = head_prior(settings.objectives, labels, datasets.class_counts(), datasets.known_counts())
+    start = head_start(settings, Path(backbone), prompt, labels, losses.classification, name_tokens, prior)
+    engine = build_engine(settings, zero, opened, start, losses)
     canary = canary_sample(encoder)
     require_finite(engine.module, world)
     found = _self_test(engine, canary)
@@ -136,6 +121,31 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
         canary=canary,
         prompt=prompt,
     )
+
+
+def _losses(settings: Settings, datasets: Datasets, labels: LabelSpace, name_tokens: list[int] | None) -> LossSpec:
+    """How the model computes its losses; SettingsError if these rows do not fit them."""
+    objectives = settings.objectives
+    balanced = settings.data.sampling == "balanced"
+    losses = loss_spec(
+        objectives,
+        labels,
+        datasets.class_counts(),
+        balanced=balanced,
+        decide=settings.model.decide,
+        name_tokens=name_tokens,
+    )
+    if name_tokens is not None and objectives.consistency.weight:
+        require_named_classes(datasets, name_tokens, labels)
+    focal = objectives.classification.focal_gamma
+    if focal and labels.kind == "single" and datasets.has_votes:
+        raise SettingsError(
+            f"objectives.classification.focal_gamma is {focal}, but rows have votes or probabilities as labels: focal "
+            "loss needs one certain class a row; set it to 0"
+        )
+    for name in distortions(objectives, labels.kind, balanced=balanced):
+        logger.warning("%s distorts the probabilities: run clsgen calibrate on the exported model", name)
+    return losses
 
 
 def run_identity(settings: Settings, run: PreparedRun, frozen_sums: tuple[float, float], step: int) -> RunIdentity:

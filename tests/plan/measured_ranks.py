@@ -26,6 +26,7 @@ from clsgen_dist.data.loader import Step
 from clsgen_dist.data.pack import PackingStats, Sample, collate
 from clsgen_dist.engine.world import process_group
 from clsgen_dist.model.backbone import open_backbone
+from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.plan.dry_run import held_by_part
 from clsgen_dist.training.build_engine import build_engine, loss_spec, zero_config
@@ -118,7 +119,8 @@ def measure(case, world):
     before = allocated()
     labels = LabelSpace.of(["a", "b"], "b")
     losses = loss_spec(settings.objectives, labels, None)
-    engine = build_engine(settings, config, open_backbone(settings.model.backbone), None, labels, losses)
+    head = HeadSpec(len(labels), labels.kind, settings.model.head_dropout)
+    engine = build_engine(settings, config, open_backbone(settings.model.backbone), head, losses)
     train_step = TrainStep(
         engine, world, objectives=settings.objectives, optim=settings.optim, total_steps=9, seed=settings.seed
     )
