@@ -13,7 +13,6 @@ Under ZeRO-3 everything here must run inside ``engine(...)``, where reading ``lm
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -142,17 +141,16 @@ class DualHeadModel(nn.Module):
         row_N = rows_of_tokens(sequence_start_S1, len(position_N))
         return AttentionProbe(layers, decided_S, row_N, None if self.layout == "packed" else position_N)
 
-    def _reference(self, batch: dict[str, Any]) -> Callable[[], Tensor] | None:
-        """The hidden states of the backbone without its adapters, once for all terms; None if none asks for them."""
+    def _reference_states(self, batch: dict[str, Any]) -> Tensor | None:
+        """``[N, D]`` of the backbone without its adapters, without gradient; None if no term asks for them.
+
+        To be called before the pass that is trained: ZeRO-3 counts the inputs of each module's last forward pass to
+        know when its backward pass is over, and would release no weights after one without gradients.
+        """
         if not any(term.needs_reference for term in self.loss_spec.terms):
             return None
-
-        @functools.cache
-        def states_ND() -> Tensor:
-            with torch.no_grad(), adapters_off(self.lm):
-                return self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
-
-        return states_ND
+        with torch.no_grad(), adapters_off(self.lm):
+            return self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
 
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
@@ -168,6 +166,7 @@ class DualHeadModel(nn.Module):
         if spec.classification.bias_correction is not None and not self.training:
             bias_K = bias_K.float() + torch.tensor(spec.classification.bias_correction, device=bias_K.device)
         decided_S = batch["end_index_S" if spec.decide == "after" else "class_index_S"]
+        reference_ND = self._reference_states(batch)
         probe = self._probe(decided_S, batch["sequence_start_S1"], batch["position_N"])
         hidden_ND = self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS), probe=probe)
         losses = dual_head_loss(
@@ -186,7 +185,6 @@ class DualHeadModel(nn.Module):
             hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
         )
         affine, sums, judged = (weight_KD, bias_K), [], None
-        reference = self._reference(batch)
         shared = ForwardPass(
             batch=batch,
             hidden_ND=hidden_ND,
@@ -207,7 +205,7 @@ class DualHeadModel(nn.Module):
                 hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index + 1])
             )
             seen = dataclasses.replace(
-                shared, hidden_ND=measured_ND, reference=reference if term.needs_reference else None
+                shared, hidden_ND=measured_ND, reference_ND=reference_ND if term.needs_reference else None
             )
             sums.append(term.sum(seen))
             judged = seen.preferences if term.compares_explanations else judged

@@ -6,7 +6,6 @@ A term takes what it needs; what costs something is computed when it is asked fo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,8 +84,8 @@ class ForwardPass:
     """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
     attention: AttentionProbe | None = None
     """Attention of the tokens where decisions are read, in the layers that terms ask for."""
-    reference: Callable[[], Tensor] | None = None
-    """The hidden states of the backbone without its adapters, ``[N, D]``, without gradient: another forward pass."""
+    reference_ND: Tensor | None = None
+    """The hidden states of the backbone without its adapters, ``[N, D]``, without gradient; None: not asked for."""
     impl: str = "auto"
     """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
     reference_point: Tensor | float = 0.0
@@ -97,9 +96,9 @@ class ForwardPass:
         """How much more likely than in the reference the model makes each explanation."""
         batch = self.batch
         reference_S = batch["reference_S"]
-        if self.reference is not None:
+        if self.reference_ND is not None:
             with torch.no_grad():
-                reference_S = self._explanation_log_probs(self.reference())
+                reference_S = self._explanation_log_probs(self.reference_ND)
         return Preferences(
             self._explanation_log_probs(self.hidden_ND) - reference_S,
             batch["role_S"],
@@ -114,10 +113,10 @@ class ForwardPass:
 
     def replay_divergences(self) -> Tensor:
         """``[t]`` divergence of the reference from the model where general texts are predicted, nats."""
-        assert self.reference is not None, "no term asks for the reference"
+        assert self.reference_ND is not None, "no term asks for the reference"
         index_t, _ = self._replayed()
         weight_VD = self.lm.get_output_embeddings().weight
-        return reference_divergence(self.hidden_ND[index_t], self.reference()[index_t], weight_VD)
+        return reference_divergence(self.hidden_ND[index_t], self.reference_ND[index_t], weight_VD)
 
     def _replayed(self) -> tuple[Tensor, Tensor]:
         count = self.batch["replayed"]
@@ -145,7 +144,7 @@ class ForwardPass:
         index_m = torch.cat([batch["supervised_index_n"], batch["further_index_f"][:count]])
         target_m = torch.cat([batch["target_n"], batch["further_target_f"][:count]])
         losses = self._token_losses(hidden_ND, index_m, target_m)
-        row_N = rows_of_tokens(batch["sequence_start_S1"], len(hidden_ND))
+        row_N = rows_of_tokens(batch["sequence_start_S1"], len(hidden_ND)).to(index_m.device)
         return losses.new_zeros(len(batch["of_S"])).index_add(0, row_N[index_m], -losses)
 
     def mean_states(self, spans: Literal["evidence", "counter"]) -> tuple[Tensor, Tensor]:

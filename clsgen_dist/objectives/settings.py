@@ -63,6 +63,10 @@ class ObjectivesSettings:
             del sections[AFTER]
         return tuple(s.term() for name, s in sections.items() if name in FUSED or s.weight > 0)
 
+    def terms_that_run_more(self, decide: str = "before") -> tuple[Term, ...]:
+        """The terms that run the model without its adapters, or the LM head on explanations, once more."""
+        return tuple(term for term in self.terms(decide) if term.needs_reference or term.compares_explanations)
+
     @property
     def group(self) -> int:
         """Consecutive rows of a step that are packed into one micro-batch."""

@@ -28,7 +28,11 @@ from clsgen_dist.plan.zero3_simulation import Simulation
 
 _QUANTISATION_GROUP = 8000
 """Elements that share an fp32 scale (``CUDAQuantizer.target_group_size``)."""
-_TRAINER_SUMS_BYTES = 8 * (5 + 5) + 4 * 3
+
+
+def _trainer_sums_bytes(terms: int) -> int:
+    """Counts and sums of a step in float64, and squared gradient norms in fp32, of so many terms of the loss."""
+    return 8 * (3 + terms + 3 + terms) + 4 * (terms + 1)
 
 
 class FlowKind(StrEnum):
@@ -99,7 +103,8 @@ def flows(trace: MetaTrace, zero: Zero3Settings, simulation: Simulation, *, micr
     found.append(Flow(FlowKind.GATHER_PERSISTENT, size, len(persistent), zero.ranks, zero.nodes))
     norms = len(sub_group_sizes(trace, zero))
     norm_bytes = 8 if zero.offload_optimizer == "none" else 4
-    found.append(Flow(FlowKind.SUMS, norm_bytes * norms + _TRAINER_SUMS_BYTES, norms + 3, zero.ranks, zero.nodes))
+    sums = norm_bytes * norms + _trainer_sums_bytes(trace.terms)
+    found.append(Flow(FlowKind.SUMS, sums, norms + 3, zero.ranks, zero.nodes))
     return [f for f in found if f.calls]
 
 

@@ -21,6 +21,7 @@ from clsgen_dist.model import families
 from clsgen_dist.model.backbone import build_model
 from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
+from clsgen_dist.objectives.term import Term
 from clsgen_dist.plan import attention_shapes
 
 Attention = Literal["flash", "sdpa", "eager"]
@@ -94,8 +95,8 @@ def attention_on_gpu(setting: str) -> Attention:
     return "sdpa" if setting == "sdpa" else "eager" if setting == "eager" else "flash"
 
 
-def meta_model(spec: ModelSpec, attention: Attention) -> DualHeadModel:
-    """The dual-head model that training would build, on the meta device."""
+def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = ()) -> DualHeadModel:
+    """The dual-head model that training would build, with these further terms of the loss, on the meta device."""
     from transformers import AutoModelForCausalLM
 
     config = open_config(spec.backbone)
@@ -112,7 +113,7 @@ def meta_model(spec: ModelSpec, attention: Attention) -> DualHeadModel:
         return build_model(
             lm,
             head=HeadSpec(spec.classes, dropout=spec.head_dropout),
-            losses=LossSpec("torch"),
+            losses=LossSpec("torch", terms=terms),
             finetune=spec.finetune,
             top_layers=spec.top_layers,
             lora_rank=spec.lora_rank,

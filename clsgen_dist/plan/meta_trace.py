@@ -91,6 +91,8 @@ class MetaTrace:
     """The part of them before the backward begins."""
     tokens: int
     """Tokens of the micro-step."""
+    terms: int
+    """Of the loss, as traced."""
     bytes_per_element: int
     """Of weights, activations and gradients."""
     max_positions: int | None

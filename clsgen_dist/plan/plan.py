@@ -283,7 +283,11 @@ class Planner:
         lengths, supervised = work.full_micro_batch()
         attention = attention_on_gpu(model.attention)
         checkpointing = settings.train.activation_checkpointing
-        key = (repr(model), bf16, len(lengths), sum(lengths), supervised, checkpointing, attention)
+        terms = settings.objectives.terms_that_run_more(model.decide)
+        retention = settings.objectives.retention
+        replayed = round(sum(lengths) * retention.share / (1 + retention.share)) if retention.weight else 0
+        used = repr([settings.objectives.preference, retention]) if terms else ""
+        key = (repr(model), bf16, len(lengths), sum(lengths), supervised, checkpointing, attention, used)
         if key not in self._traces:
             self._traces[key] = trace_micro_step(
                 ModelSpec.from_settings(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
@@ -291,6 +295,8 @@ class Planner:
                 supervised=supervised,
                 activation_checkpointing=checkpointing,
                 attention=attention,
+                terms=terms,
+                replayed=replayed,
             )
         return self._traces[key]
 

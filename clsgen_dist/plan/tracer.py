@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clsgen_dist.model.backbone import checkpoint_activations, set_zero3_units
+from clsgen_dist.objectives.term import Term
 from clsgen_dist.plan.meta_model import Attention, ModelSpec, meta_model
 from clsgen_dist.plan.meta_trace import MetaTrace, Weight
 from clsgen_dist.plan.module_recorder import ModuleRecorder
@@ -34,25 +35,36 @@ def trace_micro_step(
     supervised: int,
     activation_checkpointing: bool,
     attention: Attention = "flash",
+    terms: tuple[Term, ...] = (),
+    replayed: int = 0,
 ) -> MetaTrace:
-    """Trace a micro-step of packed sequences, ``supervised`` of whose tokens carry generation loss.
+    """Trace a micro-step of packed sequences.
+
+    Args:
+        spec: the model.
+        sequence_lengths: in tokens.
+        supervised: tokens that carry generation loss.
+        activation_checkpointing: whether layers are computed again in the backward.
+        attention: its implementation.
+        terms: of the loss, besides generation and classification: those that run the model or the LM head once more.
+        replayed: predicted tokens of general texts, among all tokens.
 
     Raises:
         ModelError: the backbone cannot be trained or planned.
     """
-    model = meta_model(spec, attention)
+    model = meta_model(spec, attention, terms)
     model.train()
     if activation_checkpointing:
         checkpoint_activations(model.lm)
     set_zero3_units(model)
-    batch = _meta_batch(sequence_lengths, supervised)
+    batch = _meta_batch(sequence_lengths, supervised, replayed)
     counter = TensorCounter()
     counter.ignore([*model.parameters(), *model.buffers()])
     recorder = ModuleRecorder(model, counter)
     counter.track_backbone(model.lm.base_model)  # type: ignore[arg-type]
     with _deepspeed_linear(counter), counter:
         output = model(**batch)
-        loss = output.generation_loss.sum() + output.class_loss.sum()
+        loss = output.generation_loss.sum() + output.class_loss.sum() + sum(output.term_sums)
         del output
         forward_flops, forward_moved, forward_launches = counter.flops, counter.moved_bytes, counter.launches
         loss.backward()
@@ -71,6 +83,7 @@ def trace_micro_step(
         launches=counter.launches,
         forward_launches=forward_launches,
         tokens=sum(sequence_lengths),
+        terms=2 + len(terms),
         bytes_per_element=2 if spec.bf16 else 4,
         max_positions=getattr(model.lm.config.get_text_config(), "max_position_embeddings", None),  # type: ignore[operator, union-attr]
         learned_positions=not any("Rotary" in type(module).__name__ for module in model.modules()),
@@ -110,7 +123,7 @@ def _deepspeed_linear(counter: TensorCounter) -> Iterator[None]:
         nn.functional.linear = plain
 
 
-def _meta_batch(lengths: Sequence[int], supervised: int) -> dict[str, Any]:
+def _meta_batch(lengths: Sequence[int], supervised: int, replayed: int) -> dict[str, Any]:
     """The model's keyword arguments for packed sequences, as :func:`clsgen_dist.data.pack.collate` makes them."""
 
     def integers(count: int) -> Tensor:
@@ -128,4 +141,10 @@ def _meta_batch(lengths: Sequence[int], supervised: int) -> dict[str, Any]:
         "class_index_S": integers(len(lengths)),
         "end_index_S": integers(len(lengths)),
         "label_S": integers(len(lengths)),
+        "further_index_f": integers(replayed),
+        "further_target_f": integers(replayed),
+        "replayed": replayed,
+        "role_S": integers(len(lengths)),
+        "of_S": integers(len(lengths)),
+        "reference_S": torch.empty(len(lengths), device="meta"),
     }

@@ -59,8 +59,9 @@ class TensorBoardLog:
     def __init__(self, log_dir: Path | None, *, settings_text: str, first_step: int = 0) -> None:
         """``settings_text`` is logged verbatim; ``first_step`` is the first step this process will write.
 
-        With ``first_step`` above 0 (a resumed run), points that earlier processes logged at that step or later are
-        hidden. The settings are logged again at ``first_step``, next to those of the first start.
+        Points that earlier processes logged into the folder at that step or later are hidden: those of a run that is
+        resumed, and of one that ended before its first checkpoint. The settings are logged again at ``first_step``,
+        next to those of the first start.
         """
         self._writer: SummaryWriter | None = None
         self._curves: dict[str, SummaryWriter] = {}
@@ -68,9 +69,10 @@ class TensorBoardLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        if first_step > 0:
+        continues = any(log_dir.glob("events.*"))
+        if continues:
             _wait_for_a_later_second(log_dir)
-        options: dict[str, Any] = {"purge_step": first_step if first_step > 0 else None, "flush_secs": 10}
+        options: dict[str, Any] = {"purge_step": first_step if continues else None, "flush_secs": 10}
         self._writer = SummaryWriter(str(log_dir), **options)
         self._curves = {tag: SummaryWriter(str(log_dir / run), **options) for tag, run in _CURVES.items()}
         self._writer.add_custom_scalars(_LAYOUT)

@@ -173,6 +173,17 @@ def test_adapters_are_on_again_after_an_error(model):
     ]
 
 
+def test_the_reference_runs_before_the_pass_that_is_trained(model, monkeypatch):
+    """After a later pass without gradients ZeRO-3 would release no weights in the backward pass."""
+    passes = []
+    run = type(model).hidden_states
+    monkeypatch.setattr(
+        type(model), "hidden_states", lambda *a, **k: passes.append(torch.is_grad_enabled()) or run(*a, **k)
+    )
+    model.train()(**dummy_batch(1).inputs())
+    assert passes == [False, True]
+
+
 def test_full_finetuning_has_no_reference():
     argv = ["--objectives.preference.weight=1", "--model.finetune=full"]
     with pytest.raises(SettingsError, match=r"set the reference to start"):

@@ -100,6 +100,13 @@ CASES = [
     _case("head alone", "qwen2", LETS_GO, model__finetune="head"),
     _case("offloaded", "llama-tied", {**LETS_GO, **OFFLOAD}, lengths=(96, 64)),
     _case("LoRA, biases", "biased", LETS_GO, lengths=(300, 43, 47, 71), model__finetune="lora"),
+    _case("LoRA, preference", "llama-tied", LETS_GO, model__finetune="lora", objectives__preference={"weight": 1.0}),
+    _case(
+        "all weights, preference",
+        "llama-untied",
+        LETS_GO,
+        objectives__preference={"weight": 1.0, "reference": "start"},
+    ),
 ]
 MORE_CASES = [
     _case("all weights, kept gathered", "llama-tied", BUCKETS),
@@ -150,6 +157,7 @@ def _settings(case: Case, backbone: Path, zero: Path) -> str:
         "deepspeed": str(zero),
         "data": {"train": "none.jsonl"},
         "model": {"backbone": str(backbone), "finetune": "full", "head_init": "zeros"},
+        "objectives": {},
         "optim": {},
         "train": {"precision": "fp32", "micro_batch_tokens": sum(case.lengths)},
     }
@@ -220,6 +228,7 @@ def predict(written: dict[str, Any], ranks: int) -> Predicted:
         supervised=written["supervised"],
         activation_checkpointing=settings.train.activation_checkpointing,
         attention="sdpa",
+        terms=settings.objectives.terms_that_run_more(),
     )
     zero = zero3_settings(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
     simulation = simulate(trace, zero)

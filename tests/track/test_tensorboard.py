@@ -70,10 +70,18 @@ def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
     assert points(tmp_path, "only/before") == []
 
 
+def test_a_run_that_starts_again_before_its_first_checkpoint_replaces_all_its_points(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        with TensorBoardLog(tmp_path, settings_text="seed: 1") as log:
+            for step in (0, 1, 2):
+                log.step(step, {LOSS_GENERATION: value})
+    assert points(tmp_path, LOSS_GENERATION) == [(0, 2), (1, 2), (2, 2)]
+    assert points(tmp_path / "generation", "both_losses/train") == [(0, 2), (1, 2), (2, 2)]
+
+
 def test_files_of_a_resumed_run_come_after_those_of_the_killed_one(tmp_path: Path, caplog) -> None:
     # The tenth log of a process in the same second would come before the ninth.
-    for _ in range(4):
-        TensorBoardLog(tmp_path, settings_text="").close()
+    TensorBoardLog(tmp_path, settings_text="").close()
     TensorBoardLog(tmp_path, settings_text="", first_step=4).close()
     names = [file.name for file in sorted(tmp_path.glob("events*"), key=lambda file: file.stat().st_mtime_ns)]
     assert names[-1] == max(names) and not caplog.records
