@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from clsgen_dist.inference.calibrate import calibrate
     from clsgen_dist.inference.evaluate import evaluate
     from clsgen_dist.inference.predict import Predictor
+    from clsgen_dist.inference.text_classifier import TextClassifier
     from clsgen_dist.training.trainer import train
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "Settings", "calibrate", "evaluate", "export", "load_settings", "train"]
+__all__ = ["Predictor", "Settings", "TextClassifier", "calibrate", "evaluate", "export", "load_settings", "train"]
 _HOME = {
     "Predictor": "inference.predict",
     "Settings": "config",
+    "TextClassifier": "inference.text_classifier",
     "calibrate": "inference.calibrate",
     "evaluate": "inference.evaluate",
     "export": "hf_export.export",

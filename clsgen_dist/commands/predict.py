@@ -21,6 +21,7 @@ def run(
     max_new_tokens: PositiveInt | None = None,
     explain: bool = True,
     max_bad_fraction: ClosedUnitInterval = 1.0,
+    keep_columns: bool = True,
 ) -> None:
     """Probability of each class and an explanation, for every row of a file or for a single text.
 
@@ -29,14 +30,15 @@ def run(
 
     Args:
         model: Folder that `clsgen export` wrote.
-        input: Rows (JSONL, CSV, Parquet, saved folder or hub id); labels and explanations in them are not looked at.
-        output: JSONL to write, one line for each row of the input.
+        input: Rows (JSONL, CSV, Parquet, saved folder or hub id; `-`: JSONL or CSV from standard input); labels and explanations in them are not looked at.
+        output: File to write, a row for each row of the input: `.jsonl`; `.csv` or `.parquet` with a column `p_LABEL` for each probability; `-`: JSONL to standard output.
         text: A single text instead of a file, taken as it is; the answer is printed as JSON.
         columns: How the input's columns are called.
         batch_size: Rows decoded together.
         max_new_tokens: Longest explanation in tokens; none: as long as the longest that training allowed.
         explain: Decode explanations too; without them only the probabilities are computed, many times faster.
         max_bad_fraction: Stop with status 2, before predicting, when more than this share of the rows has no usable text.
+        keep_columns: Write the input's columns too; those called like one of the answer's get `input_` before their names.
     """  # noqa: E501
     from clsgen_dist.data.reading.cells import is_blank
     from clsgen_dist.data.reading.rejection import format_locations
@@ -62,12 +64,13 @@ def run(
         explain=explain,
         max_new_tokens=max_new_tokens,
         max_bad_fraction=max_bad_fraction,
+        keep_columns=keep_columns,
     )
     if set_launch_variables().rank != 0:
         return
-    bad = len(written.rejected)
-    predicted = f"{written.rows - bad} predicted, {written.truncated} of them shortened in the middle"
-    print(f"wrote {written.rows} rows to {output}: {predicted}")
-    if bad:
+    predicted = f"{written.rows - written.bad} predicted, {written.truncated} of them shortened in the middle"
+    where = "standard output" if output == "-" else output
+    print(f"wrote {written.rows} rows to {where}: {predicted}", file=sys.stderr if output == "-" else sys.stdout)
+    if written.bad:
         where = format_locations(written.rejected)
-        print(f"{bad} of {written.rows} rows have an error instead: {where}", file=sys.stderr)
+        print(f"{written.bad} of {written.rows} rows have an error instead: {where}", file=sys.stderr)

@@ -16,7 +16,7 @@ from clsgen_dist.calibration.fitting_rows import fittable_classes, require_rows
 from clsgen_dist.calibration.names import MethodOrAuto
 from clsgen_dist.calibration.prevalence import stated_shares
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.ingest import read_texts
+from clsgen_dist.data.reading.ingest import iter_texts
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.hf_export.artifact import ModelCard
@@ -135,7 +135,7 @@ def _check_options(space: LabelSpace, rules: DecisionRules, prevalence: str | No
 
 def _texts(source: str, columns: Columns | None, max_bad_fraction: float) -> list[str]:
     """The texts of rows whose labels are not looked at."""
-    rows = read_texts(source, columns or Columns())
+    rows = list(iter_texts(source, columns or Columns()))
     rejected = [row.rejected for row in rows if row.rejected is not None]
     require_few_bad_rows(
         source, len(rows) - len(rejected), len(rejected), rejected, max_bad_fraction, None, "--max_bad_fraction"

@@ -1,23 +1,39 @@
-"""Predictions for every row of a source, written as JSON lines in the source's order.
+"""Predictions for every row of a source, written in the source's order, whatever its length.
 
-Until all rows are predicted they are kept batch by batch in the folder ``OUTPUT.parts`` (``stored_predictions``): a
-command that was killed goes on with the missing batches, and ranks share them.
+    rows ─windows of 4096─▶ texts ─ranks─▶ OUTPUT.parts ─all rows done─▶ OUTPUT (.jsonl, .csv, .parquet)
+
+The source is read three times: to count rows and bad rows, to predict what is missing, to write. Predictions are kept
+batch by batch in the folder ``OUTPUT.parts`` until the last row is predicted (``stored_predictions``): a command that
+was killed goes on with the missing batches, and ranks share them. Memory: one window.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
-from dataclasses import dataclass
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.ingest import read_texts
+from clsgen_dist.data.reading.ingest import TextRow, iter_texts
 from clsgen_dist.data.reading.rejection import RejectedRow, require_few_bad_rows
+from clsgen_dist.errors import DataError
+from clsgen_dist.inference.answer_files import Answer, require_answer_format, write_answers
 from clsgen_dist.inference.predict import Predictor
-from clsgen_dist.inference.raw_predictions import NOT_FINITE, require_finite
+from clsgen_dist.inference.raw_predictions import NOT_FINITE, RawPrediction, require_finite
 from clsgen_dist.inference.stored_predictions import predicting_ranks, stored_predictions
-from clsgen_dist.io.files import atomic_file, require_writable, writing
+from clsgen_dist.io.files import require_writable, writing
+from clsgen_dist.track.progress import Progress
+
+_WINDOW = 4096
+"""Rows that are read, sorted by length and predicted together."""
+_NAMED = 20
+"""Rejected rows that are kept to be named."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +43,10 @@ class PredictedFile:
     rows: int
     truncated: int
     """Rows whose text was truncated in the middle to fit."""
-    rejected: list[RejectedRow]
+    bad: int
     """Rows that have an error instead of a prediction: without a usable text, or with logits that are not finite."""
+    rejected: list[RejectedRow]
+    """The first of them."""
 
 
 def predict_file(
@@ -41,58 +59,156 @@ def predict_file(
     explain: bool = True,
     max_new_tokens: int | None = None,
     max_bad_fraction: float = 1.0,
+    keep_columns: bool = True,
 ) -> PredictedFile:
-    """Predict each row of a source; one line of JSON each, with its id and a prediction or ``error`` and ``code``.
+    """Predict each row of a source: its id, its columns, and a prediction, or ``error`` and ``code``.
 
     Args:
         model: folder that :func:`clsgen_dist.export` wrote.
-        data: rows; labels and explanations in them are not looked at.
-        output: JSONL file to write, replaced when all rows are predicted.
+        data: rows; labels and explanations in them are not looked at. ``-``: JSON lines or CSV from standard input.
+        output: ``.jsonl``, ``.csv`` or ``.parquet``, replaced when all rows are predicted. ``-``: JSON lines to
+            standard output.
         columns: how the columns are called.
         batch_size: rows decoded together.
         explain: decode explanations too.
         max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
         max_bad_fraction: more rows without a usable text than this share raise, before anything is predicted.
+        keep_columns: write the row's own columns too; those called like one of the answer's get ``input_`` before.
 
     Raises:
         ModelError: ``model`` is no exported folder, or the logits of no row are finite.
         DataError: the rows cannot be read, or too many are bad.
         SettingsError: ``output`` cannot be written, or ``max_new_tokens`` exceeds the context.
     """
-    output = Path(output)
-    require_writable(output)
-    rows = read_texts(data, columns or Columns())
-    texts = [row.text for row in rows if row.rejected is None]
-    rejected = [row.rejected for row in rows if row.rejected is not None]
-    require_few_bad_rows(data, len(texts), len(rejected), rejected, max_bad_fraction, None, "--max_bad_fraction")
-    with predicting_ranks() as ranks:
-        predictor, parts = Predictor(model), output.with_name(f"{output.name}.parts")
-        raws = stored_predictions(
-            predictor,
-            Path(model),
-            texts,
-            parts,
-            "rows",
-            ranks=ranks,
-            batch_size=batch_size,
-            explain=explain,
-            max_new_tokens=max_new_tokens,
-        ).rows
-        if not any(raw.is_finite for raw in raws):
-            require_finite(raws, [row.id for row in rows if row.rejected is None])
-        unread, answers = iter(raws), []
-        for row in rows:
-            fault = row.rejected
-            if fault is None and not (raw := next(unread)).is_finite:
-                fault = RejectedRow(source=data, line=row.line, code="logits-not-finite", reason=NOT_FINITE)
-                rejected.append(fault)
-            answer = {"error": fault.reason, "code": fault.code} if fault else predictor.read(raw).to_json()
-            answers.append({"id": row.id, **answer})
+    known = columns or Columns()
+    with _streams(data, Path(output)) as (source, target, parts), predicting_ranks() as ranks:
+        if data == "-" and ranks.size > 1:
+            raise DataError(f"--input is - with {ranks.size} ranks, of which one alone could read it; name a file")
+        total = _survey(source, known, max_bad_fraction)
+        options = {"batch_size": batch_size, "explain": explain, "max_new_tokens": max_new_tokens}
+        job = _Job(Predictor(model), Path(model), source, known, parts, options)
+        with Progress(total, enabled=ranks.rank == 0 and total > batch_size, unit="row", label="predict") as shown:
+            for number, rows in enumerate(job.windows()):
+                end = shown.done + len(rows)
+                job.raws(number, rows, ranks=ranks, on_rows=shown.update)
+                shown.update(end - shown.done)  # those without a text, and those of other ranks
+        written = _Tally()
         if ranks.rank == 0:
-            # An id may hold what UTF-8 cannot.
-            with writing(output), atomic_file(output, errors="backslashreplace") as file:
-                for answer in answers:
-                    file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            with writing(target):
+                write_answers(target, lambda: job.answers(written, keep_columns=keep_columns))
             shutil.rmtree(parts)
         ranks.barrier()
-    return PredictedFile(len(rows), sum(raw.truncated for raw in raws), rejected)
+    return PredictedFile(total, written.truncated, written.bad, written.rejected)
+
+
+@dataclass
+class _Tally:
+    """Counts of the answers given so far."""
+
+    truncated: int = 0
+    bad: int = 0
+    rejected: list[RejectedRow] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.truncated, self.bad, self.rejected = 0, 0, []
+
+    def reject(self, row: RejectedRow) -> None:
+        """Count a row that has an error."""
+        self.bad += 1
+        if len(self.rejected) < _NAMED:
+            self.rejected.append(row)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The rows of a source through a model, window by window."""
+
+    predictor: Predictor
+    model: Path
+    source: str
+    columns: Columns
+    parts: Path
+    options: dict[str, Any]
+
+    def windows(self, *, every_column: bool = False) -> Iterator[list[TextRow]]:
+        """The rows in order, some at a time."""
+        left = iter_texts(self.source, self.columns, every_column=every_column)
+        while rows := list(islice(left, _WINDOW)):
+            yield rows
+
+    def raws(self, number: int, rows: list[TextRow], **options: Any) -> list[RawPrediction]:
+        """What the model computes for the texts of a window; what is kept is not computed again."""
+        texts, name = [row.text for row in rows if row.rejected is None], f"rows-{number:06d}"
+        return stored_predictions(self.predictor, self.model, texts, self.parts, name, **self.options, **options).rows
+
+    def answers(self, tally: _Tally, *, keep_columns: bool) -> Iterator[Answer]:
+        """The answers of all rows, once all are predicted; ModelError if no prediction is finite."""
+        tally.clear()
+        failed: tuple[list[RawPrediction], list[str]] | None = None
+        finite = 0
+        for number, rows in enumerate(self.windows(every_column=keep_columns)):
+            raws = self.raws(number, rows)
+            finite += sum(raw.is_finite for raw in raws)
+            failed = failed or (raws, [row.id for row in rows if row.rejected is None])
+            unread = iter(raws)
+            for row in rows:
+                yield Answer(row.id, row.columns, self._answer(row, unread, tally))
+        if failed and failed[0] and not finite:
+            require_finite(*failed)
+
+    def _answer(self, row: TextRow, unread: Iterator[RawPrediction], tally: _Tally) -> dict[str, Any]:
+        fault = row.rejected
+        if fault is None:
+            raw = next(unread)
+            tally.truncated += raw.truncated
+            if raw.is_finite:
+                return self.predictor.read(raw).to_json()
+            fault = RejectedRow(source=self.source, line=row.line, code="logits-not-finite", reason=NOT_FINITE)
+        tally.reject(fault)
+        return {"error": fault.reason, "code": fault.code}
+
+
+def _survey(source: str, columns: Columns, max_bad_fraction: float) -> int:
+    """Number of the rows; DataError if too many of them have no usable text, or all."""
+    rows, tally = 0, _Tally()
+    for row in iter_texts(source, columns):
+        rows += 1
+        if row.rejected is not None:
+            tally.reject(row.rejected)
+    require_few_bad_rows(
+        source, rows - tally.bad, tally.bad, tally.rejected, max_bad_fraction, None, "--max_bad_fraction"
+    )
+    return rows
+
+
+@contextlib.contextmanager
+def _streams(data: str, output: Path) -> Iterator[tuple[str, Path, Path]]:
+    """The source to read, the file to write, and the folder of predictions; ``-`` stands for the standard streams."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if "-" in (data, str(output)) else None
+        source, parts = data, output.with_name(f"{output.name}.parts")
+        if folder is not None and data == "-":
+            source = str(_spooled(folder))
+        if folder is None or str(output) != "-":
+            require_answer_format(output)
+            require_writable(output)
+            yield source, output, parts
+            return
+        yield source, folder / "answers.jsonl", folder / "parts"
+        if (folder / "answers.jsonl").exists():  # rank 0
+            with (folder / "answers.jsonl").open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.flush()
+
+
+def _spooled(folder: Path) -> Path:
+    """Standard input as a file; its first character says whether it is JSON lines or CSV."""
+    first = sys.stdin.buffer.read(1)
+    while first.isspace():
+        first = sys.stdin.buffer.read(1)
+    file = folder / ("stdin.jsonl" if first in (b"{", b"") else "stdin.csv")
+    with file.open("wb") as out:
+        out.write(first)
+        shutil.copyfileobj(sys.stdin.buffer, out)
+    return file

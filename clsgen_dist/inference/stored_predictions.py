@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,6 +83,7 @@ def stored_predictions(
     batch_size: int = 32,
     explain: bool = True,
     max_new_tokens: int | None = None,
+    on_rows: Callable[[int], None] | None = None,
 ) -> StoredPredictions:
     """What the model computes for each text, from ``folder`` where it is there, else computed and kept there.
 
@@ -98,6 +99,7 @@ def stored_predictions(
         batch_size: texts decoded together.
         explain: decode explanations too.
         max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
+        on_rows: told how many more rows this rank has; None: a progress of its own is shown.
 
     Raises:
         SettingsError: the folder cannot be written, or prompt and ``max_new_tokens`` exceed the context.
@@ -108,12 +110,18 @@ def stored_predictions(
         ranks.barrier()  # no rank writes before the last has made its folder
         done = _read(parts)
         ranks.barrier()  # no rank writes before all have read the same
+        if known := sum(map(len, done.values())):
+            (on_rows or _nothing)(known)
+        if known == len(texts):
+            return StoredPredictions(_in_order(done, len(texts)), 0, time.monotonic() - start)
         batches = predictor.prompt_batches(texts, batch_size)
         left = [number for number in range(len(batches.rows)) if number not in done]
         if mine := left[ranks.rank :: ranks.size]:
             file = parts / f"part-{ranks.rank:04d}-{len(list(parts.glob(f'part-{ranks.rank:04d}-*')))}.jsonl"
             with (
-                Progress(len(mine), enabled=ranks.rank == 0 and len(mine) > 1, unit="batch", label=name) as shown,
+                Progress(
+                    len(mine), enabled=not on_rows and ranks.rank == 0 and len(mine) > 1, unit="batch", label=name
+                ) as shown,
                 file.open("x") as out,
             ):
                 for number in mine:
@@ -122,9 +130,18 @@ def stored_predictions(
                     out.write(json.dumps(line) + "\n")
                     out.flush()
                     shown.update()
+                    (on_rows or _nothing)(len(rows))
     ranks.barrier()
-    found = {index: raw for rows in _read(parts).values() for index, raw in rows.items()}
-    return StoredPredictions([found[index] for index in range(len(texts))], len(mine), time.monotonic() - start)
+    return StoredPredictions(_in_order(_read(parts), len(texts)), len(mine), time.monotonic() - start)
+
+
+def _nothing(rows: int) -> None:
+    """Tell nobody."""
+
+
+def _in_order(batches: dict[int, dict[int, RawPrediction]], count: int) -> list[RawPrediction]:
+    found = {index: raw for rows in batches.values() for index, raw in rows.items()}
+    return [found[index] for index in range(count)]
 
 
 def _read(parts: Path) -> dict[int, dict[int, RawPrediction]]:

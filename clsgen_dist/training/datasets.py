@@ -186,10 +186,26 @@ def encoder_of_settings(tokenizer: str, prompt: PromptSettings, max_prompt_lengt
 
 
 def require_rows_for_terms(rows: Datasets, settings: Settings) -> None:
-    """DataError if a term that is on has no row to learn from."""
+    """DataError if a term that is on has no row to learn from; the log names what no term uses."""
     _require_something_to_learn(rows, settings)
     _require_evidence(rows, settings)
     _require_pairs(rows, settings)
+    _log_unused(rows, settings)
+
+
+def _log_unused(rows: Datasets, settings: Settings) -> None:
+    objectives, replay = settings.objectives, settings.data.replay
+    if replay and not objectives.retention.weight:
+        logger.warning("data.replay is %s, but its texts are not used: objectives.retention.weight is 0", replay)
+    if isinstance(rows.train, ShardedRows):
+        return
+    table = rows.train.table
+    if (rejected := len(table.rejected_length_R)) and not objectives.preference.weight:
+        logger.warning(
+            "%s: %d rejected explanations are not used: objectives.preference.weight is 0", rows.train.name, rejected
+        )
+    if (found := table.card.with_evidence) and not (objectives.evidence.weight or objectives.contrast.weight):
+        logger.info("%s: the evidence of %d rows is not used: objectives.evidence.weight is 0", rows.train.name, found)
 
 
 def _require_something_to_learn(rows: Datasets, settings: Settings) -> None:

@@ -105,8 +105,6 @@ def test_a_killed_predict_goes_on_and_writes_each_row_once(folder, tmp_path, mon
         predict_file(folder, str(rows), tmp_path / "killed.jsonl", batch_size=4)
     assert not (tmp_path / "killed.jsonl").exists()
     written = predict_file(folder, str(rows), tmp_path / "killed.jsonl", batch_size=4)
-    assert (written.rows, len(written.rejected), len(done)) == (40, 5, 4 + 6), (
-        "35 texts in 9 batches, 3 before the kill"
-    )
+    assert (written.rows, written.bad, len(done)) == (40, 5, 4 + 6), "35 texts in 9 batches, 3 before the kill"
     assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not list(tmp_path.glob("*.parts"))

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from clsgen_dist.config import DataSettings
+from clsgen_dist.config import DataSettings, ModelSettings, PromptSettings, Settings
+from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import DataError
-from clsgen_dist.training.datasets import open_datasets
+from clsgen_dist.training.datasets import open_datasets, require_rows_for_terms
 
 GOOD = [{"id": f"g{i}", "text": f"text {i}", "label": "ab"[i % 2], "explanation": "so"} for i in range(7)]
 
@@ -111,3 +112,24 @@ def test_a_class_named_like_a_missing_value_must_be_listed(tmp_path, encoder):
         DataError, match=r"the row has nothing to train on; list 'None' in data.labels, if it is a class"
     ):
         open_datasets(_data(_write(tmp_path / "bare.jsonl", lines)), encoder, None)
+
+
+def test_the_log_names_what_no_term_uses(tmp_path, encoder, caplog):
+    columns = Columns(rejected="rejected")
+    rows = [{**row, "rejected": "no", "evidence": ["text"]} for row in GOOD]
+    data = _data(_write(tmp_path / "rows.jsonl", rows), columns=columns, replay="general.jsonl")
+    settings = Settings(
+        output_dir="out", data=data, prompt=PromptSettings(question="Why?"), model=ModelSettings(backbone="x")
+    )
+    datasets = open_datasets(data, encoder, None)
+    with caplog.at_level("INFO"):
+        require_rows_for_terms(datasets, settings)
+    text = caplog.text
+    assert "data.replay is general.jsonl, but its texts are not used: objectives.retention.weight is 0" in text
+    assert "7 rejected explanations are not used: objectives.preference.weight is 0" in text
+    assert "the evidence of 7 rows is not used: objectives.evidence.weight is 0" in text
+    caplog.clear()
+    for section in (settings.objectives.preference, settings.objectives.contrast, settings.objectives.retention):
+        section.weight = 1.0
+    require_rows_for_terms(datasets, settings)
+    assert "not used" not in caplog.text

@@ -18,18 +18,26 @@ _MAX_COLUMNS = 1000
 
 
 class ColumnNames:
-    """Matches a source's column names to those of the settings, ignoring invisible differences; others are not read."""
+    """Matches a source's column names to those of the settings, ignoring invisible differences.
 
-    def __init__(self, columns: Columns) -> None:
+    ``every``: other columns are read too, under their own names.
+    """
+
+    def __init__(self, columns: Columns, *, every: bool = False) -> None:
         single = (name for name in dataclasses.astuple(columns) if isinstance(name, str))
         self.wanted = {name for name in (*single, *columns.groups) if name}
         self.text, self.label = columns.text, columns.label
+        self._every = every
         self._by_look = {clean_name(name): name for name in self.wanted}
         self._as_written: set[str] = set()
 
     def of(self, name: str) -> str:
         """The settings' name for a source's column; the column's own name if it is not among them."""
         return name if name in self.wanted else self._by_look.get(clean_name(name), name)
+
+    def reads(self, name: str) -> bool:
+        """Whether a source's column is read."""
+        return self._every or self.of(name) in self.wanted
 
     def renamed(self, record: dict[str, Any]) -> dict[str, Any] | Fault:
         """A JSON object with its columns named as in the settings."""
@@ -44,20 +52,20 @@ class ColumnNames:
         return {known: record[name] for name, known in names.items()}
 
 
-def check_columns(source: str, column_names: Sequence[str], columns: Columns) -> None:
+def check_columns(source: str, column_names: Sequence[str], names: ColumnNames) -> None:
     """DataError if a source lacks the text column, or has a column twice; ``found`` are the names in the settings."""
-    repeated = sorted({name for name in ColumnNames(columns).wanted if list(column_names).count(name) > 1})
+    repeated = sorted({name for name in names.wanted if list(column_names).count(name) > 1})
     if repeated:
         raise DataError(
             f"{source} has {len(repeated)} columns more than once: {', '.join(repeated)}; rename or delete one of each"
         )
-    if columns.text in column_names:
+    if names.text in column_names:
         return
-    near = difflib.get_close_matches(columns.text, column_names, n=1)
+    near = difflib.get_close_matches(names.text, column_names, n=1)
     flag = f"--data.columns.text={shlex.quote(near[0] if near else 'NAME')}"
     raise DataError(
         f"{source} has the columns {', '.join(map(repr, column_names)) or '(none)'}, but no text column "
-        f"{columns.text!r}; "
+        f"{names.text!r}; "
         + (f"did you mean {near[0]!r}? Then set {flag}" if near else f"name it with {flag}")
         + " (for `data check`: --columns.text)"
     )

@@ -15,7 +15,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,8 @@ class TextRow:
     text: str
     rejected: RejectedRow | None = None
     """Why it cannot be predicted; None if it can."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """All columns of the row, where they were asked for."""
 
 
 def iter_rows(
@@ -113,21 +115,27 @@ def iter_rows(
             yield RejectedRow.of(fault, part.source, line, raw)
 
 
-def read_texts(source: str, columns: Columns) -> list[TextRow]:
-    """Every row of a source in order, whatever its other columns hold; DataError if the source cannot be read."""
-    part = find_source(source)
-    rows: list[TextRow] = []
-    for line, record, _ in read_part(part, columns.text_only()):
-        row_id = f"{Path(part.source).name}:{line}"
+def iter_texts(source: str, columns: Columns, *, every_column: bool = False) -> Iterator[TextRow]:
+    """Every row of a source in order, whatever its other columns hold; with them if asked.
+
+    Raises:
+        DataError: the source does not exist (raised at once), or cannot be read (raised at the row in question).
+    """
+    return _iter_texts(find_source(source), columns, every_column)
+
+
+def _iter_texts(part: Part, columns: Columns, every_column: bool) -> Iterator[TextRow]:
+    for line, record, _ in read_part(part, columns.text_only(), every_column=every_column):
+        row_id, kept = f"{Path(part.source).name}:{line}", {}
         try:
             if isinstance(record, Fault):
                 raise record
+            kept = record if every_column else {}
             given = record.get(columns.id)
             row_id = row_id if is_missing(given) else str(given)
-            rows.append(TextRow(line, row_id, _text(record, columns)))
+            yield TextRow(line, row_id, _text(record, columns), None, kept)
         except Fault as fault:
-            rows.append(TextRow(line, row_id, "", RejectedRow.of(fault, part.source, line, "")))
-    return rows
+            yield TextRow(line, row_id, "", RejectedRow.of(fault, part.source, line, ""), kept)
 
 
 def read_examples(

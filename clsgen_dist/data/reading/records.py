@@ -138,8 +138,11 @@ def cut(source: Part) -> list[Part]:
     return [replace(source, start=at, stop=min(at + PART_ROWS, rows), line=at + 1) for at in starts]
 
 
-def read_part(part: Part, columns: Columns) -> Iterator[Record]:
-    """The records of a part in order, columns named as in ``columns``; DataError if the source cannot be read."""
+def read_part(part: Part, columns: Columns, *, every_column: bool = False) -> Iterator[Record]:
+    """The records of a part in order, columns named as in ``columns``; DataError if the source cannot be read.
+
+    Formats with typed columns are read in those of ``columns``, unless every column is asked for.
+    """
     reader = {
         "jsonl": _from_jsonl,
         "csv": _from_csv,
@@ -148,7 +151,7 @@ def read_part(part: Part, columns: Columns) -> Iterator[Record]:
         "hub": _from_dataset,
     }[part.kind]
     try:
-        yield from reader(part, columns)
+        yield from reader(part, ColumnNames(columns, every=every_column))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{part.source} is not a complete gzip file ({error}); write it again") from error
 
@@ -174,8 +177,7 @@ def _cut_jsonl(source: Part) -> list[Part]:
     return parts
 
 
-def _from_jsonl(part: Part, columns: Columns) -> Iterator[Record]:
-    names = ColumnNames(columns)
+def _from_jsonl(part: Part, names: ColumnNames) -> Iterator[Record]:
     with open_bytes(Path(part.path)) as file:
         if part.start:
             file.seek(part.start - 1)
@@ -207,9 +209,8 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 """What Excel writes, and reads, above the header: how cells are separated."""
 
 
-def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
+def _from_csv(part: Part, names: ColumnNames) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
-    names = ColumnNames(columns)
     with open_bytes(Path(part.path)) as file:
         # surrogateescape carries bad bytes through the parser, so that they are reported with their record's line.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -225,7 +226,7 @@ def _from_csv(part: Part, columns: Columns) -> Iterator[Record]:
             raise DataError(
                 f"{part.source}: its header, line {above + 1}, is not CSV ({error}); fix its quotes"
             ) from None
-        check_columns(part.source, header, columns)
+        check_columns(part.source, header, names)
         end = reader.line_num + above
         while True:
             line = end + 1
@@ -275,10 +276,9 @@ def _decode(data: bytes) -> str:
 # --- Parquet, saved folders, the hub -------------------------------------------------------------------------------
 
 
-def _from_parquet(part: Part, columns: Columns) -> Iterator[Record]:
+def _from_parquet(part: Part, names: ColumnNames) -> Iterator[Record]:
     table = _parquet(part)
-    names = ColumnNames(columns)
-    check_columns(part.source, [names.of(name) for name in table.schema_arrow.names], columns)
+    check_columns(part.source, [names.of(name) for name in table.schema_arrow.names], names)
     try:
         yield from _row_groups(table, part, names)
     except (OSError, ValueError, OverflowError) as error:  # pyarrow's own, and numbers and dates beyond Python's
@@ -287,7 +287,7 @@ def _from_parquet(part: Part, columns: Columns) -> Iterator[Record]:
 
 def _row_groups(table: Any, part: Part, names: ColumnNames) -> Iterator[Record]:
     line = 0
-    wanted = {name: names.of(name) for name in table.schema_arrow.names if names.of(name) in names.wanted}
+    wanted = {name: names.of(name) for name in table.schema_arrow.names if names.reads(name)}
     classes = _class_names(table.schema_arrow, {known: name for name, known in wanted.items()}.get(names.label, ""))
     for group in range(table.metadata.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
@@ -303,11 +303,10 @@ def _row_groups(table: Any, part: Part, names: ColumnNames) -> Iterator[Record]:
         line += rows
 
 
-def _from_dataset(part: Part, columns: Columns) -> Iterator[Record]:
-    names = ColumnNames(columns)
+def _from_dataset(part: Part, names: ColumnNames) -> Iterator[Record]:
     data = dataset_of(part).with_format(None)  # a saved dataset may have a numpy or torch format
-    check_columns(part.source, [names.of(name) for name in data.column_names], columns)
-    wanted = {name: names.of(name) for name in data.column_names if names.of(name) in names.wanted}
+    check_columns(part.source, [names.of(name) for name in data.column_names], names)
+    wanted = {name: names.of(name) for name in data.column_names if names.reads(name)}
     data = data.select_columns(list(wanted)).rename_columns(wanted)
     classes = _names_of(data.features.get(names.label))
     stop = min(part.stop, len(data))

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.ingest import read_texts
+from clsgen_dist.data.reading.ingest import iter_texts
 from clsgen_dist.errors import DataError
 from tests.data.reading.sources import GOOD, read_rows, write_jsonl
 
@@ -224,7 +224,7 @@ def test_columns_that_look_the_same_are_refused(tmp_path):
 def test_bad_rows_to_predict_are_returned_with_their_fault(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "a"}\n\n{broken\n[1]\n{"text": 5}\n{"txt": "b"}\n{"text": "\xff"}\n{"text": "c"}\n')
-    read = read_texts(str(path), Columns())
+    read = list(iter_texts(str(path), Columns()))
     assert [(row.line, row.rejected and row.rejected.code) for row in read] == [
         (1, None),
         (3, "not-json"),

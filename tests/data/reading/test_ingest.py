@@ -9,7 +9,7 @@ import math
 import pytest
 
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.ingest import read_examples, read_texts
+from clsgen_dist.data.reading.ingest import iter_texts, read_examples
 from tests.data.reading.sources import GOOD, KINDS, read_rows, write_as, write_jsonl
 
 
@@ -170,7 +170,7 @@ def test_rows_to_predict_are_complete_and_in_order(kind, tmp_path):
         {"id": "e", "text": "NaN\x00", "label": "x", "explanations": "y"},
         {"id": "f", "text": "[1]", "label": "x", "explanations": "y"},
     ]
-    read = read_texts(str(write_as(kind, tmp_path, rows)), Columns())
+    read = list(iter_texts(str(write_as(kind, tmp_path, rows)), Columns()))
     assert [row.text for row in read] == ["one", "null", "", "", "", "[1]"]
     assert [row.rejected and row.rejected.code for row in read] == [
         *(None, None, "empty-text", "empty-text", "nul-character", None)

@@ -1,0 +1,149 @@
+"""Files of any kind in and out: columns kept, order kept, one window after the other, standard streams."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clsgen_dist.data.example import Columns
+from clsgen_dist.errors import DataError, SettingsError
+from clsgen_dist.inference import predict_file as module
+from clsgen_dist.inference.predict_file import predict_file
+from tests.inference.conftest import hand_made_export
+
+ROWS = [
+    {"id": "a", "text": "one", "label": "yes", "age": 61, "site": "left", "p_yes": "mine", "tags": ["x", "y"]},
+    {
+        "id": "b",
+        "text": "two words",
+        "label": None,
+        "age": 47.5,
+        "site": 'a "quoted", cell\nof two lines',
+        "p_yes": None,
+    },
+    {"id": "c", "text": None, "age": None, "site": "right", "late": True},
+    {"id": "d", "text": "four", "age": 3, "site": "\ud83d left"},
+]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return file
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_the_rows_columns_stay_beside_the_answers(folder, rows, tmp_path):
+    written = predict_file(folder, str(rows), tmp_path / "out.jsonl")
+    found = lines(tmp_path / "out.jsonl")
+    assert [row["id"] for row in found] == ["a", "b", "c", "d"]
+    assert (written.rows, written.bad, [row.line for row in written.rejected]) == (4, 1, [3])
+    assert found[0] | {"label": 0, "probabilities": 0, "explanation": 0} == {
+        **{"id": "a", "text": "one", "input_label": "yes", "age": 61, "site": "left", "p_yes": "mine"},
+        **{"tags": ["x", "y"], "label": 0, "probabilities": 0, "explanation": 0},
+    }
+    assert found[2] == {"id": "c", "text": None, "age": None, "site": "right", "late": True, "code": "empty-text"} | {
+        "error": found[2]["error"]
+    }
+    predict_file(folder, str(rows), tmp_path / "bare.jsonl", keep_columns=False)
+    assert set(lines(tmp_path / "bare.jsonl")[0]) == {"id", "label", "probabilities", "explanation"}
+
+
+def test_csv_and_parquet_hold_the_same_answers_flat(folder, rows, tmp_path):
+    predict_file(folder, str(rows), tmp_path / "out.jsonl")
+    nested = lines(tmp_path / "out.jsonl")
+    names = ["id", "text", "input_label", "age", "site", "input_p_yes", "tags", "late"]
+    names += ["label", "p_no", "p_yes", "explanation", "error", "code"]
+    predict_file(folder, str(rows), tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.names == names
+    types = {"age": pa.float64(), "late": pa.bool_(), "p_no": pa.float64(), "tags": pa.string(), "label": pa.string()}
+    assert {name: table.schema.field(name).type for name in types} == types
+    flat = table.to_pylist()
+    assert flat[0]["tags"] == '["x", "y"]' and flat[0]["input_p_yes"] == "mine" and flat[3]["site"] == "\\ud83d left"
+    for row, answer in zip(flat, nested, strict=True):
+        assert (row["label"], row["explanation"], row["code"]) == tuple(
+            map(answer.get, ("label", "explanation", "code"))
+        )
+        assert (row["p_no"], row["p_yes"]) == tuple(answer.get("probabilities", {}).get(n) for n in ("no", "yes"))
+    predict_file(folder, str(rows), tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert list(cells[0]) == names and [row["id"] for row in cells] == ["a", "b", "c", "d"]
+    assert cells[1]["site"] == ROWS[1]["site"] and cells[2]["late"] == "true" and cells[2]["label"] == ""
+    assert float(cells[0]["p_no"]) == nested[0]["probabilities"]["no"]
+
+
+@pytest.mark.parametrize("kind", [".csv", ".parquet"])
+def test_files_written_are_files_read(kind, folder, tmp_path):
+    given = tmp_path / f"rows{kind}"
+    table = pa.table({"id": ["a", "b"], "text": ["one", "two words"], "age": [61, 47], "label": ["no", "yes"]})
+    if kind == ".csv":
+        given.write_text("id,text,age,label\na,one,61,no\nb,two words,47,yes\n")
+    else:
+        pq.write_table(table, given)
+    predict_file(folder, str(given), tmp_path / f"first{kind}")
+    predict_file(folder, str(tmp_path / f"first{kind}"), tmp_path / "second.jsonl")
+    found = lines(tmp_path / "second.jsonl")
+    assert [str(row["age"]) for row in found] == ["61", "47"] and found[0]["input_label"] == found[0]["label"]
+
+
+def test_windows_change_no_answer_and_are_predicted_once(folder, tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"id": n, "text": "x" * (n % 9) or None, "n": n}) + "\n" for n in range(40)))
+    predict_file(folder, str(file), tmp_path / "whole.jsonl", batch_size=4, explain=False)
+    monkeypatch.setattr(module, "_WINDOW", 7)
+    written = predict_file(folder, str(file), tmp_path / "parts.jsonl", batch_size=4, explain=False)
+    whole, parts = lines(tmp_path / "whole.jsonl"), lines(tmp_path / "parts.jsonl")
+    assert [row["n"] for row in parts] == list(range(40)) and written.bad == 5
+    for a, b in zip(whole, parts, strict=True):
+        assert {k: v for k, v in a.items() if k != "probabilities"} == {
+            k: v for k, v in b.items() if k != "probabilities"
+        }
+        assert b.get("probabilities") == pytest.approx(a.get("probabilities"), abs=1e-5)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_other_readings_and_label_spaces_are_flat_too(tmp_path):
+    folder = hand_made_export(tmp_path / "model", ["low", "mid", "high"], "multilabel")
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
+    predict_file(folder, str(tmp_path / "rows.jsonl"), tmp_path / "out.csv", explain=False)
+    [row] = csv.DictReader((tmp_path / "out.csv").open(newline=""))
+    assert list(row) == ["id", "text", "label", "p_low", "p_mid", "p_high"]
+    assert isinstance(json.loads(row["label"]), list) and row["id"] == "rows.jsonl:1"
+
+
+@pytest.mark.parametrize("text", ['{"text": "one", "id": 7}\n', "id,text\n7,one\n"])
+def test_standard_input_and_output(text, folder, monkeypatch, capfdbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    written = predict_file(folder, "-", "-", explain=False)
+    line = json.loads(capfdbinary.readouterr().out.splitlines()[-1])
+    assert written.rows == 1 and line["id"] == "7" and line["text"] == "one" and line["label"] in ("no", "yes")
+
+
+def test_what_cannot_be_written_or_read_is_refused_at_once(folder, rows, tmp_path, monkeypatch):
+    with pytest.raises(SettingsError, match=r"out.xlsx ends in '.xlsx', expected .jsonl, .csv, .parquet"):
+        predict_file(folder, str(rows), tmp_path / "out.xlsx")
+    with pytest.raises(DataError, match="1 of 4 rows are bad"):
+        predict_file(folder, str(rows), tmp_path / "out.jsonl", max_bad_fraction=0.1)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(DataError, match="has no rows"):
+        predict_file(folder, "-", tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match="no text column 'words'"):
+        predict_file(folder, str(_csv(tmp_path)), tmp_path / "out.jsonl", Columns(text="words"))
+
+
+def _csv(tmp_path: Path) -> Path:
+    (tmp_path / "other.csv").write_text("id,text\n7,one\n")
+    return tmp_path / "other.csv"
