@@ -102,6 +102,8 @@ class Batch:
     """The row that each sequence is about; of a general text, itself."""
     replayed: int
     """Tokens of general text that are predicted: the last of the further ones."""
+    replayed_texts: int
+    """Sequences of general text, which are the last ones."""
     reference_S: Tensor
     """Log-probability of each sequence's explanation before training, nats; 0 if not known."""
 
@@ -206,6 +208,7 @@ def collate(
         torch.tensor([OWN] * rows + [role for _, role, _ in further] + [REPLAYED] * len(replayed)),
         torch.from_numpy(of_S),
         sum(len(text) - 1 for text in replayed),
+        len(replayed),
         torch.tensor([*(s.reference[OWN] for s in samples), *known, *(0.0 for _ in replayed)]),
     )
 

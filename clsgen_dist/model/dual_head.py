@@ -36,7 +36,7 @@ class LossTerm(Protocol):
 
     name: str
     attention_layers: tuple[int, ...]
-    needs_reference: bool
+    needs_reference: Literal["explanations", "texts"] | None
     compares_explanations: bool
 
     def sum(self, forward: ForwardPass) -> Tensor:
@@ -144,13 +144,17 @@ class DualHeadModel(nn.Module):
     def _reference_states(self, batch: dict[str, Any]) -> Tensor | None:
         """``[N, D]`` of the backbone without its adapters, without gradient; None if no term asks for them.
 
-        To be called before the pass that is trained: ZeRO-3 counts the inputs of each module's last forward pass to
-        know when its backward pass is over, and would release no weights after one without gradients.
+        Where general texts alone are compared, only they are computed, and other states are 0. To be called before the
+        pass that is trained: ZeRO-3 counts the inputs of each module's last forward pass to know when its backward pass
+        is over, and would release no weights after one without gradients.
         """
-        if not any(term.needs_reference for term in self.loss_spec.terms):
+        needs = {term.needs_reference for term in self.loss_spec.terms} - {None}
+        if not needs:
             return None
+        inputs = [batch[name] for name in _BACKBONE_INPUTS] if "explanations" in needs else _general_texts(batch)
         with torch.no_grad(), adapters_off(self.lm):
-            return self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
+            states = self.hidden_states(*inputs)
+        return F.pad(states, (0, 0, len(batch["input_ids_N"]) - len(states), 0))
 
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
@@ -227,6 +231,19 @@ class DualHeadModel(nn.Module):
 
 
 _BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")
+
+
+def _general_texts(batch: dict[str, Any]) -> list[Any]:
+    """The backbone's inputs for the general texts of a batch, which are its last sequences.
+
+    Without any, those of a single token: every rank runs the same modules.
+    """
+    input_ids_N, position_N, sequence_start_S1, longest = (batch[name] for name in _BACKBONE_INPUTS)
+    count = batch["replayed_texts"]
+    if count == 0:
+        return [input_ids_N[:1], position_N[:1], sequence_start_S1[:2].clamp(max=1), 1]
+    before = len(input_ids_N) - batch["replayed"] - count  # each text predicts all its tokens but the first
+    return [input_ids_N[before:], position_N[before:], sequence_start_S1[-count - 1 :] - before, longest]
 
 
 class _MeasureGradient(torch.autograd.Function):

@@ -85,7 +85,8 @@ class ForwardPass:
     attention: AttentionProbe | None = None
     """Attention of the tokens where decisions are read, in the layers that terms ask for."""
     reference_ND: Tensor | None = None
-    """The hidden states of the backbone without its adapters, ``[N, D]``, without gradient; None: not asked for."""
+    """The hidden states of the backbone without its adapters, ``[N, D]``, without gradient; 0, or None, where no term
+    asks for them."""
     impl: str = "auto"
     """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
     reference_point: Tensor | float = 0.0

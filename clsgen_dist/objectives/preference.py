@@ -60,7 +60,7 @@ class Preference(Term):
 
     def __init__(self, settings: PreferenceSettings) -> None:
         self._settings = settings
-        self.needs_reference = settings.reference == "adapters_off"
+        self.needs_reference = "explanations" if settings.reference == "adapters_off" else None
 
     def count(self, batch: Batch) -> float:
         """DPO: rows with an accepted and a rejected explanation; KTO: explanations of either kind."""

@@ -7,7 +7,7 @@ Texts of ``data.replay`` are packed beside the rows, ``share`` of a step's. KL t
 distribution, not just the texts' own tokens (Li & Hoiem 2016, Learning without Forgetting, arXiv 1606.09282); plain
 replay needs no reference, and so no LoRA (Rolnick 2019, arXiv 1811.11682).
 
-Cost: the replayed tokens, and with ``kl`` a second forward pass and two rows of the vocabulary a token.
+Cost: the replayed tokens; with ``kl`` a second forward pass of them, and two rows of the vocabulary a token.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Retention(Term):
     name = "retention"
 
     def __init__(self, method: str) -> None:
-        self.needs_reference = method == "kl"
+        self.needs_reference = "texts" if method == "kl" else None
 
     def count(self, batch: Batch) -> float:
         """Tokens of general text that are predicted."""

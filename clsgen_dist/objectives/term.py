@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from clsgen_dist.io.value_ranges import NonNegativeFloat
 
@@ -53,8 +53,8 @@ class Term(ABC):
     """Of its settings (``objectives.NAME``) and its curve (``loss/NAME``)."""
     attention_layers: tuple[int, ...] = ()
     """Layers whose attention it reads at the deciding token; negative: from the last."""
-    needs_reference: bool = False
-    """Whether it compares the model with the backbone without its adapters."""
+    needs_reference: Literal["explanations", "texts"] | None = None
+    """Where it compares the model with the backbone without its adapters: nowhere, on general texts, or everywhere."""
     compares_explanations: bool = False
     """Whether it asks how much more likely than before training explanations have become."""
 

@@ -73,6 +73,9 @@ def test_the_terms_sum_equals_that_of_plain_transformers(method, layout, model):
         plain = model.lm.get_parameter(name).grad
         torch.testing.assert_close(gradient, plain, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert len(gradients) > 10
+    if method == "kl":
+        untrained_ND = model._reference_states(batch.inputs())
+        assert (untrained_ND[:-17] == 0).all() and (untrained_ND[-17:].abs().sum(dim=1) > 0).all(), "17 tokens of text"
     # Rows are as without them.
     alone = collate(rows)
     assert batch.target_n.equal(alone.target_n) and (batch.labelled, batch.supervised) == (

@@ -94,7 +94,8 @@ def steps_of(case):
             explained = case["supervised"] // len(case["lengths"])
             ids = rng.integers(0, 100, length).astype(np.int32)
             samples.append(Sample(ids[: length - explained], ids[length - explained :], int(rng.integers(2))))
-        batches.append(collate(samples))
+        text = case.get("text", 0)
+        batches.append(collate(samples, replayed=[rng.integers(0, 100, text).astype(np.int32)] if text else []))
     planned = PlannedStage(Stage(name="all", epochs=1), 0, 0, 9, 9)
     return Step(batches, [], planned, 0.0, PackingStats(1.0, 1.0, len(batches)))
 

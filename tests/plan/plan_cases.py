@@ -80,10 +80,14 @@ class Case:
     settings: dict[str, Any]
     lengths: tuple[int, ...] = (160, 128, 96, 128)
     supervised: int = 128
+    text: int = 0
+    """Tokens of a general text beside the rows."""
 
 
-def _case(name: str, shape: str, zero: dict[str, Any], *, lengths: Sequence[int] = (), **settings: Any) -> Case:
-    return Case(name, shape, zero, settings, tuple(lengths) or (160, 128, 96, 128))
+def _case(
+    name: str, shape: str, zero: dict[str, Any], *, lengths: Sequence[int] = (), text: int = 0, **settings: Any
+) -> Case:
+    return Case(name, shape, zero, settings, tuple(lengths) or (160, 128, 96, 128), text=text)
 
 
 CASES = [
@@ -100,6 +104,15 @@ CASES = [
     _case("head alone", "qwen2", LETS_GO, model__finetune="head"),
     _case("offloaded", "llama-tied", {**LETS_GO, **OFFLOAD}, lengths=(96, 64)),
     _case("LoRA, biases", "biased", LETS_GO, lengths=(300, 43, 47, 71), model__finetune="lora"),
+    _case(
+        "LoRA, retention",
+        "llama-tied",
+        LETS_GO,
+        text=64,
+        model__finetune="lora",
+        data__replay="none.jsonl",
+        objectives__retention={"weight": 1.0},
+    ),
     _case("LoRA, preference", "llama-tied", LETS_GO, model__finetune="lora", objectives__preference={"weight": 1.0}),
     _case(
         "all weights, preference",
@@ -143,6 +156,7 @@ def prepare(folder: Path, cases: Sequence[Case]) -> Path:
                 "name": case.name,
                 "lengths": case.lengths,
                 "supervised": case.supervised,
+                "text": case.text,
                 "micro_steps": MICRO_STEPS,
                 "settings": _settings(case, backbone, file),
             }
@@ -159,7 +173,7 @@ def _settings(case: Case, backbone: Path, zero: Path) -> str:
         "model": {"backbone": str(backbone), "finetune": "full", "head_init": "zeros"},
         "objectives": {},
         "optim": {},
-        "train": {"precision": "fp32", "micro_batch_tokens": sum(case.lengths)},
+        "train": {"precision": "fp32", "micro_batch_tokens": sum(case.lengths) + case.text},
     }
     for key, value in case.settings.items():
         section, name = key.split("__")
@@ -224,11 +238,12 @@ def predict(written: dict[str, Any], ranks: int) -> Predicted:
     model = settings.model
     trace = trace_micro_step(
         ModelSpec.from_settings(model, backbone=model.backbone, classes=2, bf16=settings.train.precision == "bf16"),
-        sequence_lengths=written["lengths"],
+        sequence_lengths=written["lengths"] + [written["text"]] * bool(written["text"]),
         supervised=written["supervised"],
         activation_checkpointing=settings.train.activation_checkpointing,
         attention="sdpa",
         terms=settings.objectives.terms_that_run_more(),
+        replays=written["text"] > 0,
     )
     zero = zero3_settings(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
     simulation = simulate(trace, zero)
