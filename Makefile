@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Waiting OpenMP threads must not spin: they would take the core from the rank that computes.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-long test-fast lint docs wheel setup clean
+.PHONY: help demo test test-long test-engines test-fast lint docs wheel setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +21,10 @@ test: setup lint ## lint, and all tests but the long ones: 11 to 20 minutes on 2
 
 test-long: setup ## the tests that make test skips: soak, measured planner runs, engine variants that compile
 	@$(PYTEST) -m long $(PARALLEL) --durations=15
+
+test-engines: setup ## a real vLLM on the CPU serves a folded model: 2 minutes, and 4 to install it
+	@bash scripts/setup_engines.sh
+	@$(PYTEST) tests/engines
 
 test-fast: setup ## unit tests only: about a minute
 	@$(PYTEST) -m "not long and not slow and not dist and not browser"

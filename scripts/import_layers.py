@@ -23,6 +23,7 @@ LAYERS = [
     ("cli",),
     ("commands",),
     ("__init__",),
+    ("clients",),
     ("plan", "preflight", "inference"),
     ("training",),
     ("hf_export",),

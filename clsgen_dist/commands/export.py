@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 
 def run(
-    checkpoint: str, output: str, max_shard_size: str = "5GB", verify_logits: bool = True, interpolation: float = 1.0
+    checkpoint: str,
+    output: str,
+    max_shard_size: str = "5GB",
+    verify_logits: bool = True,
+    interpolation: float = 1.0,
+    fold: bool = False,
 ) -> None:
     """Turn a training checkpoint into a plain Hugging Face folder with its classification head, and verify it.
 
@@ -14,16 +21,30 @@ def run(
         max_shard_size: Largest weight file, like 5GB or 500MB.
         verify_logits: Reload the result and compare its logits with the trained model's (in memory).
         interpolation: Share of the way from the backbone's weights to the trained ones; below 1, more language is kept.
+        fold: Put the classification head into the LM head too, for engines such as vLLM; `checkpoint` may be an export.
     """
-    from clsgen_dist.hf_export.export import export
+    from pathlib import Path
 
+    from clsgen_dist.hf_export.artifact import META_FILE
+    from clsgen_dist.hf_export.export import export
+    from clsgen_dist.hf_export.fold import fold as fold_head
+
+    if fold and (Path(checkpoint) / META_FILE).is_file():
+        fold_head(checkpoint, output)
+        return
+    unfolded = Path(output).with_name(f".{Path(output).name}.unfolded") if fold else Path(output)
     export(
         checkpoint,
-        output,
+        unfolded,
         max_shard_bytes=_bytes(max_shard_size),
         verify_logits=verify_logits,
         interpolation=interpolation,
     )
+    if fold:
+        try:
+            fold_head(unfolded, output)
+        finally:
+            shutil.rmtree(unfolded, ignore_errors=True)
 
 
 def _bytes(size: str) -> int:

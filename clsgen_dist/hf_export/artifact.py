@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,31 @@ HEAD_FILE = "classification_head/weights.safetensors"
 """In its own folder, since some engines load every ``*.safetensors`` next to the model as backbone weights."""
 _OLDER_HEAD_FILE = "classification_head.safetensors"
 META_FILE = "clsgen.json"
-FORMAT = 4
-_READABLE_FORMATS = (1, 2, 3, 4)
-"""Format 1 has no ``prompt``; 1 and 2 are of single labels, with one ``threshold``; 1 to 3 know affine maps alone."""
+FORMAT = 5
+_READABLE_FORMATS = (1, 2, 3, 4, 5)
+"""Format 1 has no ``prompt``; 1 and 2 are of single labels, with one ``threshold``; 1 to 3 know affine maps alone; 1 to
+4 are not folded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """Where the head is in the LM head, see :mod:`clsgen_dist.hf_export.fold`."""
+
+    rows: list[int]
+    """Token of each logit."""
+    reference: int
+    """Token whose row is zero."""
+    largest_difference: float
+    """Of a class logit of a text, from the head's in fp32: what rounding to the LM's dtype does."""
+
+    @property
+    def all_rows(self) -> list[int]:
+        """Tokens to ask log-probabilities of, and never to write."""
+        return [*self.rows, self.reference]
+
+    def logits(self, log_probs: Mapping[int, float], bias_K: Tensor) -> Tensor:
+        """``[K]`` class logits, fp32; ``log_probs``: at the prompt's last token, by token."""
+        return bias_K.new_tensor([log_probs[row] - log_probs[self.reference] for row in self.rows]) + bias_K
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +94,8 @@ class ModelCard:
     """Training settings that distort the probabilities until the model is calibrated."""
     prompt: dict[str, Any] | None = None
     """The prompt as rendered for training, see :class:`clsgen_dist.data.prompt.RenderedPrompt`."""
+    folded: Folded | None = None
+    """Where the head is in the LM head; None: it is not."""
     format_version: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -97,7 +122,8 @@ class ModelCard:
         if fields["format_version"] < 3:
             threshold = fields.pop("threshold", None)
             fields["thresholds"] = None if threshold is None else [threshold]
-        return cls(**{**fields, "format_version": FORMAT})
+        folded = fields.pop("folded", None)
+        return cls(**{**fields, "folded": folded and Folded(**folded), "format_version": FORMAT})
 
     @property
     def space(self) -> LabelSpace:

@@ -21,7 +21,8 @@ from clsgen_dist.data.reading.rejection import require_few_bad_rows
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.inference.measures import clusters
-from clsgen_dist.inference.predict import Prediction, Predictor
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prediction import Prediction
 from clsgen_dist.inference.rows import labelled_rows, labels_of
 from clsgen_dist.model.label_space import LabelSpace
 

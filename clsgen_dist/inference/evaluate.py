@@ -40,7 +40,8 @@ from clsgen_dist.inference.measures import (
     measure_faithfulness,
     spread_sample,
 )
-from clsgen_dist.inference.predict import Prediction, Predictor
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prediction import Prediction
 from clsgen_dist.inference.raw_predictions import require_finite
 from clsgen_dist.inference.rows import labelled_rows, labels_of
 from clsgen_dist.inference.score_table import build_report
@@ -204,7 +205,7 @@ class _Run:
                 thresholds,
                 examples,
                 self.columns,
-                predictor.decisions,
+                predictor.reader.decisions,
             ),
             explained=explained,
             seconds=stored.seconds,

@@ -24,7 +24,7 @@ from clsgen_dist.inference.capability import Capability
 from clsgen_dist.inference.harness import HarnessScores
 from clsgen_dist.inference.llm_judge import JudgedExplanations
 from clsgen_dist.inference.measures import DecisionMeasures, ExplanationMeasures, Faithfulness
-from clsgen_dist.inference.predict import Prediction
+from clsgen_dist.inference.prediction import Prediction
 from clsgen_dist.model.label_space import LabelSpace
 
 # N rows, C classes

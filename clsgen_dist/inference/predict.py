@@ -20,13 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clsgen_dist.calibration.decisions import Decisions
-from clsgen_dist.calibration.methods import from_json
 from clsgen_dist.data.encode import Encoder, Ids
 from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError, SettingsError
-from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
+from clsgen_dist.inference.prediction import AnswerReader, Prediction
 from clsgen_dist.inference.raw_predictions import RawPrediction, require_finite
 from clsgen_dist.model.attention import accepted_inputs, choose_attention
 from clsgen_dist.model.context_length import context_length
@@ -36,69 +34,6 @@ from clsgen_dist.track.progress import Progress
 logger = logging.getLogger(__name__)
 
 # S sequences of a batch, R of them still decoded, T padded length, D hidden, V vocabulary, C classes, K logits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What the classification head says at one position."""
-
-    label: str | list[str]
-    """The predicted class: binary by the fitted threshold, ordinal the median, else the most probable.
-
-    Multi-label: the classes from their thresholds up, as a list.
-    """
-    probabilities: dict[str, float]
-    """Calibrated probability of each class (uncalibrated if the model has no calibration)."""
-    logits: tuple[float, ...]
-    """Raw class logits, before calibration."""
-    prediction_set: list[str] | dict[str, list[str]] | None = None
-    """The classes of the conformal set; None if the model has none.
-
-    Multi-label: ``may_apply``, the classes whose answer may be yes, and ``need_not_apply``, those whose answer may be
-    no. A class in both is in doubt; one in neither is unlike the held-out rows.
-    """
-    hand_over: bool | None = None
-    """Whether the answer is too uncertain and a person should decide; None if the model has no such confidence."""
-
-    @property
-    def decision(self) -> str:
-        """The predicted class, or the classes, in words."""
-        return self.label if isinstance(self.label, str) else ", ".join(self.label) or "none"
-
-    def to_json(self) -> dict[str, object]:
-        """Label and probabilities, and where they apply ``set`` and ``hand_over``."""
-        fields: dict[str, object] = {
-            "label": self.label,
-            "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
-        }
-        if self.prediction_set is not None:
-            fields["set"] = self.prediction_set
-        if self.hand_over is not None:
-            fields["hand_over"] = self.hand_over
-        return fields
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction(Reading):
-    """Prediction for one text. Of two readings, label, probabilities and logits are those before the explanation."""
-
-    explanation: str | None
-    """The generated explanation; None if not requested."""
-    truncated: bool
-    """Whether the text was truncated in the middle to fit."""
-    after: Reading | None = None
-    """The reading after the explanation, of a model that decides before and after; None if none was requested."""
-
-    def to_json(self) -> dict[str, object]:
-        """Those of a reading, and where they apply ``after``, ``explanation`` and ``truncated``."""
-        fields = super().to_json()
-        if self.after is not None:
-            fields["after"] = self.after.to_json()
-        if self.explanation is not None:
-            fields["explanation"] = self.explanation
-        if self.truncated:
-            fields["truncated"] = True
-        return fields
 
 
 @dataclass(frozen=True)
@@ -158,10 +93,7 @@ class Predictor:
                 "backbone; export the model again"
             )
         self._may_pad = self._padding_is_exact()
-        self.calibration = from_json(self.card.calibration, self.space.kind)
-        self.calibration_after = from_json(self.card.calibration_after, self.space.kind)
-        self.decisions = Decisions.from_json(self.card.decisions)
-        self.decisions_after = Decisions.from_json(self.card.decisions_after)
+        self.reader = AnswerReader(self.card)
         if self.card.distorted_by and not self.card.calibration:
             logger.warning(
                 "%s was trained with %s, which distorts probabilities: run clsgen calibrate on held-out rows",
@@ -239,13 +171,7 @@ class Predictor:
 
     def read(self, raw: RawPrediction) -> Prediction:
         """The prediction, with the model's calibration and thresholds; of logits that are finite."""
-        if self.card.decide == "after":
-            assert raw.after is not None
-            reading, after = self._reading(raw.after), None
-        else:
-            reading = self._reading(raw.first)
-            after = None if raw.after is None else self._reading(raw.after, after=True)
-        return Prediction(**vars(reading), explanation=raw.explanation, truncated=raw.truncated, after=after)
+        return self.reader.read(raw)
 
     @torch.inference_mode()
     def _padding_is_exact(self) -> bool:
@@ -334,27 +260,6 @@ class Predictor:
 
     def _text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-    def _reading(self, logits: Sequence[float], *, after: bool = False) -> Reading:
-        """The head's answer; ``after``: of the second of two readings."""
-        space, names = self.space, self.card.labels
-        calibration = self.calibration_after if after else self.calibration
-        thresholds = self.card.thresholds_after if after else self.card.thresholds
-        decisions = self.decisions_after if after else self.decisions
-        probabilities_1C = calibration.probabilities(np.array([logits], dtype=np.float64))
-        decided_1 = decide(probabilities_1C, space.kind, space.positive_index, thresholds)
-        [prediction_set] = decisions.sets.named(probabilities_1C, space) if decisions.sets else [None]
-        [hand_over] = (
-            decisions.hand_over.applies(probabilities_1C, decided_1, space.kind) if decisions.hand_over else [None]
-        )
-        [decided] = decided_1
-        return Reading(
-            label=[names[c] for c in np.flatnonzero(decided)] if space.kind == "multilabel" else names[int(decided)],
-            prediction_set=prediction_set,
-            hand_over=hand_over,
-            probabilities=dict(zip(names, probabilities_1C[0].tolist(), strict=True)),
-            logits=tuple(logits),
-        )
 
 
 def left_padded(prompts: Sequence[Ids], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:

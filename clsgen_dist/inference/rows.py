@@ -13,7 +13,8 @@ from clsgen_dist.data.reading.ingest import Ingested, read_examples, unique_rows
 from clsgen_dist.data.reading.label_cells import OTHERS
 from clsgen_dist.data.reading.rejection import format_locations
 from clsgen_dist.errors import DataError
-from clsgen_dist.inference.predict import Prediction, Predictor
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prediction import Prediction
 
 # N rows, C classes
 

@@ -10,7 +10,8 @@ from clsgen_dist.data.example import Example
 from clsgen_dist.evaluation.baselines import affordable_rows, majority_baseline, text_baseline
 from clsgen_dist.evaluation.report import ExplanationShare, Report, Scores, recalibration_changes, score
 from clsgen_dist.explanations.stated_class import names_decided_class
-from clsgen_dist.inference.predict import Prediction, Predictor
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prediction import Prediction
 from clsgen_dist.inference.rows import labels_of, logits_and_labels
 from clsgen_dist.io.text import MAX_LISTED, quoted
 
@@ -43,7 +44,7 @@ def build_report(
     raw_NC = space.probabilities(logits_NK)
     scores, changes, notes = [scored("dual head, raw", raw_NC)], [], _absent_classes(labels, card.labels)
     if card.calibration:
-        calibrated_NC = predictor.calibration.probabilities(logits_NK)
+        calibrated_NC = predictor.reader.calibration.probabilities(logits_NK)
         scores.append(scored("dual head, recalibrated", calibrated_NC, card.thresholds))
         changes = recalibration_changes(
             raw_NC, calibrated_NC, labels, kind=kind, positive=positive, clusters_N=clusters_N
@@ -54,7 +55,7 @@ def build_report(
         after_NK, thresholds = np.array(after), card.thresholds_after
         scores.append(scored("after the explanation, raw", space.probabilities(after_NK)))
         if card.calibration_after:
-            after_NC = predictor.calibration_after.probabilities(after_NK)
+            after_NC = predictor.reader.calibration_after.probabilities(after_NK)
             scores.append(scored("after the explanation, recalibrated", after_NC, thresholds))
     if trained_on:
         baselines, remarks = _baselines(predictor, examples, trained_on)

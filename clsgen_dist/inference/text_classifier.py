@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from clsgen_dist.errors import DataError
-from clsgen_dist.inference.predict import Prediction, Predictor
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prediction import Prediction
 
 # N texts, C classes
 

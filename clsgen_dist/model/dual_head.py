@@ -134,10 +134,11 @@ class DualHeadModel(nn.Module):
     def _probe(self, decided_S: Tensor, sequence_start_S1: Tensor, position_N: Tensor) -> AttentionProbe | None:
         """What reads the attention that the terms ask for; None if none does."""
         lm: Any = self.lm
-        count = lm.config.get_text_config(decoder=True).num_hidden_layers
-        layers = frozenset(layer % count for term in self.loss_spec.terms for layer in term.attention_layers)
-        if not layers:
+        asked = [layer for term in self.loss_spec.terms for layer in term.attention_layers]
+        if not asked:
             return None
+        count = lm.config.get_text_config(decoder=True).num_hidden_layers
+        layers = frozenset(layer % count for layer in asked)
         row_N = rows_of_tokens(sequence_start_S1, len(position_N))
         return AttentionProbe(layers, decided_S, row_N, None if self.layout == "packed" else position_N)
 

@@ -99,6 +99,10 @@ class WeightFiles:
                 found |= {name: self._pickle(path)[name] for name in wanted}
         return found
 
+    def path_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._file_of[name]
+
     def size(self, name: str) -> int:
         """Bytes of a tensor."""
         return self.dtypes[name].itemsize * torch.Size(self.shapes[name]).numel()

@@ -126,7 +126,7 @@ def _refuse_consistency_of_nothing(
 
 def _require_layers(layers: Iterable[int], backbone: Backbone) -> None:
     config = backbone.config.get_text_config(decoder=True)
-    count = config.num_hidden_layers
+    count = getattr(config, "num_hidden_layers", 0)
     if wrong := [layer for layer in layers if not -count <= layer < count]:
         raise SettingsError(
             f"objectives.evidence.layers names the layer {wrong[0]}, expected {-count} to {count - 1}: "

@@ -15,7 +15,8 @@ from clsgen_dist.cli import main
 from clsgen_dist.errors import DataError, ModelError, SettingsError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, read_head
 from clsgen_dist.hf_export.export import export
-from clsgen_dist.inference.predict import Prediction, Predictor
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prediction import Prediction
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

@@ -1,0 +1,177 @@
+"""The classification head folded into the LM head: a stock engine then gives both answers from one call.
+
+The head's rows become rows of the vocabulary, for tokens that nothing else uses, and one more row of zeros. At the
+prompt's last token the engine's log-probabilities of these tokens differ by the head's logits without their bias:
+
+    logit_k = logprob(row_k) - logprob(row of zeros) + bias_k
+
+Bias, calibration and thresholds stay in ``clsgen.json`` and the head's file. The rows are taken from those that the
+vocabulary has beyond the tokenizer's tokens, else it grows; a tied LM head is untied, so that inputs stay as they are.
+Such tokens must never be written: engines get a logit bias of -100 for them.
+
+Cost: each weight file is read and written once; the check holds the model in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.prompt import saved_prompt
+from clsgen_dist.errors import ModelError
+from clsgen_dist.hf_export.artifact import Folded, ModelCard, read_head
+from clsgen_dist.model.backbone import Backbone, open_backbone
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.03}
+"""Largest difference of class logits from rounding the head's rows and the LM's logits to that dtype."""
+
+
+def fold(folder: str | Path, output: str | Path) -> Path:
+    """Write an exported model anew, with its classification head in the LM head.
+
+    Args:
+        folder: that :func:`clsgen_dist.export` wrote.
+        output: folder to write, which must not exist or be empty.
+
+    Returns:
+        ``output``: as the export, with ``folded`` in its ``clsgen.json``.
+
+    Raises:
+        ModelError: no export; it decides after the explanation, which a single call cannot; its LM head has a bias; the
+            output exists; or the class logits differ by more than rounding.
+    """
+    folder, output = Path(folder), Path(output)
+    card = ModelCard.read(folder)
+    if card.decide == "after":
+        raise ModelError(
+            f"{folder} decides after its explanation, so its head is read at a place that one call does not tell; "
+            "train with model.decide before or both"
+        )
+    if output.exists() and any(output.iterdir()):
+        raise ModelError(f"{output} exists; choose another folder")
+    backbone = open_backbone(str(folder))
+    if getattr(backbone.meta.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(
+            f"{folder}: its LM head has a bias, which would be added to the class logits; it is not folded"
+        )
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(folder, partial, card, backbone)
+        shutil.rmtree(output, ignore_errors=True)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def _write(folder: Path, partial: Path, card: ModelCard, backbone: Backbone) -> None:
+    from transformers import AutoTokenizer
+
+    weight_KD, _ = read_head(folder, card)
+    shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "*.index.json", ".*"))
+    shutil.copytree(folder / "classification_head", partial / "classification_head", dirs_exist_ok=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    names = [f"<|decision_{k}|>" for k in range(len(weight_KD))] + ["<|decision_none|>"]
+    tokenizer.add_tokens(names, special_tokens=True)
+    rows: list[int] = tokenizer.convert_tokens_to_ids(names)
+    tokenizer.save_pretrained(partial)
+    size = _write_weights(partial, backbone, rows, torch.cat([weight_KD, torch.zeros_like(weight_KD[:1])]))
+    _write_config(partial, size)
+    folded = Folded(rows=rows[:-1], reference=rows[-1], largest_difference=0.0)
+    difference, dtype = _difference(folder, partial, card, folded, tokenizer)
+    tolerance = _TOLERANCE.get(dtype, 0.25)
+    if not difference <= tolerance:
+        raise ModelError(
+            f"the folded class logits differ by {difference:.2e}, expected at most {tolerance:.0e} in {dtype}: the "
+            "architecture may change its logits; use the export as it is"
+        )
+    replace(card, folded=replace(folded, largest_difference=difference)).write(partial)
+    for file in partial.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
+    logger.info("folded %d rows into the LM head (largest difference of a class logit %.1e)", len(rows), difference)
+
+
+def _write_weights(partial: Path, backbone: Backbone, rows: list[int], weight_RD: Tensor) -> int:
+    """The weight files with a larger, untied LM head; its number of rows."""
+    from safetensors.torch import save_file
+
+    assert backbone.weights is not None
+    lm, files = backbone.meta, backbone.weights.files
+    stored = {group.target: group.names[0] for group in backbone.weights.groups if len(group.names) == 1}
+    input_layer, output_layer = lm.get_input_embeddings(), lm.get_output_embeddings()
+    inputs, outputs = stored[_name_of(lm, input_layer)], _name_of(lm, output_layer)
+    is_tied = outputs not in stored
+    size = max(len(output_layer.weight), max(rows) + 1)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for path in sorted({files.path_of(name) for name in files.shapes}):
+        shard = files.read(name for name in files.shapes if files.path_of(name) == path)
+        if not is_tied and stored[outputs] in shard:
+            shard[stored[outputs]] = _with_rows(shard[stored[outputs]], size, rows, weight_RD)
+        if inputs in shard:
+            if is_tied:
+                shard[outputs] = _with_rows(shard[inputs], size, rows, weight_RD)
+            shard[inputs] = _with_rows(shard[inputs], size)
+        save_file({name: t.contiguous() for name, t in shard.items()}, partial / path.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, path.name)
+        total += sum(t.numel() * t.element_size() for t in shard.values())
+    if len(set(weight_map.values())) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    return size
+
+
+def _write_config(partial: Path, size: int) -> None:
+    config = json.loads((partial / "config.json").read_text())
+    nested = [value for value in config.values() if isinstance(value, dict) and "vocab_size" in value]
+    for section in (config, *nested):
+        if "vocab_size" in section:
+            section["vocab_size"] = size
+        section["tie_word_embeddings"] = False
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _name_of(lm: Any, layer: Any) -> str:
+    return next(f"{name}.weight" for name, module in lm.named_modules() if module is layer)
+
+
+def _with_rows(weight_VD: Tensor, size: int, rows: list[int] | None = None, weight_RD: Tensor | None = None) -> Tensor:
+    """The weight with ``size`` rows, new ones 0, and some of them replaced."""
+    larger = torch.cat([weight_VD, weight_VD.new_zeros(size - len(weight_VD), weight_VD.shape[1])])
+    if rows is not None and weight_RD is not None:
+        larger[rows] = weight_RD.to(larger.dtype)
+    return larger
+
+
+@torch.inference_mode()
+def _difference(
+    folder: Path, partial: Path, card: ModelCard, where: Folded, tokenizer: Any
+) -> tuple[float, torch.dtype]:
+    """Largest difference of the class logits of a text: the head's of ``folder``, and those that ``partial`` gives."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    prompt = saved_prompt(card.prompt, tokenizer, system=card.system, question=card.question)
+    encoder = Encoder(tokenizer, max_prompt_length=card.max_prompt_length, rendered=prompt)
+    ids_1T = torch.from_numpy(encoder.prompt("a text")[0]).long()[None]
+    weight_KD, bias_K = read_head(folder, card)
+    options = {"generation_config": GenerationConfig()}
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    expected_K = F.linear(plain.base_model(ids_1T).last_hidden_state[0, -1].float(), weight_KD, bias_K)
+    dtype = plain.dtype
+    del plain
+    folded: Any = AutoModelForCausalLM.from_pretrained(partial, **options).eval()
+    log_p_V = folded(ids_1T).logits[0, -1].float().log_softmax(dim=0)
+    logits_K = where.logits({row: float(log_p_V[row]) for row in where.all_rows}, bias_K)
+    return float((logits_K - expected_K).abs().max()), dtype
