@@ -13,13 +13,14 @@ moving weights        before; the classification weight rises from 0.2 to 1 on a
 gradient_norm, uncertainty, loss_ratio      before; weights that adapt (objectives.balance.method)
 
 Part 2 adds the terms that join explanation and decision to "before", each alone: consistency, consistency_after (with
-both readings), evidence, contrast, preference (rejected: what speaks against the row's label), retention. Its further
-columns are of the dev rows: the AUROC of the head's probability against the class that the LM would state, Cohen's
-kappa of the two, the share of the decision's attention on evidence, how many pairs the model tells apart better than
-the reference (where that is learnt), the perplexity of general texts (docstrings of Python's standard library; before
-training: above the table); and of the test rows' explanations without the classes' names, how often a reader tells the
-decision (simulatability). "retention" replays half of these texts, the other half is measured. "all" adds all of them.
-A set whose rows have no evidence, or nothing that speaks against their label, lacks the terms that need it.
+both readings), evidence, contrast, preference (rejected: what speaks against the row's label), retention (replays half
+of the general texts, the other half is measured); "all" adds all of them, "evidence and retention" these two. A set
+whose rows have no evidence, or nothing that speaks against their label, lacks the terms that need it. Further columns,
+of the test rows: the AUROC of the head's probability for the class that the explanation states, Cohen's kappa of this
+class and the decision, and how often a reader tells the decision from the explanations without the classes' names
+(simulatability). Of the dev rows: the share of the decision's attention on evidence, and how many pairs the model tells
+apart better than the reference (where that is learnt). And the perplexity of general texts (docstrings of Python's
+standard library; before training: above the table).
 
 Every explanation begins with the class's name, so that it states a decision: "agreement" is the share of written
 explanations whose class is the head's. All arms visit the same rows in the same order, as many as make --tokens tokens

@@ -18,7 +18,7 @@ import torch
 
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.prompt import saved_prompt
-from clsgen_dist.errors import ModelError
+from clsgen_dist.errors import ModelError, ServerError, first_line
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
 from clsgen_dist.inference.prediction import AnswerReader, Prediction
 from clsgen_dist.inference.raw_predictions import RawPrediction
@@ -83,7 +83,8 @@ class FoldedModel:
         """
         [choice] = answer["choices"]
         found = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
-        log_probs = {int(name.removeprefix("token_id:")): value for name, value in found[0].items() if ":" in name}
+        ids = {name: name.removeprefix("token_id:") for name in found[0] if name.startswith("token_id:")}
+        log_probs = {int(token): found[0][name] for name, token in ids.items()}
         if missing := [row for row in self.folded.all_rows if row not in log_probs]:
             raise ModelError(
                 f"the engine's answer has no log-probability of {len(missing)} of {len(self.folded.all_rows)} folded "
@@ -101,11 +102,16 @@ class FoldedModel:
         return self.reader.read(raw)
 
     def ask(self, url: str, text: str, *, model: str, max_new_tokens: int | None = None) -> Prediction:
-        """The engine's prediction for a text; ModelError with what it said where it refuses."""
+        """The engine's prediction for a text; ServerError if it does not answer, or refuses."""
         import requests
 
         body = self.request(text, model=model, max_new_tokens=max_new_tokens)
-        answer = requests.post(url, json=body, timeout=600)
+        try:
+            answer = requests.post(url, json=body, timeout=600)
+        except requests.RequestException as error:
+            raise ServerError(
+                f"{url} does not answer ({first_line(error)}); start the engine, or fix the address"
+            ) from None
         if not answer.ok:
-            raise ModelError(f"{url} answered {answer.status_code}: {answer.text[:300]}")
+            raise ServerError(f"{url} answered {answer.status_code}: {answer.text[:300]}")
         return self.read(answer.json(), text)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from clsgen_dist.clients import FoldedModel
-from clsgen_dist.errors import ModelError
+from clsgen_dist.errors import ModelError, ServerError
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.hf_export.fold import fold
 from clsgen_dist.inference.predict import Predictor
@@ -63,9 +63,11 @@ def test_what_an_engine_does_not_tell_is_named(folders):
         FoldedModel(export)
     model = FoldedModel(folded)
     first = model.folded.rows[0]
-    for logprobs in (None, {"top_logprobs": [{"token_id:3": -1.0}]}, {"top_logprobs": [{"yes": -1.0}]}):
+    for logprobs in (None, {"top_logprobs": [{"token_id:3": -1.0}]}, {"top_logprobs": [{"a: b": -1.0}]}):
         with pytest.raises(ModelError, match=f"3 of 3 folded rows, first of token {first}"):
             model.read({"choices": [{"text": "", "logprobs": logprobs}]}, "one")
+    with pytest.raises(ServerError, match="does not answer"):
+        model.ask("http://127.0.0.1:9/v1/completions", "one", model="served")
     nothing = {f"token_id:{row}": float("-inf") for row in model.folded.all_rows}
     with pytest.raises(ModelError, match="expected finite numbers"):
         model.read({"choices": [{"text": "", "logprobs": {"top_logprobs": [nothing]}}]}, "one")

@@ -33,7 +33,7 @@ def run(settings: Settings, ranks: PositiveInt = 64, micro_steps: PositiveInt = 
     if settings.train.precision == "auto":
         settings.train.precision = "bf16"  # as on the cluster that it is meant for
     work = assumed_workload(settings, ranks=ranks, rows=None, tokens_per_row=None, supervised_per_row=None)
-    lengths, supervised = work.full_micro_batch()
+    lengths, supervised, _ = work.full_micro_batch()
     classes = len(settings.data.labels or ["no", "yes"])
     with fake_ranks(ranks) as world:
         result = dry_run(

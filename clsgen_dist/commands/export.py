@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 
 def run(
     checkpoint: str,
@@ -32,19 +30,14 @@ def run(
     if fold and (Path(checkpoint) / META_FILE).is_file():
         fold_head(checkpoint, output)
         return
-    unfolded = Path(output).with_name(f".{Path(output).name}.unfolded") if fold else Path(output)
     export(
         checkpoint,
-        unfolded,
+        output,
         max_shard_bytes=_bytes(max_shard_size),
         verify_logits=verify_logits,
         interpolation=interpolation,
+        fold=fold,
     )
-    if fold:
-        try:
-            fold_head(unfolded, output)
-        finally:
-            shutil.rmtree(unfolded, ignore_errors=True)
 
 
 def _bytes(size: str) -> int:

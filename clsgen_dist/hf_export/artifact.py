@@ -131,6 +131,12 @@ class ModelCard:
         return LabelSpace(tuple(self.labels), self.positive_label, self.label_space)
 
 
+def require_replaceable(output: Path) -> None:
+    """ModelError if a folder to write exists, and is neither empty nor an earlier export."""
+    if output.exists() and (not output.is_dir() or (not (output / META_FILE).is_file() and any(output.iterdir()))):
+        raise ModelError(f"{output} exists and is not an exported model; choose another --output")
+
+
 def head_fingerprint(weight_CD: Tensor, bias_C: Tensor) -> str:
     """SHA-256 over the head's fp32 bytes."""
     digest = hashlib.sha256()

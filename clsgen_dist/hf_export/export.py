@@ -19,9 +19,11 @@ from torch import Tensor
 
 from clsgen_dist import checkpoint
 from clsgen_dist.config import Settings, settings_from_yaml
-from clsgen_dist.errors import CheckpointError, ModelError, SettingsError
-from clsgen_dist.hf_export.artifact import HEAD_FILE, META_FILE, ModelCard, head_fingerprint
+from clsgen_dist.errors import CheckpointError, SettingsError
+from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint, require_replaceable
 from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config
+from clsgen_dist.hf_export.fold import fold as fold_head
+from clsgen_dist.hf_export.fold import require_foldable
 from clsgen_dist.hf_export.merge import Merge, trained_tensors, write_shards
 from clsgen_dist.hf_export.readme import write_readme
 from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary, verify_shapes, write_evidence
@@ -40,6 +42,7 @@ def export(
     max_shard_bytes: int = 5 * 10**9,
     verify_logits: bool = True,
     interpolation: float = 1.0,
+    fold: bool = False,
 ) -> Path:
     """Export a checkpoint to a plain Hugging Face folder with the classification head beside it.
 
@@ -55,6 +58,7 @@ def export(
         interpolation: share of the way from the backbone's weights to the trained ones, above 0 and up to 1. Below 1,
             more of the backbone's language is kept, and probabilities need calibration anew. The whole change is
             written and verified first.
+        fold: also put the classification head into the LM head (:mod:`clsgen_dist.hf_export.fold`).
 
     Returns:
         ``output``: ``config.json``, weights and tokenizer in the base's layout; the head as ``weight [C, D]`` and
@@ -74,8 +78,10 @@ def export(
     source = _find_checkpoint(Path(checkpoint_path))
     marker = checkpoint.verify(source)
     settings = settings_from_yaml((source / checkpoint.SETTINGS_FILE).read_text())
-    if output.exists() and not (output / META_FILE).is_file() and any(output.iterdir()):
-        raise ModelError(f"{output} exists and is not an exported model; choose another --output")
+    require_replaceable(output)
+    if fold:
+        lm = open_backbone(backbone_path(settings.model.backbone), weights=False).meta
+        require_foldable(source, marker["identity"]["decide"], lm)
     partial = output.with_name(f".{output.name}.partial")
     write = functools.partial(_write_and_verify, source, partial, settings, marker, max_shard_bytes, verify_logits)
     try:
@@ -84,6 +90,10 @@ def export(
         )
         if interpolation != 1:
             _write(source, partial, settings, marker, max_shard_bytes, interpolation)
+        if fold:
+            folded = fold_head(partial, partial.with_name(f"{partial.name}.folded"))
+            shutil.rmtree(partial)
+            folded.rename(partial)
         shutil.rmtree(output, ignore_errors=True)
         partial.rename(output)
     finally:

@@ -28,7 +28,7 @@ from torch import Tensor
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError
-from clsgen_dist.hf_export.artifact import Folded, ModelCard, read_head
+from clsgen_dist.hf_export.artifact import HEAD_FILE, Folded, ModelCard, read_head, require_replaceable
 from clsgen_dist.model.backbone import Backbone, open_backbone
 
 logger = logging.getLogger(__name__)
@@ -42,29 +42,20 @@ def fold(folder: str | Path, output: str | Path) -> Path:
 
     Args:
         folder: that :func:`clsgen_dist.export` wrote.
-        output: folder to write, which must not exist or be empty.
+        output: folder to write, which may exist if it is empty or an earlier export: that is replaced.
 
     Returns:
         ``output``: as the export, with ``folded`` in its ``clsgen.json``.
 
     Raises:
         ModelError: no export; it decides after the explanation, which a single call cannot; its LM head has a bias; the
-            output exists; or the class logits differ by more than rounding.
+            output exists and is none; or the class logits differ by more than rounding.
     """
     folder, output = Path(folder), Path(output)
     card = ModelCard.read(folder)
-    if card.decide == "after":
-        raise ModelError(
-            f"{folder} decides after its explanation, so its head is read at a place that one call does not tell; "
-            "train with model.decide before or both"
-        )
-    if output.exists() and any(output.iterdir()):
-        raise ModelError(f"{output} exists; choose another folder")
     backbone = open_backbone(str(folder))
-    if getattr(backbone.meta.get_output_embeddings(), "bias", None) is not None:
-        raise ModelError(
-            f"{folder}: its LM head has a bias, which would be added to the class logits; it is not folded"
-        )
+    require_foldable(folder, card.decide, backbone.meta)
+    require_replaceable(output)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -76,12 +67,28 @@ def fold(folder: str | Path, output: str | Path) -> Path:
     return output
 
 
+def require_foldable(source: Path, decide: str, lm: Any) -> None:
+    """ModelError if the head of a model cannot be in its LM head."""
+    if decide == "after":
+        raise ModelError(
+            f"{source} decides after its explanation, so its head is read at a place that one call does not tell; "
+            "train with model.decide before or both"
+        )
+    if getattr(lm.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(
+            f"{source}: its LM head has a bias, which would be added to the class logits; it is not folded"
+        )
+
+
 def _write(folder: Path, partial: Path, card: ModelCard, backbone: Backbone) -> None:
+    from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    weight_KD, _ = read_head(folder, card)
-    shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "*.index.json", ".*"))
-    shutil.copytree(folder / "classification_head", partial / "classification_head", dirs_exist_ok=True)
+    weight_KD, bias_K = read_head(folder, card)
+    ignored = ("*.safetensors", "*.bin", "*.index.json", ".*")
+    shutil.copytree(folder, partial, ignore=shutil.ignore_patterns(*ignored))
+    (partial / HEAD_FILE).parent.mkdir(exist_ok=True)
+    save_file({"weight": weight_KD, "bias": bias_K}, partial / HEAD_FILE, metadata={"format": "pt"})
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     names = [f"<|decision_{k}|>" for k in range(len(weight_KD))] + ["<|decision_none|>"]
     tokenizer.add_tokens(names, special_tokens=True)
@@ -98,7 +105,7 @@ def _write(folder: Path, partial: Path, card: ModelCard, backbone: Backbone) -> 
             "architecture may change its logits; use the export as it is"
         )
     replace(card, folded=replace(folded, largest_difference=difference)).write(partial)
-    for file in partial.glob("*.safetensors"):
+    for file in partial.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     logger.info("folded %d rows into the LM head (largest difference of a class logit %.1e)", len(rows), difference)
 

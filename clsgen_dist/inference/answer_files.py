@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -33,24 +34,52 @@ class Answer:
 
     id: str
     row: Columns
-    """The row's own columns."""
+    """The row's own columns, by the names of :class:`InputColumns`."""
     fields: Columns
     """What :meth:`~clsgen_dist.inference.predict.Prediction.to_json` gives, or ``error`` and ``code``."""
 
     def nested(self) -> Columns:
-        """As a line of JSON."""
-        return {"id": self.id, **_renamed(self.row, self.fields), **self.fields}
+        """As a line of JSON, which has no NaN."""
+        return {"id": self.id, **_finite(self.row), **self.fields}
 
     def flat(self) -> Columns:
         """With a column for each probability."""
-        found = _flat(self.fields)
-        return {"id": self.id, **_renamed(self.row, found), **found}
+        return {"id": self.id, **self.row, **_flat(self.fields)}
 
 
-def _renamed(row: Columns, answer: Columns) -> Columns:
-    """The row's columns without its id; those called like one of the answer's get ``input_`` before their names."""
-    taken = {*_GROUPS, "probabilities", "after", *answer}
-    return {f"input_{name}" if name in taken else name: value for name, value in row.items() if name != "id"}
+class InputColumns:
+    """What a row's own columns are called beside an answer: those named like one of its columns get ``input_`` before.
+
+    So does what such a column could have been renamed to, so that two columns never become one.
+
+    Args:
+        labels: the model's classes.
+        id_column: the column that the answer's id comes from; it is not repeated if it is called ``id``.
+    """
+
+    def __init__(self, labels: Sequence[str], id_column: str) -> None:
+        reading = {"label", "set", "hand_over", *(f"p_{name}" for name in labels)}
+        self._taken = {*_GROUPS, "probabilities", "after", *reading, *(f"after_{name}" for name in reading)}
+        self._dropped = {"id"} & {id_column}
+
+    def renamed(self, row: Columns) -> Columns:
+        """The row's columns under the names that they are written with."""
+        return {self._name(name): value for name, value in row.items() if name not in self._dropped}
+
+    def _name(self, name: str) -> str:
+        bare = name
+        while bare.startswith("input_") and bare not in self._taken:
+            bare = bare.removeprefix("input_")
+        return f"input_{name}" if bare in self._taken else name
+
+
+def _finite(value: Any) -> Any:
+    """A value of JSON without numbers that strict readers of JSON refuse: they become null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(fields: Columns, prefix: str = "") -> Columns:
@@ -95,12 +124,14 @@ def _write_csv(path: Path, answers: Callable[[], Iterator[Answer]]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    plain = value is None or (isinstance(value, (str, int, float)) and not isinstance(value, bool))
-    return value if plain else _json(value)
+    return value if value is None or type(value) in (str, int, float) else _text(value)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+def _text(value: Any) -> str:
+    """Truth values, lists and objects as JSON, dates and decimals as they are written."""
+    if isinstance(value, (bool, list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 def _write_parquet(path: Path, answers: Callable[[], Iterator[Answer]]) -> None:
@@ -122,8 +153,7 @@ def _typed(value: Any, kind: str) -> Any:
         return value
     if kind == "float":
         return float(value)
-    text = value if isinstance(value, str) else _json(value)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return _text(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _columns(answers: Iterator[Answer]) -> dict[str, str]:
@@ -132,7 +162,7 @@ def _columns(answers: Iterator[Answer]) -> dict[str, str]:
     own = dict.fromkeys(["id"])  # a set that keeps its order
     for answer in answers:
         found = answer.flat()
-        own |= dict.fromkeys(_renamed(answer.row, _flat(answer.fields)))
+        own |= dict.fromkeys(answer.row)
         for name, value in found.items():
             kinds[name] = _joined(kinds.get(name, "none"), _kind(value))
     places = {name: number for number, name in enumerate(chain(own, kinds))}

@@ -22,8 +22,9 @@ from typing import Any
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.ingest import TextRow, iter_texts
 from clsgen_dist.data.reading.rejection import RejectedRow, require_few_bad_rows
+from clsgen_dist.data.reading.sniff import BYTE_ORDER_MARK
 from clsgen_dist.errors import DataError
-from clsgen_dist.inference.answer_files import Answer, require_answer_format, write_answers
+from clsgen_dist.inference.answer_files import Answer, InputColumns, require_answer_format, write_answers
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.raw_predictions import NOT_FINITE, RawPrediction, require_finite
 from clsgen_dist.inference.stored_predictions import predicting_ranks, stored_predictions
@@ -81,10 +82,8 @@ def predict_file(
         SettingsError: ``output`` cannot be written, or ``max_new_tokens`` exceeds the context.
     """
     known = columns or Columns()
-    with _streams(data, Path(output)) as (source, target, parts), predicting_ranks() as ranks:
-        if data == "-" and ranks.size > 1:
-            raise DataError(f"--input is - with {ranks.size} ranks, of which one alone could read it; name a file")
-        total = _survey(source, known, max_bad_fraction)
+    with predicting_ranks() as ranks, _streams(data, Path(output), ranks.size) as (source, target, parts):
+        total = _survey(source, known, max_bad_fraction, keep_columns=keep_columns)
         options = {"batch_size": batch_size, "explain": explain, "max_new_tokens": max_new_tokens}
         job = _Job(Predictor(model), Path(model), source, known, parts, options)
         with Progress(total, enabled=ranks.rank == 0 and total > batch_size, unit="row", label="predict") as shown:
@@ -147,14 +146,16 @@ class _Job:
         tally.clear()
         failed: tuple[list[RawPrediction], list[str]] | None = None
         finite = 0
+        columns = InputColumns(self.predictor.card.labels, self.columns.id)
         for number, rows in enumerate(self.windows(every_column=keep_columns)):
             raws = self.raws(number, rows)
             finite += sum(raw.is_finite for raw in raws)
-            failed = failed or (raws, [row.id for row in rows if row.rejected is None])
+            if raws and failed is None:
+                failed = raws, [row.id for row in rows if row.rejected is None]
             unread = iter(raws)
             for row in rows:
-                yield Answer(row.id, row.columns, self._answer(row, unread, tally))
-        if failed and failed[0] and not finite:
+                yield Answer(row.id, columns.renamed(row.columns), self._answer(row, unread, tally))
+        if failed and not finite:
             require_finite(*failed)
 
     def _answer(self, row: TextRow, unread: Iterator[RawPrediction], tally: _Tally) -> dict[str, Any]:
@@ -169,10 +170,10 @@ class _Job:
         return {"error": fault.reason, "code": fault.code}
 
 
-def _survey(source: str, columns: Columns, max_bad_fraction: float) -> int:
-    """Number of the rows; DataError if too many of them have no usable text, or all."""
+def _survey(source: str, columns: Columns, max_bad_fraction: float, *, keep_columns: bool) -> int:
+    """Number of the rows; DataError if too many of them have no usable text, or all, or what is kept cannot be read."""
     rows, tally = 0, _Tally()
-    for row in iter_texts(source, columns):
+    for row in iter_texts(source, columns, every_column=keep_columns):
         rows += 1
         if row.rejected is not None:
             tally.reject(row.rejected)
@@ -183,8 +184,11 @@ def _survey(source: str, columns: Columns, max_bad_fraction: float) -> int:
 
 
 @contextlib.contextmanager
-def _streams(data: str, output: Path) -> Iterator[tuple[str, Path, Path]]:
+def _streams(data: str, output: Path, ranks: int) -> Iterator[tuple[str, Path, Path]]:
     """The source to read, the file to write, and the folder of predictions; ``-`` stands for the standard streams."""
+    for name, value in (("--input", data), ("--output", str(output))):
+        if value == "-" and ranks > 1:
+            raise DataError(f"{name} is - with {ranks} ranks, which share files alone; name a file")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if "-" in (data, str(output)) else None
         source, parts = data, output.with_name(f"{output.name}.parts")
@@ -204,11 +208,13 @@ def _streams(data: str, output: Path) -> Iterator[tuple[str, Path, Path]]:
 
 def _spooled(folder: Path) -> Path:
     """Standard input as a file; its first character says whether it is JSON lines or CSV."""
-    first = sys.stdin.buffer.read(1)
-    while first.isspace():
-        first = sys.stdin.buffer.read(1)
-    file = folder / ("stdin.jsonl" if first in (b"{", b"") else "stdin.csv")
+    above, line = [], sys.stdin.buffer.readline()
+    while line and not line.strip():
+        above.append(line)
+        line = sys.stdin.buffer.readline()
+    is_csv = line.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] not in (b"{", b"[", b"")
+    file = folder / ("stdin.csv" if is_csv else "stdin.jsonl")
     with file.open("wb") as out:
-        out.write(first)
+        out.writelines([*above, line] if not is_csv else [line])
         shutil.copyfileobj(sys.stdin.buffer, out)
     return file

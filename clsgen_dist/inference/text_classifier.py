@@ -62,10 +62,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
     @property
     def predictor(self) -> Predictor:
         """The loaded model."""
-        if "_predictor" not in self.__dict__:
-            if self.rule not in ("threshold", "argmax"):
-                raise ValueError(f"rule is {self.rule!r}, expected 'threshold' or 'argmax'")
-            self._predictor = Predictor(self.folder, self.device)
+        if self.rule not in ("threshold", "argmax"):
+            raise ValueError(f"rule is {self.rule!r}, expected 'threshold' or 'argmax'")
+        loaded = str(self.folder), self.device
+        if self.__dict__.get("_loaded") != loaded:  # set_params changes the parameters alone
+            self._predictor, self._loaded = Predictor(self.folder, self.device), loaded
             self._known: dict[str, Prediction] = {}
         return self._predictor
 
@@ -104,12 +105,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
             answers |= dict(zip(new, found, strict=True))
         if len(self._known) + len(new) > _MOST_KEPT:
             self._known = {}
-        self._known |= answers
+        if len(answers) <= _MOST_KEPT:
+            self._known |= answers
         return [answers[text] for text in texts]
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: parameters, not the model, which is loaded again from its folder."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_predictor", "_known")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_predictor", "_loaded", "_known")}
 
 
 def _texts(X: Any) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from clsgen_dist.errors import DiskFullError, SettingsError
+from clsgen_dist.errors import DiskFullError, SettingsError, UserError
 
 
 @contextlib.contextmanager
@@ -66,6 +66,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
+    except UserError:  # what is written may be read and computed meanwhile
+        raise
     except (OSError, ValueError) as error:  # ValueError: an image format that matplotlib does not know
         raise SettingsError(f"{path} cannot be written ({error}); choose another file") from error
 

@@ -64,8 +64,9 @@ class ObjectivesSettings:
         return tuple(s.term() for name, s in sections.items() if name in FUSED or s.weight > 0)
 
     def terms_that_run_more(self, decide: str = "before") -> tuple[Term, ...]:
-        """The terms that run the model without its adapters, or the LM head on explanations, once more."""
-        return tuple(term for term in self.terms(decide) if term.needs_reference or term.compares_explanations)
+        """The terms that run the LM head once more, on explanations or general texts, or all without the adapters."""
+        more = ("preference", "retention")
+        return tuple(term for term in self.terms(decide) if term.name in more)
 
     @property
     def group(self) -> int:

@@ -23,7 +23,7 @@ from clsgen_dist.plan.memory import Memory, memory
 from clsgen_dist.plan.meta_model import ModelSpec, attention_on_gpu, open_config
 from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
-from clsgen_dist.plan.tracer import trace_micro_step, with_text
+from clsgen_dist.plan.tracer import trace_micro_step
 from clsgen_dist.plan.workload import StageLoad, Workload, assumed_workload, rows_are_available, workload_of_rows
 from clsgen_dist.plan.zero3_settings import Zero3Settings, zero3_settings
 from clsgen_dist.plan.zero3_simulation import Simulation, simulate
@@ -280,15 +280,12 @@ class Planner:
 
     def _trace(self, settings: Settings, work: Workload, *, bf16: bool) -> MetaTrace:
         model = settings.model
-        lengths, supervised = work.full_micro_batch()
-        retention = settings.objectives.retention
-        if retention.weight:
-            lengths = with_text(lengths, retention.share)
+        lengths, supervised, texts = work.full_micro_batch()
         attention = attention_on_gpu(model.attention)
         checkpointing = settings.train.activation_checkpointing
         terms = settings.objectives.terms_that_run_more(model.decide)
-        used = repr([settings.objectives.preference, retention]) if terms else ""
-        key = (repr(model), bf16, len(lengths), sum(lengths), supervised, checkpointing, attention, used)
+        used = repr([settings.objectives.preference, settings.objectives.retention]) if terms else ""
+        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used)
         if key not in self._traces:
             self._traces[key] = trace_micro_step(
                 ModelSpec.from_settings(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
@@ -297,7 +294,7 @@ class Planner:
                 activation_checkpointing=checkpointing,
                 attention=attention,
                 terms=terms,
-                replays=retention.weight > 0,
+                texts=texts,
             )
         return self._traces[key]
 

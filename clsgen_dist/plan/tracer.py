@@ -36,7 +36,7 @@ def trace_micro_step(
     activation_checkpointing: bool,
     attention: Attention = "flash",
     terms: tuple[Term, ...] = (),
-    replays: bool = False,
+    texts: int = 0,
 ) -> MetaTrace:
     """Trace a micro-step of packed sequences.
 
@@ -47,7 +47,7 @@ def trace_micro_step(
         activation_checkpointing: whether layers are computed again in the backward.
         attention: its implementation.
         terms: of the loss, besides generation and classification: those that run the model or the LM head once more.
-        replays: whether the last sequence is a general text.
+        texts: how many of the last sequences are general texts.
 
     Raises:
         ModelError: the backbone cannot be trained or planned.
@@ -57,7 +57,7 @@ def trace_micro_step(
     if activation_checkpointing:
         checkpoint_activations(model.lm)
     set_zero3_units(model)
-    batch = _meta_batch(sequence_lengths, supervised, replays)
+    batch = _meta_batch(sequence_lengths, supervised, texts)
     counter = TensorCounter()
     counter.ignore([*model.parameters(), *model.buffers()])
     recorder = ModuleRecorder(model, counter)
@@ -89,15 +89,6 @@ def trace_micro_step(
         learned_positions=not any("Rotary" in type(module).__name__ for module in model.modules()),
         eager_attention=attention == "eager",
     )
-
-
-def with_text(lengths: Sequence[int], share: float) -> list[int]:
-    """The sequences of a micro-batch with a general text at their end, instead of ``share`` of the other tokens."""
-    text = max(2, round(sum(lengths) * share / (1 + share)))
-    rest, kept = text, list(lengths)
-    while len(kept) > 1 and rest >= kept[-1]:
-        rest -= kept.pop()
-    return [*kept[:-1], max(1, kept[-1] - rest), text]
 
 
 def _weights(model: nn.Module, load_in_4bit: bool) -> list[Weight]:
@@ -132,13 +123,13 @@ def _deepspeed_linear(counter: TensorCounter) -> Iterator[None]:
         nn.functional.linear = plain
 
 
-def _meta_batch(lengths: Sequence[int], supervised: int, replays: bool) -> dict[str, Any]:
+def _meta_batch(lengths: Sequence[int], supervised: int, texts: int) -> dict[str, Any]:
     """The model's keyword arguments for packed sequences, as :func:`clsgen_dist.data.pack.collate` makes them."""
 
     def integers(count: int) -> Tensor:
         return torch.empty(count, dtype=torch.int64, device="meta")
 
-    tokens, replayed = sum(lengths), lengths[-1] - 1 if replays else 0
+    tokens, replayed = sum(lengths), sum(lengths[len(lengths) - texts :]) - texts
     return {
         "input_ids_N": integers(tokens),
         "position_N": integers(tokens),
@@ -153,7 +144,7 @@ def _meta_batch(lengths: Sequence[int], supervised: int, replays: bool) -> dict[
         "further_index_f": integers(replayed),
         "further_target_f": integers(replayed),
         "replayed": replayed,
-        "replayed_texts": int(replays),
+        "replayed_texts": texts,
         "role_S": integers(len(lengths)),
         "of_S": integers(len(lengths)),
         "reference_S": torch.empty(len(lengths), device="meta"),

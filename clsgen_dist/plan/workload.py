@@ -59,14 +59,27 @@ class Workload:
     """Where the rows come from, for people."""
     assumed: bool
     """Whether the rows are neither read nor described completely by the user."""
+    text_share: float = 0.0
+    """Of all tokens, those of general texts beside the rows."""
+    text_length: int = 0
+    """Tokens of such a text."""
 
-    def full_micro_batch(self) -> tuple[list[int], int]:
-        """Lengths of the sequences of a micro-batch that fills the budget, and its supervised tokens."""
-        length = max(2, min(self.budget, round(self.row_tokens)))
-        lengths = [length] * (self.budget // length)
-        if rest := self.budget - sum(lengths):
+    def full_micro_batch(self) -> tuple[list[int], int, int]:
+        """Lengths of the sequences of a micro-batch that fills the budget, its supervised tokens, its general texts.
+
+        The texts are the last sequences.
+        """
+        texts = 0
+        if self.text_share:
+            most = max(1, (self.budget - 2) // self.text_length)
+            texts = min(most, max(1, round(self.text_share * self.budget / self.text_length)))
+        room = max(2, self.budget - texts * self.text_length)
+        length = max(2, min(room, round(self.row_tokens)))
+        lengths = [length] * (room // length)
+        if rest := room - sum(lengths):
             lengths[-1] += rest  # a remainder of a few tokens would be a row that nobody has
-        return lengths, max(1, round(self.supervised_share * self.budget))
+        supervised = max(1, round(self.supervised_share * self.budget))
+        return [*lengths, *[self.text_length] * texts], supervised, texts
 
 
 def rows_are_available(settings: Settings) -> bool:
@@ -85,7 +98,7 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
     # More ranks than rows in a step: one row each, and nothing for the others.
     stream = plan_stream(settings, rows, rank=0, world_size=min(ranks, settings.train.batch_size))
     total = total_steps(stream, settings)
-    stages, lengths, prompts = [], [], []
+    stages, lengths, prompts, texts = [], [], [], []
     for planned in stream.stages:
         steps = planned.steps_before(total)
         sampled = np.unique(np.linspace(0, steps - 1, min(steps, _SAMPLED_STEPS)).astype(int))
@@ -94,6 +107,7 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
             row_B, _, length_B, bins = stream.bins(int(step))
             loads.append(_fullest(bins, length_B))
             visited.append(length_B)
+            texts.append(length_B[len(row_B) :])
             row_count += len(row_B)
             prompts.append(
                 train.encoder.prompt_lengths(train.table.text_length_N[row_B], planned.stage.max_prompt_length)
@@ -101,11 +115,14 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
         row_tokens = float(np.concatenate(visited).sum() / row_count)  # with what is packed beside the rows
         stages.append(_stage(planned, steps, settings.train.batch_size, row_tokens, loads))
         lengths += visited
-    length_p = np.concatenate(lengths)
-    supervised = 1 - np.concatenate(prompts).sum() / length_p.sum()
+    length_p, text_p = np.concatenate(lengths), np.concatenate(texts)
+    text_share = float(text_p.sum() / length_p.sum())
+    supervised = 1 - text_share - np.concatenate(prompts).sum() / length_p.sum()
     note = f"rows of {train.name}: {len(train)}, {length_p.mean():.0f} tokens each, {supervised:.0%} supervised"
     longest = max(train.longest(planned.stage.max_prompt_length) for planned in stream.stages)
-    return Workload(stages, float(length_p.mean()), longest, float(supervised), _budget(settings), note, False)
+    row_tokens = float((length_p.sum() - text_p.sum()) / (len(length_p) - len(text_p)))
+    beside = (text_share, round(float(text_p.mean()))) if len(text_p) else (0.0, 0)
+    return Workload(stages, row_tokens, longest, float(supervised), _budget(settings), note, False, *beside)
 
 
 def assumed_workload(
@@ -159,7 +176,10 @@ def assumed_workload(
     assumed = rows is None or tokens_per_row is None
     if assumed:
         note = f"assumed: {note} (state --rows, --tokens_per_row, --supervised_per_row)"
-    return Workload(stages, length, max(lengths), supervised / length, _budget(settings), note, assumed)
+    retention = settings.objectives.retention
+    share = retention.share / (1 + retention.share) if retention.weight else 0.0  # texts as long as rows
+    own = supervised / length * (1 - share)
+    return Workload(stages, length, max(lengths), own, _budget(settings), note, assumed, share, length)
 
 
 def _budget(settings: Settings) -> int:

@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 def head_start(
     settings: Settings,
     backbone: Path,
-    prompt: RenderedPrompt,
     labels: LabelSpace,
     loss: ClassLoss,
     name_tokens: Sequence[int] | None,
@@ -32,7 +31,6 @@ def head_start(
     Args:
         settings: of the run.
         backbone: its folder.
-        prompt: as rendered for this run.
         labels: the label space.
         loss: of the head; what it adds to the bias outside training is taken off an exported head's, whose logits so
             stay what they were.
@@ -43,7 +41,7 @@ def head_start(
         ModelError: the backbone is an export whose head is missing or damaged.
     """
     model = settings.model
-    trained = _exported_head(settings, backbone, prompt, labels) if model.head_init == "auto" else None
+    trained = _exported_head(settings, backbone, labels) if model.head_init == "auto" else None
     if trained and loss.bias_correction:
         weight_KD, bias_K = trained
         trained = weight_KD, bias_K - bias_K.new_tensor(loss.bias_correction)
@@ -51,9 +49,7 @@ def head_start(
     return HeadSpec(len(labels), labels.kind, model.head_dropout, tokens, prior, trained)
 
 
-def _exported_head(
-    settings: Settings, backbone: Path, prompt: RenderedPrompt, labels: LabelSpace
-) -> tuple[Tensor, Tensor] | None:
+def _exported_head(settings: Settings, backbone: Path, labels: LabelSpace) -> tuple[Tensor, Tensor] | None:
     """Weight ``[K, D]`` and bias ``[K]`` of an exported backbone; None if it has none that fits the run."""
     if not (backbone / META_FILE).is_file():
         return None
@@ -62,8 +58,7 @@ def _exported_head(
         logger.warning("the head starts anew, as %s has one that %s", backbone, reason)
         return None
     if card.prompt:
-        asked = settings.prompt
-        for change in RenderedPrompt.from_json(card.prompt).changes(system=asked.system, question=asked.question):
+        for change in RenderedPrompt.from_json(card.prompt).changes(**vars(settings.prompt)):
             logger.warning("the head of %s was trained with another prompt: %s", backbone, change)
     logger.info("the head starts from that of %s", backbone)
     return read_head(backbone, card)

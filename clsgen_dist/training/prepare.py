@@ -99,7 +99,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     name_tokens = label_start_tokens(encoder, labels.names)
     losses = _losses(settings, datasets, labels, name_tokens)
     prior = head_prior(settings.objectives, labels, datasets.class_counts(), datasets.known_counts())
-    start = head_start(settings, Path(backbone), prompt, labels, losses.classification, name_tokens, prior)
+    start = head_start(settings, Path(backbone), labels, losses.classification, name_tokens, prior)
     engine = build_engine(settings, zero, opened, start, losses)
     canary = canary_sample(encoder)
     require_finite(engine.module, world)

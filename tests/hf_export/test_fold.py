@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from clsgen_dist.errors import ModelError
-from clsgen_dist.hf_export.artifact import ModelCard, head_fingerprint, read_head
+from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint, read_head
 from clsgen_dist.hf_export.fold import fold
 from clsgen_dist.inference.predict import Predictor
 from tests.inference.conftest import hand_made_export, write_head
@@ -103,12 +103,22 @@ def test_sixteen_bits_round_and_say_how_much(tmp_path):
     assert card.folded is not None and 1e-5 < card.folded.largest_difference < 0.1
 
 
+def test_an_export_with_its_head_in_the_older_place_is_folded_and_an_earlier_one_replaced(tmp_path):
+    folder = hand_made_export(tmp_path / "export", ["no", "yes"])
+    (folder / HEAD_FILE).rename(folder / "classification_head.safetensors")
+    for _ in range(2):
+        output = fold(folder, tmp_path / "folded")
+        assert torch.equal(read_head(output, ModelCard.read(output))[0], read_head(folder, ModelCard.read(folder))[0])
+    assert not (output / "classification_head.safetensors").exists()
+
+
 def test_what_cannot_be_folded_is_refused(tmp_path):
     folder = hand_made_export(tmp_path / "export", ["no", "yes"])
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    with pytest.raises(ModelError, match="exists; choose another"):
-        fold(folder, tmp_path / "full")
+    for output in (tmp_path / "full", tmp_path / "full/file"):
+        with pytest.raises(ModelError, match="exists and is not an exported model"):
+            fold(folder, output)
     card = ModelCard.read(folder)
     replace(card, decide="after").write(folder)
     with pytest.raises(ModelError, match="decides after its explanation"):

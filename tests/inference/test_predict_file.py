@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import sys
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from clsgen_dist.data.example import Columns
-from clsgen_dist.errors import DataError, SettingsError
+from clsgen_dist.errors import DataError, ModelError, SettingsError
 from clsgen_dist.inference import predict_file as module
+from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.predict_file import predict_file
+from clsgen_dist.inference.raw_predictions import RawPrediction
+from clsgen_dist.inference.stored_predictions import Ranks
 from tests.inference.conftest import hand_made_export
 
 ROWS = [
@@ -50,7 +55,7 @@ def test_the_rows_columns_stay_beside_the_answers(folder, rows, tmp_path):
     assert [row["id"] for row in found] == ["a", "b", "c", "d"]
     assert (written.rows, written.bad, [row.line for row in written.rejected]) == (4, 1, [3])
     assert found[0] | {"label": 0, "probabilities": 0, "explanation": 0} == {
-        **{"id": "a", "text": "one", "input_label": "yes", "age": 61, "site": "left", "p_yes": "mine"},
+        **{"id": "a", "text": "one", "input_label": "yes", "age": 61, "site": "left", "input_p_yes": "mine"},
         **{"tags": ["x", "y"], "label": 0, "probabilities": 0, "explanation": 0},
     }
     assert found[2] == {"id": "c", "text": None, "age": None, "site": "right", "late": True, "code": "empty-text"} | {
@@ -115,6 +120,58 @@ def test_windows_change_no_answer_and_are_predicted_once(folder, tmp_path, monke
     assert not list(tmp_path.glob("*.parts"))
 
 
+def test_no_column_of_a_row_is_lost_or_taken_for_the_answers(folder, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"id": 7, "case": "c1", "text": "one", "label": "gold", "input_label": "older", "p_yes": 0.11, "input_note": 1},
+        {"id": 8, "case": "c2", "text": None, "label": "gold", "p_yes": 0.77, "score": float("nan")},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = Columns(id="case")
+    predict_file(folder, str(file), tmp_path / "out.csv", columns, explain=False)
+    good, bad = csv.DictReader((tmp_path / "out.csv").open(newline=""))
+    assert (good["id"], good["case"], good["input_id"]) == ("c1", "c1", "7")
+    assert (good["input_label"], good["input_input_label"], good["input_note"]) == ("gold", "older", "1")
+    assert (bad["p_yes"], bad["input_p_yes"], good["input_p_yes"]) == ("", "0.77", "0.11")
+    predict_file(folder, str(file), tmp_path / "out.jsonl", columns, explain=False)
+    assert "NaN" not in (tmp_path / "out.jsonl").read_text() and lines(tmp_path / "out.jsonl")[1]["score"] is None
+    predict_file(folder, str(tmp_path / "out.csv"), tmp_path / "again.jsonl", Columns(), explain=False)
+    again = lines(tmp_path / "again.jsonl")[0]
+    assert again["input_input_label"] == "gold" and again["input_label"] == again["label"]
+
+
+def test_dates_are_written_as_dates_and_repeated_columns_are_refused(folder, tmp_path):
+    day = pa.array([date(2024, 1, 2)])
+    pq.write_table(pa.table({"text": ["one"], "day": day}), tmp_path / "rows.parquet")
+    predict_file(folder, str(tmp_path / "rows.parquet"), tmp_path / "out.csv", explain=False)
+    assert next(csv.DictReader((tmp_path / "out.csv").open(newline="")))["day"] == "2024-01-02"
+    predict_file(folder, str(tmp_path / "rows.parquet"), tmp_path / "out.parquet", explain=False)
+    assert pq.read_table(tmp_path / "out.parquet")["day"].to_pylist() == ["2024-01-02"]
+    (tmp_path / "twice.csv").write_text("text,note,note\none,a,b\n")
+    with pytest.raises(DataError, match="1 columns more than once: note"):
+        predict_file(folder, str(tmp_path / "twice.csv"), tmp_path / "out.jsonl", explain=False)
+    predict_file(folder, str(tmp_path / "twice.csv"), tmp_path / "out.jsonl", explain=False, keep_columns=False)
+
+
+def test_a_model_that_gives_no_finite_number_is_named_whatever_the_output(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Predictor, "compute", lambda self, batches, number, **_: {
+        row: RawPrediction(first=(float("nan"),) * 2, after=None, explanation=None, truncated=False)
+        for row in batches.rows[number]
+    })  # fmt: skip
+    (tmp_path / "rows.csv").write_text("text\none\n")
+    for name in ("out.jsonl", "out.csv"):
+        with pytest.raises(ModelError, match="1 of 1 rows"):
+            predict_file(folder, str(tmp_path / "rows.csv"), tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_several_ranks_have_no_standard_streams(folder, rows, monkeypatch):
+    monkeypatch.setattr(module, "predicting_ranks", lambda: contextlib.nullcontext(Ranks(0, 2)))
+    for data, output in (("-", "out.jsonl"), (str(rows), "-")):
+        with pytest.raises(DataError, match="is - with 2 ranks"):
+            predict_file(folder, data, output)
+
+
 def test_other_readings_and_label_spaces_are_flat_too(tmp_path):
     folder = hand_made_export(tmp_path / "model", ["low", "mid", "high"], "multilabel")
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
@@ -124,7 +181,15 @@ def test_other_readings_and_label_spaces_are_flat_too(tmp_path):
     assert isinstance(json.loads(row["label"]), list) and row["id"] == "rows.jsonl:1"
 
 
-@pytest.mark.parametrize("text", ['{"text": "one", "id": 7}\n', "id,text\n7,one\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text": "one", "id": 7}\n',
+        "id,text\n7,one\n",
+        '\ufeff{"text": "one", "id": 7}\n',
+        '\n\n{"text": "one", "id": 7}',
+    ],
+)
 def test_standard_input_and_output(text, folder, monkeypatch, capfdbinary):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     written = predict_file(folder, "-", "-", explain=False)

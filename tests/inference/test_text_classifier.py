@@ -102,6 +102,10 @@ def test_it_is_fitted_and_copies_without_its_weights(folder, tmp_path):
         model.fit(TEXTS, ["no"] * 4)
     with pytest.raises(ValueError, match="rule is 'best', expected 'threshold' or 'argmax'"):
         TextClassifier(folder, rule="best").predict(TEXTS)
+    with pytest.raises(ValueError, match="rule is 'best'"):
+        model.set_params(rule="best").predict(TEXTS)
+    other = hand_made_export(tmp_path / "other", ["calm", "urgent"])
+    assert list(model.set_params(rule="argmax", folder=other).classes_) == ["calm", "urgent"]
     with pytest.raises(ModelError, match="is not an exported dual-head model"):
         TextClassifier(tmp_path / "nothing").predict(TEXTS)
 

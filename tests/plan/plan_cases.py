@@ -243,7 +243,7 @@ def predict(written: dict[str, Any], ranks: int) -> Predicted:
         activation_checkpointing=settings.train.activation_checkpointing,
         attention="sdpa",
         terms=settings.objectives.terms_that_run_more(),
-        replays=written["text"] > 0,
+        texts=int(written["text"] > 0),
     )
     zero = zero3_settings(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
     simulation = simulate(trace, zero)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 import torch
 
 from clsgen_dist.config import settings_from_yaml
-from clsgen_dist.data.prompt import RenderedPrompt
 from clsgen_dist.errors import ModelError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, read_head
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
@@ -17,19 +17,17 @@ from clsgen_dist.training.head_start import head_start
 from tests.inference.conftest import hand_made_export
 
 
-def start(folder, labels, *, correction=None, decide="before", init="auto", question="Why?"):
+def start(folder, labels, *, correction=None, decide="before", init="auto", question="Why?", template=None):
     settings = settings_from_yaml(
         f"""
         output_dir: unused
         data: {{train: unused, labels: [a, b]}}
-        prompt: {{question: "{question}"}}
+        prompt: {{question: "{question}", chat_template: {json.dumps(template)}}}
         model: {{backbone: {folder}, decide: {decide}, head_init: {init}}}
         """
     )
-    card = ModelCard.read(folder)
-    prompt = RenderedPrompt.from_json(card.prompt)
     loss = ClassLoss(kind=labels.kind, bias_correction=correction)
-    return head_start(settings, folder, prompt, labels, loss, [5, 6, 7][: len(labels)], None)
+    return head_start(settings, folder, labels, loss, [5, 6, 7][: len(labels)], None)
 
 
 def head_of(spec):
@@ -81,6 +79,9 @@ def test_another_prompt_is_warned_of(tmp_path, caplog):
         assert not caplog.records
         start(folder, labels, question="Really?")
     assert "trained with another prompt: prompt.question was 'Why?' and is now 'Really?'" in caplog.text
+    caplog.clear()
+    start(folder, labels, template="{{ messages[0].content }}")
+    assert "another prompt: prompt.chat_template was None" in caplog.text
 
 
 def test_a_damaged_head_is_refused(tmp_path):

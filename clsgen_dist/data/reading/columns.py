@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +54,9 @@ class ColumnNames:
 
 
 def check_columns(source: str, column_names: Sequence[str], names: ColumnNames) -> None:
-    """DataError if a source lacks the text column, or has a column twice; ``found`` are the names in the settings."""
-    repeated = sorted({name for name in names.wanted if list(column_names).count(name) > 1})
+    """DataError if a source lacks the text column, or has one that is read twice; names are those of the settings."""
+    counts = Counter(column_names)
+    repeated = sorted(name for name in counts if names.reads(name) and counts[name] > 1)
     if repeated:
         raise DataError(
             f"{source} has {len(repeated)} columns more than once: {', '.join(repeated)}; rename or delete one of each"
