@@ -22,6 +22,7 @@ def run(
     explain: bool = True,
     max_bad_fraction: ClosedUnitInterval = 1.0,
     keep_columns: bool = True,
+    engine: str | None = None,
 ) -> None:
     """Probability of each class and an explanation, for every row of a file or for a single text.
 
@@ -38,6 +39,7 @@ def run(
         max_new_tokens: Longest explanation in tokens; none: as long as the longest that training allowed.
         explain: Decode explanations too; without them only the probabilities are computed, many times faster.
         max_bad_fraction: Stop with status 2, before predicting, when more than this share of the rows has no usable text.
+        engine: Address of a server that serves the folder, like http://localhost:8000 (vLLM, a folded export): it computes instead of this process, `batch_size` calls at a time.
         keep_columns: Write the input's columns too; those called like one of the answer's get `input_` before their names.
     """  # noqa: E501
     from clsgen_dist.data.reading.cells import is_blank
@@ -47,10 +49,15 @@ def run(
     from clsgen_dist.inference.predict import Predictor
     from clsgen_dist.inference.predict_file import predict_file
 
+    predictor = None
+    if engine is not None:
+        from clsgen_dist.clients import EnginePredictor
+
+        predictor = EnginePredictor(model, engine)
     if text is not None and input is None:
         if is_blank(text):
             raise DataError("--text is empty; give the text to classify")
-        [prediction] = Predictor(model).predict([text], explain=explain, max_new_tokens=max_new_tokens)
+        [prediction] = (predictor or Predictor(model)).predict([text], explain=explain, max_new_tokens=max_new_tokens)
         print(json.dumps(prediction.to_json(), ensure_ascii=False))
         return
     if text is not None or input is None or output is None:
@@ -65,6 +72,7 @@ def run(
         max_new_tokens=max_new_tokens,
         max_bad_fraction=max_bad_fraction,
         keep_columns=keep_columns,
+        predictor=predictor,
     )
     if set_launch_variables().rank != 0:
         return

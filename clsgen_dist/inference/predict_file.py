@@ -27,7 +27,7 @@ from clsgen_dist.errors import DataError
 from clsgen_dist.inference.answer_files import Answer, InputColumns, require_answer_format, write_answers
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.raw_predictions import NOT_FINITE, RawPrediction, require_finite
-from clsgen_dist.inference.stored_predictions import predicting_ranks, stored_predictions
+from clsgen_dist.inference.stored_predictions import BatchPredictor, predicting_ranks, stored_predictions
 from clsgen_dist.io.files import require_writable, writing
 from clsgen_dist.track.progress import Progress
 
@@ -61,6 +61,7 @@ def predict_file(
     max_new_tokens: int | None = None,
     max_bad_fraction: float = 1.0,
     keep_columns: bool = True,
+    predictor: BatchPredictor | None = None,
 ) -> PredictedFile:
     """Predict each row of a source: its id, its columns, and a prediction, or ``error`` and ``code``.
 
@@ -75,6 +76,8 @@ def predict_file(
         max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
         max_bad_fraction: more rows without a usable text than this share raise, before anything is predicted.
         keep_columns: write the row's own columns too; those called like one of the answer's get ``input_`` before.
+        predictor: computes instead of the model in this process, such as
+            :class:`clsgen_dist.clients.EnginePredictor`; ``model`` is its folder.
 
     Raises:
         ModelError: ``model`` is no exported folder, or the logits of no row are finite.
@@ -85,7 +88,7 @@ def predict_file(
     with predicting_ranks() as ranks, _streams(data, Path(output), ranks.size) as (source, target, parts):
         total = _survey(source, known, max_bad_fraction, keep_columns=keep_columns)
         options = {"batch_size": batch_size, "explain": explain, "max_new_tokens": max_new_tokens}
-        job = _Job(Predictor(model), Path(model), source, known, parts, options)
+        job = _Job(predictor or Predictor(model), Path(model), source, known, parts, options)
         with Progress(total, enabled=ranks.rank == 0 and total > batch_size, unit="row", label="predict") as shown:
             for number, rows in enumerate(job.windows()):
                 end = shown.done + len(rows)
@@ -123,7 +126,7 @@ class _Tally:
 class _Job:
     """The rows of a source through a model, window by window."""
 
-    predictor: Predictor
+    predictor: BatchPredictor
     model: Path
     source: str
     columns: Columns

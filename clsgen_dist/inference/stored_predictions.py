@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from clsgen_dist.hf_export.artifact import META_FILE
-from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.hf_export.artifact import META_FILE, ModelCard
+from clsgen_dist.inference.predict import PromptBatches
+from clsgen_dist.inference.prediction import Prediction
 from clsgen_dist.inference.raw_predictions import RawPrediction
 from clsgen_dist.io.files import writing
 from clsgen_dist.io.json_lines import read_json_lines
@@ -31,6 +32,23 @@ from clsgen_dist.track.progress import Progress
 
 _BARRIER_SECONDS = 7 * 24 * 3600
 """A rank may wait for a slower one as long as a job may run; a dead one is noticed at once."""
+
+
+class BatchPredictor(Protocol):
+    """What computes: :class:`clsgen_dist.Predictor`, or an engine."""
+
+    card: ModelCard
+
+    def prompt_batches(self, texts: Sequence[str], batch_size: int) -> PromptBatches:
+        """The prompts of the texts, and which of them are computed together."""
+
+    def compute(
+        self, batches: PromptBatches, number: int, *, explain: bool, max_new_tokens: int | None = None
+    ) -> dict[int, RawPrediction]:
+        """What is computed for each text of a batch, by the text's index."""
+
+    def read(self, raw: RawPrediction) -> Prediction:
+        """The prediction of logits that are finite."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ def predicting_ranks() -> Iterator[Ranks]:
 
 
 def stored_predictions(
-    predictor: Predictor,
+    predictor: BatchPredictor,
     model: Path,
     texts: Sequence[str],
     folder: Path,
@@ -158,7 +176,7 @@ def _raw(fields: dict[str, Any]) -> RawPrediction:
     return RawPrediction(first=tuple(fields.pop("first")), after=None if after is None else tuple(after), **fields)
 
 
-def _key(predictor: Predictor, model: Path, texts: Sequence[str], options: list[int | None]) -> str:
+def _key(predictor: BatchPredictor, model: Path, texts: Sequence[str], options: list[int | None]) -> str:
     """What the predictions depend on, in 16 hex digits; weights and tokenizer by name, size and time."""
     card = predictor.card
     fields = [card.head_sha256, card.prompt, card.decide, card.max_prompt_length, card.max_explanation_length]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from clsgen_dist.clients import FoldedModel
+from clsgen_dist.clients import EnginePredictor
 from clsgen_dist.data.demos.breast_cancer import demo_file
 from clsgen_dist.data.prompt import render_prompt
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint
@@ -64,7 +64,7 @@ def url(folders, free_port, tmp_path_factory):
             except requests.RequestException:
                 pass
             time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1/completions"
+        yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
@@ -72,9 +72,8 @@ def url(folders, free_port, tmp_path_factory):
 
 def test_one_call_gives_our_probabilities_and_explanations(folders, url):
     rows = [json.loads(line)["text"] for line in demo_file("test").read_text().splitlines()[:20]]
-    model, predictor = FoldedModel(folders[1]), Predictor(folders[0])
-    expected = predictor.predict(rows, max_new_tokens=16)
-    found = [model.ask(url, text, model="folded", max_new_tokens=16) for text in rows]
+    expected = Predictor(folders[0]).predict(rows, max_new_tokens=16)
+    found = EnginePredictor(folders[1], url).predict(rows, max_new_tokens=16)
     np.testing.assert_allclose([p.logits for p in found], [p.logits for p in expected], atol=1e-3)
     assert [p.label for p in found] == [p.label for p in expected]
     assert np.ptp([p.logits for p in found], axis=0).min() > 0.05
