@@ -60,7 +60,7 @@ def test_a_method_is_chosen_stored_used_and_removed_again(folder, rows, capsys):
 def test_a_given_method_is_fitted(folder, rows):
     card = calibrate(folder, rows, method="beta")
     assert card.calibration["method"] == "beta" and card.calibration_choice["reason"] == "given"
-    assert Predictor(folder).calibration.method == "beta"
+    assert Predictor(folder).reader.calibration.method == "beta"
 
 
 @pytest.mark.parametrize(
