@@ -6,6 +6,8 @@ import contextlib
 import csv
 import io
 import json
+import os
+import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -212,3 +214,36 @@ def test_what_cannot_be_written_or_read_is_refused_at_once(folder, rows, tmp_pat
 def _csv(tmp_path: Path) -> Path:
     (tmp_path / "other.csv").write_text("id,text\n7,one\n")
     return tmp_path / "other.csv"
+
+
+MEASURE = """
+import json, resource, sys
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.predict_file import predict_file
+from clsgen_dist.inference.raw_predictions import RawPrediction
+
+folder, count, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+answer = RawPrediction(first=(0.1, 0.2), after=None, explanation="because so", truncated=False)
+Predictor.compute = lambda self, batches, number, **_: dict.fromkeys(batches.rows[number], answer)
+with open(output + ".rows.jsonl", "w") as file:
+    for n in range(count):
+        file.write(json.dumps({"id": n, "text": f"row {n} of many", "age": n % 90}) + "\\n")
+written = predict_file(folder, output + ".rows.jsonl", output, batch_size=64)
+assert written.rows == count
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_ten_times_the_rows_take_the_same_memory(kind, folder, tmp_path):
+    """All but the model itself, which computes nothing here."""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    peaks = []
+    for count in (20_000, 200_000):
+        command = [sys.executable, "-c", MEASURE, str(folder), str(count), str(tmp_path / f"{count}{kind}")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        peaks.append(int(done.stdout))
+    assert peaks[1] < peaks[0] + 40, f"{peaks} MB"
