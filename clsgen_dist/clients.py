@@ -31,7 +31,7 @@ from clsgen_dist.inference.raw_predictions import RawPrediction, require_finite
 _NEVER = -100.0
 """Logit bias of tokens that must not be written."""
 _TRIES, _SECONDS = 6, 600
-"""Of a call (four if nobody listens); the waits between them double from one second, unless the engine says how long."""
+"""Of a call (four tries if nobody listens); the waits double from one second, unless the engine says how long."""
 _CONNECTIONS = 256
 
 
@@ -65,8 +65,14 @@ class EnginePredictor:
         _, self._bias_K = read_head(folder, self.card)
         self._url = f"{url.rstrip('/').removesuffix('/completions').removesuffix('/v1')}/v1"
         self._session = requests.Session()
-        retry = Retry(total=_TRIES - 1, connect=min(3, _TRIES - 1), backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504),
-                      allowed_methods=None, raise_on_status=False)  # fmt: skip
+        retry = Retry(
+            total=_TRIES - 1,
+            connect=min(3, _TRIES - 1),
+            backoff_factor=0.5,
+            status_forcelist=(429, 500, 502, 503, 504),
+            allowed_methods=None,
+            raise_on_status=False,
+        )
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=_CONNECTIONS))
         self._model = model or self._ask("GET", "models")["data"][0]["id"]
