@@ -89,7 +89,7 @@ def paired(ours: list[dict[str, Any]], base: list[dict[str, Any]], draws: int = 
 def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """Print the table of the finished runs."""
     by_arm = {arm: {r["seed"]: r for r in results if r["arm"] == arm} for arm in args.settings}
-    base = by_arm["classification only"]
+    bases = ("classification only", "before")[: args.part]
     rows = len(results[0]["test"]["labels"])
     precision = "/".join(sorted({r["precision"] for r in results}))
     devices = ", ".join(sorted({r.get("device", "CPU") for r in results}))
@@ -105,22 +105,28 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         *(("AUROC of the stated class", "κ", *CURVES, "simulatable") if args.part == 2 else ()),
     ]
     names = [CURVES.get(key, key.replace("_", " ")) for key in shown]
-    print(f"| arm | seeds | AUROC | - classification only | {' | '.join(names)} | s a step | peak MB |")
-    print(f"|---|{'--:|' * (len(shown) + 5)}")
+    minus = [f"- {base}" for base in bases]
+    print(f"| {' | '.join(['arm', 'seeds', 'AUROC', *minus, *names, 's a step', 'peak MB'])} |")
+    print(f"|---|{'--:|' * (len(shown) + len(bases) + 4)}")
     for arm, runs in by_arm.items():
         if not runs:
             continue
         columns = [measures(run, further=args.part == 2) for run in runs.values()]
-        shared = sorted(set(runs) & set(base))
-        difference = ""
-        if arm != "classification only" and shared:
-            mean, low, high = paired([runs[s] for s in shared], [base[s] for s in shared])
-            difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        differences = [_difference(arm, runs, base, by_arm[base]) for base in bases]
         cells = {key: _cell([c[key] for c in columns]) for key in columns[0]}
         costs = [_mean([c["seconds"] for c in columns], 2), _mean([c["peak_memory"] for c in columns], 0)]
         print(
-            f"| {' | '.join([arm, str(len(runs)), cells['auroc'], difference, *(cells[k] for k in shown), *costs])} |"
+            f"| {' | '.join([arm, str(len(runs)), cells['auroc'], *differences, *(cells[k] for k in shown), *costs])} |"
         )
+
+
+def _difference(arm: str, runs: dict[int, Any], base: str, base_runs: dict[int, Any]) -> str:
+    """How much higher the arm's AUROC is than another's, over the seeds that both have."""
+    shared = sorted(set(runs) & set(base_runs))
+    if arm == base or not shared:
+        return ""
+    mean, low, high = paired([runs[s] for s in shared], [base_runs[s] for s in shared])
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _mean(values: list[float], digits: int) -> str:

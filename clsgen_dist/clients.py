@@ -20,10 +20,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-from clsgen_dist.data.encode import Encoder, Ids
-from clsgen_dist.data.prompt import saved_prompt
+from clsgen_dist.data.encode import Ids
 from clsgen_dist.errors import ModelError, ServerError, first_line
-from clsgen_dist.hf_export.artifact import ModelCard, read_head
+from clsgen_dist.hf_export.artifact import ModelCard, encoder_of, read_head
 from clsgen_dist.inference.predict import PromptBatches
 from clsgen_dist.inference.prediction import AnswerReader, Prediction
 from clsgen_dist.inference.raw_predictions import RawPrediction, require_finite
@@ -59,9 +58,7 @@ class EnginePredictor:
                 "clsgen export --fold true"
             )
         self.folded, self.reader = self.card.folded, AnswerReader(self.card)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        prompt = saved_prompt(self.card.prompt, tokenizer, system=self.card.system, question=self.card.question)
-        self.encoder = Encoder(tokenizer, max_prompt_length=self.card.max_prompt_length, rendered=prompt)
+        self.encoder = encoder_of(self.card, AutoTokenizer.from_pretrained(folder))
         _, self._bias_K = read_head(folder, self.card)
         self._url = f"{url.rstrip('/').removesuffix('/completions').removesuffix('/v1')}/v1"
         self._session = requests.Session()

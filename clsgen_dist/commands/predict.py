@@ -77,8 +77,8 @@ def run(
     if set_launch_variables().rank != 0:
         return
     predicted = f"{written.rows - written.bad} predicted, {written.truncated} of them shortened in the middle"
-    where = "standard output" if output == "-" else output
-    print(f"wrote {written.rows} rows to {where}: {predicted}", file=sys.stderr if output == "-" else sys.stdout)
+    target = "standard output" if output == "-" else output
+    print(f"wrote {written.rows} rows to {target}: {predicted}", file=sys.stderr if output == "-" else sys.stdout)
     if written.bad:
         where = format_locations(written.rejected)
         print(f"{written.bad} of {written.rows} rows have an error instead: {where}", file=sys.stderr)

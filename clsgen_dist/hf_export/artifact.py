@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from clsgen_dist.data.encode import Encoder
+from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError
 from clsgen_dist.io.files import atomic_write
 from clsgen_dist.model.label_space import Kind, LabelSpace
@@ -143,6 +145,12 @@ def head_fingerprint(weight_CD: Tensor, bias_C: Tensor) -> str:
     for tensor in (weight_CD, bias_C):
         digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def encoder_of(card: ModelCard, tokenizer: Any) -> Encoder:
+    """What turns a text into the prompt that the model was trained with."""
+    prompt = saved_prompt(card.prompt, tokenizer, system=card.system, question=card.question)
+    return Encoder(tokenizer, max_prompt_length=card.max_prompt_length, rendered=prompt)
 
 
 def read_head(folder: Path, card: ModelCard) -> tuple[Tensor, Tensor]:

@@ -25,10 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clsgen_dist.data.encode import Encoder
-from clsgen_dist.data.prompt import saved_prompt
 from clsgen_dist.errors import ModelError
-from clsgen_dist.hf_export.artifact import HEAD_FILE, Folded, ModelCard, read_head, require_replaceable
+from clsgen_dist.hf_export.artifact import HEAD_FILE, Folded, ModelCard, encoder_of, read_head, require_replaceable
 from clsgen_dist.model.backbone import Backbone, open_backbone
 
 logger = logging.getLogger(__name__)
@@ -169,9 +167,7 @@ def _difference(
     """Largest difference of the class logits of a text: the head's of ``folder``, and those that ``partial`` gives."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    prompt = saved_prompt(card.prompt, tokenizer, system=card.system, question=card.question)
-    encoder = Encoder(tokenizer, max_prompt_length=card.max_prompt_length, rendered=prompt)
-    ids_1T = torch.from_numpy(encoder.prompt("a text")[0]).long()[None]
+    ids_1T = torch.from_numpy(encoder_of(card, tokenizer).prompt("a text")[0]).long()[None]
     weight_KD, bias_K = read_head(folder, card)
     options = {"generation_config": GenerationConfig()}
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, **options).eval()

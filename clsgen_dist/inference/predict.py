@@ -20,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clsgen_dist.data.encode import Encoder, Ids
-from clsgen_dist.data.prompt import saved_prompt
+from clsgen_dist.data.encode import Ids
 from clsgen_dist.errors import ModelError, SettingsError
-from clsgen_dist.hf_export.artifact import ModelCard, read_head
+from clsgen_dist.hf_export.artifact import ModelCard, encoder_of, read_head
 from clsgen_dist.inference.prediction import AnswerReader, Prediction
 from clsgen_dist.inference.raw_predictions import RawPrediction, require_finite
 from clsgen_dist.model.attention import accepted_inputs, choose_attention
@@ -74,8 +73,7 @@ class Predictor:
             )
         self._head = (weight_CD.to(self.device), bias_C.to(self.device))
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        prompt = saved_prompt(self.card.prompt, self.tokenizer, system=self.card.system, question=self.card.question)
-        self.encoder = Encoder(self.tokenizer, max_prompt_length=self.card.max_prompt_length, rendered=prompt)
+        self.encoder = encoder_of(self.card, self.tokenizer)
         end = self.encoder.end_token
         family = open_backbone(str(folder), weights=False).meta
         lm: Any = AutoModelForCausalLM.from_pretrained(

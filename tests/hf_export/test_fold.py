@@ -60,6 +60,9 @@ def test_a_stock_model_gives_both_answers_from_one_call(kind, tied, tmp_path):
             eos_token_id=predictor.encoder.end_token,
         )
         assert tokenizer.decode(written[0, ids_1T.shape[1] :], skip_special_tokens=True).strip() == expected.explanation
+    typed = tokenizer.decode(card.folded.all_rows, skip_special_tokens=False)
+    assert "<|decision_none|>" in typed, "the names of the rows, which a text may hold"
+    assert not set(card.folded.all_rows) & set(Predictor(output).encoder.prompt(typed)[0].tolist())
     # It is an export like any other.
     again = Predictor(output).predict(TEXTS, max_new_tokens=8)
     for a, b in zip(again, predictor.predict(TEXTS, max_new_tokens=8), strict=True):
