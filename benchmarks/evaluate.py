@@ -74,7 +74,8 @@ def contenders(folder: Path, texts: list[str], batch_size: int, new_tokens: int)
     """What is timed, by name."""
     from transformers import GenerationConfig, pipeline
 
-    from clsgen_dist.inference.predict import Predictor, left_padded, prefill
+    from clsgen_dist.inference.predict import Predictor
+    from clsgen_dist.inference.prefill import left_padded, prefill
 
     predictor = Predictor(folder)
     end = predictor.encoder.end_token

@@ -54,6 +54,7 @@ COMMANDS = {
     "export": Command("turn a training checkpoint into a plain Hugging Face folder with its classification head"),
     "calibrate": Command("fit recalibration and decisions of an exported model on held-out rows"),
     "predict": Command("probability and explanation for rows or a single text", verbatim=("text",)),
+    "serve": Command("serve an exported model: web page, own API, OpenAI's chat and decisions"),
     "evaluate": Command("measure an exported model on held-out rows"),
     "data check": Command(
         "format, balance, lengths, duplicates, leakage and truncation of one file or several splits",

@@ -11,8 +11,11 @@ name of a token that means something to the model. Calls that an engine is too b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from clsgen_dist.data.encode import Ids
-from clsgen_dist.errors import ModelError, ServerError, first_line
+from clsgen_dist.decoding.length import LengthBudget, whole_sentences
+from clsgen_dist.decoding.settings import DecodingSettings
+from clsgen_dist.errors import ModelError, ServerError, SettingsError, first_line
 from clsgen_dist.hf_export.artifact import ModelCard, encoder_of, read_head
+from clsgen_dist.inference.batch_decoder import Task, draw_seed, redraw_temperature, require_usable
 from clsgen_dist.inference.predict import PromptBatches
 from clsgen_dist.inference.prediction import AnswerReader, Prediction
 from clsgen_dist.inference.raw_predictions import RawPrediction, require_finite
@@ -81,6 +87,7 @@ class EnginePredictor:
         batch_size: int = 64,
         explain: bool = True,
         max_new_tokens: int | None = None,
+        decoding: DecodingSettings | None = None,
         ids: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Predictions in the order of the texts; arguments as for :meth:`clsgen_dist.Predictor.predict`.
@@ -90,7 +97,7 @@ class EnginePredictor:
         batches = self.prompt_batches(texts, batch_size)
         found: dict[int, RawPrediction] = {}
         for number in range(len(batches.rows)):
-            found |= self.compute(batches, number, explain=explain, max_new_tokens=max_new_tokens)
+            found |= self.compute(batches, number, explain=explain, max_new_tokens=max_new_tokens, decoding=decoding)
         raws = [found[index] for index in range(len(texts))]
         require_finite(raws, ids)
         return [self.read(raw) for raw in raws]
@@ -99,48 +106,184 @@ class EnginePredictor:
         """The prompts of the texts, and which of them are asked together."""
         places = range(len(texts))
         rows = [list(places[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
-        return PromptBatches([self.encoder.prompt(text) for text in texts], rows)
+        return PromptBatches(list(texts), [self.encoder.prompt(text) for text in texts], rows)
+
+    def decoding(self, settings: DecodingSettings | None = None) -> DecodingSettings:
+        """How explanations are written: as said, else as the folder says.
+
+        Raises:
+            SettingsError: the settings do not go together, or need what only :class:`clsgen_dist.Predictor` can do.
+        """
+        settings = require_usable(settings or self.card.decoding_settings, self.card.decide)
+        plain = DecodingSettings()
+        here_only = ("tell", "state_decision", "quote_evidence", "forbidden", "grammar", "candidates")
+        asked = [name for name in here_only if getattr(settings, name) != getattr(plain, name)]
+        if asked or settings.sentences[0]:
+            name = f"{asked[0]}" if asked else "length=detailed"
+            raise SettingsError(
+                f"decoding.{name} is not possible with an engine, which writes the text itself; leave it out, or use "
+                "the model without --engine"
+            )
+        return settings
 
     def compute(
-        self, batches: PromptBatches, number: int, *, explain: bool, max_new_tokens: int | None = None
+        self,
+        batches: PromptBatches,
+        number: int,
+        *,
+        explain: bool,
+        max_new_tokens: int | None = None,
+        decoding: DecodingSettings | None = None,
     ) -> dict[int, RawPrediction]:
         """What the engine computes for each text of a batch, by the text's index."""
-        new_tokens = (self.card.max_explanation_length if max_new_tokens is None else max_new_tokens) if explain else 1
+        texts, prompts = batches.texts, batches.prompts
+        options: Any = {"decoding": self.decoding(decoding), "explain": explain, "max_new_tokens": max_new_tokens}
 
-        def one(index: int) -> RawPrediction:
-            ids, truncated = batches.prompts[index]
-            answer = self._ask("POST", "completions", json=self.request(ids, new_tokens))
-            return self.raw(answer, explain=explain, truncated=truncated)
+        def one(row: int) -> RawPrediction:
+            raw = self.answer(self.task(texts[row], prompts[row], **options))
+            assert raw is not None
+            return raw
 
         rows = batches.rows[number]
         with ThreadPoolExecutor(min(len(rows), _CONNECTIONS)) as pool:
             return dict(zip(rows, pool.map(one, rows), strict=True))
 
+    def task(
+        self,
+        text: str,
+        prompt: tuple[Ids, bool],
+        *,
+        decoding: DecodingSettings,
+        explain: bool = True,
+        max_new_tokens: int | None = None,
+    ) -> Task:
+        """A text for :meth:`answer`."""
+        longest = (self.card.max_explanation_length if max_new_tokens is None else max_new_tokens) if explain else 0
+        return Task(text, *prompt, decoding, longest, explain)
+
+    def answer(self, task: Task, is_void: Callable[[], bool] = lambda: False) -> RawPrediction | None:
+        """What the engine computes, drawn anew while it contradicts the decision; streamed if the task listens.
+
+        None if ``is_void``, which is asked at each piece of the answer: the engine then stops to write it.
+        """
+        settings = task.decoding
+        budget = LengthBudget(settings.max_words, settings.sentences[1])
+        while True:
+            body = self.request(task.prompt, max(1, task.longest), settings, task.redraws)
+            streams = task.on_text is not None and task.explain
+            answer = (
+                self._streamed(body, task, budget, is_void) if streams else self._ask("POST", "completions", json=body)
+            )
+            if answer is None:
+                return None
+            raw = self.raw(answer, explain=task.explain, truncated=task.truncated, budget=budget)
+            self._tell_reading(task, raw.first)
+            task.tokens_written += (answer.get("usage") or {}).get("completion_tokens", 0)
+            again = task.explain and task.reading is not None and task.redraws < settings.redraws
+            if not (again and task.reading and self.reader.contradicts(raw.explanation or "", task.reading)):
+                return replace(raw, redraws=task.redraws)
+            task.redraws += 1
+            if task.on_redraw is not None:
+                task.on_redraw()
+
+    def _tell_reading(self, task: Task, first: tuple[float, ...]) -> None:
+        """Tell the decision, once, where it is one."""
+        if task.reading is None and all(map(math.isfinite, first)):
+            task.reading = self.reader.first(first)
+            if task.on_reading is not None:
+                task.on_reading(task.reading)
+
+    def _streamed(
+        self, body: dict[str, Any], task: Task, budget: LengthBudget, is_void: Callable[[], bool]
+    ) -> dict[str, Any] | None:
+        """The engine's answer, whose pieces were told as they came; None if it is void."""
+        choice: dict[str, Any] = {"text": "", "logprobs": None, "finish_reason": None}
+        told, usage = "", None
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with self._send("POST", "completions", json=streamed, stream=True) as answer:
+            for line in answer.iter_lines():
+                if is_void():
+                    return None
+                data = line.decode().removeprefix("data:").strip()
+                if not data or data == "[DONE]":
+                    continue
+                chunk = json.loads(data)
+                usage = chunk.get("usage") or usage
+                [piece] = chunk["choices"] or [{"text": ""}]
+                if choice["logprobs"] is None and piece.get("logprobs"):
+                    choice["logprobs"] = piece["logprobs"]
+                    self._tell_reading(task, self._first_logits(choice))
+                choice["text"] += piece["text"]
+                choice["finish_reason"] = piece.get("finish_reason") or choice["finish_reason"]
+                kept = budget.kept(choice["text"])
+                text = (choice["text"] if kept is None else kept).strip()
+                if task.on_text is not None and text.startswith(told) and len(text) > len(told):
+                    task.on_text(text[len(told) :])
+                    told = text
+                if kept is not None:
+                    break
+        return {"choices": [choice], "usage": usage}
+
     def read(self, raw: RawPrediction) -> Prediction:
         """The prediction, with the model's calibration and thresholds; of logits that are finite."""
         return self.reader.read(raw)
 
-    def request(self, ids: Ids, new_tokens: int) -> dict[str, Any]:
-        """The body of ``POST /v1/completions`` for a prompt's token ids; ``new_tokens`` is at least 1."""
-        return {
+    def request(
+        self, ids: Ids, new_tokens: int, settings: DecodingSettings | None = None, redraws: int = 0
+    ) -> dict[str, Any]:
+        """The body of ``POST /v1/completions``.
+
+        Args:
+            ids: the prompt.
+            new_tokens: most tokens of the explanation, at least 1.
+            settings: how it is written; None: greedily.
+            redraws: how often it was drawn before.
+        """
+        settings = settings or DecodingSettings()
+        body = {
             "model": self._model,
             "prompt": ids.tolist(),
             "max_tokens": new_tokens,
-            "temperature": 0,
+            "temperature": redraw_temperature(settings, redraws),
+            "seed": draw_seed(settings.seed, redraws),
             "stop_token_ids": [self.encoder.end_token],
             "logprobs": 1,
             "logprob_token_ids": self.folded.all_rows,
             "return_tokens_as_token_ids": True,
             "logit_bias": {str(row): _NEVER for row in self.folded.all_rows},
         }
+        if body["temperature"]:
+            body |= {"top_p": settings.top_p, "min_p": settings.min_p}
+        if settings.json_schema is not None:
+            body["structured_outputs"] = {"json": settings.json_schema}
+        elif settings.regex is not None:
+            body["structured_outputs"] = {"regex": settings.regex}
+        return body
 
-    def raw(self, answer: dict[str, Any], *, explain: bool, truncated: bool) -> RawPrediction:
+    def raw(
+        self, answer: dict[str, Any], *, explain: bool, truncated: bool, budget: LengthBudget | None = None
+    ) -> RawPrediction:
         """The head's logits and the explanation from the engine's answer to :meth:`request`.
 
         Raises:
             ServerError: the answer has no log-probabilities of the folded rows.
         """
         [choice] = answer["choices"]
+        text, cut = str(choice["text"]), explain and choice.get("finish_reason") == "length"
+        if budget is not None and (kept := budget.kept(text)) is not None:
+            text, cut = kept, False
+        elif cut:
+            text = whole_sentences(text)
+        return RawPrediction(
+            first=self._first_logits(choice),
+            after=None,
+            explanation=text.strip() if explain else None,
+            truncated=truncated,
+            cut=cut,
+        )
+
+    def _first_logits(self, choice: dict[str, Any]) -> tuple[float, ...]:
+        """The class logits from the log-probabilities at the prompt's end; ServerError without them."""
         first = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
         log_probs = {
             int(name.removeprefix("token_id:")): value for name, value in first.items() if name.startswith("token_id:")
@@ -150,14 +293,12 @@ class EnginePredictor:
                 f"{self._url} gave no log-probability of {len(missing)} of {len(self.folded.all_rows)} folded rows, "
                 f"first of token {missing[0]}; expected an engine that takes logprob_token_ids (vLLM 0.32)"
             )
-        return RawPrediction(
-            first=tuple(self.folded.logits(log_probs, self._bias_K).tolist()),
-            after=None,
-            explanation=str(choice["text"]).strip() if explain else None,
-            truncated=truncated,
-        )
+        return tuple(self.folded.logits(log_probs, self._bias_K).tolist())
 
     def _ask(self, method: str, path: str, **content: Any) -> Any:
+        return self._send(method, path, **content).json()
+
+    def _send(self, method: str, path: str, **content: Any) -> requests.Response:
         url = f"{self._url}/{path}"
         try:
             answer = self._session.request(method, url, timeout=_SECONDS, **content)
@@ -165,4 +306,4 @@ class EnginePredictor:
             raise ServerError(f"{url} does not answer ({first_line(error)}); start the engine there") from None
         if not answer.ok:
             raise ServerError(f"{url} answered {answer.status_code}: {answer.text[:300]}")
-        return answer.json()
+        return answer

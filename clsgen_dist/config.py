@@ -16,6 +16,7 @@ from typing import Any
 
 from clsgen_dist.checkpoint.settings import CheckpointSettings
 from clsgen_dist.data.settings import CurriculumSettings, DataSettings, PromptSettings
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.value_ranges import NonNegativeInt, dataclass_range_faults
@@ -52,12 +53,13 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     faults: FaultSettings = field(default_factory=FaultSettings)
+    decoding: DecodingSettings = field(default_factory=DecodingSettings)
 
     def __post_init__(self) -> None:
         """Raise SettingsError with every fault found, field by field."""
         faults = dataclass_range_faults(self)
         if not faults:
-            for section in (self.data, self.model, self.objectives, self.curriculum):
+            for section in (self.data, self.model, self.objectives, self.curriculum, self.decoding):
                 faults += section.faults()
             faults += _cross_faults(self)
         if faults:

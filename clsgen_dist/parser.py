@@ -22,13 +22,20 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader, set_parsing_settings
 
 from clsgen_dist.data.example import Columns
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.inference.settings import JudgeSettings
 from clsgen_dist.io import value_ranges
 from clsgen_dist.io.duplicate_keys import duplicate_key
 
 _YAML = "yaml, names as written"
-_TYPES_OF_COMMANDS = {**vars(value_ranges), "Settings": object, "Columns": Columns, "JudgeSettings": JudgeSettings}
+_TYPES_OF_COMMANDS = {
+    **vars(value_ranges),
+    "Settings": object,
+    "Columns": Columns,
+    "JudgeSettings": JudgeSettings,
+    "DecodingSettings": DecodingSettings,
+}
 """What annotations of commands name; the modules import it for type checkers only."""
 _EXPECTED = {
     int: "a whole number",

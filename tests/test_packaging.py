@@ -33,7 +33,8 @@ def test_every_import_is_declared():
     def plain(name):
         return re.split(r"[\[<>=;! ]", name, maxsplit=1)[0].lower().replace("_", "-")
 
-    optional = PROJECT["project"]["optional-dependencies"]["lm-eval"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = [*extras["lm-eval"], *extras["serve"]]
     declared = {plain(name) for name in [*PROJECT["project"]["dependencies"], *optional]} | {"clsgen-dist"}
     owners = packages_distributions()
     missing = {}

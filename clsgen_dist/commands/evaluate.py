@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clsgen_dist.data.example import Columns
+    from clsgen_dist.decoding.settings import DecodingSettings
     from clsgen_dist.inference.settings import JudgeSettings
     from clsgen_dist.io.value_ranges import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -24,6 +25,7 @@ def run(
     batch_size: PositiveInt = 32,
     explain: bool = True,
     explain_sample: PositiveInt | None = None,
+    decoding: DecodingSettings | None = None,
     faithfulness_rows: NonNegativeInt = 0,
     capability_tokens: NonNegativeInt = 0,
     general_text: str | None = None,
@@ -48,6 +50,7 @@ def run(
         batch_size: Rows put through the model together.
         explain: Decode explanations too, and measure them.
         explain_sample: Decode explanations for so many rows only, evenly over the decided classes.
+        decoding: How explanations are written; none: as the model's clsgen.json says, but never drawn anew.
         faithfulness_rows: Rows whose evidence is masked and edited, some eighteen passes through the model each.
         capability_tokens: Tokens of general text on which the model is compared with its backbone; 25,000 resolve 1 %.
         general_text: UTF-8 text for that; none: Python's language reference.
@@ -72,6 +75,7 @@ def run(
         batch_size=batch_size,
         explain=explain,
         explain_sample=explain_sample,
+        decoding=decoding,
         faithfulness_rows=faithfulness_rows,
         capability_tokens=capability_tokens or (_TOKENS if max_drop is not None else 0),
         general_text_file=general_text,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clsgen_dist.data.example import Columns
+    from clsgen_dist.decoding.settings import DecodingSettings
     from clsgen_dist.io.value_ranges import ClosedUnitInterval, PositiveInt
 
 
@@ -20,6 +21,7 @@ def run(
     batch_size: PositiveInt = 16,
     max_new_tokens: PositiveInt | None = None,
     explain: bool = True,
+    decoding: DecodingSettings | None = None,
     max_bad_fraction: ClosedUnitInterval = 1.0,
     keep_columns: bool = True,
     engine: str | None = None,
@@ -38,6 +40,7 @@ def run(
         batch_size: Rows decoded together.
         max_new_tokens: Longest explanation in tokens; none: as long as the longest that training allowed.
         explain: Decode explanations too; without them only the probabilities are computed, many times faster.
+        decoding: How explanations are written; none: as the model's clsgen.json says. Replaces all of that.
         max_bad_fraction: Stop with status 2, before predicting, when more than this share of the rows has no usable text.
         engine: Address of a server that serves the folder, like http://localhost:8000 (vLLM, a folded export): it computes instead of this process, `batch_size` calls at a time.
         keep_columns: Write the input's columns too; those called like one of the answer's get `input_` before their names.
@@ -57,7 +60,9 @@ def run(
     if text is not None and input is None:
         if is_blank(text):
             raise DataError("--text is empty; give the text to classify")
-        [prediction] = (predictor or Predictor(model)).predict([text], explain=explain, max_new_tokens=max_new_tokens)
+        [prediction] = (predictor or Predictor(model)).predict(
+            [text], explain=explain, max_new_tokens=max_new_tokens, decoding=decoding
+        )
         print(json.dumps(prediction.to_json(), ensure_ascii=False))
         return
     if text is not None or input is None or output is None:
@@ -70,6 +75,7 @@ def run(
         batch_size=batch_size,
         explain=explain,
         max_new_tokens=max_new_tokens,
+        decoding=decoding,
         max_bad_fraction=max_bad_fraction,
         keep_columns=keep_columns,
         predictor=predictor,
@@ -79,6 +85,11 @@ def run(
     predicted = f"{written.rows - written.bad} predicted, {written.truncated} of them shortened in the middle"
     target = "standard output" if output == "-" else output
     print(f"wrote {written.rows} rows to {target}: {predicted}", file=sys.stderr if output == "-" else sys.stdout)
+    if written.contradict:
+        print(
+            f"{written.contradict} explanations state another class than was decided, and are marked: contradicts",
+            file=sys.stderr,
+        )
     if written.bad:
         where = format_locations(written.rejected)
         print(f"{written.bad} of {written.rows} rows have an error instead: {where}", file=sys.stderr)

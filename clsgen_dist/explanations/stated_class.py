@@ -12,7 +12,7 @@ otherwise. Cost: one regular expression per text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from clsgen_dist.evaluation.delong import RankedQuestion, mean_auroc_interval
 from clsgen_dist.evaluation.interval import Interval, share_interval
 from clsgen_dist.evaluation.metrics import Kind
 from clsgen_dist.explanations.estimates import UNDEFINED, PooledScore, RowScores, check_same_rows, estimate, row_scores
+from clsgen_dist.explanations.text_units import STOP_WORDS, words
 
 # N rows, C classes
 
@@ -31,6 +32,9 @@ _NEGATED = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_NEGATION = 40
+_VAGUE_NAMES = "yes no true false none not maybe other unknown normal high low medium good bad"
+_EVERYDAY = STOP_WORDS | set(_VAGUE_NAMES.split())
+"""Words that explanations use without stating a class."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class ClassNames:
     def __init__(self, labels: Sequence[str]) -> None:
         named = [index for index, name in enumerate(labels) if name.strip()]
         self._longest_first = sorted(named, key=lambda index: len(labels[index]), reverse=True)
+        self._everyday = {index for index in named if words(labels[index]) and set(words(labels[index])) <= _EVERYDAY}
         patterns = [f"({_name_pattern(labels[index].strip())})" for index in self._longest_first]
         self._pattern = re.compile("|".join(patterns) or r"(?!)", re.IGNORECASE)
 
@@ -62,6 +67,16 @@ class ClassNames:
             )
             for match in self._pattern.finditer(text)
         ]
+
+    def contradicts(self, text: str, decided: int | Collection[int]) -> bool:
+        """Whether the text states another class than was decided, as :func:`contradictions` counts it.
+
+        Classes named by an everyday word (``no``, ``other``) are passed over: it mostly means something else.
+        """
+        stated = [index for index in self.stated(text) if index not in self._everyday]
+        if isinstance(decided, int):
+            return bool(stated) and stated[0] != decided
+        return any(index not in decided for index in stated)
 
     def masked(self, text: str, mask: str = " ") -> str:
         """The text with every name replaced."""

@@ -24,6 +24,13 @@ _NUMBER = re.compile(
 _ENUMERATOR = re.compile(r"^\s*\d+[.)](?=\s)", re.MULTILINE)
 _QUOTED = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”|«([^»\n]+)»|「([^」\n]+)」|(?<!\w)['‘]([^'’\n]+)['’](?!\w)")
 _STATEMENT = re.compile(r"(?:[^.;:!?。；！？\n]|(?<=\d)[.:](?=\d))+")
+_SENTENCE_END = re.compile(r"(?:[.!?]+[\"'”’)\]]*(?=\s|$)|[。！？]+[”’」）]*)")
+_NO_END = re.compile(
+    r"(?:\b(?:[A-Za-z]|[Dd]rs?|[Pp]rof|Mrs?|Ms|St|[Nn]o|[Vv]s|[Ff]igs?|[Cc]f|[Aa]pprox|e\.g|i\.e|etc|al|resp|[Aa]rt|[Ss]ec)"
+    r"|^\s*\d+)\.$",
+    re.MULTILINE,
+)
+"""Full stops of abbreviations, initials and numbered points."""
 _CLAUSE_WORDS = re.compile(r"\b(?:because|since|while|whereas|although|but)\b", re.IGNORECASE)
 _STOP_WORDS = """
     a about after all also although an and any are as at be because been before being between both but by can could did
@@ -96,6 +103,16 @@ def statements(text: str) -> list[Offsets]:
             start = clause.end()
         found.append((start, match.end()))
     return [(start, end) for start, end in found if text[start:end].strip()]
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Where sentences end, behind the mark and a closing quotation mark; not at abbreviations (``e.g.``, ``Dr.``)."""
+    ends = []
+    for match in _SENTENCE_END.finditer(text):
+        before = text[max(0, match.start() - 20) : match.start() + 1]
+        if not (match.group().startswith(".") and _NO_END.search(before)):
+            ends.append(match.end())
+    return ends
 
 
 def stem(word: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clsgen_dist.data.encode import Encoder
 from clsgen_dist.data.prompt import saved_prompt
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import ModelError
 from clsgen_dist.io.files import atomic_write
 from clsgen_dist.model.label_space import Kind, LabelSpace
@@ -26,10 +27,10 @@ HEAD_FILE = "classification_head/weights.safetensors"
 """In its own folder, since some engines load every ``*.safetensors`` next to the model as backbone weights."""
 _OLDER_HEAD_FILE = "classification_head.safetensors"
 META_FILE = "clsgen.json"
-FORMAT = 5
-_READABLE_FORMATS = (1, 2, 3, 4, 5)
+FORMAT = 6
+_READABLE_FORMATS = (1, 2, 3, 4, 5, 6)
 """Format 1 has no ``prompt``; 1 and 2 are of single labels, with one ``threshold``; 1 to 3 know affine maps alone; 1 to
-4 are not folded."""
+4 are not folded; 1 to 5 have no ``decoding``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,8 @@ class ModelCard:
     """The prompt as rendered for training, see :class:`clsgen_dist.data.prompt.RenderedPrompt`."""
     folded: Folded | None = None
     """Where the head is in the LM head; None: it is not."""
+    decoding: dict[str, Any] | None = None
+    """How explanations are written unless told otherwise, :class:`DecodingSettings`; None: greedily."""
     format_version: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -126,6 +129,11 @@ class ModelCard:
             fields["thresholds"] = None if threshold is None else [threshold]
         folded = fields.pop("folded", None)
         return cls(**{**fields, "folded": folded and Folded(**folded), "format_version": FORMAT})
+
+    @property
+    def decoding_settings(self) -> DecodingSettings:
+        """How explanations are written unless told otherwise."""
+        return DecodingSettings(**(self.decoding or {}))
 
     @property
     def space(self) -> LabelSpace:

@@ -12,6 +12,7 @@ import functools
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from clsgen_dist import checkpoint
 from clsgen_dist.config import Settings, settings_from_yaml
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import CheckpointError, SettingsError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint, require_replaceable
 from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config
@@ -186,6 +188,7 @@ def _write(
             "seed": settings.seed,
             **({"interpolation": interpolation} if interpolation != 1 else {}),
         },
+        decoding=asdict(settings.decoding) if settings.decoding != DecodingSettings() else None,
         distorted_by=distortions(settings.objectives, labels.kind, balanced=settings.data.sampling == "balanced"),
     )
     card.write(folder)

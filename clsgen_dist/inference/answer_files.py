@@ -23,7 +23,8 @@ from clsgen_dist.io.files import atomic_file
 
 Columns = dict[str, Any]
 """A row's columns, or an answer's: values of JSON."""
-_GROUPS = ("id", "", "label", "p_", "set", "hand_over", "after_", "explanation", "truncated", "error", "code")
+_MARKS = ("contradicts", "explanation_cut", "redraws", "truncated")
+_GROUPS = ("id", "", "label", "p_", "set", "hand_over", "after_", "explanation", "others", *_MARKS, "error", "code")
 """Order of the flat columns; the second is what the row had."""
 _BATCH = 1000
 

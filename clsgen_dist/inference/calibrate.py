@@ -15,6 +15,7 @@ from clsgen_dist.calibration.fit_reading import FittedReading, fit_reading
 from clsgen_dist.calibration.fitting_rows import fittable_classes, require_rows
 from clsgen_dist.calibration.names import MethodOrAuto
 from clsgen_dist.calibration.prevalence import stated_shares
+from clsgen_dist.calibration.score_counts import score_counts
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.ingest import iter_texts
 from clsgen_dist.data.reading.rejection import require_few_bad_rows
@@ -119,7 +120,10 @@ def calibrate(
         after = fit(_after) if both else None
     except DataError as error:
         raise DataError(f"{data}: {error}") from None
-    calibrated_on = {"source": data, "rows": len(labels)}
+    calibrated_on: dict[str, Any] = {"source": data, "rows": len(labels)}
+    if not moved:
+        logits_NK = np.array([prediction.logits for prediction in labelled])
+        calibrated_on["score_counts"] = score_counts(fitted.calibration.probabilities(logits_NK), space.names)
     if prevalence_from is not None:
         calibrated_on["prevalence_from"] = prevalence_from
     card = _with(predictor.card, fitted, after, calibrated_on)

@@ -35,7 +35,8 @@ from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.evaluation.bootstrap import bootstrap_intervals
 from clsgen_dist.evaluation.interval import Estimate
 from clsgen_dist.inference.instruction_probes import PROBES
-from clsgen_dist.inference.predict import Predictor, left_padded
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prefill import left_padded
 from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.track.progress import Progress
 

@@ -31,7 +31,8 @@ from clsgen_dist.hf_export.export import export
 from clsgen_dist.inference.calibrate import calibrate
 from clsgen_dist.inference.evaluate import evaluate
 from clsgen_dist.inference.evaluation import Evaluation
-from clsgen_dist.inference.predict import Predictor, classification_states
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prefill import classification_states
 from clsgen_dist.inference.rows import labelled_rows
 from clsgen_dist.inference.write_report import write_report
 from clsgen_dist.model import smollm2

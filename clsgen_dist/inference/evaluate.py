@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.inference.capability import Capability, backbone_of, general_text, measure_capability
@@ -64,6 +65,7 @@ def evaluate(
     batch_size: int = 32,
     explain: bool = True,
     explain_sample: int | None = None,
+    decoding: DecodingSettings | None = None,
     faithfulness_rows: int = 0,
     capability_tokens: int = 0,
     general_text_file: str | Path | None = None,
@@ -86,6 +88,8 @@ def evaluate(
         batch_size: rows put through the model together.
         explain: decode explanations too, and measure them.
         explain_sample: decode explanations for so many rows only, evenly over the decided classes.
+        decoding: how explanations are written; None: as the model's folder says, but never drawn anew, so that what
+            the model writes by itself is measured.
         faithfulness_rows: rows whose evidence is masked and edited, some eighteen passes each; 0: none.
         capability_tokens: tokens of general text on which the model is compared with its backbone; 0: none.
         general_text_file: UTF-8 text for that; None: Python's language reference.
@@ -113,7 +117,17 @@ def evaluate(
             raise SettingsError(f"--embedding_model needs reference explanations, and {data} has none; leave it out")
         trained_on = labelled_rows(predictor, train, columns, max_bad_fraction).examples if train else None
         embed = TextEmbedder(embedding_model, predictor.device) if embedding_model else None
-        run = _Run(folder, ranks, columns or Columns(), batch_size, explain, explain_sample, faithfulness_rows, embed)
+        run = _Run(
+            folder,
+            ranks,
+            columns or Columns(),
+            batch_size,
+            explain,
+            explain_sample,
+            faithfulness_rows,
+            embed,
+            decoding,
+        )
         found = run.measure(Path(model), predictor, rows.examples, trained_on)
         if rows.rejected:
             notes = [f"bad rows left out: {len(rows.rejected)}", *found.report.notes]
@@ -167,6 +181,7 @@ class _Run:
     explain_sample: int | None
     faithfulness_rows: int
     embed: TextEmbedder | None
+    decoding: DecodingSettings | None
 
     def measure(
         self, model: Path, predictor: Predictor, examples: list[Example], trained_on: Sequence[Example] | None
@@ -253,8 +268,17 @@ class _Run:
     def _stored(
         self, predictor: Predictor, model: Path, texts: Sequence[str], name: str, *, explain: bool
     ) -> StoredPredictions:
+        plain = dataclasses.replace(predictor.card.decoding_settings, redraws=0)
         return stored_predictions(
-            predictor, model, texts, self.folder, name, ranks=self.ranks, batch_size=self.batch_size, explain=explain
+            predictor,
+            model,
+            texts,
+            self.folder,
+            name,
+            ranks=self.ranks,
+            batch_size=self.batch_size,
+            explain=explain,
+            decoding=self.decoding or plain,
         )
 
 

@@ -23,6 +23,7 @@ from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.ingest import TextRow, iter_texts
 from clsgen_dist.data.reading.rejection import RejectedRow, require_few_bad_rows
 from clsgen_dist.data.reading.sniff import BYTE_ORDER_MARK
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import DataError
 from clsgen_dist.inference.answer_files import Answer, InputColumns, require_answer_format, write_answers
 from clsgen_dist.inference.predict import Predictor
@@ -48,6 +49,8 @@ class PredictedFile:
     """Rows that have an error instead of a prediction: without a usable text, or with logits that are not finite."""
     rejected: list[RejectedRow]
     """The first of them."""
+    contradict: int = 0
+    """Explanations that state another class than was decided."""
 
 
 def predict_file(
@@ -59,6 +62,7 @@ def predict_file(
     batch_size: int = 16,
     explain: bool = True,
     max_new_tokens: int | None = None,
+    decoding: DecodingSettings | None = None,
     max_bad_fraction: float = 1.0,
     keep_columns: bool = True,
     predictor: BatchPredictor | None = None,
@@ -74,6 +78,7 @@ def predict_file(
         batch_size: rows decoded together.
         explain: decode explanations too.
         max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
+        decoding: how explanations are written; None: as the model's folder says.
         max_bad_fraction: more rows without a usable text than this share raise, before anything is predicted.
         keep_columns: write the row's own columns too; those called like one of the answer's get ``input_`` before.
         predictor: computes instead of the model in this process, such as
@@ -87,8 +92,14 @@ def predict_file(
     known = columns or Columns()
     with predicting_ranks() as ranks, _streams(data, Path(output), ranks.size) as (source, target, parts):
         total = _survey(source, known, max_bad_fraction, keep_columns=keep_columns)
-        options = {"batch_size": batch_size, "explain": explain, "max_new_tokens": max_new_tokens}
-        job = _Job(predictor or Predictor(model), Path(model), source, known, parts, options)
+        predictor = predictor or Predictor(model)
+        options = {
+            "batch_size": batch_size,
+            "explain": explain,
+            "max_new_tokens": max_new_tokens,
+            "decoding": predictor.decoding(decoding),
+        }
+        job = _Job(predictor, Path(model), source, known, parts, options)
         with Progress(total, enabled=ranks.rank == 0 and total > batch_size, unit="row", label="predict") as shown:
             for number, rows in enumerate(job.windows()):
                 end = shown.done + len(rows)
@@ -100,7 +111,7 @@ def predict_file(
                 write_answers(target, lambda: job.answers(written, keep_columns=keep_columns))
             shutil.rmtree(parts)
         ranks.barrier()
-    return PredictedFile(total, written.truncated, written.bad, written.rejected)
+    return PredictedFile(total, written.truncated, written.bad, written.rejected, written.contradict)
 
 
 @dataclass
@@ -109,11 +120,12 @@ class _Tally:
 
     truncated: int = 0
     bad: int = 0
+    contradict: int = 0
     rejected: list[RejectedRow] = field(default_factory=list)
 
     def clear(self) -> None:
         """Begin again."""
-        self.truncated, self.bad, self.rejected = 0, 0, []
+        self.truncated, self.bad, self.contradict, self.rejected = 0, 0, 0, []
 
     def reject(self, row: RejectedRow) -> None:
         """Count a row that has an error."""
@@ -167,7 +179,9 @@ class _Job:
             raw = next(unread)
             tally.truncated += raw.truncated
             if raw.is_finite:
-                return self.predictor.read(raw).to_json()
+                prediction = self.predictor.read(raw)
+                tally.contradict += prediction.contradicts
+                return prediction.to_json()
             fault = RejectedRow(source=self.source, line=row.line, code="logits-not-finite", reason=NOT_FINITE)
         tally.reject(fault)
         return {"error": fault.reason, "code": fault.code}

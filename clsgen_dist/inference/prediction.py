@@ -13,6 +13,7 @@ import numpy as np
 from clsgen_dist.calibration.decisions import Decisions
 from clsgen_dist.calibration.methods import from_json
 from clsgen_dist.evaluation.metrics import decide
+from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.inference.raw_predictions import RawPrediction
 
@@ -67,16 +68,27 @@ class Prediction(Reading):
     """Whether the text was truncated in the middle to fit."""
     after: Reading | None = None
     """The reading after the explanation, of a model that decides before and after; None if none was requested."""
+    contradicts: bool = False
+    """Whether the explanation states another class than ``label``: do not rely on it."""
+    explanation_cut: bool = False
+    """Whether the explanation reached its most tokens; it ends with its last whole sentence, if it has one."""
+    redraws: int = 0
+    """Explanations that contradicted, and were drawn anew."""
+    others: tuple[str, ...] = ()
+    """Other explanations, where several candidates were drawn, the best first."""
 
     def to_json(self) -> dict[str, object]:
-        """Those of a reading, and where they apply ``after``, ``explanation`` and ``truncated``."""
+        """Those of a reading, and where they apply the other fields."""
         fields = super().to_json()
         if self.after is not None:
             fields["after"] = self.after.to_json()
         if self.explanation is not None:
             fields["explanation"] = self.explanation
-        if self.truncated:
-            fields["truncated"] = True
+        if self.others:
+            fields["others"] = list(self.others)
+        for name in ("contradicts", "explanation_cut", "redraws", "truncated"):
+            if value := getattr(self, name):
+                fields[name] = value
         return fields
 
 
@@ -89,6 +101,7 @@ class AnswerReader:
         self.calibration_after = from_json(card.calibration_after, self.space.kind)
         self.decisions = Decisions.from_json(card.decisions)
         self.decisions_after = Decisions.from_json(card.decisions_after)
+        self.names = ClassNames(card.labels)
 
     def read(self, raw: RawPrediction) -> Prediction:
         """The prediction of logits that are finite."""
@@ -96,9 +109,28 @@ class AnswerReader:
             assert raw.after is not None
             reading, after = self._reading(raw.after), None
         else:
-            reading = self._reading(raw.first)
+            reading = self.first(raw.first)
             after = None if raw.after is None else self._reading(raw.after, after=True)
-        return Prediction(**vars(reading), explanation=raw.explanation, truncated=raw.truncated, after=after)
+        return Prediction(
+            **vars(reading),
+            explanation=raw.explanation,
+            truncated=raw.truncated,
+            after=after,
+            contradicts=raw.explanation is not None and self.contradicts(raw.explanation, reading),
+            explanation_cut=raw.cut,
+            redraws=raw.redraws,
+            others=raw.others,
+        )
+
+    def first(self, logits: Sequence[float]) -> Reading:
+        """The reading before the explanation."""
+        return self._reading(logits)
+
+    def contradicts(self, explanation: str, reading: Reading) -> bool:
+        """Whether the explanation states another class than was decided."""
+        index = self.card.labels.index
+        decided = index(reading.label) if isinstance(reading.label, str) else [index(name) for name in reading.label]
+        return self.names.contradicts(explanation, decided)
 
     def _reading(self, logits: Sequence[float], *, after: bool = False) -> Reading:
         """The head's answer; ``after``: of the second of two readings."""

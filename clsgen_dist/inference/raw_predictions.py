@@ -20,6 +20,13 @@ class RawPrediction:
     """Class logits at the end of the explanation, of a model that decides there."""
     explanation: str | None
     truncated: bool
+    """Whether the text was truncated in the middle to fit."""
+    cut: bool = False
+    """Whether the explanation had to stop at its most tokens."""
+    redraws: int = 0
+    """Explanations that stated another class than was decided, and were replaced."""
+    others: tuple[str, ...] = ()
+    """Other explanations, the best first."""
 
     @property
     def is_finite(self) -> bool:

@@ -5,7 +5,7 @@
 Which texts share a batch does not depend on the ranks, and ranks take turns in the batches that are missing. So the
 result is the same to the last bit for any number of ranks, and after any number of kills. A line that a kill tore is
 computed again. KEY is a hash of the model's files, the texts and the options: another model or another text starts
-another folder, a new calibration does not.
+another folder, a new calibration does not, unless explanations depend on the decision.
 
 Cost: each rank holds all texts, tokens and predictions, 2 kB a row of 70 tokens; nothing is sent between ranks but
 barriers.
@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.hf_export.artifact import META_FILE, ModelCard
 from clsgen_dist.inference.predict import PromptBatches
 from clsgen_dist.inference.prediction import Prediction
@@ -42,8 +43,17 @@ class BatchPredictor(Protocol):
     def prompt_batches(self, texts: Sequence[str], batch_size: int) -> PromptBatches:
         """The prompts of the texts, and which of them are computed together."""
 
+    def decoding(self, settings: DecodingSettings | None = None) -> DecodingSettings:
+        """How explanations are written: as said, else as the model's folder says."""
+
     def compute(
-        self, batches: PromptBatches, number: int, *, explain: bool, max_new_tokens: int | None = None
+        self,
+        batches: PromptBatches,
+        number: int,
+        *,
+        explain: bool,
+        max_new_tokens: int | None = None,
+        decoding: DecodingSettings | None = None,
     ) -> dict[int, RawPrediction]:
         """What is computed for each text of a batch, by the text's index."""
 
@@ -101,6 +111,7 @@ def stored_predictions(
     batch_size: int = 32,
     explain: bool = True,
     max_new_tokens: int | None = None,
+    decoding: DecodingSettings | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> StoredPredictions:
     """What the model computes for each text, from ``folder`` where it is there, else computed and kept there.
@@ -117,13 +128,18 @@ def stored_predictions(
         batch_size: texts decoded together.
         explain: decode explanations too.
         max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
+        decoding: how explanations are written; None: as the model's folder says.
         on_rows: told how many more rows this rank has; None: a progress of its own is shown.
 
     Raises:
         SettingsError: the folder cannot be written, or prompt and ``max_new_tokens`` exceed the context.
     """
     ranks, start = ranks or Ranks(), time.monotonic()
-    parts = folder / f"{name}-{_key(predictor, model, texts, [batch_size, explain, max_new_tokens])}"
+    options = [batch_size, explain, max_new_tokens]
+    if explain:
+        decoding = predictor.decoding(decoding)
+        options += _written_with(predictor.card, decoding)
+    parts = folder / f"{name}-{_key(predictor, model, texts, options)}"
     with writing(parts / "part"):
         ranks.barrier()  # no rank writes before the last has made its folder
         done = _read(parts)
@@ -143,7 +159,9 @@ def stored_predictions(
                 file.open("x") as out,
             ):
                 for number in mine:
-                    rows = predictor.compute(batches, number, explain=explain, max_new_tokens=max_new_tokens)
+                    rows = predictor.compute(
+                        batches, number, explain=explain, max_new_tokens=max_new_tokens, decoding=decoding
+                    )
                     line = {"batch": number, "rows": {index: asdict(raw) for index, raw in rows.items()}}
                     out.write(json.dumps(line) + "\n")
                     out.flush()
@@ -173,10 +191,17 @@ def _read(parts: Path) -> dict[int, dict[int, RawPrediction]]:
 
 def _raw(fields: dict[str, Any]) -> RawPrediction:
     after = fields.pop("after")
+    fields["others"] = tuple(fields.get("others", ()))
     return RawPrediction(first=tuple(fields.pop("first")), after=None if after is None else tuple(after), **fields)
 
 
-def _key(predictor: BatchPredictor, model: Path, texts: Sequence[str], options: list[int | None]) -> str:
+def _written_with(card: ModelCard, decoding: DecodingSettings) -> list[Any]:
+    """What explanations depend on beside the model: their settings, and where these need decisions, the calibration."""
+    known = [asdict(decoding)] if decoding != DecodingSettings(redraws=0) else []
+    return [*known, card.calibration, card.thresholds, card.decisions] if decoding.uses_decision else known
+
+
+def _key(predictor: BatchPredictor, model: Path, texts: Sequence[str], options: list[Any]) -> str:
     """What the predictions depend on, in 16 hex digits; weights and tokenizer by name, size and time."""
     card = predictor.card
     fields = [card.head_sha256, card.prompt, card.decide, card.max_prompt_length, card.max_explanation_length]

@@ -29,6 +29,7 @@ FREE = (
     "train.collective_timeout_s",
     "train.log_rows",
     "train.stop_at_stage",
+    "decoding",
 )
 """Fields that do not change what is trained; a section covers all its fields."""
 

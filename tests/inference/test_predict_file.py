@@ -56,22 +56,23 @@ def test_the_rows_columns_stay_beside_the_answers(folder, rows, tmp_path):
     found = lines(tmp_path / "out.jsonl")
     assert [row["id"] for row in found] == ["a", "b", "c", "d"]
     assert (written.rows, written.bad, [row.line for row in written.rejected]) == (4, 1, [3])
-    assert found[0] | {"label": 0, "probabilities": 0, "explanation": 0} == {
+    answer = dict.fromkeys(("label", "probabilities", "explanation", "explanation_cut"), 0)  # random weights never end
+    assert found[0] | answer == {
         **{"id": "a", "text": "one", "input_label": "yes", "age": 61, "site": "left", "input_p_yes": "mine"},
-        **{"tags": ["x", "y"], "label": 0, "probabilities": 0, "explanation": 0},
+        **{"tags": ["x", "y"], **answer},
     }
     assert found[2] == {"id": "c", "text": None, "age": None, "site": "right", "late": True, "code": "empty-text"} | {
         "error": found[2]["error"]
     }
     predict_file(folder, str(rows), tmp_path / "bare.jsonl", keep_columns=False)
-    assert set(lines(tmp_path / "bare.jsonl")[0]) == {"id", "label", "probabilities", "explanation"}
+    assert set(lines(tmp_path / "bare.jsonl")[0]) == {"id", *answer}
 
 
 def test_csv_and_parquet_hold_the_same_answers_flat(folder, rows, tmp_path):
     predict_file(folder, str(rows), tmp_path / "out.jsonl")
     nested = lines(tmp_path / "out.jsonl")
     names = ["id", "text", "input_label", "age", "site", "input_p_yes", "tags", "late"]
-    names += ["label", "p_no", "p_yes", "explanation", "error", "code"]
+    names += ["label", "p_no", "p_yes", "explanation", "explanation_cut", "error", "code"]
     predict_file(folder, str(rows), tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.names == names

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.stored_predictions import stored_predictions
@@ -81,8 +82,11 @@ def test_killed_ranks_and_other_rank_counts_give_the_same_predictions(start, tmp
 
 def test_a_new_calibration_reads_what_is_there_and_another_text_starts_anew(folder, tmp_path):
     def raws(texts: list[str]) -> list:
-        return stored_predictions(Predictor(folder), folder, texts, tmp_path / "kept", "test", batch_size=4).rows
+        return stored_predictions(
+            Predictor(folder), folder, texts, tmp_path / "kept", "test", batch_size=4, decoding=decoding
+        ).rows
 
+    decoding = DecodingSettings(redraws=0)
     before = raws(TEXTS)
     card = ModelCard.read(folder)
     dataclasses.replace(card, calibration={"method": "affine", "scale": 0.5, "bias": [0.0, 1.0]}).write(folder)

@@ -29,7 +29,8 @@ def test_probabilities_are_the_predictors_with_the_positive_class_in_column_1(fo
     answers = model.predictor.predict(TEXTS, explain=False)
     p_NC = model.predict_proba(TEXTS)
     assert p_NC.shape == (4, 2) and p_NC.sum(axis=1) == pytest.approx(np.ones(4))
-    assert p_NC[:, 1].tolist() == [answer.probabilities["no"] for answer in answers]
+    # Each text is computed once, so another batch, and on some processors another last digit.
+    assert p_NC[:, 1] == pytest.approx([answer.probabilities["no"] for answer in answers], rel=1e-6)
     np.testing.assert_array_equal(first.predict_proba(TEXTS), p_NC[:, ::-1])
     assert model.predict(TEXTS).tolist() == [answer.label for answer in answers]
     by_argmax = TextClassifier(folder, rule="argmax").predict(TEXTS)
@@ -42,7 +43,8 @@ def test_other_label_spaces(tmp_path, kind, shape):
     model = TextClassifier(hand_made_export(tmp_path, labels, kind))
     answers = model.predictor.predict(TEXTS, explain=False)
     p_NC = model.predict_proba(TEXTS)
-    assert p_NC.tolist() == [[answer.probabilities[name] for name in labels] for answer in answers]
+    expected = [[answer.probabilities[name] for name in labels] for answer in answers]
+    np.testing.assert_allclose(p_NC, expected, rtol=1e-6)
     decided = model.predict(TEXTS)
     assert decided.shape == shape
     if kind == "multilabel":

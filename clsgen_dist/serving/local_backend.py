@@ -1,0 +1,174 @@
+"""One model in this process: one thread runs one decode loop, which requests join and leave between tokens.
+
+    submit ─▶ waiting (bounded) ─▶ prefill, a few at a time ─▶ decode loop ─▶ events
+
+Prompts are taken in the order in which they came. A prefill holds the loop up for its own time; at most
+``_PREFILL_TOKENS`` tokens, padding included, are put through together.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from clsgen_dist.inference.batch_decoder import BatchDecoder
+from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.raw_predictions import require_finite
+from clsgen_dist.serving.faults import LateError, UnavailableError, queue_full
+from clsgen_dist.serving.tickets import Ticket
+
+logger = logging.getLogger(__name__)
+
+_PREFILL_TOKENS = 8192
+
+
+class LocalBackend:
+    """Answers tickets with a :class:`clsgen_dist.Predictor`.
+
+    Args:
+        predictor: the model.
+        max_batch: explanations written at a time.
+        max_queue: tickets that may wait.
+    """
+
+    def __init__(self, predictor: Predictor, *, max_batch: int, max_queue: int) -> None:
+        self._predictor, self._max_batch, self._max_queue = predictor, max_batch, max_queue
+        self._decoder: BatchDecoder = predictor.decoder(ended_share=0)
+        self._waiting: deque[Ticket] = deque()
+        self._running: dict[int, Ticket] = {}
+        """By the id of their task."""
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._seconds = 1.0
+        """Of an answer, a running mean."""
+        self._thread = threading.Thread(target=self._work, name="decode", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def submit(self, tickets: list[Ticket]) -> None:
+        """Take tickets in; all, or none and BusyError. A request of more than the whole queue waits for it alone."""
+        with self._changed:
+            if self._stopping or not self._thread.is_alive():
+                raise UnavailableError("the server is stopping; ask another one, or later", "stopping")
+            count, held = len(tickets), len(self._waiting)
+            if held and held + count > self._max_queue:
+                rounds = math.ceil((held + len(self._running)) / self._max_batch)
+                raise queue_full(held, count, self._max_queue, math.ceil(rounds * self._seconds))
+            self._waiting.extend(tickets)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """End; what is not finished is told so."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Tickets that nobody has begun."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Tickets that are being answered."""
+        return len(self._running)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether tickets can be answered."""
+        return self._thread.is_alive() and not self._stopping
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._running or self._stopping):
+                    self._changed.wait()
+                if self._stopping:
+                    break
+                begun = self._taken()
+            try:
+                self._decoder.reader = self._predictor.reader  # a recalibrated model has another one
+                done = self._decoder.begin([ticket.task for ticket in begun]) if begun else []
+                self._tell(done)
+                if self._decoder.tasks:
+                    self._tell(self._decoder.run(self._is_interrupted))
+            except Exception as error:  # the next requests may not meet it: out of memory on a long text
+                logger.exception("a batch of %d texts failed", len(self._running))
+                self._fail(error)
+                self._decoder = self._predictor.decoder(ended_share=0)
+        stopped = UnavailableError("the server stopped before the answer was there; ask again", "stopping")
+        for ticket in (*self._waiting, *self._running.values()):
+            ticket.tell_error(stopped)
+        self._waiting.clear()
+        self._running.clear()
+
+    def _taken(self) -> list[Ticket]:
+        """The next tickets to begin together."""
+        begun: list[Ticket] = []
+        longest = 0
+        while self._waiting and self._decoder.is_open and len(self._running) < self._max_batch:
+            ticket = self._waiting[0]
+            length = len(ticket.task.prompt)
+            if self._is_void(ticket):
+                self._waiting.popleft()
+                continue
+            padded = max(longest, length) * (len(begun) + 1)
+            if begun and (padded > _PREFILL_TOKENS or not (self._predictor.may_pad or length == longest)):
+                break
+            longest = max(longest, length)
+            begun.append(self._waiting.popleft())
+            self._running[id(ticket.task)] = ticket
+        return begun
+
+    def _is_void(self, ticket: Ticket) -> bool:
+        """Whether nobody waits for a ticket any more; one that is late is told so."""
+        if ticket.is_late and not ticket.task.is_cancelled:
+            ticket.task.cancel()
+            ticket.tell_error(late(ticket))
+        return ticket.task.is_cancelled
+
+    def _is_interrupted(self) -> bool:
+        """Whether decoding should stop for others; asked after each token."""
+        for ticket in list(self._running.values()):
+            self._is_void(ticket)
+        if self._stopping:
+            return True
+        return bool(self._waiting) and len(self._running) < self._max_batch
+
+    def _tell(self, tasks: Sequence[Any]) -> None:
+        """Tell the answers of tasks that are done."""
+        for task in tasks:
+            ticket = self._running.pop(id(task))
+            if task.is_cancelled:
+                continue
+            try:
+                if task.error is not None:
+                    raise task.error
+                require_finite([task.raw])
+                ticket.tell_done(self._predictor.read(task.raw))
+            except Exception as error:
+                ticket.tell_error(error)
+            self._seconds += 0.1 * (time.monotonic() - ticket.begun - self._seconds)
+
+    def _fail(self, error: Exception) -> None:
+        """Tell all that are being answered that they are not."""
+        for ticket in self._running.values():
+            ticket.tell_error(error)
+        self._running.clear()
+
+
+def late(ticket: Ticket) -> LateError:
+    """The error of a ticket whose deadline passed."""
+    seconds = ticket.deadline - ticket.begun
+    return LateError(
+        f"no answer within {seconds:.0f} s; ask for a shorter explanation, or when the server is less busy", "deadline"
+    )

@@ -1,0 +1,61 @@
+"""What requests may say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from clsgen_dist.decoding.settings import DecodingSettings
+
+_MOST = {"candidates": 8, "redraws": 5}
+"""What a single request may ask for."""
+_hints = get_type_hints(DecodingSettings, include_extras=True)
+_fields: dict[str, Any] = {
+    field.name: (_hints[field.name] | None, Field(default=None, le=_MOST.get(field.name)))
+    if field.name in _MOST
+    else (_hints[field.name] | None, None)
+    for field in dataclasses.fields(DecodingSettings)
+}
+_fields["json_schema"] = (str | dict[str, Any] | None, None)
+Decoding: Any = create_model("Decoding", __config__=ConfigDict(extra="forbid"), **_fields)
+"""The settings of :class:`DecodingSettings` that a request changes; the others stay as the model's folder says."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ClassifyRequest(_Request):
+    """A text to classify."""
+
+    text: str = Field(description="The text, as the model was trained on it.")
+
+
+class ExplainRequest(ClassifyRequest):
+    """A text to classify and explain."""
+
+    stream: bool = Field(default=True, description="Server-sent events, else one JSON object.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest explanation in tokens.")
+    decoding: Decoding | None = Field(default=None, description="How the explanation is written.")
+
+
+class BatchRequest(_Request):
+    """Several texts."""
+
+    texts: list[str] = Field(min_length=1, max_length=1024)
+    explain: bool = True
+    max_tokens: int | None = Field(default=None, ge=1)
+    decoding: Decoding | None = None
+
+
+def changed(settings: DecodingSettings, request: Any) -> DecodingSettings:
+    """The settings with what a request's ``decoding`` changes."""
+    if request is None:
+        return settings
+    changes = {name: value for name, value in request.model_dump(exclude_unset=True).items() if value is not None}
+    if isinstance(changes.get("json_schema"), dict):
+        changes["json_schema"] = json.dumps(changes["json_schema"])
+    return dataclasses.replace(settings, **changes)
