@@ -1,12 +1,13 @@
-"""What is decided on calibrated probabilities: thresholds, sets with a promised coverage, rows handed to a person.
+"""What is fitted beside a calibration: thresholds, sets with a promised coverage, rows handed to a person, intervals.
 
     logits ─calibration─▶ probabilities ─prevalence─▶ corrected ─┬─▶ threshold ─▶ label ─confidence─▶ hand over
-                                                                 └─▶ conformal set
+           │                                                     └─▶ conformal set
+           └─Venn-Abers─▶ interval of the probability ─prevalence─▶ corrected
 
-Everything but the F1 threshold is fitted on probabilities of fits that have not seen the row (cross-fitting): the
-calibration's own rows look better calibrated and more certain than new ones. Where the deployed prevalence differs,
-each row counts as w = π'(y)/π(y) rows; sets are class-conditional, and valid as they are, since within a class nothing
-moves.
+Threshold (but for F1), handing over and sets are fitted on probabilities of fits that have not seen the row
+(cross-fitting): the calibration's own rows look better calibrated and more certain than new ones. Intervals need no
+calibration. Where the deployed prevalence differs, each row counts as w = π'(y)/π(y) rows; sets are class-conditional,
+and valid as they are, since within a class nothing moves.
 
 Cost: ten fits of the calibration, and a thousand resamples for each interval.
 """
@@ -22,6 +23,7 @@ from clsgen_dist.calibration.conformal import ConformalSets, fit_sets
 from clsgen_dist.calibration.handing_over import HandOver, HandOverRule, confidence, fit_hand_over, wrong
 from clsgen_dist.calibration.prevalence import Prevalence
 from clsgen_dist.calibration.thresholds import F1_RULE, Answers, Goal, ThresholdRule, Thresholds, fit_threshold
+from clsgen_dist.calibration.venn_abers import ProbabilityIntervals, fit_intervals, has_intervals
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.io.tables import markdown_table
@@ -40,6 +42,8 @@ class DecisionRules:
     class_conditional: bool = False
     """Whether it is promised for each class."""
     hand_over: HandOverRule | None = None
+    intervals: bool = False
+    """Whether probabilities get intervals."""
 
     @classmethod
     def parse(
@@ -49,6 +53,7 @@ class DecisionRules:
         coverage: float | None = None,
         class_conditional: bool | None = None,
         hand_over: str | None = None,
+        intervals: bool = False,
         other_prevalence: bool = False,
     ) -> DecisionRules:
         """The rules of a command line; SettingsError for words and numbers that cannot be, alone or together.
@@ -58,6 +63,7 @@ class DecisionRules:
             coverage: above 0 and below 1.
             class_conditional: None: where the deployed prevalence is another.
             hand_over: see :meth:`HandOverRule.parse`.
+            intervals: whether probabilities get intervals.
             other_prevalence: whether the deployed prevalence is another than that of the held-out rows.
         """
         if coverage is None and class_conditional is not None:
@@ -74,15 +80,22 @@ class DecisionRules:
             coverage=coverage,
             class_conditional=other_prevalence if class_conditional is None else class_conditional,
             hand_over=None if hand_over is None else HandOverRule.parse(hand_over),
+            intervals=intervals,
         )
 
     def check(self, space: LabelSpace) -> None:
-        """SettingsError if the model has no threshold and one is asked for."""
+        """SettingsError if a threshold or intervals are asked for, and the label space has none."""
         if self.threshold.goal is not Goal.F1 and not has_thresholds(space):
             raise SettingsError(
                 f"--threshold is {self.threshold.goal}, but {space.kind} labels of {len(space)} classes have no "
                 "threshold: the class is the most probable one, or the median; leave --threshold out, or "
                 "use --coverage or --hand_over"
+            )
+        if self.intervals and not has_intervals(space):
+            raise SettingsError(
+                f"--intervals is true with {space.kind} labels of {len(space)} classes, expected a binary or "
+                "multi-label model: a Venn-Abers interval is of one yes-no question; leave it out, or use --coverage "
+                "for sets of classes"
             )
 
 
@@ -145,6 +158,7 @@ class Decisions:
     thresholds: Thresholds | None = None
     sets: Sets | None = None
     hand_over: HandOver | None = None
+    intervals: ProbabilityIntervals | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for ``clsgen.json``."""
@@ -153,6 +167,7 @@ class Decisions:
             "thresholds": self.thresholds and self.thresholds.to_json(),
             "sets": sets,
             "hand_over": self.hand_over and self.hand_over.to_json(),
+            "intervals": self.intervals and self.intervals.to_json(),
         }
 
     @classmethod
@@ -160,11 +175,12 @@ class Decisions:
         """Inverse of :meth:`to_json`; None: nothing was fitted."""
         if fields is None:
             return cls()
-        sets = fields["sets"]
+        sets, intervals = fields["sets"], fields.get("intervals")  # earlier versions had none
         return cls(
             fields["thresholds"] and Thresholds.from_json(fields["thresholds"]),
             sets and Sets(ConformalSets.from_json(sets), float(sets["mean_size"])),
             fields["hand_over"] and HandOver.from_json(fields["hand_over"]),
+            intervals and ProbabilityIntervals.from_json(intervals),
         )
 
     def text(self, space: LabelSpace, prevalence: Prevalence | None) -> str:
@@ -177,6 +193,8 @@ class Decisions:
                 parts.append("class-conditional sets are valid whatever the prevalence")
         if self.hand_over:
             parts.append(self.hand_over.text())
+        if self.intervals:
+            parts.append(self.intervals.text(space))
         if prevalence and (self.thresholds or self.hand_over):
             parts.append("held-out rows count as often as their class occurs where the model is used")
         return "\n".join(parts)
@@ -186,6 +204,8 @@ class Decisions:
 class HeldOut:
     """Held-out rows, with probabilities that are corrected for the deployed prevalence."""
 
+    logits_NK: np.ndarray
+    """Raw."""
     probabilities_NC: np.ndarray
     """By the calibration that is stored."""
     unseen_NC: np.ndarray
@@ -201,7 +221,7 @@ def fit_decisions(rules: DecisionRules, rows: HeldOut, space: LabelSpace) -> Dec
     """Fit what the rules ask for.
 
     Raises:
-        SettingsError: a threshold of a label space that has none; a row would have several weights.
+        SettingsError: a threshold or intervals of a label space that has none; a row would have several weights.
         DataError: the rows are too few for the coverage, or nothing achieves what is asked.
     """
     rules.check(space)
@@ -210,7 +230,10 @@ def fit_decisions(rules: DecisionRules, rows: HeldOut, space: LabelSpace) -> Dec
         questions = _questions(rows, space)
         thresholds = Thresholds(rules.threshold, [fit_threshold(rules.threshold, question) for question in questions])
     hand_over = _hand_over(rules.hand_over, rows, space, thresholds) if rules.hand_over else None
-    return Decisions(thresholds, _sets(rules, rows, space), hand_over)
+    intervals: ProbabilityIntervals | None = None
+    if rules.intervals:
+        intervals = fit_intervals(rows.logits_NK, rows.probabilities_NC, rows.labels, space, rows.prevalence)
+    return Decisions(thresholds, _sets(rules, rows, space), hand_over, intervals)
 
 
 def _questions(rows: HeldOut, space: LabelSpace) -> list[Answers]:

@@ -75,5 +75,5 @@ def fit_reading(
         deployed = estimated_prevalence(calibration.probabilities(unlabelled_NK), space.names, fitted_C, kind)
     if deployed is not None:
         calibration, unseen_NC = PriorCorrected(calibration, deployed, kind), deployed.corrected(unseen_NC, kind)
-    rows = HeldOut(calibration.probabilities(logits_NK), unseen_NC, labels, deployed, clusters_N)
+    rows = HeldOut(logits_NK, calibration.probabilities(logits_NK), unseen_NC, labels, deployed, clusters_N)
     return FittedReading(calibration, comparison, fit_decisions(rules, rows, space))

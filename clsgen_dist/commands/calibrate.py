@@ -22,6 +22,7 @@ def run(
     coverage: OpenUnitInterval | None = None,
     class_conditional: bool | None = None,
     hand_over: str | None = None,
+    intervals: bool = False,
     batch_size: PositiveInt = 32,
     max_bad_fraction: ClosedUnitInterval = 0.01,
 ) -> None:
@@ -40,6 +41,7 @@ def run(
         coverage: Give each prediction a set of classes that holds the true one with this probability, such as 0.9.
         class_conditional: Promise the coverage for each class; none: only if the prevalence is another.
         hand_over: Mark uncertain predictions for a person: `risk=0.05` of the others wrong, or `workload=0.2` of all marked.
+        intervals: Give probabilities a Venn-Abers interval; binary and multi-label. No confidence interval: see the docs.
         batch_size: Rows put through the model together.
         max_bad_fraction: Stop when more than this share of the rows is bad; fewer are dropped, and listed.
     """  # noqa: E501
@@ -59,6 +61,7 @@ def run(
         coverage=coverage,
         class_conditional=class_conditional,
         hand_over=hand_over,
+        intervals=intervals,
         batch_size=batch_size,
         max_bad_fraction=max_bad_fraction,
     )

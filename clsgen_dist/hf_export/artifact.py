@@ -88,7 +88,10 @@ class ModelCard:
     calibration_choice_after: dict[str, Any] | None = None
     """The same for the reading after the explanation."""
     decisions: dict[str, Any] | None = None
-    """How thresholds, sets and handing over were fitted, see :class:`clsgen_dist.calibration.decisions.Decisions`."""
+    """How thresholds, sets, handing over and intervals were fitted.
+
+    See :class:`clsgen_dist.calibration.decisions.Decisions`.
+    """
     decisions_after: dict[str, Any] | None = None
     """The same for the reading after the explanation."""
     calibrated_on: dict[str, Any] | None = None

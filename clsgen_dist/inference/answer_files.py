@@ -24,7 +24,10 @@ from clsgen_dist.io.files import atomic_file
 Columns = dict[str, Any]
 """A row's columns, or an answer's: values of JSON."""
 _MARKS = ("contradicts", "explanation_cut", "redraws", "truncated")
-_GROUPS = ("id", "", "label", "p_", "set", "hand_over", "after_", "explanation", "others", *_MARKS, "error", "code")
+_GROUPS = (
+    *("id", "", "label", "p_", "low_", "high_", "set", "hand_over", "after_", "explanation", "others"),
+    *(*_MARKS, "error", "code"),
+)
 """Order of the flat columns; the second is what the row had."""
 _BATCH = 1000
 
@@ -44,7 +47,7 @@ class Answer:
         return {"id": self.id, **_finite(self.row), **self.fields}
 
     def flat(self) -> Columns:
-        """With a column for each probability."""
+        """With a column for each probability, and for each end of an interval."""
         return {"id": self.id, **self.row, **_flat(self.fields)}
 
 
@@ -59,8 +62,9 @@ class InputColumns:
     """
 
     def __init__(self, labels: Sequence[str], id_column: str) -> None:
-        reading = {"label", "set", "hand_over", *(f"p_{name}" for name in labels)}
-        self._taken = {*_GROUPS, "probabilities", "after", *reading, *(f"after_{name}" for name in reading)}
+        of_class = (f"{what}_{name}" for name in labels for what in ("p", "low", "high"))
+        reading = {"label", "set", "hand_over", *of_class}
+        self._taken = {*_GROUPS, "probabilities", "interval", "after", *reading, *(f"after_{name}" for name in reading)}
         self._dropped = {"id"} & {id_column}
 
     def renamed(self, row: Columns) -> Columns:
@@ -88,6 +92,9 @@ def _flat(fields: Columns, prefix: str = "") -> Columns:
     for name, value in fields.items():
         if name == "probabilities":
             found |= {f"{prefix}p_{label}": p for label, p in value.items()}
+        elif name == "interval":
+            found |= {f"{prefix}low_{label}": low for label, (low, _) in value.items()}
+            found |= {f"{prefix}high_{label}": high for label, (_, high) in value.items()}
         elif name == "after":
             found |= _flat(value, "after_")
         else:

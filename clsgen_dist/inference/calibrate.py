@@ -44,6 +44,7 @@ def calibrate(
     coverage: float | None = None,
     class_conditional: bool | None = None,
     hand_over: str | None = None,
+    intervals: bool = False,
     batch_size: int = 32,
     max_bad_fraction: float = 0.01,
 ) -> ModelCard:
@@ -65,6 +66,7 @@ def calibrate(
         coverage: how many of the sets hold the true class (:mod:`clsgen_dist.calibration.conformal`); None: no sets.
         class_conditional: whether the coverage is promised for each class; None: if the prevalence is another.
         hand_over: ``risk=R`` or ``workload=W`` (:mod:`clsgen_dist.calibration.handing_over`); None: nothing is.
+        intervals: whether probabilities get Venn-Abers intervals (:mod:`clsgen_dist.calibration.venn_abers`).
         batch_size: rows put through the model together.
         max_bad_fraction: more bad rows than this share raise; fewer are left out.
 
@@ -80,13 +82,14 @@ def calibrate(
         coverage=coverage,
         class_conditional=class_conditional,
         hand_over=hand_over,
+        intervals=intervals,
         other_prevalence=moved,
     )
     if method == "none":
         if moved or rules != DecisionRules():
             raise SettingsError(
-                "--method none removes thresholds, prevalence, sets and handing over; leave their options out, or use "
-                "--method auto"
+                "--method none removes thresholds, prevalence, sets, handing over and intervals; leave their options "
+                "out, or use --method auto"
             )
         return _remove(folder)
     if data is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from clsgen_dist.calibration.decisions import Decisions
 from clsgen_dist.calibration.methods import from_json
+from clsgen_dist.calibration.prevalence import PriorCorrected
 from clsgen_dist.evaluation.metrics import decide
 from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.hf_export.artifact import ModelCard
@@ -31,6 +32,11 @@ class Reading:
     """Calibrated probability of each class (uncalibrated if the model has no calibration)."""
     logits: tuple[float, ...]
     """Raw class logits, before calibration."""
+    intervals: dict[str, tuple[float, float]] | None = None
+    """Venn-Abers intervals: binary, of the positive class; multi-label, of each class; None if the model has none.
+
+    Probabilities may lie outside, see :mod:`clsgen_dist.calibration.venn_abers`.
+    """
     prediction_set: list[str] | dict[str, list[str]] | None = None
     """The classes of the conformal set; None if the model has none.
 
@@ -46,11 +52,13 @@ class Reading:
         return self.label if isinstance(self.label, str) else ", ".join(self.label) or "none"
 
     def to_json(self) -> dict[str, object]:
-        """Label and probabilities, and where they apply ``set`` and ``hand_over``."""
+        """Label and probabilities, and where they apply ``interval``, ``set`` and ``hand_over``."""
         fields: dict[str, object] = {
             "label": self.label,
             "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
         }
+        if self.intervals is not None:
+            fields["interval"] = {name: [round(end, 6) for end in ends] for name, ends in self.intervals.items()}
         if self.prediction_set is not None:
             fields["set"] = self.prediction_set
         if self.hand_over is not None:
@@ -140,6 +148,10 @@ class AnswerReader:
         decisions = self.decisions_after if after else self.decisions
         probabilities_1C = calibration.probabilities(np.array([logits], dtype=np.float64))
         decided_1 = decide(probabilities_1C, space.kind, space.positive_index, thresholds)
+        prevalence = calibration.prevalence if isinstance(calibration, PriorCorrected) else None
+        [intervals] = (
+            decisions.intervals.named(np.array([logits]), space, prevalence) if decisions.intervals else [None]
+        )
         [prediction_set] = decisions.sets.named(probabilities_1C, space) if decisions.sets else [None]
         [hand_over] = (
             decisions.hand_over.applies(probabilities_1C, decided_1, space.kind) if decisions.hand_over else [None]
@@ -147,6 +159,7 @@ class AnswerReader:
         [decided] = decided_1
         return Reading(
             label=[names[c] for c in np.flatnonzero(decided)] if space.kind == "multilabel" else names[int(decided)],
+            intervals=intervals,
             prediction_set=prediction_set,
             hand_over=hand_over,
             probabilities=dict(zip(names, probabilities_1C[0].tolist(), strict=True)),
