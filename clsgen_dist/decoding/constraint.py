@@ -109,7 +109,9 @@ def grammar(settings: DecodingSettings, text: str, decided: Sequence[str]) -> st
 
     if settings.json_schema is not None:
         try:
-            return str(LLMatcher.grammar_from_json_schema(settings.json_schema))
+            json.loads(settings.json_schema)
+            # Otherwise a model may write blanks to the end of its tokens.
+            return str(LLMatcher.grammar_from_json_schema(settings.json_schema, {"whitespace_flexible": False}))
         except ValueError as error:
             raise SettingsError(f"decoding.json_schema is not valid JSON ({first_line(error)}); fix it") from None
     if settings.regex is not None:
