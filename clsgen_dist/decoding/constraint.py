@@ -132,7 +132,7 @@ def _lark(phrases: Sequence[str], stated: Sequence[str], forbidden: Sequence[str
     if stated:
         names = ", ".join(stated)
         parts.append("STATED")
-        rules.append(f"STATED: /{_OPENINGS}{_any_case_of_first(names)}/")
+        rules.append(f"STATED: /{_OPENINGS}{_any_case_of_first(names)}[ ,.:;!?\\n]/")
     if phrases:
         parts.append('before "\\"" QUOTE "\\""')
         rules.append(f'before[max_tokens={_BEFORE_QUOTE}]: /[^"\\n]*/{but}')
