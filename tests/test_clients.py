@@ -3,78 +3,26 @@
 from __future__ import annotations
 
 import json
-import threading
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clsgen_dist import clients
 from clsgen_dist.clients import EnginePredictor
-from clsgen_dist.errors import ModelError, ServerError
+from clsgen_dist.decoding.settings import DecodingSettings
+from clsgen_dist.errors import ModelError, ServerError, SettingsError
 from clsgen_dist.hf_export.artifact import ModelCard
-from clsgen_dist.hf_export.fold import fold
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.predict_file import predict_file
-from tests.inference.conftest import hand_made_export
+from tests.engine_server import serving_engine
 
 TEXTS = ["one", "two words", "x" * 400, "three more words"]
 
 
-class Engine(BaseHTTPRequestHandler):
-    """Answers as vLLM 0.32 does; ``faults`` are statuses to answer first, or a body to answer with."""
-
-    def do_GET(self):
-        self._answer(200, {"data": [{"id": "served"}]} if self.path == "/v1/models" else {})
-
-    @torch.inference_mode()
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        server.asked.append(body)
-        if server.faults:
-            fault = server.faults.pop(0)
-            return self._answer(*((fault, {"error": "busy"}) if isinstance(fault, int) else (200, fault)))
-        assert self.path == "/v1/completions" and body["model"] == "served"
-        ids_1T = torch.tensor([body["prompt"]])
-        log_p_V = server.lm(ids_1T).logits[0, -1].log_softmax(dim=0)
-        [end] = body["stop_token_ids"]
-        never = [[int(row)] for row, bias in body["logit_bias"].items() if bias == -100]
-        options = {"do_sample": False, "bad_words_ids": never, "eos_token_id": end, "pad_token_id": end}
-        tokens = server.lm.generate(ids_1T, max_new_tokens=body["max_tokens"], **options)
-        text = server.tokenizer.decode(tokens[0, ids_1T.shape[1] :], skip_special_tokens=True)
-        top = {f"token_id:{row}": float(log_p_V[row]) for row in [int(log_p_V.argmax()), *body["logprob_token_ids"]]}
-        return self._answer(200, {"choices": [{"text": text, "logprobs": {"top_logprobs": [top, {"token_id:5": -1}]}}]})
-
-    def _answer(self, status, content):
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def engine(tmp_path):
-    """An export, the same folded, and a server of it."""
-    folder = hand_made_export(tmp_path / "export", ["no", "yes"])
-    card = ModelCard.read(folder)
-    replace(card, calibration={"method": "affine", "scale": 0.5, "bias": [0.25, -0.25]}, thresholds=[0.4]).write(folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
-    server.export, server.folded, server.faults, server.asked = folder, fold(folder, tmp_path / "folded"), [], []
-    server.lm = AutoModelForCausalLM.from_pretrained(server.folded).eval()
-    server.tokenizer = AutoTokenizer.from_pretrained(server.folded)
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving_engine(tmp_path, ["no", "yes"]) as server:
+        yield server
 
 
 def test_an_engines_answers_are_the_predictors(engine):
@@ -85,6 +33,7 @@ def test_an_engines_answers_are_the_predictors(engine):
             np.testing.assert_allclose(a.logits, b.logits, atol=1e-4)
             assert a.probabilities == pytest.approx(b.probabilities, abs=1e-5)
             assert (a.label, a.explanation, a.truncated) == (b.label, b.explanation, b.truncated)
+            assert a.explanation_cut == b.explanation_cut
     engine.asked.clear()
     [bare] = EnginePredictor(engine.folded, engine.url).predict(["one"], explain=False)
     assert bare.explanation is None and engine.asked[0]["max_tokens"] == 1
@@ -124,3 +73,55 @@ def test_a_busy_engine_is_asked_again_and_a_refusal_is_named(engine, monkeypatch
         EnginePredictor(engine.folded, "http://127.0.0.1:9")
     with pytest.raises(ModelError, match=r"head is not in its LM head.*--fold true"):
         EnginePredictor(engine.export, engine.url)
+
+
+def test_an_engine_streams_draws_anew_and_keeps_to_budgets(tmp_path):
+    with serving_engine(tmp_path, ["benign", "malignant"]) as engine:
+        predictor = EnginePredictor(engine.folded, engine.url)
+        ours = Predictor(engine.export)
+        prompt = predictor.encoder.prompt("one")
+
+        def task(tokens=12, **settings):
+            decoding = predictor.decoding(DecodingSettings(**settings))
+            return predictor.task("one", prompt, decoding=decoding, max_new_tokens=tokens)
+
+        events, one = [], task()
+        one.on_reading, one.on_text = lambda reading: events.append(reading.label), events.append
+        raw = predictor.answer(one)
+        [expected] = ours.predict(["one"], max_new_tokens=12)
+        assert events[0] == expected.label and "".join(events[1:]) == expected.explanation == raw.explanation
+        assert one.tokens_written == 12 and len(events) > 2
+
+        engine.asked.clear()
+        engine.faults[:] = [answer_of(engine, expected.label, other) for other in (True, True, False)]
+        one = task(redraws=2)
+        raw = predictor.answer(one)
+        assert raw.redraws == 2 and raw.explanation.startswith("It is " + expected.label)
+        assert [body["temperature"] for body in engine.asked] == [0, 0.7, 0.7]
+        assert len({body["seed"] for body in engine.asked}) == 3
+
+        engine.faults[:] = [answer_of(engine, expected.label, other=False)]
+        assert predictor.answer(task(max_sentences=1)).explanation == f"It is {expected.label}."
+        one, seen = task(), []
+        one.on_text = seen.append
+        engine.seconds_a_piece, engine.pieces = 0.05, 0
+        assert predictor.answer(one, is_void=lambda: len(seen) > 0) is None
+        assert engine.pieces <= 3, "the engine goes on while nobody reads"
+
+
+def answer_of(engine, label, other):
+    """An answer that states the label, or the other one."""
+    names = {"benign": "malignant", "malignant": "benign"}
+    [first] = Predictor(engine.export).predict(["one"], explain=False)
+    rows = ModelCard.read(engine.folded).folded.all_rows
+    top = dict.fromkeys((f"token_id:{row}" for row in rows), -3.0)
+    top[f"token_id:{rows[['benign', 'malignant'].index(first.label)]}"] = 40.0
+    text = f" It is {names[label] if other else label}. And more."
+    return {"choices": [{"text": text, "logprobs": {"top_logprobs": [top]}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize("settings", [{"tell": "decision"}, {"forbidden": ["x"]}, {"length": "detailed"}], ids=str)
+def test_what_an_engine_cannot_do_is_refused(engine, settings):
+    predictor = EnginePredictor(engine.folded, engine.url)
+    with pytest.raises(SettingsError, match="is not possible with an engine"):
+        predictor.predict(["one"], decoding=DecodingSettings(**settings))

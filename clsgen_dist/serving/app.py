@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -62,13 +62,7 @@ def create_app(service: Service, *, tokens: Sequence[str] = (), max_body: int = 
     for router in (own_router(service, auth=bool(tokens)), chat_router(service), decision_router(service)):
         app.include_router(router, dependencies=guarded)
     _add_operations(app, service, guarded)
-    if PAGE.is_dir():
-        app.mount("/page", StaticFiles(directory=PAGE), name="page")
-
-        @app.get("/", include_in_schema=False)
-        async def page() -> FileResponse:
-            return FileResponse(PAGE / "index.html")
-
+    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")  # last: it takes whatever no route takes
     app.add_middleware(_Measured, service=service)
     app.add_middleware(_Limited, max_body=max_body)
     return app
@@ -155,7 +149,7 @@ class _Limited:
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        received = 0
+        received, refused = 0, False
 
         async def counted() -> Message:
             nonlocal received
@@ -165,16 +159,26 @@ class _Limited:
                 raise self._too_large(received)
             return message
 
+        async def unless_refused(message: Message) -> None:
+            nonlocal refused
+            if received > self._max_body and message["type"] == "http.response.start":  # FastAPI calls it a bad body
+                refused = True
+                await _answered(self._too_large(received))(scope, receive, with_headers)
+            elif not refused:
+                await with_headers(message)
+
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *_HEADERS.items()]}
+                own = {**_HEADERS, b"cache-control": b"no-store" if scope["path"].startswith("/v1/") else b"no-cache"}
+                kept = [(name, value) for name, value in message["headers"] if name.lower() not in own]
+                message = {**message, "headers": [*kept, *own.items()]}
             await send(message)
 
         if not declared.isdigit() or int(declared) > self._max_body:
             size = int(declared) if declared.isdigit() else -1
             await _answered(self._too_large(size))(scope, receive, with_headers)
             return
-        await self._app(scope, counted, with_headers)
+        await self._app(scope, counted, unless_refused)
 
     def _too_large(self, size: int) -> TooLargeError:
         return TooLargeError(

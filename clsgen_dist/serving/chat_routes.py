@@ -80,7 +80,7 @@ def chat_router(service: Service) -> APIRouter:
         if body.stream:
             wants_usage = bool((body.stream_options or {}).get("include_usage"))
             chunks = _chunks(service, ticket, request, head, text, usage=wants_usage)
-            return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return StreamingResponse(chunks, media_type="text/event-stream")
         prediction = await service.prediction(ticket, request)
         message = {"role": "assistant", "content": prediction.explanation, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": _finish(prediction), "logprobs": None}

@@ -65,7 +65,7 @@ def own_router(service: Service, *, auth: bool) -> APIRouter:
         if not body.stream:
             return service.answer_json(await service.prediction(ticket, request), identity, body.text)
         events = _events(service, ticket, request, identity, body.text)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return StreamingResponse(events, media_type="text/event-stream")
 
     @router.post("/batch")
     async def batch(body: BatchRequest, request: Request) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def test_more_classes_are_refused_before_the_model_is_loaded(tmp_path, capsys):
 def test_a_model_that_an_earlier_version_calibrated_has_none(folder, rows):
     main(["calibrate", "--model", str(folder), "--data", rows, "--method", "affine", "--hand_over", "workload=0.2"])
     card = json.loads((folder / META_FILE).read_text())
-    assert card["format_version"] == 5 and card["decisions"].pop("intervals") is None
-    (folder / META_FILE).write_text(json.dumps(card))
+    assert card["decisions"].pop("intervals") is None
+    (folder / META_FILE).write_text(json.dumps({**card, "format_version": 5}))
     [found] = Predictor(folder).predict(TEXTS[:1], explain=False)
     assert found.intervals is None and found.hand_over is not None
