@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clsgen_dist.io.value_ranges import PositiveFloat, PositiveInt
+    from clsgen_dist.io.value_ranges import Port, PositiveFloat, PositiveInt
 
 
 def run(
     model: str,
     host: str = "127.0.0.1",
-    port: PositiveInt = 8000,
+    port: Port = 8000,
     name: str | None = None,
     tokens_file: str | None = None,
     without_tokens: bool = False,

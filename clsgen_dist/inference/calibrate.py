@@ -124,11 +124,10 @@ def calibrate(
     except DataError as error:
         raise DataError(f"{data}: {error}") from None
     calibrated_on: dict[str, Any] = {"source": data, "rows": len(labels)}
-    if not moved:
-        logits_NK = np.array([prediction.logits for prediction in labelled])
-        calibrated_on["score_counts"] = score_counts(fitted.calibration.probabilities(logits_NK), space.names)
     if prevalence_from is not None:
         calibrated_on["prevalence_from"] = prevalence_from
+    if not moved:  # else new rows are not expected to look like these
+        calibrated_on["score_counts"] = _score_counts(fitted, labelled, space)
     card = _with(predictor.card, fitted, after, calibrated_on)
     card.write(folder)
     return card
@@ -149,6 +148,11 @@ def _texts(source: str, columns: Columns | None, max_bad_fraction: float) -> lis
         source, len(rows) - len(rejected), len(rejected), rejected, max_bad_fraction, None, "--max_bad_fraction"
     )
     return [row.text for row in rows if row.rejected is None]
+
+
+def _score_counts(fitted: FittedReading, rows: Sequence[Prediction], space: LabelSpace) -> dict[str, list[int]]:
+    probabilities_NC = fitted.calibration.probabilities(np.array([row.logits for row in rows]))
+    return score_counts(probabilities_NC, space.names)
 
 
 def _after(prediction: Prediction) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ NonNegativeFloat = Annotated[float, Ge(0)]
 ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
 OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
 HalfOpenUnitInterval = Annotated[float, Ge(0), Lt(1)]
+Port = Annotated[int, Ge(1), Le(65535)]
 JaccardThreshold = Annotated[float, Ge(0.5), Lt(1)]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +62,14 @@ def serve(model: str | Path, options: ServeOptions | None = None, *, engine: str
     options = options or ServeOptions()
     tokens = read_tokens(options)
     require_guarded(options, tokens)
+    require_free(options.host, options.port)
     folder = Path(model)
     predictor, backend = _opened(folder, options, engine)
     limits = Limits(max_characters=options.max_characters, deadline=options.deadline, log_texts=options.log_texts)
     service = Service(folder, options.name or folder.resolve().name, predictor, backend, limits)
     app = create_app(service, tokens=tokens, max_body=options.max_body)
     logger.info("serving %s on http://%s:%d (page at /, API at /docs)", folder, options.host, options.port)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn's own, while it runs; then it raises TERM once more
     uvicorn.run(
         app,
         host=options.host,
@@ -100,6 +104,18 @@ def require_guarded(options: ServeOptions, tokens: list[str]) -> None:
         f"--host is {options.host}, which others may reach, and there are no tokens; give --tokens_file, set "
         f"{TOKENS_VARIABLE}, or say --without_tokens true where something else guards the server"
     )
+
+
+def require_free(host: str, port: int) -> None:
+    """SettingsError for an address that cannot be listened on, before the model is loaded."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"--host {host} --port {port} cannot be listened on ({error.strerror}): port {port} is taken, or the "
+            "address is not this machine's; choose another"
+        ) from None
 
 
 def _opened(folder: Path, options: ServeOptions, engine: str | None) -> tuple[Predictor | EnginePredictor, Backend]:
