@@ -102,9 +102,8 @@ def calibrate(
     rows = labelled_rows(predictor, data, columns, max_bad_fraction)
     unlabelled = _texts(prevalence_from, columns, max_bad_fraction) if prevalence_from else None
     labels = labels_of(predictor, rows.examples)
-    options: dict[str, Any] = {"prevalence": prevalence}
-    if columns and columns.cluster:
-        options["clusters_N"] = clusters(rows.examples)
+    clustered = {"clusters_N": clusters(rows.examples)} if columns and columns.cluster else {}
+    options: dict[str, Any] = {"prevalence": prevalence, **clustered}
 
     def predict(texts: Sequence[str], ids: Sequence[str] | None = None) -> list[Prediction]:
         return predictor.predict(texts, batch_size=batch_size, explain=both, progress=True, ids=ids)
