@@ -18,12 +18,12 @@ from torch import Tensor
 from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import SettingsError, first_line
 
-_LEAST_QUOTE, _LONGEST_QUOTE = 8, 100
+_LEAST_QUOTE, _LONGEST_QUOTE = 8, 60
 """Characters of a quoted phrase; the least is lower where the text is shorter."""
 _QUOTED_FROM, _PARTS = 20_000, 200
 """Characters of a text, and parts of it, that may be quoted."""
-_BEFORE_QUOTE = 48
-"""Tokens before the quotation must come."""
+_BEFORE_QUOTE = 4
+"""The quotation begins within this part of the explanation's most tokens."""
 _OPENINGS = r"((This|It) (is|looks|seems|appears)( to be)? )?((An?|The|an?|the|[Ll]ikely|[Pp]robably|[Mm]ost likely) )?"
 _ANY = r"(.|\n)*"
 
@@ -41,18 +41,21 @@ class ConstraintCompiler:
         self._tokenizer, self._vocabulary, self._end = tokenizer, vocabulary, end_token
         self._compiled: Any = None
 
-    def constraint(self, settings: DecodingSettings, text: str, decided: Sequence[str]) -> Constraint | None:
+    def constraint(
+        self, settings: DecodingSettings, text: str, decided: Sequence[str], longest: int
+    ) -> Constraint | None:
         """The constraint for an explanation; None: any text.
 
         Args:
             settings: what is asked for.
             text: what is classified, from which is quoted.
             decided: the decided class, or classes; empty: none is to be stated.
+            longest: most tokens of the explanation.
 
         Raises:
             SettingsError: the schema, expression or grammar cannot be read.
         """
-        found = grammar(settings, text, decided)
+        found = grammar(settings, text, decided, longest)
         if found is None:
             return None
         from llguidance import LLMatcher
@@ -103,7 +106,7 @@ class Constraint:
             )
 
 
-def grammar(settings: DecodingSettings, text: str, decided: Sequence[str]) -> str | None:
+def grammar(settings: DecodingSettings, text: str, decided: Sequence[str], longest: int) -> str | None:
     """llguidance's grammar for the settings; None: any text is allowed."""
     from llguidance import LLMatcher
 
@@ -122,10 +125,12 @@ def grammar(settings: DecodingSettings, text: str, decided: Sequence[str]) -> st
     stated = [name for name in decided if name.strip()] if settings.state_decision else []
     if not (phrases or stated or settings.forbidden):
         return None
-    return str(LLMatcher.grammar_from_lark(_lark(phrases, stated, settings.forbidden)))
+    return str(
+        LLMatcher.grammar_from_lark(_lark(phrases, stated, settings.forbidden, max(1, longest // _BEFORE_QUOTE)))
+    )
 
 
-def _lark(phrases: Sequence[str], stated: Sequence[str], forbidden: Sequence[str]) -> str:
+def _lark(phrases: Sequence[str], stated: Sequence[str], forbidden: Sequence[str], before_quote: int) -> str:
     """``[statement] [text "quotation"] text``, with the forbidden phrases excluded from every text."""
     but = "".join(f" & ~/{_ANY}{_any_case(phrase)}{_ANY}/" for phrase in forbidden)
     parts, rules = [], [f"TEXT: /{_ANY}/{but}"]
@@ -135,7 +140,7 @@ def _lark(phrases: Sequence[str], stated: Sequence[str], forbidden: Sequence[str
         rules.append(f"STATED: /{_OPENINGS}{_any_case_of_first(names)}[ ,.:;!?\\n]/")
     if phrases:
         parts.append('before "\\"" QUOTE "\\""')
-        rules.append(f'before[max_tokens={_BEFORE_QUOTE}]: /[^"\\n]*/{but}')
+        rules.append(f'before[max_tokens={before_quote}]: /[^"\\n]*/{but}')
         least = min(_LEAST_QUOTE, max(map(len, phrases)))
         rules.append(
             f"QUOTE: ({' | '.join(f'Q{n}' for n in range(len(phrases)))}) & /.{{{least},{_LONGEST_QUOTE}}}/{but}"

@@ -46,6 +46,8 @@ class Draft:
     """Gets the explanation piece by piece."""
     scored: bool = False
     """Whether the log-probability is summed up."""
+    is_free: bool = True
+    """Whether the text consists of sentences, and may end after any; no grammar prescribes it."""
 
     tokens: list[int] = field(default_factory=list, init=False)
     """The explanation's, without the end token."""
@@ -122,8 +124,7 @@ class Draft:
         if self._kept is not None:
             return self._kept.strip()
         text = self._decoded()
-        # What a grammar prescribes has an end of its own.
-        return (whole_sentences(text) if self.is_cut and self.constraint is None else text).strip()
+        return (whole_sentences(text) if self.is_cut and self.is_free else text).strip()
 
     def _decoded(self) -> str:
         return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))

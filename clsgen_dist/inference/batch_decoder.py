@@ -232,11 +232,12 @@ class BatchDecoder:
                 self._encoder.end_token,
                 task.longest,
                 Sampling(temperature, settings.top_p, settings.min_p, draw_seed(settings.seed, task.redraws, number)),
-                self._constraints.constraint(settings, task.text, decided),
+                self._constraints.constraint(settings, task.text, decided, task.longest),
                 LengthBudget(settings.max_words, most, least),
                 self._tokenizer.encode(prefix, add_special_tokens=False) if prefix else [],
                 task.on_text if single else None,
                 scored=not single,
+                is_free=settings.form is None,
             )
             for number in range(settings.candidates)
         ]

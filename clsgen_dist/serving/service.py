@@ -186,7 +186,7 @@ class Service:
     ) -> list[Any]:
         encoder, predictor = self.predictor.encoder, self.predictor
         if settings.form is not None and isinstance(predictor, Predictor) and explain:
-            predictor.constraints.constraint(settings, texts[0], [])
+            predictor.constraints.constraint(settings, texts[0], [], 1)
         return [
             predictor.task(text, encoder.prompt(text), decoding=settings, explain=explain, max_new_tokens=max_tokens)
             for text in texts
