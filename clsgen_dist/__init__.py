@@ -24,10 +24,21 @@ if TYPE_CHECKING:
     from clsgen_dist.inference.evaluate import evaluate
     from clsgen_dist.inference.predict import Predictor
     from clsgen_dist.inference.text_classifier import TextClassifier
+    from clsgen_dist.inference.text_pipeline import pipeline
     from clsgen_dist.training.trainer import train
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "Settings", "TextClassifier", "calibrate", "evaluate", "export", "load_settings", "train"]
+__all__ = [
+    "Predictor",
+    "Settings",
+    "TextClassifier",
+    "calibrate",
+    "evaluate",
+    "export",
+    "load_settings",
+    "pipeline",
+    "train",
+]
 _HOME = {
     "Predictor": "inference.predict",
     "Settings": "config",
@@ -36,6 +47,7 @@ _HOME = {
     "evaluate": "inference.evaluate",
     "export": "hf_export.export",
     "load_settings": "config",
+    "pipeline": "inference.text_pipeline",
     "train": "training.trainer",
 }
 

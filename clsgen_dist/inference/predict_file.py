@@ -100,11 +100,17 @@ def predict_file(
             "decoding": predictor.decoding(decoding),
         }
         job = _Job(predictor, Path(model), source, known, parts, options)
-        with Progress(total, enabled=ranks.rank == 0 and total > batch_size, unit="row", label="predict") as shown:
+        with Progress(
+            total, enabled=ranks.rank == 0 and total > batch_size, unit="row", label="predict", rate=True
+        ) as shown:
+
+            def on_rows(count: int, *, computed: bool) -> None:
+                (shown.update if computed else shown.skip)(count)
+
             for number, rows in enumerate(job.windows()):
                 end = shown.done + len(rows)
-                job.raws(number, rows, ranks=ranks, on_rows=shown.update)
-                shown.update(end - shown.done)  # those without a text, and those of other ranks
+                job.raws(number, rows, ranks=ranks, on_rows=on_rows)
+                shown.skip(end - shown.done)  # those without a text, and those of other ranks
         written = _Tally()
         if ranks.rank == 0:
             with writing(target):

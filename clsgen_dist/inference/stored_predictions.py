@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +59,13 @@ class BatchPredictor(Protocol):
 
     def read(self, raw: RawPrediction) -> Prediction:
         """The prediction of logits that are finite."""
+
+
+class RowsCounter(Protocol):
+    """Is told of rows that are predicted."""
+
+    def __call__(self, rows: int, /, *, computed: bool) -> None:
+        """``computed``: now, and not read from what is kept."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def stored_predictions(
     explain: bool = True,
     max_new_tokens: int | None = None,
     decoding: DecodingSettings | None = None,
-    on_rows: Callable[[int], None] | None = None,
+    on_rows: RowsCounter | None = None,
 ) -> StoredPredictions:
     """What the model computes for each text, from ``folder`` where it is there, else computed and kept there.
 
@@ -129,7 +136,7 @@ def stored_predictions(
         explain: decode explanations too.
         max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
         decoding: how explanations are written; None: as the model's folder says.
-        on_rows: told how many more rows this rank has; None: a progress of its own is shown.
+        on_rows: told how many more rows this rank has, and whether it computed them; None: a progress of its own is shown.
 
     Raises:
         SettingsError: the folder cannot be written, or prompt and ``max_new_tokens`` exceed the context.
@@ -145,7 +152,7 @@ def stored_predictions(
         done = _read(parts)
         ranks.barrier()  # no rank writes before all have read the same
         if known := sum(map(len, done.values())):
-            (on_rows or _nothing)(known)
+            (on_rows or _nothing)(known, computed=False)
         if known == len(texts):
             return StoredPredictions(_in_order(done, len(texts)), 0, time.monotonic() - start)
         batches = predictor.prompt_batches(texts, batch_size)
@@ -166,12 +173,12 @@ def stored_predictions(
                     out.write(json.dumps(line) + "\n")
                     out.flush()
                     shown.update()
-                    (on_rows or _nothing)(len(rows))
+                    (on_rows or _nothing)(len(rows), computed=True)
     ranks.barrier()
     return StoredPredictions(_in_order(_read(parts), len(texts)), len(mine), time.monotonic() - start)
 
 
-def _nothing(rows: int) -> None:
+def _nothing(rows: int, *, computed: bool) -> None:
     """Tell nobody."""
 
 

@@ -30,16 +30,20 @@ class Progress:
         enabled: bool,
         unit: str = "step",
         label: str = "train",
+        rate: bool = False,
         stream: TextIO | None = None,
         every_seconds: float = 10,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``start`` units are already done; ``stream`` defaults to stderr; ``every_seconds`` applies to plain lines."""
+        """``start`` units are already done; ``stream`` defaults to stderr; ``every_seconds`` applies to plain lines.
+
+        ``rate``: plain lines say the units per second too.
+        """
         self.total = total
         self.done = start
         self._start = start
         self._enabled = enabled
-        self._unit = unit
+        self._unit, self._rate = unit, rate
         self._label = label
         # Not a default value, since stderr may have been redirected after the import.
         self._stream = sys.stderr if stream is None else stream
@@ -72,6 +76,13 @@ class Progress:
         if is_due or self.done >= self.total:
             self._print_state(now)
 
+    def skip(self, n: int) -> None:
+        """``n`` more units were done before: they say nothing of the speed."""
+        self._start += n
+        if self._bar is not None:
+            self._bar.initial += n
+        self.update(n)
+
     def close(self) -> None:
         """Closes the bar, or prints the final state if it has not been printed yet."""
         if self._bar is not None:
@@ -100,6 +111,8 @@ class Progress:
             when = f"eta {duration(left * elapsed / here)}"
         else:
             when = "eta ?"
+        if self._rate and here > 0 and elapsed > 0:
+            when += f"  {here / elapsed:.3g} {self._unit}s/s"
         numbers = _numbers(self._postfix)
         self._print(f"{self._label} {self.done}/{self.total}{share} {when}" + (f"  {numbers}" if numbers else ""))
         self._printed_at, self._printed_done = now, self.done

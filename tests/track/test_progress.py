@@ -86,6 +86,15 @@ def test_eta_of_a_resumed_run_counts_only_its_own_steps() -> None:
     assert lines_of(stream) == ["train 91/100 (91%) eta 1m03s"]
 
 
+def test_units_done_before_say_nothing_of_the_speed() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(100, enabled=True, unit="row", label="predict", rate=True, stream=stream, clock=clock)
+    progress.skip(60)
+    clock.now = 10.0
+    progress.update(5)
+    assert lines_of(stream) == ["predict 60/100 (60%) eta ?", "predict 65/100 (65%) eta 1m10s  0.5 rows/s"]
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_other_ranks_print_nothing(is_terminal: bool) -> None:
     stream = io.StringIO()
