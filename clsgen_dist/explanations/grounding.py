@@ -127,6 +127,44 @@ def grounding(texts: Sequence[str], explanations: Sequence[str], labels: Sequenc
     return GroundingScores(scores[ClaimKind.NUMBER], scores[ClaimKind.QUOTE], scores[ClaimKind.STATEMENT], spans_N)
 
 
+def named_phrases(text: str, explanation: str, names: ClassNames) -> list[Offsets]:
+    """Spans of the text to show as what the explanation names, in order, without overlaps.
+
+    Runs of two words or more that both have, where one is a content word, the longest first; then content words that are
+    in no run. :func:`ground` counts single words, which is right for a share, but marks ``high`` everywhere where the
+    explanation says ``pits very high``.
+    """
+    said = words(names.masked(explanation, " ¶ "))
+    spans, given = word_offsets(text), words(text)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, word in enumerate(given):
+        places[word].append(place)
+    found: list[Offsets] = []
+    single: set[str] = set()
+    at = 0
+    while at < len(said):
+        lengths = {place: _common_run(said[at:], given[place:]) for place in places[said[at]]}
+        longest = max(lengths.values(), default=0)
+        if longest >= 2 and any(map(is_content, said[at : at + longest])):
+            runs = [place for place, length in lengths.items() if length == longest]
+            found += [(spans[place][0], spans[place + longest - 1][1]) for place in runs]
+            at += longest
+        else:
+            if is_content(said[at]):
+                single.add(stem(said[at]))
+            at += 1
+    found += [span for span, word in zip(spans, given, strict=True) if stem(word) in single and is_content(word)]
+    claims = [*_number_claims(text, explanation), *_quote_claims(text, explanation)]
+    return merged(found + [span for claim in claims for span in claim.evidence])
+
+
+def _common_run(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the common beginning."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
 def copied_share(texts: Sequence[str], explanations: Sequence[str]) -> RowScores:
     """Share of an explanation's runs of 4 words that its input has word for word; NaN for shorter explanations.
 

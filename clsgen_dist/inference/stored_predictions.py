@@ -136,7 +136,7 @@ def stored_predictions(
         explain: decode explanations too.
         max_new_tokens: longest explanation in tokens; None: the longest that training allowed.
         decoding: how explanations are written; None: as the model's folder says.
-        on_rows: told how many more rows this rank has, and whether it computed them; None: a progress of its own is shown.
+        on_rows: told how many more rows this rank has, and whether it computed them; None: a progress is shown here.
 
     Raises:
         SettingsError: the folder cannot be written, or prompt and ``max_new_tokens`` exceed the context.

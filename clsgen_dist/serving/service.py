@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from clsgen_dist.clients import EnginePredictor
 from clsgen_dist.decoding.settings import DecodingSettings
-from clsgen_dist.explanations.grounding import ground
+from clsgen_dist.explanations.grounding import named_phrases
 from clsgen_dist.hf_export.artifact import META_FILE, ModelCard
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.prediction import AnswerReader, Prediction, Reading
@@ -153,7 +153,7 @@ class Service:
         """A complete answer; ``evidence``: spans of the text that the explanation names, in code points."""
         fields = {"id": identity, "model": self.name, **prediction.to_json()}
         if prediction.explanation is not None:
-            spans = ground(text, prediction.explanation, self.predictor.reader.names).evidence
+            spans = named_phrases(text, prediction.explanation, self.predictor.reader.names)
             fields["evidence"] = [list(span) for span in spans]
         return fields
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clsgen_dist.explanations.grounding import ClaimKind, copied_share, ground, grounding
+from clsgen_dist.explanations.grounding import ClaimKind, copied_share, ground, grounding, named_phrases
 from clsgen_dist.explanations.richness import richness
 from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.explanations.text_units import merged, numbers, quoted_spans, replaced, statements, stem, words
@@ -119,3 +119,21 @@ def test_richness_tells_evidence_confidence_and_doubt():
     assert found.evidence.values_N.tolist() == [1, 0, 0, 1, 0]
     assert found.confidence.values_N.tolist() == [1, 0, 0, 0, 0]
     assert found.hedges.values_N.tolist() == [0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "explanation", "expected"),
+    [
+        ("Size very high, texture high, pits very high.", "malignant: pits very high, size very high.",
+         ["Size very high", "pits very high"]),
+        ("An irregular mass with spiculated edges, 12 mm.", "The edges are spiculated (12 mm).",
+         ["spiculated", "edges", "12 mm"]),
+        ("Fever and cough. Fever again.", "Fever.", ["Fever", "Fever"]),
+        ("It is what it is.", "It is what it is.", []),
+        ("malignant cells", "malignant", []),
+        ("🙂 The mass is rough.", "A rough mass.", ["mass", "rough"]),
+    ],
+)  # fmt: skip
+def test_what_an_explanation_names_is_shown_as_phrases(text, explanation, expected):
+    spans = named_phrases(text, explanation, ClassNames(["benign", "malignant"]))
+    assert [text[start:end] for start, end in spans] == expected
