@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -71,12 +69,7 @@ def test_what_is_missing_is_named(model):
     faults("neither model.safetensors nor pytorch_model.bin")
 
 
-def test_as_a_command_it_prints_what_it_found(model):
-    def run(*words):
-        command = [sys.executable, "-m", "clsgen_dist.hf_export.gguf_check", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True)
-
+def test_adapters_alone_are_no_model(model):
     (model / "adapter_config.json").write_text("{}")
-    done = run(model)
-    assert done.returncode == 1 and "LoRA adapters alone: export with --merge true" in done.stderr
-    assert run().returncode == 1
+    [fault] = gguf_faults(model)
+    assert "LoRA adapters alone: export with --merge true" in fault
