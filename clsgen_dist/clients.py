@@ -6,7 +6,8 @@
     [prediction] = predictor.predict(["a text"])
 
 The folder is one that ``clsgen export --fold true`` wrote. Prompts are sent as token ids: plain text could hold the
-name of a token that means something to the model. Calls that an engine is too busy for are repeated.
+name of a token that means something to the model. Calls that an engine is too busy for are repeated. SGLang's own
+interface is in docs/howto/export_and_serve.md.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What every job runs. Sourced by train_*.sh, which hold only directives and settings.
+# What every job runs. Sourced by train_*.sh, which hold only directives and settings, and by serve_70b.sh.
 #
 #   RECIPE   YAML recipe                       OUTPUT   the run's folder, on a file system that all nodes share
 #
@@ -183,7 +183,7 @@ container_prefix() {
 # Names of the environment variables that tasks need.
 variable_names() {
     {
-        compgen -e | grep -E '^(SLURM|CLSGEN|MASTER|NCCL|RCCL|GLOO|TORCH|HF|OMP|CUDA|ROCR|HIP|NVIDIA|FI_|UCX_|LD_LIBRARY_PATH|PYTHON)' || true
+        compgen -e | grep -E '^(SLURM|CLSGEN|MASTER|NCCL|RCCL|GLOO|TORCH|VLLM|HF|OMP|CUDA|ROCR|HIP|NVIDIA|FI_|UCX_|LD_LIBRARY_PATH|PYTHON)' || true
         printf '%s\n' SLURM_{PROCID,LOCALID,NODEID,NTASKS,STEP_TASKS_PER_NODE} SLURMD_NODENAME CUDA_VISIBLE_DEVICES
     } | sort -u
 }
@@ -393,26 +393,36 @@ one_at_a_time() {
     fi
 }
 
-# train ARGUMENTS...: run the job. ARGUMENTS are passed to clsgen train.
-train() {
+# open_job SCRIPT MOUNT...: site settings, the run's folder, the rendezvous and the container. Sets `mounts`, and `prefix`, which
+# starts a command in the container.
+open_job() {
     ROOT=${CLSGEN_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
     load_site
-    require RECIPE "set it in the job script, like RECIPE=configs/70b_zero3.yaml"
     require OUTPUT "set it in the job script, to a folder that all nodes see"
-    require SLURM_JOB_ID "this runs under Slurm: sbatch slurm/train_70b.sh (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
+    require SLURM_JOB_ID "this runs under Slurm: sbatch $1 (DRY_RUN=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n1 shows the commands)"
     [[ ${CONTAINER:-none} == none ]] || require CONTAINER_IMAGE "name the image in slurm/cluster.env"
     cd "$ROOT"
     OUTPUT=$(realpath -m "$OUTPUT")
-    check_arguments "$@"
     PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
     export ROOT OUTPUT CLSGEN_LOGS=$OUTPUT/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
     export PYTHONPATH=$ROOT:$ROOT/kernels${PYTHONPATH:+:$PYTHONPATH}
     rendezvous
-    local lines ended='' array_done=$OUTPUT/logs/${SLURM_ARRAY_JOB_ID:-}.done
-    local -a mounts=("$ROOT:$ROOT" "$OUTPUT:$OUTPUT" ${CONTAINER_MOUNTS:+"$CONTAINER_MOUNTS"}) prefix=()
+    local lines
+    mounts=("$ROOT:$ROOT" "$OUTPUT:$OUTPUT" "${@:2}" ${CONTAINER_MOUNTS:+"$CONTAINER_MOUNTS"}) prefix=()
     IFS=, read -ra mounts <<<"$(join , "${mounts[@]}")"
     lines=$(container_prefix) || exit 2
     [[ -z $lines ]] || mapfile -t prefix <<<"$lines"
+}
+
+# Make the folder of this start's logs.
+make_logs() { { mkdir -p "$CLSGEN_LOGS" && date >"$CLSGEN_LOGS/started"; } || die "$CLSGEN_LOGS cannot be written: make room, or set OUTPUT to another folder"; }
+
+# train ARGUMENTS...: run the job. ARGUMENTS are passed to clsgen train.
+train() {
+    open_job slurm/train_70b.sh
+    require RECIPE "set it in the job script, like RECIPE=configs/70b_zero3.yaml"
+    check_arguments "$@"
+    local ended='' array_done=$OUTPUT/logs/${SLURM_ARRAY_JOB_ID:-}.done
     # The job's own settings come last, so that a --config in ARGUMENTS cannot change the run's folder.
     local -a command=("$PYTHON" -m clsgen_dist train --config "$RECIPE" "$@" --output_dir "$OUTPUT" --resume auto)
     [[ -z ${CLSGEN_COMMAND:-} ]] || command=(bash -c "$CLSGEN_COMMAND")
@@ -430,7 +440,7 @@ train() {
         log "a task of this array has completed the run ($array_done): nothing left to do"
         exit 0
     fi
-    { mkdir -p "$CLSGEN_LOGS" && date >"$CLSGEN_LOGS/started"; } || die "$CLSGEN_LOGS cannot be written: make room, or set OUTPUT to another folder"
+    make_logs
     one_at_a_time
     log_code_change
     print_environment >>"$OUTPUT/environment.txt" 2>&1 & # in the background: the GPUs need not wait for it

@@ -130,9 +130,9 @@ def grounding(texts: Sequence[str], explanations: Sequence[str], labels: Sequenc
 def named_phrases(text: str, explanation: str, names: ClassNames) -> list[Offsets]:
     """Spans of the text to show as what the explanation names, in order, without overlaps.
 
-    Runs of two words or more that both have, where one is a content word, the longest first; then content words that are
-    in no run. :func:`ground` counts single words, which is right for a share, but marks ``high`` everywhere where the
-    explanation says ``pits very high``.
+    Runs of two words or more that both have, with a content word in them, the longest first; then content words that
+    are in no run. :func:`ground` counts single words, which is right for a share, but would show ``high`` everywhere
+    where the explanation says ``pits very high``.
     """
     said = words(names.masked(explanation, " ¶ "))
     spans, given = word_offsets(text), words(text)

@@ -1,6 +1,7 @@
 """The exported folder: an ordinary causal-LM folder, plus the classification head and its metadata.
 
-config.json, model*.safetensors, tokenizer…   opens in transformers, vLLM and converters unchanged
+config.json, model*.safetensors, tokenizer…   opens in transformers, vLLM and converters unchanged; or
+adapter_config.json, adapter_model.safetensors   LoRA adapters that are not merged, in peft's format
 classification_head/weights.safetensors       weight [K, D], bias [K]; fp32
 clsgen.json                                   label space, prompt, calibration, thresholds, fingerprints
 """
@@ -30,7 +31,7 @@ META_FILE = "clsgen.json"
 FORMAT = 6
 _READABLE_FORMATS = (1, 2, 3, 4, 5, 6)
 """Format 1 has no ``prompt``; 1 and 2 are of single labels, with one ``threshold``; 1 to 3 know affine maps alone; 1 to
-4 are not folded; 1 to 5 have no ``decoding``."""
+4 are not folded; 1 to 5 have neither adapters nor ``decoding``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,9 @@ class ModelCard:
     """Where the head is in the LM head; None: it is not."""
     decoding: dict[str, Any] | None = None
     """How explanations are written unless told otherwise, :class:`DecodingSettings`; None: greedily."""
+    base_fingerprint: str | None = None
+    """Of the weights that the folder's LoRA adapters are for (:mod:`clsgen_dist.hf_export.adapters`); None: the folder
+    has all weights."""
     format_version: int = FORMAT
 
     def write(self, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """From a sharded training checkpoint to a plain Hugging Face folder.
 
-1. The trained weights are merged into the base's files (:mod:`clsgen_dist.hf_export.merge`).
+1. The trained weights are merged into the base's files (:mod:`clsgen_dist.hf_export.merge`), or LoRA adapters are
+   written alone (:mod:`clsgen_dist.hf_export.adapters`).
 2. The base's configuration and tokenizer are copied (:mod:`clsgen_dist.hf_export.config_files`).
 3. The classification head is written into its own folder.
 4. The result is reloaded and verified (:mod:`clsgen_dist.hf_export.verify`), then renamed to the output folder.
@@ -8,11 +9,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from clsgen_dist import checkpoint
 from clsgen_dist.config import Settings, settings_from_yaml
 from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import CheckpointError, SettingsError
+from clsgen_dist.hf_export.adapters import peft_tensors, write_adapters
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint, require_replaceable
 from clsgen_dist.hf_export.config_files import copy_small_files, write_chat_template, write_config
 from clsgen_dist.hf_export.fold import fold as fold_head
@@ -32,9 +33,23 @@ from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary, verif
 from clsgen_dist.model.backbone import Backbone, backbone_path, open_backbone
 from clsgen_dist.model.classification_head import head_affine
 from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.model.weight_files import WeightMap
 from clsgen_dist.objectives.class_weights import distortions
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is exported, and how."""
+
+    source: Path
+    """The checkpoint's folder."""
+    settings: Settings
+    marker: dict[str, Any]
+    max_shard_bytes: int
+    merge: bool
+    verify_logits: bool
 
 
 def export(
@@ -45,6 +60,7 @@ def export(
     verify_logits: bool = True,
     interpolation: float = 1.0,
     fold: bool = False,
+    merge: bool = True,
 ) -> Path:
     """Export a checkpoint to a plain Hugging Face folder with the classification head beside it.
 
@@ -61,16 +77,20 @@ def export(
             more of the backbone's language is kept, and probabilities need calibration anew. The whole change is
             written and verified first.
         fold: also put the classification head into the LM head (:mod:`clsgen_dist.hf_export.fold`).
+        merge: add LoRA's update to the weights; False: write the adapters alone, in peft's format
+            (:mod:`clsgen_dist.hf_export.adapters`).
 
     Returns:
         ``output``: ``config.json``, weights and tokenizer in the base's layout; the head as ``weight [C, D]`` and
-        ``bias [C]`` in fp32, for C classes and D hidden units; ``clsgen.json``.
+        ``bias [C]`` in fp32, for C classes and D hidden units; ``clsgen.json``. Without ``merge``, adapters in the
+        place of configuration and weights.
 
     Raises:
         CheckpointError: no valid checkpoint.
         ModelError: ``output`` exists and is not an earlier export, the weights do not match the architecture, or
             verification failed; nothing is written to ``output`` then.
-        SettingsError: the interpolation is out of range.
+        SettingsError: the interpolation is out of range; or ``merge`` is False with ``fold``, an interpolation, or a
+            run without adapters.
     """
     if not 0 < interpolation <= 1:
         raise SettingsError(
@@ -80,18 +100,25 @@ def export(
     source = _find_checkpoint(Path(checkpoint_path))
     marker = checkpoint.verify(source)
     settings = settings_from_yaml((source / checkpoint.SETTINGS_FILE).read_text())
+    if not merge:
+        _require_adapters_alone(source, settings.model.finetune, interpolation, fold)
     require_replaceable(output)
     if fold:
         lm = open_backbone(backbone_path(settings.model.backbone), weights=False).meta
         require_foldable(source, marker["identity"]["decide"], lm)
     partial = output.with_name(f".{output.name}.partial")
-    write = functools.partial(_write_and_verify, source, partial, settings, marker, max_shard_bytes, verify_logits)
+    job = _Job(
+        source=source,
+        settings=settings,
+        marker=marker,
+        max_shard_bytes=max_shard_bytes,
+        merge=merge,
+        verify_logits=verify_logits,
+    )
     try:
-        _retry_with_diagnostics(
-            write, source, partial, settings, marker, output.with_name(f"{output.name}.differed.json")
-        )
+        _write_with_retry(job, partial, output.with_name(f"{output.name}.differed.json"))
         if interpolation != 1:
-            _write(source, partial, settings, marker, max_shard_bytes, interpolation)
+            _write(job, partial, interpolation)
         if fold:
             folded = fold_head(partial, partial.with_name(f"{partial.name}.folded"))
             shutil.rmtree(partial)
@@ -104,33 +131,47 @@ def export(
     return output
 
 
-def _write_and_verify(
-    source: Path, folder: Path, settings: Settings, marker: dict[str, Any], max_shard_bytes: int, verify_logits: bool
-) -> None:
-    """Write the export anew into ``folder``, and verify it; LogitsDifferError, ModelError."""
-    _write(source, folder, settings, marker, max_shard_bytes)
-    if verify_logits:
-        verify_canary(folder, marker["canary"])
-    else:
-        logger.info("logits not verified (--verify_logits false)")
+def _require_adapters_alone(source: Path, finetune: str, interpolation: float, fold: bool) -> None:
+    """SettingsError if a checkpoint cannot be exported without merging."""
+    if finetune != "lora":
+        raise SettingsError(
+            f"--merge is false, and {source} was trained with model.finetune={finetune}, expected lora: there are no "
+            "adapters; leave --merge out"
+        )
+    if fold:
+        raise SettingsError(
+            "--merge is false and --fold is true, but the folded head is rows of merged weights; drop one of the two"
+        )
+    if interpolation != 1:
+        raise SettingsError(
+            f"--merge is false and --interpolation is {interpolation:g}, but adapters are exported as they were "
+            "trained; drop one of the two"
+        )
 
 
-def _retry_with_diagnostics(
-    write: Callable[[], None], source: Path, folder: Path, settings: Settings, marker: dict[str, Any], evidence: Path
-) -> None:
-    """``write``; if the logits differ, write diagnostics to ``evidence``, and try once more.
+def _write_with_retry(job: _Job, folder: Path, evidence: Path) -> None:
+    """Write and verify; if the logits differ, write diagnostics to ``evidence``, and try once more.
 
     Logits differed twice on busy machines, cause unknown: off by 9e-4 once, correct in every later export.
     """
     try:
-        write()
+        _write_and_verify(job, folder)
     except LogitsDifferError as error:
-        base, merge, _ = _open(source, settings, marker["identity"])
-        write_evidence(evidence, folder, base, merge, marker["canary"], error)
+        opened = _open(job)
+        write_evidence(evidence, folder, opened.base, opened.tensors_again(job.merge), job.marker["canary"], error)
         logger.warning("%s: exporting again; diagnostics are in %s", error, evidence)
     else:
         return
-    write()
+    _write_and_verify(job, folder)
+
+
+def _write_and_verify(job: _Job, folder: Path) -> None:
+    """Write the export anew into ``folder``, and verify it; LogitsDifferError, ModelError."""
+    _write(job, folder)
+    if job.verify_logits:
+        verify_canary(folder, job.marker["canary"])
+    else:
+        logger.info("logits not verified (--verify_logits false)")
 
 
 def _find_checkpoint(path: Path) -> Path:
@@ -144,42 +185,46 @@ def _find_checkpoint(path: Path) -> Path:
     return root / checkpoint.folder_name(best) if best is not None else found
 
 
-def _write(
-    source: Path,
-    folder: Path,
-    settings: Settings,
-    marker: dict[str, Any],
-    max_shard_bytes: int,
-    interpolation: float = 1.0,
-) -> None:
+def _write(job: _Job, folder: Path, interpolation: float = 1.0) -> None:
     """Write all files anew into ``folder``, readable by all; ModelError if the tensors do not fit the architecture."""
     from safetensors.torch import save_file
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    identity = marker["identity"]
-    base, merge, head = _open(source, settings, identity, interpolation)
-    assert base.weights is not None
-    write_shards(folder, base.weights, merge, max_shard_bytes)
-    labels = LabelSpace.of(identity["labels"], settings.data.positive_label, identity["label_space"])
-    write_config(folder, base, list(labels.names))
-    copy_small_files(folder, Path(base.path))
-    prompt = marker.get("prompt") or {}
-    if template := prompt.get("template"):
+    opened = _open(job, interpolation)
+    card = _card(job, opened, interpolation)
+    if job.merge:
+        write_shards(folder, opened.weights, opened.merge, job.max_shard_bytes)
+        write_config(folder, opened.base, card.labels)
+        verify_shapes(folder)
+    else:
+        write_adapters(folder, opened.base, opened.trained, job.settings.model)
+    copy_small_files(folder, Path(opened.base.path))
+    if card.prompt and (template := card.prompt.get("template")):
         write_chat_template(folder, template)
     (folder / HEAD_FILE).parent.mkdir()
-    save_file(head, folder / HEAD_FILE, metadata={"format": "pt"})
-    card = ModelCard(
+    save_file(opened.head, folder / HEAD_FILE, metadata={"format": "pt"})
+    card.write(folder)
+    write_readme(folder, card)
+    for file in (f for f in folder.rglob("*") if f.is_file()):
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
+
+
+def _card(job: _Job, opened: _Opened, interpolation: float) -> ModelCard:
+    """The content of ``clsgen.json``."""
+    settings, marker, identity = job.settings, job.marker, job.marker["identity"]
+    labels = LabelSpace.of(identity["labels"], settings.data.positive_label, identity["label_space"])
+    return ModelCard(
         labels=list(labels.names),
         label_space=labels.kind,
         positive_label=labels.positive,
         decide=identity["decide"],
         system=settings.prompt.system,
         question=settings.prompt.question,
-        prompt=prompt or None,
+        prompt=marker.get("prompt") or None,
         max_prompt_length=settings.data.max_prompt_length,
         max_explanation_length=settings.data.max_explanation_length,
-        head_sha256=head_fingerprint(head["weight"], head["bias"]),
+        head_sha256=head_fingerprint(opened.head["weight"], opened.head["bias"]),
         trained={
             "backbone": settings.model.backbone,
             "finetune": settings.model.finetune,
@@ -190,26 +235,46 @@ def _write(
         },
         decoding=asdict(settings.decoding) if settings.decoding != DecodingSettings() else None,
         distorted_by=distortions(settings.objectives, labels.kind, balanced=settings.data.sampling == "balanced"),
+        base_fingerprint=None if job.merge else opened.weights.fingerprint(),
     )
-    card.write(folder)
-    write_readme(folder, card)
-    verify_shapes(folder)
-    for file in (f for f in folder.rglob("*") if f.is_file()):
-        file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
-def _open(
-    source: Path, settings: Settings, identity: dict[str, Any], interpolation: float = 1.0
-) -> tuple[Backbone, Merge, dict[str, Tensor]]:
-    """The base, the merge of its trained weights, and the classification head's weight ``[K, D]`` and bias ``[K]``."""
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A checkpoint's trained tensors and their base."""
+
+    base: Backbone
+    weights: WeightMap
+    """Of the base."""
+    trained: dict[str, Any]
+    """By the LM's parameter names."""
+    merge: Merge
+    head: dict[str, Tensor]
+    """The classification head's ``weight [K, D]`` and ``bias [K]``."""
+
+    def tensors_again(self, merge: bool) -> Iterator[dict[str, Tensor]]:
+        """What the export's weight files should hold, by name."""
+        if merge:
+            yield from map(self.merge.tensors, self.merge.groups())
+        else:
+            yield peft_tensors(self.trained)
+
+
+def _open(job: _Job, interpolation: float = 1.0) -> _Opened:
+    settings, identity = job.settings, job.marker["identity"]
     base = open_backbone(backbone_path(settings.model.backbone))
     assert base.weights is not None
-    tensors = trained_tensors(source)
+    tensors = trained_tensors(job.source)
     weight, bias = (tensors[f"classification_head.{name}"].contiguous().float() for name in ("weight", "bias"))
     weight_KD, bias_K = head_affine(weight, bias, identity["label_space"])
     if correction := identity["bias_correction"]:
         bias_K = bias_K + bias_K.new_tensor(correction)
-    head = {"weight": weight_KD.contiguous(), "bias": bias_K.contiguous()}
     trained = {name.removeprefix("lm."): tensor for name, tensor in tensors.items() if name.startswith("lm.")}
-    merge = Merge(trained, base.weights, settings.model.lora_alpha / settings.model.lora_rank, interpolation)
-    return base, merge, head
+    scale = settings.model.lora_alpha / settings.model.lora_rank
+    return _Opened(
+        base=base,
+        weights=base.weights,
+        trained=trained,
+        merge=Merge(trained, base.weights, scale, interpolation),
+        head={"weight": weight_KD.contiguous(), "bias": bias_K.contiguous()},
+    )

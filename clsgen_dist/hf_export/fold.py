@@ -46,11 +46,16 @@ def fold(folder: str | Path, output: str | Path) -> Path:
         ``output``: as the export, with ``folded`` in its ``clsgen.json``.
 
     Raises:
-        ModelError: no export; it decides after the explanation, which a single call cannot; its LM head has a bias; the
-            output exists and is none; or the class logits differ by more than rounding.
+        ModelError: no export, or one of adapters; it decides after the explanation, which a single call cannot; its LM
+            head has a bias; the output exists and is none; or the class logits differ by more than rounding.
     """
     folder, output = Path(folder), Path(output)
     card = ModelCard.read(folder)
+    if card.base_fingerprint is not None:
+        raise ModelError(
+            f"{folder} has LoRA adapters, and the folded head is rows of merged weights; export the run anew, with "
+            "--fold true"
+        )
     backbone = open_backbone(str(folder))
     require_foldable(folder, card.decide, backbone.meta)
     require_replaceable(output)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clsgen_dist.model.weight_files import Group, WeightMap
 
@@ -77,14 +77,21 @@ class Merge:
                 )
         if down not in self._trained:
             return tensor
-        update = self._trained_tensor(up) @ self._trained_tensor(down)
-        if type(self._base.lm.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D":
-            update = update.T  # GPT-2's linear weights are [in, out]
-        return (tensor.float() + self._interpolation * self._scale * update).to(tensor.dtype)
+        module = self._base.lm.get_submodule(name.removesuffix(".weight"))
+        adapters = self._trained_tensor(down), self._trained_tensor(up)
+        return with_adapters(tensor, *adapters, self._interpolation * self._scale, module)
 
     def _trained_tensor(self, key: str) -> Tensor:
         tensor: Tensor = self._trained[key].contiguous().detach().float()
         return tensor
+
+
+def with_adapters(weight: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float, module: nn.Module) -> Tensor:
+    """The weight of a linear module with a LoRA update, in its dtype; computed in fp32."""
+    update = up_OR @ down_RI
+    if type(module).__name__ == "Conv1D":
+        update = update.T  # GPT-2's linear weights are [in, out]
+    return (weight.float() + scale * update).to(weight.dtype)
 
 
 def write_shards(folder: Path, base: WeightMap, merge: Merge, max_shard_bytes: int) -> None:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 README_FILE = "README.md"
 _BEGIN, _END = "<!-- evaluation: written by clsgen evaluate -->", "<!-- /evaluation -->"
 _SHOWN_LABELS = 8
+_MERGED_FILES = """\
+- `config.json`, `model*.safetensors`, the tokenizer: an ordinary causal language model for
+  transformers, vLLM and others."""
+_ADAPTER_FILES = """\
+- `adapter_config.json`, `adapter_model.safetensors`: LoRA adapters for `{backbone}`, in peft's format.
+  `base_model_name_or_path` says where that model is. The tokenizer is beside them."""
 
 
 def write_readme(folder: Path, card: ModelCard) -> None:
@@ -33,10 +39,11 @@ def write_readme(folder: Path, card: ModelCard) -> None:
         "multilabel": "any number of them may apply",
         "ordinal": "they are ordered from low to high, and one is right",
     }[card.label_space]
+    adapters = card.base_fingerprint is not None
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapters else "transformers",
         pipeline_tag="text-generation",
-        tags=["clsgen-dist", "dual-head", "text-classification"],
+        tags=["clsgen-dist", "dual-head", "text-classification", *(["lora"] if adapters else [])],
         base_model=backbone if _is_hub_name(backbone) else None,
     )
     position = {
@@ -44,6 +51,7 @@ def write_readme(folder: Path, card: ModelCard) -> None:
         "after": "the end of the explanation",
         "both": "the last token of the prompt, and once more at the end of the explanation",
     }[card.decide]
+    files = _ADAPTER_FILES.format(backbone=backbone) if adapters else _MERGED_FILES
     trained = "\n".join(f"- {name}: {value}" for name, value in card.trained.items() if value is not None)
     (folder / README_FILE).write_text(
         f"""---
@@ -67,11 +75,10 @@ another language, without evaluating it there.
 
 ## Files
 
-- `config.json`, `model*.safetensors`, the tokenizer: an ordinary causal language model for
-  transformers, vLLM and others.
+{files}
 - `{HEAD_FILE}`: the classification head, `weight [K, D]` and `bias [K]`, linear on the state of
   {position} after the final norm. **It is a file of its own:** `AutoModelForSequenceClassification` does not
-  read it, and would open this folder with a random head.
+  read it, and would open the model with a random head.
 - `clsgen.json`: label space, prompt, calibration, thresholds and fingerprints.
 
 ## Training

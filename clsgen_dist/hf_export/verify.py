@@ -1,8 +1,8 @@
 """Verifies that an exported folder is the trained model: shapes, and the losses of a fixed text, the canary.
 
-The folder is reloaded with plain transformers, and its losses and logits on the canary are compared with those of the
-training engine at the checkpoint. If they differ, diagnostics are written: whether the files equal a second merge,
-whether the loaded model equals the files, and whether a second forward pass gives the same result.
+The folder is reloaded with plain transformers (adapters: with plain peft), and its losses and logits on the canary are
+compared with those of the training engine at the checkpoint. If they differ, diagnostics are written: whether the
+files equal a second merge, whether the loaded model equals the files, and whether a second forward pass gives the same.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from clsgen_dist.errors import ModelError
+from clsgen_dist.hf_export.adapters import WEIGHTS_FILE, base_name, peft_tensors
 from clsgen_dist.hf_export.artifact import ModelCard, read_head
-from clsgen_dist.hf_export.merge import Merge
 from clsgen_dist.model.backbone import Backbone, open_backbone
 from clsgen_dist.model.weight_files import WeightFiles
 
@@ -68,28 +70,50 @@ def verify_canary(folder: Path, canary: dict[str, Any]) -> None:
 
 
 def write_evidence(
-    path: Path, folder: Path, base: Backbone, merge: Merge, canary: dict[str, Any], error: LogitsDifferError
+    path: Path,
+    folder: Path,
+    base: Backbone,
+    again: Iterable[dict[str, Tensor]],
+    canary: dict[str, Any],
+    error: LogitsDifferError,
 ) -> None:
-    """Write diagnostics of an export whose logits differ, in ``folder``, as JSON to ``path``."""
-    written = WeightFiles(folder)
-    unlike_second_merge = [
-        name
-        for group in merge.groups()
-        for name, tensor in merge.tensors(group).items()
-        if not torch.equal(tensor, written.read([name])[name])
-    ]
+    """Write diagnostics of an export whose logits differ, in ``folder``, as JSON to ``path``.
+
+    Args:
+        path: file to write.
+        folder: of the export.
+        base: what it was made from.
+        again: what its weight files should hold, merged or assembled a second time, by name.
+        canary: what the training engine computed.
+        error: how the logits differ.
+    """
+    from safetensors.torch import load_file
+
+    if (adapters := folder / WEIGHTS_FILE).is_file():
+        written, stored = load_file(adapters), base
+        unlike_second_merge = [n for tensors in again for n, t in tensors.items() if not torch.equal(t, written[n])]
+    else:
+        written, stored = {}, open_backbone(str(folder))
+        files = WeightFiles(folder)
+        unlike_second_merge = [
+            name
+            for tensors in again
+            for name, tensor in tensors.items()
+            if not torch.equal(tensor, files.read([name])[name])
+        ]
     lm = _load(folder)
-    loaded = lm.state_dict()
-    exported = open_backbone(str(folder)).weights
-    assert exported is not None
+    loaded = {name.replace(".base_layer.", "."): tensor for name, tensor in lm.state_dict().items()}
+    assert stored.weights is not None
     unlike_files = [
         name
-        for group in exported.groups
-        for name, tensor in exported.to_parameters(group, written.read(group.names)).items()
+        for group in stored.weights.groups
+        for name, tensor in stored.weights.to_parameters(group, stored.weights.files.read(group.names)).items()
         if not torch.equal(loaded[name], tensor.to(loaded[name].dtype))
     ]
+    in_memory = peft_tensors(loaded)
+    unlike_files += [name for name, tensor in written.items() if not torch.equal(in_memory[name], tensor)]
     threads = torch.get_num_threads()
-    again = [_difference(lm, folder, canary) for _ in range(2)]
+    difference_again = [_difference(lm, folder, canary) for _ in range(2)]
     torch.set_num_threads(1)
     try:
         one_thread = _difference(lm, folder, canary)
@@ -99,7 +123,7 @@ def write_evidence(
         "error": str(error),
         "written_unlike_second_merge": unlike_second_merge,
         "loaded_unlike_written": unlike_files,
-        "difference_when_loaded_again": again,
+        "difference_when_loaded_again": difference_again,
         "difference_with_one_thread": one_thread,
         "threads": threads,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -111,10 +135,17 @@ def write_evidence(
 
 
 def _load(folder: Path) -> Any:
+    """The exported causal LM by plain transformers; adapters by peft, unmerged."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     # Not the base's, which transformers might refuse: nothing is generated here.
-    return AutoModelForCausalLM.from_pretrained(folder, generation_config=GenerationConfig()).eval()
+    options: dict[str, Any] = {"generation_config": GenerationConfig()}
+    if not (folder / WEIGHTS_FILE).is_file():
+        return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    from peft import PeftModel
+
+    lm = AutoModelForCausalLM.from_pretrained(base_name(folder), **options)
+    return PeftModel.from_pretrained(lm, str(folder)).get_base_model().eval()
 
 
 def _rounding(lm: Any, folder: Path, canary: dict[str, Any], dtypes: tuple[torch.dtype, torch.dtype]) -> float:

@@ -21,6 +21,7 @@ from clsgen_dist.data.encode import Ids
 from clsgen_dist.decoding.constraint import ConstraintCompiler
 from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import ModelError, SettingsError
+from clsgen_dist.hf_export.adapters import merge_adapters, open_export
 from clsgen_dist.hf_export.artifact import ModelCard, encoder_of, read_head
 from clsgen_dist.inference.batch_decoder import BatchDecoder, Task, require_usable
 from clsgen_dist.inference.prediction import AnswerReader, Prediction
@@ -56,13 +57,11 @@ class Predictor:
 
     Raises:
         ModelError: the folder is not an export, its head does not match its fingerprint, or has weights that are not
-            finite.
+            finite; or it has adapters, and their base is not there or another one.
     """
 
     def __init__(self, folder: str | Path, device: str | None = None) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-        from clsgen_dist.model.backbone import open_backbone
 
         folder = Path(folder)
         self.card = ModelCard.read(folder)
@@ -74,16 +73,18 @@ class Predictor:
                 "diverged; export an earlier checkpoint"
             )
         self._head = (weight_CD.to(self.device), bias_C.to(self.device))
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        backbone = open_export(folder, self.card)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=backbone.config)
         self.encoder = encoder_of(self.card, self.tokenizer)
         end = self.encoder.end_token
-        family = open_backbone(str(folder), weights=False).meta
         lm: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            attn_implementation=choose_attention("auto", on_gpu=self.device.type != "cpu", lm=family),
+            backbone.path,
+            attn_implementation=choose_attention("auto", on_gpu=self.device.type != "cpu", lm=backbone.meta),
             # Not the base's, whose penalties, beams and forced tokens would change greedy decoding.
             generation_config=GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end),
         )
+        if self.card.base_fingerprint is not None:
+            merge_adapters(lm, folder)
         self.lm = lm.to(self.device).eval()
         self.space = self.card.space
         expected = (self.space.outputs, self.lm.get_output_embeddings().weight.shape[1])

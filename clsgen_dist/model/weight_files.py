@@ -13,6 +13,7 @@ Cost: reading the headers, and a model on the meta device: 1 to 3 s for a 70B mo
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import re
@@ -31,6 +32,8 @@ Shape = tuple[int, ...]
 
 _COMPARE_ROWS = 4096
 """Rows of two tensors compared at a time."""
+_SAMPLED_VALUES = 64
+"""Values of each tensor in a fingerprint."""
 
 
 class WeightFiles:
@@ -297,6 +300,23 @@ class WeightMap:
         """Whether a group is a tied weight's second copy."""
         source = getattr(self.lm, "all_tied_weights_keys", {}).get(group.target)
         return source in self.parameters
+
+    def fingerprint(self) -> str:
+        """SHA-256 over name, shape and 64 values, evenly spaced, of every tensor that a parameter uses.
+
+        Cheap at any size. The same weights in other files or in a wider dtype have the same; another model of the
+        architecture has another. A model that differs in a few values only may not.
+        """
+        digest = hashlib.sha256()
+        for group in self.groups:
+            if self.repeats(group):
+                continue
+            digest.update(group.target.encode())
+            for tensor in self.files.read(group.names).values():
+                flat = tensor.flatten()
+                values = flat[:: max(1, len(flat) // _SAMPLED_VALUES)].float().contiguous()
+                digest.update(f"{tuple(tensor.shape)}".encode() + values.numpy().tobytes())
+        return digest.hexdigest()
 
     def differing_ties(self) -> list[tuple[str, str]]:
         """Pairs of tensors that the configuration ties but that differ in the files."""

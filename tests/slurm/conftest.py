@@ -165,19 +165,19 @@ def _tools(env: dict[str, str], controller: Path) -> SimpleNamespace:
 
 @pytest.fixture
 def job(slurm, tmp_path):
-    """``job(*arguments, command=…)`` submits train_8b.sh on two small nodes; returns its number."""
+    """``job(*arguments, command=…)`` submits train_8b.sh, or another script, on two small nodes; returns its number."""
     site = tmp_path / "cluster.env"
     site.write_text(
         f"PYTHON=${{PYTHON:-{sys.executable}}}\nexport GLOO_SOCKET_IFNAME=lo\nCLSGEN_MASTER_ADDR=127.0.0.1\n"
         "MAX_RESTARTS=${MAX_RESTARTS:-2}\nPREFLIGHT=${PREFLIGHT:-0}\n"
     )
 
-    def submit(*arguments, flags=(), command=None, **more):
+    def submit(*arguments, flags=(), command=None, script="slurm/train_8b.sh", **more):
         settings = {"OUTPUT": tmp_path / "run", "CLSGEN_CLUSTER_ENV": site, **more}
         if command is not None:
             settings["CLSGEN_COMMAND"] = command
         log = f"--output={tmp_path}/job.log"
-        return slurm.sbatch(*SMALL, log, *flags, "slurm/train_8b.sh", *arguments, **settings)
+        return slurm.sbatch(*SMALL, log, *flags, script, *arguments, **settings)
 
     def reach(what, count=1, timeout=90):
         """Wait until so many files of this pattern are in the run's folder."""
