@@ -1,17 +1,20 @@
-"""Take the screenshots for the README: TensorBoard with a run of the demo, and the report of ``clsgen data check``.
+"""Take the screenshots: TensorBoard with a run of the demo, the report of ``data check``, the page of ``clsgen serve``.
 
-    python scripts/screenshots.py [--run runs/screenshots]
+    python scripts/screenshots.py [--run runs/screenshots] [--only serve]
 
-Trains the demo's recipe if the folder holds no run (4 minutes on 2 CPU cores), opens both pages in headless Chromium
-(Debian packages chromium and chromium-driver) and writes ``tensorboard.png`` and ``data_report.png`` to
-``docs/images``, with at most 256 colours so that each stays below 200 kB.
+Trains the demo's recipe if the folder holds no run (4 minutes on 2 CPU cores), exports and calibrates it for the
+server, opens the pages in headless Chromium (Debian packages chromium and chromium-driver) and writes
+``tensorboard.png``, ``data_report.png`` and ``serve.png`` to ``docs/images``, with at most 256 colours so that each
+stays below 200 kB.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,28 +35,83 @@ return all(document, "path.line").filter(n => n.getClientRects().length && n.get
 """
 
 
+TEXT = (
+    "Size high, texture average, roughness low, contour high, depth average, pits high, symmetry average, spread low."
+)
+CLSGEN = [sys.executable, "-m", "clsgen_dist"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/screenshots"), help="folder of the run")
-    run = parser.parse_args().run
+    parser.add_argument("--model", type=Path, help="a calibrated export to serve; default: that of the run")
+    parser.add_argument("--only", choices=("tensorboard", "data_report", "serve"))
+    own = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
-    clsgen = [sys.executable, "-m", "clsgen_dist"]
-    if not (run / "tensorboard").is_dir():
-        recipe = ["--config", "configs/demo.yaml", "--train.eval_every", "20", "--output_dir", str(run)]
-        subprocess.run([*clsgen, "train", *recipe], check=True)
-    with tempfile.TemporaryDirectory() as folder, browser(folder) as page, tensorboard(run) as address:
+    if own.model is None and not (own.run / "tensorboard").is_dir():
+        recipe = ["--config", "configs/demo.yaml", "--train.eval_every", "20", "--output_dir", str(own.run)]
+        subprocess.run([*CLSGEN, "train", *recipe], check=True)
+    with tempfile.TemporaryDirectory() as folder, browser(folder) as page:
+        if own.only in (None, "tensorboard"):
+            take_tensorboard(page, own.run)
+        if own.only in (None, "data_report"):
+            take_data_report(page, Path(folder))
+        if own.only in (None, "serve"):
+            take_serve(page, own.model or served_model(own.run))
+
+
+def take_tensorboard(page: Any, run: Path) -> None:
+    with tensorboard(run) as address:
         page.set_window_size(1040, 620)
         page.get(f"{address}#custom_scalars&_smoothingWeight=0.6")
         wait_for_curves(page)
         save(page, "tensorboard.png")
-        report = Path(folder) / "report.html"
-        splits = ["train=demo:breast-cancer/train", "dev=demo:breast-cancer/dev", "test=demo:breast-cancer/test"]
-        check = [*clsgen, "data", "check", *splits, "--config", "configs/demo.yaml", "--report", str(report)]
-        subprocess.run(check, check=False)  # Status 1: the demo's splits share texts.
-        page.set_window_size(1040, 900)
-        page.get(report.as_uri())
-        time.sleep(1)
-        save(page, "data_report.png")
+
+
+def take_data_report(page: Any, folder: Path) -> None:
+    report = folder / "report.html"
+    splits = ["train=demo:breast-cancer/train", "dev=demo:breast-cancer/dev", "test=demo:breast-cancer/test"]
+    check = [*CLSGEN, "data", "check", *splits, "--config", "configs/demo.yaml", "--report", str(report)]
+    subprocess.run(check, check=False)  # Status 1: the demo's splits share texts.
+    page.set_window_size(1040, 900)
+    page.get(report.as_uri())
+    time.sleep(1)
+    save(page, "data_report.png")
+
+
+def served_model(run: Path) -> Path:
+    """The run's export, calibrated with all that the page shows."""
+    model = run / "model"
+    if not model.is_dir():
+        subprocess.run([*CLSGEN, "export", "--checkpoint", str(run), "--output", str(model)], check=True)
+        options = ["--threshold", "recall=0.95", "--coverage", "0.9", "--hand_over", "risk=0.05", "--intervals", "true"]
+        calibrate = ["calibrate", "--model", str(model), "--data", "demo:breast-cancer/dev"]
+        subprocess.run([*CLSGEN, *calibrate, *options], check=True)
+    return model
+
+
+def take_serve(page: Any, model: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    process = subprocess.Popen([*CLSGEN, "serve", "--model", str(model), "--port", port, "--name", "Aspirates"])
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 1):
+                break
+            time.sleep(0.2)
+        page.set_window_size(1120, 850)
+        page.get(f"http://127.0.0.1:{port}/")
+        page.find_element("id", "text").send_keys(TEXT)
+        page.find_element("id", "decide").click()
+        for _ in range(600):
+            if page.find_element("id", "decide").get_attribute("aria-disabled") == "false":
+                break
+            time.sleep(0.2)
+        save(page, "serve.png")
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 @contextmanager
