@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,6 +35,10 @@ _HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
 }
+_DOCS_POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+)
+"""Of the OpenAPI page, whose start is an inline script."""
 
 
 def create_app(service: Service, *, tokens: Sequence[str] = (), max_body: int = 4_000_000) -> FastAPI:
@@ -51,7 +56,8 @@ def create_app(service: Service, *, tokens: Sequence[str] = (), max_body: int = 
         yield
         service.backend.stop()
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         title="clsgen serve",
         version=__version__,
         description="A calibrated probability and the reason, from one model.",
@@ -169,7 +175,10 @@ class _Limited:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {**_HEADERS, b"cache-control": b"no-store" if scope["path"].startswith("/v1/") else b"no-cache"}
+                own = dict(_HEADERS)
+                own[b"cache-control"] = b"no-store" if scope["path"].startswith("/v1/") else b"no-cache"
+                if scope["path"] == "/docs":
+                    own[b"content-security-policy"] = _DOCS_POLICY
                 kept = [(name, value) for name, value in message["headers"] if name.lower() not in own]
                 message = {**message, "headers": [*kept, *own.items()]}
             await send(message)

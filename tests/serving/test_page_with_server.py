@@ -39,6 +39,8 @@ def test_a_person_asks_the_real_server(browser, tmp_path, free_port):
         page.element("decide").click()
         page.wait(lambda: "500" in page.text("problem"), 20)
         assert server.backend.running == 0
+        browser.get(f"{server.url}/docs")
+        page.wait(lambda: len(page.all(".opblock-summary-path")) >= 9, 20)
         faults = [
             e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE" and e["source"] != "network"
         ]
