@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,9 +21,12 @@ from transformers import AutoTokenizer
 from clsgen_dist.clients import EnginePredictor
 from clsgen_dist.data.demos.breast_cancer import demo_file
 from clsgen_dist.data.prompt import render_prompt
+from clsgen_dist.decoding.settings import DecodingSettings
+from clsgen_dist.explanations.text_units import sentence_ends
 from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprint
 from clsgen_dist.hf_export.fold import fold
 from clsgen_dist.inference.predict import Predictor
+from tests.serving.live_server import live_server
 
 PYTHON = Path(__file__).resolve().parents[2] / ".venv-engines/bin/python"
 pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason="needs vLLM in .venv-engines (make test-engines)")
@@ -72,9 +76,58 @@ def url(folders, free_port, tmp_path_factory):
 
 def test_one_call_gives_our_probabilities_and_explanations(folders, url):
     rows = [json.loads(line)["text"] for line in demo_file("test").read_text().splitlines()[:20]]
-    expected = Predictor(folders[0]).predict(rows, max_new_tokens=16)
-    found = EnginePredictor(folders[1], url).predict(rows, max_new_tokens=16)
+    plain = DecodingSettings(redraws=0)
+    expected = Predictor(folders[0]).predict(rows, max_new_tokens=16, decoding=plain)
+    found = EnginePredictor(folders[1], url).predict(rows, max_new_tokens=16, decoding=plain)
     np.testing.assert_allclose([p.logits for p in found], [p.logits for p in expected], atol=1e-3)
     assert [p.label for p in found] == [p.label for p in expected]
     assert np.ptp([p.logits for p in found], axis=0).min() > 0.05
     assert [p.explanation for p in found] == [p.explanation for p in expected]
+
+
+def test_schemas_budgets_and_draws_are_kept_to(folders, url):
+    predictor, text = EnginePredictor(folders[1], url), "An irregular mass of 12 mm with spiculated edges."
+
+    def written(tokens=40, **settings):
+        [found] = predictor.predict([text], max_new_tokens=tokens, decoding=DecodingSettings(redraws=0, **settings))
+        return found.explanation
+
+    schema = {"type": "object", "properties": {"class": {"enum": ["benign", "malignant"]}}, "required": ["class"],
+              "additionalProperties": False}  # fmt: skip
+    assert json.loads(written(json_schema=json.dumps(schema)))["class"] in ("benign", "malignant")
+    assert re.fullmatch("(yes|no), [a-z]{3}", written(regex="(yes|no), [a-z]{3}"))
+    assert len(sentence_ends(written(80, length="short"))) == 1
+    drawn = [written(temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    wrong = {"benign": "malignant", "malignant": "benign"}
+    [first] = predictor.predict([text], explain=False)
+    redrawn = DecodingSettings(regex=wrong[first.label], redraws=2)
+    [found] = predictor.predict([text], decoding=redrawn)
+    assert (found.redraws, found.contradicts) == (2, True)
+
+
+def test_the_server_streams_from_the_engine_and_a_client_that_leaves_is_told_to_it(folders, url, free_port):
+    with live_server(folders[1], free_port(), engine=url) as server:
+        body = {"text": "An irregular mass.", "max_tokens": 24, "decoding": {"redraws": 0}}
+        answer = requests.post(f"{server.url}/v1/explain", json=body, timeout=120)
+        names = [line[7:] for line in answer.text.splitlines() if line.startswith("event: ")]
+        assert names[0] == "decision" and names[-1] == "done" and names.count("text") > 3
+        [expected] = server.predictor.predict(
+            ["An irregular mass."], max_new_tokens=24, decoding=DecodingSettings(redraws=0)
+        )
+        done = json.loads(answer.text.rsplit("data: ", 1)[1])
+        assert done["explanation"] == expected.explanation
+        with requests.post(
+            f"{server.url}/v1/explain", json=body | {"max_tokens": 300}, stream=True, timeout=120
+        ) as left:
+            next(left.iter_lines())
+        deadline = time.monotonic() + 10
+        while server.backend.running and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert server.backend.running == 0
+        running = [
+            line
+            for line in requests.get(f"{url}/metrics", timeout=9).text.splitlines()
+            if "num_requests_running{" in line
+        ]
+        assert running and float(running[0].split()[-1]) == 0
