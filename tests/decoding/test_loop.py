@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
 from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.inference.predict import Predictor
@@ -101,17 +101,39 @@ def test_a_constraint_that_cannot_be_read_fails_its_own_text_alone(predictor):
     assert good.error is None and good.raw.explanation and len(done) == 2
 
 
-def test_families_with_another_cache_keep_their_batch(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "family",
+    [
+        lambda size: MambaForCausalLM(MambaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, state_size=4)),
+        lambda size: MistralForCausalLM(
+            MistralConfig(vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                          num_attention_heads=2, num_key_value_heads=1, sliding_window=16)
+        ),
+    ],
+    ids=["mamba", "sliding window"],
+)  # fmt: skip
+def test_families_with_another_cache_keep_their_batch(tmp_path, family):
     folder = hand_made_export(tmp_path / "m", ["benign", "malignant"])
-    attention = Predictor(folder)
+    size = len(Predictor(folder).tokenizer)
     torch.manual_seed(1)
-    config = MambaConfig(vocab_size=len(attention.tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4)
     for file in folder.glob("model*.safetensors"):
         file.unlink()
-    MambaForCausalLM(config).save_pretrained(folder)
+    family(size).save_pretrained(folder)
     predictor = Predictor(folder)
     settings = {"temperature": 1.0, "candidates": 3, "seed": 3, "redraws": 0}
     together = predictor.predict(TEXTS, max_new_tokens=8, decoding=DecodingSettings(**settings))
     alone = [predictor.predict([t], max_new_tokens=8, decoding=DecodingSettings(**settings))[0] for t in TEXTS]
     assert [p.explanation for p in together] == [p.explanation for p in alone]
     assert [p.others for p in together] == [p.others for p in alone] and any(p.others for p in alone)
+    decoder = predictor.decoder(ended_share=0)
+    first, second = task(predictor, TEXTS[0]), task(predictor, TEXTS[1])
+    decoder.begin([first])
+    assert not decoder.is_open
+    while decoder.tasks:
+        decoder.run(lambda: True)
+    assert decoder.is_open and first.raw.cut
+    decoder.begin([second])
+    while decoder.tasks:
+        decoder.run()
+    [expected] = predictor.predict(TEXTS[1:2], max_new_tokens=20, decoding=DecodingSettings(redraws=0))
+    assert second.raw.explanation == expected.explanation
