@@ -44,6 +44,7 @@ def worker(arm: str, steps: int | None, tokens: int, runs: Path, interpolation: 
     from clsgen_dist import Predictor, export, train
     from clsgen_dist.config import parse_settings
     from clsgen_dist.data.demos.breast_cancer import demo_file, evidence_is_true
+    from clsgen_dist.decoding.settings import DecodingSettings
     from clsgen_dist.evaluation.classification import auroc
     from clsgen_dist.inference.capability import general_text, measure_capability
     from clsgen_dist.model.backbone import backbone_path
@@ -57,7 +58,9 @@ def worker(arm: str, steps: int | None, tokens: int, runs: Path, interpolation: 
         train(settings)
         predictor = Predictor(export(output, output / "model", interpolation=interpolation))
         rows = [json.loads(line) for line in demo_file("test").open()]
-        predictions = predictor.predict([row["text"] for row in rows], batch_size=50)
+        predictions = predictor.predict(
+            [row["text"] for row in rows], batch_size=50, decoding=DecodingSettings(redraws=0)
+        )
         logits = np.array([p.logits for p in predictions])
         true = [evidence_is_true(r["text"], p.explanation or "") for r, p in zip(rows, predictions, strict=True)]
         labels = np.array([predictor.card.labels.index(row["label"]) for row in rows])

@@ -204,6 +204,7 @@ def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps
 def steps_for(args: argparse.Namespace, seed: int, runs: Path) -> int:
     """Optimizer steps in which a run of this seed visits so many tokens; the same for every arm."""
     from clsgen_dist.config import parse_settings
+    from clsgen_dist.decoding.settings import DecodingSettings
     from clsgen_dist.training.datasets import datasets_of_recipe
     from clsgen_dist.training.sampling_plan import plan_stream
 
@@ -238,6 +239,7 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int) -> dict[str
     runs = args.runs
     from clsgen_dist import Predictor, export, train
     from clsgen_dist.config import parse_settings
+    from clsgen_dist.decoding.settings import DecodingSettings
 
     log_file = (runs / f"{arm.replace(' ', '-')}-{seed}.log").open("w")
     os.dup2(log_file.fileno(), 1)
@@ -267,7 +269,12 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int) -> dict[str
     for split in ("dev", "test"):
         rows = [json.loads(line) for line in (runs / f"{split}.jsonl").open()]
         writes = split == "test" and arm != "classification only"
-        predictions = predictor.predict([row["text"] for row in rows], batch_size=args.batch_size, explain=writes)
+        predictions = predictor.predict(
+            [row["text"] for row in rows],
+            batch_size=args.batch_size,
+            explain=writes,
+            decoding=DecodingSettings(redraws=0),
+        )
         found[split] = {
             "logits": [[round(value, 4) for value in p.logits] for p in predictions],
             "labels": [predictor.card.labels.index(row["label"]) for row in rows],
