@@ -204,7 +204,6 @@ def settings_of(args: argparse.Namespace, arm: str, seed: int, runs: Path, steps
 def steps_for(args: argparse.Namespace, seed: int, runs: Path) -> int:
     """Optimizer steps in which a run of this seed visits so many tokens; the same for every arm."""
     from clsgen_dist.config import parse_settings
-    from clsgen_dist.decoding.settings import DecodingSettings
     from clsgen_dist.training.datasets import datasets_of_recipe
     from clsgen_dist.training.sampling_plan import plan_stream
 
