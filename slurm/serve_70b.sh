@@ -2,7 +2,7 @@
 # Serve a folded export by vLLM on 2 nodes of 8 GPUs:
 #   sbatch slurm/serve_70b.sh runs/70b/folded --max-model-len 4096
 # Arguments after the folder go to vllm serve; Slurm flags go before the script's name, and override those below.
-# Needs GPUs, not run: the tests put a stand-in in the place of vLLM.
+# Needs GPUs, not run: the tests put a stand-in in the place of vLLM (docs/slurm.md says what was tried on CPUs).
 #
 # One vLLM process a node, which starts one for each of its GPUs. Each layer is split over the GPUs of a node, which talk at every
 # layer (tensor parallel); the layers are split over the nodes, which hand on one state a token (pipeline parallel). The first
