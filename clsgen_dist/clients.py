@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,17 +28,22 @@ from clsgen_dist.data.encode import Ids
 from clsgen_dist.decoding.length import LengthBudget, whole_sentences
 from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import ModelError, ServerError, SettingsError, first_line
+from clsgen_dist.explanations.text_units import sentence_ends
 from clsgen_dist.hf_export.artifact import ModelCard, encoder_of, read_head
 from clsgen_dist.inference.batch_decoder import Task, draw_seed, redraw_temperature, require_usable
 from clsgen_dist.inference.predict import PromptBatches
 from clsgen_dist.inference.prediction import AnswerReader, Prediction
-from clsgen_dist.inference.raw_predictions import RawPrediction, require_finite
+from clsgen_dist.inference.raw_predictions import RawPrediction, require_explained, require_finite
 
 _NEVER = -100.0
 """Logit bias of tokens that must not be written."""
 _TRIES, _SECONDS = 6, 600
 """Of a call (four tries if nobody listens); the waits double from one second, unless the engine says how long."""
 _CONNECTIONS = 256
+
+
+class RefusedError(ServerError):
+    """The engine does not answer this text, and may answer others."""
 
 
 class EnginePredictor:
@@ -100,6 +105,7 @@ class EnginePredictor:
         for number in range(len(batches.rows)):
             found |= self.compute(batches, number, explain=explain, max_new_tokens=max_new_tokens, decoding=decoding)
         raws = [found[index] for index in range(len(texts))]
+        require_explained(raws, ids)
         require_finite(raws, ids)
         return [self.read(raw) for raw in raws]
 
@@ -141,7 +147,11 @@ class EnginePredictor:
         options: Any = {"decoding": self.decoding(decoding), "explain": explain, "max_new_tokens": max_new_tokens}
 
         def one(row: int) -> RawPrediction:
-            raw = self.answer(self.task(texts[row], prompts[row], **options))
+            task = self.task(texts[row], prompts[row], **options)
+            try:
+                raw = self.answer(task)
+            except RefusedError as error:  # of this text; the others may be answered
+                raw = RawPrediction((), None, None, task.truncated, error=first_line(error))
             assert raw is not None
             return raw
 
@@ -177,7 +187,9 @@ class EnginePredictor:
             )
             if answer is None:
                 return None
-            raw = self.raw(answer, explain=task.explain, truncated=task.truncated, budget=budget)
+            raw = self.raw(
+                answer, explain=task.explain, truncated=task.truncated, budget=budget, is_free=settings.form is None
+            )
             self._tell_reading(task, raw.first)
             task.tokens_written += (answer.get("usage") or {}).get("completion_tokens", 0)
             again = task.explain and task.reading is not None and task.redraws < settings.redraws
@@ -199,18 +211,15 @@ class EnginePredictor:
     ) -> dict[str, Any] | None:
         """The engine's answer, whose pieces were told as they came; None if it is void."""
         choice: dict[str, Any] = {"text": "", "logprobs": None, "finish_reason": None}
-        told, usage = "", None
+        told, usage, pieces = "", None, 0
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with self._send("POST", "completions", json=streamed, stream=True) as answer:
-            for line in answer.iter_lines():
+            for chunk in self._chunks(answer):
                 if is_void():
                     return None
-                data = line.decode().removeprefix("data:").strip()
-                if not data or data == "[DONE]":
-                    continue
-                chunk = json.loads(data)
                 usage = chunk.get("usage") or usage
                 [piece] = chunk["choices"] or [{"text": ""}]
+                pieces += bool(chunk["choices"])
                 if choice["logprobs"] is None and piece.get("logprobs"):
                     choice["logprobs"] = piece["logprobs"]
                     self._tell_reading(task, self._first_logits(choice))
@@ -218,12 +227,31 @@ class EnginePredictor:
                 choice["finish_reason"] = piece.get("finish_reason") or choice["finish_reason"]
                 kept = budget.kept(choice["text"])
                 text = (choice["text"] if kept is None else kept).strip()
+                if kept is None and (task.holds_back or budget.is_bounded) and not choice["finish_reason"]:
+                    text = whole_sentences(text) if sentence_ends(text) else ""
                 if task.on_text is not None and text.startswith(told) and len(text) > len(told):
                     task.on_text(text[len(told) :])
                     told = text
                 if kept is not None:
                     break
-        return {"choices": [choice], "usage": usage}
+            else:
+                if choice["finish_reason"] is None:
+                    raise ServerError(f"{self._url} ended its answer in the middle; look at the engine's log")
+        return {"choices": [choice], "usage": usage or {"completion_tokens": pieces}}
+
+    def _chunks(self, answer: requests.Response) -> Iterator[dict[str, Any]]:
+        """The chunks of a streamed answer; ServerError for what is none, and for a stream that breaks."""
+        try:
+            for line in answer.iter_lines():
+                data = line.decode().removeprefix("data:").strip()
+                if not data or data == "[DONE]":
+                    continue
+                chunk = json.loads(data)
+                if "choices" not in chunk:
+                    raise ServerError(f"{self._url} answered {data[:300]}")
+                yield chunk
+        except (requests.RequestException, ValueError) as error:
+            raise ServerError(f"{self._url} broke off ({first_line(error)}); look at the engine's log") from None
 
     def read(self, raw: RawPrediction) -> Prediction:
         """The prediction, with the model's calibration and thresholds; of logits that are finite."""
@@ -262,7 +290,13 @@ class EnginePredictor:
         return body
 
     def raw(
-        self, answer: dict[str, Any], *, explain: bool, truncated: bool, budget: LengthBudget | None = None
+        self,
+        answer: dict[str, Any],
+        *,
+        explain: bool,
+        truncated: bool,
+        budget: LengthBudget | None = None,
+        is_free: bool = True,
     ) -> RawPrediction:
         """The head's logits and the explanation from the engine's answer to :meth:`request`.
 
@@ -273,7 +307,7 @@ class EnginePredictor:
         text, cut = str(choice["text"]), explain and choice.get("finish_reason") == "length"
         if budget is not None and (kept := budget.kept(text)) is not None:
             text, cut = kept, False
-        elif cut:
+        elif cut and is_free:
             text = whole_sentences(text)
         return RawPrediction(
             first=self._first_logits(choice),
@@ -297,7 +331,11 @@ class EnginePredictor:
         return tuple(self.folded.logits(log_probs, self._bias_K).tolist())
 
     def _ask(self, method: str, path: str, **content: Any) -> Any:
-        return self._send(method, path, **content).json()
+        answer = self._send(method, path, **content)
+        try:
+            return answer.json()
+        except ValueError:
+            raise ServerError(f"{self._url}/{path} answered what is no JSON: {answer.text[:300]}") from None
 
     def _send(self, method: str, path: str, **content: Any) -> requests.Response:
         url = f"{self._url}/{path}"
@@ -306,5 +344,6 @@ class EnginePredictor:
         except requests.RequestException as error:
             raise ServerError(f"{url} does not answer ({first_line(error)}); start the engine there") from None
         if not answer.ok:
-            raise ServerError(f"{url} answered {answer.status_code}: {answer.text[:300]}")
+            kind = RefusedError if answer.status_code in (400, 413, 422) else ServerError
+            raise kind(f"{url} answered {answer.status_code}: {answer.text[:300]}")
         return answer

@@ -25,6 +25,11 @@ _QUOTED_FROM, _PARTS = 20_000, 200
 _BEFORE_QUOTE = 4
 """The quotation begins within this part of the explanation's most tokens."""
 _OPENINGS = r"((This|It) (is|looks|seems|appears)( to be)? )?((An?|The|an?|the|[Ll]ikely|[Pp]robably|[Mm]ost likely) )?"
+_ESCAPES = {"<": r"\x3C", ">": r"\x3E", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
+"""What a backslash before it would give another meaning."""
+_FREE = "state_decision, quote_evidence or forbidden"
+_LONGEST_WORD = 30
+"""Characters without a blank up to which a text is quoted by words, beyond it by characters."""
 _ANY = r"(.|\n)*"
 
 
@@ -66,7 +71,7 @@ class ConstraintCompiler:
         matcher = LLMatcher(self._compiled, found, log_level=0)
         if matcher.is_error():
             raise SettingsError(
-                f"decoding.{settings.form or 'forbidden'} cannot be used: {first_line(ValueError(matcher.get_error()))}"
+                f"decoding.{settings.form or _FREE} cannot be used: {first_line(ValueError(matcher.get_error()))}"
             )
         return Constraint(matcher, self._vocabulary)
 
@@ -112,10 +117,12 @@ def grammar(settings: DecodingSettings, text: str, decided: Sequence[str], longe
 
     if settings.json_schema is not None:
         try:
-            json.loads(settings.json_schema)
+            schema = json.loads(settings.json_schema)
+            if not isinstance(schema, dict):
+                raise SettingsError(f"decoding.json_schema is {settings.json_schema[:80]}, expected an object; fix it")
             # Otherwise a model may write blanks to the end of its tokens.
             return str(LLMatcher.grammar_from_json_schema(settings.json_schema, {"whitespace_flexible": False}))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SettingsError(f"decoding.json_schema is not valid JSON ({first_line(error)}); fix it") from None
     if settings.regex is not None:
         return str(LLMatcher.grammar_from_regex(settings.regex))
@@ -132,21 +139,24 @@ def grammar(settings: DecodingSettings, text: str, decided: Sequence[str], longe
 
 def _lark(phrases: Sequence[str], stated: Sequence[str], forbidden: Sequence[str], before_quote: int) -> str:
     """``[statement] [text "quotation"] text``, with the forbidden phrases excluded from every text."""
-    but = "".join(f" & ~/{_ANY}{_any_case(phrase)}{_ANY}/" for phrase in forbidden)
+    but = f" & ~/{_ANY}({'|'.join(map(_any_case, forbidden))}){_ANY}/" if forbidden else ""
     parts, rules = [], [f"TEXT: /{_ANY}/{but}"]
     if stated:
         names = ", ".join(stated)
+        statement = f"{_OPENINGS}{_any_case_of_first(names)}[ ,.:;!?\\n]"
+        if not phrases:  # one terminal, so that no forbidden phrase stands across two
+            return f"start: TEXT\nTEXT: /{statement}{_ANY}/{but}"
         parts.append("STATED")
-        rules.append(f"STATED: /{_OPENINGS}{_any_case_of_first(names)}[ ,.:;!?\\n]/")
+        rules.append(f"STATED: /{statement}/{but}")
     if phrases:
         parts.append('before "\\"" QUOTE "\\""')
-        rules.append(f'before[max_tokens={before_quote}]: /[^"\\n]*/{but}')
+        rules.append(f'before[max_tokens={before_quote}]: /[^"\\n.!?。]*/{but}')
         least = min(_LEAST_QUOTE, max(map(len, phrases)))
-        rules.append(
-            f"QUOTE: ({' | '.join(f'Q{n}' for n in range(len(phrases)))}) & /.{{{least},{_LONGEST_QUOTE}}}/{but}"
-        )
-        kind = "substring_words" if any(" " in phrase for phrase in phrases) else "substring_chars"
-        rules += [f'Q{n}: %regex {{"{kind}": {json.dumps(phrase)}}}' for n, phrase in enumerate(phrases)]
+        any_phrase = " | ".join(f"Q{n}" for n in range(len(phrases)))
+        rules.append(f"QUOTE: ({any_phrase}) & /.{{{least},{_LONGEST_QUOTE}}}/ & /\\S(.*\\S)?/{but}")
+        for n, phrase in enumerate(phrases):
+            kind = "substring_words" if max(map(len, phrase.split())) <= _LONGEST_WORD else "substring_chars"
+            rules.append(f'Q{n}: %regex {{"{kind}": {json.dumps(phrase)}}}')
     return "\n".join([f"start: {' '.join([*parts, 'TEXT'])}", *rules])
 
 
@@ -172,11 +182,4 @@ def _any_case_of_first(name: str) -> str:
 
 def _escaped(text: str) -> str:
     """Text as a regular expression between slashes."""
-    return (
-        re.sub(r"([^\w ])", r"\\\1", text)
-        if text.isascii()
-        else "".join(
-            character if character.isalnum() or character == " " or ord(character) > 127 else f"\\{character}"
-            for character in text
-        )
-    )
+    return "".join(_ESCAPES.get(c, c if c.isalnum() or c in " _" or ord(c) > 127 else f"\\{c}") for c in text)

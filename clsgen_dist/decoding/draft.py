@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clsgen_dist.decoding.constraint import Constraint
 from clsgen_dist.decoding.length import LengthBudget, whole_sentences
-from clsgen_dist.errors import SettingsError
+from clsgen_dist.explanations.text_units import sentence_ends
 
 # V vocabulary
 
@@ -44,10 +44,12 @@ class Draft:
     """Tokens that are written first, and are not part of the explanation."""
     on_text: Callable[[str], None] | None = None
     """Gets the explanation piece by piece."""
+    holds_back: bool = False
+    """Whether pieces are whole sentences."""
     scored: bool = False
     """Whether the log-probability is summed up."""
     is_free: bool = True
-    """Whether the text consists of sentences, and may end after any; no grammar prescribes it."""
+    """Whether a text that had to stop may end after any sentence: nothing prescribes its form or its quotation."""
 
     tokens: list[int] = field(default_factory=list, init=False)
     """The explanation's, without the end token."""
@@ -56,8 +58,8 @@ class Draft:
     """Whether it had to stop at ``longest``."""
     log_prob: float = field(default=0.0, init=False)
     """Sum over the tokens, in nats."""
-    error: SettingsError | None = field(default=None, init=False)
-    """Why the constraint could not be kept, which ends the draft and no other."""
+    error: Exception | None = field(default=None, init=False)
+    """Why it could not be written, which ends this draft and no other."""
 
     def __post_init__(self) -> None:
         self._to_tell = list(self.told)
@@ -78,17 +80,38 @@ class Draft:
         )
 
     def choose(self, logits_V: Tensor) -> int:
-        """The next token."""
+        """The next token; the end token if it cannot be chosen."""
+        try:
+            return self._to_tell[0] if self._to_tell else self._chosen(logits_V)
+        except Exception as error:  # of a grammar, say: others share the batch
+            self.error, self.has_ended = error, True
+            return self.end_token
+
+    def accept(self, token: int) -> None:
+        """Go on by a token, which may end the draft."""
+        if self.has_ended:
+            return
         if self._to_tell:
-            return self._to_tell[0]
+            self._to_tell.pop(0)
+            return
+        try:
+            self._go_on(token)
+        except Exception as error:
+            self.error, self.has_ended = error, True
+
+    @property
+    def given_tokens(self) -> list[int]:
+        """The tokens of the text that is given, which may be shorter than what was written."""
+        text = self.text
+        for count in range(len(self.tokens)):
+            if self._decoded(count).strip().startswith(text):
+                return self.tokens[:count]
+        return self.tokens
+
+    def _chosen(self, logits_V: Tensor) -> int:
         allowed_V = logits_V.float()
         if self.constraint is not None:
-            try:
-                allowed = self.constraint.allowed()
-            except SettingsError as error:
-                self.error, self.has_ended = error, True
-                return self.end_token
-            allowed_V = allowed_V.masked_fill(~allowed.to(logits_V.device), -torch.inf)
+            allowed_V = allowed_V.masked_fill(~self.constraint.allowed().to(logits_V.device), -torch.inf)
         if not self.budget.may_end(self.text):
             without_end_V = allowed_V.clone()
             without_end_V[self.end_token] = -torch.inf
@@ -98,13 +121,7 @@ class Draft:
             self.log_prob += float(logits_V.float().log_softmax(-1)[token])
         return token
 
-    def accept(self, token: int) -> None:
-        """Go on by a token, which may end the draft."""
-        if self.has_ended:
-            return
-        if self._to_tell:
-            self._to_tell.pop(0)
-            return
+    def _go_on(self, token: int) -> None:
         if token == self.end_token:
             self.has_ended = True
         else:
@@ -113,7 +130,8 @@ class Draft:
                 self.constraint.accept(token)
             if len(self.tokens) >= self.longest:
                 self.has_ended = self.is_cut = True
-        if self.budget.is_bounded and (kept := self.budget.kept(self._decoded())) is not None:
+        is_complete = self.constraint is None or self.constraint.is_satisfied
+        if is_complete and self.budget.is_bounded and (kept := self.budget.kept(self._decoded())) is not None:
             self._kept, self.has_ended, self.is_cut = kept, True, False
         if self.on_text is not None:
             self._show()
@@ -126,14 +144,22 @@ class Draft:
         text = self._decoded()
         return (whole_sentences(text) if self.is_cut and self.is_free else text).strip()
 
-    def _decoded(self) -> str:
-        return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
+    def _decoded(self, count: int | None = None) -> str:
+        """The text of the first ``count`` tokens."""
+        return str(self.tokenizer.decode(self.tokens[:count], skip_special_tokens=True))
 
     def _show(self) -> None:
-        """Pass on what is new; not the first bytes of a character, nor blanks at either end."""
+        """Pass on what is new; not the first bytes of a character, nor blanks at either end.
+
+        Of a text that may be shortened, or may not be taken back, whole sentences.
+        """
         text = self.text
-        if text.endswith("\ufffd") and not self.has_ended:
-            return
+        if not self.has_ended:
+            if text.endswith("\ufffd"):
+                return
+            if self.budget.is_bounded or self.holds_back:
+                ends = [end for end in sentence_ends(text) if text[end:].strip()]
+                text = text[: ends[-1]] if ends else ""
         if self.on_text is not None and text.startswith(self._shown) and len(text) > len(self._shown):
             self.on_text(text[len(self._shown) :])
             self._shown = text
@@ -150,6 +176,8 @@ class Draft:
         ids_11: Any = torch.zeros((1, 1), dtype=torch.long)  # no warper looks at it
         scores_1V: Any = logits_V[None].cpu()
         probabilities_V = LogitsProcessorList(warpers)(ids_11, scores_1V)[0].softmax(-1)
+        if not torch.isfinite(probabilities_V).all():
+            return int(logits_V.argmax())
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(sampling.seed)
         return int(torch.multinomial(probabilities_V, 1, generator=self._generator))

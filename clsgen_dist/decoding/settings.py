@@ -89,6 +89,16 @@ class DecodingSettings:
         if self.temperature == 0 and (self.top_p < 1 or self.min_p > 0):
             name = "top_p" if self.top_p < 1 else "min_p"
             yield f"decoding.{name} is {getattr(self, name):g} with decoding.temperature 0, where nothing is drawn; set it"
+        if self.temperature and not 0.01 <= self.temperature <= 100:
+            yield f"decoding.temperature is {self.temperature:g}, expected 0, or 0.01 to 100"
+        if self.length == "detailed" and self.max_sentences is not None and self.max_sentences < 3:
+            yield (
+                f"decoding.length is detailed, three sentences or more, and decoding.max_sentences {self.max_sentences}; "
+                "leave one out"
+            )
+        texts = [*self.forbidden, self.json_schema or "", self.regex or "", self.grammar or ""]
+        if any(0xD800 <= ord(character) < 0xE000 for text in texts for character in text):
+            yield "decoding has half a character (a lone surrogate), expected valid Unicode"
         if self.top_p == 0:
             yield "decoding.top_p is 0, which leaves no token; expected above 0, or temperature 0 for the most probable"
         for phrase in self.forbidden:

@@ -36,6 +36,8 @@ from clsgen_dist.explanations.text_units import (
 
 FOUND_WORDS = 0.5
 """Share of a statement's content words that must be in the input."""
+_PLACES = 100
+"""Occurrences of a word that are looked at."""
 COPIED_WORDS = 4
 """Length of a run of words that counts as copied."""
 
@@ -143,7 +145,7 @@ def named_phrases(text: str, explanation: str, names: ClassNames) -> list[Offset
     single: set[str] = set()
     at = 0
     while at < len(said):
-        lengths = {place: _common_run(said[at:], given[place:]) for place in places[said[at]]}
+        lengths = {place: _common_run(said, at, given, place) for place in places[said[at]][:_PLACES]}
         longest = max(lengths.values(), default=0)
         if longest >= 2 and any(map(is_content, said[at : at + longest])):
             runs = [place for place, length in lengths.items() if length == longest]
@@ -158,11 +160,10 @@ def named_phrases(text: str, explanation: str, names: ClassNames) -> list[Offset
     return merged(found + [span for claim in claims for span in claim.evidence])
 
 
-def _common_run(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the common beginning."""
-    return next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
+def _common_run(first: Sequence[str], start: int, second: Sequence[str], place: int) -> int:
+    """Length of what both have in common, from a place of each."""
+    most = min(len(first) - start, len(second) - place)
+    return next((n for n in range(most) if first[start + n] != second[place + n]), most)
 
 
 def copied_share(texts: Sequence[str], explanations: Sequence[str]) -> RowScores:

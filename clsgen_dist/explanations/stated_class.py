@@ -27,10 +27,17 @@ from clsgen_dist.explanations.text_units import STOP_WORDS, words
 
 NOT_STATED = -1
 _NEGATED = re.compile(
-    r"(?:\b(?:not|no|non|never|without|unlikely|neither|nor|isn't|isn’t)(?:[ -]+(?:a|an|the|to be|as|likely))?"
+    r"(?:\b(?:not|no|non|never|without|unlikely|unlike|neither|nor|isn't|isn’t|cannot|can't|can’t|hardly)"
+    r"(?:[ -]+(?:a|an|the|to be|be|as|likely))?"
     r"|\b(?:rather|other) than(?: an?)?|\binstead of(?: an?)?|\bruled? out(?: an?)?|\bagainst(?: an?)?)[\s\-\"'“‘]*$",
     re.IGNORECASE,
 )
+_EXCLUDED = re.compile(
+    r"(?:\s+(?:features|findings|signs|disease|causes?))?\s+(?:is|are|was|were|can be|has been|have been)\s+"
+    r"(?:ruled out|excluded|absent|unlikely|not\b)",
+    re.IGNORECASE,
+)
+"""What negates a class behind its name."""
 _LONGEST_NEGATION = 40
 _VAGUE_NAMES = "yes no true false none not maybe other unknown normal high low medium good bad"
 _EVERYDAY = STOP_WORDS | set(_VAGUE_NAMES.split())
@@ -63,7 +70,10 @@ class ClassNames:
             Mention(
                 self._longest_first[(match.lastindex or 1) - 1],
                 *match.span(),
-                bool(_NEGATED.search(text[max(0, match.start() - _LONGEST_NEGATION) : match.start()])),
+                bool(
+                    _NEGATED.search(text[max(0, match.start() - _LONGEST_NEGATION) : match.start()])
+                    or _EXCLUDED.match(text[match.end() : match.end() + _LONGEST_NEGATION])
+                ),
             )
             for match in self._pattern.finditer(text)
         ]

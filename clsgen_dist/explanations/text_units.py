@@ -24,10 +24,10 @@ _NUMBER = re.compile(
 _ENUMERATOR = re.compile(r"^\s*\d+[.)](?=\s)", re.MULTILINE)
 _QUOTED = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”|«([^»\n]+)»|「([^」\n]+)」|(?<!\w)['‘]([^'’\n]+)['’](?!\w)")
 _STATEMENT = re.compile(r"(?:[^.;:!?。；！？\n]|(?<=\d)[.:](?=\d))+")
-_SENTENCE_END = re.compile(r"(?:[.!?]+[\"'”’)\]]*(?=\s|$)|[。！？]+[”’」）]*)")
+_SENTENCE_END = re.compile(r"(?:[.!?؟।]+[\"'”’)\]*]*(?=\s|$)|[。！？]+[”’」）]*)")
 _NO_END = re.compile(
-    r"(?:\b(?:[A-Za-z]|[Dd]rs?|[Pp]rof|Mrs?|Ms|St|[Nn]o|[Vv]s|[Ff]igs?|[Cc]f|[Aa]pprox|e\.g|i\.e|etc|al|resp|[Aa]rt|[Ss]ec)"
-    r"|^\s*\d+)\.$",
+    r"(?:\b(?:[Dd]rs?|[Pp]rof|Mrs?|Ms|St|[Vv]s|[Ff]igs?|[Cc]f|[Aa]pprox|e\.g|i\.e|etc|al|resp|[Aa]rt|[Ss]ec|[Pp]ara|Inc|Ltd"
+    r"|Corp|Co|Abb|z\.B|ca|bzw)|(?:^|\b[A-Z]\w*\.?\s+)[A-Z]|^\s*\d+)\.$",
     re.MULTILINE,
 )
 """Full stops of abbreviations, initials and numbered points."""

@@ -2,7 +2,7 @@
 
 tasks ─begin─▶ prefill ─▶ class logits ─▶ decision ─▶ drafts ─┐
 ▼
-answers ◀─check: contradicts? draw anew─◀─ ended ◀─run─ decode loop ◀─ tasks that join later
+answers ◀─ contradicts? draw anew ◀─ ended ◀─run─ decode loop ◀─ tasks that join later
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clsgen_dist.decoding.length import LengthBudget
 from clsgen_dist.decoding.loop import DecodeLoop
 from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.decoding.verbal_probability import told
-from clsgen_dist.errors import SettingsError
+from clsgen_dist.errors import SettingsError, first_line
 from clsgen_dist.inference.prediction import AnswerReader, Reading
 from clsgen_dist.inference.prefill import left_padded, prefill
 from clsgen_dist.inference.raw_predictions import RawPrediction
@@ -52,13 +52,17 @@ class Task:
     """Gets the decision, before anything is written."""
     on_text: Callable[[str], None] | None = None
     """Gets the explanation piece by piece; of several candidates nothing."""
+    holds_back: bool = False
+    """Whether pieces are whole sentences, for those who cannot take back what may be shortened."""
     on_redraw: Callable[[], None] | None = None
     """Told that the pieces so far are void."""
 
     raw: RawPrediction | None = field(default=None, init=False)
     """The answer, once there is one."""
-    error: SettingsError | None = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
     """Why there is none."""
+    reader: AnswerReader | None = field(default=None, init=False)
+    """What made the decision, and reads the answer: a calibration that comes meanwhile is for later tasks."""
     first: tuple[float, ...] = field(default=(), init=False)
     reading: Reading | None = field(default=None, init=False)
     drafts: list[Draft] = field(default_factory=list, init=False)
@@ -122,14 +126,11 @@ class BatchDecoder:
         return self._loop.is_open
 
     def answer(self, tasks: Sequence[Task]) -> list[RawPrediction]:
-        """Begin and finish a batch; SettingsError if the constraint of a task cannot be read or kept."""
+        """Begin and finish a batch; a text whose explanation cannot be written has an ``error``."""
         self.begin(tasks)
         while self.tasks:
             self.run()
-        for task in tasks:
-            if task.error is not None:
-                raise task.error
-        return [task.raw for task in tasks if task.raw is not None]
+        return [task.raw or _failed(task) for task in tasks]
 
     @torch.inference_mode()
     def begin(self, tasks: Sequence[Task]) -> list[Task]:
@@ -154,8 +155,8 @@ class BatchDecoder:
         """
         failed: list[Task] = []
         if self._again and self._loop.is_open:
-            again, self._again = self._again, []
-            failed = self._write(again)
+            again, self._again = [task for task in self._again if not task.is_cancelled], []
+            failed = self._write(again) if again else []
 
         def stops() -> bool:
             for task in self._writing.values():
@@ -192,7 +193,7 @@ class BatchDecoder:
             self._decide(task, first)
             try:
                 task.drafts = self._drafts(task)
-            except SettingsError as error:
+            except Exception as error:  # others share the batch
                 task.error, task.drafts = error, []
             drafts += [(row, draft) for draft in task.drafts]
         # None for models with another kind of cache (Mamba): generate then recomputes the prompt.
@@ -212,7 +213,7 @@ class BatchDecoder:
         """Keep the head's logits, and tell the decision; not of a text that is drawn anew."""
         if task.first:
             return
-        task.first = tuple(first)
+        task.first, task.reader = tuple(first), self.reader
         if self.reader.card.decide != "after" and bool(np.isfinite(first).all()):
             task.reading = self.reader.first(first)
             if task.on_reading is not None:
@@ -236,8 +237,9 @@ class BatchDecoder:
                 LengthBudget(settings.max_words, most, least),
                 self._tokenizer.encode(prefix, add_special_tokens=False) if prefix else [],
                 task.on_text if single else None,
+                holds_back=task.holds_back,
                 scored=not single,
-                is_free=settings.form is None,
+                is_free=settings.form is None and not settings.quote_evidence,
             )
             for number in range(settings.candidates)
         ]
@@ -264,7 +266,7 @@ class BatchDecoder:
                 chosen.append((task, *self._best(task)))
         after: Sequence[tuple[float, ...] | None] = [None] * len(chosen)
         if self.reader.card.decide != "before" and chosen:
-            after = self._logits_after([(task.prompt, draft.tokens) for task, draft, _ in chosen])
+            after = self._logits_after([(task.prompt, draft.given_tokens) for task, draft, _ in chosen])
         for (task, draft, others), logits in zip(chosen, after, strict=True):
             task.raw = self._raw(task, draft, others, logits)
 
@@ -276,7 +278,7 @@ class BatchDecoder:
         texts = [draft.text for draft in drafts]
         reading = task.reading
         contradicts = [reading is not None and self.reader.contradicts(text, reading) for text in texts]
-        means = [draft.log_prob / max(1, len(draft.tokens)) for draft in drafts]
+        means = [draft.log_prob / (len(draft.tokens) + (not draft.is_cut)) for draft in drafts]  # and the end token
         best, *others = ranked(task.text, texts, means, contradicts, self.reader.names)
         return drafts[best], tuple(texts[place] for place in others)
 
@@ -305,8 +307,14 @@ class BatchDecoder:
         return found
 
 
-def _errors(task: Task) -> Iterator[SettingsError]:
+def _errors(task: Task) -> Iterator[Exception]:
     return (draft.error for draft in task.drafts if draft.error is not None)
+
+
+def _failed(task: Task) -> RawPrediction:
+    return RawPrediction(
+        task.first, None, None, task.truncated, error=first_line(task.error or ValueError("no answer"))
+    )
 
 
 def require_usable(settings: DecodingSettings, decide: str) -> DecodingSettings:

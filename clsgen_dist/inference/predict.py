@@ -26,7 +26,7 @@ from clsgen_dist.hf_export.artifact import ModelCard, encoder_of, read_head
 from clsgen_dist.inference.batch_decoder import BatchDecoder, Task, require_usable
 from clsgen_dist.inference.prediction import AnswerReader, Prediction
 from clsgen_dist.inference.prefill import left_padded, prefill
-from clsgen_dist.inference.raw_predictions import RawPrediction, require_finite
+from clsgen_dist.inference.raw_predictions import RawPrediction, require_explained, require_finite
 from clsgen_dist.model.attention import choose_attention
 from clsgen_dist.model.context_length import context_length
 from clsgen_dist.model.self_test import ROUNDING, relative_difference
@@ -35,6 +35,10 @@ from clsgen_dist.track.progress import Progress
 logger = logging.getLogger(__name__)
 
 # T padded length, D hidden, K logits
+
+
+_TOLD_TOKENS = 40
+"""Room for a decision that is told, a class."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ class Predictor:
                 found |= batch
                 shown.update(len(batch))
         raws = [found[index] for index in range(len(texts))]
+        require_explained(raws, ids)
         require_finite(raws, ids)
         return [self.read(raw) for raw in raws]
 
@@ -187,6 +192,14 @@ class Predictor:
         if writes and max_new_tokens is not None:
             longest = max_new_tokens
             self._require_room(len(ids), max_new_tokens)
+        context = context_length(self.lm.config)
+        if writes and decoding.tell != "nothing" and context is not None:
+            told = _TOLD_TOKENS * (len(self.space) if self.space.kind == "multilabel" else 1)
+            if (longest := min(longest, context - len(ids) - told)) < 1:
+                raise SettingsError(
+                    f"decoding.tell has no room: a prompt of {len(ids)} tokens and some {told} for the decision exceed "
+                    f"the model's context of {context}; leave it out"
+                )
         return Task(text, ids, truncated, decoding, longest if writes else 0, explain)
 
     def decoder(self, ended_share: float = 0.25) -> BatchDecoder:

@@ -170,7 +170,7 @@ class _Job:
         columns = InputColumns(self.predictor.card.labels, self.columns.id)
         for number, rows in enumerate(self.windows(every_column=keep_columns)):
             raws = self.raws(number, rows)
-            finite += sum(raw.is_finite for raw in raws)
+            finite += sum(raw.is_finite or raw.error is not None for raw in raws)
             if raws and failed is None:
                 failed = raws, [row.id for row in rows if row.rejected is None]
             unread = iter(raws)
@@ -184,11 +184,14 @@ class _Job:
         if fault is None:
             raw = next(unread)
             tally.truncated += raw.truncated
-            if raw.is_finite:
+            if raw.error is not None:
+                fault = RejectedRow(source=self.source, line=row.line, code="not-explained", reason=raw.error)
+            elif raw.is_finite:
                 prediction = self.predictor.read(raw)
                 tally.contradict += prediction.contradicts
                 return prediction.to_json()
-            fault = RejectedRow(source=self.source, line=row.line, code="logits-not-finite", reason=NOT_FINITE)
+            else:
+                fault = RejectedRow(source=self.source, line=row.line, code="logits-not-finite", reason=NOT_FINITE)
         tally.reject(fault)
         return {"error": fault.reason, "code": fault.code}
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clsgen_dist.errors import ModelError
+from clsgen_dist.errors import ModelError, SettingsError
 from clsgen_dist.io.text import MAX_LISTED, shortened
 
 
@@ -27,6 +27,8 @@ class RawPrediction:
     """Explanations that stated another class than was decided, and were replaced."""
     others: tuple[str, ...] = ()
     """Other explanations, the best first."""
+    error: str | None = None
+    """Why the text has no answer; the settings of its explanation cannot be kept, or an engine refuses it."""
 
     @property
     def is_finite(self) -> bool:
@@ -35,6 +37,13 @@ class RawPrediction:
 
 
 NOT_FINITE = "class logits that are not finite (NaN or infinity)"
+
+
+def require_explained(raws: Sequence[RawPrediction], ids: Sequence[str] | None = None) -> None:
+    """SettingsError for the first text whose explanation could not be written."""
+    for place, raw in enumerate(raws):
+        if raw.error is not None:
+            raise SettingsError(f"text {shortened(ids[place]) if ids else place}: {raw.error}")
 
 
 def require_finite(raws: Sequence[RawPrediction], ids: Sequence[str] | None = None) -> None:

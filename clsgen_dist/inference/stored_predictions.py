@@ -143,7 +143,7 @@ def stored_predictions(
     """
     ranks, start = ranks or Ranks(), time.monotonic()
     options = [batch_size, explain, max_new_tokens]
-    if explain:
+    if explain or predictor.card.decide == "after":
         decoding = predictor.decoding(decoding)
         options += _written_with(predictor.card, decoding)
     parts = folder / f"{name}-{_key(predictor, model, texts, options)}"

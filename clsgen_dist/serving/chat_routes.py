@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clsgen_dist.inference.prediction import Prediction
 from clsgen_dist.serving import faults
 from clsgen_dist.serving.faults import RequestError
-from clsgen_dist.serving.own_routes import sse
+from clsgen_dist.serving.own_routes import KEEP_ALIVE, sse
 from clsgen_dist.serving.schemas import Decoding
 from clsgen_dist.serving.service import Service, new_id
 from clsgen_dist.serving.tickets import Ticket
@@ -26,7 +26,7 @@ _IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "p
 """What says nothing about the answer."""
 _NEUTRAL: dict[str, Any] = {
     "n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False, "stop": None, "logit_bias": None,
-    "parallel_tool_calls": True, "tools": None, "tool_choice": "none", "top_logprobs": None, "modalities": ["text"],
+    "parallel_tool_calls": True, "tools": [], "tool_choice": "none", "top_logprobs": None, "modalities": ["text"],
 }  # fmt: skip
 """What has no effect with this value, and is refused with another."""
 
@@ -69,13 +69,22 @@ def chat_router(service: Service) -> APIRouter:
             "data": [{"id": service.name, "object": "model", "created": created, "owned_by": "clsgen_dist"}],
         }
 
+    @router.get("/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        """The model, by its name."""
+        require_model(service, name)
+        return {"id": service.name, "object": "model", "created": created, "owned_by": "clsgen_dist"}
+
     @router.post("/chat/completions", response_model=None)
     async def completions(body: ChatRequest, request: Request) -> Any:
         """The explanation as the assistant's message, the decision in ``decision``."""
         require_model(service, body.model)
         text, decoding = _text(body), _decoding(body)
         longest = body.max_completion_tokens or body.max_tokens
-        [ticket] = await service.tickets([text], explain=True, max_tokens=longest, decoding=decoding)
+        streams = bool(body.stream)
+        [ticket] = await service.tickets(
+            [text], explain=True, max_tokens=longest, decoding=decoding, streams=streams, holds_back=True
+        )
         head: dict[str, Any] = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": service.name}
         if body.stream:
             wants_usage = bool((body.stream_options or {}).get("include_usage"))
@@ -84,7 +93,7 @@ def chat_router(service: Service) -> APIRouter:
         prediction = await service.prediction(ticket, request)
         message = {"role": "assistant", "content": prediction.explanation, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": _finish(prediction), "logprobs": None}
-        decision = service.answer_json(prediction, head["id"], text)
+        decision = await service.answer_json(prediction, head["id"], text)
         return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(ticket), "decision": decision}
 
     return router
@@ -136,7 +145,7 @@ def _decoding(body: ChatRequest) -> Any:
         changes["temperature"] = 1.0  # OpenAI's default
     form = body.response_format or {"type": "text"}
     if form.get("type") == "json_schema":
-        changes["json_schema"] = (form.get("json_schema") or {}).get("schema")
+        changes["json_schema"] = (form.get("json_schema") or {}).get("schema") or {}
     elif form.get("type") == "json_object":
         changes["json_schema"] = {"type": "object"}
     elif form.get("type") != "text":
@@ -159,7 +168,7 @@ def _usage(ticket: Ticket) -> dict[str, int]:
 async def _chunks(
     service: Service, ticket: Ticket, request: Request, head: dict[str, Any], text: str, *, usage: bool
 ) -> AsyncIterator[str]:
-    """OpenAI's chunks: the first has the decision, the last but one the finished answer.
+    """OpenAI's chunks: the second has the decision, the last but one the finished answer.
 
     Chunks cannot be taken back, so an explanation that may be drawn anew is sent when it stands.
     """
@@ -169,13 +178,17 @@ async def _chunks(
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return sse("", {**head, "object": "chat.completion.chunk", "choices": [choice], **fields})
 
-    sent = ""
+    sent, silent = "", 0
+    yield chunk({"role": "assistant", "content": ""})
     async for event in service.events(ticket, request):
+        silent = silent + 1 if event is None else 0
         if event is None:
+            if silent % KEEP_ALIVE == 0:
+                yield ": still at work\n\n"
             continue
         if event.kind == "decision":
             decision = service.reading_json(event.value, head["id"], truncated=ticket.task.truncated)
-            yield chunk({"role": "assistant", "content": ""}, decision=decision)
+            yield chunk({}, decision=decision)
         elif event.kind == "text" and not whole:
             sent += event.value
             yield chunk({"content": event.value})
@@ -183,7 +196,7 @@ async def _chunks(
             explanation = event.value.explanation or ""
             if explanation.startswith(sent) and explanation != sent:
                 yield chunk({"content": explanation[len(sent) :]})
-            yield chunk({}, _finish(event.value), decision=service.answer_json(event.value, head["id"], text))
+            yield chunk({}, _finish(event.value), decision=await service.answer_json(event.value, head["id"], text))
             if usage:
                 yield sse("", {**head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(ticket)})
             yield "data: [DONE]\n\n"

@@ -24,6 +24,20 @@ from clsgen_dist.serving.schemas import Decoding
 from clsgen_dist.serving.service import Service, new_id
 
 
+class Choice(BaseModel):
+    """A class to choose."""
+
+    model_config = ConfigDict(extra="ignore")
+    value: str | bool
+
+
+class Level(BaseModel):
+    """A level of a scale."""
+
+    model_config = ConfigDict(extra="ignore")
+    label: str
+
+
 class Question(BaseModel):
     """A question about the input."""
 
@@ -31,8 +45,8 @@ class Question(BaseModel):
     type: Literal["predicate", "choice", "score"]
     instructions: str | list[dict[str, Any]] = ""
     name: str | None = None
-    choices: list[dict[str, Any]] | None = None
-    levels: list[dict[str, Any]] | None = None
+    choices: list[Choice] | None = None
+    levels: list[Level] | None = None
 
 
 class DecisionRequest(BaseModel):
@@ -62,7 +76,7 @@ def decision_router(service: Service) -> APIRouter:
         text = _input_text(body.input)
         [ticket] = await service.tickets([text], explain=body.explain, decoding=body.decoding)
         prediction = await service.prediction(ticket, request)
-        answer = service.answer_json(prediction, new_id("dec"), text)
+        answer = await service.answer_json(prediction, new_id("dec"), text)
         prompt, written = len(ticket.task.prompt), ticket.task.tokens_written
         return {
             "id": answer["id"],
@@ -104,7 +118,7 @@ def _check(service: Service, question: Question) -> None:
     given = {"choice": ("choices", "value"), "score": ("levels", "label")}.get(question.type)
     if given is not None:
         entries = getattr(question, given[0])
-        names = None if entries is None else [entry.get(given[1]) for entry in entries]
+        names = None if entries is None else [getattr(entry, given[1]) for entry in entries]
         same = names == list(space.names) if question.type == "score" else set(names or ()) == set(space.names)
         if names is not None and not same:
             raise RequestError(

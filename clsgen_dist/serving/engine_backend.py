@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from clsgen_dist.clients import EnginePredictor
 from clsgen_dist.inference.raw_predictions import require_finite
 from clsgen_dist.serving.faults import UnavailableError, queue_full
-from clsgen_dist.serving.local_backend import late
-from clsgen_dist.serving.tickets import Ticket
+from clsgen_dist.serving.tickets import Ticket, late
 
 
 class EngineBackend:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from clsgen_dist.errors import ModelError, ServerError, SettingsError, UserError
 
 
@@ -25,6 +27,10 @@ class TooLargeError(RequestError):
     """A body or a text over the limit."""
 
     status = 413
+
+
+class ClientLeftError(RequestError):
+    """Nobody waits for the answer."""
 
 
 class UnauthorizedError(RequestError):
@@ -79,6 +85,9 @@ def as_request_error(error: Exception) -> RequestError:
         return error
     if isinstance(error, SettingsError):
         return RequestError(str(error), "invalid_settings")
+    if isinstance(error, ValidationError):  # of settings that were put together from several parts of a request
+        first = error.errors()[0]
+        return RequestError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "invalid_settings")
     if isinstance(error, ServerError):
         return UnavailableError(str(error), "engine_failed")
     if isinstance(error, ModelError):

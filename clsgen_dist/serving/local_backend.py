@@ -19,8 +19,8 @@ from typing import Any
 from clsgen_dist.inference.batch_decoder import BatchDecoder
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.raw_predictions import require_finite
-from clsgen_dist.serving.faults import LateError, UnavailableError, queue_full
-from clsgen_dist.serving.tickets import Ticket
+from clsgen_dist.serving.faults import UnavailableError, queue_full
+from clsgen_dist.serving.tickets import Ticket, late
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class LocalBackend:
         with self._changed:
             if self._stopping or not self._thread.is_alive():
                 raise UnavailableError("the server is stopping; ask another one, or later", "stopping")
+            self._waiting = deque(ticket for ticket in self._waiting if not ticket.task.is_cancelled)
             count, held = len(tickets), len(self._waiting)
             if held and held + count > self._max_queue:
                 rounds = math.ceil((held + len(self._running)) / self._max_batch)
@@ -115,7 +116,8 @@ class LocalBackend:
         """The next tickets to begin together."""
         begun: list[Ticket] = []
         longest = 0
-        while self._waiting and self._decoder.is_open and len(self._running) < self._max_batch:
+        drafts = self._drafts()
+        while self._waiting and self._decoder.is_open and drafts < self._max_batch:
             ticket = self._waiting[0]
             length = len(ticket.task.prompt)
             if self._is_void(ticket):
@@ -127,7 +129,12 @@ class LocalBackend:
             longest = max(longest, length)
             begun.append(self._waiting.popleft())
             self._running[id(ticket.task)] = ticket
+            drafts += ticket.task.decoding.candidates
         return begun
+
+    def _drafts(self) -> int:
+        """Explanations that are being written."""
+        return sum(ticket.task.decoding.candidates for ticket in self._running.values())
 
     def _is_void(self, ticket: Ticket) -> bool:
         """Whether nobody waits for a ticket any more; one that is late is told so."""
@@ -142,7 +149,7 @@ class LocalBackend:
             self._is_void(ticket)
         if self._stopping:
             return True
-        return bool(self._waiting) and len(self._running) < self._max_batch
+        return bool(self._waiting) and self._decoder.is_open and self._drafts() < self._max_batch
 
     def _tell(self, tasks: Sequence[Any]) -> None:
         """Tell the answers of tasks that are done."""
@@ -154,7 +161,7 @@ class LocalBackend:
                 if task.error is not None:
                     raise task.error
                 require_finite([task.raw])
-                ticket.tell_done(self._predictor.read(task.raw))
+                ticket.tell_done((task.reader or self._predictor.reader).read(task.raw))
             except Exception as error:
                 ticket.tell_error(error)
             self._seconds += 0.1 * (time.monotonic() - ticket.begun - self._seconds)
@@ -164,11 +171,3 @@ class LocalBackend:
         for ticket in self._running.values():
             ticket.tell_error(error)
         self._running.clear()
-
-
-def late(ticket: Ticket) -> LateError:
-    """The error of a ticket whose deadline passed."""
-    seconds = ticket.deadline - ticket.begun
-    return LateError(
-        f"no answer within {seconds:.0f} s; ask for a shorter explanation, or when the server is less busy", "deadline"
-    )

@@ -67,6 +67,11 @@ class Metrics:
             if getattr(prediction, mark):
                 self.marked.labels(mark).inc()
 
+    def forget(self) -> None:
+        """Begin the comparison anew: probabilities of another calibration say nothing of this one's rows."""
+        for last in self._last.values():
+            last.clear()
+
     def text(self, expected: Mapping[str, Sequence[int]] | None, waiting: int, running: int) -> bytes:
         """The metrics in Prometheus' format; ``expected``: counts by bin on the calibration rows, by class."""
         self.waiting.set(waiting)

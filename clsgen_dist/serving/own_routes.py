@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from clsgen_dist.serving import faults
+from clsgen_dist.serving.faults import ClientLeftError
 from clsgen_dist.serving.schemas import BatchRequest, ClassifyRequest, ExplainRequest
 from clsgen_dist.serving.service import Service, new_id
 from clsgen_dist.serving.tickets import Ticket
@@ -17,7 +18,7 @@ from clsgen_dist.serving.tickets import Ticket
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Events, or one JSON object."}
 }
-_KEEP_ALIVE = 10
+KEEP_ALIVE = 10
 """Looks at a silent stream, about a second each, after which something is sent, so that proxies keep it open."""
 
 
@@ -51,7 +52,7 @@ def own_router(service: Service, *, auth: bool) -> APIRouter:
     async def classify(body: ClassifyRequest, request: Request) -> dict[str, Any]:
         """The calibrated probability of each class, without an explanation."""
         [ticket] = await service.tickets([body.text], explain=False)
-        return service.answer_json(await service.prediction(ticket, request), new_id("cls"), body.text)
+        return await service.answer_json(await service.prediction(ticket, request), new_id("cls"), body.text)
 
     @router.post("/explain", responses=_STREAM, response_model=None)
     async def explain(body: ExplainRequest, request: Request) -> Any:
@@ -60,10 +61,12 @@ def own_router(service: Service, *, auth: bool) -> APIRouter:
         Events: ``decision``; ``text`` repeatedly; ``redraw``, after which the text so far is void; ``done`` with the
         complete answer, or ``error``.
         """
-        [ticket] = await service.tickets([body.text], explain=True, max_tokens=body.max_tokens, decoding=body.decoding)
+        [ticket] = await service.tickets(
+            [body.text], explain=True, max_tokens=body.max_tokens, decoding=body.decoding, streams=body.stream
+        )
         identity = new_id("exp")
         if not body.stream:
-            return service.answer_json(await service.prediction(ticket, request), identity, body.text)
+            return await service.answer_json(await service.prediction(ticket, request), identity, body.text)
         events = _events(service, ticket, request, identity, body.text)
         return StreamingResponse(events, media_type="text/event-stream")
 
@@ -78,7 +81,9 @@ def own_router(service: Service, *, auth: bool) -> APIRouter:
             for text, ticket in zip(body.texts, tickets, strict=True):
                 try:
                     prediction = await service.prediction(ticket, request)
-                    answers.append(service.answer_json(prediction, new_id("bat"), text))
+                    answers.append(await service.answer_json(prediction, new_id("bat"), text))
+                except ClientLeftError:
+                    raise
                 except Exception as error:
                     answers.append(faults.body(faults.as_request_error(error)))
         finally:
@@ -95,7 +100,7 @@ async def _events(service: Service, ticket: Ticket, request: Request, identity: 
     async for event in service.events(ticket, request):
         silent = silent + 1 if event is None else 0
         if event is None:
-            if silent % _KEEP_ALIVE == 0:
+            if silent % KEEP_ALIVE == 0:
                 yield ": still at work\n\n"
         elif event.kind == "decision":
             yield sse("decision", service.reading_json(event.value, identity, truncated=ticket.task.truncated))
@@ -104,7 +109,7 @@ async def _events(service: Service, ticket: Ticket, request: Request, identity: 
         elif event.kind == "redraw":
             yield sse("redraw", {"reason": "contradicts"})
         elif event.kind == "done":
-            yield sse("done", service.answer_json(event.value, identity, text))
+            yield sse("done", await service.answer_json(event.value, identity, text))
         else:
             yield sse("error", faults.body(faults.as_request_error(event.value)))
 

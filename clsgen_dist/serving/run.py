@@ -1,4 +1,4 @@
-"""Start the server: model, backend, application, uvicorn; TERM drains, HUP reads the calibration again."""
+"""Start the server: model, backend, application, uvicorn; TERM drains."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def require_guarded(options: ServeOptions, tokens: list[str]) -> None:
 def require_free(host: str, port: int) -> None:
     """SettingsError for an address that cannot be listened on, before the model is loaded."""
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
         raise SettingsError(

@@ -51,11 +51,29 @@ class BatchRequest(_Request):
     decoding: Decoding | None = None
 
 
+_FORMS = ("json_schema", "regex", "grammar")
+_FREE = (*_FORMS, "length", "max_sentences", "max_words", "state_decision", "quote_evidence", "forbidden")
+"""What does not go together with a form."""
+
+
 def changed(settings: DecodingSettings, request: Any) -> DecodingSettings:
-    """The settings with what a request's ``decoding`` changes."""
+    """The settings with what a request's ``decoding`` changes; null stands for the default.
+
+    A form that a request asks for takes the place of what the model's folder says of form and length; a temperature of
+    0 that of how tokens are drawn.
+    """
     if request is None:
         return settings
-    changes = {name: value for name, value in request.model_dump(exclude_unset=True).items() if value is not None}
+    plain = DecodingSettings()
+    changes = {
+        name: getattr(plain, name) if value is None else value
+        for name, value in request.model_dump(exclude_unset=True).items()
+    }
     if isinstance(changes.get("json_schema"), dict):
         changes["json_schema"] = json.dumps(changes["json_schema"])
-    return dataclasses.replace(settings, **changes)
+    replaced: tuple[str, ...] = ()
+    if any(changes.get(name) is not None for name in _FORMS):
+        replaced += _FREE
+    if changes.get("temperature") == 0:
+        replaced += ("top_p", "min_p", "candidates")
+    return dataclasses.replace(settings, **{name: getattr(plain, name) for name in replaced} | changes)

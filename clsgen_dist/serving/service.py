@@ -20,10 +20,10 @@ from clsgen_dist.explanations.grounding import named_phrases
 from clsgen_dist.hf_export.artifact import META_FILE, ModelCard
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.prediction import AnswerReader, Prediction, Reading
-from clsgen_dist.serving.faults import RequestError, TooLargeError
+from clsgen_dist.serving.faults import ClientLeftError, RequestError, TooLargeError
 from clsgen_dist.serving.metrics import Metrics
 from clsgen_dist.serving.schemas import changed
-from clsgen_dist.serving.tickets import Backend, Event, Ticket
+from clsgen_dist.serving.tickets import Backend, Event, Ticket, late
 
 logger = logging.getLogger(__name__)
 
@@ -96,19 +96,41 @@ class Service:
             return
         self.predictor.reader = AnswerReader(card)
         self.predictor.card = card
+        self.metrics.forget()
         logger.info("%s changed: calibration and decisions are those of the new file", self.folder / META_FILE)
 
     async def tickets(
-        self, texts: Sequence[str], *, explain: bool, max_tokens: int | None = None, decoding: Any = None
+        self,
+        texts: Sequence[str],
+        *,
+        explain: bool,
+        max_tokens: int | None = None,
+        decoding: Any = None,
+        streams: bool = False,
+        holds_back: bool = False,
     ) -> list[Ticket]:
-        """Check texts and take them in; RequestError if one is not usable, or there is no room."""
+        """Check texts and take them in.
+
+        Args:
+            texts: the request's.
+            explain: whether explanations are written.
+            max_tokens: most tokens of one.
+            decoding: what the request changes of the model's settings.
+            streams: whether their pieces are told.
+            holds_back: whether pieces are whole sentences, as they cannot be taken back.
+
+        Raises:
+            RequestError: a text is not usable, or there is no room.
+        """
         self.refresh()
         for number, text in enumerate(texts):
             self._check_text(text, f"texts[{number}]" if len(texts) > 1 else "the text")
         settings = self.predictor.decoding(changed(self.card.decoding_settings, decoding))
         tasks = await run_in_threadpool(self._tasks, texts, explain, max_tokens, settings)
         deadline = time.monotonic() + self.limits.deadline
-        tickets = [Ticket(task, deadline) for task in tasks]
+        for task in tasks:
+            task.holds_back = holds_back
+        tickets = [Ticket(task, deadline, streams=streams) for task in tasks]
         self.backend.submit(tickets)
         return tickets
 
@@ -117,13 +139,20 @@ class Service:
 
         A client that leaves, or a reader that stops, stops the decoding.
         """
+        looked = time.monotonic()
         try:
             while True:
                 try:
                     event = await asyncio.wait_for(ticket.events.get(), _POLL_SECONDS)
                 except TimeoutError:
+                    event = None
+                if time.monotonic() - looked > _POLL_SECONDS or event is None:
+                    looked = time.monotonic()
                     if await request.is_disconnected():
                         return
+                    if event is None and ticket.deadline + _POLL_SECONDS < looked:  # nobody else has said so
+                        event = Event("error", late(ticket))
+                if event is None:
                     yield None
                     continue
                 self._observe(ticket, event)
@@ -142,24 +171,25 @@ class Service:
                 raise event.value
             found: Prediction = event.value
             return found
-        raise RequestError("the client left before the answer was there", "client_left")
+        raise ClientLeftError("the client left before the answer was there", "client_left")
 
     def reading_json(self, reading: Reading, identity: str, *, truncated: bool) -> dict[str, Any]:
         """A decision, before its explanation is there."""
         fields = {"id": identity, "model": self.name, **reading.to_json()}
         return {**fields, "truncated": True} if truncated else fields
 
-    def answer_json(self, prediction: Prediction, identity: str, text: str) -> dict[str, Any]:
+    async def answer_json(self, prediction: Prediction, identity: str, text: str) -> dict[str, Any]:
         """A complete answer; ``evidence``: spans of the text that the explanation names, in code points."""
         fields = {"id": identity, "model": self.name, **prediction.to_json()}
         if prediction.explanation is not None:
-            spans = named_phrases(text, prediction.explanation, self.predictor.reader.names)
+            names = self.predictor.reader.names
+            spans = await run_in_threadpool(named_phrases, text, prediction.explanation, names)
             fields["evidence"] = [list(span) for span in spans]
         return fields
 
     def _observe(self, ticket: Ticket, event: Event) -> None:
         if event.kind == "decision":
-            self.metrics.decision_seconds.observe(time.monotonic() - ticket.begun)
+            self.metrics.decision_seconds.observe(event.at - ticket.begun)
         elif event.kind == "done":
             self.metrics.observe(event.value)
             self.metrics.tokens.inc(ticket.task.tokens_written)
@@ -185,8 +215,8 @@ class Service:
         self, texts: Sequence[str], explain: bool, max_tokens: int | None, settings: DecodingSettings
     ) -> list[Any]:
         encoder, predictor = self.predictor.encoder, self.predictor
-        if settings.form is not None and isinstance(predictor, Predictor) and explain:
-            predictor.constraints.constraint(settings, texts[0], [], 1)
+        if isinstance(predictor, Predictor) and explain:  # what cannot be read is said before anything is computed
+            predictor.constraints.constraint(settings, texts[0], predictor.card.labels[:1], 1)
         return [
             predictor.task(text, encoder.prompt(text), decoding=settings, explain=explain, max_new_tokens=max_tokens)
             for text in texts

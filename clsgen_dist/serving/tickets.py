@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from clsgen_dist.inference.batch_decoder import Task
 from clsgen_dist.inference.prediction import Prediction, Reading
+from clsgen_dist.serving.faults import LateError
 
 EventKind = Literal["decision", "text", "redraw", "done", "error"]
 
@@ -20,6 +21,8 @@ class Event:
     kind: EventKind
     value: Any = None
     """``decision``: a :class:`Reading`; ``text``: a piece; ``done``: a :class:`Prediction`; ``error``: an exception."""
+    at: float = field(default_factory=time.monotonic)
+    """When it happened, on the clock of ``time.monotonic``."""
 
     @property
     def is_last(self) -> bool:
@@ -34,13 +37,16 @@ class Ticket:
     task: Task
     deadline: float
     """On the clock of ``time.monotonic``."""
+    streams: bool = True
+    """Whether pieces of the explanation are told."""
     begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self.task.on_reading = self.tell_reading
-        self.task.on_text = lambda piece: self.tell(Event("text", piece))
+        if self.streams:
+            self.task.on_text = lambda piece: self.tell(Event("text", piece))
         self.task.on_redraw = lambda: self.tell(Event("redraw"))
 
     def tell(self, event: Event) -> None:
@@ -89,3 +95,11 @@ class Backend(Protocol):
     @property
     def is_alive(self) -> bool:
         """Whether tickets can be answered."""
+
+
+def late(ticket: Ticket) -> LateError:
+    """The error of a ticket whose deadline passed."""
+    seconds = ticket.deadline - ticket.begun
+    return LateError(
+        f"no answer within {seconds:.0f} s; ask for a shorter explanation, or when the server is less busy", "deadline"
+    )

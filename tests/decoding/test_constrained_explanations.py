@@ -145,3 +145,35 @@ def test_told_tokens_are_read_and_not_given(predictor):
     while len(ids) < start + 5:
         ids.append(int(predictor.lm(torch.tensor([ids])).logits[0, -1].argmax()))
     assert one.explanation == predictor.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize(
+    "text", ["病理 " + "不规则肿块边缘毛刺" * 8, "a " + "x" * 100, "p < 0.05 and >99 % <b>", "قطر الكتلة ١٢ مم", "?"]
+)
+def test_any_text_can_be_quoted_or_has_nothing_to_quote(predictor, text):
+    [found] = explanations(predictor, [text], quote_evidence=True)
+    quotes = [found.explanation[slice(*span)] for span in quoted_spans(found.explanation)]
+    assert any(quote in text and quote == quote.strip() for quote in quotes) or text == "?"
+
+
+def test_a_quotation_comes_before_a_budget_ends_the_text(predictor):
+    for length in ("short", "standard"):
+        for text, found in zip(
+            TEXTS[:1], explanations(predictor, TEXTS[:1], quote_evidence=True, length=length), strict=True
+        ):
+            quotes = [found.explanation[slice(*span)] for span in quoted_spans(found.explanation)]
+            assert any(quote in text for quote in quotes), found.explanation
+
+
+def test_the_statement_keeps_to_what_is_forbidden(predictor):
+    forbidden = ["the", "this is", "probably", "likely", "<b>", "p < 0.05"]
+    for found in explanations(predictor, tokens=30, state_decision=True, forbidden=forbidden):
+        assert not [phrase for phrase in forbidden if phrase in found.explanation.lower()]
+        assert found.label in found.explanation.lower()
+
+
+def test_class_names_of_any_characters_are_stated(tmp_path):
+    labels = ["<=50K", ">50K", 'a "b" (c)/[d]\\n']
+    model = Predictor(hand_made_export(tmp_path / "m", labels))
+    for found in explanations(model, tokens=40, state_decision=True):
+        assert found.label.lower() in found.explanation.lower()

@@ -19,6 +19,10 @@ from clsgen_dist.explanations.text_units import sentence_ends
         ("悪性です。辺縁が不整。", 2),
         ("What?! Really...", 2),
         ("no end at all", 0),
+        ("The grade is A. It grows.", 2),
+        ("J. Smith left Apple Inc. today.", 1),
+        ("It is **bold.** And ends.", 2),
+        ("هل هو خبيث؟ نعم.", 2),
         ("", 0),
     ],
 )

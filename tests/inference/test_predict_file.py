@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clsgen_dist.data.example import Columns
+from clsgen_dist.decoding.draft import Draft
+from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.errors import DataError, ModelError, SettingsError
 from clsgen_dist.inference import predict_file as module
 from clsgen_dist.inference.predict import Predictor
@@ -248,3 +250,26 @@ def test_ten_times_the_rows_take_the_same_memory(kind, folder, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] + 40, f"{peaks} MB"
+
+
+def test_a_row_whose_explanation_cannot_be_written_has_an_error_and_the_others_an_answer(folder, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"id": n, "text": f"text {n}"}) + "\n" for n in range(5)))
+    chosen = Draft._chosen
+
+    def failing(self, logits_V):
+        if self.sampling.seed and len(self.tokens) == 3 and not failed:
+            failed.append(self)
+            raise RuntimeError("no token")
+        return chosen(self, logits_V)
+
+    failed: list[Draft] = []
+    monkeypatch.setattr(Draft, "_chosen", failing)
+    written = predict_file(
+        folder, str(rows), tmp_path / "out.jsonl", decoding=DecodingSettings(temperature=1.0, seed=7)
+    )
+    found = lines(tmp_path / "out.jsonl")
+    assert written.bad == 1 and [row.code for row in written.rejected] == ["not-explained"]
+    assert (
+        sum("explanation" in row for row in found) == 4 and [row.get("error") for row in found].count("no token") == 1
+    )

@@ -14,8 +14,11 @@ import pytest
 import requests
 
 from clsgen_dist.decoding.settings import DecodingSettings
+from clsgen_dist.explanations.grounding import named_phrases
+from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.hf_export.artifact import ModelCard
 from clsgen_dist.serving.faults import queue_full
+from clsgen_dist.serving.schemas import Decoding, changed
 from tests.engine_server import serving_engine
 from tests.inference.conftest import hand_made_export
 from tests.serving.live_server import live_server
@@ -142,32 +145,84 @@ def test_many_at_once_are_all_answered_and_as_alone(server):
     assert (server.backend.waiting, server.backend.running) == (0, 0)
 
 
-def test_who_leaves_stops_the_decoding(server):
+@pytest.mark.parametrize("way", ["stream", "wait", "batch"])
+def test_who_leaves_stops_the_decoding(server, monkeypatch, way):
     """A client that closes its connection, in mid-stream and while it waits."""
-    for stream in (True, False):
-        before = server.service.metrics.tokens._value.get()
-        body = json.dumps({"text": "one", "max_tokens": 170, "stream": stream, "decoding": {"min_p": 0}}).encode()
-        with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
-            head = [
-                "POST /v1/explain HTTP/1.1",
-                "Host: x",
-                "Content-Type: application/json",
-                f"Content-Length: {len(body)}",
-            ]
-            connection.sendall("\r\n".join([*head, "", ""]).encode() + body)
-            if stream:
-                received = b""
-                while b"event: text" not in received:
-                    received += connection.recv(1000)
-            else:
-                time.sleep(0.1)
-        deadline = time.monotonic() + 5
-        while server.backend.running and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert server.backend.running == 0
-        assert server.service.metrics.tokens._value.get() == before or not stream, (
-            "an answer nobody reads is not counted"
+    forward, steps = server.predictor.lm.forward, []
+
+    def slow(*args, **inputs):
+        steps.append(1)
+        time.sleep(0.02)
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(server.predictor.lm, "forward", slow)
+    asked = {"text": "one", "stream": way == "stream"} if way != "batch" else {"texts": ["one", "two"] * 8}
+    body = json.dumps({**asked, "max_tokens": 150, "decoding": {"regex": "[a-z]{400}"}}).encode()
+    path = "batch" if way == "batch" else "explain"
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
+        head = [
+            f"POST /v1/{path} HTTP/1.1",
+            "Host: x",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+        ]
+        connection.sendall("\r\n".join([*head, "", ""]).encode() + body)
+        if way == "stream":
+            received = b""
+            while b"event: text" not in received:
+                received += connection.recv(1000)
+        else:
+            while len(steps) < 5:
+                time.sleep(0.01)
+    deadline = time.monotonic() + 20
+    while (server.backend.running or server.backend.waiting) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.backend.running == 0 and 0 < len(steps) < 140, "it would go on for 150 tokens"
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        {"temperature": 1e-39},
+        {"forbidden": ["\ud800"]},
+        {"grammar": "start: a\na: /x/ a"},
+        {"regex": "a{1,3}", "temperature": 50.0, "candidates": 8},
+        {"json_schema": '{"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}'},
+    ],
+    ids=lambda poison: next(iter(poison)),
+)
+def test_one_request_spoils_no_others(server, poison):
+    with ThreadPoolExecutor(4) as pool:
+        body = {"text": "one", "max_tokens": 100, "decoding": {"regex": "[a-z]{80}"}}
+        good = [pool.submit(post, server, "explain", body) for _ in range(2)]
+        time.sleep(0.1)
+        bad = pool.submit(
+            post, server, "explain", {"text": "two", "max_tokens": 60, "stream": False, "decoding": poison}
         )
+        answers = [events(future.result()) for future in good]
+        assert bad.result().status_code in (200, 400, 422)
+    assert [answer[-1][0] for answer in answers] == ["done", "done"]
+    assert {len(answer[-1][1]["explanation"]) for answer in answers} == {80}
+
+
+def test_evidence_of_a_long_text_is_found_at_once():
+    names = ClassNames(["benign", "malignant"])
+    start = time.monotonic()
+    named_phrases("the " * 50_000, "the " * 10, names)
+    assert time.monotonic() - start < 2
+
+
+def test_what_a_request_names_takes_the_place_of_what_the_folder_says():
+    def decoding(folder, **request):
+        return changed(DecodingSettings(**folder), Decoding(**request))
+
+    assert decoding({"temperature": 0.7, "top_p": 0.9, "candidates": 3}, temperature=0) == DecodingSettings()
+    found = decoding({"length": "short", "forbidden": ["x"], "tell": "decision"}, json_schema={"type": "object"})
+    assert (found.length, found.forbidden, found.tell) == (None, [], "decision")
+    assert found.json_schema == '{"type": "object"}' and not list(found.faults())
+    assert decoding({"regex": "a"}, grammar="start: /b/").regex is None
+    assert decoding({"length": "short"}, length=None).length is None
+    assert decoding({"length": "short"}).length == "short"
 
 
 def test_a_full_queue_says_when_to_come_again(tmp_path, free_port):
