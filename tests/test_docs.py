@@ -28,8 +28,11 @@ LONG = (
     "docs/kernel.md",
     "docs/plan.md",
     *(f"examples/{name}/README.md" for name in ("moderation", "credit_risk", "contract_review")),
+    *(f"docs/fields/{name}.md" for name in ("medicine", "finance", "moderation", "law")),
 )
 """Pages whose commands other tests run too, or that differ from another page in their rows only."""
+ON_SHARED_DATA = ("docs/fields/moderation.md", "docs/fields/law.md")
+"""Pages whose rows come from ../shared/data."""
 TINY_PYTHON = """
 import clsgen_dist
 
@@ -115,7 +118,7 @@ def _page(page: Path) -> Any:
 @pytest.fixture
 def workspace(tmp_path, tiny_backbone):
     """A folder as the pages assume it: the checkout's files, and someone's rows."""
-    for name in ("train.py", "configs", "ds_configs", "benchmarks"):
+    for name in ("train.py", "configs", "ds_configs", "benchmarks", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")  # tables are built next to the rows
     labels = ["odd", "fine"]
@@ -139,7 +142,9 @@ def workspace(tmp_path, tiny_backbone):
 @pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [_page(page) for page in PAGES if commands(page) or blocks(page, "python")])
-def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_command, ranks):
+def test_every_command_of_the_page_works(page, workspace, tiny_backbone, run_command, ranks, request):
+    if str(page.relative_to(ROOT)) in ON_SHARED_DATA:
+        request.getfixturevalue("shared_data")
     for command in commands(page):
         words = shlex.split(command)
         if words[0] == "make":
