@@ -170,7 +170,7 @@ class EnginePredictor:
     ) -> Task:
         """A text for :meth:`answer`."""
         longest = (self.card.max_explanation_length if max_new_tokens is None else max_new_tokens) if explain else 0
-        return Task(text, *prompt, decoding, longest, explain)
+        return Task(text, *prompt, decoding, longest, explain=explain)
 
     def answer(self, task: Task, is_void: Callable[[], bool] = lambda: False) -> RawPrediction | None:
         """What the engine computes, drawn anew while it contradicts the decision; streamed if the task listens.

@@ -99,6 +99,21 @@ class Encoder:
             text_ids = np.concatenate([text_ids[: room - tail], self._ellipsis, text_ids[len(text_ids) - tail :]])
         return np.concatenate([self._prefix, text_ids, self._suffix])
 
+    def read_spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of a text that :meth:`prompt` keeps: all, or a beginning and an end.
+
+        All too for a tokenizer in Python, which tells no places.
+        """
+        if isinstance(self.tokens_of, SlowTokens):
+            return [(0, len(text))]
+        budget = self.max_prompt_length - self.template_length
+        places = self.tokens_of.places(text)
+        if len(places) <= budget:
+            return [(0, len(text))]
+        room = budget - len(self._ellipsis)
+        tail = room // 2
+        return [(0, places[room - tail - 1][1]), (places[len(places) - tail][0], len(text))]
+
     def place_spans(self, span_P2: Ids, text_length: int, max_prompt_length: int | None = None) -> Ids:
         """``[P, 2]`` where spans [start, stop) of a text's tokens are in the prompt that :meth:`build_prompt` builds.
 

@@ -46,6 +46,8 @@ class Task:
     decoding: DecodingSettings
     longest: int
     """Most tokens of the explanation; 0: none is written."""
+    read: str | None = None
+    """What the model reads of the text, where it was truncated; quotations come from there."""
     explain: bool = True
     """Whether the explanation is given; a model that decides after it writes one in any case."""
     on_reading: Callable[[Reading], None] | None = None
@@ -233,7 +235,7 @@ class BatchDecoder:
                 self._encoder.end_token,
                 task.longest,
                 Sampling(temperature, settings.top_p, settings.min_p, draw_seed(settings.seed, task.redraws, number)),
-                self._constraints.constraint(settings, task.text, decided, task.longest),
+                self._constraints.constraint(settings, task.read or task.text, decided, task.longest),
                 LengthBudget(settings.max_words, most, least),
                 self._tokenizer.encode(prefix, add_special_tokens=False) if prefix else [],
                 task.on_text if single else None,

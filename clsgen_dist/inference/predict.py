@@ -200,7 +200,8 @@ class Predictor:
                     f"decoding.tell has no room: a prompt of {len(ids)} tokens and some {told} for the decision exceed "
                     f"the model's context of {context}; leave it out"
                 )
-        return Task(text, ids, truncated, decoding, longest if writes else 0, explain)
+        read = "\n".join(text[start:end] for start, end in self.encoder.read_spans(text)) if truncated else None
+        return Task(text, ids, truncated, decoding, longest if writes else 0, read, explain)
 
     def decoder(self, ended_share: float = 0.25) -> BatchDecoder:
         """What computes tasks with this model; several share it, one at a time."""

@@ -184,6 +184,9 @@ class Service:
         if prediction.explanation is not None:
             names = self.predictor.reader.names
             spans = await run_in_threadpool(named_phrases, text, prediction.explanation, names)
+            if prediction.truncated:  # the model has not seen the middle
+                read = self.predictor.encoder.read_spans(text)
+                spans = [span for span in spans if any(start <= span[0] and span[1] <= end for start, end in read)]
             fields["evidence"] = [list(span) for span in spans]
         return fields
 

@@ -358,3 +358,23 @@ def test_defaults_of_the_model_hold_unless_a_request_says_otherwise(tmp_path, fr
         assert post(server, "explain", {"text": "one", "stream": False}).json()["explanation"] == "xxx"
         other = {"text": "one", "stream": False, "decoding": {"regex": "y{2}"}}
         assert post(server, "explain", other).json()["explanation"] == "yy"
+
+
+def test_evidence_is_looked_for_in_what_the_model_read(server):
+    text = "first words " + "x y z " * 60 + "the hidden middle " + "x y z " * 60 + "last words"
+    regex = "(first words, hidden middle, last words)"
+    body = {"text": text, "stream": False, "max_tokens": 60, "decoding": {"regex": regex}}
+    answer = post(server, "explain", body).json()
+    assert answer["truncated"] and [text[start:end] for start, end in answer["evidence"]] == [
+        "first words",
+        "last words",
+    ]
+    quoted = server.predictor.predict(
+        [text], max_new_tokens=60, decoding=DecodingSettings(quote_evidence=True, redraws=0)
+    )
+    assert "hidden" not in quoted[0].explanation
+    read = server.predictor.encoder.read_spans(text)
+    ids = server.predictor.encoder.prompt(text)[0].tolist()
+    for start, end in read:
+        piece = server.predictor.encoder.tokens_of([text[start:end]])[0]
+        assert any(ids[at : at + len(piece)] == list(piece) for at in range(len(ids)))
