@@ -89,6 +89,9 @@ class Draft:
                 self.error, self.has_ended = error, True
                 return self.end_token
             allowed_V = allowed_V.masked_fill(~allowed.to(logits_V.device), -torch.inf)
+            if allowed_V.max() == -torch.inf:  # all that it allows is never written
+                self.error, self.has_ended = SettingsError("the constraint allows no token; change it"), True
+                return self.end_token
         if not self.budget.may_end(self.text):
             without_end_V = allowed_V.clone()
             without_end_V[self.end_token] = -torch.inf
@@ -110,7 +113,10 @@ class Draft:
         else:
             self.tokens.append(token)
             if self.constraint is not None:
-                self.constraint.accept(token)
+                try:
+                    self.constraint.accept(token)
+                except SettingsError as error:
+                    self.error, self.has_ended = error, True
             if len(self.tokens) >= self.longest:
                 self.has_ended = self.is_cut = True
         if self.budget.is_bounded and (kept := self.budget.kept(self._decoded())) is not None:
