@@ -62,7 +62,7 @@ def test_a_busy_engine_is_asked_again_and_a_refusal_is_named(engine, monkeypatch
     engine.faults[:] = [429, 503]
     assert predictor.predict(["one"], explain=False)[0].label in ("no", "yes") and len(engine.asked) == 3
     engine.faults[:] = [400]
-    with pytest.raises(ServerError, match=r"answered 400: .*busy"):
+    with pytest.raises(SettingsError, match=r"text 0: .* answered 400: .*busy"):
         predictor.predict(["one"])
     for logprobs in ({"top_logprobs": [{"token_id:3": -1.0}]}, {"top_logprobs": [{"a: b": -1.0}]}):
         engine.faults[:] = [{"choices": [{"text": "", "logprobs": logprobs}]}]

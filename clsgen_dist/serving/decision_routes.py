@@ -18,9 +18,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from clsgen_dist.inference.prediction import Prediction
+from clsgen_dist.serving.answers import ANSWERS, OTHER_MODEL, DecisionAnswer, documented
 from clsgen_dist.serving.chat_routes import message_text, require_model
 from clsgen_dist.serving.faults import RequestError
-from clsgen_dist.serving.schemas import Decoding
+from clsgen_dist.serving.schemas import Decoding, Name
 from clsgen_dist.serving.service import Service, new_id
 
 
@@ -44,7 +45,7 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: Literal["predicate", "choice", "score"]
     instructions: str | list[dict[str, Any]] = ""
-    name: str | None = None
+    name: Name | None = None
     choices: list[Choice] | None = None
     levels: list[Level] | None = None
 
@@ -67,7 +68,7 @@ def decision_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @router.post("/decisions")
+    @router.post("/decisions", responses=documented(DecisionAnswer) | ANSWERS | OTHER_MODEL)
     async def decisions(body: DecisionRequest, request: Request) -> dict[str, Any]:
         """A typed, calibrated answer to each question, and the reason."""
         require_model(service, body.model)
@@ -119,8 +120,10 @@ def _check(service: Service, question: Question) -> None:
     if given is not None:
         entries = getattr(question, given[0])
         names = None if entries is None else [getattr(entry, given[1]) for entry in entries]
-        same = names == list(space.names) if question.type == "score" else set(names or ()) == set(space.names)
-        if names is not None and not same:
+        if names is not None and question.type == "choice":  # in any order
+            names = sorted(map(str, names))
+        expected = list(space.names) if question.type == "score" else sorted(space.names)
+        if names not in (None, expected):
             raise RequestError(
                 f"{given[0]} are {names}, expected the model's classes {list(space.names)}", "wrong_question"
             )

@@ -32,7 +32,7 @@ class LocalBackend:
 
     Args:
         predictor: the model.
-        max_batch: explanations written at a time.
+        max_batch: explanations written at a time, candidates included; more than that of one text are written alone.
         max_queue: tickets that may wait.
     """
 
@@ -116,9 +116,7 @@ class LocalBackend:
         """The next tickets to begin together."""
         begun: list[Ticket] = []
         longest = 0
-        drafts = self._drafts()
-        while self._waiting and self._decoder.is_open and drafts < self._max_batch:
-            ticket = self._waiting[0]
+        while self._waiting and self._decoder.is_open and self._has_room(ticket := self._waiting[0]):
             length = len(ticket.task.prompt)
             if self._is_void(ticket):
                 self._waiting.popleft()
@@ -129,12 +127,7 @@ class LocalBackend:
             longest = max(longest, length)
             begun.append(self._waiting.popleft())
             self._running[id(ticket.task)] = ticket
-            drafts += ticket.task.decoding.candidates
         return begun
-
-    def _drafts(self) -> int:
-        """Explanations that are being written."""
-        return sum(ticket.task.decoding.candidates for ticket in self._running.values())
 
     def _is_void(self, ticket: Ticket) -> bool:
         """Whether nobody waits for a ticket any more; one that is late is told so."""
@@ -149,7 +142,12 @@ class LocalBackend:
             self._is_void(ticket)
         if self._stopping:
             return True
-        return bool(self._waiting) and self._decoder.is_open and self._drafts() < self._max_batch
+        return bool(self._waiting) and self._decoder.is_open and self._has_room(self._waiting[0])
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        """Whether a ticket can be begun beside those that are at work."""
+        held = sum(_explanations(other) for other in self._running.values())
+        return not held or held + _explanations(ticket) <= self._max_batch
 
     def _tell(self, tasks: Sequence[Any]) -> None:
         """Tell the answers of tasks that are done."""
@@ -171,3 +169,8 @@ class LocalBackend:
         for ticket in self._running.values():
             ticket.tell_error(error)
         self._running.clear()
+
+
+def _explanations(ticket: Ticket) -> int:
+    """How many are written at a time for a ticket; one that has none takes a place too."""
+    return ticket.task.decoding.candidates if ticket.task.longest else 1
