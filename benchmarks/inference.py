@@ -249,7 +249,10 @@ def control_part(own: argparse.Namespace, model: Path) -> None:
             claims += [claim.is_found for claim in ground(text, written, names).claims]
             valid += _follows(written, labels)
         ends = share_interval(np.array(wrong))
-        unmarked = sum(w and not answer.contradicts for w, answer in zip(wrong, found, strict=True))
+        unmarked = sum(
+            _first_named(answer.explanation or "", labels) not in (None, answer.label) and not answer.contradicts
+            for answer in found
+        )
         json_share = f"{valid} of {len(texts)}" if decoding.json_schema else ""
         cells = [f"{agree / len(texts):.1%}", f"{int(sum(wrong))} of {len(texts)} [{ends.low:.1%}, {ends.high:.1%}]"]
         cells += [
@@ -260,6 +263,12 @@ def control_part(own: argparse.Namespace, model: Path) -> None:
         ]
         redrawn = sum(answer.redraws > 0 for answer in found)
         print(f"| {name} | {' | '.join(cells)} | {redrawn} | {seconds:.0f} |")
+
+
+def _first_named(written: str, labels: list[str]) -> str | None:
+    """The class that a plain search finds first, whatever negates it."""
+    places = {name: written.lower().find(name.lower()) for name in labels}
+    return min((name for name in labels if places[name] >= 0), key=places.__getitem__, default=None)
 
 
 def _follows(written: str, labels: list[str]) -> bool:
