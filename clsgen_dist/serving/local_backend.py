@@ -142,7 +142,8 @@ class LocalBackend:
             self._is_void(ticket)
         if self._stopping:
             return True
-        return bool(self._waiting) and self._decoder.is_open and self._has_room(self._waiting[0])
+        with self._changed:
+            return bool(self._waiting) and self._decoder.is_open and self._has_room(self._waiting[0])
 
     def _has_room(self, ticket: Ticket) -> bool:
         """Whether a ticket can be begun beside those that are at work."""
