@@ -114,7 +114,7 @@ class Draft:
         if self.constraint is not None:
             allowed_V = allowed_V.masked_fill(~self.constraint.allowed().to(logits_V.device), -torch.inf)
             if allowed_V.max() == -torch.inf:  # all that it allows is never written
-                raise SettingsError("the constraint allows no token; change it")
+                raise SettingsError("the constraint on the explanation allows no token; change it")
         if not self.budget.may_end(self.text):
             without_end_V = allowed_V.clone()
             without_end_V[self.end_token] = -torch.inf

@@ -41,7 +41,7 @@ class DecodingSettings:
     grammar: str | None = None
     """Lark grammar that the explanation must follow."""
     temperature: NonNegativeFloat = 0.0
-    """0: the most probable token each time; from 0.01 to 10, tokens are drawn."""
+    """0: the most probable token each time; from 0.01 to 100, tokens are drawn."""
     top_p: ClosedUnitInterval = 1.0
     """Draw among the most probable tokens that together have this probability (nucleus sampling)."""
     min_p: ClosedUnitInterval = 0.0
@@ -86,8 +86,6 @@ class DecodingSettings:
                 f"decoding.candidates is {self.candidates} with decoding.temperature 0, so all would be equal; "
                 "set the temperature to 0.7, for example"
             )
-        if self.temperature and not 0.01 <= self.temperature <= 10:  # logits divided by it would overflow
-            yield f"decoding.temperature is {self.temperature:g}, expected 0, or 0.01 to 10"
         if self.temperature == 0 and (self.top_p < 1 or self.min_p > 0):
             name = "top_p" if self.top_p < 1 else "min_p"
             yield f"decoding.{name} is {getattr(self, name):g} with decoding.temperature 0, where nothing is drawn; set it"

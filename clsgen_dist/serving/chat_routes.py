@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clsgen_dist.inference.prediction import Prediction
 from clsgen_dist.serving import faults
-from clsgen_dist.serving.answers import ANSWERS, ASKS, OTHER_MODEL, ChatAnswer, ModelList, documented
+from clsgen_dist.serving.answers import ANSWERS, ASKS, OTHER_MODEL, ChatAnswer, ModelEntry, ModelList, documented
 from clsgen_dist.serving.faults import RequestError
 from clsgen_dist.serving.own_routes import KEEP_ALIVE, sse
 from clsgen_dist.serving.schemas import Decoding
@@ -70,7 +70,7 @@ def chat_router(service: Service) -> APIRouter:
             "data": [{"id": service.name, "object": "model", "created": created, "owned_by": "clsgen_dist"}],
         }
 
-    @router.get("/models/{name}", responses=ASKS | OTHER_MODEL)
+    @router.get("/models/{name}", responses=documented(ModelEntry) | ASKS | OTHER_MODEL)
     async def model(name: str) -> dict[str, Any]:
         """The model, by its name."""
         require_model(service, name)

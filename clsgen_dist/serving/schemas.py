@@ -73,7 +73,10 @@ def changed(settings: DecodingSettings, request: Any) -> DecodingSettings:
     """The settings with what a request's ``decoding`` changes; null stands for the default.
 
     A form that a request asks for takes the place of what the model's folder says of form and length; a temperature of
-    0 that of how tokens are drawn. TooLargeError for a schema over the limit.
+    0 that of how tokens are drawn.
+
+    Raises:
+        TooLargeError: a schema is over the limit.
     """
     if request is None:
         return settings
