@@ -70,7 +70,7 @@ class EnginePredictor:
                 "clsgen export --fold true"
             )
         self.folded, self.reader = self.card.folded, AnswerReader(self.card)
-        self.encoder = encoder_of(self.card, AutoTokenizer.from_pretrained(folder))
+        self.encoder = encoder_of(self.card, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
         _, self._bias_K = read_head(folder, self.card)
         self._url = f"{url.rstrip('/').removesuffix('/completions').removesuffix('/v1')}/v1"
         self._session = requests.Session()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,10 @@ _FREE = "state_decision, quote_evidence or forbidden"
 _LONGEST_WORD = 30
 """Characters without a blank up to which a text is quoted by words, beyond it by characters."""
 _ANY = r"(.|\n)*"
+_KEPT = 32
+"""Compiled grammars that are kept: the candidates of a text have the same one, and so do all texts of a schema."""
+_MOST_SECONDS = 10.0
+"""Of computation that an explanation's constraint may take: some grammars take seconds a token."""
 
 
 class ConstraintCompiler:
@@ -44,7 +50,8 @@ class ConstraintCompiler:
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_token: int) -> None:
         self._tokenizer, self._vocabulary, self._end = tokenizer, vocabulary, end_token
-        self._compiled: Any = None
+        self._tokens: Any = None
+        self._matcher = lru_cache(maxsize=_KEPT)(self._compiled)
 
     def constraint(
         self, settings: DecodingSettings, text: str, decided: Sequence[str], longest: int
@@ -63,17 +70,21 @@ class ConstraintCompiler:
         found = grammar(settings, text, decided, longest)
         if found is None:
             return None
-        from llguidance import LLMatcher
-        from llguidance.hf import from_tokenizer
-
-        if self._compiled is None:
-            self._compiled = from_tokenizer(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end)
-        matcher = LLMatcher(self._compiled, found, log_level=0)
+        matcher = self._matcher(found)
         if matcher.is_error():
             raise SettingsError(
                 f"decoding.{settings.form or _FREE} cannot be used: {first_line(ValueError(matcher.get_error()))}"
             )
-        return Constraint(matcher, self._vocabulary)
+        return Constraint(matcher.deep_copy(), self._vocabulary)
+
+    def _compiled(self, grammar: str) -> Any:
+        """The matcher of a grammar at its start; in error if the grammar cannot be read."""
+        from llguidance import LLMatcher
+        from llguidance.hf import from_tokenizer
+
+        if self._tokens is None:
+            self._tokens = from_tokenizer(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end)
+        return LLMatcher(self._tokens, grammar, log_level=0)
 
 
 class Constraint:
@@ -83,36 +94,42 @@ class Constraint:
         self._matcher = matcher
         self._bits = torch.zeros((1, (vocabulary + 31) // 32), dtype=torch.int32)
         self._vocabulary = vocabulary
+        self._seconds = 0.0
 
     def allowed(self) -> Tensor:
         """``[V]`` which tokens may come next, bool; SettingsError if the grammar is too complex to go on."""
         from llguidance.torch import fill_next_token_bitmask
 
+        begun = time.thread_time()
         fill_next_token_bitmask(self._matcher, self._bits, 0)
-        self._require_intact()
+        self._require_intact(begun)
         bits = np.unpackbits(self._bits.numpy().view(np.uint8), bitorder="little")
         return torch.from_numpy(bits[: self._vocabulary].astype(bool))
 
     def accept(self, token: int) -> None:
-        """Go on by a token."""
+        """Go on by a token; SettingsError if the grammar is too complex to go on."""
+        begun = time.thread_time()
         self._matcher.consume_token(token)
-        self._require_intact()
+        self._require_intact(begun)
 
     @property
     def is_satisfied(self) -> bool:
         """Whether the text so far is complete."""
         return bool(self._matcher.is_accepting())
 
-    def _require_intact(self) -> None:
-        if self._matcher.is_error():
+    def _require_intact(self, begun: float) -> None:
+        self._seconds += time.thread_time() - begun
+        why = first_line(ValueError(self._matcher.get_error())) if self._matcher.is_error() else None
+        if why is None and self._seconds > _MOST_SECONDS:
+            why = f"it took over {_MOST_SECONDS:.0f} s"
+        if why is not None:
             raise SettingsError(
-                f"the constraint on the explanation failed: {first_line(ValueError(self._matcher.get_error()))}; "
-                "simplify decoding's grammar, or forbid fewer phrases"
+                f"the constraint on the explanation failed: {why}; simplify decoding's grammar, or forbid fewer phrases"
             )
 
 
 def grammar(settings: DecodingSettings, text: str, decided: Sequence[str], longest: int) -> str | None:
-    """llguidance's grammar for the settings; None: any text is allowed."""
+    """llguidance's grammar for the settings; None: any text is allowed; SettingsError for a schema that is no JSON."""
     from llguidance import LLMatcher
 
     if settings.json_schema is not None:
@@ -139,6 +156,7 @@ def grammar(settings: DecodingSettings, text: str, decided: Sequence[str], longe
 
 def _lark(phrases: Sequence[str], stated: Sequence[str], forbidden: Sequence[str], before_quote: int) -> str:
     """``[statement] [text "quotation"] text``, with the forbidden phrases excluded from every text."""
+    # One pattern for all: the intersection of 20 complements takes minutes to compile.
     but = f" & ~/{_ANY}({'|'.join(map(_any_case, forbidden))}){_ANY}/" if forbidden else ""
     parts, rules = [], [f"TEXT: /{_ANY}/{but}"]
     if stated:

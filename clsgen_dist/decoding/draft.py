@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clsgen_dist.decoding.constraint import Constraint
 from clsgen_dist.decoding.length import LengthBudget, whole_sentences
+from clsgen_dist.errors import SettingsError
 from clsgen_dist.explanations.text_units import sentence_ends
 
 # V vocabulary
@@ -112,6 +113,8 @@ class Draft:
         allowed_V = logits_V.float()
         if self.constraint is not None:
             allowed_V = allowed_V.masked_fill(~self.constraint.allowed().to(logits_V.device), -torch.inf)
+            if allowed_V.max() == -torch.inf:  # all that it allows is never written
+                raise SettingsError("the constraint on the explanation allows no token; change it")
         if not self.budget.may_end(self.text):
             without_end_V = allowed_V.clone()
             without_end_V[self.end_token] = -torch.inf

@@ -41,7 +41,7 @@ class DecodingSettings:
     grammar: str | None = None
     """Lark grammar that the explanation must follow."""
     temperature: NonNegativeFloat = 0.0
-    """0: the most probable token each time; above, tokens are drawn."""
+    """0: the most probable token each time; from 0.01 to 100, tokens are drawn."""
     top_p: ClosedUnitInterval = 1.0
     """Draw among the most probable tokens that together have this probability (nucleus sampling)."""
     min_p: ClosedUnitInterval = 0.0

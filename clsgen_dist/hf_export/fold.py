@@ -92,7 +92,7 @@ def _write(folder: Path, partial: Path, card: ModelCard, backbone: Backbone) -> 
     shutil.copytree(folder, partial, ignore=shutil.ignore_patterns(*ignored))
     (partial / HEAD_FILE).parent.mkdir(exist_ok=True)
     save_file({"weight": weight_KD, "bias": bias_K}, partial / HEAD_FILE, metadata={"format": "pt"})
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     names = [f"<|decision_{k}|>" for k in range(len(weight_KD))] + ["<|decision_none|>"]
     tokenizer.add_tokens(names, special_tokens=True)
     rows: list[int] = tokenizer.convert_tokens_to_ids(names)
@@ -175,11 +175,11 @@ def _difference(
     ids_1T = torch.from_numpy(encoder_of(card, tokenizer).prompt("a text")[0]).long()[None]
     weight_KD, bias_K = read_head(folder, card)
     options = {"generation_config": GenerationConfig()}
-    plain: Any = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options).eval()
     expected_K = F.linear(plain.base_model(ids_1T).last_hidden_state[0, -1].float(), weight_KD, bias_K)
     dtype = plain.dtype
     del plain
-    folded: Any = AutoModelForCausalLM.from_pretrained(partial, **options).eval()
+    folded: Any = AutoModelForCausalLM.from_pretrained(partial, trust_remote_code=False, **options).eval()
     log_p_V = folded(ids_1T).logits[0, -1].float().log_softmax(dim=0)
     logits_K = where.logits({row: float(log_p_V[row]) for row in where.all_rows}, bias_K)
     return float((logits_K - expected_K).abs().max()), dtype

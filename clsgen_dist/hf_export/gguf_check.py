@@ -108,7 +108,8 @@ def _tokenizer_faults(folder: Path, text: dict[str, Any]) -> Iterator[str]:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         yield "there is neither tokenizer.json nor tokenizer.model"
         return
-    largest, size = max(AutoTokenizer.from_pretrained(folder).get_vocab().values()), text.get("vocab_size", 0)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    largest, size = max(tokenizer.get_vocab().values()), text.get("vocab_size", 0)
     if largest >= size:
         yield f"its tokenizer has token {largest}, and vocab_size in config.json is {size}"
 

@@ -141,10 +141,10 @@ def _load(folder: Path) -> Any:
     # Not the base's, which transformers might refuse: nothing is generated here.
     options: dict[str, Any] = {"generation_config": GenerationConfig()}
     if not (folder / WEIGHTS_FILE).is_file():
-        return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options).eval()
     from peft import PeftModel
 
-    lm = AutoModelForCausalLM.from_pretrained(base_name(folder), **options)
+    lm = AutoModelForCausalLM.from_pretrained(base_name(folder), trust_remote_code=False, **options)
     return PeftModel.from_pretrained(lm, str(folder)).get_base_model().eval()
 
 

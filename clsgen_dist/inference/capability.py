@@ -81,7 +81,9 @@ def backbone_of(predictor: Predictor) -> Any:
     name = predictor.card.trained.get("backbone")
     if name is None:
         raise SettingsError("clsgen.json names no backbone, so the model cannot be compared with it; export again")
-    backbone: Any = AutoModelForCausalLM.from_pretrained(backbone_path(str(name)), dtype=predictor.lm.dtype)
+    backbone: Any = AutoModelForCausalLM.from_pretrained(
+        backbone_path(str(name)), trust_remote_code=False, dtype=predictor.lm.dtype
+    )
     return backbone.to(predictor.device).eval()
 
 

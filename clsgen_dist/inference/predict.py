@@ -78,11 +78,12 @@ class Predictor:
             )
         self._head = (weight_CD.to(self.device), bias_C.to(self.device))
         backbone = open_export(folder, self.card)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=backbone.config)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, config=backbone.config)
         self.encoder = encoder_of(self.card, self.tokenizer)
         end = self.encoder.end_token
         lm: Any = AutoModelForCausalLM.from_pretrained(
             backbone.path,
+            trust_remote_code=False,
             attn_implementation=choose_attention("auto", on_gpu=self.device.type != "cpu", lm=backbone.meta),
             # Not the base's, whose penalties, beams and forced tokens would change greedy decoding.
             generation_config=GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end),

@@ -40,8 +40,8 @@ class TextEmbedder:
 
         path = backbone_path(name, "--embedding_model")
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModel.from_pretrained(path, dtype=torch.float32)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model: Any = AutoModel.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"--embedding_model {name!r} cannot be loaded ({first_line(error)}); give a folder with a model and "

@@ -94,7 +94,7 @@ def _meta_model(config: Any) -> Any:
 
     with torch.device("meta"):
         try:
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except (ValueError, ImportError, TypeError, AttributeError, KeyError, RuntimeError) as error:
             raise ModelError(
                 f"transformers cannot build {config.model_type!r} from its configuration here: {first_line(error)}"
@@ -136,7 +136,7 @@ def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path!r} has no tokenizer that can be read here ({first_line(error)}); name a folder with the "
@@ -150,7 +150,9 @@ def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, loa
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
     if backbone.weights is None:
-        built: nn.Module = AutoModelForCausalLM.from_config(backbone.config, dtype=dtype, attn_implementation=attention)
+        built: nn.Module = AutoModelForCausalLM.from_config(
+            backbone.config, trust_remote_code=False, dtype=dtype, attn_implementation=attention
+        )
         return built
     # Not the backbone's, which transformers might refuse: nothing is generated here.
     options: dict[str, Any] = {"generation_config": GenerationConfig()}
@@ -165,7 +167,12 @@ def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, loa
             bnb_4bit_quant_storage=dtype,
         )
     lm: nn.Module = AutoModelForCausalLM.from_pretrained(
-        backbone.path, config=backbone.config, dtype=dtype, attn_implementation=attention, **options
+        backbone.path,
+        trust_remote_code=False,
+        config=backbone.config,
+        dtype=dtype,
+        attn_implementation=attention,
+        **options,
     )
     return lm
 

@@ -42,10 +42,14 @@ def _convert(folder: Path) -> None:
 
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            source,
+            trust_remote_code=False,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
         )
         model.config._name_or_path = "SmolLM2-135M-Instruct"
         model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, gguf_file=gguf.name)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)

@@ -108,7 +108,9 @@ def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = 
     }[attention]
     with torch.device("meta"):
         with _as_model_error(f"model.backbone {spec.backbone!r} has a configuration that transformers cannot build"):
-            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=register())
+            lm = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, dtype=dtype, attn_implementation=register()
+            )
         families.refuse_changed_logits(lm)
         return build_model(
             lm,

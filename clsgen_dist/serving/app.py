@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,10 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clsgen_dist import __version__
-from clsgen_dist.serving import faults
+from clsgen_dist.serving import faults, guards
+from clsgen_dist.serving.answers import ASKS, OPEN, Status, documented
 from clsgen_dist.serving.chat_routes import chat_router
 from clsgen_dist.serving.decision_routes import decision_router
-from clsgen_dist.serving.faults import RequestError, TooLargeError, UnauthorizedError
+from clsgen_dist.serving.faults import RequestError, TooLargeError
+from clsgen_dist.serving.guards import Guard, SlowError
 from clsgen_dist.serving.own_routes import own_router
 from clsgen_dist.serving.service import Service
 
@@ -41,14 +43,18 @@ _DOCS_POLICY = (
 """Of the OpenAPI page, whose start is an inline script."""
 
 
-def create_app(service: Service, *, tokens: Sequence[str] = (), max_body: int = 4_000_000) -> FastAPI:
+def create_app(
+    service: Service, *, tokens: Sequence[str] = (), max_body: int = 4_000_000, hosts: Sequence[str] = ()
+) -> FastAPI:
     """The application.
 
     Args:
         service: answers.
         tokens: any of which a client must send as its bearer token; empty: none is needed.
         max_body: most bytes of a request.
+        hosts: names by which clients may call the server; empty: any.
     """
+    guard = Guard(tokens, hosts)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,25 +70,27 @@ def create_app(service: Service, *, tokens: Sequence[str] = (), max_body: int = 
         lifespan=lifespan,
     )
     _handle_errors(app)
-    guarded = [Depends(_bearer(tokens))] if tokens else []
+    guarded = [Depends(_bearer(guard))] if tokens else []
     for router in (own_router(service, auth=bool(tokens)), chat_router(service), decision_router(service)):
         app.include_router(router, dependencies=guarded)
     _add_operations(app, service, guarded)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")  # last: it takes whatever no route takes
     app.add_middleware(_Measured, service=service)
-    app.add_middleware(_Limited, max_body=max_body)
+    app.add_middleware(_Limited, max_body=max_body, guard=guard)
     return app
 
 
 def _add_operations(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None:
     """Health, readiness and metrics."""
 
-    @app.get("/health", tags=["operations"])
+    @app.get("/health", tags=["operations"], responses=documented(Status) | OPEN)
     async def health() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/ready", tags=["operations"])
+    working = documented(Status) | OPEN | {503: {"model": Status, "description": "Not ready."}}
+
+    @app.get("/ready", tags=["operations"], responses=working)
     async def ready(response: Response) -> dict[str, str]:
         """Whether texts can be answered; 503 if not."""
         if service.backend.is_alive:
@@ -90,7 +98,11 @@ def _add_operations(app: FastAPI, service: Service, guarded: Sequence[Any]) -> N
         response.status_code = 503
         return {"status": "not ready"}
 
-    @app.get("/metrics", tags=["operations"], dependencies=list(guarded))
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}, "description": "The metrics."}}
+
+    @app.get(
+        "/metrics", tags=["operations"], dependencies=list(guarded), responses=text | ASKS, response_class=Response
+    )
     async def metrics() -> Response:
         """Metrics in Prometheus' text format."""
         counts = (service.card.calibrated_on or {}).get("score_counts")
@@ -98,19 +110,14 @@ def _add_operations(app: FastAPI, service: Service, guarded: Sequence[Any]) -> N
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _bearer(tokens: Sequence[str]) -> Any:
+def _bearer(guard: Guard) -> Any:
     """A dependency that lets requests with one of the tokens through."""
-    known = [token.encode() for token in tokens]
 
     async def check(
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+        request: Request,
+        named_in_openapi: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
     ) -> None:
-        given = credentials.credentials.encode() if credentials else b""
-        # All are compared, each in constant time, so that the time says nothing of which was near.
-        if sum(hmac.compare_digest(given, token) for token in known) == 0:
-            raise UnauthorizedError(
-                "the request has no valid token; send the header Authorization: Bearer TOKEN", "invalid_token"
-            )
+        guard.require_token(dict(request.headers.raw).get(b"authorization", b""))
 
     return check
 
@@ -145,32 +152,43 @@ def _answered(error: Exception) -> JSONResponse:
 
 
 class _Limited:
-    """Refuses bodies over the limit, whatever their header says, and adds security headers."""
+    """Refuses strangers, slow bodies, and those over the limit whatever their header says; adds security headers."""
 
-    def __init__(self, app: ASGIApp, max_body: int) -> None:
-        self._app, self._max_body = app, max_body
+    def __init__(self, app: ASGIApp, max_body: int, guard: Guard) -> None:
+        self._app, self._max_body, self._guard = app, max_body, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        received, refused = 0, False
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        received, is_whole, answered = 0, False, False
+        refusal: RequestError | None = None
+        until = time.monotonic() + guards.BODY_SECONDS
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole, refusal
+            if is_whole:  # what follows says that the client has left
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), until - time.monotonic())
+            except TimeoutError:
+                refusal = self._too_slow(received)
+                raise refusal from None
             received += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if received > self._max_body:
-                raise self._too_large(received)
+                refusal = self._too_large(received)
+                raise refusal
             return message
 
         async def unless_refused(message: Message) -> None:
-            nonlocal refused
-            if received > self._max_body and message["type"] == "http.response.start":  # FastAPI calls it a bad body
-                refused = True
-                await _answered(self._too_large(received))(scope, receive, with_headers)
-            elif not refused:
+            nonlocal answered
+            if refusal is not None and message["type"] == "http.response.start":  # FastAPI calls it a bad body
+                answered = True
+                await _answered(refusal)(scope, receive, with_headers)
+            elif not answered:
                 await with_headers(message)
 
         async def with_headers(message: Message) -> None:
@@ -183,9 +201,12 @@ class _Limited:
                 message = {**message, "headers": [*kept, *own.items()]}
             await send(message)
 
-        if not declared.isdigit() or int(declared) > self._max_body:
-            size = int(declared) if declared.isdigit() else -1
-            await _answered(self._too_large(size))(scope, receive, with_headers)
+        try:
+            self._guard.require_head(headers)
+            if not declared.isdigit() or int(declared) > self._max_body:
+                raise self._too_large(int(declared) if declared.isdigit() else -1)
+        except RequestError as error:
+            await _answered(error)(scope, receive, with_headers)
             return
         await self._app(scope, counted, unless_refused)
 
@@ -193,6 +214,12 @@ class _Limited:
         return TooLargeError(
             f"the request has {size} bytes or more, expected {self._max_body} at most; send fewer or shorter texts",
             "request_too_large",
+        )
+
+    def _too_slow(self, size: int) -> SlowError:
+        return SlowError(
+            f"only {size} bytes of the request were there after {guards.BODY_SECONDS:g} s; send it again",
+            "request_too_slow",
         )
 
 

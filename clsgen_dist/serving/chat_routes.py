@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clsgen_dist.inference.prediction import Prediction
 from clsgen_dist.serving import faults
+from clsgen_dist.serving.answers import ANSWERS, ASKS, OTHER_MODEL, ChatAnswer, ModelEntry, ModelList, documented
 from clsgen_dist.serving.faults import RequestError
 from clsgen_dist.serving.own_routes import KEEP_ALIVE, sse
 from clsgen_dist.serving.schemas import Decoding
@@ -61,7 +62,7 @@ def chat_router(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
     created = int(time.time())
 
-    @router.get("/models")
+    @router.get("/models", responses=documented(ModelList) | ASKS)
     async def models() -> dict[str, Any]:
         """The one model."""
         return {
@@ -69,13 +70,15 @@ def chat_router(service: Service) -> APIRouter:
             "data": [{"id": service.name, "object": "model", "created": created, "owned_by": "clsgen_dist"}],
         }
 
-    @router.get("/models/{name}")
+    @router.get("/models/{name}", responses=documented(ModelEntry) | ASKS | OTHER_MODEL)
     async def model(name: str) -> dict[str, Any]:
         """The model, by its name."""
         require_model(service, name)
         return {"id": service.name, "object": "model", "created": created, "owned_by": "clsgen_dist"}
 
-    @router.post("/chat/completions", response_model=None)
+    answers = documented(ChatAnswer, streams=True) | ANSWERS | OTHER_MODEL
+
+    @router.post("/chat/completions", responses=answers, response_model=None)
     async def completions(body: ChatRequest, request: Request) -> Any:
         """The explanation as the assistant's message, the decision in ``decision``."""
         require_model(service, body.model)
@@ -145,7 +148,12 @@ def _decoding(body: ChatRequest) -> Any:
         changes["temperature"] = 1.0  # OpenAI's default
     form = body.response_format or {"type": "text"}
     if form.get("type") == "json_schema":
-        changes["json_schema"] = (form.get("json_schema") or {}).get("schema") or {}
+        named = form.get("json_schema")
+        changes["json_schema"] = named.get("schema") if isinstance(named, dict) else None
+        if not isinstance(changes["json_schema"], dict):
+            raise RequestError(
+                "response_format has no object in json_schema.schema, expected the schema there", "invalid_settings"
+            )
     elif form.get("type") == "json_object":
         changes["json_schema"] = {"type": "object"}
     elif form.get("type") != "text":

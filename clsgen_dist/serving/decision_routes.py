@@ -18,9 +18,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from clsgen_dist.inference.prediction import Prediction
+from clsgen_dist.serving.answers import ANSWERS, OTHER_MODEL, DecisionAnswer, documented
 from clsgen_dist.serving.chat_routes import message_text, require_model
 from clsgen_dist.serving.faults import RequestError
-from clsgen_dist.serving.schemas import Decoding
+from clsgen_dist.serving.schemas import Decoding, Name
 from clsgen_dist.serving.service import Service, new_id
 
 
@@ -44,7 +45,7 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: Literal["predicate", "choice", "score"]
     instructions: str | list[dict[str, Any]] = ""
-    name: str | None = None
+    name: Name | None = None
     choices: list[Choice] | None = None
     levels: list[Level] | None = None
 
@@ -67,7 +68,7 @@ def decision_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @router.post("/decisions")
+    @router.post("/decisions", responses=documented(DecisionAnswer) | ANSWERS | OTHER_MODEL)
     async def decisions(body: DecisionRequest, request: Request) -> dict[str, Any]:
         """A typed, calibrated answer to each question, and the reason."""
         require_model(service, body.model)

@@ -98,6 +98,10 @@ def as_request_error(error: Exception) -> RequestError:
     )
 
 
+_LONGEST_MESSAGE = 2000
+"""Characters: messages repeat what was sent."""
+
+
 def body(error: RequestError) -> dict[str, object]:
     """OpenAI's error object."""
-    return {"error": {"message": str(error), "type": error.kind, "code": error.code, "param": None}}
+    return {"error": {"message": str(error)[:_LONGEST_MESSAGE], "type": error.kind, "code": error.code, "param": None}}

@@ -10,14 +10,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from clsgen_dist.serving import faults
+from clsgen_dist.serving.answers import ANSWERS, ASKS, BatchAnswer, Info, TextAnswer, documented
 from clsgen_dist.serving.faults import ClientLeftError
 from clsgen_dist.serving.schemas import BatchRequest, ClassifyRequest, ExplainRequest
 from clsgen_dist.serving.service import Service, new_id
 from clsgen_dist.serving.tickets import Ticket
 
-_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}, "description": "Events, or one JSON object."}
-}
 KEEP_ALIVE = 10
 """Looks at a silent stream, about a second each, after which something is sent, so that proxies keep it open."""
 
@@ -26,7 +24,7 @@ def own_router(service: Service, *, auth: bool) -> APIRouter:
     """The routes of our own API."""
     router = APIRouter(prefix="/v1", tags=["decisions with reasons"])
 
-    @router.get("/info")
+    @router.get("/info", responses=documented(Info) | ASKS)
     async def info() -> dict[str, Any]:
         """The model: its classes, thresholds and question."""
         service.refresh()
@@ -48,13 +46,13 @@ def own_router(service: Service, *, auth: bool) -> APIRouter:
             "auth": auth,
         }
 
-    @router.post("/classify")
+    @router.post("/classify", responses=documented(TextAnswer) | ANSWERS)
     async def classify(body: ClassifyRequest, request: Request) -> dict[str, Any]:
         """The calibrated probability of each class, without an explanation."""
         [ticket] = await service.tickets([body.text], explain=False)
         return await service.answer_json(await service.prediction(ticket, request), new_id("cls"), body.text)
 
-    @router.post("/explain", responses=_STREAM, response_model=None)
+    @router.post("/explain", responses=documented(TextAnswer, streams=True) | ANSWERS, response_model=None)
     async def explain(body: ExplainRequest, request: Request) -> Any:
         """The probability first, then the explanation as it is written.
 
@@ -70,7 +68,7 @@ def own_router(service: Service, *, auth: bool) -> APIRouter:
         events = _events(service, ticket, request, identity, body.text)
         return StreamingResponse(events, media_type="text/event-stream")
 
-    @router.post("/batch")
+    @router.post("/batch", responses=documented(BatchAnswer) | ANSWERS)
     async def batch(body: BatchRequest, request: Request) -> dict[str, Any]:
         """Answers of several texts, in their order; a text that fails has an ``error`` instead."""
         tickets = await service.tickets(

@@ -15,6 +15,7 @@ from clsgen_dist.errors import SettingsError
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.serving.app import create_app
 from clsgen_dist.serving.engine_backend import EngineBackend
+from clsgen_dist.serving.guards import LOOPBACK_NAMES, PatientProtocol
 from clsgen_dist.serving.local_backend import LocalBackend
 from clsgen_dist.serving.service import Limits, Service
 from clsgen_dist.serving.tickets import Backend
@@ -67,13 +68,17 @@ def serve(model: str | Path, options: ServeOptions | None = None, *, engine: str
     predictor, backend = _opened(folder, options, engine)
     limits = Limits(max_characters=options.max_characters, deadline=options.deadline, log_texts=options.log_texts)
     service = Service(folder, options.name or folder.resolve().name, predictor, backend, limits)
-    app = create_app(service, tokens=tokens, max_body=options.max_body)
+    # Any page may be made to call this machine; with tokens, or behind something that guards, that is of no use.
+    hosts = () if tokens or options.without_tokens else (*LOOPBACK_NAMES, options.host)
+    app = create_app(service, tokens=tokens, max_body=options.max_body, hosts=hosts)
     logger.info("serving %s on http://%s:%d (page at /, API at /docs)", folder, options.host, options.port)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn's own, while it runs; then it raises TERM once more
     uvicorn.run(
         app,
         host=options.host,
         port=options.port,
+        http=PatientProtocol,
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -93,6 +98,8 @@ def read_tokens(options: ServeOptions) -> list[str]:
         if not found:
             raise SettingsError(f"--tokens_file {options.tokens_file} has no token, expected one a line; write one")
         tokens += found
+    if not all(map(str.isascii, tokens)):
+        raise SettingsError("a token has characters other than ASCII, which HTTP headers cannot hold; choose another")
     return tokens
 
 

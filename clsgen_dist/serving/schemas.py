@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from clsgen_dist.decoding.settings import DecodingSettings
+from clsgen_dist.serving.faults import TooLargeError
 
 _MOST = {"candidates": 8, "redraws": 5}
 """What a single request may ask for."""
+_LONGEST_FORM = 20_000
+"""Characters of a schema, an expression or a grammar."""
+_LONGEST_PHRASE, _PHRASES = 200, 500
+"""Of what is forbidden."""
 _hints = get_type_hints(DecodingSettings, include_extras=True)
 _fields: dict[str, Any] = {
     field.name: (_hints[field.name] | None, Field(default=None, le=_MOST.get(field.name)))
@@ -19,9 +24,17 @@ _fields: dict[str, Any] = {
     else (_hints[field.name] | None, None)
     for field in dataclasses.fields(DecodingSettings)
 }
-_fields["json_schema"] = (str | dict[str, Any] | None, None)
+for _form in ("regex", "grammar"):
+    _fields[_form] = (str | None, Field(default=None, max_length=_LONGEST_FORM))
+_fields["json_schema"] = (Annotated[str, Field(max_length=_LONGEST_FORM)] | dict[str, Any] | None, None)
+_phrase = Annotated[str, Field(max_length=_LONGEST_PHRASE)]
+_fields["forbidden"] = (list[_phrase] | None, Field(default=None, max_length=_PHRASES))
 Decoding: Any = create_model("Decoding", __config__=ConfigDict(extra="forbid"), **_fields)
 """The settings of :class:`DecodingSettings` that a request changes; the others stay as the model's folder says."""
+
+
+Name = Annotated[str, Field(max_length=200)]
+"""A short text that answers repeat; a limit on its length has pydantic refuse lone surrogates too."""
 
 
 class _Request(BaseModel):
@@ -61,6 +74,9 @@ def changed(settings: DecodingSettings, request: Any) -> DecodingSettings:
 
     A form that a request asks for takes the place of what the model's folder says of form and length; a temperature of
     0 that of how tokens are drawn.
+
+    Raises:
+        TooLargeError: a schema is over the limit.
     """
     if request is None:
         return settings
@@ -70,7 +86,12 @@ def changed(settings: DecodingSettings, request: Any) -> DecodingSettings:
         for name, value in request.model_dump(exclude_unset=True).items()
     }
     if isinstance(changes.get("json_schema"), dict):
-        changes["json_schema"] = json.dumps(changes["json_schema"])
+        changes["json_schema"] = schema = json.dumps(changes["json_schema"])
+        if len(schema) > _LONGEST_FORM:
+            raise TooLargeError(
+                f"decoding.json_schema has {len(schema)} characters, expected {_LONGEST_FORM} or fewer; simplify it",
+                "schema_too_long",
+            )
     replaced: tuple[str, ...] = ()
     if any(changes.get(name) is not None for name in _FORMS):
         replaced += _FREE

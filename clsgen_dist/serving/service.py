@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from clsgen_dist.clients import EnginePredictor
+from clsgen_dist.decoding.constraint import grammar
 from clsgen_dist.decoding.settings import DecodingSettings
+from clsgen_dist.decoding.trial import MOST_SECONDS, is_bounded
 from clsgen_dist.explanations.grounding import named_phrases
 from clsgen_dist.hf_export.artifact import META_FILE, ModelCard
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.prediction import AnswerReader, Prediction, Reading
-from clsgen_dist.serving.faults import ClientLeftError, RequestError, TooLargeError
+from clsgen_dist.serving.faults import ClientLeftError, RequestError, TooLargeError, queue_full
 from clsgen_dist.serving.metrics import Metrics
 from clsgen_dist.serving.schemas import changed
 from clsgen_dist.serving.tickets import Backend, Event, Ticket, late
@@ -31,6 +34,8 @@ _POLL_SECONDS = 1.0
 """Between two looks whether a client that waits is still there."""
 _FIXED = ("labels", "label_space", "positive_label", "head_sha256", "decide", "prompt", "folded")
 """What a model that is served may not change."""
+_TRIALS, _MOST_WAITING = 2, 16
+"""Forms of requests that are tried at a time, and that wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,7 @@ class Service:
     ) -> None:
         self.folder, self.name, self.predictor, self.backend, self.limits = folder, name, predictor, backend, limits
         self.metrics = Metrics(self.watched)
+        self._trials, self._tried = ThreadPoolExecutor(_TRIALS, thread_name_prefix="trial"), 0
         self._read = self._stamp()
         self._looked = 0.0
 
@@ -126,6 +132,8 @@ class Service:
         for number, text in enumerate(texts):
             self._check_text(text, f"texts[{number}]" if len(texts) > 1 else "the text")
         settings = self.predictor.decoding(changed(self.card.decoding_settings, decoding))
+        if explain:
+            await self._require_bounded(settings)
         tasks = await run_in_threadpool(self._tasks, texts, explain, max_tokens, settings)
         deadline = time.monotonic() + self.limits.deadline
         for task in tasks:
@@ -213,6 +221,24 @@ class Service:
             raise RequestError(
                 f"{name} has half a character (a lone surrogate) at {error.start}; send valid Unicode", "invalid_text"
             ) from None
+
+    async def _require_bounded(self, settings: DecodingSettings) -> None:
+        """RequestError if a form that a request brings would hold the decode loop up, or end the process."""
+        form, own = settings.form, self.card.decoding_settings
+        if form is None or getattr(settings, form) == getattr(own, form) or isinstance(self.predictor, EnginePredictor):
+            return
+        if self._tried >= _TRIALS + _MOST_WAITING:
+            raise queue_full(self._tried, 1, _TRIALS + _MOST_WAITING, seconds=10)
+        self._tried += 1
+        try:
+            loop = asyncio.get_running_loop()
+            passed = await loop.run_in_executor(self._trials, is_bounded, grammar(settings, "", [], 1))
+        finally:
+            self._tried -= 1
+        if not passed:
+            raise RequestError(
+                f"decoding.{form} cannot be compiled within {MOST_SECONDS} s and 2 GB; simplify it", "invalid_settings"
+            )
 
     def _tasks(
         self, texts: Sequence[str], explain: bool, max_tokens: int | None, settings: DecodingSettings

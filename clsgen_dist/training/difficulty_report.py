@@ -118,7 +118,11 @@ def score_rows(settings: Settings) -> DifficultyReport:
     weights, data = settings.curriculum.difficulty, settings.data
     backbone = backbone_path(difficulty_model(settings))
     if not set(weights).isdisjoint(BACKBONE_SCORERS):
-        require_context(AutoConfig.from_pretrained(backbone), data.max_prompt_length, data.max_explanation_length)
+        require_context(
+            AutoConfig.from_pretrained(backbone, trust_remote_code=False),
+            data.max_prompt_length,
+            data.max_explanation_length,
+        )
     rows = datasets_of_recipe(settings).train
     assert isinstance(rows, RowDataset)
     scores = difficulty_scores(rows, weights, backbone=backbone, compute=True)

@@ -16,6 +16,7 @@ from clsgen_dist.clients import EnginePredictor
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.serving.app import create_app
 from clsgen_dist.serving.engine_backend import EngineBackend
+from clsgen_dist.serving.guards import PatientProtocol
 from clsgen_dist.serving.local_backend import LocalBackend
 from clsgen_dist.serving.service import Limits, Service
 
@@ -24,7 +25,7 @@ from clsgen_dist.serving.service import Limits, Service
 def live_server(
     folder: Path, port: str, *, engine: str | None = None, tokens: tuple[str, ...] = (), **options: Any
 ) -> Iterator[SimpleNamespace]:
-    """A server of an exported folder; ``options``: max_batch, max_queue, max_characters, max_body, deadline."""
+    """A server of an exported folder; ``options``: max_batch, max_queue, max_characters, max_body, deadline, hosts."""
     sizes = {"max_batch": options.get("max_batch", 4), "max_queue": options.get("max_queue", 64)}
     if engine is None:
         predictor: Any = Predictor(folder)
@@ -38,8 +39,8 @@ def live_server(
         log_texts=options.get("log_texts", False),
     )
     service = Service(folder, "served", predictor, backend, limits)
-    app = create_app(service, tokens=tokens, max_body=options.get("max_body", 100_000))
-    server = uvicorn.Server(uvicorn.Config(app, port=int(port), log_level="error"))
+    app = create_app(service, tokens=tokens, max_body=options.get("max_body", 100_000), hosts=options.get("hosts", ()))
+    server = uvicorn.Server(uvicorn.Config(app, port=int(port), http=PatientProtocol, ws="none", log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     for _ in range(200):
