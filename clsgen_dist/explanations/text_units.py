@@ -21,7 +21,8 @@ _NUMBER = re.compile(
     r"(?<![\w.])(?P<number>(?:(?<![^\s(\[=:])[-−+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?)"
     r"(?P<percent>\s?(?:%|percent\b|per cent\b))?"
 )
-_ENUMERATOR = re.compile(r"^\s*\d+[.)](?=\s)", re.MULTILINE)
+_ENUMERATOR = re.compile(r"^[^\S\n]*\d+[.)](?=\s)", re.MULTILINE)
+"""Within its line: ``^\\s*`` would look through the same blank lines from each of them."""
 _QUOTED = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”|«([^»\n]+)»|「([^」\n]+)」|(?<!\w)['‘]([^'’\n]+)['’](?!\w)")
 _STATEMENT = re.compile(r"(?:[^.;:!?。；！？\n]|(?<=\d)[.:](?=\d))+")
 _SENTENCE_END = re.compile(r"(?:[.!?؟।]+[\"'”’)\]*]*(?=\s|$)|[。！？]+[”’」）]*)")

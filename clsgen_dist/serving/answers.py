@@ -120,7 +120,7 @@ class DecisionAnswer(_Answer):
 
 def documented(model: type[BaseModel], *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
     """A route's answer where all is well; ``streams``: it may be server-sent events instead."""
-    events: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}} if streams else {}
+    events: dict[str, Any] = {"content": {"text/event-stream": {}}} if streams else {}
     return {200: {"model": model, "description": "Events, or one JSON object." if streams else "The answer.", **events}}
 
 

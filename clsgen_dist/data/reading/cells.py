@@ -105,7 +105,7 @@ def class_name(value: str | bool | int | float | Decimal) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return _class_of_text(value)
-    if isinstance(value, (int, float, Decimal)) and math.isfinite(value):
+    if isinstance(value, int) or (isinstance(value, (float, Decimal)) and math.isfinite(value)):
         return _as_integer(Decimal(str(value))) or str(value)
     raise Fault(Rejection.WRONG_LABEL_TYPE, f"{type(value).__name__}, expected a class name")
 

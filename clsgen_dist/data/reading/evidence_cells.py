@@ -63,7 +63,9 @@ def _is_span(item: Any) -> bool:
 
 
 def _whole(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not math.isfinite(value):
+    if isinstance(value, int):
+        return None if isinstance(value, bool) else value
+    if not isinstance(value, (float, Decimal)) or not math.isfinite(value):
         return None
     return int(value) if value == int(value) else None
 

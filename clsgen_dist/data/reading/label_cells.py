@@ -155,7 +155,7 @@ def _structured(cell: Any) -> Any:
     if _OBJECT.fullmatch(text):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = literal(text)
         if not isinstance(value, dict):
             raise Fault(Rejection.WRONG_ANSWERS, f"{excerpt(text)} cannot be read as an object; write it as JSON")

@@ -54,7 +54,7 @@ def file_fault(path: Path) -> FileFault | None:
             head = file.read(_HEAD)
     except (gzip.BadGzipFile, EOFError) as error:
         return FileFault("format", f"is not a complete gzip file ({error})", "write it again, or name it without .gz")
-    if not head.strip():
+    if not head.removeprefix(BYTE_ORDER_MARK).strip():
         is_all = len(head) < _HEAD or path.stat().st_size == _HEAD
         return FileFault("empty", "has no rows", "check what wrote the file, or leave it out") if is_all else None
     if head[:2] == b"\x1f\x8b":
