@@ -26,10 +26,12 @@ COLUMNS = Columns(
 NAMES = ["id", "text", "label", "explanation", "explanations", "difficulty", "evidence", "against", "verdict", "chosen",
          "rejected", "site", "patient", "other", "text\u200b", ""]  # fmt: skip
 DEEP = "[" * 3000 + "]" * 3000
-ODD = ["", " ", "nan", "None", "[", "[]", "['a' 'b']", '["a", 1]', "{", '{"a": 1}', "{'a': 2}",
-       '{"a": ' + DEEP + "}", DEEP, "(" * 3000 + ")", "array(['a'], dtype=object)", "1e999", "1" * 400, "-",
-       "0.0", "\u200b", "\x00", "\ud800", "'[1]'", "a...b", "\u2026", "yes", "no", "True", "1/2", '"', "'", "\r", "\n", "=1+1", "\ufeff", "[...]", "b'x'",
-       "{'a'}"]  # fmt: skip
+ODD = [
+    *("", " ", "\r", "\n", "\x00", "\ud800", "\ufeff", "\u200b", "\u2026", '"', "'", "-", "a...b", "=1+1"),
+    *("nan", "None", "yes", "no", "True", "0.0", "1/2", "1e999", "1" * 400, "b'x'", "'[1]'"),
+    *("[", "[]", "[...]", "['a' 'b']", '["a", 1]', "array(['a'], dtype=object)", DEEP, "(" * 3000 + ")"),
+    *("{", "{'a'}", '{"a": 1}', "{'a': 2}", '{"a": ' + DEEP + "}"),
+]
 NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**400), 2**63, 1e308, -0.0, True, False])
 TEXT = st.sampled_from(ODD) | st.text(max_size=12)
 CELLS = st.recursive(
