@@ -156,7 +156,7 @@ def grammar(settings: DecodingSettings, text: str, decided: Sequence[str], longe
 
 def _lark(phrases: Sequence[str], stated: Sequence[str], forbidden: Sequence[str], before_quote: int) -> str:
     """``[statement] [text "quotation"] text``, with the forbidden phrases excluded from every text."""
-    # One pattern for all: the intersection of 20 complements takes minutes to compile.
+    # One pattern for all: the intersection of many complements may take minutes to compile.
     but = f" & ~/{_ANY}({'|'.join(map(_any_case, forbidden))}){_ANY}/" if forbidden else ""
     parts, rules = [], [f"TEXT: /{_ANY}/{but}"]
     if stated:
