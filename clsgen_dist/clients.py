@@ -6,14 +6,16 @@
     [prediction] = predictor.predict(["a text"])
 
 The folder is one that ``clsgen export --fold true`` wrote. Prompts are sent as token ids: plain text could hold the
-name of a token that means something to the model. Calls that an engine is too busy for are repeated. SGLang's own
-interface is in docs/howto/export_and_serve.md.
+name of a token that means something to the model. Calls that an engine is too busy for are repeated; an engine's key
+is read from ``OPENAI_API_KEY``. SGLang's own interface is in docs/howto/export_and_serve.md.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +24,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.retry import Retry
 
 from clsgen_dist.data.encode import Ids
@@ -39,11 +42,24 @@ _NEVER = -100.0
 """Logit bias of tokens that must not be written."""
 _TRIES, _SECONDS = 6, 600
 """Of a call (four tries if nobody listens); the waits double from one second, unless the engine says how long."""
+_MOST_WAIT = 60
+"""Seconds that an engine can make a call wait before it is repeated."""
 _CONNECTIONS = 256
 
 
 class RefusedError(ServerError):
     """The engine does not answer this text, and may answer others."""
+
+
+class _Retry(Retry):
+    """Repeats what was refused or cut, but not what was waited for in vain."""
+
+    def increment(
+        self, method: Any = None, url: Any = None, response: Any = None, error: Any = None, *rest: Any
+    ) -> Any:
+        if isinstance(error, ReadTimeoutError):
+            raise error
+        return super().increment(method, url, response, error, *rest)
 
 
 class EnginePredictor:
@@ -74,13 +90,16 @@ class EnginePredictor:
         _, self._bias_K = read_head(folder, self.card)
         self._url = f"{url.rstrip('/').removesuffix('/completions').removesuffix('/v1')}/v1"
         self._session = requests.Session()
-        retry = Retry(
+        if key := os.environ.get("OPENAI_API_KEY", "").strip():
+            self._session.headers["Authorization"] = f"Bearer {key}"
+        retry = _Retry(
             total=_TRIES - 1,
             connect=min(3, _TRIES - 1),
             backoff_factor=0.5,
             status_forcelist=(429, 500, 502, 503, 504),
             allowed_methods=None,
             raise_on_status=False,
+            retry_after_max=_MOST_WAIT,
         )
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=_CONNECTIONS))
@@ -172,32 +191,58 @@ class EnginePredictor:
         longest = (self.card.max_explanation_length if max_new_tokens is None else max_new_tokens) if explain else 0
         return Task(text, *prompt, decoding, longest, explain=explain)
 
-    def answer(self, task: Task, is_void: Callable[[], bool] = lambda: False) -> RawPrediction | None:
-        """What the engine computes, drawn anew while it contradicts the decision; streamed if the task listens.
+    def answer(
+        self, task: Task, is_void: Callable[[], bool] = lambda: False, until: float = math.inf
+    ) -> RawPrediction | None:
+        """What the engine computes, drawn anew while it contradicts the decision; streamed if it may become void.
 
-        None if ``is_void``, which is asked at each piece of the answer: the engine then stops to write it.
+        Args:
+            task: of :meth:`task`; it is told the decision, and the pieces of the explanation if it listens.
+            is_void: whether nobody waits any more, asked at each piece of the answer: the engine then stops to write.
+            until: when the answer is late, on the clock of ``time.monotonic``.
+
+        Returns:
+            None if the answer is void or late.
         """
         settings = task.decoding
-        budget = LengthBudget(settings.max_words, settings.sentences[1])
+
+        def is_over() -> bool:
+            return is_void() or time.monotonic() > until
+
         while True:
             body = self.request(task.prompt, max(1, task.longest), settings, task.redraws)
-            streams = task.on_text is not None and task.explain
-            answer = (
-                self._streamed(body, task, budget, is_void) if streams else self._ask("POST", "completions", json=body)
-            )
-            if answer is None:
+            try:
+                raw = self._answered(body, task, is_over, until)
+            except ServerError:
+                if not is_over():
+                    raise
+                raw = None
+            if raw is None:
                 return None
-            raw = self.raw(
-                answer, explain=task.explain, truncated=task.truncated, budget=budget, is_free=settings.form is None
-            )
             self._tell_reading(task, raw.first)
-            task.tokens_written += (answer.get("usage") or {}).get("completion_tokens", 0)
             again = task.explain and task.reading is not None and task.redraws < settings.redraws
             if not (again and task.reading and self.reader.contradicts(raw.explanation or "", task.reading)):
                 return replace(raw, redraws=task.redraws)
             task.redraws += 1
             if task.on_redraw is not None:
                 task.on_redraw()
+
+    def _answered(
+        self, body: dict[str, Any], task: Task, is_over: Callable[[], bool], until: float
+    ) -> RawPrediction | None:
+        """One answer of the engine; None if it is over before."""
+        settings, timeout = task.decoding, max(0.01, min(_SECONDS, until - time.monotonic()))
+        budget = LengthBudget(settings.max_words, settings.sentences[1])
+        if task.explain and (task.on_text is not None or math.isfinite(until)):
+            answer = self._streamed(body, task, budget, is_over, timeout)
+        else:
+            answer = self._ask("POST", "completions", timeout, json=body)
+        if answer is None:
+            return None
+        task.tokens_written += (answer.get("usage") or {}).get("completion_tokens", 0)
+        return self.raw(
+            answer, explain=task.explain, truncated=task.truncated, budget=budget, is_free=settings.form is None
+        )
 
     def _tell_reading(self, task: Task, first: tuple[float, ...]) -> None:
         """Tell the decision, once, where it is one."""
@@ -207,15 +252,15 @@ class EnginePredictor:
                 task.on_reading(task.reading)
 
     def _streamed(
-        self, body: dict[str, Any], task: Task, budget: LengthBudget, is_void: Callable[[], bool]
+        self, body: dict[str, Any], task: Task, budget: LengthBudget, is_over: Callable[[], bool], timeout: float
     ) -> dict[str, Any] | None:
-        """The engine's answer, whose pieces were told as they came; None if it is void."""
+        """The engine's answer, whose pieces were told as they came; None if it is over before."""
         choice: dict[str, Any] = {"text": "", "logprobs": None, "finish_reason": None}
         told, usage, pieces = "", None, 0
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        with self._send("POST", "completions", json=streamed, stream=True) as answer:
+        with self._send("POST", "completions", timeout, json=streamed, stream=True) as answer:
             for chunk in self._chunks(answer):
-                if is_void():
+                if is_over():
                     return None
                 usage = chunk.get("usage") or usage
                 [piece] = chunk["choices"] or [{"text": ""}]
@@ -330,17 +375,17 @@ class EnginePredictor:
             )
         return tuple(self.folded.logits(log_probs, self._bias_K).tolist())
 
-    def _ask(self, method: str, path: str, **content: Any) -> Any:
-        answer = self._send(method, path, **content)
+    def _ask(self, method: str, path: str, timeout: float = _SECONDS, **content: Any) -> Any:
+        answer = self._send(method, path, timeout, **content)
         try:
             return answer.json()
         except ValueError:
             raise ServerError(f"{self._url}/{path} answered what is no JSON: {answer.text[:300]}") from None
 
-    def _send(self, method: str, path: str, **content: Any) -> requests.Response:
+    def _send(self, method: str, path: str, timeout: float, **content: Any) -> requests.Response:
         url = f"{self._url}/{path}"
         try:
-            answer = self._session.request(method, url, timeout=_SECONDS, **content)
+            answer = self._session.request(method, url, timeout=timeout, **content)
         except requests.RequestException as error:
             raise ServerError(f"{url} does not answer ({first_line(error)}); start the engine there") from None
         if not answer.ok:

@@ -18,7 +18,7 @@ from tests.inference.conftest import hand_made_export
 
 
 class Engine(BaseHTTPRequestHandler):
-    """Answers as vLLM 0.32 does; ``faults`` are statuses to answer first, or a body to answer with."""
+    """Answers as vLLM 0.32 does; ``faults`` are statuses to answer first, bodies to answer with, or seconds (floats) to say nothing."""
 
     def do_GET(self):
         self._answer(200, {"data": [{"id": "served"}]} if self.path == "/v1/models" else {})
@@ -28,8 +28,12 @@ class Engine(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         server.asked.append(body)
+        server.keys.append(self.headers.get("Authorization"))
         if server.faults:
             fault = server.faults.pop(0)
+            if isinstance(fault, float):
+                time.sleep(fault)
+                fault = 503
             return self._answer(*((fault, {"error": "busy"}) if isinstance(fault, int) else (200, fault)))
         assert self.path == "/v1/completions" and body["model"] == "served"
         ids_1T = torch.tensor([body["prompt"]])
@@ -85,10 +89,10 @@ def serving_engine(folder, labels):
     card = ModelCard.read(folder)
     replace(card, calibration={"method": "affine", "scale": 0.5, "bias": [0.25, -0.25]}, thresholds=[0.4]).write(folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
-    server.export, server.folded, server.faults, server.asked = folder, fold(folder, folder.with_name("folded")), [], []
+    server.export, server.folded, server.faults = folder, fold(folder, folder.with_name("folded")), []
     server.lm = AutoModelForCausalLM.from_pretrained(server.folded).eval()
     server.tokenizer = AutoTokenizer.from_pretrained(server.folded)
-    server.pieces, server.seconds_a_piece = 0, 0.0
+    server.asked, server.keys, server.pieces, server.seconds_a_piece = [], [], 0, 0.0
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server

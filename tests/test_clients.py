@@ -75,6 +75,34 @@ def test_a_busy_engine_is_asked_again_and_a_refusal_is_named(engine, monkeypatch
         EnginePredictor(engine.export, engine.url)
 
 
+def test_an_engine_that_hangs_is_waited_for_once_and_no_longer_than_asked(engine, monkeypatch):
+    predictor = EnginePredictor(engine.folded, engine.url)
+    engine.asked.clear()
+    for explain in (False, True):
+        engine.faults[:] = [1.5]
+        task = predictor.task("one", predictor.encoder.prompt("one"), decoding=DecodingSettings(), explain=explain)
+        start = time.monotonic()
+        assert predictor.answer(task, until=start + 0.3) is None
+        assert time.monotonic() - start < 1.2
+    assert len(engine.asked) == 2
+    monkeypatch.setattr(clients, "_SECONDS", 0.3)
+    engine.faults[:] = [1.5]
+    with pytest.raises(ServerError, match="does not answer"):
+        predictor.predict(["one"])
+    assert len(engine.asked) == 3
+
+
+def test_an_engines_key_is_sent_and_not_shown(engine, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " key-1 ")
+    predictor = EnginePredictor(engine.folded, engine.url)
+    predictor.predict(["one"], explain=False)
+    assert engine.keys[-1] == "Bearer key-1"
+    engine.faults[:] = [401]
+    with pytest.raises(ServerError, match="answered 401") as caught:
+        predictor.predict(["one"])
+    assert "key-1" not in str(caught.value)
+
+
 def test_an_engine_streams_draws_anew_and_keeps_to_budgets(tmp_path):
     with serving_engine(tmp_path, ["benign", "malignant"]) as engine:
         predictor = EnginePredictor(engine.folded, engine.url)

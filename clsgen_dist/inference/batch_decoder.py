@@ -27,7 +27,7 @@ from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.decoding.verbal_probability import told
 from clsgen_dist.errors import SettingsError, first_line
 from clsgen_dist.inference.prediction import AnswerReader, Reading
-from clsgen_dist.inference.prefill import left_padded, prefill
+from clsgen_dist.inference.prefill import fit_together, left_padded, prefill
 from clsgen_dist.inference.raw_predictions import RawPrediction
 
 # S sequences of a batch, T padded length, D hidden, V vocabulary, K logits
@@ -157,8 +157,7 @@ class BatchDecoder:
         """
         failed: list[Task] = []
         if self._again and self._loop.is_open:
-            again, self._again = [task for task in self._again if not task.is_cancelled], []
-            failed = self._write(again) if again else []
+            failed = self._write_again()
 
         def stops() -> bool:
             for task in self._writing.values():
@@ -176,6 +175,16 @@ class BatchDecoder:
         done = [task for task in whole if not self._is_to_be_redrawn(task)]
         self._finish(done)
         return failed + done
+
+    def _write_again(self) -> list[Task]:
+        """Begin those that are to be redrawn, as many as fit; the tasks whose constraint cannot be read."""
+        again = [task for task in self._again if not task.is_cancelled]
+        lengths = [len(task.prompt) for task in again]
+        count = 0
+        while count < len(again) and fit_together(lengths[: count + 1], may_pad=self._may_pad):
+            count += 1
+        self._again = again[count:]
+        return self._write(again[:count]) if count else []
 
     def _padded(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
         return left_padded(prompts, self._encoder.end_token, self._head[0].device)

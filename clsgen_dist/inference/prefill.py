@@ -14,6 +14,16 @@ from clsgen_dist.model.attention import accepted_inputs
 
 # N texts, S sequences of a batch, T padded length, D hidden
 
+_MOST_TOKENS = 8192
+
+
+def fit_together(lengths: Sequence[int], *, may_pad: bool) -> bool:
+    """Whether prompts are put through the model at once: few enough tokens, padding included; of one length, where
+    padding changes a row's states. One prompt always is.
+    """
+    few = len(lengths) * max(lengths) <= _MOST_TOKENS
+    return len(lengths) == 1 or (few and (may_pad or len(set(lengths)) == 1))
+
 
 def left_padded(prompts: Sequence[Ids], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and mask ``[S, T]`` with every prompt ending in the last column."""

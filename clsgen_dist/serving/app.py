@@ -75,8 +75,8 @@ def create_app(
         app.include_router(router, dependencies=guarded)
     _add_operations(app, service, guarded)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")  # last: it takes whatever no route takes
-    app.add_middleware(_Measured, service=service)
     app.add_middleware(_Limited, max_body=max_body, guard=guard)
+    app.add_middleware(_Measured, service=service)  # last, so that it sees what the other one refuses
     return app
 
 

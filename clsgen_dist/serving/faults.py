@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import ValidationError
 
 from clsgen_dist.errors import ModelError, ServerError, SettingsError, UserError
@@ -71,11 +73,11 @@ class LateError(RequestError):
     status, kind = 504, "server_error"
 
 
-def queue_full(held: int, count: int, limit: int, seconds: int) -> BusyError:
+def queue_full(held: int, count: int, limit: int, seconds: float) -> BusyError:
     """The error of a request that does not fit; ``seconds``: after which it may."""
     return BusyError(
         f"{held} texts are waiting and {count} more exceed the queue of {limit}; try again later",
-        max(1, min(600, seconds)),
+        max(1, min(600, math.ceil(seconds))),
     )
 
 

@@ -2,8 +2,8 @@
 
     submit ─▶ waiting (bounded) ─▶ prefill, a few at a time ─▶ decode loop ─▶ events
 
-Prompts are taken in the order in which they came. A prefill holds the loop up for its own time; at most
-``_PREFILL_TOKENS`` tokens, padding included, are put through together.
+Requests take turns, each with its next prompt. A prefill holds the loop up for its own time, so few
+prompts are put through together (:func:`clsgen_dist.inference.prefill.fit_together`).
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from clsgen_dist.inference.batch_decoder import BatchDecoder
 from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.inference.prefill import fit_together
 from clsgen_dist.inference.raw_predictions import require_finite
-from clsgen_dist.serving.faults import UnavailableError, queue_full
+from clsgen_dist.serving.fair_queue import FairQueue
+from clsgen_dist.serving.faults import UnavailableError
 from clsgen_dist.serving.tickets import Ticket, late
 
 logger = logging.getLogger(__name__)
-
-_PREFILL_TOKENS = 8192
 
 
 class LocalBackend:
@@ -37,9 +36,9 @@ class LocalBackend:
     """
 
     def __init__(self, predictor: Predictor, *, max_batch: int, max_queue: int) -> None:
-        self._predictor, self._max_batch, self._max_queue = predictor, max_batch, max_queue
+        self._predictor, self._max_batch = predictor, max_batch
         self._decoder: BatchDecoder = predictor.decoder(ended_share=0)
-        self._waiting: deque[Ticket] = deque()
+        self._waiting = FairQueue(max_queue)
         self._running: dict[int, Ticket] = {}
         """By the id of their task."""
         self._changed = threading.Condition()
@@ -53,16 +52,12 @@ class LocalBackend:
         self._thread.start()
 
     def submit(self, tickets: list[Ticket]) -> None:
-        """Take tickets in; all, or none and BusyError. A request of more than the whole queue waits for it alone."""
+        """Take a request's tickets in; all, or none and BusyError."""
         with self._changed:
             if self._stopping or not self._thread.is_alive():
                 raise UnavailableError("the server is stopping; ask another one, or later", "stopping")
-            self._waiting = deque(ticket for ticket in self._waiting if not ticket.task.is_cancelled)
-            count, held = len(tickets), len(self._waiting)
-            if held and held + count > self._max_queue:
-                rounds = math.ceil((held + len(self._running)) / self._max_batch)
-                raise queue_full(held, count, self._max_queue, math.ceil(rounds * self._seconds))
-            self._waiting.extend(tickets)
+            rounds = math.ceil((len(self._waiting) + len(self._running)) / self._max_batch)
+            self._waiting.add(tickets, rounds * self._seconds)
             self._changed.notify()
 
     def stop(self) -> None:
@@ -76,7 +71,8 @@ class LocalBackend:
     @property
     def waiting(self) -> int:
         """Tickets that nobody has begun."""
-        return len(self._waiting)
+        with self._changed:
+            return len(self._waiting)
 
     @property
     def running(self) -> int:
@@ -107,25 +103,21 @@ class LocalBackend:
                 self._fail(error)
                 self._decoder = self._predictor.decoder(ended_share=0)
         stopped = UnavailableError("the server stopped before the answer was there; ask again", "stopping")
-        for ticket in (*self._waiting, *self._running.values()):
+        for ticket in (*self._waiting.take_all(), *self._running.values()):
             ticket.tell_error(stopped)
-        self._waiting.clear()
         self._running.clear()
 
     def _taken(self) -> list[Ticket]:
         """The next tickets to begin together."""
         begun: list[Ticket] = []
-        longest = 0
-        while self._waiting and self._decoder.is_open and self._has_room(ticket := self._waiting[0]):
-            length = len(ticket.task.prompt)
+        while self._waiting and self._decoder.is_open and self._has_room(ticket := self._waiting.first()):
             if self._is_void(ticket):
-                self._waiting.popleft()
+                self._waiting.take()
                 continue
-            padded = max(longest, length) * (len(begun) + 1)
-            if begun and (padded > _PREFILL_TOKENS or not (self._predictor.may_pad or length == longest)):
+            lengths = [len(other.task.prompt) for other in (*begun, ticket)]
+            if not fit_together(lengths, may_pad=self._predictor.may_pad):
                 break
-            longest = max(longest, length)
-            begun.append(self._waiting.popleft())
+            begun.append(self._waiting.take())
             self._running[id(ticket.task)] = ticket
         return begun
 
@@ -143,7 +135,7 @@ class LocalBackend:
         if self._stopping:
             return True
         with self._changed:
-            return bool(self._waiting) and self._decoder.is_open and self._has_room(self._waiting[0])
+            return bool(self._waiting) and self._decoder.is_open and self._has_room(self._waiting.first())
 
     def _has_room(self, ticket: Ticket) -> bool:
         """Whether a ticket can be begun beside those that are at work."""
