@@ -55,11 +55,11 @@ class _Retry(Retry):
     """Repeats what was refused or cut, but not what was waited for in vain."""
 
     def increment(
-        self, method: Any = None, url: Any = None, response: Any = None, error: Any = None, *rest: Any
+        self, method: Any = None, url: Any = None, response: Any = None, error: Any = None, *rest: Any, **options: Any
     ) -> Any:
         if isinstance(error, ReadTimeoutError):
             raise error
-        return super().increment(method, url, response, error, *rest)
+        return super().increment(method, url, response, error, *rest, **options)
 
 
 class EnginePredictor:

@@ -18,7 +18,10 @@ from tests.inference.conftest import hand_made_export
 
 
 class Engine(BaseHTTPRequestHandler):
-    """Answers as vLLM 0.32 does; ``faults`` are statuses to answer first, bodies to answer with, or seconds (floats) to say nothing."""
+    """Answers as vLLM 0.32 does.
+
+    ``faults`` come first: statuses to answer, bodies to answer with, or seconds (floats) to say nothing.
+    """
 
     def do_GET(self):
         self._answer(200, {"data": [{"id": "served"}]} if self.path == "/v1/models" else {})

@@ -21,6 +21,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
 from clsgen_dist.decoding.draft import Draft
+from clsgen_dist.decoding.roomy_cache import make_room
 
 # S prompts, R drafts, T columns, V vocabulary, D hidden
 
@@ -70,6 +71,8 @@ class DecodeLoop:
         mask_RT = F.pad(mask_ST[row_R], (0, 1), value=1)
         if self.drafts:
             ids_RT, mask_RT, cache = self._joined(ids_RT, mask_RT, cache)
+        if type(cache) is DynamicCache:
+            make_room(cache)
         self.drafts += [draft for _, draft in drafts]
         self._ids_RT, self._mask_RT, self._cache, self._joins = ids_RT, mask_RT, cache, joins
 

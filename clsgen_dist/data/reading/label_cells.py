@@ -14,7 +14,6 @@ With ``auto`` a list or an object is refused, and the message names the spaces t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -102,11 +101,11 @@ class LabelReader:
         """Votes or probabilities as shares of 1, and the class with the largest."""
         values = {name: number or 0.0 for name, number in numbers.items()}
         total = sum(values.values())
-        if values and (min(values.values()) < 0 or total <= 0):
+        if values and (min(values.values()) < 0 or not 0 < total < math.inf):
             raise Fault(
                 Rejection.WRONG_ANSWERS,
-                f"{excerpt(str(cell))}, expected votes or probabilities of 0 or more, not all 0; leave the cell "
-                "empty if the label is not known",
+                f"{excerpt(str(cell))}, expected votes or probabilities of 0 or more, not all 0, whose sum a "
+                "float can hold; leave the cell empty if the label is not known",
             )
         if not values:
             return None, None
@@ -138,10 +137,10 @@ def detect_space(cells: Sequence[Any]) -> tuple[Space, Any]:
     if not objects:
         return "single", None
     for cell, known in objects:
-        numbers = [item for item in known if isinstance(item, (int, float, Decimal)) and not isinstance(item, bool)]
-        if len(numbers) < len(known) or abs(float(sum(numbers)) - 1) > 10 * _CLOSE:
+        numbers = [number for item in known if not isinstance(item, bool) and (number := _finite(item)) is not None]
+        if len(numbers) < len(known) or abs(sum(numbers) - 1) > 10 * _CLOSE:
             return "multilabel", cell
-    fraction = next((cell for cell, known in objects if any(0 < item < 1 for item in known)), None)
+    fraction = next((cell for cell, known in objects if any(0 < float(item) < 1 for item in known)), None)
     return ("multilabel", objects[0][0]) if fraction is None else ("single", fraction)
 
 
@@ -176,7 +175,17 @@ def _number(name: Any, value: Any) -> float | None:
     """A class's answer: a number, a truth value; None where it is not known."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    with contextlib.suppress(OverflowError):
-        if isinstance(value, (bool, int, float, Decimal)) and math.isfinite(value):
-            return float(value)
-    raise Fault(Rejection.WRONG_ANSWERS, f"{name!r} is {value!r}, expected a number, true, false or null")
+    if (number := _finite(value)) is None:
+        raise Fault(Rejection.WRONG_ANSWERS, f"{name!r} is {value!r}, expected a number, true, false or null")
+    return number
+
+
+def _finite(value: Any) -> float | None:
+    """A number or truth value that a float can hold; None for anything else."""
+    if not isinstance(value, (bool, int, float, Decimal)):
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # a long integer; a signalling NaN
+        return None
+    return number if math.isfinite(number) else None

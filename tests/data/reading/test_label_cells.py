@@ -80,7 +80,9 @@ def test_votes_and_probabilities(cell, label, shares, notices, space):
     [
         ({"a": 1.5}, "multilabel", "'a' is 1.5 in .*expected true, false, null or a probability from 0 to 1"),
         ({"a": -0.1, "b": 1}, "single", "expected votes or probabilities of 0 or more"),
-        ({"a": 0, "b": 0}, "single", "not all 0; leave the cell empty"),
+        ({"a": 0, "b": 0}, "single", "not all 0, whose sum a float can hold; leave the cell empty"),
+        ({"a": 1e308, "b": 1e308}, "single", "whose sum a float can hold"),
+        ({"a": 10**400}, "single", "expected a number, true, false or null"),
         ({"a": "much"}, "multilabel", "'a' is 'much', expected a number, true, false or null"),
         ({"a": 0.5, " a": 0.5}, "single", "names a class twice"),
         ({"": 1.0}, "multilabel", "'' is no class name"),
@@ -113,6 +115,9 @@ def test_auto_is_decided_by_lists_and_objects():
     assert detect_space([{"a": 0.7, "b": 0.3, "c": None}])[0] == "single"  # how Parquet writes what JSON leaves out
     assert detect_space([{"a": True, "b": False}])[0] == "multilabel"
     assert detect_space([{"a": 0.7, "b": 0.6}])[0] == "multilabel"
+    assert detect_space([{"a": 10**400, "b": -(10**400) + 1}])[0] == "multilabel"  # no float holds them
+    assert detect_space([{"a": Decimal("0.7"), "b": 0.3}])[0] == "single"
+    assert detect_space([{"a": Decimal("sNaN")}])[0] == "multilabel"
     assert detect_space([{"a": 1, "b": 0}, {"a": 1, "b": 1}])[0] == "multilabel"
     assert detect_space([{"a": 1, "b": 0}, {"a": 0, "b": 1}])[0] == "multilabel"  # a multi-hot object
     assert detect_space(["['a', 'b", ["a"]])[0] == "multilabel"  # a cell that was cut off is rejected later
