@@ -19,8 +19,8 @@ demo: setup ## train, export, calibrate and evaluate a real model on real data: 
 test: setup lint ## lint, and all tests but the long ones: 11 to 20 minutes on 2 CPU cores
 	@$(PYTEST) $(PARALLEL) --durations=15
 
-test-long: setup ## the tests that make test skips: soak, measured planner runs, engine variants that compile
-	@$(PYTEST) -m long $(PARALLEL) --durations=15
+test-long: setup ## the tests that make test skips: soak, measured planner runs, engine variants; property tests on new cases
+	@$(PYTEST) -m "long or hypothesis" --hypothesis-profile default $(PARALLEL) --durations=15
 
 test-engines: setup ## a real vLLM on the CPU serves a folded model: 2 minutes, and 4 to install it
 	@bash scripts/setup_engines.sh
