@@ -7,6 +7,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Waiting OpenMP threads must not spin: they would take the core from the rank that computes.
 export OMP_WAIT_POLICY := PASSIVE
+# Each module is compiled once, not in every process that a test starts.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test test-long test-engines test-fast lint docs wheel setup clean
 
