@@ -66,7 +66,7 @@ class CurationSettings:
     """An explanation with more than this share of its content words from the text is no boilerplate."""
     leak_share: ClosedUnitInterval = 0.95
     """A class name in texts gives the label away if it is the label of this share of the rows that have it."""
-    leak_rows: PositiveInt = 10
+    leak_rows: PositiveInt = 5
     """Fewest rows that must have the name."""
     label_error_agreement: ClosedUnitInterval = 0.4
     """Agreement beyond chance (κ) with the labels that the model of the other rows must reach, to question any of them."""
