@@ -4,9 +4,10 @@
                 or 4 behind it (after NegEx, Chapman et al. 2001, J. Biomed. Inform. 34:301)
     opposite    "low voltage" where the evidence has "high voltage": the opposite of a word beside another one
 
-A clause of the explanation is compared with a span of evidence if it has at least a third of the span's content words,
-lightly stemmed. It contradicts the span if most of these words are negated in one of both and not in the other. Cues
-and opposites are English; whatever is said in other words is not found. Cost: 50 us per span.
+A clause of the explanation is compared with a span of evidence if it has at least half of the span's content words,
+lightly stemmed, not counting words of time and number. It contradicts the span if most of these words are negated in
+one of both and not in the other. Cues and opposites are English; whatever is said in other words is not found. Cost:
+50 us per span.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from clsgen_dist.explanations.text_units import Offsets, is_content, sentence_ends, statements, stem, words
 
-_SHARED_WORDS = 1 / 3
+_SHARED_WORDS = 0.5
 """Share of a span's content words that a clause must have to be compared with it."""
 _BEFORE, _BEHIND, _BESIDE = 5, 4, 3
 """Words between a word and its negation before and behind it; between a word's opposite and a word of the evidence."""
@@ -45,6 +46,10 @@ for _pair in re.split(r"[|\n]", _PAIRS):
     if len(_words := _pair.split()) == 2:
         _OPPOSITES.setdefault(_words[0], set()).add(_words[1])
         _OPPOSITES.setdefault(_words[1], set()).add(_words[0])
+_QUANTITY_WORDS = """
+    one two three four five six seven eight nine ten several many hour hours day days week weeks month months year years
+"""
+_QUANTITIES = frozenset(_QUANTITY_WORDS.split())
 _CONTEXT = 60
 """Characters before a span that may hold its negation."""
 
@@ -68,7 +73,8 @@ def contradicted_evidence(text: str, explanation: str, spans: Sequence[Offsets])
 
 def _contradicts(clause: Sequence[str], span: Sequence[str], before: Sequence[str]) -> bool:
     """Whether a clause of the explanation contradicts a span with these words before it."""
-    wanted = {stem(word) for word in span if is_content(word) and word not in _CUES}
+    content = [word for word in span if is_content(word) and word not in _CUES]
+    wanted = {stem(word) for word in content if word not in _QUANTITIES} or set(map(stem, content))
     if not wanted:
         return False
     places = {stem(word): place for place, word in enumerate(clause)}

@@ -2,7 +2,7 @@
 
     names-other-class      :mod:`clsgen_dist.curation.class_claims`
     contradicts-evidence   :mod:`clsgen_dist.curation.evidence_contradiction`
-    copies-input           share of runs of four words that are in the text; longest run of words that both have
+    copies-input           share of runs of four words that are in the text; most words in a row in such runs
     other-language         :mod:`clsgen_dist.curation.language`
     too-short, too-long    words, as :mod:`clsgen_dist.explanations.text_units` counts them
     ungrounded-number      not in the text, not as a percentage, and no number of the text rounds to it
@@ -10,7 +10,7 @@
     label-in-text          the text says ``label: NAME``; names that are the label in all rows: :mod:`.label_leaks`
     personal-data          :mod:`clsgen_dist.curation.personal_data`
 
-Cost: 2 ms per row of 70 words, of which languages take 1.
+Cost: 1 ms per row of 70 words in English, 2 ms in another language.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from itertools import groupby
 
 from clsgen_dist.curation.class_claims import contradicted_class, says_label
 from clsgen_dist.curation.evidence_contradiction import contradicted_evidence
@@ -35,8 +36,6 @@ _LEAST_COPIED = 5
 """Words of the shortest explanation that can be a copy."""
 _QUOTED_WORDS = 2
 """Words of the shortest quote that is looked for; a single word in quotation marks is often a distance taken."""
-_LONGEST_SEARCHED = 20_000
-"""Words of a text in which the longest common run is looked for."""
 _CLAIMS = 100
 """Numbers and quotes of an explanation that are looked for."""
 _OMISSION = re.compile(r"\[?(?:\.\.\.|…)\]?")
@@ -70,9 +69,10 @@ def explanation_issues(
     if (
         index is not None
         and IssueCode.NAMES_OTHER_CLASS in on
-        and (claim := contradicted_class(explanation, index, names))
+        and (claimed := contradicted_class(text, explanation, index, names)) is not None
     ):
-        found.append(Issue(IssueCode.NAMES_OTHER_CLASS, f"{shortened(claim[1])}, not {shortened(classes[index])}"))
+        claim = f"denies {classes[index]}" if claimed == index else f"{classes[claimed]}, not {classes[index]}"
+        found.append(Issue(IssueCode.NAMES_OTHER_CLASS, claim))
     if IssueCode.CONTRADICTS_EVIDENCE in on and (evidence or counter_evidence):
         span = contradicted_evidence(text, explanation, [*evidence, *counter_evidence])
         found += [Issue(IssueCode.CONTRADICTS_EVIDENCE, shortened(span))] if span else []
@@ -125,33 +125,16 @@ def _languages(text: str, explanation: str, settings: CurationSettings) -> str |
 
 def _copied(text: str, explanation: str, settings: CurationSettings) -> str | None:
     """How much of an explanation is copied, in words; None if it is no copy."""
-    there, said = words(text)[:_LONGEST_SEARCHED], words(explanation)[:_LONGEST_SEARCHED]
-    runs = list(ngrams(said, COPIED_WORDS))
+    said = words(explanation)
     if len(said) < _LEAST_COPIED:
         return None
-    known = set(ngrams(there, COPIED_WORDS))
-    is_copied = [run in known for run in runs]
-    share = sum(is_copied) / len(runs)
+    there = set(ngrams(words(text), COPIED_WORDS))
+    is_copied = [run in there for run in ngrams(said, COPIED_WORDS)]
+    share = sum(is_copied) / len(is_copied)
     if share >= settings.max_copied_share:
         return f"{share:.0%} of its runs of {COPIED_WORDS} words"
-    if sum(is_copied) + COPIED_WORDS > settings.max_copied_run:
-        longest = _longest_run(there, said)
-        if longest >= settings.max_copied_run:
-            return f"{longest} words in a row"
-    return None
-
-
-def _longest_run(first: Sequence[str], second: Sequence[str]) -> int:
-    """Words in a row that both have, by bisection on a set of runs: n log n."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        runs = {hash(tuple(first[at : at + middle])) for at in range(len(first) - middle + 1)}
-        if any(hash(tuple(second[at : at + middle])) in runs for at in range(len(second) - middle + 1)):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    longest = max((sum(1 for _ in same) for copied, same in groupby(is_copied) if copied), default=0) + COPIED_WORDS - 1
+    return f"{longest} words in a row" if longest >= settings.max_copied_run else None
 
 
 def _ungrounded(text: str, explanation: str, names: ClassNames) -> Iterator[Issue]:

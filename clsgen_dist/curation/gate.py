@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -41,15 +42,14 @@ from clsgen_dist.curation.gate_files import (
     split_parquet,
     suffix_of,
 )
-from clsgen_dist.curation.issues import Issue
-from clsgen_dist.curation.row_checks import RowSource, checked_rows, row_source, survey_rows
+from clsgen_dist.curation.row_checks import CheckedRow, RowSource, checked_rows, row_source, survey_rows
 from clsgen_dist.curation.settings import CurationSettings
-from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import RejectedRow
 from clsgen_dist.data.reading.sniff import kind_of_file
-from clsgen_dist.errors import DataError, SettingsError
+from clsgen_dist.errors import DataError, DiskFullError, SettingsError
 from clsgen_dist.io.files import atomic_file, sync_folder, writing
 
 logger = logging.getLogger(__name__)
@@ -101,11 +101,12 @@ class GateSummary:
         """The summary in a gate's folder; DataError if it holds none."""
         try:
             fields = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            counts = {name: Counter(fields[name]) for name in ("rows", "issues", "rejections")}
-            others = {name: fields[name] for name in ("source", "sha256", "suffix", "settings", "lines_above")}
+            counts = [Counter[str](fields[name]) for name in ("rows", "issues", "rejections")]
+            return cls(
+                fields["source"], fields["sha256"], fields["suffix"], fields["settings"], fields["lines_above"], *counts
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is not a folder of `clsgen data gate` ({error}); name one") from error
-        return cls(**others, **counts)
 
 
 def gate(
@@ -145,9 +146,8 @@ def gate(
     if (there := _earlier(output, summary)) is not None:
         logger.info("%s has these results already", output)
         return there
-    with writing(output), _new_folder(output) as folder:
-        source = row_source(path, columns, labels, space)
-        _write(file, folder, source, summary, settings)
+    with _new_folder(output) as folder:
+        _write(file, folder, row_source(path, columns, labels, space), summary, settings)
     return summary
 
 
@@ -203,7 +203,7 @@ def _write(file: Path, folder: Path, source: RowSource, summary: GateSummary, se
 
 
 def _place_rows(
-    rows: Iterator[tuple[Example, list[Issue]] | tuple[RejectedRow, list[Issue]]],
+    rows: Iterator[CheckedRow],
     reasons: IO[str],
     summary: GateSummary,
     settings: CurationSettings,
@@ -234,8 +234,12 @@ def _placed(folder: Path) -> Iterator[Placed]:
     """Lines and destinations of the rows, as the reasons have them."""
     with (folder / REASONS).open(encoding="ascii") as file:
         for line in file:
-            fields = json.loads(line)
-            yield fields["line"], Destination(fields["where"])
+            try:
+                fields = json.loads(line)
+                placed = int(fields["line"]), Destination(fields["where"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{folder / REASONS} is damaged ({error}); run the gate again") from error
+            yield placed
 
 
 def _sha256(file: Path) -> str:
@@ -273,7 +277,8 @@ def _new_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     folder = output.with_name(f".{output.name}.{os.getpid()}.gate")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    with writing(folder):
+        folder.mkdir()
     try:
         yield folder
         for file in folder.iterdir():
@@ -282,6 +287,12 @@ def _new_folder(output: Path) -> Iterator[Path]:
         sync_folder(folder)
         folder.replace(output)
         sync_folder(output.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"{output} cannot be written ({error.strerror}): make room for the size of the input and 100 bytes a row"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

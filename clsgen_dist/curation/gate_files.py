@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from clsgen_dist.data.reading.sniff import is_gzip_name, kind_of_file, open_bytes
+from clsgen_dist.errors import DataError
 
-_PARQUET_ROWS = 1024
+_PARQUET_ROWS = 8192
+"""Rows that are read, and written as a row group at most, at a time."""
 
 
 class Destination(StrEnum):
@@ -163,6 +165,7 @@ class _BatchReader:
         import pyarrow.parquet
 
         file = pyarrow.parquet.ParquetFile(path)
+        self._path = path
         self._schema = file.schema_arrow
         self._batches = file.iter_batches(_PARQUET_ROWS)
         self._rest: Any = None
@@ -174,7 +177,9 @@ class _BatchReader:
         parts: list[Any] = []
         while count:
             if self._rest is None or not len(self._rest):
-                self._rest = next(self._batches)
+                self._rest = next(self._batches, None)
+            if self._rest is None:
+                raise DataError(f"{self._path} has fewer rows than the gate wrote: it was changed; run the gate again")
             part = self._rest.slice(0, count)
             self._rest = self._rest.slice(len(part))
             parts.append(part)

@@ -27,12 +27,17 @@ class IssueCode(StrEnum):
         """The code in words."""
         return _WORDS[self]
 
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return _REMEDIES[self]
+
 
 _WORDS = {
     IssueCode.NAMES_OTHER_CLASS: "the explanation states another class than the label",
     IssueCode.CONTRADICTS_EVIDENCE: "the explanation contradicts the row's evidence",
     IssueCode.COPIES_INPUT: "the explanation copies the text",
-    IssueCode.BOILERPLATE: "many rows have the same explanation, which says nothing of their texts",
+    IssueCode.BOILERPLATE: "the explanation is that of many rows, and says nothing of the text",
     IssueCode.OTHER_LANGUAGE: "the explanation is in another language than the text",
     IssueCode.TOO_SHORT: "the explanation is too short",
     IssueCode.TOO_LONG: "the explanation is too long",
@@ -40,7 +45,22 @@ _WORDS = {
     IssueCode.UNGROUNDED_QUOTE: "the explanation quotes what is not in the text",
     IssueCode.LABEL_IN_TEXT: "the text gives the label away",
     IssueCode.LABEL_ERROR: "other rows speak for another label",
-    IssueCode.PERSONAL_DATA: "the row has personal data",
+    IssueCode.PERSONAL_DATA: "there is personal data",
+}
+
+_REMEDIES = {
+    IssueCode.NAMES_OTHER_CLASS: "correct the label, or the explanation",
+    IssueCode.CONTRADICTS_EVIDENCE: "correct the explanation, or the evidence",
+    IssueCode.COPIES_INPUT: "say why the text has this label, in fewer words than its own",
+    IssueCode.BOILERPLATE: "say what is specific to each text, or leave these explanations out",
+    IssueCode.OTHER_LANGUAGE: "explain in the language of the text",
+    IssueCode.TOO_SHORT: "say more, or leave them out; the limit is curation.min_words",
+    IssueCode.TOO_LONG: "shorten them; the limit is curation.max_words",
+    IssueCode.UNGROUNDED_NUMBER: "correct the numbers: the model would learn to invent them",
+    IssueCode.UNGROUNDED_QUOTE: "quote the text as it is: the model would learn to invent quotes",
+    IssueCode.LABEL_IN_TEXT: "delete the label from the text: the model would learn to look for it",
+    IssueCode.LABEL_ERROR: "look at these labels first",
+    IssueCode.PERSONAL_DATA: "delete it, or replace it by a placeholder",
 }
 
 

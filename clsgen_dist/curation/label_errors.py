@@ -37,7 +37,7 @@ _STRENGTH = 10.0
 _MAX_CLASSES = 100
 """With more, labels are not questioned: the models would take gigabytes."""
 _MIN_ROWS = 30
-"""Rows of each class that the sample must have."""
+"""Rows of a class in the sample, without which it is left out."""
 _HASHES = 2**64
 
 
@@ -63,16 +63,15 @@ class LabelSample:
 class LabelModel:
     """Judges labels by models that did not see the row."""
 
-    def __init__(self, models: Sequence[Any], thresholds_C: NDArray[np.float64], margin: float, kappa: float) -> None:
+    def __init__(self, models: Sequence[Any], thresholds_C: NDArray[np.float64], margin: float) -> None:
         self._models = models
         self._thresholds_C = thresholds_C
+        """Infinite for classes of too few rows."""
         self._margin = margin
-        self.kappa = kappa
-        """Agreement of models and labels beyond chance on the sample."""
 
     @classmethod
     def fit(cls, sample: LabelSample, classes: int, *, margin: float, least_kappa: float) -> LabelModel | None:
-        """The model; None where rows are too few, classes too many, or the labels cannot be learnt from the texts.
+        """The model of the classes with enough rows; None where it cannot learn the labels from the texts.
 
         Args:
             sample: rows to learn from.
@@ -83,20 +82,24 @@ class LabelModel:
         from scipy.sparse import vstack
 
         labels_N, folds_N = np.array(sample.labels, dtype=np.int64), np.array(sample.folds, dtype=np.int64)
-        counts_C = np.bincount(labels_N, minlength=classes) if len(labels_N) else np.zeros(classes)
-        known = np.flatnonzero(counts_C)
-        if not 2 <= len(known) <= _MAX_CLASSES or counts_C[known].min() < _MIN_ROWS or len(set(sample.folds)) < _FOLDS:
+        counts_C = np.bincount(labels_N, minlength=classes)
+        is_known_C = counts_C >= _MIN_ROWS
+        rows = np.flatnonzero(is_known_C[labels_N])
+        if not 2 <= is_known_C.sum() <= _MAX_CLASSES or len(set(folds_N[rows].tolist())) < _FOLDS:
             return None
-        features = vstack(sample.features).tocsr()
-        models = [_fitted(features[folds_N != fold], labels_N[folds_N != fold]) for fold in range(_FOLDS)]
-        probability_NC = np.zeros((len(labels_N), classes))
+        features, labels_N, folds_N = vstack(sample.features).tocsr()[rows], labels_N[rows], folds_N[rows]
+        models, probability_NC = [], np.zeros((len(rows), classes))
         for fold in range(_FOLDS):
-            rows = np.flatnonzero(folds_N == fold)
-            probability_NC[rows] = _probabilities(models[fold], features[rows], classes)
-        own_N = probability_NC[np.arange(len(labels_N)), labels_N]
-        thresholds_C = np.array([own_N[labels_N == c].mean() if counts_C[c] else 1.0 for c in range(classes)])
-        kappa = cohen_kappa(labels_N, probability_NC.argmax(axis=1), classes)
-        return cls(models, thresholds_C, margin, kappa) if kappa >= least_kappa else None
+            others = np.flatnonzero(folds_N != fold)
+            if len(set(labels_N[others].tolist())) < 2:
+                return None
+            models.append(_fitted(features[others], labels_N[others]))
+            probability_NC[folds_N == fold] = _probabilities(models[-1], features[folds_N == fold], classes)
+        if cohen_kappa(labels_N, probability_NC.argmax(axis=1), classes) < least_kappa:
+            return None
+        own_N = probability_NC[np.arange(len(rows)), labels_N]
+        thresholds_C = np.array([own_N[labels_N == c].mean() if is_known_C[c] else np.inf for c in range(classes)])
+        return cls(models, thresholds_C, margin)
 
     def likelier_labels(self, texts: Sequence[str], labels: Sequence[int]) -> list[tuple[int, float] | None]:
         """For each row the class that it should have, and its probability; None where the label may be right."""
@@ -112,6 +115,7 @@ class LabelModel:
         least_NC = np.maximum(self._thresholds_C, probability_NC[rows_N, label_N][:, None] + self._margin)
         is_likelier_NC = probability_NC >= least_NC
         is_likelier_NC[rows_N, label_N] = False
+        is_likelier_NC[np.isinf(self._thresholds_C[label_N])] = False
         best_N = np.where(is_likelier_NC, probability_NC, -1.0).argmax(axis=1)
         return [
             (int(best), float(probability_NC[row, best])) if is_likelier_NC[row, best] else None

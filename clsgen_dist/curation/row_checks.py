@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 512
 """Rows that the label model judges at a time."""
+_MAX_NAMED = 200
+"""Classes; with more, labels are no names but free text, and are not looked for in texts and explanations."""
+CheckedRow = tuple[Example | RejectedRow, list[Issue]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Survey:
 
     source: RowSource
     names: ClassNames
+    """Without any where there are too many."""
+    index: dict[str, int]
+    """Number of each of these classes."""
     ids: CountSketch
     boilerplate: Boilerplate
     leaks: LabelLeaks
@@ -74,17 +80,22 @@ def survey_rows(source: RowSource, settings: CurationSettings) -> Survey:
     Raises:
         DataError: the source cannot be read.
     """
-    ids, found, labelled = CountSketch(), set(), 0
+    ids, found, labelled = CountSketch(), set[str](), 0
     logger.info("%s: classes and ids", source.path)
     for row in source.rows():
         if isinstance(row, Example):
             labelled += row.label is not None
-            found |= {row.label, *(row.answers or ())} - {None, OTHERS}
+            if len(found) <= _MAX_NAMED:
+                found |= {name for name in (row.label or OTHERS, *(row.answers or ())) if name != OTHERS}
             if row.has_own_id:
                 ids.add(row.id)
-    names = ClassNames(list(source.labels) if source.labels is not None else sorted(filter(None, found)))
-    index = {name: number for number, name in enumerate(names.labels)}
-    survey = Survey(source, names, ids, Boilerplate(names, settings.boilerplate_own_words), LabelLeaks(names))
+    classes = list(source.labels) if source.labels is not None else sorted(found)
+    if len(classes) > _MAX_NAMED:
+        logger.warning("%s has more than %d classes: their names are not looked for", source.path, _MAX_NAMED)
+        classes = []
+    names, index = ClassNames(classes), {name: number for number, name in enumerate(classes)}
+    boilerplate = Boilerplate(names, settings.boilerplate_own_words)
+    survey = Survey(source, names, index, ids, boilerplate, LabelLeaks(names))
     sample = LabelSample(min(1.0, settings.sample_rows / max(1, labelled)))
     learns = severity(IssueCode.LABEL_ERROR, settings) != "off"
     logger.info("%s: what rows have in common", source.path)
@@ -93,24 +104,22 @@ def survey_rows(source: RowSource, settings: CurationSettings) -> Survey:
             continue
         for explanation in row.explanations:
             survey.boilerplate.add(row.text, explanation)
-        if row.label in index:
+        if row.label is not None and row.label in index:
             survey.leaks.add(row.text, index[row.label])
             if learns:
                 sample.add(row.text, index[row.label])
     if severity(IssueCode.LABEL_IN_TEXT, settings) != "off":
         survey.leaking = survey.leaks.leaking(least_rows=settings.leak_rows, least_share=settings.leak_share)
     survey.label_model = LabelModel.fit(
-        sample, len(names.labels), margin=settings.label_error_margin, least_kappa=settings.label_error_agreement
+        sample, len(classes), margin=settings.label_error_margin, least_kappa=settings.label_error_agreement
     )
     return survey
 
 
-def checked_rows(
-    survey: Survey, settings: CurationSettings
-) -> Iterator[tuple[Example, list[Issue]] | tuple[RejectedRow, list[Issue]]]:
+def checked_rows(survey: Survey, settings: CurationSettings) -> Iterator[CheckedRow]:
     """Each row of the source with its issues; of rows with equal ids all but the first are rejected."""
     logger.info("%s: issues of each row", survey.source.path)
-    rows, first_line = survey.source.rows(), {}
+    rows, first_line = survey.source.rows(), dict[str, int]()
     while batch := list(islice(rows, _BATCH)):
         for place, row in enumerate(batch):
             if isinstance(row, Example) and row.has_own_id and survey.ids.count(row.id) > 1:
@@ -144,8 +153,8 @@ def _own_issues(row: Example, survey: Survey, settings: CurationSettings) -> lis
                 found.append(Issue(IssueCode.BOILERPLATE, f"{rows} explanations are the same"))
     if not row.explanations:
         found += row_issues(row.text, label=row.label, names=survey.names, settings=settings)
-    if survey.leaking and row.label in survey.names.labels:
-        leak = survey.leaks.leak(row.text, survey.names.labels.index(row.label), survey.leaking)
+    if survey.leaking and row.label is not None and row.label in survey.index:
+        leak = survey.leaks.leak(row.text, survey.index[row.label], survey.leaking)
         if leak and not any(issue.code == IssueCode.LABEL_IN_TEXT for issue in found):
             found.append(Issue(IssueCode.LABEL_IN_TEXT, leak))
     return list(dict.fromkeys(found))
@@ -155,9 +164,8 @@ def _likelier_labels(batch: Sequence[Example | RejectedRow], survey: Survey) -> 
     """Label errors by line."""
     if survey.label_model is None:
         return {}
-    labels = survey.names.labels
-    rows = [row for row in batch if isinstance(row, Example) and row.label in labels]
-    found = survey.label_model.likelier_labels([r.text for r in rows], [labels.index(str(r.label)) for r in rows])
+    labels, rows = survey.names.labels, [row for row in batch if isinstance(row, Example) and row.label in survey.index]
+    found = survey.label_model.likelier_labels([r.text for r in rows], [survey.index[r.label or ""] for r in rows])
     return {
         row.line: [Issue(IssueCode.LABEL_ERROR, f"{labels[likelier[0]]}, with probability {likelier[1]:.2f}")]
         for row, likelier in zip(rows, found, strict=True)

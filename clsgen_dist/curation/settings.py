@@ -20,7 +20,7 @@ class SeveritySettings:
     """The explanation states another class than the row's label: one of the two is wrong."""
     contradicts_evidence: Severity = "review"
     """The explanation denies what the row's evidence says, or says what it denies."""
-    copies_input: Severity = "reject"
+    copies_input: Severity = "review"
     """The explanation is the text, or a long part of it."""
     boilerplate: Severity = "review"
     """Many rows have the same explanation, apart from numbers and class names, and it says nothing of their texts."""

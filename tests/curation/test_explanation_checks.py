@@ -51,7 +51,10 @@ def test_each_code_has_a_severity_in_the_recipe():
         ("Malignant lesions look otherwise, so it is benign.", "malignant", LABELS),
         ("The answer is no, since it rains.", "yes", ["no", "yes"]),
         ("Label: no. It rains.", "yes", ["no", "yes"]),
+        ("No, since it rains.", "yes", ["no", "yes"]),
+        ("It rains all day, so no.", "yes", ["no", "yes"]),
         ("Clearly a case of credit risk.", "fraud", ["credit risk", "fraud"]),
+        ("The answer is B, since juice is wet.", "A", ["A", "B"]),
     ],
 )
 def test_an_explanation_of_another_class_is_found(explanation, label, labels):
@@ -68,6 +71,10 @@ def test_an_explanation_of_another_class_is_found(explanation, label, labels):
         ("There is no reason to doubt it, so the answer is yes.", "yes", ["no", "yes"]),
         ("No juice belongs on cereal.", "yes", ["no", "yes"]),
         ("No class is named here at all.", "benign", LABELS),
+        ("So no juice belongs on cereal.", "yes", ["no", "yes"]),
+        ("The border of the state decides.", "law", ["border", "law"]),
+        ("B makes sense, a pan can hold eggs.", "A", ["A", "B"]),
+        ("A score of 1 would need more.", "0", ["0", "1"]),
         ("The label is benign, although malignant was considered.", "benign", LABELS),
         ("This is malignant.", None, LABELS),
         ("This is malignant.", "unknown class", LABELS),
@@ -111,6 +118,7 @@ def test_an_explanation_that_denies_its_evidence_is_found(explanation, quote):
         ("Irregular margins are a bad sign.", "margins irregular"),
         ("She has no chest pain.", "denies chest pain"),
         ("Nothing of this is named.", "Fever for three days"),
+        ("No blood was found in the urine.", "Blood pressure was high"),
     ],
 )
 def test_an_explanation_that_agrees_with_its_evidence_is_left_alone(explanation, quote):

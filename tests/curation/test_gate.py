@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clsgen_dist.curation import gate_files
 from clsgen_dist.curation.gate import GateSummary, gate, restore
 from clsgen_dist.curation.gate_files import Destination, restored_lines, split_lines, suffix_of
 from clsgen_dist.curation.settings import CurationSettings, SeveritySettings
@@ -22,13 +23,15 @@ from clsgen_dist.errors import DataError, SettingsError
 from tests.curation.planted_rows import good_rows
 from tests.data.checks.planted import write_rows
 
+DEFAULT = CurationSettings(severity=SeveritySettings(copies_input="reject"))
+
 
 def run_gate(path, output, **options):
-    """The gate with default settings."""
+    """The gate, by default with its own settings but for copies, which are rejected."""
     return gate(
         str(path),
         output,
-        **{"columns": Columns(), "labels": None, "space": "auto", "settings": CurationSettings()} | options,
+        **{"columns": Columns(), "labels": None, "space": "auto", "settings": DEFAULT} | options,
     )
 
 
@@ -164,16 +167,17 @@ def test_lines_with_any_destinations_add_up(tmp_path, lines, ends, is_last_ended
     assert b"".join(restored_lines(tmp_path, suffix_of(path), above, iter(rows))) == data
 
 
-def test_parquet_rows_keep_columns_types_and_order(tmp_path):
+def test_parquet_rows_keep_columns_types_and_order(tmp_path, monkeypatch):
     import pyarrow
     import pyarrow.parquet
 
+    monkeypatch.setattr(gate_files, "_PARQUET_ROWS", 500)
     rows = [{**row, "size": number, "tags": [str(number)]} for number, row in enumerate(faulty_rows() * 30)]
     for number, row in enumerate(rows):
         row["id"] = f"p{number}"
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"by": "us"})
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=700)
-    off = SeveritySettings(boilerplate="off", label_error="off")
+    off = SeveritySettings(boilerplate="off", label_error="off", copies_input="reject")
     summary = run_gate(tmp_path / "rows.parquet", tmp_path / "out", settings=CurationSettings(severity=off))
     files = {to: pyarrow.parquet.read_table(tmp_path / f"out/{to}.parquet") for to in Destination}
     assert {to: len(file) for to, file in files.items()} == summary.rows

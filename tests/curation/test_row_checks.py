@@ -57,6 +57,16 @@ def test_label_errors_are_found_and_right_labels_left_alone(issues_of):
     assert len(found - wrong) <= 1
 
 
+def test_a_class_of_few_rows_is_left_out_and_the_others_are_judged(issues_of):
+    rows = good_rows(300)
+    wrong = planted(rows, 0.04)
+    for number in wrong:
+        rows[number]["label"] = LABELS[rows[number]["label"] == LABELS[0]]
+    rows += [{"text": row["text"], "label": "rare"} for row in good_rows(8, seed=9)]
+    found = numbers(issues_of(rows), IssueCode.LABEL_ERROR)
+    assert found <= set(wrong) and len(found) >= 0.6 * len(wrong)
+
+
 def test_labels_that_cannot_be_learnt_are_not_questioned(issues_of):
     rng = random.Random(0)
     rows = [{**row, "label": rng.choice(LABELS), "explanation": None} for row in good_rows(200)]
