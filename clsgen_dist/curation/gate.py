@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -272,7 +273,7 @@ def _earlier(output: Path, summary: GateSummary) -> GateSummary | None:
 def _new_folder(output: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name once the block has ended without an error and all of it is on disk."""
     output = output.resolve()
-    for left in output.parent.glob(f".{output.name}.*.gate"):
+    for left in output.parent.glob(f".{glob.escape(output.name)}.*.gate"):
         if not _is_running(left.name.split(".")[-2]):
             shutil.rmtree(left, ignore_errors=True)
     folder = output.with_name(f".{output.name}.{os.getpid()}.gate")

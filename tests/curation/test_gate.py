@@ -19,6 +19,8 @@ from clsgen_dist.curation.gate import GateSummary, gate, restore
 from clsgen_dist.curation.gate_files import Destination, restored_lines, split_lines, suffix_of
 from clsgen_dist.curation.settings import CurationSettings, SeveritySettings
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data.reading.ingest import iter_rows
+from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.errors import DataError, SettingsError
 from tests.curation.planted_rows import good_rows
 from tests.data.checks.planted import write_rows
@@ -165,6 +167,24 @@ def test_lines_with_any_destinations_add_up(tmp_path, lines, ends, is_last_ended
     rows = [(line, where[line - 1]) for line in sorted(starts) if line in with_text] if name != "rows.jsonl" else []
     above = split_lines(path, tmp_path, iter(rows))
     assert b"".join(restored_lines(tmp_path, suffix_of(path), above, iter(rows))) == data
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b",", b'"', b"\n", b"\r", b"\xff", b"\xc3\xa4", b'{"text": "a"}']), max_size=40),
+    st.sampled_from(["rows.jsonl", "rows.csv"]),
+    st.lists(st.sampled_from(list(Destination)), min_size=40, max_size=40),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_reader_takes_for_rows_adds_up(tmp_path, pieces, name, where):
+    path = tmp_path / name
+    path.write_bytes((b"text,label\n" if name == "rows.csv" else b'{"text": "first"}\n') + b"".join(pieces))
+    try:
+        found = list(iter_rows(find_source(str(path)), columns=Columns(), labels=None))
+    except DataError:  # a quote that is never closed
+        return
+    rows = [(row.line, to) for row, to in zip(found, where, strict=False)]
+    above = split_lines(path, tmp_path, iter(rows))
+    assert b"".join(restored_lines(tmp_path, suffix_of(path), above, iter(rows))) == path.read_bytes()
 
 
 def test_parquet_rows_keep_columns_types_and_order(tmp_path, monkeypatch):
