@@ -61,6 +61,11 @@ COMMANDS = {
         files="files",
         switches=("strict",),
     ),
+    "data gate": Command(
+        "divide rows by their issues: kept, for a person to review, rejected; with reasons",
+        recipe=_RECIPE,
+        file_setting="data.train",
+    ),
     "data score": Command(
         "how hard each row is, by the recipe's scorers: distribution, extremes, plot",
         recipe=_RECIPE,

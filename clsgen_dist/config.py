@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist.checkpoint.settings import CheckpointSettings
+from clsgen_dist.curation.settings import CurationSettings
 from clsgen_dist.data.settings import CurriculumSettings, DataSettings, PromptSettings
 from clsgen_dist.decoding.settings import DecodingSettings
 from clsgen_dist.engine.settings import OptimSettings
@@ -54,12 +55,13 @@ class Settings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     faults: FaultSettings = field(default_factory=FaultSettings)
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
+    curation: CurationSettings = field(default_factory=CurationSettings)
 
     def __post_init__(self) -> None:
         """Raise SettingsError with every fault found, field by field."""
         faults = dataclass_range_faults(self)
         if not faults:
-            for section in (self.data, self.model, self.objectives, self.curriculum, self.decoding):
+            for section in (self.data, self.model, self.objectives, self.curriculum, self.decoding, self.curation):
                 faults += section.faults()
             faults += _cross_faults(self)
         if faults:

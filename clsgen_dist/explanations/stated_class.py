@@ -58,6 +58,7 @@ class ClassNames:
     """Finds the names of classes in texts; of overlapping names the longest counts."""
 
     def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = list(labels)
         named = [index for index, name in enumerate(labels) if name.strip()]
         self._longest_first = sorted(named, key=lambda index: len(labels[index]), reverse=True)
         self._everyday = {index for index in named if words(labels[index]) and set(words(labels[index])) <= _EVERYDAY}
@@ -87,6 +88,10 @@ class ClassNames:
         if isinstance(decided, int):
             return bool(stated) and stated[0] != decided
         return any(index not in decided for index in stated)
+
+    def is_everyday(self, label: int) -> bool:
+        """Whether a class is named by an everyday word, like ``no``, which mostly means something else."""
+        return label in self._everyday
 
     def masked(self, text: str, mask: str = " ") -> str:
         """The text with every name replaced."""

@@ -92,9 +92,9 @@ def template_repeats(texts: Sequence[str], explanations: Sequence[str], labels: 
     """
     check_same_rows(inputs=texts, explanations=explanations)
     names = ClassNames(labels)
-    masked = [_template(text, explanation, names) for text, explanation in zip(texts, explanations, strict=True)]
+    masked = [template(text, explanation, names) for text, explanation in zip(texts, explanations, strict=True)]
     counts = Counter(masked)
-    return row_scores((counts[template] > 1 for template in masked), is_share=True)
+    return row_scores((counts[each] > 1 for each in masked), is_share=True)
 
 
 def _flesch(text: str) -> float:
@@ -133,7 +133,8 @@ def _cosines(texts: Sequence[str], n: int) -> np.ndarray:
     return np.asarray((counts_SG @ counts_SG.T).toarray() / np.outer(norm_S, norm_S))
 
 
-def _template(text: str, explanation: str, names: ClassNames) -> str:
+def template(text: str, explanation: str, names: ClassNames) -> str:
+    """The explanation in lower case, its numbers, class names and words of its input masked; neighbours as one."""
     there = {stem(word) for word in words(text) if is_content(word)}
     spans = [(mention.start, mention.end) for mention in names.mentions(explanation)]
     spans += [(number.start, number.end) for number in numbers(explanation)]

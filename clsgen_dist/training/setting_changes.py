@@ -30,6 +30,7 @@ FREE = (
     "train.log_rows",
     "train.stop_at_stage",
     "decoding",
+    "curation",
 )
 """Fields that do not change what is trained; a section covers all its fields."""
 

@@ -98,13 +98,25 @@ def page(report: CheckReport) -> str:
 <section aria-labelledby="classes"><h2 id="classes">Classes</h2>
 {class_table}
 </section>
-<section aria-labelledby="plots"><h2 id="plots">Plots</h2>
+{_diversity(report)}<section aria-labelledby="plots"><h2 id="plots">Plots</h2>
 <div class="figures">{figures}</div>
 </section>
 </main>
 </body>
 </html>
 """
+
+
+def _diversity(report: CheckReport) -> str:
+    """The section on how different explanations are; none where they were not measured."""
+    if not report.diversity:
+        return ""
+    caption = (
+        "How different the explanations of a class are: different words and pairs of words by all, mean BLEU of one "
+        "against the others, share that repeats another one but for numbers, class names and words of the text"
+    )
+    table = _table(caption, [row.cells() for row in report.diversity])
+    return f'<section aria-labelledby="diversity"><h2 id="diversity">Explanations</h2>\n{table}\n</section>\n'
 
 
 def _finding(report: CheckReport, finding: Finding, texts: dict[tuple[str, int], str]) -> str:

