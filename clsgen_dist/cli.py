@@ -61,6 +61,10 @@ COMMANDS = {
         files="files",
         switches=("strict",),
     ),
+    "data split": Command(
+        "one file to train, dev, calibration and test rows: stratified, by group or time, near copies together",
+        files="files",
+    ),
     "data score": Command(
         "how hard each row is, by the recipe's scorers: distribution, extremes, plot",
         recipe=_RECIPE,

@@ -38,6 +38,7 @@ LAYERS = [
     ("objectives",),
     ("calibration",),
     ("model",),
+    ("curation",),
     ("explanations",),
     ("evaluation",),
     ("settings",),
