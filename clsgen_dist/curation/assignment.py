@@ -80,6 +80,7 @@ def assign_stratified(
     is_one_class_a_row = sum(totals.values()) == rows and all(
         sum(counts.values()) == size for counts, size in zip(classes_K, size_K.tolist(), strict=True)
     )
+    quotas: Mapping[int, Sequence[float]]
     if is_one_class_a_row:
         quotas = _whole_quotas(totals, fractions)
     else:
