@@ -106,7 +106,7 @@ class Teacher:
             try:
                 async with asyncio.timeout(self._timeout):
                     raw = await self._client.chat.completions.with_raw_response.create(**body)
-                    return _answer(raw.text())
+                    return _answer(raw.text)
             except self._openai.APIStatusError as error:
                 said = self._passing(error)
                 wait = _retry_after(error.response.headers) or wait
