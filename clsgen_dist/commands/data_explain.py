@@ -24,7 +24,7 @@ def run(
     styles: str = "short",
     candidates: PositiveInt = 1,
     temperature: NonNegativeFloat | None = 0.7,
-    max_tokens: PositiveInt = 300,
+    max_tokens: PositiveInt = 256,
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
     seed: NonNegativeInt | None = 0,
     concurrency: PositiveInt = 8,
@@ -53,7 +53,7 @@ def run(
         styles: Some of short, clinical, lay, evidence-first, by comma; each is asked for.
         candidates: Answers of each style.
         temperature: How freely they are drawn; null: not sent.
-        max_tokens: Longest answer.
+        max_tokens: Longest answer; training quarantines explanations longer than data.max_explanation_length.
         token_limit: The name of that limit; OpenAI's reasoning models want max_completion_tokens, and no temperature.
         seed: Of the first candidate; null: not sent.
         concurrency: Questions on their way at a time.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from clsgen_dist.data.example import Example
+from clsgen_dist.data.reading.cells import explanations_of
+from clsgen_dist.data.reading.rejection import Fault
 from clsgen_dist.decoding.length import whole_sentences
 from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.explanations.text_units import sentence_ends
@@ -30,6 +32,8 @@ class Drop(StrEnum):
     OTHER_CLASS = "other-class"
     NO_CLASS = "no-class"
     """Without the label told, it names none."""
+    UNREADABLE = "unreadable"
+    """Rows with it would be read otherwise than written: NUL characters, the text of a list, a word for nothing."""
     REPEATED = "repeated"
     """The row has it already."""
 
@@ -67,6 +71,8 @@ def read_candidate(
             return Candidate("", (Drop.CUT,), decided)
     if not text:
         return Candidate("", (Drop.EMPTY,), decided)
+    if not _is_readable(text):
+        return Candidate(text, (Drop.UNREADABLE,), decided)
     if not with_label and decided is None:
         return Candidate(text, (Drop.NO_CLASS,))
     if (decided is not None and set(decided) != set(own)) or names.contradicts(text, set(own)):
@@ -83,3 +89,12 @@ def _decided(answer: Answer, names: ClassNames) -> tuple[str, tuple[int, ...] | 
     if line is not None:
         return text, tuple(names.stated(line)) or None
     return text, tuple(names.stated(text)[:1]) or None
+
+
+def _is_readable(text: str) -> bool:
+    """Whether the reader of rows takes the text as it is."""
+    try:
+        text.encode("utf-8")
+        return "\0" not in text and explanations_of((text,), []) == (text,)
+    except (Fault, UnicodeEncodeError):
+        return False

@@ -65,8 +65,12 @@ class Teacher:
     def __init__(
         self, url: str, model: str | None, *, timeout: float, tries: int, on_lost: Callable[[str], None]
     ) -> None:
-        import openai
-
+        try:
+            import openai
+        except ImportError:
+            raise SettingsError(
+                "a teacher needs the package openai, which is not installed; run: pip install 'clsgen-dist[teacher]'"
+            ) from None
         self._openai = openai
         self.url, self.model = base_url(url), model or ""
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()

@@ -6,6 +6,8 @@ answered, and the same command goes on where it stopped.
 
 Cost: three passes over the rows; a request a candidate and style. Memory: 150 bytes an answer, and the questions on
 their way.
+
+Shapes: D decisions that the teacher took without being told.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -55,7 +58,7 @@ class TeacherSettings:
     candidates: int = 1
     """Answers of each style."""
     temperature: float | None = 0.7
-    max_tokens: int = 300
+    max_tokens: int = 256
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     seed: int | None = 0
     concurrency: int = 8
@@ -88,9 +91,10 @@ class ExplainReport:
     waiting: int = 0
     """Questions that were not asked, since the budget was used up, or were asked in vain."""
     is_over_budget: bool = False
-    agreed: int = 0
-    """Answers that decided, without being told, as the row's label says."""
-    decided: int = 0
+    agreed_D: array[int] = field(default_factory=lambda: array("b"))
+    """1 for each answer that decided, without being told, as the row's label says; else 0."""
+    row_D: array[int] = field(default_factory=lambda: array("q"))
+    """Its row."""
     tokens: int = 0
     cost: float = 0.0
     model: str = ""
@@ -127,7 +131,7 @@ class Explainer:
             raise SettingsError(
                 f"--output is {output}, expected a name that ends in .jsonl: rows are written as JSON lines"
             )
-        if output.exists() and output.samefile(self._part.path):
+        if output.exists() and Path(self._part.path).exists() and output.samefile(self._part.path):
             raise SettingsError(f"--output is {output}, the rows themselves; name another file")
         require_writable(output)
         with Journal(self._settings.journal or output.with_name(output.name + ".journal")) as journal:
@@ -261,7 +265,9 @@ class Explainer:
         for key, body in self._questions(journal):
             prompt = body["messages"][0]["content"]
             while pending and (len(pending) >= settings.concurrency or not budget.fits(prompt, settings.max_tokens)):
-                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             if counts.fatal:
                 break
             if not budget.fits(prompt, settings.max_tokens):
@@ -300,7 +306,6 @@ class Explainer:
                     explanations = self._explanations(row, journal, report)
                     if explanations:
                         own = {**record, columns.explanations: explanations, "provenance": origin}
-                        own.pop(columns.explanation, None)
                         raw = json.dumps(own, ensure_ascii=False, default=str)
                     elif self._part.kind != "jsonl":
                         raw = json.dumps(record, ensure_ascii=False, default=str)
@@ -326,8 +331,8 @@ class Explainer:
             with_label = self._settings.with_label and not self._settings.is_self
             candidate = read_candidate(answer, row, own, self._names, with_label=with_label, checks=self._checks)
             if candidate.decided is not None:
-                report.decided += 1
-                report.agreed += set(candidate.decided) == set(own)
+                report.agreed_D.append(set(candidate.decided) == set(own))
+                report.row_D.append(report.rows)
             if candidate.dropped:
                 report.dropped.update(map(str, candidate.dropped))
             elif candidate.text in kept:

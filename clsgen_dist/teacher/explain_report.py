@@ -19,11 +19,11 @@ def to_text(report: ExplainReport, output: str) -> str:
     if report.dropped:
         counted = ", ".join(f"{count} {code}" for code, count in report.dropped.most_common())
         lines.append(f"dropped: {counted}")
-    if report.decided:
-        agreed = np.arange(report.decided) < report.agreed
-        interval = share_interval(agreed)
+    if len(report.agreed_D):
+        agreed_D = np.asarray(report.agreed_D).astype(bool)
+        interval = share_interval(agreed_D, clusters_N=np.asarray(report.row_D))
         lines.append(
-            f"agreement with the labels: {report.agreed / report.decided:.1%} of {report.decided} decisions "
+            f"agreement with the labels: {agreed_D.mean():.1%} of {len(agreed_D)} decisions "
             f"(95 %: {interval.low:.1%} to {interval.high:.1%})"
         )
     if report.refused or report.unanswered:

@@ -99,10 +99,11 @@ class Journal:
         self._append({"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens})
 
     def _append(self, fields: dict[str, Any]) -> int:
-        place = self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(fields).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            place = self._file.seek(0, os.SEEK_END)
+            self._file.write(json.dumps(fields).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._count(fields)
         return place
 

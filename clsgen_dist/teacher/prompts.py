@@ -25,8 +25,8 @@ _FRAME = (
     "in it. Use facts that the text states, and nothing else: no number, name or finding that is not in it.\n"
 )
 _WITH_LABEL = (
-    "The text belongs to the class {label}. Explain why: {style}. Name the class as it is written here, and no other "
-    "as the answer. Do not mention that you were told the class. Reply with the explanation alone."
+    "The text belongs to {label}. Explain why: {style}. Name the class as it is written here, and no other as the "
+    "answer. Do not mention that you were told the class. Reply with the explanation alone."
 )
 _WITHOUT_LABEL = (
     "The classes are {labels}. Decide which {number} the text. Reply with a first line `Class: ` and the {name}, then "
@@ -68,14 +68,19 @@ def message(question: Question, style: str, *, with_label: bool, labels: Sequenc
     if style == "evidence-first" and question.quotes and with_label:
         row["evidence"] = list(question.quotes)
     if with_label:
-        told = ", ".join(map(repr, question.classes)) or "none of the classes " + ", ".join(map(repr, labels))
-        task = _WITH_LABEL.format(label=told, style=STYLES[style])
+        task = _WITH_LABEL.format(label=_told(question.classes, labels), style=STYLES[style])
     else:
         number, name = (
             ("of them describe", "names of these classes") if several else ("one describes", "name of the class")
         )
         task = _WITHOUT_LABEL.format(labels=", ".join(map(repr, labels)), number=number, name=name, style=STYLES[style])
     return f"{_FRAME}{json.dumps(row, ensure_ascii=False)}\n{task}"
+
+
+def _told(classes: Sequence[str], labels: Sequence[str]) -> str:
+    if not classes:
+        return "none of the classes " + ", ".join(map(repr, labels))
+    return ("the class " if len(classes) == 1 else "the classes ") + ", ".join(map(repr, classes))
 
 
 def split_class_line(answer: str) -> tuple[str | None, str]:

@@ -35,7 +35,7 @@ def hostile() -> Iterator[HostileServer]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the random waits."""
-    monkeypatch.setattr(client.random, "uniform", lambda low, high: low)
+    monkeypatch.setattr("random.uniform", lambda low, high: low)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_missing_explanations_are_written_and_all_else_stays(rows: Path, hostile
     assert report.tokens == 9 * 120 and hostile.most_at_once <= 3
     questions = [json.loads(question) for question in hostile.tries]
     assert {row_of(body)["text"] for body in questions} == {f"note {i}" for i in range(9)}
-    assert all(body["max_tokens"] == 300 and body["seed"] == 0 for body in questions)
+    assert all(body["max_tokens"] == 256 and body["seed"] == 0 for body in questions)
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "429:0", "408", "cut", "closed", "garbage", "page", "shape", "drip"])
@@ -92,7 +92,7 @@ def test_the_server_says_how_long_to_wait(rows: Path, hostile: HostileServer, qu
 
 def test_waits_are_random_and_double(monkeypatch: pytest.MonkeyPatch, rows: Path, hostile: HostileServer) -> None:
     asked: list[tuple[float, float]] = []
-    monkeypatch.setattr(client.random, "uniform", lambda low, high: asked.append((low, high)) or 0.0)
+    monkeypatch.setattr("random.uniform", lambda low, high: asked.append((low, high)) or 0.0)
     rows.write_text(rows.read_text().splitlines()[0] + "\n")
     hostile.faults = ["500"] * 8
     report = explain(rows, hostile, tries=9)
@@ -185,7 +185,7 @@ def test_candidates_and_styles_are_questions_of_their_own_and_other_classes_are_
 def test_agreement_is_measured_without_telling_the_label(rows: Path, hostile: HostileServer) -> None:
     hostile.reply = lambda body: f"**Class:** cat\nNote {row_of(body)['text']} is short."
     report = explain(rows, hostile, with_label=False)
-    assert (report.decided, report.agreed, report.kept) == (9, 5, 5) and report.dropped == {"other-class": 4}
+    assert (len(report.agreed_D), sum(report.agreed_D), report.kept) == (9, 5, 5) and report.dropped == {"other-class": 4}
     assert read(rows.with_name("out.jsonl"))[0]["explanations"] == ["Note note 0 is short."]
     assert not any("belongs to the class" in question for question in hostile.tries)
     assert "agreement with the labels: 55.6% of 9 decisions" in to_text(report, "out.jsonl")
@@ -194,10 +194,26 @@ def test_agreement_is_measured_without_telling_the_label(rows: Path, hostile: Ho
 def test_answers_without_content_or_end_are_dropped(rows: Path, hostile: HostileServer) -> None:
     hostile.reply = lambda body: "" if "note 1" in str(body) else "A sentence. And one that"
     hostile.usage = None
-    assert explain(rows, hostile).dropped == {"empty": 1}
+    report = explain(rows, hostile)
+    assert report.dropped == {"empty": 1} and 9 * 100 < report.tokens < 9 * 300
     with Journal(rows.with_name("cut.journal")) as journal:
         journal.add("k", Answer("No end", "length", 3, 4))
         assert journal.get("k") == Answer("No end", "length", 3, 4)
+
+
+@pytest.mark.parametrize("content", ["None", "-", "['a', 'b']", "[1, 2", "nul \0 byte", "half \ud83d emoji"])
+def test_what_the_reader_of_rows_would_reject_is_dropped(rows: Path, hostile: HostileServer, content: str) -> None:
+    from clsgen_dist.data.example import Columns
+    from clsgen_dist.data.reading.ingest import read_examples
+
+    hostile.reply = lambda body: content if "note 3" in str(body) else "One [sic] sentence, as it is: 'fine'."
+    report = explain(rows, hostile)
+    assert report.dropped == {"unreadable": 1} and report.explained == 8
+    read_again = read_examples(
+        str(rows.with_name("out.jsonl")), columns=Columns(), labels=None, max_bad_fraction=0.5, quarantine=None
+    )
+    written = [example.explanations for example in read_again.examples if example.text.startswith("note")]
+    assert sorted(written) == [(), *[("One [sic] sentence, as it is: 'fine'.",)] * 8]
 
 
 def test_further_checks_drop_candidates_by_their_codes(rows: Path, hostile: HostileServer) -> None:
