@@ -69,6 +69,7 @@ def run(
         journal: File of all answers, which a later run takes instead of asking again; none: OUTPUT.journal.
     """
     from clsgen_dist.data.example import Columns
+    from clsgen_dist.data.reading.cells import class_name
     from clsgen_dist.errors import SettingsError
     from clsgen_dist.teacher.budget import Limits
     from clsgen_dist.teacher.explain import Explainer, TeacherSettings
@@ -95,7 +96,7 @@ def run(
             max_tokens_total=max_tokens_total, max_cost=max_cost, price_input=price_input, price_output=price_output
         ),
         columns=columns or Columns(),
-        labels=tuple(labels) if labels else None,
+        labels=tuple(map(class_name, labels)) if labels else None,
         space=label_space,
         journal=Path(journal) if journal else None,
     )

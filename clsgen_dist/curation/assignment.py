@@ -5,9 +5,9 @@ class c and has a_sc; components are placed one by one, the largest first, where
 
     sum over s, c of (a_sc - q_sc)² / (q_sc + 1/2)
 
-so that splits fill in proportion, and large groups are shared out like small ones. Quotas are whole numbers: Webster's
-apportionment of the rows in order of their classes, so that rare classes do not all go to the largest split. Rows that
-stand alone meet the quotas exactly.
+so that splits fill in proportion, and large groups are shared out like small ones. Quotas are whole numbers: a class's
+shares rounded down, and each row left over to the split that has too few of all classes so far; so rare classes do not
+all go to the largest split. Rows that stand alone meet the quotas exactly.
 
 Cost: O(K S) for K components, about 3 s for a million of one row. Source: Sechidis, Tsoumakas, Vlahavas 2011, "On the
 stratification of multi-label data", whose order (rarest class first) several classes a row have here.
@@ -109,15 +109,13 @@ def assign_stratified(
 
 def _whole_quotas(totals: Mapping[int, int], fractions: Sequence[float]) -> dict[int, list[int]]:
     """Rows of each class for each split: each class in proportion, and all classes together."""
-    # Boundaries on a line of all rows, class after class. A row at place p (of N) goes to the split that Webster's
-    # sequence names; for many rows of a class the whole part is known without walking over them.
     given = [0] * len(fractions)
     quotas: dict[int, list[int]] = {}
     for name in sorted(totals):
         quota = [int(share * totals[name]) for share in fractions]
         given = [a + b for a, b in zip(given, quota, strict=True)]
         for _ in range(totals[name] - sum(quota)):
-            # What the split has, in relation to what it should have so far.
+            # What each split should have of all classes so far, less what it has; none gets two rows left over.
             behind = [
                 share * (sum(given) + 1) - has if share * totals[name] > quota[s] else -np.inf
                 for s, (share, has) in enumerate(zip(fractions, given, strict=True))

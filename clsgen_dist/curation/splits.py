@@ -195,11 +195,15 @@ def _assign_components(facts: RowFacts, component_R: NDArray[np.int64], settings
         np.maximum.at(time_K, component_R, np.asarray(facts.times))
         return assign_by_time(time_K, size_K, key_K, shares)[component_R]
     classes = {name: i for i, name in enumerate(sorted({name for names in facts.sets for name in names or ("",)}))}
-    of_set = [[classes[name] for name in names or ("",)] for names in facts.sets]
-    classes_K: list[dict[int, int]] = [{} for _ in range(components)]
+    # Rows that stand alone share the counts of their labels: a dictionary for each would be most of the memory.
+    alone = [dict.fromkeys((classes[name] for name in names or ("",)), 1) for names in facts.sets]
+    classes_K: list[dict[int, int]] = [{} if size > 1 else alone[0] for size in size_K.tolist()]
     for component, label_set in zip(component_R.tolist(), facts.label_sets, strict=True):
+        if size_K[component] == 1:
+            classes_K[component] = alone[label_set]
+            continue
         counts = classes_K[component]
-        for name in of_set[label_set]:
+        for name in alone[label_set]:
             counts[name] = counts.get(name, 0) + 1
     return assign_stratified(classes_K, size_K, key_K, shares)[component_R]
 

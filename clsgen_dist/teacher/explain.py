@@ -133,8 +133,11 @@ class Explainer:
             )
         if output.exists() and Path(self._part.path).exists() and output.samefile(self._part.path):
             raise SettingsError(f"--output is {output}, the rows themselves; name another file")
+        kept = self._settings.journal or output.with_name(output.name + ".journal")
+        if output.exists() and not kept.exists():
+            raise SettingsError(f"{output} exists, and not by this command: {kept} is missing; name another --output")
         require_writable(output)
-        with Journal(self._settings.journal or output.with_name(output.name + ".journal")) as journal:
+        with Journal(kept) as journal:
             budget = Budget(self._settings.limits, journal)
             counts = asyncio.run(self._ask_all(journal, budget))
             report = self._write(output, journal)

@@ -243,6 +243,10 @@ def test_wrong_addresses_names_and_files_are_refused(rows: Path, hostile: Hostil
         explain(rows, hostile, output="out.csv")
     with pytest.raises(SettingsError, match="the rows themselves"):
         explain(rows, hostile, output="rows.jsonl")
+    (tmp_path / "mine.jsonl").write_text("mine")
+    with pytest.raises(SettingsError, match="exists, and not by this command"):
+        explain(rows, hostile, output="mine.jsonl")
+    assert (tmp_path / "mine.jsonl").read_text() == "mine"
     unlabelled = tmp_path / "unlabelled.jsonl"
     unlabelled.write_text('{"text": "a"}\n')
     with pytest.raises(DataError, match="has no labels"):
