@@ -164,6 +164,7 @@ def _write(
         for row, (_, record, raw) in enumerate(read_part(part, columns, every_column=True)):
             if isinstance(record, Fault):
                 bad += 1
+                raw = raw if part.kind == "jsonl" else ""
             elif not is_missing(record.get(columns.label)):
                 had_label += 1
                 raw = raw if part.kind == "jsonl" else json.dumps(record, ensure_ascii=False, default=str)

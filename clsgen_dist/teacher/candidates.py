@@ -19,8 +19,8 @@ from clsgen_dist.explanations.text_units import sentence_ends
 from clsgen_dist.teacher.journal import Answer
 from clsgen_dist.teacher.prompts import split_class_line
 
-FurtherChecks = Callable[[Example, str], Collection[str]]
-"""Codes of what else is wrong with an explanation of a row."""
+FurtherChecks = Callable[[Example, str, ClassNames], Collection[str]]
+"""Codes of what else is wrong with an explanation of a row, given the names of the classes."""
 
 
 class Drop(StrEnum):
@@ -77,7 +77,7 @@ def read_candidate(
         return Candidate(text, (Drop.NO_CLASS,))
     if (decided is not None and set(decided) != set(own)) or names.contradicts(text, set(own)):
         return Candidate(text, (Drop.OTHER_CLASS,), decided)
-    return Candidate(text, tuple(checks(row, text)), decided)
+    return Candidate(text, tuple(checks(row, text, names)), decided)
 
 
 def _decided(answer: Answer, names: ClassNames) -> tuple[str, tuple[int, ...] | None]:

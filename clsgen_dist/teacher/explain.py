@@ -112,7 +112,9 @@ class _Counts:
 class Explainer:
     """One run over one file."""
 
-    def __init__(self, source: str, settings: TeacherSettings, checks: FurtherChecks = lambda row, text: ()) -> None:
+    def __init__(
+        self, source: str, settings: TeacherSettings, checks: FurtherChecks = lambda row, text, names: ()
+    ) -> None:
         self._part, self._settings, self._checks = find_source(source), settings, checks
         self._space = resolve_space(source, settings.columns, settings.space)
         self._labels = self._read_labels()
@@ -279,9 +281,13 @@ class Explainer:
             budget.reserve(key, prompt, settings.max_tokens)
             pending.add(asyncio.create_task(ask(key, body)))
         if pending:
-            await asyncio.wait(pending)
-        for task in pending:
-            task.result()
+            # What is on its way may be paid for; but a server that is gone is not waited for through all tries.
+            done, late = await asyncio.wait(pending, timeout=settings.timeout if counts.fatal else None)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            for task in done:
+                task.result()
 
     def _note(self, counts: _Counts, error: ServerError) -> None:
         """Log the first failures; after many without an answer between them, the server is gone."""
@@ -303,15 +309,14 @@ class Explainer:
         with writing(output), atomic_file(output, durable=True, errors="backslashreplace") as file:
             for row, (_, record, raw) in zip(self._rows(), records, strict=True):
                 report.rows += 1
-                if isinstance(row, RejectedRow) or isinstance(record, Fault):
-                    report.bad += 1
-                else:
-                    explanations = self._explanations(row, journal, report)
-                    if explanations:
-                        own = {**record, columns.explanations: explanations, "provenance": origin}
-                        raw = json.dumps(own, ensure_ascii=False, default=str)
-                    elif self._part.kind != "jsonl":
-                        raw = json.dumps(record, ensure_ascii=False, default=str)
+                report.bad += isinstance(row, RejectedRow)
+                explanations = self._explanations(row, journal, report) if isinstance(row, Example) else []
+                if isinstance(record, Fault):
+                    raw = raw if self._part.kind == "jsonl" else ""
+                elif explanations:
+                    raw = _json_line({**record, columns.explanations: explanations, "provenance": origin})
+                elif self._part.kind != "jsonl":
+                    raw = _json_line(record)
                 if raw:
                     file.write(raw + "\n")
         return report
@@ -345,6 +350,11 @@ class Explainer:
         report.kept += len(kept)
         report.explained += bool(kept)
         return list(kept)
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    """A row as JSON; what JSON has no form for, such as a date, as its text."""
+    return json.dumps(record, ensure_ascii=False, default=str)
 
 
 def _wanted(row: Example) -> bool:

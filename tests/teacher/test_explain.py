@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from clsgen_dist.cli import main
+from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.reading.ingest import read_examples
 from clsgen_dist.errors import DataError, ServerError, SettingsError
+from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.teacher import client
 from clsgen_dist.teacher.budget import Limits
 from clsgen_dist.teacher.explain import Explainer, ExplainReport, TeacherSettings
@@ -185,7 +188,8 @@ def test_candidates_and_styles_are_questions_of_their_own_and_other_classes_are_
 def test_agreement_is_measured_without_telling_the_label(rows: Path, hostile: HostileServer) -> None:
     hostile.reply = lambda body: f"**Class:** cat\nNote {row_of(body)['text']} is short."
     report = explain(rows, hostile, with_label=False)
-    assert (len(report.agreed_D), sum(report.agreed_D), report.kept) == (9, 5, 5) and report.dropped == {"other-class": 4}
+    assert (len(report.agreed_D), sum(report.agreed_D), report.kept) == (9, 5, 5)
+    assert report.dropped == {"other-class": 4}
     assert read(rows.with_name("out.jsonl"))[0]["explanations"] == ["Note note 0 is short."]
     assert not any("belongs to the class" in question for question in hostile.tries)
     assert "agreement with the labels: 55.6% of 9 decisions" in to_text(report, "out.jsonl")
@@ -203,9 +207,6 @@ def test_answers_without_content_or_end_are_dropped(rows: Path, hostile: Hostile
 
 @pytest.mark.parametrize("content", ["None", "-", "['a', 'b']", "[1, 2", "nul \0 byte", "half \ud83d emoji"])
 def test_what_the_reader_of_rows_would_reject_is_dropped(rows: Path, hostile: HostileServer, content: str) -> None:
-    from clsgen_dist.data.example import Columns
-    from clsgen_dist.data.reading.ingest import read_examples
-
     hostile.reply = lambda body: content if "note 3" in str(body) else "One [sic] sentence, as it is: 'fine'."
     report = explain(rows, hostile)
     assert report.dropped == {"unreadable": 1} and report.explained == 8
@@ -218,7 +219,12 @@ def test_what_the_reader_of_rows_would_reject_is_dropped(rows: Path, hostile: Ho
 
 def test_further_checks_drop_candidates_by_their_codes(rows: Path, hostile: HostileServer) -> None:
     settings = TeacherSettings(url=hostile.url, model="big")
-    checked = Explainer(str(rows), settings, lambda row, text: ["too-short"] if "note 3" in row.text else [])
+
+    def checks(row: Example, text: str, names: ClassNames) -> list[str]:
+        assert len(names.stated(text)) == 1
+        return ["too-short"] if row.text == "note 3" else []
+
+    checked = Explainer(str(rows), settings, checks)
     report = checked.run(rows.with_name("out.jsonl"))
     assert report.dropped == {"too-short": 1} and report.explained == 8
 
