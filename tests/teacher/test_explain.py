@@ -95,7 +95,12 @@ def test_the_server_says_how_long_to_wait(rows: Path, hostile: HostileServer, qu
 
 def test_waits_are_random_and_double(monkeypatch: pytest.MonkeyPatch, rows: Path, hostile: HostileServer) -> None:
     asked: list[tuple[float, float]] = []
-    monkeypatch.setattr("random.uniform", lambda low, high: asked.append((low, high)) or 0.0)
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return 0.0
+
+    monkeypatch.setattr("random.uniform", uniform)
     rows.write_text(rows.read_text().splitlines()[0] + "\n")
     hostile.faults = ["500"] * 8
     report = explain(rows, hostile, tries=9)
@@ -231,8 +236,8 @@ def test_further_checks_drop_candidates_by_their_codes(rows: Path, hostile: Host
 
 def test_csv_rows_become_json_lines_with_every_column(tmp_path: Path, hostile: HostileServer) -> None:
     rows = tmp_path / "rows.csv"
-    rows.write_text('text,label,site\n"one, two",cat,A\nthree,dog,\n')
-    explain(rows, hostile)
+    rows.write_text('text,label,site\n"one, two",cat,A\nthree,dog,\nonly one cell\n')
+    assert explain(rows, hostile).bad == 1
     assert [(row["text"], row["site"], row["provenance"]) for row in read(tmp_path / "out.jsonl")] == [
         ("one, two", "A", "teacher:big"),
         ("three", None, "teacher:big"),
