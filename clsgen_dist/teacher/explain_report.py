@@ -22,9 +22,10 @@ def to_text(report: ExplainReport, output: str) -> str:
     if len(report.agreed_D):
         agreed_D = np.asarray(report.agreed_D).astype(bool)
         interval = share_interval(agreed_D, clusters_N=np.asarray(report.row_D))
+        is_known = len(set(report.row_D)) > 1
         lines.append(
-            f"agreement with the labels: {agreed_D.mean():.1%} of {len(agreed_D)} decisions "
-            f"(95 %: {interval.low:.1%} to {interval.high:.1%})"
+            f"agreement with the labels: {agreed_D.mean():.1%} of {len(agreed_D)} decisions"
+            + (f" (95 %: {interval.low:.1%} to {interval.high:.1%})" if is_known else "")
         )
     if report.refused or report.unanswered:
         lines.append(f"no answer: {report.refused} refused, {report.unanswered} in all tries")
