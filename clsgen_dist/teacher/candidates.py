@@ -75,7 +75,9 @@ def read_candidate(
         return Candidate(text, (Drop.UNREADABLE,), decided)
     if not with_label and decided is None:
         return Candidate(text, (Drop.NO_CLASS,))
-    if (decided is not None and set(decided) != set(own)) or names.contradicts(text, set(own)):
+    # Of one class, the first named counts: "a cat, as no dog purrs" explains a cat.
+    stands_for = next(iter(own)) if row.label is not None else set(own)
+    if (decided is not None and set(decided) != set(own)) or names.contradicts(text, stands_for):
         return Candidate(text, (Drop.OTHER_CLASS,), decided)
     return Candidate(text, tuple(checks(row, text, names)), decided)
 
