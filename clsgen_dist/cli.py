@@ -66,6 +66,11 @@ COMMANDS = {
         recipe=_RECIPE,
         file_setting="data.train",
     ),
+    "data split": Command(
+        "one file to train, dev, calibration and test rows: stratified, by group or time, near copies together",
+        files="files",
+    ),
+    "data explain": Command("a language model writes the explanations that rows lack, within a budget", files="files"),
     "data score": Command(
         "how hard each row is, by the recipe's scorers: distribution, extremes, plot",
         recipe=_RECIPE,

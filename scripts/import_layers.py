@@ -24,7 +24,7 @@ LAYERS = [
     ("commands",),
     ("serving",),
     ("__init__",),
-    ("clients",),
+    ("clients", "teacher"),
     ("plan", "preflight", "inference"),
     ("training",),
     ("hf_export",),

@@ -34,7 +34,7 @@ def test_every_import_is_declared():
         return re.split(r"[\[<>=;! ]", name, maxsplit=1)[0].lower().replace("_", "-")
 
     extras = PROJECT["project"]["optional-dependencies"]
-    optional = [*extras["lm-eval"], *extras["serve"]]
+    optional = [*extras["lm-eval"], *extras["serve"], *extras["teacher"]]
     declared = {plain(name) for name in [*PROJECT["project"]["dependencies"], *optional]} | {"clsgen-dist"}
     owners = packages_distributions()
     missing = {}

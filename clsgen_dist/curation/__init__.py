@@ -1,5 +1,5 @@
-"""What is wrong with rows and their explanations, and rows sorted by it: kept, for a person to review, rejected.
+"""Rows made right before training: what is wrong with them, sorted by it, divided into splits, votes combined.
 
-In: files of rows, the recipe's thresholds and severities. Out: issues with a stable code for each row, and folders
-whose files add up to the input. Several passes over a file, in memory that does not grow with it.
+In: files of rows, the recipe's thresholds and severities. Out: issues with a stable code for each row, and files of
+rows of the same kind that add up to the input. Several passes over a file, in memory that does not grow with it.
 """

@@ -1,0 +1,103 @@
+"""``clsgen data explain FILE --output FILE --url URL``: a teacher writes the explanations that are missing.
+
+Exit status: 0 done, or stopped at the budget; 1 the server is gone; 2 the command, key or address is wrong. In each
+case the output has what was answered, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from clsgen_dist.data.example import Columns
+    from clsgen_dist.io.value_ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+def run(
+    files: list[str],
+    output: str,
+    url: str,
+    model: str | None = None,
+    teacher: Literal["model", "self"] = "model",
+    without_label: bool = False,
+    styles: str = "short",
+    candidates: PositiveInt = 1,
+    temperature: NonNegativeFloat | None = 0.7,
+    max_tokens: PositiveInt = 256,
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+    seed: NonNegativeInt | None = 0,
+    concurrency: PositiveInt = 8,
+    timeout: PositiveFloat = 120.0,
+    tries: PositiveInt = 6,
+    max_tokens_total: PositiveInt | None = None,
+    max_cost: PositiveFloat | None = None,
+    price_input: NonNegativeFloat | None = None,
+    price_output: NonNegativeFloat | None = None,
+    columns: Columns | None = None,
+    labels: list[str] | None = None,
+    label_space: Literal["auto", "single", "multilabel", "ordinal"] = "auto",
+    journal: str | None = None,
+) -> None:
+    """Have a language model write explanations for labelled rows without any, and keep those that state the label.
+
+    The key is read from the environment variable OPENAI_API_KEY. Texts are sent to the server.
+
+    Args:
+        files: The rows: one file, saved folder or hub id.
+        output: File of JSON lines for all rows, with columns `explanations` and `provenance` where they were explained.
+        url: Address of an OpenAI-compatible server, like http://localhost:8000/v1.
+        model: The teacher's name there; none: the only one that is served.
+        teacher: `self` if `clsgen serve` serves the model being trained, which is sent the text alone.
+        without_label: Do not tell the label: the teacher decides, and its agreement with the labels is measured.
+        styles: Some of short, clinical, lay, evidence-first, by comma; each is asked for.
+        candidates: Answers of each style.
+        temperature: How freely they are drawn; null: not sent.
+        max_tokens: Longest answer; training quarantines explanations longer than data.max_explanation_length.
+        token_limit: The name of that limit; OpenAI's reasoning models want max_completion_tokens, and no temperature.
+        seed: Of the first candidate; null: not sent.
+        concurrency: Questions on their way at a time.
+        timeout: Seconds for one try, up to its last byte.
+        tries: Of one question; the waits between them double, or are what the server asks for.
+        max_tokens_total: Stop before more tokens than these are spent, over all runs of this journal.
+        max_cost: Stop before more money is spent, over all runs of this journal.
+        price_input: Money per million tokens that are sent.
+        price_output: Money per million tokens that are written.
+        columns: How your columns are called.
+        labels: All classes; none: those of the rows.
+        label_space: What a row's label is, as in a recipe's data.label_space.
+        journal: File of all answers, which a later run takes instead of asking again; none: OUTPUT.journal.
+    """
+    from clsgen_dist.data.example import Columns
+    from clsgen_dist.data.reading.cells import class_name
+    from clsgen_dist.errors import SettingsError
+    from clsgen_dist.teacher.budget import Limits
+    from clsgen_dist.teacher.explain import Explainer, TeacherSettings
+    from clsgen_dist.teacher.explain_report import to_text
+    from clsgen_dist.teacher.prompts import styles_of
+
+    if len(files) != 1:
+        raise SettingsError(f"data explain reads one file, and {len(files)} are named; name one, like rows/train.jsonl")
+    settings = TeacherSettings(
+        url=url,
+        model=model,
+        is_self=teacher == "self",
+        with_label=not without_label,
+        styles=tuple(styles_of(styles)) if teacher == "model" else ("short",),
+        candidates=candidates,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        token_limit=token_limit,
+        seed=seed,
+        concurrency=concurrency,
+        timeout=timeout,
+        tries=tries,
+        limits=Limits(
+            max_tokens_total=max_tokens_total, max_cost=max_cost, price_input=price_input, price_output=price_output
+        ),
+        columns=columns or Columns(),
+        labels=tuple(map(class_name, labels)) if labels else None,
+        space=label_space,
+        journal=Path(journal) if journal else None,
+    )
+    print(to_text(Explainer(files[0], settings).run(Path(output)), output))

@@ -1,0 +1,102 @@
+"""From a teacher's answer to an explanation that may be kept, or the reason why it is dropped.
+
+An explanation is kept if nothing of it is missing, it states no other class than the row's, and it passes the further
+checks. Without the label told, the class that the teacher decided on must be the row's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from clsgen_dist.data.example import Example
+from clsgen_dist.data.reading.cells import explanations_of
+from clsgen_dist.data.reading.rejection import Fault
+from clsgen_dist.decoding.length import whole_sentences
+from clsgen_dist.explanations.stated_class import ClassNames
+from clsgen_dist.explanations.text_units import sentence_ends
+from clsgen_dist.teacher.journal import Answer
+from clsgen_dist.teacher.prompts import split_class_line
+
+FurtherChecks = Callable[[Example, str, ClassNames], Collection[str]]
+"""Codes of what else is wrong with an explanation of a row, given the names of the classes."""
+
+
+class Drop(StrEnum):
+    """Why an answer is not kept; the codes are stable."""
+
+    EMPTY = "empty"
+    CUT = "cut"
+    """It ran into --max_tokens before its first sentence ended."""
+    OTHER_CLASS = "other-class"
+    NO_CLASS = "no-class"
+    """Without the label told, it names none."""
+    UNREADABLE = "unreadable"
+    """Rows with it would be read otherwise than written: NUL characters, the text of a list, a word for nothing."""
+    REPEATED = "repeated"
+    """The row has it already."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What became of an answer."""
+
+    text: str
+    dropped: tuple[str, ...] = ()
+    """Codes of :class:`Drop` and of further checks; none if it is kept."""
+    decided: tuple[int, ...] | None = None
+    """The classes that the teacher decided on, where it was not told; None where it names none."""
+
+
+def read_candidate(
+    answer: Answer, row: Example, own: Collection[int], names: ClassNames, *, with_label: bool, checks: FurtherChecks
+) -> Candidate:
+    """Check an answer.
+
+    Args:
+        answer: the teacher's.
+        row: its row.
+        own: the row's classes.
+        names: finds the names of all classes.
+        with_label: whether the teacher was told the row's classes.
+        checks: what else may be wrong.
+    """
+    text, decided = answer.content.strip(), None
+    if not with_label:
+        text, decided = _decided(answer, names)
+    if answer.finish == "length":
+        text = whole_sentences(text) if sentence_ends(text) else ""
+        if not text:
+            return Candidate("", (Drop.CUT,), decided)
+    if not text:
+        return Candidate("", (Drop.EMPTY,), decided)
+    if not _is_readable(text):
+        return Candidate(text, (Drop.UNREADABLE,), decided)
+    if not with_label and decided is None:
+        return Candidate(text, (Drop.NO_CLASS,))
+    # Of one class, the first named counts: "a cat, as no dog purrs" explains a cat.
+    stands_for = next(iter(own)) if row.label is not None else set(own)
+    if (decided is not None and set(decided) != set(own)) or names.contradicts(text, stands_for):
+        return Candidate(text, (Drop.OTHER_CLASS,), decided)
+    return Candidate(text, tuple(checks(row, text, names)), decided)
+
+
+def _decided(answer: Answer, names: ClassNames) -> tuple[str, tuple[int, ...] | None]:
+    """Explanation and decision: that of ``clsgen serve``, else of the first line, else the first class named."""
+    if answer.decision is not None:
+        decision = answer.decision if isinstance(answer.decision, list) else [answer.decision]
+        return answer.content.strip(), tuple(i for name in decision for i in names.stated(name)[:1])
+    line, text = split_class_line(answer.content)
+    if line is not None:
+        return text, tuple(names.stated(line)) or None
+    return text, tuple(names.stated(text)[:1]) or None
+
+
+def _is_readable(text: str) -> bool:
+    """Whether the reader of rows takes the text as it is."""
+    try:
+        text.encode("utf-8")
+        return "\0" not in text and explanations_of((text,), []) == (text,)
+    except (Fault, UnicodeEncodeError):
+        return False

@@ -1,0 +1,370 @@
+"""Rows without explanations are explained by a teacher, within a budget, and across kills.
+
+First all questions that are not in the journal are asked, some at a time; each answer is in the journal before the next
+takes its place. Then the rows are written, with what the journal has. So the output is complete for whatever has been
+answered, and the same command goes on where it stopped.
+
+Cost: three passes over the rows; a request a candidate and style. Memory: 150 bytes an answer, and the questions on
+their way.
+
+Shapes: D decisions that the teacher took without being told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.reading.ingest import iter_rows, resolve_space
+from clsgen_dist.data.reading.label_cells import Space
+from clsgen_dist.data.reading.records import find_source, read_part
+from clsgen_dist.data.reading.rejection import Fault, RejectedRow
+from clsgen_dist.errors import DataError, ServerError, SettingsError
+from clsgen_dist.explanations.stated_class import ClassNames
+from clsgen_dist.io.files import atomic_file, require_writable, writing
+from clsgen_dist.teacher.budget import Budget, Limits
+from clsgen_dist.teacher.candidates import Drop, FurtherChecks, read_candidate
+from clsgen_dist.teacher.client import RefusedError, Teacher, UnansweredError
+from clsgen_dist.teacher.journal import Answer, Journal, request_key
+from clsgen_dist.teacher.prompts import Question, message
+from clsgen_dist.track.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_CHARACTERS = 4
+"""Characters per token, where a server does not count."""
+_HOPELESS = 20
+"""Questions without any answer, one after the other, from which the server counts as gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """Whom to ask, what, and how much."""
+
+    url: str
+    model: str | None = None
+    is_self: bool = False
+    """The model being trained, behind ``clsgen serve``: it is sent the text alone."""
+    with_label: bool = True
+    styles: tuple[str, ...] = ("short",)
+    candidates: int = 1
+    """Answers of each style."""
+    temperature: float | None = 0.7
+    max_tokens: int = 256
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    seed: int | None = 0
+    concurrency: int = 8
+    timeout: float = 120.0
+    tries: int = 6
+    limits: Limits = field(default_factory=Limits)
+    columns: Columns = field(default_factory=Columns)
+    labels: tuple[str, ...] | None = None
+    space: Space = "auto"
+    journal: Path | None = None
+    """None: beside the output."""
+
+
+@dataclass
+class ExplainReport:
+    """What was asked, kept and spent."""
+
+    rows: int = 0
+    bad: int = 0
+    had_explanation: int = 0
+    unlabelled: int = 0
+    asked_rows: int = 0
+    """Rows that lack an explanation and have a label."""
+    explained: int = 0
+    answers: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+    unanswered: int = 0
+    waiting: int = 0
+    """Questions that were not asked, since the budget was used up, or were asked in vain."""
+    is_over_budget: bool = False
+    agreed_D: array[int] = field(default_factory=lambda: array("b"))
+    """1 for each answer that decided, without being told, as the row's label says; else 0."""
+    row_D: array[int] = field(default_factory=lambda: array("q"))
+    """Its row."""
+    tokens: int = 0
+    cost: float = 0.0
+    model: str = ""
+
+
+@dataclass
+class _Counts:
+    refused: int = 0
+    unanswered: int = 0
+    in_a_row: int = 0
+    is_over_budget: bool = False
+    fatal: Exception | None = None
+
+
+class Explainer:
+    """One run over one file."""
+
+    def __init__(
+        self, source: str, settings: TeacherSettings, checks: FurtherChecks = lambda row, text, names: ()
+    ) -> None:
+        self._part, self._settings, self._checks = find_source(source), settings, checks
+        self._space = resolve_space(source, settings.columns, settings.space)
+        self._labels = self._read_labels()
+        self._names = ClassNames(self._labels)
+        self._model = self._url = ""
+
+    def run(self, output: Path) -> ExplainReport:
+        """Ask, then write.
+
+        Raises:
+            DataError: no row has a label.
+            SettingsError: output or journal cannot be written; the server refuses every question.
+            ServerError: the server is gone; what was answered is written.
+        """
+        if output.suffix.lower() != ".jsonl":
+            raise SettingsError(
+                f"--output is {output}, expected a name that ends in .jsonl: rows are written as JSON lines"
+            )
+        if output.exists() and Path(self._part.path).exists() and output.samefile(self._part.path):
+            raise SettingsError(f"--output is {output}, the rows themselves; name another file")
+        kept = self._settings.journal or output.with_name(output.name + ".journal")
+        if output.exists() and not kept.exists():
+            raise SettingsError(f"{output} exists, and not by this command: {kept} is missing; name another --output")
+        require_writable(output)
+        with Journal(kept) as journal:
+            budget = Budget(self._settings.limits, journal)
+            counts = asyncio.run(self._ask_all(journal, budget))
+            report = self._write(output, journal)
+            report.refused, report.unanswered = counts.refused, counts.unanswered
+            report.is_over_budget, report.model = counts.is_over_budget, self._model
+            report.tokens, report.cost = budget.tokens, budget.cost()
+        if counts.fatal:
+            raise counts.fatal
+        return report
+
+    # --- which rows, which questions -----------------------------------------------------------------------------
+
+    def _rows(self) -> Iterator[Example | RejectedRow]:
+        settings = self._settings
+        return iter_rows(
+            self._part, columns=settings.columns, labels=settings.labels, require_target=False, space=self._space
+        )
+
+    def _read_labels(self) -> list[str]:
+        if self._settings.labels:
+            return list(self._settings.labels)
+        found: dict[str, None] = {}
+        for row in self._rows():
+            if isinstance(row, Example):
+                found |= dict.fromkeys(filter(None, (row.label, *(row.answers or ()))))
+        if not found:
+            raise DataError(
+                f"{self._part.source} has no labels, so there is nothing to explain; name their column with "
+                "--columns.label"
+            )
+        return sorted(found)
+
+    def _own(self, row: Example) -> tuple[str, ...]:
+        """The row's classes."""
+        if row.label is not None:
+            return (row.label,)
+        return tuple(name for name, answer in (row.answers or {}).items() if name and answer >= 0.5)
+
+    def _bodies(self, row: Example) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Key and body of each question about a row."""
+        settings = self._settings
+        question = Question(
+            text=row.text, classes=self._own(row), quotes=tuple(row.text[start:end] for start, end in row.evidence)
+        )
+        for style in settings.styles:
+            content = row.text
+            if not settings.is_self:
+                content = message(
+                    question,
+                    style,
+                    with_label=settings.with_label,
+                    labels=self._labels,
+                    several=self._space == "multilabel",
+                )
+            for candidate in range(settings.candidates):
+                body: dict[str, Any] = {
+                    "model": self._model,
+                    "messages": [{"role": "user", "content": content}],
+                    settings.token_limit: settings.max_tokens,
+                }
+                if settings.temperature is not None:
+                    body["temperature"] = settings.temperature
+                if settings.seed is not None:
+                    body["seed"] = settings.seed + candidate
+                yield request_key(self._url, {**body, "candidate": candidate}), body
+
+    def _questions(self, journal: Journal) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Those that the journal has no answer to, each once."""
+        asked: set[str] = set()
+        for row in self._rows():
+            if isinstance(row, Example) and _wanted(row):
+                for key, body in self._bodies(row):
+                    if key not in journal and key not in asked:
+                        asked.add(key)
+                        yield key, body
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    async def _ask_all(self, journal: Journal, budget: Budget) -> _Counts:
+        settings, counts = self._settings, _Counts()
+
+        def lost(prompt: str) -> None:
+            journal.add_lost(round(budget.estimate(prompt)), 0)
+
+        teacher = Teacher(settings.url, settings.model, timeout=settings.timeout, tries=settings.tries, on_lost=lost)
+        self._url = teacher.url
+        try:
+            await teacher.find_model()
+            self._model = teacher.model
+            total = sum(1 for _ in self._questions(journal))
+            with Progress(total, enabled=True, unit="answer", label="explain", rate=True) as progress:
+                await self._ask_some(teacher, journal, budget, counts, progress)
+        finally:
+            await teacher.close()
+        return counts
+
+    async def _ask_some(
+        self, teacher: Teacher, journal: Journal, budget: Budget, counts: _Counts, progress: Progress
+    ) -> None:
+        """Ask until all is answered, the budget is used up, or the server is gone."""
+        settings = self._settings
+        pending: set[asyncio.Task[None]] = set()
+
+        async def ask(key: str, body: dict[str, Any]) -> None:
+            prompt = body["messages"][0]["content"]
+            try:
+                answer = _with_usage(await teacher.ask(body), prompt)
+                journal.add(key, answer)
+                budget.learn(prompt, answer.prompt_tokens)
+                counts.in_a_row = 0
+            except RefusedError as error:
+                counts.refused += 1
+                counts.in_a_row += 1
+                self._note(counts, error)
+            except UnansweredError as error:
+                counts.unanswered += 1
+                counts.in_a_row += 1
+                self._note(counts, error)
+            except (ServerError, SettingsError) as error:
+                counts.fatal = counts.fatal or error
+            finally:
+                budget.release(key)
+            numbers: dict[str, float] = {"tokens": budget.tokens}
+            if budget.cost():
+                numbers["cost"] = budget.cost()
+            progress.update(1, **numbers)
+
+        for key, body in self._questions(journal):
+            prompt = body["messages"][0]["content"]
+            while pending and (len(pending) >= settings.concurrency or not budget.fits(prompt, settings.max_tokens)):
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            if counts.fatal:
+                break
+            if not budget.fits(prompt, settings.max_tokens):
+                counts.is_over_budget = True
+                break
+            budget.reserve(key, prompt, settings.max_tokens)
+            pending.add(asyncio.create_task(ask(key, body)))
+        if pending:
+            # What is on its way may be paid for; but a server that is gone is not waited for through all tries.
+            done, late = await asyncio.wait(pending, timeout=settings.timeout if counts.fatal else None)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            for task in done:
+                task.result()
+
+    def _note(self, counts: _Counts, error: ServerError) -> None:
+        """Log the first failures; after many without an answer between them, the server is gone."""
+        if counts.refused + counts.unanswered <= 3:
+            logger.warning("%s", error)
+        if counts.in_a_row >= _HOPELESS and counts.fatal is None:
+            counts.fatal = ServerError(
+                f"{counts.in_a_row} questions one after the other had no answer; the last: {error}. What was answered "
+                "is written and kept; run the same command again when the server is well"
+            )
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    def _write(self, output: Path, journal: Journal) -> ExplainReport:
+        """All rows in order, as JSON lines; those explained have two more columns."""
+        report, columns = ExplainReport(), self._settings.columns
+        origin = f"{'self' if self._settings.is_self else 'teacher'}:{self._model}"
+        records = read_part(self._part, columns, every_column=True)
+        with writing(output), atomic_file(output, durable=True, errors="backslashreplace") as file:
+            for row, (_, record, raw) in zip(self._rows(), records, strict=True):
+                report.rows += 1
+                report.bad += isinstance(row, RejectedRow)
+                explanations = self._explanations(row, journal, report) if isinstance(row, Example) else []
+                if isinstance(record, Fault):
+                    raw = raw if self._part.kind == "jsonl" else ""
+                elif explanations:
+                    raw = _json_line({**record, columns.explanations: explanations, "provenance": origin})
+                elif self._part.kind != "jsonl":
+                    raw = _json_line(record)
+                if raw:
+                    file.write(raw + "\n")
+        return report
+
+    def _explanations(self, row: Example, journal: Journal, report: ExplainReport) -> list[str]:
+        """What the journal has for a row and is kept; counts everything else."""
+        report.had_explanation += bool(row.explanations)
+        report.unlabelled += not row.explanations and not row.is_labelled
+        if not _wanted(row):
+            return []
+        report.asked_rows += 1
+        own = [self._labels.index(name) for name in self._own(row)]
+        kept: dict[str, None] = {}
+        for key, _ in self._bodies(row):
+            answer = journal.get(key)
+            if answer is None:
+                report.waiting += 1
+                continue
+            report.answers += 1
+            with_label = self._settings.with_label and not self._settings.is_self
+            candidate = read_candidate(answer, row, own, self._names, with_label=with_label, checks=self._checks)
+            if candidate.decided is not None:
+                report.agreed_D.append(set(candidate.decided) == set(own))
+                report.row_D.append(report.rows)
+            if candidate.dropped:
+                report.dropped.update(map(str, candidate.dropped))
+            elif candidate.text in kept:
+                report.dropped[Drop.REPEATED] += 1
+            else:
+                kept[candidate.text] = None
+        report.kept += len(kept)
+        report.explained += bool(kept)
+        return list(kept)
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    """A row as JSON; what JSON has no form for, such as a date, as its text."""
+    return json.dumps(record, ensure_ascii=False, default=str)
+
+
+def _wanted(row: Example) -> bool:
+    """Whether an explanation is missing that can be checked against a label."""
+    return row.is_labelled and not row.explanations
+
+
+def _with_usage(answer: Answer, prompt: str) -> Answer:
+    """The answer with token counts, from characters where the server gives none."""
+    if answer.prompt_tokens >= 0 and answer.completion_tokens >= 0:
+        return answer
+    read, written = (max(1, len(text) // _CHARACTERS) for text in (prompt, answer.content))
+    return replace(answer, prompt_tokens=read, completion_tokens=written)
