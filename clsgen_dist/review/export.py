@@ -5,7 +5,8 @@ Beside the record's own columns a row gets
     verdict    accepted or rejected, of its explanations; null where nobody decided, or readings disagree
     chosen     explanations that a reviewer accepted or wrote
     rejected   explanations that a reviewer rejected or replaced
-    review     status (undecided, partly_read, decided, disputed), reviewer, time, decision, changed, seconds, notes, readings
+    review     status (undecided, partly_read, decided, disputed), reviewer, time, decision, changed, seconds, notes,
+               readings
 
 which training reads with ``--data.columns.verdict verdict``, ``chosen`` and ``rejected``. A row whose readings disagree
 is written as it was: what it should be is for people to settle.

@@ -93,6 +93,17 @@ def progress(store: Store, reviewer: str) -> Progress:
     return Progress(rows, readings, readings - missing, mine, left, pace(times))
 
 
+def latest(store: Store, reviewer: str) -> tuple[str, int, Verdict] | None:
+    """Id, number and verdict of the reviewer's last decision that stands, which an undo takes back."""
+    with connection(store.path) as opened:
+        found = opened.execute(
+            "SELECT rows.id, rows.number, decisions.verdict FROM standing JOIN decisions USING (entry) "
+            "JOIN rows ON rows.number = standing.row WHERE standing.reviewer = ? ORDER BY entry DESC LIMIT 1",
+            (reviewer,),
+        ).fetchone()
+    return (found["id"], found["number"], Verdict(found["verdict"])) if found else None
+
+
 def pace(times: list[float]) -> float | None:
     """Decisions an hour from their times, latest first, without breaks."""
     gaps = [later - earlier for later, earlier in itertools.pairwise(times)]

@@ -295,7 +295,8 @@ def row_of(found: sqlite3.Row) -> ReviewRow:
 
 
 def _row(store: sqlite3.Connection, number: int) -> ReviewRow:
-    found = store.execute("SELECT * FROM rows WHERE number = ?", (number,)).fetchone()
+    is_number = 0 < number < 2**63  # what SQLite can hold
+    found = store.execute("SELECT * FROM rows WHERE number = ?", (number if is_number else 0,)).fetchone()
     if found is None:
         raise ReviewError(ReviewFault.UNKNOWN_ROW, f"there is no row {number}; open the list of rows")
     return row_of(found)
