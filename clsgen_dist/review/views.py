@@ -187,4 +187,5 @@ def _pace_words(done: Progress) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "n/a"
-    return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2f}"
+    words = f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2f}"
+    return words.replace("-", "\N{MINUS SIGN}")

@@ -59,6 +59,11 @@ class ReviewPage:
         found = self.all(f"#{name}")
         return " ".join(found[0].text.split()) if found else ""
 
+    def name(self) -> str:
+        """Of the reviewer."""
+        found = self.all("header .who bdi")
+        return found[0].text if found else ""
+
     def script(self, code: str, *arguments: Any) -> Any:
         return self.browser.execute_script(code, *arguments)
 
@@ -71,7 +76,11 @@ class ReviewPage:
         waiting.until(lambda _: condition())
 
     def wait_row(self, row_id: str) -> None:
-        self.wait(lambda: self.text("row-id") == row_id and self.script("return document.readyState") == "complete")
+        self.wait(lambda: self.is_ready() and self.text("row-id") == row_id)
+
+    def is_ready(self) -> bool:
+        """Whether the page's script has run."""
+        return self.script("return document.readyState") == "complete"
 
     def press(self, *keys: str) -> None:
         """Keys one after another; a tuple is held together."""

@@ -38,8 +38,8 @@ def opened(browser, tmp_path, free_port):
 
     yield start
     faults = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE" and e["source"] != "network"]
+    browser.delete_all_cookies()  # of the page's host
     browser.get("about:blank")
-    browser.delete_all_cookies()
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     for context in running:
@@ -181,6 +181,7 @@ def test_filters_names_and_keys_that_are_switched_off(opened):
     store, page = opened([{**row, "issues": ["short"] if row["id"] == "r3" else []} for row in plain_rows(4)])
     page.wait_row("r3")
     page.all("select[name=label] option")[1].click()
+    page.all("#filters button")[0].click()
     page.wait_row("r2")
     page.press("a")
     page.wait_row("r4")
@@ -197,7 +198,7 @@ def test_filters_names_and_keys_that_are_switched_off(opened):
     page.element("change-name").click()
     page.element("new-name").clear()
     page.element("new-name").send_keys("Bea\n")
-    page.wait(lambda: page.all("header .who bdi")[0].text == "Bea")
+    page.wait(lambda: page.is_ready() and page.name() == "Bea")
     page.press("r")
     page.wait(lambda: progress(store, "Bea").by_me == 1)
 
@@ -217,12 +218,12 @@ def test_two_browsers_at_once_never_get_the_same_row(opened, browser):
         other.element("change-name").click()
         other.element("new-name").clear()
         other.element("new-name").send_keys("bea\n")
-        other.wait(lambda: other.all("header .who bdi")[0].text == "bea" and other.text("row-id"))
+        other.wait(lambda: other.name() == "bea" and other.text("row-id"))
         seen = {"ada": [], "bea": []}
         for _ in range(6):
             for name, one in (("ada", page), ("bea", other)):
                 known = [row for rows in seen.values() for row in rows]
-                one.wait(lambda one=one, known=known: one.text("row-id") not in ("", *known))
+                one.wait(lambda one=one, known=known: one.is_ready() and one.text("row-id") not in ("", *known))
                 seen[name].append(one.text("row-id"))
             page.press("a")
             other.press("r")

@@ -261,7 +261,6 @@ $("sign-in")?.addEventListener("submit", event => {
     location.reload();
   });
 });
-$("filters")?.addEventListener("change", event => event.currentTarget.requestSubmit());
 
 // --- keys ---------------------------------------------------------------------------------------------------------
 
