@@ -68,7 +68,7 @@ def from_label_studio(task: dict[str, Any]) -> dict[str, Any]:
     data = dict(task["data"])
     text = _only_text(data)
     valid = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
-    first = next(iter(valid or task.get("predictions") or ()), {})
+    first: dict[str, Any] = next(iter(valid or task.get("predictions") or ()), {})
     found: dict[str, Any] = {"label": [], "explanations": [], "evidence": []}
     for result in first.get("result") or ():
         value = result.get("value") or {}
