@@ -9,7 +9,11 @@ A request from another page is refused: it has no JSON body that a browser would
 
 from __future__ import annotations
 
+import hashlib
+import re
+import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,10 +40,25 @@ from clsgen_dist.serving.limits import Limited, error_response
 
 PAGE = Path(__file__).with_name("page")
 MAX_BODY = 2_000_000
-TOKEN, REVIEWER = "clsgen_review_token", "clsgen_reviewer"
-"""Cookies."""
+_BROWSER_ID = re.compile("[0-9a-f]{16}")
+_YEAR = 365 * 86400
 _STATUS = {ReviewFault.UNKNOWN_ROW: 404, ReviewFault.TAKEN: 409, ReviewFault.NOTHING_TO_UNDO: 409}
 B = TypeVar("B", bound=Body)
+
+
+@dataclass(frozen=True)
+class Cookies:
+    """Names of the cookies of one review: browsers do not tell ports of a machine apart."""
+
+    token: str
+    reviewer: str
+    browser: str
+
+    @classmethod
+    def of(cls, store: Path, reviewer: str | None) -> Cookies:
+        """Those of a store; a name that was chosen on the page counts until the command names another one."""
+        digests = [hashlib.sha256(f"{store.resolve()}\0{name}".encode()).hexdigest()[:8] for name in ("", reviewer)]
+        return cls(f"clsgen_token_{digests[0]}", f"clsgen_reviewer_{digests[1]}", f"clsgen_browser_{digests[0]}")
 
 
 class ForeignPageError(RequestError):
@@ -51,9 +70,13 @@ class ForeignPageError(RequestError):
 class CookieGuard(Guard):
     """A guard that takes the token from a cookie too."""
 
+    def __init__(self, tokens: Sequence[str], hosts: Sequence[str], cookie: str) -> None:
+        super().__init__(tokens, hosts)
+        self._cookie = cookie
+
     def is_known(self, headers: dict[bytes, bytes]) -> bool:
         """Whether the request has one of the tokens, or none is needed."""
-        for given in (headers.get(b"authorization", b""), b"Bearer " + _cookie(headers, TOKEN).encode()):
+        for given in (headers.get(b"authorization", b""), b"Bearer " + _cookie(headers, self._cookie).encode()):
             try:
                 self.require_token(given)
             except UnauthorizedError:
@@ -80,8 +103,9 @@ def create_app(
         tokens: any of which a browser must have been given; empty: none is needed.
         hosts: names by which the server may be called; empty: any.
     """
-    guard = CookieGuard(tokens, hosts)
-    pages = _Pages(Views(store), store, guard, reviewer)
+    cookies = Cookies.of(store.path, reviewer)
+    guard = CookieGuard(tokens, hosts, cookies.token)
+    pages = _Pages(Views(store), store, guard, reviewer, cookies)
     routes = [
         Route("/", pages.page(pages.next_row)),
         Route("/row/{number:int}", pages.page(pages.one_row)),
@@ -108,12 +132,15 @@ def create_app(
 class _Pages:
     """The routes of one application."""
 
-    def __init__(self, views: Views, store: Store, guard: CookieGuard, reviewer: str | None) -> None:
+    def __init__(
+        self, views: Views, store: Store, guard: CookieGuard, reviewer: str | None, cookies: Cookies
+    ) -> None:
         self._views, self._store, self._guard, self._reviewer = views, store, guard, reviewer
+        self._cookies = cookies
 
     # --- pages -----------------------------------------------------------------------------------------------------
 
-    def page(self, make: Callable[[Request, str], Response]) -> Callable[[Request], Response]:
+    def page(self, make: Callable[[Request, str, str], str]) -> Callable[[Request], Response]:
         """A route that shows a page to a reviewer; strangers sign in first, and who is new says a name."""
 
         def answer(request: Request) -> Response:
@@ -122,28 +149,33 @@ class _Pages:
             reviewer = self._reviewer_of(request)
             if reviewer is None:
                 return HTMLResponse(self._views.who())
+            known = self._browser_of(request)
+            browser = known or secrets.token_hex(8)
             try:
-                return make(request, reviewer)
+                response = HTMLResponse(make(request, reviewer, browser))
             except ReviewError as error:
-                return HTMLResponse(self._views.problem(reviewer, str(error)), _STATUS.get(error.code, 400))
+                response = HTMLResponse(self._views.problem(reviewer, str(error)), _STATUS.get(error.code, 400))
+            if not known:
+                response.set_cookie(self._cookies.browser, browser, max_age=_YEAR, httponly=True, samesite="strict")
+            return response
 
         return answer
 
-    def next_row(self, request: Request, reviewer: str) -> Response:
+    def next_row(self, request: Request, reviewer: str, browser: str) -> str:
         """The next row of the queue."""
-        return HTMLResponse(self._views.next_row(reviewer, request.query_params))
+        return self._views.next_row(reviewer, browser, request.query_params)
 
-    def one_row(self, request: Request, reviewer: str) -> Response:
+    def one_row(self, request: Request, reviewer: str, browser: str) -> str:
         """A row that was chosen."""
-        return HTMLResponse(self._views.one_row(reviewer, request.path_params["number"], request.query_params))
+        return self._views.one_row(reviewer, browser, request.path_params["number"])
 
-    def rows(self, request: Request, reviewer: str) -> Response:
+    def rows(self, request: Request, reviewer: str, browser: str) -> str:
         """The list of rows."""
-        return HTMLResponse(self._views.rows(reviewer, request.query_params))
+        return self._views.rows(reviewer, request.query_params)
 
-    def agreement(self, request: Request, reviewer: str) -> Response:
+    def agreement(self, request: Request, reviewer: str, browser: str) -> str:
         """Agreement of reviewers."""
-        return HTMLResponse(self._views.agreement(reviewer))
+        return self._views.agreement(reviewer)
 
     def http_error(self, request: Request, error: HTTPException) -> Response:
         """A page that does not exist, a method that is not allowed."""
@@ -154,7 +186,7 @@ class _Pages:
     # --- changes ---------------------------------------------------------------------------------------------------
 
     def change(
-        self, kind: type[B], work: Callable[[B, str], Response], *, needs_reviewer: bool = True
+        self, kind: type[B], work: Callable[[B, str, str], Response], *, needs_reviewer: bool = True
     ) -> Callable[[Request], Any]:
         """A route that takes a JSON body and changes something."""
 
@@ -172,37 +204,39 @@ class _Pages:
                 where = ".".join(map(str, first["loc"])) or "the body"
                 raise RequestError(f"{where}: {first['msg']}; load the page again", "invalid_request") from None
             try:
-                return await run_in_threadpool(work, body, reviewer)
+                return await run_in_threadpool(work, body, reviewer, self._browser_of(request))
             except ReviewError as error:
                 fault = RequestError(str(error), str(error.code))
                 return JSONResponse(faults.body(fault), _STATUS.get(error.code, 400))
 
         return answer
 
-    def decide(self, body: DecideBody, reviewer: str) -> Response:
+    def decide(self, body: DecideBody, reviewer: str, browser: str) -> Response:
         """Record a decision."""
-        made = self._store.decide(reviewer, body.row, body.answer(), body.key)
+        made = self._store.decide(reviewer, body.row, body.answer(), body.key, browser)
         return JSONResponse({"decision": str(made.verdict), "entry": made.entry})
 
-    def undo(self, body: Body, reviewer: str) -> Response:
+    def undo(self, body: Body, reviewer: str, browser: str) -> Response:
         """Take the last decision back."""
-        return JSONResponse({"row": self._store.undo(reviewer).number})
+        return JSONResponse({"row": self._store.undo(reviewer, browser).number})
 
-    def skip(self, body: RowBody, reviewer: str) -> Response:
+    def skip(self, body: RowBody, reviewer: str, browser: str) -> Response:
         """Put a row behind the others."""
         self._store.skip(reviewer, body.row)
         return JSONResponse({"row": body.row})
 
-    def note(self, body: NoteBody, reviewer: str) -> Response:
+    def note(self, body: NoteBody, reviewer: str, browser: str) -> Response:
         """Keep a note."""
         self._store.set_note(reviewer, body.row, body.text)
         return JSONResponse({"row": body.row})
 
-    def name(self, body: NameBody, reviewer: str) -> Response:
+    def name(self, body: NameBody, reviewer: str, browser: str) -> Response:
         """Remember in the browser who reviews."""
         name = checked_name(body.name)
+        if browser and name != reviewer:
+            self._store.release(browser)
         response = JSONResponse({"name": name})
-        response.set_cookie(REVIEWER, quote(name), max_age=365 * 86400, httponly=True, samesite="strict")
+        response.set_cookie(self._cookies.reviewer, quote(name), max_age=_YEAR, httponly=True, samesite="strict")
         return response
 
     async def login(self, request: Request) -> Response:
@@ -210,7 +244,8 @@ class _Pages:
         self._require_own_page(request)
         given = request.headers.get("authorization", "").partition(" ")[2].strip()
         response = JSONResponse({})
-        response.set_cookie(TOKEN, given, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        is_https = request.url.scheme == "https"
+        response.set_cookie(self._cookies.token, given, httponly=True, samesite="strict", secure=is_https)
         return response
 
     # --- who asks --------------------------------------------------------------------------------------------------
@@ -226,11 +261,16 @@ class _Pages:
 
     def _reviewer_of(self, request: Request) -> str | None:
         """The name that this browser was told, else the command line's."""
-        given = _cookie(dict(request.headers.raw), REVIEWER)
+        given = _cookie(dict(request.headers.raw), self._cookies.reviewer)
         try:
             return checked_name(unquote(given)) if given else self._reviewer
         except ReviewError:
             return self._reviewer
+
+    def _browser_of(self, request: Request) -> str:
+        """What tells this browser from others, empty for one that has not seen a page yet."""
+        given = _cookie(dict(request.headers.raw), self._cookies.browser)
+        return given if _BROWSER_ID.fullmatch(given) else ""
 
 
 def _cookie(headers: dict[bytes, bytes], name: str) -> str:

@@ -67,6 +67,8 @@ class ReviewRow:
     id: str
     text: str
     label: str | None = None
+    answers: tuple[tuple[str, float], ...] = ()
+    """Several classes, or the shares of votes, by name: see :mod:`clsgen_dist.data.reading.label_cells`."""
     explanations: tuple[str, ...] = ()
     evidence: Spans = ()
     issues: tuple[Issue, ...] = ()
@@ -76,6 +78,11 @@ class ReviewRow:
     """In the store, from 1, in the file's order."""
     readings: int = 1
     """How many reviewers read it."""
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether its label is a set of classes, which is shown, and cannot be changed here."""
+        return self.label is None and bool(self.answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +131,7 @@ def decision_on(row: ReviewRow, answer: Answer, labels: Collection[str]) -> Deci
             evidence=row.evidence,
             seconds=answer.seconds,
         )
-    label = row.label if answer.label is None else answer.label
+    label = row.label if answer.label is None or row.has_several_labels else answer.label
     if label is not None and label != row.label and label not in labels:
         raise ReviewError(
             ReviewFault.UNKNOWN_LABEL,
@@ -192,8 +199,7 @@ def judged(row: ReviewRow, decision: Decision) -> tuple[tuple[str, ...], tuple[s
     """``(chosen, rejected)`` explanations that a decision means for preference training."""
     if decision.verdict == Verdict.REJECT:
         return (), row.explanations
-    if decision.verdict == Verdict.RELABEL:
-        kept = tuple(text for text in decision.explanations if text not in row.explanations)
-        return kept, row.explanations
+    if decision.verdict == Verdict.RELABEL and "explanations" not in decision.changed:
+        return (), row.explanations
     rejected = tuple(text for text in row.explanations if text not in decision.explanations)
     return decision.explanations, rejected

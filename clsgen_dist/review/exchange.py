@@ -3,18 +3,25 @@
     Label Studio   a list of tasks: data.text, annotations[].result[] with choices, textarea and labels (spans)
     Argilla 2      a list of records: fields.text, suggestions and responses by question, with value
 
-Names that are read: the text is ``text`` (else the only text), the label is whatever has choices, explanations are
-whatever is typed, evidence is whatever has start and end. Names that are written: ``label``, ``explanation``,
+Names that are read: the text is ``text`` (else the only text). In Label Studio the label is what has choices,
+explanations are what was typed; in Argilla the label is the question ``label`` (else the first one with a text), other
+texts are explanations. Evidence is what has start and end in both. Names that are written: ``label``, ``explanation``,
 ``evidence``. Of several annotations of a task the first that was not cancelled counts; the others are kept in the row's
-column ``annotations``. Offsets count Unicode characters (code points) in both.
+column ``annotations``. Offsets count Unicode code points, as Label Studio's do.
 
-Sources: Label Studio's "Raw JSON format of completed tasks"; Argilla 2's ``Record.to_dict``.
+Neither takes annotations of people whom it does not know: Label Studio gives annotations without ``completed_by`` to
+whoever imports them, so reviewers are in ``meta``; Argilla's user ids are UUIDs, made from the names in
+``metadata.reviewers``.
+
+Sources: Label Studio's "Raw JSON format of completed tasks" and ``tasks/serializers.py``; Argilla 2's
+``Record.to_dict`` and ``from_dict``.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -22,8 +29,12 @@ from typing import Any
 
 from clsgen_dist.errors import DataError
 from clsgen_dist.io.files import atomic_file, writing
-from clsgen_dist.review.decision import Decision, Spans
+from clsgen_dist.review.decision import Decision, ReviewRow, Spans
 from clsgen_dist.review.overview import Read
+
+
+_REVIEWERS = uuid.UUID("7b0c3c1e-5d0f-4b41-9d5e-1f6a1f0f2a11")
+"""Namespace of the ids that stand for reviewers."""
 
 
 class Format(StrEnum):
@@ -69,15 +80,17 @@ def from_label_studio(task: dict[str, Any]) -> dict[str, Any]:
     text = _only_text(data)
     valid = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
     first: dict[str, Any] = next(iter(valid or task.get("predictions") or ()), {})
-    found: dict[str, Any] = {"label": [], "explanations": [], "evidence": []}
+    found: dict[str, Any] = {"explanations": [], "evidence": []}
+    chosen: dict[str, list[str]] = {}
     for result in first.get("result") or ():
         value = result.get("value") or {}
-        found["label"] += value.get("choices") or ()
+        chosen.setdefault(str(result.get("from_name")), []).extend(value.get("choices") or ())
         typed = value.get("text") if result.get("type") == "textarea" else ()
         found["explanations"] += [typed] if isinstance(typed, str) else typed or ()
         if "start" in value and "end" in value:
             found["evidence"].append([int(value["start"]), int(value["end"])])
-    label = found["label"][0] if len(found["label"]) == 1 else found["label"]
+    classes = chosen.get("label") or next(filter(None, chosen.values()), [])
+    label = classes[0] if len(classes) == 1 else classes
     others = {"annotations": valid[1:]} if len(valid) > 1 else {}
     inner_id = data.pop("id", None)
     return {
@@ -91,39 +104,39 @@ def from_label_studio(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_label_studio(read: Read, labels: Sequence[str]) -> dict[str, Any]:
+def to_label_studio(read: Read) -> dict[str, Any]:
     """A row with all its readings as a task; the row as it was is its prediction."""
     row = read.row
-    before = Decision(verdict="", label=row.label, explanations=row.explanations, evidence=row.evidence)  # type: ignore[arg-type]
     return {
         "id": row.number,
         "data": {"id": row.id, "text": row.text, "issues": [issue.code for issue in row.issues]},
         "annotations": [
             {
                 "id": made.entry,
-                "completed_by": {"email": made.reviewer},
                 "was_cancelled": False,
                 "created_at": _time(made),
                 "lead_time": made.seconds,
                 "result": list(_results(made, row.text)),
-                "meta": {"decision": str(made.verdict), "changed": list(made.changed)},
+                "meta": {"reviewer": made.reviewer, "decision": str(made.verdict), "changed": list(made.changed)},
             }
             for made in read.decisions
         ],
-        "predictions": [{"model_version": "rows", "result": list(_results(before, row.text))}],
+        "predictions": [{"model_version": "rows", "result": list(_results(row, row.text))}],
     }
 
 
-def _results(made: Decision, text: str) -> Iterator[dict[str, Any]]:
-    common = {"to_name": "text"}
-    if made.label is not None:
-        yield {**common, "from_name": "label", "type": "choices", "value": {"choices": [made.label]}}
-    if made.explanations:
-        value = {"text": list(made.explanations)}
-        yield {**common, "from_name": "explanation", "type": "textarea", "value": value}
-    for start, end in made.evidence:
+def _results(held: Decision | ReviewRow, text: str) -> Iterator[dict[str, Any]]:
+    if held.label is not None:
+        yield _result("label", "choices", {"choices": [held.label]}, "label")
+    if held.explanations:
+        yield _result("explanation", "textarea", {"text": list(held.explanations)}, "explanation")
+    for start, end in held.evidence:
         span = {"start": start, "end": end, "text": text[start:end], "labels": ["evidence"]}
-        yield {**common, "from_name": "evidence", "type": "labels", "value": span}
+        yield _result("evidence", "labels", span, f"evidence-{start}-{end}")
+
+
+def _result(name: str, kind: str, value: dict[str, Any], identity: str) -> dict[str, Any]:
+    return {"id": identity, "from_name": name, "to_name": "text", "type": kind, "value": value}
 
 
 # --- Argilla -------------------------------------------------------------------------------------------------------
@@ -133,7 +146,11 @@ def from_argilla(record: dict[str, Any]) -> dict[str, Any]:
     """A record as a row; what people answered counts before what was suggested."""
     text = _only_text(dict(record["fields"]))
     suggested = {name: [one] for name, one in (record.get("suggestions") or {}).items() if one}
-    answered = {name: answers for name, answers in (record.get("responses") or {}).items() if answers}
+    answered = {
+        name: given
+        for name, answers in (record.get("responses") or {}).items()
+        if (given := [one for one in answers or () if one.get("status") not in ("draft", "discarded")])
+    }
     found: dict[str, Any] = {"label": None, "explanations": [], "evidence": []}
     for name, answers in (suggested | answered).items():
         value = answers[0]["value"]
@@ -150,7 +167,7 @@ def from_argilla(record: dict[str, Any]) -> dict[str, Any]:
     return {**metadata, "id": record.get("id"), "text": text, **found, **({"annotations": others} if others else {})}
 
 
-def to_argilla(read: Read, labels: Sequence[str]) -> dict[str, Any]:
+def to_argilla(read: Read) -> dict[str, Any]:
     """A row with all its readings as a record; the row as it was is its suggestions."""
     row = read.row
 
@@ -162,14 +179,16 @@ def to_argilla(read: Read, labels: Sequence[str]) -> dict[str, Any]:
     responses: dict[str, list[dict[str, Any]]] = {}
     for made in read.decisions:
         for name, value in answers(made.label, made.explanations, made.evidence).items():
-            responses.setdefault(name, []).append({"value": value, "user_id": made.reviewer})
+            user = str(uuid.uuid5(_REVIEWERS, made.reviewer))
+            responses.setdefault(name, []).append({"value": value, "user_id": user})
     suggestions = answers(row.label, row.explanations, row.evidence)
     last = read.decisions[-1] if read.decisions else None
+    names = [made.reviewer for made in read.decisions]
     return {
         "id": row.id,
         "status": "completed" if len(read.decisions) >= row.readings else "pending",
         "fields": {"text": row.text},
-        "metadata": {"decision": str(last.verdict), "decided_at": _time(last)} if last else {},
+        "metadata": {"decision": str(last.verdict), "decided_at": _time(last), "reviewers": names} if last else {},
         "suggestions": {name: {"value": value, "score": None, "agent": "rows"} for name, value in suggestions.items()},
         "responses": responses,
         "vectors": {},
@@ -184,7 +203,7 @@ def _only_text(cells: dict[str, Any]) -> str:
     """The text among named cells."""
     if isinstance(cells.get("text"), str):
         return cells["text"]
-    texts = [cell for cell in cells.values() if isinstance(cell, str)]
+    texts = [cell for name, cell in cells.items() if isinstance(cell, str) and name != "id"]
     if len(texts) != 1:
         raise ValueError(f"it has the texts {', '.join(cells) or '(none)'}, expected one called 'text'")
     return texts[0]

@@ -8,8 +8,8 @@ Beside the record's own columns a row gets
     review     status (undecided, partly_read, decided, disputed), reviewer, time, decision, changed, seconds, notes,
                readings
 
-which training reads with ``--data.columns.verdict verdict``, ``chosen`` and ``rejected``. A row whose readings disagree
-is written as it was: what it should be is for people to settle.
+which training reads with ``--data.columns.verdict verdict``, and so on. A row whose readings disagree is written as it
+was: what it should be is for people to settle. What the record had in ``review`` is kept in ``review.earlier``.
 
 Cost: one pass, one row in memory at a time, and all decisions.
 """
@@ -38,16 +38,17 @@ def export(store: Store, path: Path, kind: Format = Format.ROWS) -> Counter[str]
         How many rows have which status.
     """
     counts: Counter[str] = Counter()
-    with writing(path), atomic_file(path, durable=True) as file:
+    # A lone surrogate in one of the record's other columns, which UTF-8 has no bytes for, becomes JSON's own escape.
+    with writing(path), atomic_file(path, durable=True, errors="backslashreplace") as file:
         if kind == Format.ROWS:
             for read, row in exported_rows(store):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 counts[read.status] += 1
         else:
-            labels, convert = store.labels(), to_label_studio if kind == Format.LABEL_STUDIO else to_argilla
+            convert = to_label_studio if kind == Format.LABEL_STUDIO else to_argilla
             separator = "[\n"
             for read in all_rows(store):
-                file.write(separator + json.dumps(convert(read, labels), ensure_ascii=False))
+                file.write(separator + json.dumps(convert(read), ensure_ascii=False))
                 counts[read.status] += 1
                 separator = ",\n"
             file.write("\n]\n" if counts else "[]\n")
@@ -65,8 +66,9 @@ def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
     """A row's record with its decision."""
     record: dict[str, Any] = json.loads(read.record)
     made = read.outcome
-    record |= {"verdict": None, "chosen": [], "rejected": []}
-    record.setdefault(columns["id"], read.row.id)
+    for name, empty in (("verdict", None), ("chosen", []), ("rejected", []), (columns["id"], read.row.id)):
+        record.setdefault(name, empty)
+    earlier = record.get("review")
     if made is not None:
         _change(record, made, columns)
         chosen, rejected = judged(read.row, made)
@@ -77,6 +79,7 @@ def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
         **(_provenance(made) if made is not None else {}),
         "notes": [{"reviewer": name, "text": text} for name, text in read.notes],
         "readings": [_provenance(one) | {"label": one.label} for one in read.decisions],
+        **({} if earlier is None else {"earlier": earlier}),
     }
     return record
 

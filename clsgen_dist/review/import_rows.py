@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.reading.ingest import unique_rows
+from clsgen_dist.data.reading.ingest import resolve_space, unique_rows
+from clsgen_dist.data.reading.label_cells import OTHERS
 from clsgen_dist.data.reading.records import find_source, read_part
 from clsgen_dist.data.reading.rejection import Fault, RejectedRow, counted, format_locations, write_quarantine
 from clsgen_dist.errors import DataError
@@ -76,11 +77,12 @@ def _review_rows(
     source: str, columns: Columns, share: float, rejected: list[RejectedRow]
 ) -> Iterator[tuple[ReviewRow, str]]:
     """Each row with its record; read twice in step, once as examples and once with every column."""
-    examples = unique_rows(source, columns=columns, labels=None, require_target=False)
+    space = resolve_space(source, columns, "auto")
+    examples = unique_rows(source, columns=columns, labels=None, require_target=False, space=space)
     records = read_part(find_source(source), columns, every_column=True)
     for example, (_, record, _) in zip(examples, records, strict=True):
         if isinstance(example, Example) and not isinstance(record, Fault):
-            yield _review_row(example, record, share), json.dumps(record, ensure_ascii=False, default=str)
+            yield _review_row(example, record, share), json.dumps(record, default=str)
         elif isinstance(example, RejectedRow):
             rejected.append(example)
 
@@ -90,6 +92,7 @@ def _review_row(example: Example, record: dict[str, Any], share: float) -> Revie
         id=example.id,
         text=example.text,
         label=example.label,
+        answers=tuple(item for item in (example.answers or {}).items() if item[0] != OTHERS),
         explanations=example.explanations,
         evidence=example.evidence,
         issues=issues_of(record.get(ISSUES)),
@@ -118,8 +121,13 @@ def issues_of(cell: Any) -> tuple[Issue, ...]:
     for item in items[:_MAX_ISSUES]:
         code, detail = (item.get("code"), item.get("detail")) if isinstance(item, dict) else (item, None)
         if code not in (None, ""):
-            found.append(Issue(str(code)[:_LONGEST_DETAIL], "" if detail is None else str(detail)[:_LONGEST_DETAIL]))
+            found.append(Issue(_shortened(code), "" if detail is None else _shortened(detail)))
     return tuple(found)
+
+
+def _shortened(cell: Any) -> str:
+    """A cell's beginning, in characters that UTF-8 has."""
+    return str(cell)[:_LONGEST_DETAIL].replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _number(cell: Any) -> float | None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from clsgen_dist.review.decision import Decision, ReviewRow, Verdict
 from clsgen_dist.review.schema import connection
-from clsgen_dist.review.store import Filter, Store, decision_of, row_of
+from clsgen_dist.review.store import Filter, Store
+from clsgen_dist.review.stored import decision_of, row_of
 
 BREAK_SECONDS = 300.0
 _RECENT = 200
@@ -73,13 +74,15 @@ class Listed:
 def progress(store: Store, reviewer: str) -> Progress:
     """How far the review is, as this reviewer sees it."""
     with connection(store.path) as opened:
-        rows, readings, missing = opened.execute(
-            "SELECT count(*), coalesce(sum(readings), 0), coalesce(sum(open), 0) FROM rows"
+        # Only what people did is counted; the totals of the rows, of which there may be millions, are kept.
+        totals = dict(map(tuple, opened.execute("SELECT name, value FROM facts WHERE name IN ('rows', 'readings')")))
+        rows, readings = int(totals.get("rows", 0)), int(totals.get("readings", 0))
+        read, mine = opened.execute(
+            "SELECT count(*), count(*) FILTER (WHERE reviewer = ?) FROM standing", (reviewer,)
         ).fetchone()
-        (mine,) = opened.execute("SELECT count(*) FROM standing WHERE reviewer = ?", (reviewer,)).fetchone()
-        (left,) = opened.execute(
-            "SELECT count(*) FROM rows WHERE open > 0 AND NOT EXISTS "
-            "(SELECT 1 FROM standing WHERE standing.row = rows.number AND reviewer = ?)",
+        (not_left,) = opened.execute(
+            "SELECT count(DISTINCT standing.row) FROM standing JOIN rows ON number = standing.row "
+            "WHERE open = 0 OR reviewer = ?",
             (reviewer,),
         ).fetchone()
         times = [
@@ -90,7 +93,7 @@ def progress(store: Store, reviewer: str) -> Progress:
                 (reviewer, _RECENT),
             )
         ]
-    return Progress(rows, readings, readings - missing, mine, left, pace(times))
+    return Progress(rows, readings, read, mine, rows - not_left, pace(times))
 
 
 def latest(store: Store, reviewer: str) -> tuple[str, int, Verdict] | None:
@@ -155,7 +158,7 @@ def reviewers(store: Store) -> list[str]:
 def issue_codes(store: Store) -> list[tuple[str, int]]:
     """The codes of issues with their number of rows, the most frequent first."""
     with connection(store.path) as opened:
-        query = "SELECT code, count(*) FROM issue_codes GROUP BY code ORDER BY count(*) DESC, code LIMIT 200"
+        query = "SELECT code, row_count FROM issue_totals ORDER BY row_count DESC, code LIMIT 200"
         return [(code, count) for code, count in opened.execute(query)]
 
 

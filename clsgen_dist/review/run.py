@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,23 +42,41 @@ def fill(files: Sequence[str], options: ReviewOptions) -> Store:
     path = Path(options.store).expanduser()
     if not files and not path.exists():
         raise DataError(f"{path} does not exist, and no file of rows is named; name one: clsgen data review FILE")
-    store, columns = Store(path), options.columns or Columns()
+    are_rows = options.layout == Format.ROWS
+    store, columns = Store(path), (options.columns or Columns()) if are_rows else Columns()
     if files:
         remember(store, columns, None if options.labels is None else [class_name(name) for name in options.labels])
     for file in files:
         source = file
-        if options.layout != Format.ROWS:
+        if not are_rows:
             converted = beside(store, f"{Path(file).stem}.jsonl")
             write_as_rows(Path(file), Format(options.layout), converted)
-            source, columns = str(converted), Columns()
+            source = str(converted)
+        _remember_source(store, file)
         logger.info("%s: %s", file, import_rows(store, source, columns, options.second_reading))
     return store
 
 
 def write(store: Store, path: str, layout: str) -> str:
     """Write the rows with what was decided; how many have which status, in words."""
+    if str(Path(path).resolve()) in _sources(store):
+        raise SettingsError(
+            f"--export is {path}, which the rows were read from; name another file, so that rows that could not be "
+            "read are not lost"
+        )
     counts = export(store, Path(path), Format(layout))
     return f"{path}: {counts.total()} rows, " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+
+
+def _sources(store: Store) -> list[str]:
+    sources: list[str] = json.loads(store.facts().get("sources", "[]"))
+    return sources
+
+
+def _remember_source(store: Store, file: str) -> None:
+    known = _sources(store)
+    if (path := str(Path(file).resolve())) not in known:
+        store.set_fact("sources", json.dumps([*known, path]))
 
 
 def serve(

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS rows (
     record TEXT NOT NULL,
     text TEXT NOT NULL,
     label TEXT,
+    answers TEXT NOT NULL,
     explanations TEXT NOT NULL,
     evidence TEXT NOT NULL,
     issues TEXT NOT NULL,
@@ -36,10 +37,12 @@ CREATE TABLE IF NOT EXISTS rows (
     open INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS queue ON rows (doubt DESC, issue_count DESC, number) WHERE open > 0;
+CREATE INDEX IF NOT EXISTS listing ON rows (doubt DESC, issue_count DESC, number);
 CREATE INDEX IF NOT EXISTS by_label ON rows (label);
 CREATE TABLE IF NOT EXISTS issue_codes (code TEXT, row INTEGER, PRIMARY KEY (code, row)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS issue_totals (code TEXT PRIMARY KEY, row_count INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leases (
-    row INTEGER, reviewer TEXT, expires REAL NOT NULL, PRIMARY KEY (row, reviewer)
+    row INTEGER, reviewer TEXT, browser TEXT NOT NULL, expires REAL NOT NULL, PRIMARY KEY (row, reviewer)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS skips (row INTEGER, reviewer TEXT, PRIMARY KEY (row, reviewer)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decisions (

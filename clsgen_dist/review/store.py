@@ -4,7 +4,8 @@
     decide  the decision is added to the log; on disk when the call returns
     undo    one more entry, after which the decision before counts, or none
 
-A row that needs two readings is given to two reviewers, who never see each other's decision. Every call is one
+A row that needs two readings is given to two reviewers, who never see each other's decision. A lease belongs to a
+reviewer in one browser: two people who both forgot to say their name do not get the same row. Every call is one
 transaction on a connection of its own: threads and processes may call at once.
 
 Cost: a claim or a decision takes a few milliseconds, one of them for the disk, with a million rows too.
@@ -21,27 +22,33 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from clsgen_dist.errors import DataError
 from clsgen_dist.review.decision import (
     MAX_NOTE,
     Answer,
     Decision,
-    Issue,
     ReviewError,
     ReviewFault,
     ReviewRow,
-    Verdict,
     decision_on,
 )
-from clsgen_dist.review.schema import NO_DOUBT, connection, create_tables, writing
+from clsgen_dist.review.schema import connection, create_tables, writing
+from clsgen_dist.review.stored import content_of, decision_of, insert, row_of
 
 LEASE_SECONDS = 1800.0
 """For how long a row is kept for a reviewer who has opened it."""
 MAX_NAME = 60
 """Characters of a reviewer's name."""
 _BATCH = 1000
-_FREE = """rows.open > (SELECT count(*) FROM leases WHERE leases.row = rows.number AND leases.reviewer <> :me
-                        AND leases.expires > :now)"""
+_OTHERS = "SELECT count(*) FROM leases WHERE leases.row = rows.number AND leases.expires > :now"
+_FREE = f"""rows.open > ({_OTHERS} AND leases.reviewer <> :me)
+            AND 0 = ({_OTHERS} AND leases.reviewer = :me AND leases.browser <> :browser)"""
+_DISTINCT_LABELS = """
+WITH RECURSIVE found (label) AS (
+    SELECT min(label) FROM rows
+    UNION ALL
+    SELECT (SELECT min(rows.label) FROM rows WHERE rows.label > found.label) FROM found WHERE found.label IS NOT NULL
+) SELECT label FROM found WHERE label IS NOT NULL"""
+"""One look into the index for each label, where DISTINCT would read every row."""
 _NOT_MINE = "NOT EXISTS (SELECT 1 FROM standing WHERE standing.row = rows.number AND standing.reviewer = :me)"
 _NOT_SKIPPED = "NOT EXISTS (SELECT 1 FROM skips WHERE skips.row = rows.number AND skips.reviewer = :me)"
 
@@ -91,10 +98,18 @@ class Store:
         with connection(self.path) as store:
             waiting = iter(rows)
             while batch := list(islice(waiting, _BATCH)):
+                new_rows = new_readings = 0
                 with writing(store):
                     for row, record in batch:
-                        is_new = _insert(store, row, record)
+                        is_new = insert(store, row, record)
                         added, known = added + is_new, known + (not is_new)
+                        new_rows, new_readings = new_rows + is_new, new_readings + is_new * row.readings
+                    for name, count in (("rows", new_rows), ("readings", new_readings)):
+                        store.execute(
+                            "INSERT INTO facts VALUES (:name, :count) ON CONFLICT (name) DO UPDATE "
+                            "SET value = CAST(value AS INTEGER) + :count",
+                            {"name": name, "count": count},
+                        )
         return added, known
 
     def row(self, number: int) -> ReviewRow:
@@ -116,20 +131,21 @@ class Store:
         """The classes that can be chosen: those given, then those that rows have."""
         given = json.loads(self.facts().get("labels", "[]"))
         with connection(self.path) as store:
-            found = [label for (label,) in store.execute("SELECT DISTINCT label FROM rows WHERE label IS NOT NULL")]
+            found = [label for (label,) in store.execute(_DISTINCT_LABELS)]
         return list(dict.fromkeys([*given, *sorted(found)]))
 
     # --- the queue -------------------------------------------------------------------------------------------------
 
-    def claim(self, reviewer: str, chosen: Filter | None = None) -> ReviewRow | None:
+    def claim(self, reviewer: str, chosen: Filter | None = None, browser: str = "") -> ReviewRow | None:
         """The reviewer's next row, leased; the one already leased comes first. None: nothing is left for them."""
         terms, values = (chosen or Filter()).sql()
         now = self._clock()
-        values |= {"me": reviewer, "now": now, "until": now + LEASE_SECONDS}
+        values |= {"me": reviewer, "browser": browser, "now": now, "until": now + LEASE_SECONDS}
         order = "ORDER BY rows.doubt DESC, rows.issue_count DESC, rows.number LIMIT 1"
         free = f"SELECT number FROM rows WHERE rows.open > 0 AND {_FREE} AND {_NOT_MINE}"
         mine = f"""SELECT number FROM rows JOIN leases ON leases.row = number
-                   WHERE leases.reviewer = :me AND leases.expires > :now AND {_NOT_MINE} AND {_NOT_SKIPPED}"""
+                   WHERE leases.reviewer = :me AND leases.browser = :browser AND leases.expires > :now
+                   AND {_NOT_MINE} AND {_NOT_SKIPPED}"""
         with connection(self.path) as store, writing(store):
             store.execute("DELETE FROM leases WHERE expires <= :now", values)
             for query in (mine, f"{free} AND {_NOT_SKIPPED}", free):
@@ -141,16 +157,22 @@ class Store:
             _lease(store, found["number"], values)
             return _row(store, found["number"])
 
-    def claim_row(self, reviewer: str, number: int) -> bool:
-        """Whether the reviewer may decide on this row; it is then leased to them."""
+    def claim_row(self, reviewer: str, number: int, browser: str = "") -> bool:
+        """Whether the reviewer may decide on this row; it is then leased to them, unless they have decided before."""
         now = self._clock()
-        values = {"me": reviewer, "now": now, "until": now + LEASE_SECONDS, "row": number}
+        values = {"me": reviewer, "browser": browser, "now": now, "until": now + LEASE_SECONDS, "row": number}
         with connection(self.path) as store, writing(store):
             _row(store, number)
             if not _may_decide(store, values):
                 return False
-            _lease(store, number, values)
+            if not _has_decided(store, values):  # a lease would keep the second reader away
+                _lease(store, number, values)
             return True
+
+    def release(self, browser: str) -> None:
+        """Free the rows that are open in a browser, whose reviewer changes."""
+        with connection(self.path) as store, writing(store):
+            store.execute("DELETE FROM leases WHERE browser = ?", (browser,))
 
     def skip(self, reviewer: str, number: int) -> None:
         """Put a row behind all others for this reviewer, and free it for others."""
@@ -161,7 +183,9 @@ class Store:
 
     # --- decisions -------------------------------------------------------------------------------------------------
 
-    def decide(self, reviewer: str, number: int, answer: Answer, key: str | None = None) -> Decision:
+    def decide(
+        self, reviewer: str, number: int, answer: Answer, key: str | None = None, browser: str = ""
+    ) -> Decision:
         """Record a decision; on disk when this returns.
 
         Args:
@@ -169,12 +193,13 @@ class Store:
             number: of the row.
             answer: what the reviewer sends.
             key: made by the sender; the same one sent again changes nothing, and has the same result.
+            browser: where the row was opened.
 
         Raises:
             ReviewError: the answer cannot be, or the row was given to others since the lease ended.
         """
         labels, now = self.labels(), self._clock()
-        values = {"me": reviewer, "now": now, "row": number}
+        values = {"me": reviewer, "browser": browser, "now": now, "row": number}
         with connection(self.path) as store, writing(store):
             known = store.execute("SELECT * FROM decisions WHERE key = ? AND key IS NOT NULL", (key,)).fetchone()
             if known:
@@ -184,18 +209,18 @@ class Store:
                 raise ReviewError(
                     ReviewFault.TAKEN,
                     f"row {row.id} was given to another reviewer, since it was not decided on within "
-                    f"{LEASE_SECONDS / 60:.0f} minutes; take the next one",
+                    f"{LEASE_SECONDS / 60:.0f} minutes here; take the next one",
                 )
             made = replace(decision_on(row, answer, labels), row=number, reviewer=reviewer, time=now)
             entry = store.execute(
                 "INSERT INTO decisions (key, row, reviewer, time, verdict, content) VALUES (?, ?, ?, ?, ?, ?)",
-                (key, number, reviewer, now, made.verdict, _content(made)),
+                (key, number, reviewer, now, made.verdict, content_of(made)),
             ).lastrowid
             store.execute("INSERT OR REPLACE INTO standing VALUES (?, ?, ?)", (number, reviewer, entry))
             _settle(store, number, reviewer)
         return replace(made, entry=entry or 0)
 
-    def undo(self, reviewer: str) -> ReviewRow:
+    def undo(self, reviewer: str, browser: str = "") -> ReviewRow:
         """Take back the reviewer's last decision that stands; its row is leased to them again.
 
         Raises:
@@ -225,7 +250,8 @@ class Store:
                     "UPDATE standing SET entry = ? WHERE row = ? AND reviewer = ?", (before, number, reviewer)
                 )
             _settle(store, number, reviewer)
-            _lease(store, number, {"me": reviewer, "until": now + LEASE_SECONDS})
+            if before is None:
+                _lease(store, number, {"me": reviewer, "browser": browser, "until": now + LEASE_SECONDS})
             return _row(store, number)
 
     def standing(self, number: int, reviewer: str) -> Decision | None:
@@ -279,21 +305,6 @@ def checked_name(name: str) -> str:
     return name
 
 
-def row_of(found: sqlite3.Row) -> ReviewRow:
-    """A row from its columns."""
-    return ReviewRow(
-        id=found["id"],
-        text=found["text"],
-        label=found["label"],
-        explanations=tuple(json.loads(found["explanations"])),
-        evidence=tuple((start, end) for start, end in json.loads(found["evidence"])),
-        issues=tuple(Issue(code, detail) for code, detail in json.loads(found["issues"])),
-        doubt=None if found["doubt"] == NO_DOUBT else found["doubt"],
-        number=found["number"],
-        readings=found["readings"],
-    )
-
-
 def _row(store: sqlite3.Connection, number: int) -> ReviewRow:
     is_number = 0 < number < 2**63  # what SQLite can hold
     found = store.execute("SELECT * FROM rows WHERE number = ?", (number if is_number else 0,)).fetchone()
@@ -302,45 +313,20 @@ def _row(store: sqlite3.Connection, number: int) -> ReviewRow:
     return row_of(found)
 
 
-def _insert(store: sqlite3.Connection, row: ReviewRow, record: str) -> bool:
-    """Whether the row was new."""
-    there = store.execute("SELECT text FROM rows WHERE id = ?", (row.id,)).fetchone()
-    if there is not None:
-        if there["text"] != row.text:
-            raise DataError(
-                f"row {row.id!r} has another text than in the store; name another --store, or give the row another id"
-            )
-        return False
-    number = store.execute(
-        "INSERT INTO rows (id, record, text, label, explanations, evidence, issues, issue_count, doubt, readings, open)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            row.id,
-            record,
-            row.text,
-            row.label,
-            json.dumps(row.explanations),
-            json.dumps(row.evidence),
-            json.dumps([(issue.code, issue.detail) for issue in row.issues]),
-            len(row.issues),
-            NO_DOUBT if row.doubt is None else row.doubt,
-            row.readings,
-            row.readings,
-        ),
-    ).lastrowid
-    store.executemany("INSERT OR IGNORE INTO issue_codes VALUES (?, ?)", [(issue.code, number) for issue in row.issues])
-    return True
-
-
 def _lease(store: sqlite3.Connection, number: int, values: dict[str, Any]) -> None:
-    store.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (number, values["me"], values["until"]))
+    query = "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)"
+    store.execute(query, (number, values["me"], values["browser"], values["until"]))
+
+
+def _has_decided(store: sqlite3.Connection, values: dict[str, Any]) -> bool:
+    query = "SELECT EXISTS (SELECT 1 FROM standing WHERE row = :row AND reviewer = :me)"
+    return bool(store.execute(query, values).fetchone()[0])
 
 
 def _may_decide(store: sqlite3.Connection, values: dict[str, Any]) -> bool:
     """Whether the row is the reviewer's by a decision or a lease, or free."""
-    query = f"""SELECT EXISTS (SELECT 1 FROM standing WHERE row = :row AND reviewer = :me)
-                OR EXISTS (SELECT 1 FROM rows WHERE number = :row AND {_FREE})"""
-    return bool(store.execute(query, values).fetchone()[0])
+    query = f"SELECT EXISTS (SELECT 1 FROM rows WHERE number = :row AND {_FREE})"
+    return _has_decided(store, values) or bool(store.execute(query, values).fetchone()[0])
 
 
 def _settle(store: sqlite3.Connection, number: int, reviewer: str) -> None:
@@ -351,25 +337,3 @@ def _settle(store: sqlite3.Connection, number: int, reviewer: str) -> None:
     )
     for table in ("leases", "skips"):
         store.execute(f"DELETE FROM {table} WHERE row = ? AND reviewer = ?", (number, reviewer))
-
-
-def _content(made: Decision) -> str:
-    names = ("label", "explanations", "evidence", "changed", "seconds")
-    return json.dumps({name: getattr(made, name) for name in names}, ensure_ascii=False)
-
-
-def decision_of(found: sqlite3.Row) -> Decision:
-    """A decision from its entry in the log."""
-    content = json.loads(found["content"])
-    return Decision(
-        verdict=Verdict(found["verdict"]),
-        label=content["label"],
-        explanations=tuple(content["explanations"]),
-        evidence=tuple((start, end) for start, end in content["evidence"]),
-        changed=tuple(content["changed"]),
-        seconds=content["seconds"],
-        row=found["row"],
-        reviewer=found["reviewer"],
-        time=found["time"],
-        entry=found["entry"],
-    )

@@ -56,19 +56,19 @@ class Views:
 
     # --- a row -----------------------------------------------------------------------------------------------------
 
-    def next_row(self, reviewer: str, query: Mapping[str, str]) -> str:
+    def next_row(self, reviewer: str, browser: str, query: Mapping[str, str]) -> str:
         """The queue's next row, or that nothing is left."""
         chosen = _filter(query)
-        row = self._store.claim(reviewer, chosen)
+        row = self._store.claim(reviewer, chosen, browser)
         common = self._common(reviewer, "queue") | self._filters(query)
         if row is None:
             return self._render("done.html.jinja", **common, is_filtered=chosen != Filter())
         return self._row_page(row, reviewer, common, may_decide=True)
 
-    def one_row(self, reviewer: str, number: int, query: Mapping[str, str]) -> str:
+    def one_row(self, reviewer: str, browser: str, number: int) -> str:
         """A row that was chosen, with the reviewer's own decision on it."""
         row = self._store.row(number)
-        may_decide = self._store.claim_row(reviewer, number)
+        may_decide = self._store.claim_row(reviewer, number, browser)
         common = self._common(reviewer, "rows") | self._filters({})
         return self._row_page(row, reviewer, common, may_decide=may_decide)
 

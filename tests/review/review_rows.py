@@ -34,6 +34,7 @@ class Clock:
 
 
 def review_store(folder: Path, rows: list[dict], *, second_reading: float = 0.0, clock: Clock | None = None) -> Store:
+    folder.mkdir(exist_ok=True)
     store = Store(folder / "review.sqlite", **({"clock": clock} if clock else {}))
     source = written(folder / "rows.jsonl", rows)
     remember(store, Columns(), ["benign", "malignant", "unclear"])

@@ -45,6 +45,22 @@ def test_a_name_is_asked_for_and_kept_in_the_browser(served):
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "wrong_name")
 
 
+def test_a_name_of_the_command_line_counts_until_the_page_is_told_another(tmp_path, free_port):
+    store, client = review_store(tmp_path, plain_rows(1)), requests.Session()
+
+    def name():
+        return re.search(r"</span><bdi>(\w+)</bdi>", client.get(url, timeout=9).text)[1]
+
+    with live_review(store, free_port(), reviewer="ada") as url:
+        assert name() == "ada"
+        client.post(f"{url}/reviewer", json={"name": "bea"}, timeout=9)
+        assert name() == "bea"
+    with live_review(store, free_port(), reviewer="carl") as url:
+        assert name() == "carl"
+    with live_review(store, free_port(), reviewer="ada") as url:
+        assert name() == "bea"
+
+
 def test_a_decision_is_in_the_file_when_it_is_answered(served):
     store, url = served
     client = session(url)
@@ -134,16 +150,17 @@ def test_a_second_reader_never_sees_the_first_ones_decision(tmp_path, free_port)
     store.decide("ada", 1, Answer(label="unclear", explanations=("WORDS OF ADA",)))
     store.set_note("ada", 1, "NOTE OF ADA")
     with live_review(store, free_port(), reviewer="bea") as url:
+        client = requests.Session()
         for path in ("/", "/row/1", "/rows", "/agreement", "/rows?decided_by=ada"):
-            page = requests.get(url + path, timeout=9).text
+            page = client.get(url + path, timeout=9).text
             assert "OF ADA" not in page and "relabelled" not in page, path
-        assert 'value="malignant" checked' in requests.get(f"{url}/row/1", timeout=9).text
-        store.decide("bea", 1, Answer())
-        page = requests.get(f"{url}/agreement", timeout=9).text
+        assert 'value="malignant" checked' in client.get(f"{url}/row/1", timeout=9).text
+        assert client.post(f"{url}/decide", json=decision(1), timeout=9).ok
+        page = client.get(f"{url}/agreement", timeout=9).text
         assert "ada relabelled (<bdi>unclear</bdi>); bea accepted (<bdi>malignant</bdi>)" in page
         assert "they agree on 0" in page
-        assert "ada" in requests.get(f"{url}/rows?state=decided&label=malignant", timeout=9).text
-        listed = requests.get(f"{url}/rows?state=nonsense&page=99999999999", timeout=9)
+        assert "ada" in client.get(f"{url}/rows?state=decided&label=malignant", timeout=9).text
+        listed = client.get(f"{url}/rows?state=nonsense&page=99999999999", timeout=9)
         assert listed.status_code == 200 and "3 rows" in listed.text
 
 
@@ -173,11 +190,12 @@ def test_hostile_text_is_escaped_and_hidden_characters_are_visible(tmp_path, fre
            "issues": [{"code": "<u>", "detail": HOSTILE}]}  # fmt: skip
     store = review_store(tmp_path, [row])
     with live_review(store, free_port(), reviewer="ada") as url:
+        client = requests.Session()
         for path in ("/", "/rows"):
-            page = requests.get(url + path, timeout=9).text
+            page = client.get(url + path, timeout=9).text
             assert "<script>window" not in page and "<img" not in page and "<b>" not in page and "49" not in page
             assert "<i>" not in page and "<u>" not in page and "&lt;script&gt;" in page
-        page = requests.get(url, timeout=9).text
+        page = client.get(url, timeout=9).text
         assert page.count("</textarea>") == 2
         assert "\ufffdtxt.exe\u2407 \ufffd" in page and "1 × U+202E RIGHT-TO-LEFT OVERRIDE" in page
         assert "1 × U+0007 BELL" in page
@@ -199,6 +217,9 @@ def test_the_command_exports_what_a_store_has(tmp_path, capsys, monkeypatch):
     main(words)
     assert "out.jsonl: 3 rows, 3 undecided" in capsys.readouterr().out
     assert Store(tmp_path / "review.sqlite").labels() == ["benign", "malignant", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "review", "--export", "rows.jsonl"])
+    assert "which the rows were read from" in capsys.readouterr().err
     main(["data", "review", "--export", "out.json", "--export_format", "label-studio"])
     main(["data", "review", "out.json", "--format", "label-studio", "--store", "b.sqlite", "--export", "back.jsonl"])
     assert Store(tmp_path / "b.sqlite").row(2).explanations == ("Margins 2 are irregular.",)

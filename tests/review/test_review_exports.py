@@ -93,6 +93,18 @@ def test_rows_whose_readings_disagree_are_written_as_they_were(tmp_path):
     assert second["explanation"] == "Better." and second["review"]["reviewer"] == "bea"
 
 
+def test_what_a_row_had_before_is_kept(tmp_path):
+    rows = plain_rows(2)
+    for row in rows:
+        row |= {"review": {"status": "disputed"}, "verdict": "rejected", "odd": "\ud800"}
+    store = review_store(tmp_path, rows)
+    store.decide("ada", 1, Answer())
+    export(store, tmp_path / "out.jsonl")
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (first["verdict"], second["verdict"]) == ("accepted", "rejected")
+    assert first["review"]["earlier"] == {"status": "disputed"} and first["odd"] == "\ud800"
+
+
 def test_columns_keep_the_names_that_they_had(tmp_path):
     source = tmp_path / "rows.csv"
     source.write_text("key,body,class,why\n1,A mass.,odd,Because.\n")
@@ -115,6 +127,8 @@ def test_annotations_come_back_as_they_were_written(kind, reviewed, tmp_path):
     assert write_as_rows(tmp_path / "out.json", kind, tmp_path / "back.jsonl") == 6
     again = Store(tmp_path / "again.sqlite")
     import_rows(again, str(tmp_path / "back.jsonl"), Columns())
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert "ada" in json.dumps(written[0]) and "completed_by" not in json.dumps(written)
     for number in range(1, 7):
         made = reviewed.standing(number, "ada") or reviewed.standing(number, "bea")
         row = again.row(number)
@@ -124,6 +138,7 @@ def test_annotations_come_back_as_they_were_written(kind, reviewed, tmp_path):
 
 def test_a_label_studio_task_as_its_server_writes_it(tmp_path):
     common = {"from_name": "x", "to_name": "text", "origin": "manual"}
+    other = {**common, "from_name": "quality", "type": "choices", "value": {"choices": ["good"]}}
     task = {
         "id": 17,
         "data": {"body": "A 🙂 mass with irregular margins."},
@@ -135,6 +150,7 @@ def test_a_label_studio_task_as_its_server_writes_it(tmp_path):
                 "was_cancelled": False,
                 "result": [
                     {**common, "type": "choices", "value": {"choices": ["yes"]}},
+                    other,
                     {**common, "type": "textarea", "value": {"text": ["Irregular."]}},
                     {**common, "type": "labels", "value": {"start": 14, "end": 23, "labels": ["Evidence"]}},
                 ],

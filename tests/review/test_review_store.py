@@ -57,6 +57,42 @@ def test_a_row_is_leased_to_one_reviewer_until_the_lease_ends(tmp_path):
     store.decide("bea", 2, ACCEPT)  # her lease has ended too, but nobody else has the row
 
 
+def test_two_browsers_with_the_same_name_are_two_people_to_the_queue(tmp_path):
+    store = review_store(tmp_path, plain_rows(3))
+    first, second = (store.claim("ada", browser=browser) for browser in ("a", "b"))
+    assert (first.id, second.id) == ("r1", "r2") and store.claim("ada", browser="a") == first
+    assert not store.claim_row("ada", 1, "b")
+    with pytest.raises(ReviewError, match="r1 was given to another"):
+        store.decide("ada", 1, ACCEPT, browser="b")
+    store.decide("ada", 1, ACCEPT, browser="a")
+    store.release("b")
+    assert store.claim("bea", browser="a").id == "r2"
+    twice = review_store(tmp_path / "twice", plain_rows(2), second_reading=1.0)
+    assert [twice.claim("ada", browser=browser).id for browser in ("a", "b")] == ["r1", "r2"]
+    assert [twice.claim("bea", browser=browser).id for browser in ("c", "d")] == ["r1", "r2"]
+
+
+def test_who_looks_at_their_own_decision_does_not_keep_the_second_reader_away(tmp_path):
+    store = review_store(tmp_path, plain_rows(1), second_reading=1.0)
+    store.decide("ada", 1, ACCEPT)
+    store.decide("ada", 1, REJECT)
+    assert store.claim_row("ada", 1)
+    store.undo("ada")
+    assert store.standing(1, "ada").verdict == Verdict.ACCEPT
+    assert store.claim("bea").id == "r1" and store.claim("carl") is None
+    assert progress(store, "bea").left_for_me == 1 and progress(store, "ada").left_for_me == 0
+
+
+def test_several_labels_are_kept_as_they_are(tmp_path):
+    rows = plain_rows(2)
+    rows[0]["label"], rows[1]["label"] = ["benign", "unclear"], ["malignant"]
+    store = review_store(tmp_path, rows)
+    row = store.row(1)
+    assert row.label is None and row.answers == (("benign", 1.0), ("unclear", 1.0)) and row.has_several_labels
+    made = store.decide("ada", 1, Answer(label="malignant", explanations=("Because.",)))
+    assert (made.label, made.changed, made.verdict) == (None, ("explanations",), Verdict.MEND)
+
+
 def test_decisions_say_what_was_changed(tmp_path):
     store = review_store(tmp_path, plain_rows(1))
 

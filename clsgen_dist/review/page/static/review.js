@@ -90,6 +90,15 @@ function selected() {  // in code points; null where nothing in the text is sele
   return start < end ? [start, end] : null;
 }
 
+// On a touch screen the selection is gone when the button is tapped: it counts a moment longer.
+let recent = null;
+document.addEventListener("selectionchange", () => {
+  const span = text && selected();
+  if (span) recent = { span, until: Infinity };
+  else if (recent?.until === Infinity) recent.until = performance.now() + 1500;
+});
+const chosen = () => selected() ?? (recent && performance.now() < recent.until ? recent.span : null);
+
 function select([start, end]) {
   const range = document.createRange();
   const place = wanted => {
@@ -110,7 +119,7 @@ function select([start, end]) {
 }
 
 function mark() {
-  const span = selected();
+  const span = chosen();
   if (!span) return announce("Select words of the text first.");
   const joined = [...spans, span].sort((a, b) => a[0] - b[0]);
   spans = [];
@@ -126,7 +135,7 @@ function mark() {
 }
 
 function unmark() {
-  const span = selected();
+  const span = chosen();
   if (!span) return announce("Select a marked passage first.");
   spans = spans.flatMap(([start, end]) =>
     [[start, Math.min(end, span[0])], [Math.max(start, span[1]), end]].filter(([from, to]) => from < to));
