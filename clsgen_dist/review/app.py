@@ -14,7 +14,6 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -24,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -242,6 +241,7 @@ class _Pages:
     async def login(self, request: Request) -> Response:
         """A token in the header Authorization becomes a cookie, for this browser's session."""
         self._require_own_page(request)
+        self._guard.require_token(dict(request.headers.raw).get(b"authorization", b""))
         given = request.headers.get("authorization", "").partition(" ")[2].strip()
         response = JSONResponse({})
         is_https = request.url.scheme == "https"
@@ -275,8 +275,5 @@ class _Pages:
 
 def _cookie(headers: dict[bytes, bytes], name: str) -> str:
     """A cookie's value, empty without one."""
-    try:
-        cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-    except CookieError:
-        return ""
-    return cookies[name].value if name in cookies and cookies[name].value.isascii() else ""
+    value = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(name, "")
+    return value if value.isascii() else ""
