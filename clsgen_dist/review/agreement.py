@@ -22,7 +22,7 @@ import numpy as np
 
 from clsgen_dist.explanations.stated_class import cohen_kappa
 from clsgen_dist.review.decision import Decision, Verdict
-from clsgen_dist.review.overview import double_readings
+from clsgen_dist.review.overview import blind_readings
 from clsgen_dist.review.store import Store
 
 
@@ -90,8 +90,8 @@ def _pair(first: str, second: str, readings: Sequence[dict[str, Hashable]]) -> P
 
 
 def agreements(store: Store) -> list[Agreement]:
-    """Agreement on the label, and on whether the explanation is rejected, over rows read completely."""
-    rows = [row["decisions"] for row in double_readings(store)]
+    """Agreement on the label, and on whether the explanation is rejected, over the blind readings of complete rows."""
+    rows = blind_readings(store)
     asked = {"label": _label, "rejected": _is_rejected}
     return [
         agreement_on(question, [{name: value(made) for name, made in row.items()} for row in rows])

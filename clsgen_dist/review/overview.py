@@ -207,6 +207,32 @@ def all_rows(store: Store) -> Iterator[Read]:
             yield Read(row_of(found), found["record"], tuple(made.get(number, ())), tuple(notes.get(number, ())))
 
 
+def blind_readings(store: Store) -> list[dict[str, Decision]]:
+    """For each row of several readings, what its reviewers had decided when it was first read completely.
+
+    What they change later, after they may have seen or discussed the other's decision, is not blind.
+    """
+    with connection(store.path) as opened:
+        log = opened.execute(
+            "SELECT decisions.*, rows.readings FROM decisions JOIN rows ON number = decisions.row "
+            "WHERE rows.readings > 1 ORDER BY entry"
+        ).fetchall()
+    made: dict[int, dict[str, list[Decision]]] = defaultdict(lambda: defaultdict(list))
+    complete: dict[int, dict[str, Decision]] = {}
+    for entry in log:
+        row, reviewer = entry["row"], entry["reviewer"]
+        if row in complete:
+            continue
+        if entry["undoes"] is None:
+            made[row][reviewer].append(decision_of(entry))
+        else:
+            made[row][reviewer] = [one for one in made[row][reviewer] if one.entry != entry["undoes"]]
+        standing = {name: decisions[-1] for name, decisions in made[row].items() if decisions}
+        if len(standing) >= entry["readings"]:
+            complete[row] = standing
+    return list(complete.values())
+
+
 def double_readings(store: Store) -> list[dict[str, Any]]:
     """Rows that at least two reviewers have read completely: number, id and each reviewer's decision."""
     with connection(store.path) as opened:

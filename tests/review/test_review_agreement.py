@@ -6,6 +6,7 @@ import pytest
 
 from clsgen_dist.review.agreement import agreement_on, agreements, nominal_alpha
 from clsgen_dist.review.decision import Answer
+from clsgen_dist.review.overview import Status, all_rows
 from tests.review.review_rows import plain_rows, review_store
 
 # Krippendorff (2011), example C: four observers, twelve units, values missing.
@@ -44,6 +45,18 @@ def test_only_rows_that_were_read_completely_count(tmp_path):
     store.decide("bea", 1, Answer())
     store.decide("bea", 2, Answer(label="malignant"))
     store.decide("bea", 3, Answer(is_rejected=True))
+    store.undo("bea")
+    store.decide("bea", 3, Answer(is_rejected=True))
     label, rejected = agreements(store)
     assert (label.question, label.rows, label.same) == ("label", 3, 2)
     assert (rejected.question, rejected.rows, rejected.same) == ("rejected", 3, 2)
+
+
+def test_what_is_changed_after_both_readings_settles_the_row_and_is_not_blind(tmp_path):
+    store = review_store(tmp_path, plain_rows(1), second_reading=1.0)
+    store.decide("ada", 1, Answer(label="unclear"))
+    store.decide("ada", 1, Answer())
+    store.decide("bea", 1, Answer(label="unclear"))
+    assert agreements(store)[0].same == 0 and next(all_rows(store)).status == Status.DISPUTED
+    store.decide("bea", 1, Answer())
+    assert agreements(store)[0].same == 0 and next(all_rows(store)).status == Status.DECIDED
