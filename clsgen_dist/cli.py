@@ -79,6 +79,10 @@ COMMANDS = {
     "data preview": Command(
         "which rows a run would visit when: stages, difficulty, classes, loss weights, tokens", recipe=_RECIPE
     ),
+    "data review": Command(
+        "people accept, mend, reject or relabel rows in a browser; what they decided, as rows to train on",
+        files="files",
+    ),
     "demo": Command("train, export, calibrate and evaluate the embedded demo"),
     "init": Command("copy recipes, DeepSpeed files and Slurm scripts into a folder, to change them there"),
 }

@@ -22,6 +22,7 @@ LAYERS = [
     ("__main__",),
     ("cli",),
     ("commands",),
+    ("review",),
     ("serving",),
     ("__init__",),
     ("clients", "teacher"),

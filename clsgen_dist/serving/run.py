@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import os
 import signal
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from clsgen_dist.clients import EnginePredictor
-from clsgen_dist.errors import SettingsError
 from clsgen_dist.inference.predict import Predictor
+from clsgen_dist.serving.access import Access, allowed_hosts, read_tokens, require_free, require_guarded
 from clsgen_dist.serving.app import create_app
 from clsgen_dist.serving.engine_backend import EngineBackend
-from clsgen_dist.serving.guards import LOOPBACK_NAMES, PatientProtocol
+from clsgen_dist.serving.guards import PatientProtocol
 from clsgen_dist.serving.local_backend import LocalBackend
 from clsgen_dist.serving.service import Limits, Service
 from clsgen_dist.serving.tickets import Backend
 
 logger = logging.getLogger(__name__)
 
-TOKENS_VARIABLE = "CLSGEN_TOKENS"
-
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(Access):
     """How a model is served."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
     name: str | None = None
     """What clients call the model; None: the folder's name."""
-    tokens_file: str | None = None
-    """One token a line; beside it the environment variable CLSGEN_TOKENS, divided by commas."""
-    without_tokens: bool = False
-    """Allow anybody in, on an address that others reach."""
     max_batch: int = 16
     max_queue: int = 256
     max_characters: int = 200_000
@@ -68,9 +57,7 @@ def serve(model: str | Path, options: ServeOptions | None = None, *, engine: str
     predictor, backend = _opened(folder, options, engine)
     limits = Limits(max_characters=options.max_characters, deadline=options.deadline, log_texts=options.log_texts)
     service = Service(folder, options.name or folder.resolve().name, predictor, backend, limits)
-    # Any page may be made to call this machine; with tokens, or behind something that guards, that is of no use.
-    hosts = () if tokens or options.without_tokens else (*LOOPBACK_NAMES, options.host)
-    app = create_app(service, tokens=tokens, max_body=options.max_body, hosts=hosts)
+    app = create_app(service, tokens=tokens, max_body=options.max_body, hosts=allowed_hosts(options, tokens))
     logger.info("serving %s on http://%s:%d (page at /, API at /docs)", folder, options.host, options.port)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn's own, while it runs; then it raises TERM once more
     uvicorn.run(
@@ -86,45 +73,6 @@ def serve(model: str | Path, options: ServeOptions | None = None, *, engine: str
     )
 
 
-def read_tokens(options: ServeOptions) -> list[str]:
-    """The tokens of file and environment; SettingsError if the file has none."""
-    tokens = [token.strip() for token in os.environ.get(TOKENS_VARIABLE, "").split(",") if token.strip()]
-    if options.tokens_file is not None:
-        try:
-            lines = Path(options.tokens_file).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise SettingsError(f"--tokens_file {options.tokens_file} cannot be read ({error.strerror})") from None
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise SettingsError(f"--tokens_file {options.tokens_file} has no token, expected one a line; write one")
-        tokens += found
-    if not all(map(str.isascii, tokens)):
-        raise SettingsError("a token has characters other than ASCII, which HTTP headers cannot hold; choose another")
-    return tokens
-
-
-def require_guarded(options: ServeOptions, tokens: list[str]) -> None:
-    """SettingsError for an address that others reach, without tokens."""
-    if tokens or options.without_tokens or _is_loopback(options.host):
-        return
-    raise SettingsError(
-        f"--host is {options.host}, which others may reach, and there are no tokens; give --tokens_file, set "
-        f"{TOKENS_VARIABLE}, or say --without_tokens true where something else guards the server"
-    )
-
-
-def require_free(host: str, port: int) -> None:
-    """SettingsError for an address that cannot be listened on, before the model is loaded."""
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            pass
-    except OSError as error:
-        raise SettingsError(
-            f"--host {host} --port {port} cannot be listened on ({error.strerror}): port {port} is taken, or the "
-            "address is not this machine's; choose another"
-        ) from None
-
-
 def _opened(folder: Path, options: ServeOptions, engine: str | None) -> tuple[Predictor | EnginePredictor, Backend]:
     sizes = {"max_batch": options.max_batch, "max_queue": options.max_queue}
     if engine is not None:
@@ -132,10 +80,3 @@ def _opened(folder: Path, options: ServeOptions, engine: str | None) -> tuple[Pr
         return remote, EngineBackend(remote, **sizes)
     local = Predictor(folder)
     return local, LocalBackend(local, **sizes)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,0 +1,196 @@
+"""What people decided, as rows that training reads, and as Label Studio's and Argilla's annotations and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clsgen_dist.data.example import Columns
+from clsgen_dist.data.reading.ingest import read_examples
+from clsgen_dist.errors import DataError
+from clsgen_dist.review.decision import Answer
+from clsgen_dist.review.exchange import Format, write_as_rows
+from clsgen_dist.review.export import export
+from clsgen_dist.review.import_rows import import_rows, remember
+from clsgen_dist.review.store import Store
+from tests.review.review_rows import Clock, plain_rows, review_store
+
+TRAINED = Columns(verdict="verdict", chosen="chosen", rejected="rejected")
+
+
+def examples_of(path):
+    found = read_examples(str(path), columns=TRAINED, labels=None, max_bad_fraction=0, quarantine=None)
+    return {row.id: row for row in found.examples}
+
+
+@pytest.fixture
+def reviewed(tmp_path):
+    rows = [{**row, "site": "north", "issues": [{"code": "short"}]} for row in plain_rows(6)]
+    store = review_store(tmp_path, rows, clock=Clock())
+    store.decide("ada", 1, Answer(evidence=((4, 8),), seconds=3.5))
+    store.decide("ada", 2, Answer(explanations=("Spiculated margins.",)))
+    store.decide("ada", 3, Answer(is_rejected=True))
+    store.decide("ada", 4, Answer(label="malignant"))
+    store.decide("ada", 5, Answer(label="benign", explanations=("Smooth.", "Round.")))
+    store.set_note("bea", 3, "see 2")
+    return store
+
+
+def test_training_reads_what_was_accepted_and_rejected(reviewed, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert export(reviewed, out) == {"decided": 5, "undecided": 1}
+    rows = examples_of(out)
+    assert len(rows) == 6 and {row.text for row in rows.values()} == {row["text"] for row in plain_rows(6)}
+    judged = {name: (row.label, row.explanations, row.rejected) for name, row in rows.items()}
+    assert judged == {
+        "r1": ("malignant", ("Margins 1 are irregular.",), ()),
+        "r2": ("benign", ("Spiculated margins.",), ("Margins 2 are irregular.",)),
+        "r3": ("malignant", (), ("Margins 3 are irregular.",)),
+        "r4": ("malignant", (), ("Margins 4 are irregular.",)),
+        "r5": ("benign", ("Smooth.", "Round."), ("Margins 5 are irregular.",)),
+        "r6": ("benign", ("Margins 6 are irregular.",), ()),
+    }
+    assert rows["r1"].evidence == ((4, 8),)
+
+
+def test_the_export_says_who_decided_what_when(reviewed, tmp_path):
+    export(reviewed, tmp_path / "out.jsonl")
+    first, _, third, _, _, last = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first["site"] == "north" and first["issues"] == [{"code": "short"}]
+    provenance = {
+        "reviewer": "ada",
+        "time": "1970-01-12T13:46:40.000+00:00",
+        "decision": "accept",
+        "changed": ["evidence"],
+        "seconds": 3.5,
+    }
+    assert first["review"] == {
+        "status": "decided",
+        **provenance,
+        "notes": [],
+        "readings": [provenance | {"label": "malignant"}],
+    }
+    assert third["review"]["notes"] == [{"reviewer": "bea", "text": "see 2"}]
+    unchanged = {name: last[name] for name in ("id", "text", "label", "explanation", "site", "issues")}
+    assert unchanged == {**plain_rows(6)[5], "site": "north", "issues": [{"code": "short"}]}
+    assert last["verdict"] is None and last["review"]["status"] == "undecided"
+
+
+def test_rows_whose_readings_disagree_are_written_as_they_were(tmp_path):
+    store = review_store(tmp_path, plain_rows(4), second_reading=1.0)
+    for row in (1, 2, 3):
+        store.decide("ada", row, Answer())
+    store.decide("bea", 1, Answer(label="unclear"))
+    store.decide("bea", 2, Answer(explanations=("Better.",)))
+    assert export(store, tmp_path / "out.jsonl") == {"disputed": 1, "decided": 1, "partly_read": 1, "undecided": 1}
+    first, second, *_ = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (first["label"], first["verdict"], first["chosen"]) == ("malignant", None, [])
+    assert [(one["reviewer"], one["label"]) for one in first["review"]["readings"]] == [
+        ("ada", "malignant"),
+        ("bea", "unclear"),
+    ]
+    assert second["explanation"] == "Better." and second["review"]["reviewer"] == "bea"
+
+
+def test_what_a_row_had_before_is_kept(tmp_path):
+    rows = plain_rows(2)
+    for row in rows:
+        row |= {"review": {"status": "disputed"}, "verdict": "rejected", "odd": "\ud800"}
+    store = review_store(tmp_path, rows)
+    store.decide("ada", 1, Answer())
+    export(store, tmp_path / "out.jsonl")
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (first["verdict"], second["verdict"]) == ("accepted", "rejected")
+    assert first["review"]["earlier"] == {"status": "disputed"} and first["odd"] == "\ud800"
+
+
+def test_columns_keep_the_names_that_they_had(tmp_path):
+    source = tmp_path / "rows.csv"
+    source.write_text("key,body,class,why\n1,A mass.,odd,Because.\n")
+    columns = Columns(id="key", text="body", label="class", explanation="why")
+    store = Store(tmp_path / "s.sqlite")
+    remember(store, columns, None)
+    import_rows(store, str(source), columns)
+    store.decide("ada", 1, Answer(explanations=("So.",)))
+    export(store, tmp_path / "out.jsonl")
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert {name: row[name] for name in ("key", "body", "class", "why")} == {
+        "key": "1", "body": "A mass.", "class": "odd", "why": "So."
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Format.LABEL_STUDIO, Format.ARGILLA])
+def test_annotations_come_back_as_they_were_written(kind, reviewed, tmp_path):
+    reviewed.decide("bea", 6, Answer(evidence=((0, 3), (5, 9))))
+    export(reviewed, tmp_path / "out.json", kind)
+    assert write_as_rows(tmp_path / "out.json", kind, tmp_path / "back.jsonl") == 6
+    again = Store(tmp_path / "again.sqlite")
+    import_rows(again, str(tmp_path / "back.jsonl"), Columns())
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert "ada" in json.dumps(written[0]) and "completed_by" not in json.dumps(written)
+    for number in range(1, 7):
+        made = reviewed.standing(number, "ada") or reviewed.standing(number, "bea")
+        row = again.row(number)
+        assert (row.id, row.text) == (f"r{number}", reviewed.row(number).text)
+        assert (row.label, row.explanations, row.evidence) == (made.label, made.explanations, made.evidence)
+
+
+def test_a_label_studio_task_as_its_server_writes_it(tmp_path):
+    common = {"from_name": "x", "to_name": "text", "origin": "manual"}
+    other = {**common, "from_name": "quality", "type": "choices", "value": {"choices": ["good"]}}
+    task = {
+        "id": 17,
+        "data": {"body": "A 🙂 mass with irregular margins."},
+        "annotations": [
+            {"id": 1, "was_cancelled": True, "result": [{**common, "type": "choices", "value": {"choices": ["no"]}}]},
+            {
+                "id": 2,
+                "completed_by": 3,
+                "was_cancelled": False,
+                "result": [
+                    {**common, "type": "choices", "value": {"choices": ["yes"]}},
+                    other,
+                    {**common, "type": "textarea", "value": {"text": ["Irregular."]}},
+                    {**common, "type": "labels", "value": {"start": 14, "end": 23, "labels": ["Evidence"]}},
+                ],
+            },
+            {"id": 3, "was_cancelled": False, "result": []},
+        ],
+        "predictions": [],
+    }  # fmt: skip
+    (tmp_path / "t.json").write_text(json.dumps([task]))
+    write_as_rows(tmp_path / "t.json", Format.LABEL_STUDIO, tmp_path / "r.jsonl")
+    row = examples_of(tmp_path / "r.jsonl")["17"]
+    assert (row.label, row.explanations) == ("yes", ("Irregular.",))
+    assert [row.text[slice(*span)] for span in row.evidence] == ["irregular"]
+    assert json.loads((tmp_path / "r.jsonl").read_text())["annotations"] == [task["annotations"][2]]
+
+
+def test_an_argilla_record_without_answers_has_its_suggestions(tmp_path):
+    record = {
+        "id": "a-1",
+        "fields": {"text": "A mass."},
+        "metadata": {"site": "north"},
+        "suggestions": {"quality": {"value": "odd", "score": 0.7, "agent": "m"}, "why": {"value": "So."}},
+        "responses": {},
+        "vectors": {},
+    }
+    (tmp_path / "t.json").write_text(json.dumps([record]))
+    write_as_rows(tmp_path / "t.json", Format.ARGILLA, tmp_path / "r.jsonl")
+    row = json.loads((tmp_path / "r.jsonl").read_text())
+    assert row == {"site": "north", "id": "a-1", "text": "A mass.", "label": "odd", "explanations": ["So."]}
+
+
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", '[{"id": 1}]', '[{"data": {"a": "x", "b": "y"}}]'])
+def test_other_files_are_refused(content, tmp_path):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(DataError, match=r"t\.json"):
+        write_as_rows(tmp_path / "t.json", Format.LABEL_STUDIO, tmp_path / "r.jsonl")
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_a_store_without_rows_is_an_empty_list(tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+    export(store, tmp_path / "out.json", Format.ARGILLA)
+    assert json.loads((tmp_path / "out.json").read_text()) == []
