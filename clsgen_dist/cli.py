@@ -71,6 +71,9 @@ COMMANDS = {
         files="files",
     ),
     "data explain": Command("a language model writes the explanations that rows lack, within a budget", files="files"),
+    "data combine": Command(
+        "votes of annotators or labelling functions become labels with probabilities", files="files"
+    ),
     "data score": Command(
         "how hard each row is, by the recipe's scorers: distribution, extremes, plot",
         recipe=_RECIPE,

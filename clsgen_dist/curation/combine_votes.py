@@ -133,10 +133,11 @@ def _read_votes(
     reader, known, seen, rows = ClassNames(None), dict[str, int](), set[str](), 0
     row_V, voter_V, class_V = array("q"), array("q"), array("q")
     for line, record, _ in read_part(part, columns, every_column=True):
-        for index, column in enumerate(voters) if not isinstance(record, Fault) else ():
-            seen.update({column} & record.keys())
+        cells = {} if isinstance(record, Fault) else record
+        for index, column in enumerate(voters):
+            seen.update({column} & cells.keys())
             try:
-                name = reader.read(record.get(column), [])
+                name = reader.read(cells.get(column), [])
             except Fault as fault:
                 raise DataError(
                     f"{part.source}:{line}: the vote in {column}: {fault}; fix it, or leave it empty"

@@ -42,7 +42,8 @@ class Votes:
     @classmethod
     def of(cls, row_V: ArrayLike, voter_V: ArrayLike, class_V: ArrayLike, shape: tuple[int, int, int]) -> Votes:
         """From sequences of numbers; ``shape`` is rows, voters, classes."""
-        return cls(*(np.asarray(numbers, dtype=np.int64) for numbers in (row_V, voter_V, class_V)), *shape)
+        row, voter, said = (np.asarray(numbers, dtype=np.int64) for numbers in (row_V, voter_V, class_V))
+        return cls(row, voter, said, *shape)
 
     @property
     def per_row_N(self) -> Whole:

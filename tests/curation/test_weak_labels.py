@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clsgen_dist.cli import main
 from clsgen_dist.curation.combine_votes import combine_votes, label_cell
 from clsgen_dist.curation.weak_labels import Votes, dawid_skene, vote_shares
 from clsgen_dist.data.example import Columns
@@ -153,6 +154,17 @@ def test_shares_and_certain_labels(tmp_path: Path) -> None:
     assert labels[0] == pytest.approx({"yes": 2 / 3, "no": 1 / 3}, abs=1e-5) and labels[3].keys() == {"1", "no"}
     assert label_cell(np.array([0.9997, 0.0002, 0.0001]), ["a", "b", "c"]) == "a"
     assert label_cell(np.array([0.6, 0.3998, 0.0002]), ["a", "b", "c"]) == {"a": 0.60012, "b": 0.39988}
+
+
+def test_the_command_prints_what_it_thinks_of_each_voter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    votes, _ = simulated(300, seed=4)
+    output = tmp_path / "out.jsonl"
+    words = ["data", "combine", str(votes_file(tmp_path, votes)), "--voters", "[v0, v1, v2, v3, v4]"]
+    main([*words, "--abstain", "[-1]", "--output", str(output)])
+    printed = capsys.readouterr().out.splitlines()
+    own = int(((votes.voter_V == 0) & (votes.row_V != 1)).sum())
+    assert printed[1].split()[:2] == ["v0", str(own)]
+    assert len(output.read_text().splitlines()) == 301
 
 
 def test_wrong_columns_and_cells_are_named(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_answers_without_content_or_end_are_dropped(rows: Path, hostile: Hostile
         assert journal.get("k") == Answer("No end", "length", 3, 4)
 
 
-@pytest.mark.parametrize("content", ["None", "-", "['a', 'b']", "[1, 2", "nul \0 byte", "half \ud83d emoji"])
+@pytest.mark.parametrize("content", ["None", "-", "['a', 'b']", "['a' ... 'z']", "nul \0 byte", "half \ud83d emoji"])
 def test_what_the_reader_of_rows_would_reject_is_dropped(rows: Path, hostile: HostileServer, content: str) -> None:
     hostile.reply = lambda body: content if "note 3" in str(body) else "One [sic] sentence, as it is: 'fine'."
     report = explain(rows, hostile)
