@@ -38,6 +38,7 @@ def run(
     labels: list[str] | None = None,
     label_space: Literal["auto", "single", "multilabel", "ordinal"] = "auto",
     journal: str | None = None,
+    config: str | None = None,
 ) -> None:
     """Have a language model write explanations for labelled rows without any, and keep those that state the label.
 
@@ -67,11 +68,14 @@ def run(
         labels: All classes; none: those of the rows.
         label_space: What a row's label is, as in a recipe's data.label_space.
         journal: File of all answers, which a later run takes instead of asking again; none: OUTPUT.journal.
+        config: Recipe whose `curation` says which explanations are dropped; none: the defaults.
     """
+    from clsgen_dist.config import CurationSettings, parse_settings, resolve_path
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.reading.cells import class_name
     from clsgen_dist.errors import SettingsError
     from clsgen_dist.teacher.budget import Limits
+    from clsgen_dist.teacher.candidates import explanation_checks
     from clsgen_dist.teacher.explain import Explainer, TeacherSettings
     from clsgen_dist.teacher.explain_report import to_text
     from clsgen_dist.teacher.prompts import styles_of
@@ -100,4 +104,5 @@ def run(
         space=label_space,
         journal=Path(journal) if journal else None,
     )
-    print(to_text(Explainer(files[0], settings).run(Path(output)), output))
+    curation = parse_settings(["--config", str(resolve_path(config))]).curation if config else CurationSettings()
+    print(to_text(Explainer(files[0], settings, explanation_checks(curation)).run(Path(output)), output))

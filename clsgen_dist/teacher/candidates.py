@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
+from clsgen_dist.curation.explanation_checks import explanation_issues, severity
+from clsgen_dist.curation.issues import IssueCode
+from clsgen_dist.curation.settings import CurationSettings
 from clsgen_dist.data.example import Example
 from clsgen_dist.data.reading.cells import explanations_of
 from clsgen_dist.data.reading.rejection import Fault
@@ -21,6 +24,29 @@ from clsgen_dist.teacher.prompts import split_class_line
 
 FurtherChecks = Callable[[Example, str, ClassNames], Collection[str]]
 """Codes of what else is wrong with an explanation of a row, given the names of the classes."""
+
+
+_NOT_THE_TEACHERS = (IssueCode.LABEL_IN_TEXT, IssueCode.PERSONAL_DATA)
+"""Issues of a row's text, which no other explanation mends."""
+
+
+def explanation_checks(settings: CurationSettings) -> FurtherChecks:
+    """The checks of ``clsgen data gate``: codes of the issues for which it would reject a row, or have it reviewed."""
+
+    def check(row: Example, text: str, names: ClassNames) -> list[str]:
+        found = explanation_issues(
+            row.text,
+            text,
+            label=row.label,
+            names=names,
+            evidence=row.evidence,
+            counter_evidence=row.counter_evidence,
+            settings=settings,
+        )
+        grave = [issue.code for issue in found if severity(issue.code, settings) in ("reject", "review")]
+        return [code for code in grave if code not in _NOT_THE_TEACHERS]
+
+    return check
 
 
 class Drop(StrEnum):

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from clsgen_dist.cli import main
+from clsgen_dist.curation.settings import CurationSettings, SeveritySettings
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.ingest import read_examples
 from clsgen_dist.errors import DataError, ServerError, SettingsError
 from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.teacher import client
 from clsgen_dist.teacher.budget import Limits
+from clsgen_dist.teacher.candidates import explanation_checks
 from clsgen_dist.teacher.explain import Explainer, ExplainReport, TeacherSettings
 from clsgen_dist.teacher.explain_report import to_text
 from clsgen_dist.teacher.journal import Answer, Journal
@@ -91,6 +93,19 @@ def test_the_server_says_how_long_to_wait(rows: Path, hostile: HostileServer, qu
     assert explain(rows, hostile).explained == 1
     first, second = (b - a for a, b in zip(hostile.times, hostile.times[1:], strict=False))
     assert 1.0 <= first < 1.9 and 0.3 <= second < 0.95
+
+
+def test_answers_that_the_gate_would_not_keep_are_dropped(rows: Path, hostile: HostileServer) -> None:
+    hostile.reply = lambda body: (
+        f"It is a {label_told(body)} " + ("of 99 kg." if "note 3" in row_of(body)["text"] else "who purrs.")
+    )
+    checks = explanation_checks(CurationSettings())
+    asked = TeacherSettings(url=hostile.url, model="big", timeout=5)
+    report = Explainer(str(rows), asked, checks).run(rows.with_name("out.jsonl"))
+    assert dict(report.dropped) == {"ungrounded-number": 1} and report.explained == 8
+    off = CurationSettings(severity=SeveritySettings(ungrounded_number="note"))
+    report = Explainer(str(rows), asked, explanation_checks(off)).run(rows.with_name("other.jsonl"))
+    assert not report.dropped and report.explained == 9
 
 
 def test_waits_are_random_and_double(monkeypatch: pytest.MonkeyPatch, rows: Path, hostile: HostileServer) -> None:
