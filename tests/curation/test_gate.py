@@ -156,7 +156,7 @@ def test_awkward_files_add_up_to_the_input(tmp_path, name, is_compressed):
     where=st.lists(st.sampled_from(list(Destination)), min_size=12, max_size=12),
     name=st.sampled_from(["rows.jsonl", "rows.csv", "rows.TSV"]),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_lines_with_any_destinations_add_up(tmp_path, lines, ends, is_last_ended, starts, where, name):
     data = b"".join(line + end for line, end in zip(lines, ends, strict=False))
     data = data if is_last_ended else data.rstrip(b"\r\n")
@@ -174,7 +174,7 @@ def test_lines_with_any_destinations_add_up(tmp_path, lines, ends, is_last_ended
     st.sampled_from(["rows.jsonl", "rows.csv"]),
     st.lists(st.sampled_from(list(Destination)), min_size=40, max_size=40),
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_reader_takes_for_rows_adds_up(tmp_path, pieces, name, where):
     path = tmp_path / name
     path.write_bytes((b"text,label\n" if name == "rows.csv" else b'{"text": "first"}\n') + b"".join(pieces))
@@ -191,17 +191,17 @@ def test_parquet_rows_keep_columns_types_and_order(tmp_path, monkeypatch):
     import pyarrow
     import pyarrow.parquet
 
-    monkeypatch.setattr(gate_files, "_PARQUET_ROWS", 500)
-    rows = [{**row, "size": number, "tags": [str(number)]} for number, row in enumerate(faulty_rows() * 30)]
+    monkeypatch.setattr(gate_files, "_PARQUET_ROWS", 250)
+    rows = [{**row, "size": number, "tags": [str(number)]} for number, row in enumerate(faulty_rows() * 15)]
     for number, row in enumerate(rows):
         row["id"] = f"p{number}"
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"by": "us"})
-    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=700)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=330)
     off = SeveritySettings(boilerplate="off", label_error="off", copies_input="reject")
     summary = run_gate(tmp_path / "rows.parquet", tmp_path / "out", settings=CurationSettings(severity=off))
     files = {to: pyarrow.parquet.read_table(tmp_path / f"out/{to}.parquet") for to in Destination}
     assert {to: len(file) for to, file in files.items()} == summary.rows
-    assert files[Destination.REVIEW].column("size").to_pylist() == [40 * round_ + 7 for round_ in range(30)]
+    assert files[Destination.REVIEW].column("size").to_pylist() == [40 * round_ + 7 for round_ in range(15)]
     assert all(file.schema.equals(table.schema) for file in files.values())
     restore(tmp_path / "out", tmp_path / "again.parquet")
     assert pyarrow.parquet.read_table(tmp_path / "again.parquet").equals(table)
