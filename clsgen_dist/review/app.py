@@ -131,9 +131,7 @@ def create_app(
 class _Pages:
     """The routes of one application."""
 
-    def __init__(
-        self, views: Views, store: Store, guard: CookieGuard, reviewer: str | None, cookies: Cookies
-    ) -> None:
+    def __init__(self, views: Views, store: Store, guard: CookieGuard, reviewer: str | None, cookies: Cookies) -> None:
         self._views, self._store, self._guard, self._reviewer = views, store, guard, reviewer
         self._cookies = cookies
 

@@ -32,7 +32,6 @@ from clsgen_dist.io.files import atomic_file, writing
 from clsgen_dist.review.decision import Decision, ReviewRow, Spans
 from clsgen_dist.review.overview import Read
 
-
 _REVIEWERS = uuid.UUID("7b0c3c1e-5d0f-4b41-9d5e-1f6a1f0f2a11")
 """Namespace of the ids that stand for reviewers."""
 

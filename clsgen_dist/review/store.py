@@ -183,9 +183,7 @@ class Store:
 
     # --- decisions -------------------------------------------------------------------------------------------------
 
-    def decide(
-        self, reviewer: str, number: int, answer: Answer, key: str | None = None, browser: str = ""
-    ) -> Decision:
+    def decide(self, reviewer: str, number: int, answer: Answer, key: str | None = None, browser: str = "") -> Decision:
         """Record a decision; on disk when this returns.
 
         Args:
