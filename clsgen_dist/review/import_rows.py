@@ -3,7 +3,7 @@
 A row that cannot be read is no row to review: it is listed with file, line and reason in a file beside the store.
 Labels are not checked against the label space, since a wrong one is for a reviewer to change.
 
-Cost: one pass; about 5,000 rows per second, most of it SQLite's.
+Cost: two passes in step, with every id in memory; 50,000 short rows in 47 s and 27 MB, on 2 cores with a load of 6.
 """
 
 from __future__ import annotations

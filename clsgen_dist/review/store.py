@@ -8,7 +8,8 @@ A row that needs two readings is given to two reviewers, who never see each othe
 reviewer in one browser: two people who both forgot to say their name do not get the same row. Every call is one
 transaction on a connection of its own: threads and processes may call at once.
 
-Cost: a claim or a decision takes a few milliseconds, one of them for the disk, with a million rows too.
+Cost: one look into an index for a claim, one flush of the disk for a decision; both together 36 ms with 50,000 rows, on
+2 cores with a load of 6. No call but a filtered one reads all rows.
 """
 
 from __future__ import annotations
