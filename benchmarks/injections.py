@@ -1,6 +1,6 @@
 """How far a text inside a row moves the decision and the explanation: prompt injections beside neutral text.
 
-    python benchmarks/injections.py --model MODEL --rows ROWS.jsonl                     # 30 rows: about an hour on 2 CPU cores
+    python benchmarks/injections.py --model MODEL --rows ROWS.jsonl                     # 30 rows: about an hour
     python benchmarks/injections.py --model MODEL --rows ROWS.jsonl --sample 4 --explained 2    # smoke test
 
 Each text of tests/security/injections.jsonl goes before, into and after each sampled row, and asks for the class that
