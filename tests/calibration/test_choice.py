@@ -14,6 +14,10 @@ from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.evaluation.calibration_error import nll
 from tests.calibration.synthetic import SPACES, binary_rows, distorted_rows, multilabel_rows, single_rows
 
+MOSTLY_LONG = pytest.mark.parametrize(
+    "space", [s if s == "binary" else pytest.param(s, marks=pytest.mark.long) for s in SPACES]
+)
+
 
 def _scores(comparison):
     return {scores.method: scores for scores in comparison.measured}
@@ -73,7 +77,7 @@ def test_classes_taken_for_each_other_need_dirichlet():
     assert choose(seen, labels)[1].method == "dirichlet"
 
 
-@pytest.mark.parametrize("space", [s if s == "binary" else pytest.param(s, marks=pytest.mark.long) for s in SPACES])
+@MOSTLY_LONG
 def test_the_order_of_the_rows_changes_nothing(space):
     logits, labels, kind = distorted_rows(space, 250)
     order = np.random.default_rng(1).permutation(len(logits))
@@ -91,7 +95,7 @@ def test_ten_rows_are_enough_and_the_rest_is_said_to_need_more(space):
     assert comparison.left_out["beta"] == 30 and np.isfinite(calibration.probabilities(logits)).all()
 
 
-@pytest.mark.parametrize("space", SPACES)
+@MOSTLY_LONG
 def test_the_choice_is_never_worse_than_raw_on_the_rows_it_is_made_by(space):
     for seed in range(4):
         logits, labels, kind = distorted_rows(space, 60, seed, factor=1.2, shift=0.1)

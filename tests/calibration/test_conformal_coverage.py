@@ -26,7 +26,7 @@ def judged(labels, right, sets, kind, conditional):
 
 
 @pytest.mark.parametrize("conditional", [False, True], ids=["on average", "of one class"])
-@pytest.mark.parametrize("coverage", [0.8, 0.95])
+@pytest.mark.parametrize("coverage", [0.8, pytest.param(0.95, marks=pytest.mark.long)])
 @pytest.mark.parametrize("space", SPACES)
 def test_coverage_lies_in_its_band_as_often_as_the_band_says(space, coverage, conditional):
     inside, expected, shares = 0, [], []

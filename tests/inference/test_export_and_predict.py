@@ -40,6 +40,9 @@ def exported(request, train, tiny_backbone, tiny_untied, tmp_path_factory):
     return output / "run", output / "model"
 
 
+one_export = pytest.mark.parametrize("exported", ["full, untied"], indirect=True)
+
+
 def test_the_export_opens_in_plain_transformers_without_this_project(exported, tmp_path):
     """In a process that never imports clsgen_dist: weights load whole, and text comes out."""
     script = """
@@ -71,6 +74,7 @@ def test_the_export_is_sharded_and_has_no_empty_tensors(exported):
             assert all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
 
 
+@one_export
 def test_an_interpolation_goes_part_of_the_way_from_the_backbone(exported, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -108,6 +112,7 @@ def test_probabilities_and_explanations_equal_plain_transformers_one_by_one(expo
     assert batched[1].truncated and not batched[0].truncated
 
 
+@one_export
 def test_a_tampered_head_is_refused(exported, tmp_path):
     import shutil
 
@@ -127,6 +132,7 @@ def test_a_tampered_head_is_refused(exported, tmp_path):
         Predictor(folder)
 
 
+@one_export
 def test_verification_that_fails_once_is_repeated_and_logged(exported, tmp_path, monkeypatch, caplog):
     from clsgen_dist.hf_export import export as module
 
@@ -151,6 +157,7 @@ def test_verification_that_fails_once_is_repeated_and_logged(exported, tmp_path,
     assert verified.getMessage().startswith("verified by reloading")
 
 
+@one_export
 def test_an_export_that_differs_from_the_trained_model_is_refused(exported, tmp_path):
     """The canary's losses in the marker are the training engine's: verification fails once they are changed."""
     import shutil
@@ -167,6 +174,7 @@ def test_an_export_that_differs_from_the_trained_model_is_refused(exported, tmp_
     assert not list(tmp_path.glob(".*partial"))
 
 
+@one_export
 def test_verification_allows_what_16_bit_rounding_does_to_large_logits(exported, tmp_path):
     """With logits of some hundred, bf16 moves a loss by more than the usual tolerance; a wrong loss is refused."""
     import shutil
@@ -193,6 +201,7 @@ def test_verification_allows_what_16_bit_rounding_does_to_large_logits(exported,
         verify.verify_canary(folder, trained)
 
 
+@one_export
 def test_predict_calibrate_and_evaluate_by_command(exported, run_command, tmp_path):
     model = str(exported[1])
     rows = [
@@ -267,9 +276,6 @@ def held_out(exported, tmp_path):
         return str(path)
 
     return write
-
-
-one_export = pytest.mark.parametrize("exported", ["full, untied"], indirect=True)
 
 
 @one_export

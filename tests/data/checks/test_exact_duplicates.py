@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from clsgen_dist.training.check_files import check_files
 from tests.data.checks.planted import findings_of, lines_of, make_rows, write_rows
 
@@ -80,6 +82,7 @@ def test_many_identical_rows_are_all_counted_quickly(train):
     assert found["label-conflict"].count == 20_000
 
 
+@pytest.mark.long
 def test_the_real_sets_raise_no_false_alarm(shared_data):
     errors = {}
     for name in ("comve", "pubmedqa", "hatecheck", "contractnli"):
