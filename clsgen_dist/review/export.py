@@ -7,8 +7,9 @@ Explanations that a reviewer rejected or replaced leave their column. Beside the
     review     status (undecided, partly_read, decided, disputed), reviewer, time, decision, changed, seconds, notes,
                readings
 
-So the file trains on nothing that was rejected, and ``clsgen data explain`` finds what lacks an explanation now. A row whose readings disagree is written as it
-was: what it should be is for people to settle. What the record had in ``review`` is kept in ``review.earlier``.
+So the file trains on nothing that was rejected, and ``clsgen data explain`` finds what lacks an explanation now. A row
+whose readings disagree is written as it was: what it should be is for people to settle. What the record had in
+``review`` is kept in ``review.earlier``.
 
 Cost: one pass, one row in memory at a time, and all decisions.
 """

@@ -207,7 +207,14 @@ def test_a_gates_reasons_are_the_issues_of_its_rows(tmp_path):
     rows.insert(3, {"id": "broken", "text": ""})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = CurationSettings(min_words=1)
-    gate(str(tmp_path / "rows.jsonl"), tmp_path / "gated", columns=Columns(), labels=None, space="auto", settings=settings)
+    gate(
+        str(tmp_path / "rows.jsonl"),
+        tmp_path / "gated",
+        columns=Columns(),
+        labels=None,
+        space="auto",
+        settings=settings,
+    )
     store = Store(tmp_path / "s.sqlite")
     import_rows(store, str(tmp_path / "gated" / "review.jsonl"), Columns())
     found = {store.row(n).id: store.row(n).issues for n in (1, 2)}
