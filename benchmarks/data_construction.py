@@ -90,8 +90,8 @@ class Planted:
 class Tools:
     """How the steps are run; the tests put faster ways here."""
 
-    clsgen: Callable[[Sequence[str]], str]
-    """Runs a command; returns what it printed."""
+    clsgen: Callable[..., None]
+    """``clsgen(words, check=True)`` runs a command; unless ``check`` is false, a status other than 0 is an error."""
     train: Callable[[Sequence[str]], None]
     """Trains with these flags."""
     browser: Any
@@ -103,6 +103,8 @@ class Outcome:
     """What became of the planted faults, and of the models."""
 
     planted: list[Planted]
+    findings: set[str]
+    """Codes of what the check of the file found."""
     issues: dict[str, set[str]]
     """By row id, what the gate found."""
     decisions: Counter[str]
@@ -167,9 +169,8 @@ def construct(folder: Path, tools: Tools, flags: Sequence[str], *, test_rows: in
     test = write(folder / "test.jsonl", splits["test"].rows[:test_rows])
 
     before = _model(folder / "before", raw, folder, tools, flags)
-    tools.clsgen(
-        ["data", "check", str(raw), "--report", str(folder / "check.html"), "--json", str(folder / "check.json")]
-    )
+    page, findings = folder / "check.html", folder / "check.json"
+    tools.clsgen(["data", "check", str(raw), "--report", str(page), "--json", str(findings)], check=False)
     gated = folder / "gated"
     tools.clsgen(["data", "gate", str(raw), "--output", str(gated), "--curation.severity.label_in_text", "reject"])
     issues = {row["id"]: {issue["code"] for issue in row["issues"]} for row in read(gated / "reasons.jsonl")}
@@ -187,6 +188,7 @@ def construct(folder: Path, tools: Tools, flags: Sequence[str], *, test_rows: in
     after = _model(folder / "after", explained, folder, tools, flags)
     return Outcome(
         planted,
+        {one["finding"] for one in json.loads(findings.read_text())["findings"]},
         issues,
         decisions,
         {row["id"]: row for row in read(explained)},
@@ -367,9 +369,9 @@ def _chromium(folder: Path) -> Any:
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
 
 
-def _run(command: Sequence[str]) -> str:
+def _run(command: Sequence[str], check: bool = True) -> None:
     print("--", " ".join(command[1:]), flush=True)
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    subprocess.run(command, check=check)
 
 
 def _train(flags: Sequence[str]) -> None:
@@ -386,7 +388,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True)
     browser = _chromium(arguments.output)
     try:
-        tools = Tools(lambda words: _run([*_COMMAND, *words]), _train, browser)
+        tools = Tools(lambda words, check=True: _run([*_COMMAND, *words], check), _train, browser)
         outcome = construct(arguments.output.resolve(), tools, ["--seed", str(arguments.seed)])
     finally:
         browser.quit()

@@ -23,8 +23,12 @@ def outcome(tmp_path_factory, run_command, ranks, recipe, browser):
         tiny = recipe(folder / "unused", train__max_steps=4, train__batch_size=8)
         assert ranks([*tiny, *flags], ranks=1, timeout=300).status == [0]
 
-    tools = steps.Tools(lambda words: run_command("clsgen", *words).stdout, train, browser)
+    tools = steps.Tools(lambda words, check=True: run_command("clsgen", *words, check=check), train, browser)
     return steps.construct(folder, tools, [], test_rows=24)
+
+
+def test_the_check_of_the_file_names_each_kind_of_fault(outcome):
+    assert outcome.findings >= {*steps.CODES.values(), "partly-explained"}
 
 
 def test_what_the_gate_found_of_each_planted_fault(outcome):
