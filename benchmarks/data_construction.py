@@ -214,10 +214,15 @@ def review(rows: Path, folder: Path, browser: Any, truth: dict[str, Planted]) ->
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
+    select_all = "Ctrl+A"
+
     def press(keys: Sequence[str]) -> None:
         chain = ActionChains(browser, duration=0)
         for key in keys:
-            chain.send_keys(key)
+            if key == select_all:
+                chain.key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL)
+            else:
+                chain.send_keys(key)
         chain.perform()
 
     def shown() -> str:
@@ -246,7 +251,7 @@ def review(rows: Path, folder: Path, browser: Any, truth: dict[str, Planted]) ->
                 press("a")
             elif row.fault == Fault.OTHER_CLASS:
                 made["mend"] += 1
-                press(["e", Keys.CONTROL + "a" + Keys.NULL, row.good["explanation"], Keys.ESCAPE, "a"])
+                press(["e", select_all, row.good["explanation"], Keys.ESCAPE, "a"])
             else:
                 made["reject"] += 1
                 press("r")
