@@ -176,6 +176,16 @@ def restore(folder: Path, output: Path) -> None:
                 )
 
 
+def gated_issues(file: Path) -> Iterator[list[dict[str, str]]] | None:
+    """What a gate found in each row of a file that it wrote: code, severity and detail; None for any other file."""
+    folder = file.parent
+    if not (folder / SUMMARY).is_file() or not (folder / REASONS).is_file():
+        return None
+    suffix = GateSummary.read(folder).suffix
+    here = next((to for to in Destination if gate_file(folder, to, suffix) == file), None)
+    return None if here is None else (issues for _, to, issues in _reasons(folder) if to == here)
+
+
 def _restore_parquet(folder: Path, output: Path, summary: GateSummary) -> None:
     import pyarrow.parquet
 
@@ -233,14 +243,19 @@ def _destination(severities: set[str]) -> Destination:
 
 def _placed(folder: Path) -> Iterator[Placed]:
     """Lines and destinations of the rows, as the reasons have them."""
+    return ((line, to) for line, to, _ in _reasons(folder))
+
+
+def _reasons(folder: Path) -> Iterator[tuple[int, Destination, list[dict[str, str]]]]:
+    """Line, destination and issues of each row."""
     with (folder / REASONS).open(encoding="ascii") as file:
         for line in file:
             try:
                 fields = json.loads(line)
-                placed = int(fields["line"]), Destination(fields["where"])
+                found = int(fields["line"]), Destination(fields["where"]), list(fields["issues"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{folder / REASONS} is damaged ({error}); run the gate again") from error
-            yield placed
+            yield found
 
 
 def _sha256(file: Path) -> str:

@@ -1,15 +1,15 @@
 """Decisions back into rows: JSON lines with the original record, what was changed, and who decided what when.
 
-Beside the record's own columns a row gets
+Explanations that a reviewer rejected or replaced leave their column. Beside the record's own columns a row gets
 
-    verdict    accepted or rejected, of its explanations; null where nobody decided, or readings disagree
     chosen     explanations that a reviewer accepted or wrote
-    rejected   explanations that a reviewer rejected or replaced
+    rejected   explanations that a reviewer rejected or replaced, for ``--data.columns.rejected rejected``
     review     status (undecided, partly_read, decided, disputed), reviewer, time, decision, changed, seconds, notes,
                readings
 
-which training reads with ``--data.columns.verdict verdict``, and so on. A row whose readings disagree is written as it
-was: what it should be is for people to settle. What the record had in ``review`` is kept in ``review.earlier``.
+So the file trains on nothing that was rejected, and ``clsgen data explain`` finds what lacks an explanation now. A row
+whose readings disagree is written as it was: what it should be is for people to settle. What the record had in
+``review`` is kept in ``review.earlier``.
 
 Cost: one pass, one row in memory at a time, and all decisions.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist.io.files import atomic_file, writing
-from clsgen_dist.review.decision import Decision, Verdict, judged
+from clsgen_dist.review.decision import Decision, ReviewRow, judged
 from clsgen_dist.review.exchange import Format, to_argilla, to_label_studio
 from clsgen_dist.review.import_rows import columns_of
 from clsgen_dist.review.overview import Read, all_rows
@@ -66,14 +66,13 @@ def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
     """A row's record with its decision."""
     record: dict[str, Any] = json.loads(read.record)
     made = read.outcome
-    for name, empty in (("verdict", None), ("chosen", []), ("rejected", []), (columns["id"], read.row.id)):
+    for name, empty in (("chosen", []), ("rejected", []), (columns["id"], read.row.id)):
         record.setdefault(name, empty)
     earlier = record.get("review")
     if made is not None:
-        _change(record, made, columns)
         chosen, rejected = judged(read.row, made)
-        is_bad = made.verdict == Verdict.REJECT or (bool(rejected) and not chosen)
-        record |= {"verdict": "rejected" if is_bad else "accepted", "chosen": list(chosen), "rejected": list(rejected)}
+        _change(record, read.row, made, chosen, columns)
+        record |= {"chosen": list(chosen), "rejected": list(rejected)}
     record["review"] = {
         "status": str(read.status),
         **(_provenance(made) if made is not None else {}),
@@ -84,17 +83,19 @@ def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
     return record
 
 
-def _change(record: dict[str, Any], made: Decision, columns: dict[str, str]) -> None:
-    """Write into a record what a decision changed."""
+def _change(
+    record: dict[str, Any], row: ReviewRow, made: Decision, chosen: tuple[str, ...], columns: dict[str, str]
+) -> None:
+    """Write into a record what a decision changed, with the explanations that were chosen."""
     if "label" in made.changed:
         record[columns["label"]] = made.label
-    if "explanations" in made.changed:
+    if chosen != row.explanations:
         had_list = record.pop(columns["explanations"], None) is not None
         record.pop(columns["explanation"], None)
-        if had_list or len(made.explanations) > 1:
-            record[columns["explanations"]] = list(made.explanations)
+        if had_list or len(chosen) > 1:
+            record[columns["explanations"]] = list(chosen)
         else:
-            record[columns["explanation"]] = next(iter(made.explanations), None)
+            record[columns["explanation"]] = next(iter(chosen), None)
     if "evidence" in made.changed:
         record[columns["evidence"]] = [list(span) for span in made.evidence]
 

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from clsgen_dist.curation.gate import gate
+from clsgen_dist.curation.settings import CurationSettings
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.ingest import read_examples
 from clsgen_dist.errors import DataError
@@ -16,11 +18,11 @@ from clsgen_dist.review.import_rows import import_rows, remember
 from clsgen_dist.review.store import Store
 from tests.review.review_rows import Clock, plain_rows, review_store
 
-TRAINED = Columns(verdict="verdict", chosen="chosen", rejected="rejected")
+TRAINED = Columns(rejected="rejected")
 
 
-def examples_of(path):
-    found = read_examples(str(path), columns=TRAINED, labels=None, max_bad_fraction=0, quarantine=None)
+def examples_of(path, columns=TRAINED):
+    found = read_examples(str(path), columns=columns, labels=None, max_bad_fraction=0, quarantine=None)
     return {row.id: row for row in found.examples}
 
 
@@ -52,6 +54,8 @@ def test_training_reads_what_was_accepted_and_rejected(reviewed, tmp_path):
         "r6": ("benign", ("Margins 6 are irregular.",), ()),
     }
     assert rows["r1"].evidence == ((4, 8),)
+    plain = examples_of(out, Columns())
+    assert {name: row.explanations for name, row in plain.items()} == {name: of[1] for name, of in judged.items()}
 
 
 def test_the_export_says_who_decided_what_when(reviewed, tmp_path):
@@ -74,7 +78,7 @@ def test_the_export_says_who_decided_what_when(reviewed, tmp_path):
     assert third["review"]["notes"] == [{"reviewer": "bea", "text": "see 2"}]
     unchanged = {name: last[name] for name in ("id", "text", "label", "explanation", "site", "issues")}
     assert unchanged == {**plain_rows(6)[5], "site": "north", "issues": [{"code": "short"}]}
-    assert last["verdict"] is None and last["review"]["status"] == "undecided"
+    assert (last["chosen"], last["rejected"], last["review"]["status"]) == ([], [], "undecided")
 
 
 def test_rows_whose_readings_disagree_are_written_as_they_were(tmp_path):
@@ -85,7 +89,7 @@ def test_rows_whose_readings_disagree_are_written_as_they_were(tmp_path):
     store.decide("bea", 2, Answer(explanations=("Better.",)))
     assert export(store, tmp_path / "out.jsonl") == {"disputed": 1, "decided": 1, "partly_read": 1, "undecided": 1}
     first, second, *_ = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert (first["label"], first["verdict"], first["chosen"]) == ("malignant", None, [])
+    assert (first["label"], first["chosen"], first["rejected"]) == ("malignant", [], [])
     assert [(one["reviewer"], one["label"]) for one in first["review"]["readings"]] == [
         ("ada", "malignant"),
         ("bea", "unclear"),
@@ -96,12 +100,12 @@ def test_rows_whose_readings_disagree_are_written_as_they_were(tmp_path):
 def test_what_a_row_had_before_is_kept(tmp_path):
     rows = plain_rows(2)
     for row in rows:
-        row |= {"review": {"status": "disputed"}, "verdict": "rejected", "odd": "\ud800"}
+        row |= {"review": {"status": "disputed"}, "verdict": "spam", "odd": "\ud800"}
     store = review_store(tmp_path, rows)
     store.decide("ada", 1, Answer())
     export(store, tmp_path / "out.jsonl")
     first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert (first["verdict"], second["verdict"]) == ("accepted", "rejected")
+    assert (first["verdict"], second["verdict"]) == ("spam", "spam")
     assert first["review"]["earlier"] == {"status": "disputed"} and first["odd"] == "\ud800"
 
 
@@ -194,3 +198,31 @@ def test_a_store_without_rows_is_an_empty_list(tmp_path):
     store = Store(tmp_path / "s.sqlite")
     export(store, tmp_path / "out.json", Format.ARGILLA)
     assert json.loads((tmp_path / "out.json").read_text()) == []
+
+
+def test_a_gates_reasons_are_the_issues_of_its_rows(tmp_path):
+    rows = plain_rows(6)
+    rows[1]["explanation"] = "The mass is 77 mm wide, with irregular margins."
+    rows[4]["explanation"] = "It is benign: margins are irregular."
+    rows.insert(3, {"id": "broken", "text": ""})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = CurationSettings(min_words=1)
+    gate(
+        str(tmp_path / "rows.jsonl"),
+        tmp_path / "gated",
+        columns=Columns(),
+        labels=None,
+        space="auto",
+        settings=settings,
+    )
+    store = Store(tmp_path / "s.sqlite")
+    import_rows(store, str(tmp_path / "gated" / "review.jsonl"), Columns())
+    found = {store.row(n).id: store.row(n).issues for n in (1, 2)}
+    assert {name: [one.code for one in of] for name, of in found.items()} == {
+        "r2": ["ungrounded-number"], "r5": ["names-other-class"]
+    }  # fmt: skip
+    assert "77" in found["r2"][0].detail
+    with (tmp_path / "gated" / "review.jsonl").open("a") as file:
+        file.write(json.dumps(rows[0]) + "\n")
+    with pytest.raises(DataError, match="changed after the gate; move it"):
+        import_rows(Store(tmp_path / "t.sqlite"), str(tmp_path / "gated" / "review.jsonl"), Columns())
