@@ -5,11 +5,11 @@ Beside the record's own columns a row gets
     verdict    accepted or rejected, of its explanations; null where nobody decided, or readings disagree
     chosen     explanations that a reviewer accepted or wrote
     rejected   explanations that a reviewer rejected or replaced
-    review     status (undecided, partly_read, decided, disputed), reviewer, time, decision, changed, seconds, notes,
-               readings
+    review     status (undecided, partly_read, decided, disputed, settled), reviewer, time, decision, changed, seconds,
+               notes, readings
 
 which training reads with ``--data.columns.verdict verdict``, and so on. A row whose readings disagree is written as it
-was: what it should be is for people to settle. What the record had in ``review`` is kept in ``review.earlier``.
+was until a third person has settled it. What the record had in ``review`` is kept in ``review.earlier``.
 
 Cost: one pass, one row in memory at a time, and all decisions.
 """
@@ -19,11 +19,12 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from clsgen_dist.io.files import atomic_file, writing
+from clsgen_dist.review.classes import label_cell
 from clsgen_dist.review.decision import Decision, Verdict, judged
 from clsgen_dist.review.exchange import Format, to_argilla, to_label_studio
 from clsgen_dist.review.import_rows import columns_of
@@ -57,20 +58,20 @@ def export(store: Store, path: Path, kind: Format = Format.ROWS) -> Counter[str]
 
 def exported_rows(store: Store) -> Iterator[tuple[Read, dict[str, Any]]]:
     """Each row of a store with its record as the export writes it."""
-    columns = columns_of(store)
+    columns, labels = columns_of(store), store.labels()
     for read in all_rows(store):
-        yield read, exported(read, columns)
+        yield read, exported(read, columns, labels)
 
 
-def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
-    """A row's record with its decision."""
+def exported(read: Read, columns: dict[str, str], labels: Sequence[str]) -> dict[str, Any]:
+    """A row's record with its decision; ``labels`` are all classes, which a multi-label cell may have to name."""
     record: dict[str, Any] = json.loads(read.record)
     made = read.outcome
     for name, empty in (("verdict", None), ("chosen", []), ("rejected", []), (columns["id"], read.row.id)):
         record.setdefault(name, empty)
     earlier = record.get("review")
     if made is not None:
-        _change(record, made, columns)
+        _change(record, made, columns, labels)
         chosen, rejected = judged(read.row, made)
         is_bad = made.verdict == Verdict.REJECT or (bool(rejected) and not chosen)
         record |= {"verdict": "rejected" if is_bad else "accepted", "chosen": list(chosen), "rejected": list(rejected)}
@@ -78,16 +79,16 @@ def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
         "status": str(read.status),
         **(_provenance(made) if made is not None else {}),
         "notes": [{"reviewer": name, "text": text} for name, text in read.notes],
-        "readings": [_provenance(one) | {"label": one.label} for one in read.decisions],
+        "readings": [_provenance(one) | {"label": label_cell(one.label, one.answers, labels)} for one in read.readings],
         **({} if earlier is None else {"earlier": earlier}),
     }
     return record
 
 
-def _change(record: dict[str, Any], made: Decision, columns: dict[str, str]) -> None:
+def _change(record: dict[str, Any], made: Decision, columns: dict[str, str], labels: Sequence[str]) -> None:
     """Write into a record what a decision changed."""
     if "label" in made.changed:
-        record[columns["label"]] = made.label
+        record[columns["label"]] = label_cell(made.label, made.answers, labels)
     if "explanations" in made.changed:
         had_list = record.pop(columns["explanations"], None) is not None
         record.pop(columns["explanation"], None)
@@ -95,8 +96,9 @@ def _change(record: dict[str, Any], made: Decision, columns: dict[str, str]) -> 
             record[columns["explanations"]] = list(made.explanations)
         else:
             record[columns["explanation"]] = next(iter(made.explanations), None)
-    if "evidence" in made.changed:
-        record[columns["evidence"]] = [list(span) for span in made.evidence]
+    for name, spans in (("evidence", made.evidence), ("counter_evidence", made.counter_evidence)):
+        if name in made.changed:
+            record[columns[name]] = [list(span) for span in spans]
 
 
 def _provenance(made: Decision) -> dict[str, Any]:
