@@ -20,6 +20,7 @@ import datetime as dt
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def export(store: Store, path: Path, kind: Format = Format.ROWS) -> Counter[str]
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 counts[read.status] += 1
         else:
-            convert = to_label_studio if kind == Format.LABEL_STUDIO else to_argilla
+            labels = store.labels()
+            convert = partial(to_label_studio, labels=labels) if kind == Format.LABEL_STUDIO else to_argilla
             separator = "[\n"
             for read in all_rows(store):
                 file.write(separator + json.dumps(convert(read), ensure_ascii=False))

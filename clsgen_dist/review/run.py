@@ -53,7 +53,7 @@ def fill(files: Sequence[str], options: ReviewOptions) -> Store:
         source = file
         if not are_rows:
             converted = beside(store, f"{Path(file).stem}.jsonl")
-            write_as_rows(Path(file), Format(options.layout), converted)
+            write_as_rows(Path(file), Format(options.layout), converted, options.space)
             source = str(converted)
         _remember_source(store, file)
         logger.info("%s: %s", file, import_rows(store, source, columns, options.second_reading, options.space))
