@@ -185,7 +185,7 @@ def class_choices(
     before, now = by_class(row.answers, labels), by_class(held.answers, labels)
     lines = []
     for name, value in now.items():
-        choices: list[tuple[float | None, str]] = [(1.0, "yes"), (0.0, "no"), (None, "not known")]
+        choices: list[tuple[float | None, str]] = [(1.0, "yes"), (0.0, "no"), (None, "unknown")]
         for share in dict.fromkeys((before.get(name), value)):
             if share is not None and share not in (0, 1):
                 choices.append((share, f"{_number(share * 100)} %"))

@@ -53,7 +53,7 @@ def test_rows_of_several_labels_say_of_each_class_yes_no_a_probability_or_not_kn
     third = several.row(3)
     assert class_choices(third, third, labels)[1] == (
         "fever",
-        [("1.0", "yes", False), ("0.0", "no", False), ("", "not known", False), ("0.3", "30 %", True)],
+        [("1.0", "yes", False), ("0.0", "no", False), ("", "unknown", False), ("0.3", "30 %", True)],
     )
     assert {one.row.id for one in listed(several, "ada", Filter(label="fever"))[0]} == {"r1"}
     assert several.claim("ada", Filter(label="cough")).id == "r1"

@@ -38,12 +38,12 @@ def test_several_labels_are_changed_by_keyboard(opened, tmp_path):
     assert page.text("save-word") == "Save new label" and page.text("label-before") == "The row says: cough, fever."
     page.press("a")
     page.wait_row("r2")
-    assert set(answered(page).values()) == {"not known"}
+    assert set(answered(page).values()) == {"unknown"}
     page.press("3", "0")
     assert answered(page) == {"cough": "no", "fever": "no", "rash": "yes"} and page.text("rest-no") == ""
     page.press("3", "3", "a")
     page.wait_row("r3")
-    assert answered(page) == {"cough": "yes", "fever": "30 %", "rash": "not known"}
+    assert answered(page) == {"cough": "yes", "fever": "30 %", "rash": "unknown"}
     page.press("a")
     page.wait(lambda: page.text("done-title"))
     made = [store.standing(number, "ada") for number in (1, 2, 3)]
@@ -74,7 +74,7 @@ def test_several_labels_are_changed_by_mouse_on_a_phone_and_shown_again(opened):
     assert (answers["cough"], answers["fever"], answers["sign 11"], answers["rash"]) == (1, None, 1, 0)
     page.open("/row/1")
     assert {name: words for name, words in answered(page).items() if words != "no"} == {
-        "cough": "yes", "fever": "not known", "sign 11": "yes",
+        "cough": "yes", "fever": "unknown", "sign 11": "yes",
     }  # fmt: skip
     page.all('[data-class="fever"] input')[0].click()
     page.all('[data-class="sign 11"] input')[1].click()

@@ -92,7 +92,7 @@ function answerClass(line, value) {
 function restNo() {
   for (const line of classLines) if (answerOf(line)?.value === "") answerClass(line, "0.0");
   changed();
-  announce("No to all that were not known.");
+  announce("No to all that were unknown.");
 }
 
 // 1 to 9: of several labels, yes and no to one of them in turn.
