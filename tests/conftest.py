@@ -166,31 +166,40 @@ def run_command(
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that resolves no host names, so that it reaches this machine only."""
+def new_browser(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
+    """``new_browser()``: headless Chromium that resolves no host names, so that it reaches this machine only."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("needs Debian packages chromium and chromium-driver (apt-packages.txt)")
     from selenium import webdriver
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--no-proxy-server",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--window-size=1400,1000",
-        f"--user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):
-        options.add_argument(argument)
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    def start() -> Any:
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for argument in (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--no-proxy-server",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--window-size=1400,1000",
+            f"--user-data-dir={tmp_path_factory.mktemp('browser')}",
+        ):
+            options.add_argument(argument)
+        return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def browser(new_browser: Callable[[], Any]) -> Iterator[Any]:
+    """A browser that tests share."""
+    chrome = new_browser()
     try:
         yield chrome
     finally:

@@ -5,7 +5,7 @@ Exit status 0; 2 if files or settings are wrong.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from clsgen_dist.data.example import Columns
@@ -17,6 +17,7 @@ def run(
     store: str = "review.sqlite",
     reviewer: str | None = None,
     labels: list[str] | None = None,
+    label_space: Literal["auto", "single", "multilabel", "ordinal"] = "auto",
     columns: Columns | None = None,
     format: str = "rows",
     second_reading: ClosedUnitInterval = 0.0,
@@ -36,9 +37,10 @@ def run(
         store: SQLite file of rows and decisions; made if it does not exist. Rows that it has keep their decisions.
         reviewer: Who reviews; can be changed on the page.
         labels: Classes to choose from, beside those that the rows have.
+        label_space: How labels are read, as in a recipe: `single`, `multilabel`, `ordinal`; `auto` finds out.
         columns: How your columns are called.
         format: What the files are: `rows`, or JSON of `label-studio` or `argilla`.
-        second_reading: Share of rows that two reviewers read, neither seeing the other's decision.
+        second_reading: Share of rows that two reviewers read, neither seeing the other's decision; a third settles disputes.
         export: File to write the rows to, with what was decided; no page is served then.
         export_format: What to write: `rows` (JSON lines that training reads), `label-studio` or `argilla`.
         host: Address to listen on; others than this machine need tokens.
@@ -55,6 +57,7 @@ def run(
         store=store,
         reviewer=reviewer,
         labels=labels,
+        space=label_space,
         columns=columns,
         second_reading=second_reading,
         layout=format,

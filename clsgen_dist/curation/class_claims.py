@@ -5,11 +5,17 @@ alternatives is what good explanations do, so an explanation that names the labe
 concludes ("so it is benign", "suggests benign", "label: no") is another class, and never the label. Names that the text
 has may be quoted from it, and count in conclusions alone; names that are everyday words ("no", "other"), letters or
 numbers only where they are said to be the label, or answer ("No, since ..."). Words are English. Cost: 20 us.
+
+Of a row with several labels, each class is a claim of its own: one that the row is known not to have may be named
+beside those that it has, not concluded; one that it has may not only be denied. Lists of what is absent are usual
+there ("no fever, cough or rash"): behind a negation, nothing in its sentence is claimed. Classes that are not known are
+not contradicted.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from clsgen_dist.explanations.stated_class import ClassNames, Mention
 
@@ -30,12 +36,15 @@ _CONCLUDED = re.compile(
     re.IGNORECASE,
 )
 _LEAK = re.compile(
-    r"(?:\b(?:label|class|category|classification|verdict|answer|diagnosis|outcome|target|gold|y)\s*(?:\]|\))?\s*(?::|=|->|→)"
+    r"(?:\b(?:labels?|class(?:es)?|categor(?:y|ies)|tags?|classification|verdict|answer|diagnosis|outcome|target|gold|y)\s*(?:\]|\))?\s*(?::|=|->|→)"
     r"|\b(?:label|class|category|correct answer|ground truth|final diagnosis) (?:is|was)\b"
     r"|\b(?:labell?ed|classified|annotated|categori[sz]ed) as\b)[\s\"'“‘*`(\[]*(?:an? |the )?$",
     re.IGNORECASE,
 )
+_DENYING = re.compile(r"\b(?:no|not|without|neither|nor|none|nothing|never|absent|lacks?)\b[^.;!?]*$", re.IGNORECASE)
+"""The rest of a sentence behind a negation."""
 _BEFORE = 60
+_SENTENCE = 300
 """Characters before a name that are looked at."""
 
 
@@ -59,6 +68,33 @@ def contradicted_class(text: str, explanation: str, label: int, names: ClassName
     return next((mention.label for mention in stated if mention.label not in quoted), None)
 
 
+def contradicted_answer(text: str, explanation: str, answers: Mapping[int, bool], names: ClassNames) -> int | None:
+    """The class whose answer an explanation contradicts, of a row with several labels; None if it contradicts none.
+
+    Args:
+        text: the row's text.
+        explanation: one explanation of its labels.
+        answers: whether the row has a class, of those where that is known.
+        names: the names of the classes.
+    """
+    mentions = names.mentions(explanation)
+    assigned = {m.label for m in mentions if not m.is_negated and _is_assigned(explanation, m)}
+    mentions = [m for m in mentions if m.label in assigned or not _is_vague(m.label, names)]
+    stated = [m for m in mentions if not m.is_negated]
+    concluded = {m.label for m in stated if _CONCLUDED.search(_before(explanation, m))}
+    quoted = {m.label for m in names.mentions(text)}
+    has_right_name = any(answers.get(m.label) for m in stated)
+    for mention in stated:
+        may_be_named = has_right_name or mention.label in quoted
+        is_claimed = mention.label in assigned or (
+            not _is_denied(explanation, mention) and (mention.label in concluded or not may_be_named)
+        )
+        if is_claimed and answers.get(mention.label) is False:
+            return mention.label
+    named = {m.label for m in stated}
+    return next((m.label for m in mentions if answers.get(m.label) and m.label not in named), None)
+
+
 def says_label(text: str, label: int, names: ClassNames) -> str | None:
     """Where a text says what its label is, like ``Label: yes``; None if it does not."""
     for mention in names.mentions(text):
@@ -74,6 +110,11 @@ def _is_assigned(explanation: str, mention: Mention) -> bool:
         return True
     is_answer = explanation[mention.start : mention.end].casefold() in _ANSWERS
     return is_answer and bool(_ANSWERED.search(before)) and bool(_ENDED.match(explanation, mention.end))
+
+
+def _is_denied(explanation: str, mention: Mention) -> bool:
+    """Whether a negation stands before a name, anywhere in its sentence."""
+    return bool(_DENYING.search(explanation[max(0, mention.start - _SENTENCE) : mention.start]))
 
 
 def _before(text: str, mention: Mention) -> str:

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import groupby
 
-from clsgen_dist.curation.class_claims import contradicted_class, says_label
+from clsgen_dist.curation.class_claims import contradicted_answer, contradicted_class, says_label
 from clsgen_dist.curation.evidence_contradiction import contradicted_evidence
 from clsgen_dist.curation.issues import Issue, IssueCode
 from clsgen_dist.curation.language import other_language
 from clsgen_dist.curation.personal_data import personal_data
 from clsgen_dist.curation.settings import CurationSettings, Severity
+from clsgen_dist.data.reading.label_cells import OTHERS
 from clsgen_dist.explanations.grounding import COPIED_WORDS
 from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.explanations.text_units import Number, Offsets, ngrams, numbers, quoted_spans, words
@@ -46,6 +47,7 @@ def explanation_issues(
     explanation: str,
     *,
     label: str | None,
+    answers: Mapping[str, float] | None = None,
     names: ClassNames,
     evidence: Sequence[Offsets] = (),
     counter_evidence: Sequence[Offsets] = (),
@@ -56,22 +58,16 @@ def explanation_issues(
     Args:
         text: the row's text.
         explanation: one explanation of its label.
-        label: the row's class; None where it has none, or several: what its explanation claims is then not looked at.
+        label: the row's class; None where it has none, or several.
+        answers: of a row with several labels, see :mod:`clsgen_dist.data.reading.label_cells`.
         names: the names of the classes. A label that is not among them counts as None.
         evidence: characters ``[start, end)`` of the text that speak for the label.
         counter_evidence: characters that speak against it.
         settings: thresholds; an issue whose severity is off is not looked for.
     """
     found: list[Issue] = []
-    classes = names.labels
-    index = classes.index(label) if label in classes else None
     on = {code for code in IssueCode if severity(code, settings) != "off"}
-    if (
-        index is not None
-        and IssueCode.NAMES_OTHER_CLASS in on
-        and (claimed := contradicted_class(text, explanation, index, names)) is not None
-    ):
-        claim = f"denies {classes[index]}" if claimed == index else f"{classes[claimed]}, not {classes[index]}"
+    if IssueCode.NAMES_OTHER_CLASS in on and (claim := _contradiction(text, explanation, label, answers, names)):
         found.append(Issue(IssueCode.NAMES_OTHER_CLASS, claim))
     if IssueCode.CONTRADICTS_EVIDENCE in on and (evidence or counter_evidence):
         span = contradicted_evidence(text, explanation, [*evidence, *counter_evidence])
@@ -86,17 +82,56 @@ def explanation_issues(
     if IssueCode.TOO_LONG in on and length > settings.max_words:
         found.append(Issue(IssueCode.TOO_LONG, f"{length} words, the most are {settings.max_words}"))
     found += [issue for issue in _ungrounded(text, explanation, names) if issue.code in on]
-    found += row_issues(text, label=label, names=names, settings=settings)
+    found += row_issues(text, label=label, answers=answers, names=names, settings=settings)
     if IssueCode.PERSONAL_DATA in on and not any(i.code == IssueCode.PERSONAL_DATA for i in found):
         found += [Issue(IssueCode.PERSONAL_DATA, f"{kind} in the explanation") for kind in _personal(explanation)]
     return found
 
 
-def row_issues(text: str, *, label: str | None, names: ClassNames, settings: CurationSettings) -> list[Issue]:
-    """What is wrong with a row's text and label alone; part of what :func:`explanation_issues` finds."""
+def _contradiction(
+    text: str, explanation: str, label: str | None, answers: Mapping[str, float] | None, names: ClassNames
+) -> str | None:
+    """What an explanation claims against its row's label or labels, in words."""
+    known = known_answers(label, answers, names)
+    if label is None:
+        contradicted = contradicted_answer(text, explanation, known, names) if known else None
+        if contradicted is None:
+            return None
+        name = names.labels[contradicted]
+        return f"denies {name}" if known[contradicted] else f"{name}, which the row does not have"
+    index = next((index for index, has in known.items() if has), None)
+    claimed = None if index is None else contradicted_class(text, explanation, index, names)
+    if claimed is None or index is None:
+        return None
+    return f"denies {label}" if claimed == index else f"{names.labels[claimed]}, not {label}"
+
+
+def known_answers(label: str | None, answers: Mapping[str, float] | None, names: ClassNames) -> dict[int, bool]:
+    """Whether a row has a class, by the class's number, of those where that is known; empty without a label.
+
+    Answers that are neither yes nor no are not known. A label that is not among ``names`` is none.
+    """
+    if label is not None:
+        return {index: name == label for index, name in enumerate(names.labels)} if label in names.labels else {}
+    given = dict(answers or {})
+    implied = given.get(OTHERS)
+    found = {index: given.get(name, implied) for index, name in enumerate(names.labels)}
+    return {index: bool(value) for index, value in found.items() if value in (0, 1)}
+
+
+def row_issues(
+    text: str,
+    *,
+    label: str | None,
+    answers: Mapping[str, float] | None = None,
+    names: ClassNames,
+    settings: CurationSettings,
+) -> list[Issue]:
+    """What is wrong with a row's text and labels alone; part of what :func:`explanation_issues` finds."""
     found: list[Issue] = []
-    if label in names.labels and severity(IssueCode.LABEL_IN_TEXT, settings) != "off":
-        said = says_label(text, names.labels.index(label), names)
+    if severity(IssueCode.LABEL_IN_TEXT, settings) != "off":
+        own = [index for index, has in known_answers(label, answers, names).items() if has]
+        said = next(filter(None, (says_label(text, index, names) for index in own)), None)
         found += [Issue(IssueCode.LABEL_IN_TEXT, shortened(said))] if said else []
     if severity(IssueCode.PERSONAL_DATA, settings) != "off":
         found += [Issue(IssueCode.PERSONAL_DATA, f"{kind} in the text") for kind in _personal(text)]

@@ -1,14 +1,15 @@
 """Class names in texts that give the label away.
 
 A name is counted where it stands: anywhere in a text, as its first words, as its last words. It gives the label away
-there if it is the label of nearly all rows that have it, and of more than chance would make it (binomial test, p below
-0.01). Cost: one search for names per text; a few numbers per class.
+there if it is the label, or one of several, of nearly all rows that have it, and of more than chance would make it
+(binomial test, p below 0.01). A row counts for the classes of which is known whether it has them. Cost: one search for
+names per text; a few numbers per class.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clsgen_dist.explanations.stated_class import ClassNames
 
@@ -24,34 +25,36 @@ class LabelLeaks:
     def __init__(self, names: ClassNames) -> None:
         self._names = names
         self._rows: Counter[int] = Counter()
+        self._known: Counter[int] = Counter()
         self._named: Counter[Place] = Counter()
         self._right: Counter[Place] = Counter()
 
-    def add(self, text: str, label: int) -> None:
-        """Count a row."""
-        self._rows[label] += 1
+    def add(self, text: str, answers: Mapping[int, bool]) -> None:
+        """Count a row; ``answers`` say whether it has a class, of those where that is known."""
+        self._known.update(answers.keys())
+        self._rows.update(label for label, has in answers.items() if has)
         for place in _places(text, self._names):
-            self._named[place] += 1
-            self._right[place] += place[1] == label
+            if place[1] in answers:
+                self._named[place] += 1
+                self._right[place] += answers[place[1]]
 
     def leaking(self, *, least_rows: int, least_share: float) -> set[Place]:
         """The places that give the label away: found in at least so many rows, right in at least this share of them."""
         from scipy.stats import binom
 
-        total = self._rows.total()
         return {
             place
             for place, rows in self._named.items()
             if rows >= least_rows
             and self._right[place] >= least_share * rows
-            and binom.sf(self._right[place] - 1, rows, self._rows[place[1]] / total) < _CHANCE
+            and binom.sf(self._right[place] - 1, rows, self._rows[place[1]] / self._known[place[1]]) < _CHANCE
         }
 
-    def leak(self, text: str, label: int, leaking: set[Place]) -> str | None:
-        """How a row's text gives its label away, in words; None if it does not."""
+    def leak(self, text: str, answers: Mapping[int, bool], leaking: set[Place]) -> str | None:
+        """How a row's text gives its label, or one of them, away, in words; None if it does not."""
         for where, named in _places(text, self._names):
-            if named == label and (where, named) in leaking:
-                return _WORDS[where].format(self._names.labels[label])
+            if answers.get(named) and (where, named) in leaking:
+                return _WORDS[where].format(self._names.labels[named])
         return None
 
 

@@ -17,7 +17,7 @@ from itertools import islice
 
 from clsgen_dist.curation.boilerplate import Boilerplate
 from clsgen_dist.curation.count_sketch import CountSketch
-from clsgen_dist.curation.explanation_checks import explanation_issues, row_issues, severity
+from clsgen_dist.curation.explanation_checks import explanation_issues, known_answers, row_issues, severity
 from clsgen_dist.curation.issues import Issue, IssueCode
 from clsgen_dist.curation.label_errors import LabelModel, LabelSample
 from clsgen_dist.curation.label_leaks import LabelLeaks, Place
@@ -104,10 +104,10 @@ def survey_rows(source: RowSource, settings: CurationSettings) -> Survey:
             continue
         for explanation in row.explanations:
             survey.boilerplate.add(row.text, explanation)
-        if row.label is not None and row.label in index:
-            survey.leaks.add(row.text, index[row.label])
-            if learns:
-                sample.add(row.text, index[row.label])
+        if answers := known_answers(row.label, row.answers, names):
+            survey.leaks.add(row.text, answers)
+        if learns and row.label is not None and row.label in index:
+            sample.add(row.text, index[row.label])
     if severity(IssueCode.LABEL_IN_TEXT, settings) != "off":
         survey.leaking = survey.leaks.leaking(least_rows=settings.leak_rows, least_share=settings.leak_share)
     survey.label_model = LabelModel.fit(
@@ -142,6 +142,7 @@ def _own_issues(row: Example, survey: Survey, settings: CurationSettings) -> lis
             row.text,
             explanation,
             label=row.label,
+            answers=row.answers,
             names=survey.names,
             evidence=row.evidence,
             counter_evidence=row.counter_evidence,
@@ -152,9 +153,9 @@ def _own_issues(row: Example, survey: Survey, settings: CurationSettings) -> lis
             if rows >= settings.boilerplate_rows:
                 found.append(Issue(IssueCode.BOILERPLATE, f"{rows} explanations are the same"))
     if not row.explanations:
-        found += row_issues(row.text, label=row.label, names=survey.names, settings=settings)
-    if survey.leaking and row.label is not None and row.label in survey.index:
-        leak = survey.leaks.leak(row.text, survey.index[row.label], survey.leaking)
+        found += row_issues(row.text, label=row.label, answers=row.answers, names=survey.names, settings=settings)
+    if survey.leaking:
+        leak = survey.leaks.leak(row.text, known_answers(row.label, row.answers, survey.names), survey.leaking)
         if leak and not any(issue.code == IssueCode.LABEL_IN_TEXT for issue in found):
             found.append(Issue(IssueCode.LABEL_IN_TEXT, leak))
     return list(dict.fromkeys(found))

@@ -90,7 +90,10 @@ def _pair(first: str, second: str, readings: Sequence[dict[str, Hashable]]) -> P
 
 
 def agreements(store: Store) -> list[Agreement]:
-    """Agreement on the label, and on whether the explanation is rejected, over the blind readings of complete rows."""
+    """Agreement on the label, and on whether the explanation is rejected, over the blind readings of complete rows.
+
+    Of multi-label rows the answers for all classes are one value.
+    """
     rows = blind_readings(store)
     asked = {"label": _label, "rejected": _is_rejected}
     return [
@@ -100,7 +103,7 @@ def agreements(store: Store) -> list[Agreement]:
 
 
 def _label(made: Decision) -> Hashable:
-    return made.label
+    return made.classes
 
 
 def _is_rejected(made: Decision) -> Hashable:

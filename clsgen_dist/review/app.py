@@ -164,7 +164,7 @@ class _Pages:
 
     def one_row(self, request: Request, reviewer: str, browser: str) -> str:
         """A row that was chosen."""
-        return self._views.one_row(reviewer, browser, request.path_params["number"])
+        return self._views.one_row(reviewer, browser, request.path_params["number"], request.query_params)
 
     def rows(self, request: Request, reviewer: str, browser: str) -> str:
         """The list of rows."""

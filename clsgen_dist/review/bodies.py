@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clsgen_dist.review.decision import Answer
 
 Span = tuple[int, int]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Key = Annotated[str, Field(min_length=8, max_length=64)]
 
 
@@ -26,8 +27,10 @@ class DecideBody(Body):
     """The same for a request that is sent again."""
     rejected: bool = False
     label: str | None = None
+    answers: dict[str, Probability | None] | None = Field(None, max_length=5000)
     explanations: list[str | None] = Field(default_factory=list, max_length=50)
     evidence: list[Span] | None = Field(None, max_length=500)
+    counter_evidence: list[Span] | None = Field(None, max_length=500)
     seconds: float | None = Field(None, ge=0, le=1e7, allow_inf_nan=False)
 
     def answer(self) -> Answer:
@@ -35,8 +38,10 @@ class DecideBody(Body):
         return Answer(
             is_rejected=self.rejected,
             label=self.label,
+            answers=self.answers,
             explanations=tuple(self.explanations),
             evidence=None if self.evidence is None else tuple(self.evidence),
+            counter_evidence=None if self.counter_evidence is None else tuple(self.counter_evidence),
             seconds=self.seconds,
         )
 

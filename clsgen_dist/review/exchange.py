@@ -5,13 +5,19 @@
 
 Names that are read: the text is ``text`` (else the only text). In Label Studio the label is what has choices,
 explanations are what was typed; in Argilla the label is the question ``label`` (else the first one with a text), other
-texts are explanations. Evidence is what has start and end in both. Names that are written: ``label``, ``explanation``,
-``evidence``. Of several annotations of a task the first that was not cancelled counts; the others are kept in the row's
+texts are explanations. Evidence is what has start and end in both, counter-evidence what is labelled so. Names that are
+written: ``label``, ``explanation``, ``evidence`` with the labels ``evidence`` and ``counter_evidence``. Of several
+annotations of a task the ground truth counts, else the first that was not cancelled; the others are kept in the row's
 column ``annotations``. Offsets count Unicode code points, as Label Studio's do.
 
+Both know of a class only whether it was chosen: of multi-label rows the classes that are more likely than not are
+written, and probabilities and what is not known are lost. Label Studio's server exports only the ids of predictions, so
+a task's data has the row's label, explanations and evidence too. They count where a task has no annotation, and where
+no annotation of the file answers the question; else what an annotation leaves out is not there.
+
 Neither takes annotations of people whom it does not know: Label Studio gives annotations without ``completed_by`` to
-whoever imports them, so reviewers are in ``meta``; Argilla's user ids are UUIDs, made from the names in
-``metadata.reviewers``.
+whoever imports them, and its server drops ``meta``, where reviewers are; Argilla's user ids are UUIDs, made from the
+names in ``metadata.reviewers``.
 
 Sources: Label Studio's "Raw JSON format of completed tasks" and ``tasks/serializers.py``; Argilla 2's
 ``Record.to_dict`` and ``from_dict``.
@@ -22,14 +28,17 @@ from __future__ import annotations
 import datetime as dt
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.errors import DataError
 from clsgen_dist.io.files import atomic_file, writing
-from clsgen_dist.review.decision import Decision, ReviewRow, Spans
+from clsgen_dist.review.classes import claimed, label_cell
+from clsgen_dist.review.decision import Decision, ReviewRow
 from clsgen_dist.review.overview import Read
 
 _REVIEWERS = uuid.UUID("7b0c3c1e-5d0f-4b41-9d5e-1f6a1f0f2a11")
@@ -44,8 +53,14 @@ class Format(StrEnum):
     ARGILLA = "argilla"
 
 
-def write_as_rows(path: Path, kind: Format, rows: Path) -> int:
+def write_as_rows(path: Path, kind: Format, rows: Path, space: Space = "auto") -> int:
     """Write the annotations of a file as JSON lines that are read like any rows; how many there are.
+
+    Args:
+        path: JSON file.
+        kind: its layout.
+        rows: file to write.
+        space: of the labels; ``auto`` has several where one of the annotations has.
 
     Raises:
         DataError: the file is not JSON of this kind.
@@ -56,63 +71,105 @@ def write_as_rows(path: Path, kind: Format, rows: Path) -> int:
         raise DataError(f"{path} cannot be read as JSON ({error}); export it as JSON again") from error
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise DataError(f"{path} is {type(items).__name__} JSON, expected a list of {kind} objects; export it again")
-    convert = from_label_studio if kind == Format.LABEL_STUDIO else from_argilla
+    is_label_studio = kind == Format.LABEL_STUDIO
+    convert = partial(from_label_studio, asked=_answered_kinds(items)) if is_label_studio else from_argilla
+    converted = []
+    for place, item in enumerate(items, start=1):
+        try:
+            converted.append(convert(item))
+        except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+            raise DataError(
+                f"{path}: item {place} is no {kind} object ({type(error).__name__}: {error}); export it again, or "
+                "name another --format"
+            ) from error
+    chosen = [row["label"] for row in converted if isinstance(row["label"], list)]
+    is_multilabel = space == "multilabel" or any(len(classes) > 1 for classes in chosen)
     with writing(rows), atomic_file(rows) as file:
-        for place, item in enumerate(items, start=1):
-            try:
-                row = convert(item)
-            except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
-                raise DataError(
-                    f"{path}: item {place} is no {kind} object ({type(error).__name__}: {error}); export it again, or "
-                    "name another --format"
-                ) from error
-            file.write(json.dumps({name: cell for name, cell in row.items() if cell not in (None, [])}) + "\n")
+        for row in converted:
+            if isinstance(row["label"], list) and not is_multilabel:
+                row["label"] = next(iter(row["label"]), None)
+            kept = {name: cell for name, cell in row.items() if cell is not None and (cell != [] or name == "label")}
+            file.write(json.dumps(kept) + "\n")
     return len(items)
 
 
 # --- Label Studio --------------------------------------------------------------------------------------------------
 
 
-def from_label_studio(task: dict[str, Any]) -> dict[str, Any]:
-    """A task as a row."""
+_CHOICES, _TYPED, _SPANS = "choices", "text", "start"
+"""What the value of a result has, by its kind."""
+
+
+def _annotation(task: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The annotation that counts, empty without one, and the other valid ones."""
+    valid = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
+    valid.sort(key=lambda one: not one.get("ground_truth"))
+    predictions = [one for one in task.get("predictions") or () if isinstance(one, dict)]
+    return next(iter(valid or predictions), {}), valid[1:]
+
+
+def _answered_kinds(tasks: Sequence[dict[str, Any]]) -> set[str]:
+    """The kinds of results that annotations of a file have."""
+    annotations = [one for task in tasks for one in task.get("annotations") or () if isinstance(one, dict)]
+    values = [result.get("value") or {} for one in annotations for result in one.get("result") or ()]
+    return {kind for kind in (_CHOICES, _TYPED, _SPANS) if any(kind in value and _is(kind, value) for value in values)}
+
+
+def _is(kind: str, value: dict[str, Any]) -> bool:
+    return kind != _TYPED or _SPANS not in value  # a span has its text too
+
+
+def from_label_studio(task: dict[str, Any], asked: Collection[str] = ()) -> dict[str, Any]:
+    """A task as a row; ``asked`` are the kinds of results that an annotation would have."""
     data = dict(task["data"])
     text = _only_text(data)
-    valid = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
-    first: dict[str, Any] = next(iter(valid or task.get("predictions") or ()), {})
-    found: dict[str, Any] = {"explanations": [], "evidence": []}
+    counted, others = _annotation(task)
     chosen: dict[str, list[str]] = {}
-    for result in first.get("result") or ():
+    found: dict[str, Any] = {"explanations": [], "evidence": [], "counter_evidence": []}
+    for result in counted.get("result") or ():
         value = result.get("value") or {}
-        chosen.setdefault(str(result.get("from_name")), []).extend(value.get("choices") or ())
-        typed = value.get("text") if result.get("type") == "textarea" else ()
-        found["explanations"] += [typed] if isinstance(typed, str) else typed or ()
-        if "start" in value and "end" in value:
-            found["evidence"].append([int(value["start"]), int(value["end"])])
-    classes = chosen.get("label") or next(filter(None, chosen.values()), [])
-    label = classes[0] if len(classes) == 1 else classes
-    others = {"annotations": valid[1:]} if len(valid) > 1 else {}
+        if _SPANS in value and "end" in value:
+            found[_side(*(value.get("labels") or ()))].append([int(value["start"]), int(value["end"])])
+        elif _CHOICES in value:
+            chosen.setdefault(str(result.get("from_name")), []).extend(value["choices"] or ())
+        elif _TYPED in value:
+            found["explanations"] += [value["text"]] if isinstance(value["text"], str) else value["text"] or ()
+    found["label"] = chosen.get("label", next(iter(chosen.values()), None))
+    kinds = {"label": _CHOICES, "explanations": _TYPED, "evidence": _SPANS, "counter_evidence": _SPANS}
+    for name, kind in kinds.items():
+        if not found[name] and not (counted and kind in asked):
+            found[name] = data.get(name)
+        elif name == "explanations":
+            data.pop("explanation", None)
     inner_id = data.pop("id", None)
     return {
         **data,
         "id": task.get("id") if inner_id is None else inner_id,
         "text": text,
-        "label": label or data.get("label"),
-        "explanations": found["explanations"] or data.get("explanations"),
-        "evidence": found["evidence"] or data.get("evidence"),
-        **others,
+        **found,
+        **({"annotations": others} if others else {}),
     }
 
 
-def to_label_studio(read: Read) -> dict[str, Any]:
-    """A row with all its readings as a task; the row as it was is its prediction."""
+def to_label_studio(read: Read, labels: Sequence[str]) -> dict[str, Any]:
+    """A row with all its readings as a task; the row as it was is its prediction. ``labels`` are all classes."""
     row = read.row
     return {
         "id": row.number,
-        "data": {"id": row.id, "text": row.text, "issues": [issue.code for issue in row.issues]},
+        "data": {
+            "id": row.id,
+            "text": row.text,
+            "issues": [issue.code for issue in row.issues],
+            "label": label_cell(row.label, row.answers, labels),
+            "explanations": row.explanations,
+            "evidence": row.evidence,
+            "counter_evidence": row.counter_evidence,
+        },
         "annotations": [
             {
                 "id": made.entry,
                 "was_cancelled": False,
+                "ground_truth": made == read.outcome,
                 "created_at": _time(made),
                 "lead_time": made.seconds,
                 "result": list(_results(made, row.text)),
@@ -125,13 +182,20 @@ def to_label_studio(read: Read) -> dict[str, Any]:
 
 
 def _results(held: Decision | ReviewRow, text: str) -> Iterator[dict[str, Any]]:
-    if held.label is not None:
-        yield _result("label", "choices", {"choices": [held.label]}, "label")
+    if held.label is not None or held.answers:
+        yield _result("label", "choices", {"choices": list(claimed(held.label, held.answers))}, "label")
     if held.explanations:
         yield _result("explanation", "textarea", {"text": list(held.explanations)}, "explanation")
-    for start, end in held.evidence:
-        span = {"start": start, "end": end, "text": text[start:end], "labels": ["evidence"]}
-        yield _result("evidence", "labels", span, f"evidence-{start}-{end}")
+    for name, spans in (("evidence", held.evidence), ("counter_evidence", held.counter_evidence)):
+        for start, end in spans:
+            span = {"start": start, "end": end, "text": text[start:end], "labels": [name]}
+            yield _result("evidence", "labels", span, f"{name}-{start}-{end}")
+
+
+def _side(*labels: str) -> str:
+    """Whether a span with these labels is evidence or counter-evidence."""
+    names = " ".join(map(str, labels)).casefold()
+    return "counter_evidence" if "counter" in names or "against" in names else "evidence"
 
 
 def _result(name: str, kind: str, value: dict[str, Any], identity: str) -> dict[str, Any]:
@@ -150,11 +214,12 @@ def from_argilla(record: dict[str, Any]) -> dict[str, Any]:
         for name, answers in (record.get("responses") or {}).items()
         if (given := [one for one in answers or () if one.get("status") not in ("draft", "discarded")])
     }
-    found: dict[str, Any] = {"label": None, "explanations": [], "evidence": []}
+    found: dict[str, Any] = {"label": None, "explanations": [], "evidence": [], "counter_evidence": []}
     for name, answers in (suggested | answered).items():
         value = answers[0]["value"]
         if isinstance(value, list) and value and isinstance(value[0], dict) and "start" in value[0]:
-            found["evidence"] += [[int(span["start"]), int(span["end"])] for span in value]
+            for span in value:
+                found[_side(span.get("label") or "")].append([int(span["start"]), int(span["end"])])
         elif name == "label":
             found["label"] = value
         elif isinstance(value, str) and (name.startswith("explanation") or found["label"] is not None):
@@ -170,17 +235,22 @@ def to_argilla(read: Read) -> dict[str, Any]:
     """A row with all its readings as a record; the row as it was is its suggestions."""
     row = read.row
 
-    def answers(label: str | None, explanations: Sequence[str], evidence: Spans) -> dict[str, Any]:
-        spans = [{"start": start, "end": end, "label": "evidence"} for start, end in evidence]
-        typed = {"explanation" if n == 0 else f"explanation_{n + 1}": text for n, text in enumerate(explanations)}
+    def answers(held: Decision | ReviewRow) -> dict[str, Any]:
+        spans = [
+            {"start": start, "end": end, "label": name}
+            for name, found in (("evidence", held.evidence), ("counter_evidence", held.counter_evidence))
+            for start, end in found
+        ]
+        typed = {"explanation" if n == 0 else f"explanation_{n + 1}": text for n, text in enumerate(held.explanations)}
+        label = list(claimed(None, held.answers)) if row.is_multilabel and held.answers else held.label
         return ({"label": label} if label is not None else {}) | typed | ({"evidence": spans} if spans else {})
 
     responses: dict[str, list[dict[str, Any]]] = {}
-    for made in read.decisions:
-        for name, value in answers(made.label, made.explanations, made.evidence).items():
+    for made in sorted(read.decisions, key=lambda made: made != read.outcome):  # what counts comes first
+        for name, value in answers(made).items():
             user = str(uuid.uuid5(_REVIEWERS, made.reviewer))
             responses.setdefault(name, []).append({"value": value, "user_id": user})
-    suggestions = answers(row.label, row.explanations, row.evidence)
+    suggestions = answers(row)
     last = read.decisions[-1] if read.decisions else None
     names = [made.reviewer for made in read.decisions]
     return {

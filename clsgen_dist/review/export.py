@@ -4,12 +4,12 @@ Explanations that a reviewer rejected or replaced leave their column. Beside the
 
     chosen     explanations that a reviewer accepted or wrote
     rejected   explanations that a reviewer rejected or replaced, for ``--data.columns.rejected rejected``
-    review     status (undecided, partly_read, decided, disputed), reviewer, time, decision, changed, seconds, notes,
-               readings
+    review     status (undecided, partly_read, decided, disputed, settled), reviewer, time, decision, changed, seconds,
+               notes, readings
 
 So the file trains on nothing that was rejected, and ``clsgen data explain`` finds what lacks an explanation now. A row
-whose readings disagree is written as it was: what it should be is for people to settle. What the record had in
-``review`` is kept in ``review.earlier``.
+whose readings disagree is written as it was until a third person has settled it. What the record had in ``review`` is
+kept in ``review.earlier``.
 
 Cost: one pass, one row in memory at a time, and all decisions.
 """
@@ -19,11 +19,13 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clsgen_dist.io.files import atomic_file, writing
+from clsgen_dist.review.classes import label_cell
 from clsgen_dist.review.decision import Decision, ReviewRow, judged
 from clsgen_dist.review.exchange import Format, to_argilla, to_label_studio
 from clsgen_dist.review.import_rows import columns_of
@@ -45,7 +47,8 @@ def export(store: Store, path: Path, kind: Format = Format.ROWS) -> Counter[str]
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 counts[read.status] += 1
         else:
-            convert = to_label_studio if kind == Format.LABEL_STUDIO else to_argilla
+            labels = store.labels()
+            convert = partial(to_label_studio, labels=labels) if kind == Format.LABEL_STUDIO else to_argilla
             separator = "[\n"
             for read in all_rows(store):
                 file.write(separator + json.dumps(convert(read), ensure_ascii=False))
@@ -57,13 +60,13 @@ def export(store: Store, path: Path, kind: Format = Format.ROWS) -> Counter[str]
 
 def exported_rows(store: Store) -> Iterator[tuple[Read, dict[str, Any]]]:
     """Each row of a store with its record as the export writes it."""
-    columns = columns_of(store)
+    columns, labels = columns_of(store), store.labels()
     for read in all_rows(store):
-        yield read, exported(read, columns)
+        yield read, exported(read, columns, labels)
 
 
-def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
-    """A row's record with its decision."""
+def exported(read: Read, columns: dict[str, str], labels: Sequence[str]) -> dict[str, Any]:
+    """A row's record with its decision; ``labels`` are all classes, which a multi-label cell may have to name."""
     record: dict[str, Any] = json.loads(read.record)
     made = read.outcome
     for name, empty in (("chosen", []), ("rejected", []), (columns["id"], read.row.id)):
@@ -71,24 +74,29 @@ def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
     earlier = record.get("review")
     if made is not None:
         chosen, rejected = judged(read.row, made)
-        _change(record, read.row, made, chosen, columns)
+        _change(record, read.row, made, chosen, columns, labels)
         record |= {"chosen": list(chosen), "rejected": list(rejected)}
     record["review"] = {
         "status": str(read.status),
         **(_provenance(made) if made is not None else {}),
         "notes": [{"reviewer": name, "text": text} for name, text in read.notes],
-        "readings": [_provenance(one) | {"label": one.label} for one in read.decisions],
+        "readings": [_provenance(one) | {"label": label_cell(one.label, one.answers, labels)} for one in read.readings],
         **({} if earlier is None else {"earlier": earlier}),
     }
     return record
 
 
 def _change(
-    record: dict[str, Any], row: ReviewRow, made: Decision, chosen: tuple[str, ...], columns: dict[str, str]
+    record: dict[str, Any],
+    row: ReviewRow,
+    made: Decision,
+    chosen: tuple[str, ...],
+    columns: dict[str, str],
+    labels: Sequence[str],
 ) -> None:
     """Write into a record what a decision changed, with the explanations that were chosen."""
     if "label" in made.changed:
-        record[columns["label"]] = made.label
+        record[columns["label"]] = label_cell(made.label, made.answers, labels)
     if chosen != row.explanations:
         had_list = record.pop(columns["explanations"], None) is not None
         record.pop(columns["explanation"], None)
@@ -96,8 +104,9 @@ def _change(
             record[columns["explanations"]] = list(chosen)
         else:
             record[columns["explanation"]] = next(iter(chosen), None)
-    if "evidence" in made.changed:
-        record[columns["evidence"]] = [list(span) for span in made.evidence]
+    for name, spans in (("evidence", made.evidence), ("counter_evidence", made.counter_evidence)):
+        if name in made.changed:
+            record[columns[name]] = [list(span) for span in spans]
 
 
 def _provenance(made: Decision) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from typing import Any
 from clsgen_dist.curation.gate import gated_issues
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.ingest import resolve_space, unique_rows
-from clsgen_dist.data.reading.label_cells import OTHERS
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import find_source, read_part
 from clsgen_dist.data.reading.rejection import Fault, RejectedRow, counted, format_locations, write_quarantine
 from clsgen_dist.errors import DataError
+from clsgen_dist.review.classes import canonical
 from clsgen_dist.review.decision import Issue, ReviewRow
 from clsgen_dist.review.store import Store
 
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 DOUBT, ISSUES = "doubt", "issues"
 """Columns that a row may have; of a file that `clsgen data gate` wrote, the issues are in its reasons."""
+_COLUMNS = ("id", "text", "label", "explanation", "explanations", "evidence", "counter_evidence")
+"""What the export may change, or names its rows by."""
 _MAX_ISSUES = 50
 _LONGEST_DETAIL = 300
 
@@ -50,7 +53,9 @@ class Imported:
         return f"{self.added} rows added, {self.known} known, {self.rejected} unreadable"
 
 
-def import_rows(store: Store, source: str, columns: Columns, second_reading: float = 0.0) -> Imported:
+def import_rows(
+    store: Store, source: str, columns: Columns, second_reading: float = 0.0, space: Space = "auto"
+) -> Imported:
     """Add the rows of a source to a store.
 
     Args:
@@ -58,12 +63,13 @@ def import_rows(store: Store, source: str, columns: Columns, second_reading: flo
         source: see :func:`clsgen_dist.data.reading.records.find_source`.
         columns: the names of its columns.
         second_reading: share of rows that two reviewers read; which ones follows from their ids.
+        space: how label cells are read.
 
     Raises:
         DataError: the source cannot be read, has no usable row, or a row with another text than in the store.
     """
     rejected: list[RejectedRow] = []
-    added, known = store.add(_review_rows(source, columns, second_reading, rejected))
+    added, known = store.add(_review_rows(source, columns, second_reading, space, rejected))
     if not added + known:
         raise DataError(
             f"{source} has no row to review. {format_locations(rejected)}; fix the rows, or name the columns"
@@ -76,10 +82,10 @@ def import_rows(store: Store, source: str, columns: Columns, second_reading: flo
 
 
 def _review_rows(
-    source: str, columns: Columns, share: float, rejected: list[RejectedRow]
+    source: str, columns: Columns, share: float, space: Space, rejected: list[RejectedRow]
 ) -> Iterator[tuple[ReviewRow, str]]:
     """Each row with its record; read twice in step, once as examples and once with every column."""
-    space = resolve_space(source, columns, "auto")
+    space = resolve_space(source, columns, space)
     examples = unique_rows(source, columns=columns, labels=None, require_target=False, space=space)
     part = find_source(source)
     records = read_part(part, columns, every_column=True)
@@ -92,7 +98,8 @@ def _review_rows(
                 "another folder, or run the gate again"
             )
         if isinstance(example, Example) and not isinstance(record, Fault):
-            yield _review_row(example, record, share, issues), json.dumps(record, default=str)
+            is_multilabel = space == "multilabel"
+            yield _review_row(example, record, share, is_multilabel, issues), json.dumps(record, default=str)
         elif isinstance(example, RejectedRow):
             rejected.append(example)
 
@@ -103,14 +110,18 @@ def _issues(file: Path) -> Iterator[tuple[Issue, ...]]:
     return itertools.repeat(()) if gated is None else (issues_of(found) for found in gated)
 
 
-def _review_row(example: Example, record: dict[str, Any], share: float, issues: tuple[Issue, ...]) -> ReviewRow:
+def _review_row(
+    example: Example, record: dict[str, Any], share: float, is_multilabel: bool, issues: tuple[Issue, ...]
+) -> ReviewRow:
     return ReviewRow(
         id=example.id,
         text=example.text,
         label=example.label,
-        answers=tuple(item for item in (example.answers or {}).items() if item[0] != OTHERS),
+        answers=canonical(example.answers or {}),
+        is_multilabel=is_multilabel,
         explanations=example.explanations,
         evidence=example.evidence,
+        counter_evidence=example.counter_evidence,
         issues=(*issues, *issues_of(record.get(ISSUES))),
         doubt=_number(record.get(DOUBT)),
         readings=2 if is_read_twice(example.id, share) else 1,
@@ -156,20 +167,16 @@ def _number(cell: Any) -> float | None:
 
 def remember(store: Store, columns: Columns, labels: list[str] | None) -> None:
     """Keep in the store what its export needs."""
-    names = {
-        name: getattr(columns, name) for name in ("id", "text", "label", "explanation", "explanations", "evidence")
-    }
-    store.set_fact("columns", json.dumps(names))
+    store.set_fact("columns", json.dumps({name: getattr(columns, name) for name in _COLUMNS}))
     if labels is not None:
         store.set_fact("labels", json.dumps(labels))
 
 
 def columns_of(store: Store) -> dict[str, str]:
-    """How the source's columns are called: id, text, label, explanation, explanations, evidence."""
+    """How the source's columns are called, by what they hold: id, text, label, and so on."""
     kept = store.facts().get("columns")
     default = Columns()
-    names = ("id", "text", "label", "explanation", "explanations", "evidence")
-    return json.loads(kept) if kept else {name: getattr(default, name) for name in names}
+    return json.loads(kept) if kept else {name: getattr(default, name) for name in _COLUMNS}
 
 
 def beside(store: Store, name: str) -> Path:

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from operator import itemgetter
 
-from clsgen_dist.review.decision import Decision, ReviewRow, Verdict
+from clsgen_dist.review.decision import Decision, ReviewRow, Verdict, disagree
 from clsgen_dist.review.schema import connection
 from clsgen_dist.review.store import Filter, Store
 from clsgen_dist.review.stored import decision_of, row_of
@@ -20,14 +20,6 @@ from clsgen_dist.review.stored import decision_of, row_of
 BREAK_SECONDS = 300.0
 _RECENT = 200
 """Decisions that pace is measured on."""
-
-
-class State(StrEnum):
-    """How far a row is."""
-
-    UNDECIDED = "undecided"
-    """Readings are missing."""
-    DECIDED = "decided"
 
 
 class Status(StrEnum):
@@ -38,7 +30,9 @@ class Status(StrEnum):
     """A second reading is missing."""
     DECIDED = "decided"
     DISPUTED = "disputed"
-    """Its readings disagree."""
+    """Its readings disagree, and wait for somebody who settles that."""
+    SETTLED = "settled"
+    """Its readings disagreed, and a third person has decided."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,8 @@ class Progress:
     readings: int
     """Needed in all."""
     read: int
+    disputed: int
+    """Rows that wait for somebody who settles them."""
     by_me: int
     left_for_me: int
     """Rows that this reviewer may still get."""
@@ -78,8 +74,11 @@ def progress(store: Store, reviewer: str) -> Progress:
         totals = dict(map(tuple, opened.execute("SELECT name, value FROM facts WHERE name IN ('rows', 'readings')")))
         rows, readings = int(totals.get("rows", 0)), int(totals.get("readings", 0))
         read, mine = opened.execute(
-            "SELECT count(*), count(*) FILTER (WHERE reviewer = ?) FROM standing", (reviewer,)
+            "SELECT count(*) FILTER (WHERE NOT settles), count(*) FILTER (WHERE standing.reviewer = ?) "
+            "FROM standing JOIN decisions USING (entry)",
+            (reviewer,),
         ).fetchone()
+        (disputed,) = opened.execute("SELECT count(*) FROM rows WHERE disputed = 1").fetchone()
         (not_left,) = opened.execute(
             "SELECT count(DISTINCT standing.row) FROM standing JOIN rows ON number = standing.row "
             "WHERE open = 0 OR reviewer = ?",
@@ -93,7 +92,7 @@ def progress(store: Store, reviewer: str) -> Progress:
                 (reviewer, _RECENT),
             )
         ]
-    return Progress(rows, readings, read, mine, rows - not_left, pace(times))
+    return Progress(rows, readings, read, disputed, mine, rows - not_left, pace(times))
 
 
 def latest(store: Store, reviewer: str) -> tuple[str, int, Verdict] | None:
@@ -120,7 +119,6 @@ def listed(
     chosen: Filter,
     *,
     decided_by: str | None = None,
-    state: State | None = None,
     page: int = 1,
     size: int = 50,
 ) -> tuple[list[Listed], int]:
@@ -129,8 +127,6 @@ def listed(
     if decided_by is not None:
         terms += " AND EXISTS (SELECT 1 FROM standing WHERE standing.row = rows.number AND reviewer = :by)"
         values["by"] = decided_by
-    if state is not None:
-        terms += " AND rows.open > 0" if state == State.UNDECIDED else " AND rows.open = 0"
     with connection(store.path) as opened:
         (count,) = opened.execute(f"SELECT count(*) FROM rows WHERE TRUE{terms}", values).fetchone()
         found = opened.execute(
@@ -175,20 +171,31 @@ class Read:
     """Reviewer and text."""
 
     @property
+    def readings(self) -> tuple[Decision, ...]:
+        """The decisions of its readers."""
+        return tuple(made for made in self.decisions if not made.settles)
+
+    @property
+    def settlement(self) -> Decision | None:
+        """The decision of the one who settled a dispute."""
+        return next((made for made in self.decisions if made.settles), None)
+
+    @property
     def status(self) -> Status:
-        """How far the row is; readings agree if they agree in the label, and in whether the row is rejected."""
+        """How far the row is."""
+        if self.settlement is not None:
+            return Status.SETTLED
         if not self.decisions:
             return Status.UNDECIDED
         if len(self.decisions) < self.row.readings:
             return Status.PARTLY_READ
-        agree = len({(made.verdict == Verdict.REJECT, made.label) for made in self.decisions}) == 1
-        return Status.DECIDED if agree else Status.DISPUTED
+        return Status.DISPUTED if disagree(self.decisions) else Status.DECIDED
 
     @property
     def outcome(self) -> Decision | None:
-        """The decision that counts; of two that agree the later one which changed something, else the later one."""
+        """The decision that counts: what settled it; of readings that agree the later that changed something."""
         if self.status != Status.DECIDED:
-            return None
+            return self.settlement
         return max(self.decisions, key=lambda made: (bool(made.changed), made.entry))
 
 
@@ -215,7 +222,7 @@ def blind_readings(store: Store) -> list[dict[str, Decision]]:
     with connection(store.path) as opened:
         log = opened.execute(
             "SELECT decisions.*, rows.readings FROM decisions JOIN rows ON number = decisions.row "
-            "WHERE rows.readings > 1 ORDER BY entry"
+            "WHERE rows.readings > 1 AND NOT settles ORDER BY entry"
         ).fetchall()
     made: dict[int, dict[str, list[Decision]]] = defaultdict(lambda: defaultdict(list))
     complete: dict[int, dict[str, Decision]] = {}
@@ -233,15 +240,27 @@ def blind_readings(store: Store) -> list[dict[str, Decision]]:
     return list(complete.values())
 
 
-def double_readings(store: Store) -> list[dict[str, Any]]:
-    """Rows that at least two reviewers have read completely: number, id and each reviewer's decision."""
+@dataclass(frozen=True)
+class DifferingRow:
+    """A row whose readings differ."""
+
+    number: int
+    id: str
+    readings: tuple[Decision, ...]
+    settlement: Decision | None
+
+
+def differing_rows(store: Store) -> list[DifferingRow]:
+    """Rows that were read completely, and whose readings differ, whether that is settled or not."""
     with connection(store.path) as opened:
         found = opened.execute(
-            "SELECT rows.id, decisions.* FROM rows JOIN standing ON standing.row = rows.number "
-            "JOIN decisions USING (entry) WHERE rows.readings > 1 AND rows.open = 0 ORDER BY rows.number, entry"
+            "SELECT rows.id, rows.readings, decisions.* FROM rows JOIN standing ON standing.row = rows.number "
+            "JOIN decisions USING (entry) WHERE rows.readings > 1 ORDER BY rows.number, entry"
         ).fetchall()
-    rows: dict[int, dict[str, Any]] = {}
-    for one in found:
-        row = rows.setdefault(one["row"], {"number": one["row"], "id": one["id"], "decisions": {}})
-        row["decisions"][one["reviewer"]] = decision_of(one)
-    return list(rows.values())
+    rows = []
+    for (number, row_id, needed), entries in itertools.groupby(found, key=itemgetter("row", "id", "readings")):
+        made = [decision_of(entry) for entry in entries]
+        readings = tuple(one for one in made if not one.settles)
+        if len(readings) >= needed and disagree(readings):
+            rows.append(DifferingRow(number, row_id, readings, next((one for one in made if one.settles), None)))
+    return rows

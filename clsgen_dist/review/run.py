@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.cells import class_name
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.review.exchange import Format, write_as_rows
 from clsgen_dist.review.export import export
@@ -29,6 +30,8 @@ class ReviewOptions:
     columns: Columns | None = None
     second_reading: float = 0.0
     """Share of rows that two reviewers read."""
+    space: Space = "auto"
+    """How label cells are read."""
     layout: str = Format.ROWS
     """Of the files with rows."""
 
@@ -50,10 +53,10 @@ def fill(files: Sequence[str], options: ReviewOptions) -> Store:
         source = file
         if not are_rows:
             converted = beside(store, f"{Path(file).stem}.jsonl")
-            write_as_rows(Path(file), Format(options.layout), converted)
+            write_as_rows(Path(file), Format(options.layout), converted, options.space)
             source = str(converted)
         _remember_source(store, file)
-        logger.info("%s: %s", file, import_rows(store, source, columns, options.second_reading))
+        logger.info("%s: %s", file, import_rows(store, source, columns, options.second_reading, options.space))
     return store
 
 

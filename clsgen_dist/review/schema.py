@@ -1,7 +1,8 @@
 """The SQLite file: its tables, how it is opened, and transactions that are on disk when they end.
 
 ``decisions`` is a log that is only added to: an undo is one more entry. ``standing`` points to the entry that counts
-for a row and a reviewer; it follows from the log, and is changed in the same transaction.
+for a row and a reviewer; it follows from the log, and is changed in the same transaction. ``open`` is how many people a
+row waits for: readers, or one who settles what they dispute.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from clsgen_dist.errors import DataError
 
-FORMAT = "1"
+FORMAT = "2"
 WAIT_SECONDS = 30.0
 """For another process that is writing."""
 NO_DOUBT = -1e308
@@ -28,17 +29,22 @@ CREATE TABLE IF NOT EXISTS rows (
     text TEXT NOT NULL,
     label TEXT,
     answers TEXT NOT NULL,
+    is_multilabel INTEGER NOT NULL,
     explanations TEXT NOT NULL,
     evidence TEXT NOT NULL,
+    counter_evidence TEXT NOT NULL,
     issues TEXT NOT NULL,
     issue_count INTEGER NOT NULL,
     doubt REAL NOT NULL,
     readings INTEGER NOT NULL,
-    open INTEGER NOT NULL
+    open INTEGER NOT NULL,
+    disputed INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS queue ON rows (doubt DESC, issue_count DESC, number) WHERE open > 0;
 CREATE INDEX IF NOT EXISTS listing ON rows (doubt DESC, issue_count DESC, number);
-CREATE INDEX IF NOT EXISTS by_label ON rows (label);
+CREATE INDEX IF NOT EXISTS disputes ON rows (doubt DESC, issue_count DESC, number) WHERE disputed = 1;
+CREATE TABLE IF NOT EXISTS class_names (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS row_classes (name TEXT, row INTEGER, PRIMARY KEY (name, row)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS issue_codes (code TEXT, row INTEGER, PRIMARY KEY (code, row)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS issue_totals (code TEXT PRIMARY KEY, row_count INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leases (
@@ -53,7 +59,8 @@ CREATE TABLE IF NOT EXISTS decisions (
     reviewer TEXT NOT NULL,
     time REAL NOT NULL,
     verdict TEXT,
-    content TEXT
+    content TEXT,
+    settles INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS standing (
     row INTEGER, reviewer TEXT, entry INTEGER NOT NULL, PRIMARY KEY (row, reviewer)

@@ -1,10 +1,12 @@
 """The pages of a review, made on the server: what a template is given, with every text escaped and visible.
 
-A page never holds another reviewer's decision on a row that the reader may still have to read.
+A page never holds another reviewer's decision on a row of which the reader may still have to make a blind reading. Who
+settles a dispute sees both readings, and may start from one.
 """
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,18 +16,18 @@ from urllib.parse import urlencode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from clsgen_dist.review.agreement import agreements
-from clsgen_dist.review.decision import ReviewRow, Spans, Verdict
+from clsgen_dist.review.classes import by_class, claimed
+from clsgen_dist.review.decision import Decision, ReviewRow, Spans, Verdict
 from clsgen_dist.review.overview import (
     Progress,
-    State,
-    double_readings,
+    differing_rows,
     issue_codes,
     latest,
     listed,
     progress,
     reviewers,
 )
-from clsgen_dist.review.store import Filter, Store
+from clsgen_dist.review.store import Filter, State, Store
 from clsgen_dist.review.visible import named, shown
 
 TEMPLATES = Path(__file__).with_name("page")
@@ -52,7 +54,12 @@ class Views:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"shown": shown, "words": VERDICT_WORDS.get, "number": _number}
+        self._templates.filters |= {
+            "shown": shown,
+            "words": VERDICT_WORDS.get,
+            "classes": class_words,
+            "number": _number,
+        }
 
     # --- a row -----------------------------------------------------------------------------------------------------
 
@@ -65,29 +72,38 @@ class Views:
             return self._render("done.html.jinja", **common, is_filtered=chosen != Filter())
         return self._row_page(row, reviewer, common, may_decide=True)
 
-    def one_row(self, reviewer: str, browser: str, number: int) -> str:
-        """A row that was chosen, with the reviewer's own decision on it."""
+    def one_row(self, reviewer: str, browser: str, number: int, query: Mapping[str, str]) -> str:
+        """A row that was chosen, with the reviewer's own decision on it, or the one of the reader ``query["from"]``."""
         row = self._store.row(number)
         may_decide = self._store.claim_row(reviewer, number, browser)
         common = self._common(reviewer, "rows") | self._filters({})
-        return self._row_page(row, reviewer, common, may_decide=may_decide)
+        return self._row_page(row, reviewer, common, may_decide=may_decide, start_from=query.get("from"))
 
-    def _row_page(self, row: ReviewRow, reviewer: str, common: dict[str, Any], *, may_decide: bool) -> str:
-        own = self._store.standing(row.number, reviewer)
+    def _row_page(
+        self, row: ReviewRow, reviewer: str, common: dict[str, Any], *, may_decide: bool, start_from: str | None = None
+    ) -> str:
+        made = self._store.readings(row.number)
+        own = next((one for one in made if one.reviewer == reviewer), None)
+        is_settling = own.settles if own else row.is_disputed
+        readings = [one for one in made if not one.settles] if is_settling else []
+        start = next((one for one in readings if one.reviewer == start_from), own)
+        held = start or row
         labels = self._store.labels()
-        explanations = own.explanations if own else row.explanations
         return self._render(
             "row.html.jinja",
             **common,
             row=row,
             own=own,
+            readings=readings,
+            is_complete=start is not None,
             may_decide=may_decide,
             labels=labels,
             as_buttons=len(labels) <= MOST_BUTTONS,
-            label=own.label if own else row.label,
-            explanations=[(text, named(text)) for text in (explanations or ("",))],
-            pieces=pieces(row.text, own.evidence if own else row.evidence),
-            evidence=[list(span) for span in (own.evidence if own else row.evidence)],
+            held=held,
+            classes=class_choices(row, held, labels) if row.is_multilabel else [],
+            explanations=[(text, named(text)) for text in (held.explanations or ("",))],
+            pieces=pieces(row.text, held.evidence, held.counter_evidence),
+            spans={"evidence": held.evidence, "counter_evidence": held.counter_evidence},
             hidden=named(row.text),
             note=self._store.note(reviewer, row.number),
             key=secrets.token_hex(12),
@@ -98,13 +114,11 @@ class Views:
     def rows(self, reviewer: str, query: Mapping[str, str]) -> str:
         """The list of rows, filtered."""
         page = int(query["page"]) if query.get("page", "").isdecimal() and len(query["page"]) < 9 else 1
-        state = query.get("state")
         found, count = listed(
             self._store,
             reviewer,
             _filter(query),
             decided_by=query.get("decided_by") or None,
-            state=State(state) if state in list(State) else None,
             page=max(1, page),
             size=PAGE_SIZE,
         )
@@ -119,16 +133,11 @@ class Views:
 
     def agreement(self, reviewer: str) -> str:
         """Agreement of reviewers, and the rows on which they differ."""
-        differing = [
-            row
-            for row in double_readings(self._store)
-            if len({(made.label, made.verdict == Verdict.REJECT) for made in row["decisions"].values()}) > 1
-        ]
         return self._render(
             "agreement.html.jinja",
             **self._common(reviewer, "agreement"),
             found=agreements(self._store),
-            differing=differing[:200],
+            differing=differing_rows(self._store)[:200],
         )
 
     def sign_in(self) -> str:
@@ -158,17 +167,45 @@ class Views:
         return self._templates.get_template(name).render(**values)
 
 
-def pieces(text: str, spans: Spans) -> Sequence[tuple[str, bool]]:
-    """The text made visible, cut where evidence begins and ends: each piece and whether it is evidence."""
-    visible, found, at = shown(text), [], 0
-    for start, end in spans:
-        found += [(visible[at:start], False), (visible[start:end], True)]
-        at = end
-    return [piece for piece in [*found, (visible[at:], False)] if piece[0]]
+def pieces(text: str, evidence: Spans, counter_evidence: Spans) -> Sequence[tuple[str, str]]:
+    """The text made visible, cut where marks begin and end; pieces are ``for``, ``against``, ``both`` or ``""``."""
+    visible, kinds = shown(text), {"for": evidence, "against": counter_evidence}
+    cuts = sorted({0, len(text), *(place for spans in kinds.values() for span in spans for place in span)})
+    found = []
+    for start, end in itertools.pairwise(cuts):
+        of = [kind for kind, spans in kinds.items() if any(begin <= start and end <= stop for begin, stop in spans)]
+        found.append((visible[start:end], "both" if len(of) == 2 else "".join(of)))
+    return found
+
+
+def class_choices(
+    row: ReviewRow, held: ReviewRow | Decision, labels: Sequence[str]
+) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """For each class of a multi-label row its answers to choose from: value, words, whether it is the one held."""
+    before, now = by_class(row.answers, labels), by_class(held.answers, labels)
+    lines = []
+    for name, value in now.items():
+        choices: list[tuple[float | None, str]] = [(1.0, "yes"), (0.0, "no"), (None, "unknown")]
+        for share in dict.fromkeys((before.get(name), value)):
+            if share is not None and share not in (0, 1):
+                choices.append((share, f"{_number(share * 100)} %"))
+        lines.append((name, [("" if one is None else repr(one), words, one == value) for one, words in choices]))
+    return lines
+
+
+def class_words(held: ReviewRow | Decision) -> str:
+    """The classes that a row or decision has, in words."""
+    names = claimed(held.label, held.answers)
+    return ", ".join(names) or ("none of the classes" if held.answers else "no label")
 
 
 def _filter(query: Mapping[str, str]) -> Filter:
-    return Filter(label=query.get("label") or None, issue=query.get("issue") or None)
+    state = query.get("state")
+    return Filter(
+        label=query.get("label") or None,
+        issue=query.get("issue") or None,
+        state=State(state) if state in list(State) else None,
+    )
 
 
 def _nobody() -> dict[str, Any]:

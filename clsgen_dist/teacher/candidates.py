@@ -38,6 +38,7 @@ def explanation_checks(settings: CurationSettings) -> FurtherChecks:
             row.text,
             text,
             label=row.label,
+            answers=row.answers,
             names=names,
             evidence=row.evidence,
             counter_evidence=row.counter_evidence,

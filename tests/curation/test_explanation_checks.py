@@ -10,6 +10,7 @@ import pytest
 from clsgen_dist.curation.explanation_checks import IssueCode, explanation_issues, severity
 from clsgen_dist.curation.settings import CurationSettings, SeveritySettings
 from clsgen_dist.data.reading.evidence_cells import evidence_of
+from clsgen_dist.data.reading.label_cells import OTHERS
 from clsgen_dist.explanations.stated_class import ClassNames
 from tests.curation.planted_rows import LABELS, good_rows
 
@@ -17,13 +18,14 @@ NAMES = ClassNames(LABELS)
 EVERY = CurationSettings(severity=SeveritySettings(personal_data="note"))
 
 
-def issues(text, explanation, label=None, labels=LABELS, evidence=(), counter=(), settings=EVERY):
+def issues(text, explanation, label=None, labels=LABELS, evidence=(), counter=(), settings=EVERY, answers=None):
     """Codes of the issues of a row, evidence given as quotes."""
     spans, against = (evidence_of(list(quotes), text, []) for quotes in (evidence, counter))
     found = explanation_issues(
         text,
         explanation,
         label=label,
+        answers=answers,
         names=ClassNames(labels),
         evidence=spans,
         counter_evidence=against,
@@ -275,3 +277,39 @@ def test_hostile_text_takes_linear_time_and_raises_nothing(piece):
         issues(piece * count, piece * count, "benign", evidence=())
         seconds.append(time.process_time() - start)
     assert seconds[1] < 8 * seconds[0] + 0.5, "four times the text: linear takes 4 times as long, quadratic 16"
+
+
+SIGNS = ["cough", "fever", "rash", "other"]
+COMPLETE, OPEN = {"cough": 1.0, "rash": 1.0, OTHERS: 0.0}, {"cough": 1.0, "rash": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("explanation", "answers", "detail"),
+    [
+        ("It coughs at night, so cough; red arms suggest a rash.", COMPLETE, None),
+        ("The barking sound is a cough, and there is no fever.", COMPLETE, None),
+        ("A rash is seen. Parents feared a fever.", COMPLETE, None),
+        ("The barking sound is a cough, the hot skin suggests fever.", COMPLETE, "fever, which the row does not have"),
+        ("Hot skin: a fever.", COMPLETE, "fever, which the row does not have"),
+        ("It barks, which is a cough, but not a rash.", COMPLETE, "denies rash"),
+        ("On the other side of the arm.", COMPLETE, None),
+        ("A cough. The label is other.", COMPLETE, "other, which the row does not have"),
+        ("Hot skin suggests fever, the arms a rash.", OPEN, None),
+        ("There is no cough.", OPEN, "denies cough"),
+        ("Nothing speaks for a cough, and there are no signs of fever or rash.", {OTHERS: 0.0}, None),
+        ("No fever, other noises or a bluish shade.", {**COMPLETE, "fever": 0.0}, None),
+        ("There is no noise. The arms suggest a fever.", COMPLETE, "fever, which the row does not have"),
+        ("It is a cough.", {OTHERS: 0.0}, "cough, which the row does not have"),
+        ("It is a cough.", None, None),
+    ],
+)
+def test_each_class_of_a_row_with_several_labels_is_a_claim_of_its_own(explanation, answers, detail):
+    found = issues("The child barks at night.", explanation, answers=answers, labels=SIGNS)
+    assert found.get(IssueCode.NAMES_OTHER_CLASS) == detail
+
+
+def test_a_text_that_says_one_of_several_labels_is_found():
+    answers = {"answers": COMPLETE, "labels": SIGNS}
+    assert issues("It barks. Labels: rash", "Red arms.", **answers)[IssueCode.LABEL_IN_TEXT] == "Labels: rash"
+    assert IssueCode.LABEL_IN_TEXT not in issues("It barks. Labels: fever", "Red arms.", **answers)
+    assert IssueCode.LABEL_IN_TEXT not in issues("Label: rash", "Red arms.", answers=OPEN, labels=SIGNS)

@@ -135,6 +135,19 @@ def test_rows_of_several_classes_or_without_a_label_are_checked_too(issues_of):
     assert all(not codes for number, codes in enumerate(found) if number not in (3, 4))
 
 
+def test_names_that_are_nearly_always_one_of_several_labels_are_found(issues_of):
+    rows = [
+        {**row, "label": [row["label"], "seen"] if n % 2 else [row["label"]]} for n, row in enumerate(good_rows(200))
+    ]
+    leaked = [number for number in planted(rows, 0.1) if rows[number]["label"][0] == LABELS[0]]
+    for number in leaked:
+        rows[number]["text"] += f" ({LABELS[0]})"
+    for number in planted(rows, 0.3, seed=2):
+        rows[number]["text"] += " It was seen twice."
+    assert len(leaked) >= 5
+    assert numbers(issues_of(rows, space="multilabel"), IssueCode.LABEL_IN_TEXT) == set(leaked)
+
+
 def test_counts_are_never_too_low_and_exact_for_few_strings():
     sketch = CountSketch()
     for number in range(2000):

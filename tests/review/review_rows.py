@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.review.import_rows import import_rows, remember
 from clsgen_dist.review.store import Store
 
@@ -33,10 +35,18 @@ class Clock:
         return self.now
 
 
-def review_store(folder: Path, rows: list[dict], *, second_reading: float = 0.0, clock: Clock | None = None) -> Store:
+def review_store(
+    folder: Path,
+    rows: list[dict],
+    *,
+    second_reading: float = 0.0,
+    clock: Clock | None = None,
+    labels: Sequence[str] = ("benign", "malignant", "unclear"),
+    space: Space = "auto",
+) -> Store:
     folder.mkdir(exist_ok=True)
     store = Store(folder / "review.sqlite", **({"clock": clock} if clock else {}))
     source = written(folder / "rows.jsonl", rows)
-    remember(store, Columns(), ["benign", "malignant", "unclear"])
-    import_rows(store, str(source), Columns(), second_reading)
+    remember(store, Columns(), list(labels))
+    import_rows(store, str(source), Columns(), second_reading, space)
     return store

@@ -157,9 +157,9 @@ def test_a_second_reader_never_sees_the_first_ones_decision(tmp_path, free_port)
         assert 'value="malignant" checked' in client.get(f"{url}/row/1", timeout=9).text
         assert client.post(f"{url}/decide", json=decision(1), timeout=9).ok
         page = client.get(f"{url}/agreement", timeout=9).text
-        assert "ada relabelled (<bdi>unclear</bdi>); bea accepted (<bdi>malignant</bdi>)" in page
+        assert "ada relabelled (<bdi>unclear</bdi>); bea accepted (<bdi>malignant</bdi>)." in page
         assert "they agree on 0" in page
-        assert "ada" in client.get(f"{url}/rows?state=decided&label=malignant", timeout=9).text
+        assert "ada" in client.get(f"{url}/rows?state=disputed&label=malignant", timeout=9).text
         listed = client.get(f"{url}/rows?state=nonsense&page=99999999999", timeout=9)
         assert listed.status_code == 200 and "3 rows" in listed.text
 
@@ -207,7 +207,8 @@ def test_visible_text_is_as_long_as_the_text_and_evidence_stays_in_its_place():
     assert shown(text) == "a␍\n␛[0m\ufffdb 👩\u200d⚕️ c\ufffdd\ufffde␡"
     assert shown("plain\ttext\n") == "plain\ttext\n" and named("plain") == []
     assert named("\u202e\u202e\x00")[0] == "2 × U+202E RIGHT-TO-LEFT OVERRIDE"
-    assert pieces("abcdef", ((1, 3), (5, 6))) == [("a", False), ("bc", True), ("de", False), ("f", True)]
+    found = pieces("abcdef", ((1, 3), (5, 6)), ((2, 4),))
+    assert found == [("a", ""), ("b", "for"), ("c", "both"), ("d", "against"), ("e", ""), ("f", "for")]
 
 
 def test_the_command_exports_what_a_store_has(tmp_path, capsys, monkeypatch):

@@ -21,8 +21,8 @@ from tests.review.review_rows import Clock, plain_rows, review_store
 TRAINED = Columns(rejected="rejected")
 
 
-def examples_of(path, columns=TRAINED):
-    found = read_examples(str(path), columns=columns, labels=None, max_bad_fraction=0, quarantine=None)
+def examples_of(path, columns=TRAINED, space="auto"):
+    found = read_examples(str(path), columns=columns, labels=None, max_bad_fraction=0, quarantine=None, space=space)
     return {row.id: row for row in found.examples}
 
 
@@ -126,7 +126,7 @@ def test_columns_keep_the_names_that_they_had(tmp_path):
 
 @pytest.mark.parametrize("kind", [Format.LABEL_STUDIO, Format.ARGILLA])
 def test_annotations_come_back_as_they_were_written(kind, reviewed, tmp_path):
-    reviewed.decide("bea", 6, Answer(evidence=((0, 3), (5, 9))))
+    reviewed.decide("bea", 6, Answer(evidence=((0, 3), (5, 9)), counter_evidence=((10, 15),)))
     export(reviewed, tmp_path / "out.json", kind)
     assert write_as_rows(tmp_path / "out.json", kind, tmp_path / "back.jsonl") == 6
     again = Store(tmp_path / "again.sqlite")
@@ -138,6 +138,7 @@ def test_annotations_come_back_as_they_were_written(kind, reviewed, tmp_path):
         row = again.row(number)
         assert (row.id, row.text) == (f"r{number}", reviewed.row(number).text)
         assert (row.label, row.explanations, row.evidence) == (made.label, made.explanations, made.evidence)
+        assert row.counter_evidence == made.counter_evidence
 
 
 def test_a_label_studio_task_as_its_server_writes_it(tmp_path):
@@ -169,6 +170,41 @@ def test_a_label_studio_task_as_its_server_writes_it(tmp_path):
     assert (row.label, row.explanations) == ("yes", ("Irregular.",))
     assert [row.text[slice(*span)] for span in row.evidence] == ["irregular"]
     assert json.loads((tmp_path / "r.jsonl").read_text())["annotations"] == [task["annotations"][2]]
+
+
+def test_a_label_studio_file_keeps_what_its_annotations_do_not_answer(tmp_path):
+    """Exported by a server: of predictions only the ids, and the task's data as they were imported."""
+    data = {"text": "A mass with margins.", "label": ["odd", "round"], "explanation": "So.", "evidence": [[2, 6]]}
+    chosen = {"from_name": "label", "type": "choices", "value": {"choices": ["odd"]}}
+    none = {"from_name": "label", "type": "choices", "value": {"choices": []}}
+    against = {"type": "labels", "value": {"start": 12, "end": 19, "text": "margins", "labels": ["Counter-evidence"]}}
+    tasks = [
+        {"id": 1, "data": data, "annotations": [{"result": [chosen]}], "predictions": [7]},
+        {"id": 2, "data": data, "annotations": [], "predictions": [8]},
+        {"id": 3, "data": data, "annotations": [{"result": [none, against]}], "predictions": []},
+        {"id": 4, "data": data, "annotations": [{"result": [none]}, {"result": [chosen], "ground_truth": True}]},
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(tasks))
+    write_as_rows(tmp_path / "t.json", Format.LABEL_STUDIO, tmp_path / "r.jsonl", "multilabel")
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in rows] == [["odd"], ["odd", "round"], [], ["odd"]]
+    assert [row["explanation"] for row in rows] == ["So."] * 4, "nobody was asked for explanations"
+    assert [row.get("evidence") for row in rows] == [None, [[2, 6]], None, None], "spans were asked for"
+    assert rows[2]["counter_evidence"] == [[12, 19]]
+    read = examples_of(tmp_path / "r.jsonl", "multilabel")
+    assert read["3"].counter_evidence == ((12, 19),) and read["3"].answers == {"": 0.0}
+
+
+@pytest.mark.parametrize("kind", [Format.LABEL_STUDIO, Format.ARGILLA])
+def test_what_settled_a_dispute_is_what_comes_back(kind, tmp_path):
+    store = review_store(tmp_path, plain_rows(1), second_reading=1.0)
+    store.decide("ada", 1, Answer(label="unclear"))
+    store.decide("bea", 1, Answer(counter_evidence=((4, 8),)))
+    store.decide("carl", 1, Answer(label="benign", explanations=("Smooth.",)))
+    export(store, tmp_path / "out.json", kind)
+    write_as_rows(tmp_path / "out.json", kind, tmp_path / "back.jsonl")
+    row = json.loads((tmp_path / "back.jsonl").read_text())
+    assert (row["label"], row["explanations"]) == ("benign", ["Smooth."]) and len(row["annotations"]) >= 2
 
 
 def test_an_argilla_record_without_answers_has_its_suggestions(tmp_path):

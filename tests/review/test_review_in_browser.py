@@ -1,50 +1,17 @@
-"""The page of `clsgen data review`: by keyboard, mouse and phone, in two browsers at once, with a server that dies."""
+"""The page of `clsgen data review`: by keyboard, mouse and phone."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
-import requests
 from page_checks import CONTRAST, CUT
 
 from clsgen_dist.review.decision import Verdict
 from clsgen_dist.review.overview import progress
-from clsgen_dist.review.store import Store
-from tests.review.live_review import ReviewPage, live_review
-from tests.review.review_rows import plain_rows, review_store
+from tests.review.review_rows import plain_rows
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def opened(browser, tmp_path, free_port):
-    """``opened(rows)``: store and page of a review by ada."""
-    running = []
-
-    def start(rows, **options):
-        store = review_store(tmp_path, rows, **options)
-        context = live_review(store, free_port(), reviewer="ada")
-        running.append(context)
-        browser.get_log("browser")
-        page = ReviewPage(browser, context.__enter__())
-        page.size(1300)
-        return store, page.open()
-
-    yield start
-    faults = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE" and e["source"] != "network"]
-    browser.delete_all_cookies()  # of the page's host
-    browser.get("about:blank")
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    for context in running:
-        context.__exit__(None, None, None)
-    assert faults == []
 
 
 def test_ten_rows_by_keyboard_alone(opened):
@@ -201,77 +168,3 @@ def test_filters_names_and_keys_that_are_switched_off(opened):
     page.wait(lambda: page.is_ready() and page.name() == "Bea")
     page.press("r")
     page.wait(lambda: progress(store, "Bea").by_me == 1)
-
-
-def test_two_browsers_at_once_never_get_the_same_row(opened, browser):
-    from selenium import webdriver
-
-    store, page = opened(plain_rows(12))
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"):
-        options.add_argument(argument)
-    options.binary_location = "/usr/bin/chromium"
-    service = webdriver.ChromeService(executable_path="/usr/bin/chromedriver")
-    second = webdriver.Chrome(options=options, service=service)
-    try:
-        other = ReviewPage(second, page.url).open()
-        other.element("change-name").click()
-        other.element("new-name").clear()
-        other.element("new-name").send_keys("bea\n")
-        other.wait(lambda: other.name() == "bea" and other.text("row-id"))
-        seen = {"ada": [], "bea": []}
-        for _ in range(6):
-            for name, one in (("ada", page), ("bea", other)):
-                known = [row for rows in seen.values() for row in rows]
-                one.wait(lambda one=one, known=known: one.is_ready() and one.text("row-id") not in ("", *known))
-                seen[name].append(one.text("row-id"))
-            page.press("a")
-            other.press("r")
-        for one in (page, other):
-            one.wait(lambda one=one: one.text("done-title"))
-    finally:
-        second.quit()
-    assert sorted(seen["ada"] + seen["bea"]) == sorted(f"r{i}" for i in range(1, 13))
-    made = {entry["row"]: (entry["reviewer"], entry["verdict"]) for entry in store.log()}
-    assert len(store.log()) == 12
-    assert {f"r{row}" for row, of in made.items() if of == ("bea", "reject")} == set(seen["bea"])
-
-
-def test_a_server_killed_in_the_middle_loses_nothing_and_the_page_says_what_was_not_saved(browser, tmp_path, free_port):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain_rows(4)))
-    port = free_port()
-    command = [sys.executable, "-m", "clsgen_dist", "data", "review", "rows.jsonl", "--reviewer", "ada", "--port", port]
-
-    def start():
-        process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "CLSGEN_TOKENS": ""})
-        for _ in range(600):
-            try:
-                if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok:
-                    return process
-            except requests.RequestException:
-                time.sleep(0.05)
-        raise AssertionError("not ready after 30 s")
-
-    process = start()
-    try:
-        page = ReviewPage(browser, f"http://127.0.0.1:{port}").open()
-        page.wait_row("r1")
-        page.press("e", " More.", "\ue00c", "a")
-        page.wait_row("r2")
-        page.press("e", " Unsaved.", "\ue00c")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        page.press("a")
-        page.wait(lambda: "nothing was saved" in page.text("problem"))
-        assert page.element("explanation-1").get_property("value").endswith("Unsaved.")
-        process = start()
-        page.press("a")
-        page.wait_row("r3")
-    finally:
-        process.kill()
-        process.wait()
-        browser.get("about:blank")
-    store = Store(tmp_path / "review.sqlite")
-    assert store.standing(1, "ada").explanations == ("Margins 1 are irregular. More.",)
-    assert store.standing(2, "ada").explanations == ("Margins 2 are irregular. Unsaved.",)
-    assert len(store.log()) == 2

@@ -19,8 +19,8 @@ from clsgen_dist.data.example import Columns
 from clsgen_dist.errors import DataError
 from clsgen_dist.review.decision import Answer, Issue, ReviewError, ReviewFault, Verdict, merged_spans
 from clsgen_dist.review.import_rows import import_rows, is_read_twice, issues_of
-from clsgen_dist.review.overview import State, issue_codes, listed, pace, progress
-from clsgen_dist.review.store import LEASE_SECONDS, Filter, Store, checked_name
+from clsgen_dist.review.overview import issue_codes, listed, pace, progress
+from clsgen_dist.review.store import LEASE_SECONDS, Filter, State, Store, checked_name
 from tests.review.review_rows import Clock, plain_rows, review_store, written
 
 ACCEPT, REJECT = Answer(), Answer(is_rejected=True)
@@ -81,16 +81,6 @@ def test_who_looks_at_their_own_decision_does_not_keep_the_second_reader_away(tm
     assert store.standing(1, "ada").verdict == Verdict.ACCEPT
     assert store.claim("bea").id == "r1" and store.claim("carl") is None
     assert progress(store, "bea").left_for_me == 1 and progress(store, "ada").left_for_me == 0
-
-
-def test_several_labels_are_kept_as_they_are(tmp_path):
-    rows = plain_rows(2)
-    rows[0]["label"], rows[1]["label"] = ["benign", "unclear"], ["malignant"]
-    store = review_store(tmp_path, rows)
-    row = store.row(1)
-    assert row.label is None and row.answers == (("benign", 1.0), ("unclear", 1.0)) and row.has_several_labels
-    made = store.decide("ada", 1, Answer(label="malignant", explanations=("Because.",)))
-    assert (made.label, made.changed, made.verdict) == (None, ("explanations",), Verdict.MEND)
 
 
 def test_decisions_say_what_was_changed(tmp_path):
@@ -177,7 +167,7 @@ def test_filters_skips_and_lists(tmp_path):
     store.decide("ada", 2, REJECT)
     by_ada, count = listed(store, "bea", Filter(), decided_by="ada")
     assert count == 1 and by_ada[0].row.id == "r2" and by_ada[0].own is None and by_ada[0].decided_by == ("ada",)
-    open_rows, count = listed(store, "ada", Filter(label="malignant"), state=State.UNDECIDED, size=2)
+    open_rows, count = listed(store, "ada", Filter(label="malignant", state=State.UNDECIDED), size=2)
     assert count == 3 and [one.row.id for one in open_rows] == ["r1", "r3"]
     for row in (1, 3, 5):
         store.decide("ada", row, ACCEPT)
