@@ -75,6 +75,10 @@ COMMANDS = {
     "data explain": Command(
         "a language model, or a template, writes the explanations that rows lack", files="files", repeated=("template",)
     ),
+    "data self-label": Command(
+        "a calibrated model labels the rows it is sure of, for a round of self-training, if held-out rows agree",
+        files="files",
+    ),
     "data combine": Command(
         "votes of annotators or labelling functions become labels with probabilities", files="files"
     ),
@@ -101,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words and words[0].startswith("--local_rank="):  # `deepspeed --module` puts its own flag first
         words.append(words.pop(0))
     name, rest = _command(words)
-    module = importlib.import_module(f"clsgen_dist.commands.{name.replace(' ', '_')}")
+    module = importlib.import_module(f"clsgen_dist.commands.{name.replace(' ', '_').replace('-', '_')}")
     _run(COMMANDS[name], module.run, f"clsgen {name}", rest)
 
 

@@ -1,4 +1,4 @@
-"""``clsgen data explain FILE --output FILE --url URL``: a teacher, or a template, writes the explanations that are missing.
+"""``clsgen data explain FILE --output FILE --url URL``: a teacher or a template writes the missing explanations.
 
 Exit status: 0 done, or stopped at the budget; 1 the server is gone; 2 the command, key or address is wrong. In each
 case the output has what was answered, and the same command goes on.
@@ -43,15 +43,15 @@ def run(
 ) -> None:
     """Have a language model write explanations for labelled rows without any, and keep those that state the label.
 
-    The key is read from the environment variable OPENAI_API_KEY. Texts are sent to the server. Templates need no server:
-    they are filled with the row's label and evidence.
+    The key is read from the environment variable OPENAI_API_KEY. Texts are sent to the server. Templates need
+    no server: they are filled with the row's label and evidence.
 
     Args:
         files: The rows: one file, saved folder or hub id.
         output: File of JSON lines for all rows, with columns `explanations` and `provenance` where they were explained.
         url: Address of an OpenAI-compatible server, like http://localhost:8000/v1.
         model: The teacher's name there; none: the only one that is served.
-        teacher: `self` if `clsgen serve` serves the model being trained, which is sent the text alone; `template`: no server.
+        teacher: `self` if `clsgen serve` serves the model being trained, which gets the text alone; `template`: none.
         template: Sentence with {label}, {evidence} and perhaps {counter_evidence}; several by repeating the option.
         without_label: Do not tell the label: the teacher decides, and its agreement with the labels is measured.
         styles: Some of short, clinical, lay, evidence-first, by comma; each is asked for.

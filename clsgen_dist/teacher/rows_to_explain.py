@@ -60,9 +60,7 @@ class RowsToExplain:
         self.names = ClassNames(self.labels)
 
     def __iter__(self) -> Iterator[Example | RejectedRow]:
-        return iter_rows(
-            self.part, columns=self.columns, labels=self._given, require_target=False, space=self.space
-        )
+        return iter_rows(self.part, columns=self.columns, labels=self._given, require_target=False, space=self.space)
 
     def _read_labels(self) -> list[str]:
         found: dict[str, None] = {}
