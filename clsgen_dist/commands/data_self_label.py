@@ -46,7 +46,7 @@ def run(
         precision: How often labels must be right: the lower end of the guard's 95 % interval must reach it.
         class_shares: Shares of the classes among the kept rows: `guard`, as its labels have them; `a=0.2,b=0.1`; `none`, as they come.
         max_per_class: Most rows of a class.
-        soft: Write the probabilities of all classes as the label.
+        soft: Write the probabilities of all classes as the label; training then needs data.label_space, as printed.
         explain: Have the model write explanations too; kept are those that state the label and pass the checks.
         columns: How your columns are called; of rows of one `cluster` the guard's interval allows for their likeness.
         batch_size: Rows decoded together.

@@ -24,4 +24,6 @@ def to_text(report: SelfLabelReport, settings: SelfLabelSettings, output: str) -
     if settings.explain:
         dropped = ", ".join(f"{count} {code}" for code, count in report.dropped.most_common())
         lines.append(f"explained: {report.explained} of them" + (f"; dropped: {dropped}" if dropped else ""))
+    if settings.soft:
+        lines.append(f"labels are probabilities: train on them with --data.label_space {report.label_space}")
     return "\n".join([*lines, f"written: {output}"])

@@ -37,6 +37,7 @@ from clsgen_dist.inference.raw_predictions import RawPrediction
 from clsgen_dist.inference.rows import labelled_rows, labels_of
 from clsgen_dist.inference.stored_predictions import Ranks, predicting_ranks, stored_predictions
 from clsgen_dist.io.files import atomic_file, require_writable, writing
+from clsgen_dist.model.label_space import Kind
 from clsgen_dist.self_training.guard import GuardPrecision, RoundComparison, compare_rounds, guard_precision
 from clsgen_dist.self_training.selection import class_shares, selected
 from clsgen_dist.self_training.unlabelled_rows import (
@@ -82,6 +83,7 @@ class SelfLabelReport:
     guard: GuardPrecision
     comparison: RoundComparison | None
     counts: RowCounts
+    label_space: Kind
     no_answer: int = 0
     """Rows whose logits are not finite, or that are decided after an explanation which cannot be written."""
     unsure: int = 0
@@ -146,7 +148,7 @@ def self_label(
         if comparison and (fault := comparison.fault(model)):
             raise GuardError(f"{fault}. Nothing is written")
         labeller = _Labeller(predictor, Path(model), rows, output, settings, checks, ranks)
-        report = SelfLabelReport(precision, comparison, counts)
+        report = SelfLabelReport(precision, comparison, counts, predictor.space.kind)
         labeller.run(shares_C, report)
     return report
 
