@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from clsgen_dist.data.example import Columns
     from clsgen_dist.io.value_ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+    from clsgen_dist.teacher.candidates import FurtherChecks
+    from clsgen_dist.teacher.rows_to_explain import RowsToExplain
 
 
 def run(
@@ -80,10 +82,9 @@ def run(
     from clsgen_dist.teacher.budget import Limits
     from clsgen_dist.teacher.candidates import explanation_checks
     from clsgen_dist.teacher.explain import Explainer, TeacherSettings
-    from clsgen_dist.teacher.explain_report import templates_to_text, to_text
+    from clsgen_dist.teacher.explain_report import to_text
     from clsgen_dist.teacher.prompts import styles_of
     from clsgen_dist.teacher.rows_to_explain import RowsToExplain
-    from clsgen_dist.teacher.templates import explain_by_templates
 
     if len(files) != 1:
         raise SettingsError(f"data explain reads one file, and {len(files)} are named; name one, like rows/train.jsonl")
@@ -92,8 +93,7 @@ def run(
     checks = explanation_checks(curation)
     _check_teacher(teacher, url, template)
     if template is not None:
-        rows = RowsToExplain(files[0], known, classes, label_space)
-        print(templates_to_text(explain_by_templates(rows, template, Path(output), checks), output))
+        print(_explain_by_templates(RowsToExplain(files[0], known, classes, label_space), template, output, checks))
         return
     settings = TeacherSettings(
         url=url or "",
@@ -118,6 +118,13 @@ def run(
         journal=Path(journal) if journal else None,
     )
     print(to_text(Explainer(files[0], settings, checks).run(Path(output)), output))
+
+
+def _explain_by_templates(rows: RowsToExplain, templates: list[str], output: str, checks: FurtherChecks) -> str:
+    from clsgen_dist.teacher.explain_report import templates_to_text
+    from clsgen_dist.teacher.templates import explain_by_templates
+
+    return templates_to_text(explain_by_templates(rows, templates, Path(output), checks), output)
 
 
 def _check_teacher(teacher: str, url: str | None, template: list[str] | None) -> None:
