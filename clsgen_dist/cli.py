@@ -33,6 +33,8 @@ class Command:
     """Parameters that are true when named, without a value."""
     verbatim: tuple[str, ...] = ()
     """Parameters that take text, in which ``null`` and ``[1]`` have no meaning."""
+    repeated: tuple[str, ...] = ()
+    """Parameters that take such a text, and may be named several times."""
     timestamps: bool = False
     """Whether its log lines begin with the time."""
 
@@ -70,7 +72,13 @@ COMMANDS = {
         "one file to train, dev, calibration and test rows: stratified, by group or time, near copies together",
         files="files",
     ),
-    "data explain": Command("a language model writes the explanations that rows lack, within a budget", files="files"),
+    "data explain": Command(
+        "a language model, or a template, writes the explanations that rows lack", files="files", repeated=("template",)
+    ),
+    "data self-label": Command(
+        "a calibrated model labels the rows it is sure of, for a round of self-training, if held-out rows agree",
+        files="files",
+    ),
     "data combine": Command(
         "votes of annotators or labelling functions become labels with probabilities", files="files"
     ),
@@ -97,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words and words[0].startswith("--local_rank="):  # `deepspeed --module` puts its own flag first
         words.append(words.pop(0))
     name, rest = _command(words)
-    module = importlib.import_module(f"clsgen_dist.commands.{name.replace(' ', '_')}")
+    module = importlib.import_module(f"clsgen_dist.commands.{name.replace(' ', '_').replace('-', '_')}")
     _run(COMMANDS[name], module.run, f"clsgen {name}", rest)
 
 
@@ -136,6 +144,7 @@ def _run(command: Command, function: Any, program: str, words: list[str]) -> Non
             one_file=command.file_setting is not None,
             switches=command.switches,
             verbatim=command.verbatim,
+            repeated=command.repeated,
         )
         run = call(function, parser, words, settings=Settings)
         setup_logging(timestamps=command.timestamps)

@@ -4,6 +4,7 @@
 |---|---|---|
 | 0 | done | nothing |
 | 1 | crash, hang, a rank that never arrived, a bad node | try again, a bounded number of times |
+| 1 | a guard holds the next round of self-training back | stop, and do what it says |
 | 2 | bad settings, rows or files; a run that diverged or makes no progress | stop: trying again cannot help |
 | 75 | asked to stop; the checkpoint is saved, if there was a step | start again with ``--resume auto`` |
 | 130 | Ctrl-C | nothing |
@@ -78,6 +79,13 @@ class BadNodeError(UserError, RuntimeError):
 
 class CapabilityLostError(UserError, RuntimeError):
     """Training cost the model more of its language than ``clsgen evaluate --max_drop`` allows."""
+
+
+class GuardError(UserError, RuntimeError):
+    """Held-out rows say that a model may not label others."""
+
+    exit_code = 1
+    label = "refused"
 
 
 class ServerError(UserError, RuntimeError):

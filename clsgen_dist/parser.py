@@ -151,6 +151,7 @@ def command_parser(
     one_file: bool = False,
     switches: Sequence[str] = (),
     verbatim: Sequence[str] = (),
+    repeated: Sequence[str] = (),
 ) -> Parser:
     """The parser of a command, from its signature and docstring.
 
@@ -162,6 +163,7 @@ def command_parser(
         one_file: whether the caller has taken a bare FILE out of the words, for the usage.
         switches: parameters that are true when named, without a value.
         verbatim: parameters that take text, in which ``null`` and ``[1]`` have no meaning.
+        repeated: parameters that take such a text, and may be named several times.
     """
     from docstring_parser import parse
 
@@ -174,9 +176,12 @@ def command_parser(
         parser.add_argument(f"--{name}", action="store_true", help=described[name])
     for name in verbatim:
         parser.add_argument(f"--{name}", type=str, help=described[name])
-    skip: set[str | int] = {"settings", *switches, *verbatim, *([positional] if positional else [])}
+    for name in repeated:
+        parser.add_argument(f"--{name}", action="append", type=str, help=described[name])
+    skip: set[str | int] = {"settings", *switches, *verbatim, *repeated, *([positional] if positional else [])}
     parser.add_function_arguments(command, None, as_group=False, as_positional=False, skip=skip)
     parser.kinds |= {name: kind for name, kind in _kinds(command).items() if name not in ("settings", "return")}
+    parser.kinds |= dict.fromkeys(repeated, str)
     if "settings" in inspect.signature(command).parameters:
         add_settings(parser, settings)
     _note_ranges(parser)

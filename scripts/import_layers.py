@@ -25,6 +25,7 @@ LAYERS = [
     ("review",),
     ("serving",),
     ("__init__",),
+    ("self_training",),
     ("clients", "teacher"),
     ("plan", "preflight", "inference"),
     ("training",),

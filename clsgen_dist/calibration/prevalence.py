@@ -148,34 +148,32 @@ def stated_prevalence(word: str, names: Sequence[str], fitted_C: np.ndarray, kin
     return Prevalence(tuple(fitted_C.tolist()), tuple(deployed_C.tolist()))
 
 
-def stated_shares(word: str, names: Sequence[str], kind: Kind) -> dict[str, float]:
-    """``a=0.2,b=0.1`` by class; SettingsError as for :func:`stated_prevalence`."""
+def stated_shares(word: str, names: Sequence[str], kind: Kind, option: str = "--prevalence") -> dict[str, float]:
+    """``a=0.2,b=0.1`` by class; SettingsError, which names the option, as for :func:`stated_prevalence`."""
     # Names may hold commas and equals signs; a share ends at a comma or at the end.
     pairs = re.findall(r"(.+?)=([^,=]*)(?:,|$)", word)
     if not pairs or ",".join(f"{name}={share}" for name, share in pairs) != word:
-        raise SettingsError(f"--prevalence is {word!r}, expected CLASS=SHARE, or several by comma: {names[-1]}=0.02")
+        raise SettingsError(f"{option} is {word!r}, expected CLASS=SHARE, or several by comma: {names[-1]}=0.02")
     shares: dict[str, float] = {}
     for name, share in pairs:
         if name not in names or name in shares:
             fault = "named twice" if name in shares else f"none of the classes {', '.join(map(quoted, names))}"
-            raise SettingsError(f"--prevalence {word!r}: {quoted(name)} is {fault}; fix the name")
-        shares[name] = _share(word, share)
+            raise SettingsError(f"{option} {word!r}: {quoted(name)} is {fault}; fix the name")
+        shares[name] = _share(word, share, option)
     total = sum(shares.values())
     if kind != "multilabel" and (total >= 1 if len(shares) < len(names) else not math.isclose(total, 1, abs_tol=1e-6)):
         expected = "less than 1, which is left for the others" if len(shares) < len(names) else "1"
-        raise SettingsError(f"--prevalence {word!r}: the shares sum to {total:g}, expected {expected}; fix them")
+        raise SettingsError(f"{option} {word!r}: the shares sum to {total:g}, expected {expected}; fix them")
     return shares
 
 
-def _share(word: str, share: str) -> float:
+def _share(word: str, share: str, option: str) -> float:
     try:
         value = float(share)
     except ValueError:
         value = math.nan
     if not 0 < value < 1:
-        raise SettingsError(
-            f"--prevalence {word!r}: {share!r}, expected a share above 0 and below 1; write 2 % as 0.02"
-        )
+        raise SettingsError(f"{option} {word!r}: {share!r}, expected a share above 0 and below 1; write 2 % as 0.02")
     return value
 
 

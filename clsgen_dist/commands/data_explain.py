@@ -1,4 +1,4 @@
-"""``clsgen data explain FILE --output FILE --url URL``: a teacher writes the explanations that are missing.
+"""``clsgen data explain FILE --output FILE --url URL``: a teacher or a template writes the missing explanations.
 
 Exit status: 0 done, or stopped at the budget; 1 the server is gone; 2 the command, key or address is wrong. In each
 case the output has what was answered, and the same command goes on.
@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from clsgen_dist.data.example import Columns
     from clsgen_dist.io.value_ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+    from clsgen_dist.teacher.candidates import FurtherChecks
+    from clsgen_dist.teacher.rows_to_explain import RowsToExplain
 
 
 def run(
     files: list[str],
     output: str,
-    url: str,
+    url: str | None = None,
     model: str | None = None,
-    teacher: Literal["model", "self"] = "model",
+    teacher: Literal["model", "self", "template"] = "model",
+    template: list[str] | None = None,
     without_label: bool = False,
     styles: str = "short",
     candidates: PositiveInt = 1,
@@ -42,14 +45,16 @@ def run(
 ) -> None:
     """Have a language model write explanations for labelled rows without any, and keep those that state the label.
 
-    The key is read from the environment variable OPENAI_API_KEY. Texts are sent to the server.
+    The key is read from the environment variable OPENAI_API_KEY. Texts are sent to the server. Templates need
+    no server: they are filled with the row's label and evidence.
 
     Args:
         files: The rows: one file, saved folder or hub id.
         output: File of JSON lines for all rows, with columns `explanations` and `provenance` where they were explained.
         url: Address of an OpenAI-compatible server, like http://localhost:8000/v1.
         model: The teacher's name there; none: the only one that is served.
-        teacher: `self` if `clsgen serve` serves the model being trained, which is sent the text alone.
+        teacher: `self` if `clsgen serve` serves the model being trained, which gets the text alone; `template`: none.
+        template: Sentence with {label}, {evidence} and perhaps {counter_evidence}; several by repeating the option.
         without_label: Do not tell the label: the teacher decides, and its agreement with the labels is measured.
         styles: Some of short, clinical, lay, evidence-first, by comma; each is asked for.
         candidates: Answers of each style.
@@ -79,11 +84,19 @@ def run(
     from clsgen_dist.teacher.explain import Explainer, TeacherSettings
     from clsgen_dist.teacher.explain_report import to_text
     from clsgen_dist.teacher.prompts import styles_of
+    from clsgen_dist.teacher.rows_to_explain import RowsToExplain
 
     if len(files) != 1:
         raise SettingsError(f"data explain reads one file, and {len(files)} are named; name one, like rows/train.jsonl")
+    known, classes = columns or Columns(), tuple(map(class_name, labels)) if labels else None
+    curation = parse_settings(["--config", str(resolve_path(config))]).curation if config else CurationSettings()
+    checks = explanation_checks(curation)
+    _check_teacher(teacher, url, template)
+    if template is not None:
+        print(_explain_by_templates(RowsToExplain(files[0], known, classes, label_space), template, output, checks))
+        return
     settings = TeacherSettings(
-        url=url,
+        url=url or "",
         model=model,
         is_self=teacher == "self",
         with_label=not without_label,
@@ -99,10 +112,30 @@ def run(
         limits=Limits(
             max_tokens_total=max_tokens_total, max_cost=max_cost, price_input=price_input, price_output=price_output
         ),
-        columns=columns or Columns(),
-        labels=tuple(map(class_name, labels)) if labels else None,
+        columns=known,
+        labels=classes,
         space=label_space,
         journal=Path(journal) if journal else None,
     )
-    curation = parse_settings(["--config", str(resolve_path(config))]).curation if config else CurationSettings()
-    print(to_text(Explainer(files[0], settings, explanation_checks(curation)).run(Path(output)), output))
+    print(to_text(Explainer(files[0], settings, checks).run(Path(output)), output))
+
+
+def _explain_by_templates(rows: RowsToExplain, templates: list[str], output: str, checks: FurtherChecks) -> str:
+    from clsgen_dist.teacher.explain_report import templates_to_text
+    from clsgen_dist.teacher.templates import explain_by_templates
+
+    return templates_to_text(explain_by_templates(rows, templates, Path(output), checks), output)
+
+
+def _check_teacher(teacher: str, url: str | None, template: list[str] | None) -> None:
+    """SettingsError unless a template has sentences and no address, and another teacher the other way round."""
+    from clsgen_dist.errors import SettingsError
+
+    if teacher == "template" and not template:
+        raise SettingsError("--template is missing, expected a sentence like '{label}: {evidence}.'")
+    if teacher != "template" and template:
+        raise SettingsError(f"--template is for --teacher template, and --teacher is {teacher}; leave one out")
+    if teacher == "template" and url is not None:
+        raise SettingsError(f"--url is {url}, and --teacher template asks no server; leave one out")
+    if teacher != "template" and url is None:
+        raise SettingsError("--url is missing, expected the address of a server, like http://localhost:8000/v1")

@@ -11,16 +11,20 @@ their clusters, the variance is that of the K sums over clusters, and t has K - 
 
 A share has Wilson's interval of n_eff rows (Korn & Graubard 1998, who put it into Clopper and Pearson's); where all
 rows are alike, n_eff = n² / Σ n_k² (Kish 1965).
+
+A sum Σ w_j θ_j of J independent estimates has the interval of their own ones (l_j, u_j), which need not be symmetric
+(MOVER, Zou & Donner 2008): low = Σ w_j θ_j - √Σ w_j² (θ_j - l_j)², high = Σ w_j θ_j + √Σ w_j² (u_j - θ_j)².
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# N rows, K clusters
+# N rows, K clusters, J estimates
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,16 @@ def mean_interval(values_N: np.ndarray, level: float = 0.95, *, clusters_N: np.n
     error = math.sqrt(clusters / (clusters - 1) * (sums_K**2).sum()) / n
     half = student_quantile(level, clusters - 1) * error
     return Interval(float(mean - half), float(mean + half))
+
+
+def weighted_sum_interval(estimates: Sequence[Estimate], weight_J: np.ndarray) -> Estimate:
+    """Σ w_j θ_j of independent estimates with its interval; weights are 0 or more."""
+    value_J = np.array([e.value for e in estimates])
+    below_J = value_J - np.array([e.interval.low for e in estimates])
+    above_J = np.array([e.interval.high for e in estimates]) - value_J
+    value = float(weight_J @ value_J)
+    low, high = (math.sqrt(((weight_J * side_J) ** 2).sum()) for side_J in (below_J, above_J))
+    return Estimate(value, Interval(value - low, value + high))
 
 
 def cluster_sums(values: np.ndarray, clusters_N: np.ndarray) -> np.ndarray:

@@ -13,28 +13,22 @@ Shapes: D decisions that the teacher took without being told.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from array import array
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.reading.ingest import iter_rows, resolve_space
 from clsgen_dist.data.reading.label_cells import Space
-from clsgen_dist.data.reading.records import find_source, read_part
-from clsgen_dist.data.reading.rejection import Fault, RejectedRow
-from clsgen_dist.errors import DataError, ServerError, SettingsError
-from clsgen_dist.explanations.stated_class import ClassNames
-from clsgen_dist.io.files import atomic_file, require_writable, writing
+from clsgen_dist.errors import ServerError, SettingsError
 from clsgen_dist.teacher.budget import Budget, Limits
 from clsgen_dist.teacher.candidates import Drop, FurtherChecks, read_candidate
 from clsgen_dist.teacher.client import RefusedError, Teacher, UnansweredError
 from clsgen_dist.teacher.journal import Answer, Journal, request_key
 from clsgen_dist.teacher.prompts import Question, message
+from clsgen_dist.teacher.rows_to_explain import ExplainedRows, RowsToExplain, is_to_explain
 from clsgen_dist.track.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -73,19 +67,10 @@ class TeacherSettings:
 
 
 @dataclass
-class ExplainReport:
+class ExplainReport(ExplainedRows):
     """What was asked, kept and spent."""
 
-    rows: int = 0
-    bad: int = 0
-    had_explanation: int = 0
-    unlabelled: int = 0
-    asked_rows: int = 0
-    """Rows that lack an explanation and have a label."""
-    explained: int = 0
     answers: int = 0
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
     refused: int = 0
     unanswered: int = 0
     waiting: int = 0
@@ -115,10 +100,8 @@ class Explainer:
     def __init__(
         self, source: str, settings: TeacherSettings, checks: FurtherChecks = lambda row, text, names: ()
     ) -> None:
-        self._part, self._settings, self._checks = find_source(source), settings, checks
-        self._space = resolve_space(source, settings.columns, settings.space)
-        self._labels = self._read_labels()
-        self._names = ClassNames(self._labels)
+        self._rows = RowsToExplain(source, settings.columns, settings.labels, settings.space)
+        self._settings, self._checks = settings, checks
         self._model = self._url = ""
 
     def run(self, output: Path) -> ExplainReport:
@@ -129,16 +112,10 @@ class Explainer:
             SettingsError: output or journal cannot be written; the server refuses every question.
             ServerError: the server is gone; what was answered is written.
         """
-        if output.suffix.lower() != ".jsonl":
-            raise SettingsError(
-                f"--output is {output}, expected a name that ends in .jsonl: rows are written as JSON lines"
-            )
-        if output.exists() and Path(self._part.path).exists() and output.samefile(self._part.path):
-            raise SettingsError(f"--output is {output}, the rows themselves; name another file")
+        self._rows.require_output(output)
         kept = self._settings.journal or output.with_name(output.name + ".journal")
         if output.exists() and not kept.exists():
             raise SettingsError(f"{output} exists, and not by this command: {kept} is missing; name another --output")
-        require_writable(output)
         with Journal(kept) as journal:
             budget = Budget(self._settings.limits, journal)
             counts = asyncio.run(self._ask_all(journal, budget))
@@ -152,38 +129,11 @@ class Explainer:
 
     # --- which rows, which questions -----------------------------------------------------------------------------
 
-    def _rows(self) -> Iterator[Example | RejectedRow]:
-        settings = self._settings
-        return iter_rows(
-            self._part, columns=settings.columns, labels=settings.labels, require_target=False, space=self._space
-        )
-
-    def _read_labels(self) -> list[str]:
-        if self._settings.labels:
-            return list(self._settings.labels)
-        found: dict[str, None] = {}
-        for row in self._rows():
-            if isinstance(row, Example):
-                found |= dict.fromkeys(filter(None, (row.label, *(row.answers or ()))))
-        if not found:
-            raise DataError(
-                f"{self._part.source} has no labels, so there is nothing to explain; name their column with "
-                "--columns.label"
-            )
-        return sorted(found)
-
-    def _own(self, row: Example) -> tuple[str, ...]:
-        """The row's classes."""
-        if row.label is not None:
-            return (row.label,)
-        return tuple(name for name, answer in (row.answers or {}).items() if name and answer >= 0.5)
-
     def _bodies(self, row: Example) -> Iterator[tuple[str, dict[str, Any]]]:
         """Key and body of each question about a row."""
         settings = self._settings
-        question = Question(
-            text=row.text, classes=self._own(row), quotes=tuple(row.text[start:end] for start, end in row.evidence)
-        )
+        quotes = tuple(row.text[start:end] for start, end in row.evidence)
+        question = Question(text=row.text, classes=self._rows.classes(row), quotes=quotes)
         for style in settings.styles:
             content = row.text
             if not settings.is_self:
@@ -191,8 +141,8 @@ class Explainer:
                     question,
                     style,
                     with_label=settings.with_label,
-                    labels=self._labels,
-                    several=self._space == "multilabel",
+                    labels=self._rows.labels,
+                    several=self._rows.space == "multilabel",
                 )
             for candidate in range(settings.candidates):
                 body: dict[str, Any] = {
@@ -209,8 +159,8 @@ class Explainer:
     def _questions(self, journal: Journal) -> Iterator[tuple[str, dict[str, Any]]]:
         """Those that the journal has no answer to, each once."""
         asked: set[str] = set()
-        for row in self._rows():
-            if isinstance(row, Example) and _wanted(row):
+        for row in self._rows:
+            if isinstance(row, Example) and is_to_explain(row):
                 for key, body in self._bodies(row):
                     if key not in journal and key not in asked:
                         asked.add(key)
@@ -303,32 +253,14 @@ class Explainer:
 
     def _write(self, output: Path, journal: Journal) -> ExplainReport:
         """All rows in order, as JSON lines; those explained have two more columns."""
-        report, columns = ExplainReport(), self._settings.columns
+        report = ExplainReport()
         origin = f"{'self' if self._settings.is_self else 'teacher'}:{self._model}"
-        records = read_part(self._part, columns, every_column=True)
-        with writing(output), atomic_file(output, durable=True, errors="backslashreplace") as file:
-            for row, (_, record, raw) in zip(self._rows(), records, strict=True):
-                report.rows += 1
-                report.bad += isinstance(row, RejectedRow)
-                explanations = self._explanations(row, journal, report) if isinstance(row, Example) else []
-                if isinstance(record, Fault):
-                    raw = raw if self._part.kind == "jsonl" else ""
-                elif explanations:
-                    raw = _json_line({**record, columns.explanations: explanations, "provenance": origin})
-                elif self._part.kind != "jsonl":
-                    raw = _json_line(record)
-                if raw:
-                    file.write(raw + "\n")
+        self._rows.write(output, lambda row: self._explanations(row, journal, report), origin, report)
         return report
 
     def _explanations(self, row: Example, journal: Journal, report: ExplainReport) -> list[str]:
         """What the journal has for a row and is kept; counts everything else."""
-        report.had_explanation += bool(row.explanations)
-        report.unlabelled += not row.explanations and not row.is_labelled
-        if not _wanted(row):
-            return []
-        report.asked_rows += 1
-        own = [self._labels.index(name) for name in self._own(row)]
+        own = self._rows.class_indices(row)
         kept: dict[str, None] = {}
         for key, _ in self._bodies(row):
             answer = journal.get(key)
@@ -337,7 +269,8 @@ class Explainer:
                 continue
             report.answers += 1
             with_label = self._settings.with_label and not self._settings.is_self
-            candidate = read_candidate(answer, row, own, self._names, with_label=with_label, checks=self._checks)
+            names = self._rows.names
+            candidate = read_candidate(answer, row, own, names, with_label=with_label, checks=self._checks)
             if candidate.decided is not None:
                 report.agreed_D.append(set(candidate.decided) == set(own))
                 report.row_D.append(report.rows)
@@ -347,19 +280,7 @@ class Explainer:
                 report.dropped[Drop.REPEATED] += 1
             else:
                 kept[candidate.text] = None
-        report.kept += len(kept)
-        report.explained += bool(kept)
         return list(kept)
-
-
-def _json_line(record: dict[str, Any]) -> str:
-    """A row as JSON; what JSON has no form for, such as a date, as its text."""
-    return json.dumps(record, ensure_ascii=False, default=str)
-
-
-def _wanted(row: Example) -> bool:
-    """Whether an explanation is missing that can be checked against a label."""
-    return row.is_labelled and not row.explanations
 
 
 def _with_usage(answer: Answer, prompt: str) -> Answer:

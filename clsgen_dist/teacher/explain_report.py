@@ -7,18 +7,17 @@ import numpy as np
 from clsgen_dist.evaluation.interval import share_interval
 from clsgen_dist.io.text import row_count_phrase
 from clsgen_dist.teacher.explain import ExplainReport
+from clsgen_dist.teacher.rows_to_explain import ExplainedRows
+from clsgen_dist.teacher.templates import TemplateReport
 
 
 def to_text(report: ExplainReport, output: str) -> str:
     """The report as plain text."""
     lines = [
-        f"{row_count_phrase(report.rows, 'was', 'were')} read: {report.had_explanation} explained before, "
-        f"{report.unlabelled} without label, {report.bad} bad; {report.asked_rows} to explain",
+        _read(report),
         f"{report.explained} of them are explained, by {report.kept} of {report.answers} answers of {report.model}",
+        *_dropped(report),
     ]
-    if report.dropped:
-        counted = ", ".join(f"{count} {code}" for code, count in report.dropped.most_common())
-        lines.append(f"dropped: {counted}")
     if len(report.agreed_D):
         agreed_D = np.asarray(report.agreed_D).astype(bool)
         interval = share_interval(agreed_D, clusters_N=np.asarray(report.row_D))
@@ -39,3 +38,28 @@ def to_text(report: ExplainReport, output: str) -> str:
         lines.append(f"{report.waiting} questions are open; run the same command to ask them again")
     lines.append(f"written: {output}")
     return "\n".join(lines)
+
+
+def templates_to_text(report: TemplateReport, output: str) -> str:
+    """The report on templates as plain text."""
+    left = [
+        (report.without_evidence, "without evidence in the text"),
+        (report.without_counter_evidence, "without counter-evidence, which every template wants"),
+        (report.without_class, "without a class that applies"),
+    ]
+    lines = [_read(report), f"{report.explained} of them are explained, by templates"]
+    if counted := ", ".join(f"{count} {why}" for count, why in left if count):
+        lines.append(f"left as they are: {counted}")
+    return "\n".join([*lines, *_dropped(report), f"written: {output}"])
+
+
+def _read(report: ExplainedRows) -> str:
+    return (
+        f"{row_count_phrase(report.rows, 'was', 'were')} read: {report.had_explanation} explained before, "
+        f"{report.unlabelled} without label, {report.bad} bad; {report.to_explain} to explain"
+    )
+
+
+def _dropped(report: ExplainedRows) -> list[str]:
+    counted = ", ".join(f"{count} {code}" for code, count in report.dropped.most_common())
+    return [f"dropped: {counted}"] if counted else []

@@ -71,7 +71,7 @@ def test_missing_explanations_are_written_and_all_else_stays(rows: Path, hostile
     for old, new in zip(map(json.loads, before[:9]), map(json.loads, after[:9]), strict=True):
         told = f"It is {old['label']}, says the text."
         assert new == {**old, "explanations": [told], "provenance": "teacher:big"}
-    assert (report.asked_rows, report.explained, report.bad, report.unlabelled) == (9, 9, 1, 1)
+    assert (report.to_explain, report.explained, report.bad, report.unlabelled) == (9, 9, 1, 1)
     assert report.tokens == 9 * 120 and hostile.most_at_once <= 3
     questions = [json.loads(question) for question in hostile.tries]
     assert {row_of(body)["text"] for body in questions} == {f"note {i}" for i in range(9)}
