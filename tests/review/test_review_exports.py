@@ -191,7 +191,7 @@ def test_a_label_studio_file_keeps_what_its_annotations_do_not_answer(tmp_path):
     assert [row["explanation"] for row in rows] == ["So."] * 4, "nobody was asked for explanations"
     assert [row.get("evidence") for row in rows] == [None, [[2, 6]], None, None], "spans were asked for"
     assert rows[2]["counter_evidence"] == [[12, 19]]
-    read = examples_of(tmp_path / "r.jsonl", "multilabel")
+    read = examples_of(tmp_path / "r.jsonl", space="multilabel")
     assert read["3"].counter_evidence == ((12, 19),) and read["3"].answers == {"": 0.0}
 
 
