@@ -83,7 +83,7 @@ class Subgroups:
 def subgroups(
     probability_N: np.ndarray,
     positive_N: np.ndarray,
-    group_N: Sequence[str | None | tuple[str, ...]] | np.ndarray,
+    group_N: Sequence[str | tuple[str, ...] | None] | np.ndarray,
     *,
     threshold: float = 0.5,
     level: float = 0.95,
@@ -115,9 +115,9 @@ def subgroups(
         raise ValueError(f"{len(group_N)} group names for {len(probability_N)} rows, expected one a row")
     positive_N = positive_N.astype(bool)
     measured, too_small = [], []
-    for name, rows_G in rows_by_group(group_N).items():
-        p_N, is_N = probability_N[rows_G], positive_N[rows_G]
-        own_N = None if clusters_N is None else clusters_N[rows_G]
+    for name, members in rows_by_group(group_N).items():
+        p_N, is_N = probability_N[members], positive_N[members]
+        own_N = None if clusters_N is None else clusters_N[members]
         rows = len(is_N)
         independent_N = np.arange(rows) if own_N is None else own_N
         if rows < min_rows or min(len(np.unique(independent_N[is_N == answer])) for answer in (0, 1)) < min_of_class:
@@ -130,7 +130,7 @@ def subgroups(
     return Subgroups(measured, too_small)
 
 
-def rows_by_group(group_N: Sequence[str | None | tuple[str, ...]] | np.ndarray) -> dict[str, np.ndarray]:
+def rows_by_group(group_N: Sequence[str | tuple[str, ...] | None] | np.ndarray) -> dict[str, np.ndarray]:
     """The rows of each group by its name, in the order of names; argument as for :func:`subgroups`."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(group_N):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from clsgen_dist.io.text import shortened
 from clsgen_dist.report.document import Drawing
 
 # B bins, R points of a curve, G groups
@@ -124,6 +125,6 @@ def intervals_figure(
         axis.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axis.hlines(y_G, low_G, high_G, color=BLUE, linewidth=2)
         axis.plot(value_G, y_G, "o", color=BLUE, markersize=6)
-        axis.set_yticks(y_G, list(names))
+        axis.set_yticks(y_G, [shortened(name) for name in names], parse_math=False)  # names are users'
         axis.set(xlabel=x, ylim=(-0.7, len(names) - 0.3))
     return drawn[0]

@@ -217,7 +217,7 @@ def _is_placeholder(text: str) -> bool:
 
 
 def _texts(cell: Any, notices: Notices) -> Iterator[str]:
-    """The strings of a cell: itself, the items of a list, or the items of a list written as text; missing ones empty."""
+    """The strings of a cell: itself, the items of a list, or the items of one written as text; missing ones empty."""
     if not isinstance(cell, (list, tuple)):
         cell = [cell]
     for value in cell:

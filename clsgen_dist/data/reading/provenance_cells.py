@@ -1,10 +1,11 @@
-"""Where a row's explanations came from: ``human``, ``teacher:NAME``, ``template``, ``self:ROUND``, or another short text.
+"""Where a row's explanations came from: ``human``, ``teacher:NAME``, ``template``, ``self:ROUND`` or other short texts.
 
-    "teacher:big"                      of all the row's explanations
-    ["human", null, "teacher:big"]     of each, in their order as written: `explanation`, then `explanations`; null: unknown
+    "teacher:big"                      all of them
+    ["human", null, "teacher:big"]     each, in the order of the cells `explanation`, `explanations`; null: not stated
 
-Empty and repeated explanations have an entry too. A cell that is neither, such as a number or a list of another length, is
-counted as a :class:`~clsgen_dist.data.reading.cells.Notice`, and the row is used without: the column may mean something else.
+Empty and repeated explanations have an entry too. A cell that is neither, such as a number or a list of another length,
+is counted as a :class:`~clsgen_dist.data.reading.cells.Notice`, and the row is used without: the column may mean
+something else.
 
 Cost: some microseconds per row that has such a cell.
 """
@@ -71,7 +72,7 @@ def provenance_of(
 
 
 def provenance_cell(names: Iterable[Provenance]) -> str | list[Provenance] | None:
-    """The cell that says this of a row's explanations: one text if they are alike, else a list; None if none is known."""
+    """The cell that says this of a row's explanations: one text if they are alike, else a list; None without any."""
     listed = list(names)
     return listed[0] if len(set(listed)) == 1 else listed or None
 

@@ -44,9 +44,9 @@ def row(tmp_path, columns=None, **cells):
         ({"explanations": ["a", "b"], "provenance": " teacher:big\u200b "}, ("a", "b"), ("teacher:big",) * 2),
         ({"explanations": ["a", "b"], "provenance": ["human", "teacher:big"]}, ("a", "b"), ("human", "teacher:big")),
         ({"explanations": ["a", "b"], "provenance": '["human", null]'}, ("a", "b"), ("human", None)),
-        ({"explanation": "h", "explanations": ["a"], "provenance": ["human", "self:2"]}, ("h", "a"), ("human", "self:2")),
+        ({"explanation": "h", "explanations": ["a"], "provenance": ["human", "x"]}, ("h", "a"), ("human", "x")),
         # Missing, placeholder and repeated explanations have an entry too.
-        ({"explanations": ["a", None, "n/a", "b"], "provenance": ["1st", "2nd", "3rd", "4th"]}, ("a", "b"), ("1st", "4th")),
+        ({"explanations": ["a", None, "n/a", "b"], "provenance": ["w", "x", "y", "z"]}, ("a", "b"), ("w", "z")),
         ({"explanations": ["a", "a", "b"], "provenance": ["1st", "2nd", "3rd"]}, ("a", "b"), ("1st", "3rd")),
         ({"explanation": "a"}, ("a",), (None,)),
         ({"explanation": "a", "provenance": "N/A"}, ("a",), (None,)),
@@ -62,7 +62,17 @@ def test_each_explanation_has_its_provenance(cells, explanations, provenance, tm
 
 @pytest.mark.parametrize(
     "cell",
-    [7, True, {"crawl": "A"}, ["human"], ["human", "human", "human"], ["human", 3], "x" * 101, "\ud800", "['a' ... 'z']"],
+    [
+        7,
+        True,
+        {"crawl": "A"},
+        ["human"],
+        ["human", "human", "human"],
+        ["human", 3],
+        "x" * 101,
+        "\ud800",
+        "['a' ... 'z']",
+    ],
 )
 def test_a_cell_that_means_something_else_is_noticed_and_the_row_stays(cell, tmp_path):
     example = row(tmp_path, explanations=["a", "b"], provenance=cell)
