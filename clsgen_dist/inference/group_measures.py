@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.reading.provenance_cells import NOT_STATED, OTHERS, Provenance, add_counts, reported_names
+from clsgen_dist.data.reading.provenance_cells import Provenance, add_counts, reported_as, reported_names
 from clsgen_dist.evaluation.subgroups import MIN_ROWS, rows_by_group
 from clsgen_dist.explanations.estimates import RowScores, in_clusters
 from clsgen_dist.explanations.references import reference_scores
@@ -57,7 +57,7 @@ def groups_of(examples: Sequence[Example], columns: Columns) -> dict[str, GroupN
     for example in examples:
         add_counts(counts, set(example.provenance))
     apart = set(reported_names(counts))
-    of_row = [tuple(sorted({_group(name, apart) for name in example.provenance})) for example in examples]
+    of_row = [tuple(sorted({reported_as(name, apart) for name in example.provenance})) for example in examples]
     if len({name for names in of_row for name in names}) > 1:
         found[PROVENANCE] = of_row
     return found
@@ -104,11 +104,4 @@ def _part(scores: RowScores, rows: np.ndarray) -> RowScores:
 def _references(example: Example, group: str, apart: Container[str]) -> list[str]:
     """A row's references that make it one of the group."""
     pairs = zip(example.explanations, example.provenance, strict=True)
-    return [text for text, provenance in pairs if _group(provenance, apart) == group]
-
-
-def _group(provenance: Provenance, apart: Container[str]) -> str:
-    """The name of a provenance's group; ``apart`` are those that have one of their own."""
-    if provenance is None:
-        return NOT_STATED
-    return provenance if provenance in apart else OTHERS
+    return [text for text, provenance in pairs if reported_as(provenance, apart) == group]

@@ -8,7 +8,8 @@ Beside the record's own columns a row gets
     review     status (undecided, partly_read, decided, disputed), reviewer, time, decision, changed, seconds, notes,
                readings
 
-which training reads with ``--data.columns.verdict verdict``, and so on. A row whose readings disagree is written as it
+which training reads with ``--data.columns.verdict verdict``, and so on. What a reviewer wrote has the ``provenance``
+``human``; explanations that stay keep theirs. A row whose readings disagree is written as it
 was: what it should be is for people to settle. What the record had in ``review`` is kept in ``review.earlier``.
 
 Cost: one pass, one row in memory at a time, and all decisions.
@@ -23,8 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.data.reading.cells import Notice, Notices, written_explanations
+from clsgen_dist.data.reading.provenance_cells import HUMAN, provenance_cell, provenance_of
 from clsgen_dist.io.files import atomic_file, writing
-from clsgen_dist.review.decision import Decision, Verdict, judged
+from clsgen_dist.review.decision import Decision, ReviewRow, Verdict, judged
 from clsgen_dist.review.exchange import Format, to_argilla, to_label_studio
 from clsgen_dist.review.import_rows import columns_of
 from clsgen_dist.review.overview import Read, all_rows
@@ -70,25 +73,26 @@ def exported(read: Read, columns: dict[str, str]) -> dict[str, Any]:
         record.setdefault(name, empty)
     earlier = record.get("review")
     if made is not None:
-        _change(record, made, columns)
+        _change(record, read.row, made, columns)
         chosen, rejected = judged(read.row, made)
         is_bad = made.verdict == Verdict.REJECT or (bool(rejected) and not chosen)
         record |= {"verdict": "rejected" if is_bad else "accepted", "chosen": list(chosen), "rejected": list(rejected)}
     record["review"] = {
         "status": str(read.status),
-        **(_provenance(made) if made is not None else {}),
+        **(_decided_by(made) if made is not None else {}),
         "notes": [{"reviewer": name, "text": text} for name, text in read.notes],
-        "readings": [_provenance(one) | {"label": one.label} for one in read.decisions],
+        "readings": [_decided_by(one) | {"label": one.label} for one in read.decisions],
         **({} if earlier is None else {"earlier": earlier}),
     }
     return record
 
 
-def _change(record: dict[str, Any], made: Decision, columns: dict[str, str]) -> None:
+def _change(record: dict[str, Any], row: ReviewRow, made: Decision, columns: dict[str, str]) -> None:
     """Write into a record what a decision changed."""
     if "label" in made.changed:
         record[columns["label"]] = made.label
     if "explanations" in made.changed:
+        _change_provenance(record, row, made, columns)
         had_list = record.pop(columns["explanations"], None) is not None
         record.pop(columns["explanation"], None)
         if had_list or len(made.explanations) > 1:
@@ -99,7 +103,18 @@ def _change(record: dict[str, Any], made: Decision, columns: dict[str, str]) -> 
         record[columns["evidence"]] = [list(span) for span in made.evidence]
 
 
-def _provenance(made: Decision) -> dict[str, Any]:
+def _change_provenance(record: dict[str, Any], row: ReviewRow, made: Decision, columns: dict[str, str]) -> None:
+    """Explanations that stay keep theirs, those that the reviewer wrote are human; a cell that is not read stays."""
+    notices: Notices = []
+    written = written_explanations([record.get(columns[name]) for name in ("explanation", "explanations")], notices)
+    stated = provenance_of(record.get(columns["provenance"]), written, row.explanations, notices)
+    if Notice.UNREAD_PROVENANCE in dict(notices):
+        return
+    of_text = dict(zip(row.explanations, stated, strict=True))
+    record[columns["provenance"]] = provenance_cell(of_text.get(text, HUMAN) for text in made.explanations)
+
+
+def _decided_by(made: Decision) -> dict[str, Any]:
     time = dt.datetime.fromtimestamp(made.time, dt.UTC).isoformat(timespec="milliseconds")
     return {
         "reviewer": made.reviewer,

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 DOUBT, ISSUES = "doubt", "issues"
 """Columns that `clsgen data gate` writes."""
+_EXPORTED = ("id", "text", "label", "explanation", "explanations", "provenance", "evidence")
 _MAX_ISSUES = 50
 _LONGEST_DETAIL = 300
 
@@ -140,20 +141,15 @@ def _number(cell: Any) -> float | None:
 
 def remember(store: Store, columns: Columns, labels: list[str] | None) -> None:
     """Keep in the store what its export needs."""
-    names = {
-        name: getattr(columns, name) for name in ("id", "text", "label", "explanation", "explanations", "evidence")
-    }
-    store.set_fact("columns", json.dumps(names))
+    store.set_fact("columns", json.dumps({name: getattr(columns, name) for name in _EXPORTED}))
     if labels is not None:
         store.set_fact("labels", json.dumps(labels))
 
 
 def columns_of(store: Store) -> dict[str, str]:
-    """How the source's columns are called: id, text, label, explanation, explanations, evidence."""
-    kept = store.facts().get("columns")
-    default = Columns()
-    names = ("id", "text", "label", "explanation", "explanations", "evidence")
-    return json.loads(kept) if kept else {name: getattr(default, name) for name in names}
+    """How the source's columns are called: id, text, label, explanation, explanations, provenance, evidence."""
+    kept, default = store.facts().get("columns"), Columns()
+    return {name: getattr(default, name) for name in _EXPORTED} | (json.loads(kept) if kept else {})
 
 
 def beside(store: Store, name: str) -> Path:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.reading.cells import is_missing
 from clsgen_dist.data.reading.ingest import iter_rows, resolve_space
 from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.records import find_source, read_part
@@ -98,6 +99,8 @@ class ExplainReport:
     tokens: int = 0
     cost: float = 0.0
     model: str = ""
+    replaced: int = 0
+    """Explained rows whose column of provenance held something else."""
 
 
 @dataclass
@@ -304,7 +307,6 @@ class Explainer:
     def _write(self, output: Path, journal: Journal) -> ExplainReport:
         """All rows in order, as JSON lines; those explained have two more columns."""
         report, columns = ExplainReport(), self._settings.columns
-        origin = f"{'self' if self._settings.is_self else 'teacher'}:{self._model}"
         records = read_part(self._part, columns, every_column=True)
         with writing(output), atomic_file(output, durable=True, errors="backslashreplace") as file:
             for row, (_, record, raw) in zip(self._rows(), records, strict=True):
@@ -314,12 +316,24 @@ class Explainer:
                 if isinstance(record, Fault):
                     raw = raw if self._part.kind == "jsonl" else ""
                 elif explanations:
-                    raw = _json_line({**record, columns.explanations: explanations, "provenance": origin})
+                    cells = self._cells(row, explanations)
+                    report.replaced += not is_missing(record.get(columns.provenance))
+                    raw = _json_line({**record, **cells})
                 elif self._part.kind != "jsonl":
                     raw = _json_line(record)
                 if raw:
                     file.write(raw + "\n")
         return report
+
+    def _cells(self, row: Example | RejectedRow, explanations: list[str]) -> dict[str, Any]:
+        """The columns of a row that is explained."""
+        columns = self._settings.columns
+        origin = f"{'self' if self._settings.is_self else 'teacher'}:{self._model}"
+        cells = {columns.explanations: explanations, columns.provenance: origin}
+        if isinstance(row, Example) and row.rejected and columns.verdict:
+            # The verdict was on the explanations that the row had, which are for preference training.
+            cells |= {columns.explanation: None, columns.verdict: None, columns.rejected or "rejected": row.rejected}
+        return cells
 
     def _explanations(self, row: Example, journal: Journal, report: ExplainReport) -> list[str]:
         """What the journal has for a row and is kept; counts everything else."""

@@ -13,7 +13,7 @@ Cost: some microseconds per row that has such a cell.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from clsgen_dist.data.reading.cells import (
@@ -98,13 +98,25 @@ def _name(cell: Any) -> Provenance:
     return None if name in MISSING_WORDS else name
 
 
+def counted_as(name: Provenance, counts: Mapping[Provenance, object]) -> Provenance:
+    """The key to count a name by: itself, or :data:`OTHERS` if it is new and there are :data:`MAX_COUNTED` already."""
+    return name if name is None or name in counts or len(counts) < MAX_COUNTED else OTHERS
+
+
 def add_counts(counts: Counter[Provenance], names: Iterable[Provenance]) -> None:
-    """Count names; once there are many different ones, new ones as :data:`OTHERS`."""
+    """Count names by :func:`counted_as`."""
     for name in names:
-        counts[name if name is None or name in counts or len(counts) < MAX_COUNTED else OTHERS] += 1
+        counts[counted_as(name, counts)] += 1
 
 
 def reported_names(counts: Counter[Provenance]) -> list[str]:
     """The most frequent names that are stated, in the order of the alphabet; the others are for :data:`OTHERS`."""
     stated = sorted((name for name in counts if name not in (None, OTHERS)), key=lambda name: (-counts[name], name))
     return sorted(name for name in stated[:MAX_REPORTED] if name is not None)
+
+
+def reported_as(name: Provenance, apart: Container[str]) -> str:
+    """The words for a name: itself, if it is one of those reported apart."""
+    if name is None:
+        return NOT_STATED
+    return name if name in apart else OTHERS
