@@ -109,10 +109,10 @@ class GateSummary:
         """The summary in a gate's folder; DataError if it holds none."""
         try:
             fields = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            counts = [Counter[str](fields[name]) for name in ("rows", "issues", "rejections")]
+            rows, issues, rejections = (Counter[str](fields[name]) for name in ("rows", "issues", "rejections"))
             sources = {entry.pop("provenance"): Counter[str](entry) for entry in fields.get("provenance", [])}
-            facts = [fields[name] for name in ("source", "sha256", "suffix", "settings", "lines_above")]
-            return cls(*facts, *counts, sources)
+            facts = {name: fields[name] for name in ("source", "sha256", "suffix", "settings", "lines_above")}
+            return cls(**facts, rows=rows, issues=issues, rejections=rejections, provenance=sources)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is not a folder of `clsgen data gate` ({error}); name one") from error
 

@@ -22,7 +22,7 @@ class Example:
     """Several classes, or the shares of several annotators' votes: :mod:`clsgen_dist.data.reading.label_cells`."""
     explanations: tuple[str, ...] = ()
     """Explanations of the label; a row without any trains the classification head only."""
-    provenance: tuple[str | None, ...] = ()
+    provenance: tuple[str | None, ...] = field(default=(), compare=False)
     """Where each explanation came from, None where that is not stated; not stored in tables."""
     rejected: tuple[str, ...] = ()
     """Explanations that reviewers rejected."""

@@ -317,7 +317,8 @@ class Explainer:
                     raw = raw if self._part.kind == "jsonl" else ""
                 elif explanations:
                     cells = self._cells(row, explanations)
-                    report.replaced += not is_missing(record.get(columns.provenance))
+                    # What is said of rejected explanations goes with them; else the column may mean something else.
+                    report.replaced += columns.verdict not in cells and not is_missing(record.get(columns.provenance))
                     raw = _json_line({**record, **cells})
                 elif self._part.kind != "jsonl":
                     raw = _json_line(record)
@@ -329,7 +330,7 @@ class Explainer:
         """The columns of a row that is explained."""
         columns = self._settings.columns
         origin = f"{'self' if self._settings.is_self else 'teacher'}:{self._model}"
-        cells = {columns.explanations: explanations, columns.provenance: origin}
+        cells: dict[str, Any] = {columns.explanations: explanations, columns.provenance: origin}
         if isinstance(row, Example) and row.rejected and columns.verdict:
             # The verdict was on the explanations that the row had, which are for preference training.
             cells |= {columns.explanation: None, columns.verdict: None, columns.rejected or "rejected": row.rejected}

@@ -262,7 +262,11 @@ def test_csv_rows_become_json_lines_with_every_column(tmp_path: Path, hostile: H
 def test_who_wrote_an_explanation_is_read_back(tmp_path: Path, hostile: HostileServer) -> None:
     rows, columns = tmp_path / "rows.jsonl", Columns(verdict="verdict", rejected="rejected", provenance="by")
     human = {"label": "cat", "explanation": "It is soft.", "by": "human"}
-    lines = [{"text": "a", **human}, {"text": "b", **human, "verdict": "rejected"}, {"text": "c", "label": "dog"}]
+    lines = [
+        {"text": "a", **human},
+        {"text": "b", **human, "verdict": "rejected"},
+        {"text": "c", "label": "dog", "by": "crawl A"},
+    ]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = explain(rows, hostile, columns=columns)
     assert (report.explained, report.replaced) == (2, 1) and "something else" in to_text(report, "out")
