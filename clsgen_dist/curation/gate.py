@@ -47,6 +47,7 @@ from clsgen_dist.curation.row_checks import CheckedRow, RowSource, checked_rows,
 from clsgen_dist.curation.settings import CurationSettings
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.label_cells import Space
+from clsgen_dist.data.reading.provenance_cells import Provenance, counted_as
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import RejectedRow
 from clsgen_dist.data.reading.sniff import kind_of_file
@@ -81,6 +82,8 @@ class GateSummary:
     """Rows by code of their issues."""
     rejections: Counter[str] = field(default_factory=Counter)
     """Rows that cannot be read, by code."""
+    provenance: dict[Provenance, Counter[str]] = field(default_factory=dict)
+    """Rows by where their explanations came from, each by destination; a row with several counts for each."""
 
     def to_json(self) -> str:
         """The summary file."""
@@ -93,6 +96,10 @@ class GateSummary:
             "rows": {to: self.rows[to] for to in Destination},
             "issues": dict(sorted(self.issues.items())),
             "rejections": dict(sorted(self.rejections.items())),
+            "provenance": [
+                {"provenance": name, **{to: rows[to] for to in Destination}}
+                for name, rows in sorted(self.provenance.items(), key=lambda item: (item[0] is None, str(item[0])))
+            ],
             "settings": self.settings,
         }
         return json.dumps(fields, indent=1) + "\n"
@@ -102,10 +109,10 @@ class GateSummary:
         """The summary in a gate's folder; DataError if it holds none."""
         try:
             fields = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            counts = [Counter[str](fields[name]) for name in ("rows", "issues", "rejections")]
-            return cls(
-                fields["source"], fields["sha256"], fields["suffix"], fields["settings"], fields["lines_above"], *counts
-            )
+            rows, issues, rejections = (Counter[str](fields[name]) for name in ("rows", "issues", "rejections"))
+            sources = {entry.pop("provenance"): Counter[str](entry) for entry in fields.get("provenance", [])}
+            facts = {name: fields[name] for name in ("source", "sha256", "suffix", "settings", "lines_above")}
+            return cls(**facts, rows=rows, issues=issues, rejections=rejections, provenance=sources)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is not a folder of `clsgen data gate` ({error}); name one") from error
 
@@ -230,6 +237,9 @@ def _place_rows(
             issues = [{"code": i.code, "severity": severity(i.code, settings), "detail": i.detail} for i in found]
             destination = _destination({issue["severity"] for issue in issues})
             summary.issues.update({str(issue.code) for issue in found})
+            for name in dict.fromkeys(row.provenance):
+                rows_from = summary.provenance.setdefault(counted_as(name, summary.provenance), Counter())
+                rows_from[destination] += 1
         summary.rows[destination] += 1
         reasons.write(json.dumps({"line": row.line, "id": row_id, "where": destination, "issues": issues}) + "\n")
         yield row.line, destination

@@ -22,6 +22,8 @@ class Example:
     """Several classes, or the shares of several annotators' votes: :mod:`clsgen_dist.data.reading.label_cells`."""
     explanations: tuple[str, ...] = ()
     """Explanations of the label; a row without any trains the classification head only."""
+    provenance: tuple[str | None, ...] = field(default=(), compare=False)
+    """Where each explanation came from, None where that is not stated; not stored in tables."""
     rejected: tuple[str, ...] = ()
     """Explanations that reviewers rejected."""
     difficulty: float | None = None
@@ -74,6 +76,8 @@ class Columns:
     """Column of one explanation (optional)."""
     explanations: str = "explanations"
     """Column of a list of explanations (optional)."""
+    provenance: str = "provenance"
+    """Column of where they came from, such as `human` or `teacher:NAME`: one text, or a list for each (optional)."""
     chosen: str | None = None
     """Column of explanations that reviewers preferred, one or a list, like TRL's `chosen`; none: not read."""
     rejected: str | None = None
@@ -93,8 +97,9 @@ class Columns:
 
     def without_explanations(self) -> Columns:
         """The columns of rows whose explanations and evidence do not matter."""
-        reviews: dict[str, Any] = dict.fromkeys(("chosen", "rejected", "verdict"))
-        return dataclasses.replace(self, explanation="", explanations="", evidence="", counter_evidence="", **reviews)
+        unread: dict[str, Any] = dict.fromkeys(("explanation", "explanations", "provenance"), "")
+        unread |= dict.fromkeys(("evidence", "counter_evidence"), "") | dict.fromkeys(("chosen", "rejected", "verdict"))
+        return dataclasses.replace(self, **unread)
 
     def text_only(self) -> Columns:
         """The columns of rows of which only text and id matter."""

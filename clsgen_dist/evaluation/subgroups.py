@@ -14,6 +14,7 @@ look. Cost: about 30 ms a group, for the ECE's interval.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -82,7 +83,7 @@ class Subgroups:
 def subgroups(
     probability_N: np.ndarray,
     positive_N: np.ndarray,
-    group_N: Sequence[str | None] | np.ndarray,
+    group_N: Sequence[str | tuple[str, ...] | None] | np.ndarray,
     *,
     threshold: float = 0.5,
     level: float = 0.95,
@@ -97,7 +98,8 @@ def subgroups(
     Args:
         probability_N: of yes.
         positive_N: boolean outcomes.
-        group_N: name of each row's group; rows without one form the group ``(none)``.
+        group_N: name of each row's group, or the names of all groups that it is in; rows whose name is None form the
+            group ``(none)``.
         threshold: of the decision; a row is positive at this probability and above.
         level: of the intervals.
         min_rows: a group with fewer rows is too small.
@@ -112,12 +114,10 @@ def subgroups(
     if len(group_N) != len(probability_N):
         raise ValueError(f"{len(group_N)} group names for {len(probability_N)} rows, expected one a row")
     positive_N = positive_N.astype(bool)
-    names_N = np.array([NO_GROUP if group is None or group != group else str(group) for group in group_N], dtype=object)
     measured, too_small = [], []
-    for name in sorted(set(names_N)):
-        of_group_N = names_N == name
-        p_N, is_N = probability_N[of_group_N], positive_N[of_group_N]
-        own_N = None if clusters_N is None else clusters_N[of_group_N]
+    for name, members in rows_by_group(group_N).items():
+        p_N, is_N = probability_N[members], positive_N[members]
+        own_N = None if clusters_N is None else clusters_N[members]
         rows = len(is_N)
         independent_N = np.arange(rows) if own_N is None else own_N
         if rows < min_rows or min(len(np.unique(independent_N[is_N == answer])) for answer in (0, 1)) < min_of_class:
@@ -128,6 +128,15 @@ def subgroups(
             )
             measured.append(_measure(name, p_N, is_N, threshold, level, of_ece, own_N))
     return Subgroups(measured, too_small)
+
+
+def rows_by_group(group_N: Sequence[str | tuple[str, ...] | None] | np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of each group by its name, in the order of names; argument as for :func:`subgroups`."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, group in enumerate(group_N):
+        for name in group if isinstance(group, tuple) else (group,):
+            rows[NO_GROUP if name is None or name != name else str(name)].append(row)
+    return {name: np.array(rows[name]) for name in sorted(rows)}
 
 
 def _measure(

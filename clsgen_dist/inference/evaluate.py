@@ -237,7 +237,9 @@ class _Run:
         explanations = [found.predictions[row].explanation or "" for row in found.explained]
         p_NC, decided = found.probabilities_NC[found.explained], found.decided[found.explained]
         clusters_N = self.clusters(examples)
-        measured = measure_explanations(examples, explanations, p_NC, decided, found.space, self.embed, clusters_N)
+        measured = measure_explanations(
+            examples, explanations, p_NC, decided, found.space, self.columns, self.embed, clusters_N
+        )
         found = dataclasses.replace(found, explanations=measured)
         if not self.faithfulness_rows:
             return found

@@ -111,7 +111,7 @@ def jsonable(value: Any) -> Any:
         return {"mean": jsonable(value.mean), "interval": jsonable(value.interval), "defined": value.defined}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {name: jsonable(item) for name, item in fields.items() if not name.endswith("_N") and not _is_rows(item)}
+        return {name: jsonable(item) for name, item in fields.items() if not name.endswith("_N")}
     if isinstance(value, np.ndarray):
         return jsonable(value.tolist())
     if isinstance(value, Mapping):
@@ -132,7 +132,3 @@ def at_coverages(curve: RiskCoverage) -> dict[str, float | None]:
         within = np.flatnonzero(curve.coverage_T <= percent / 100 + 1e-12)
         found[str(percent / 100)] = float(curve.risk_T[within[-1]]) if len(within) else None
     return found
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and dataclasses.is_dataclass(value[0])

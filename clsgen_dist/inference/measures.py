@@ -9,7 +9,7 @@ rows through the model some eighteen times.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from clsgen_dist.explanations.references import ReferenceScores, reference_score
 from clsgen_dist.explanations.richness import Richness, richness
 from clsgen_dist.explanations.simulatability import Simulatability, simulatability
 from clsgen_dist.explanations.stated_class import alignment, contradictions, stated_decided_kappa
+from clsgen_dist.inference.group_measures import ExplanationGroups, explanation_groups, groups_of
 from clsgen_dist.model.label_space import LabelSpace
 
 # N rows, C classes
@@ -105,6 +106,8 @@ class ExplanationMeasures:
     """Of embeddings, if a model for them was given."""
     simulatability: Simulatability
     reconstruction: Reconstruction
+    groups: dict[str, ExplanationGroups]
+    """By column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +183,10 @@ def _groups(
         probability_N, threshold = confidence(p_NC, decided, space.kind), 0.5
         outcome_N = ~wrong(decided, labels, space.kind)
 
-    def by_column(index: int) -> Subgroups:
-        names = [example.groups[index] for example in examples]
-        return subgroups(probability_N, outcome_N, names, threshold=threshold, clusters_N=clusters_N)
-
-    return {name: by_column(index) for index, name in enumerate(columns.groups)}
+    return {
+        column: subgroups(probability_N, outcome_N, group_N, threshold=threshold, clusters_N=clusters_N)
+        for column, group_N in groups_of(examples, columns).items()
+    }
 
 
 def clusters(examples: Sequence[Example]) -> np.ndarray:
@@ -199,6 +201,7 @@ def measure_explanations(
     p_NC: np.ndarray,
     decided: np.ndarray,
     space: LabelSpace,
+    columns: Columns,
     embed: Embed | None = None,
     clusters_N: np.ndarray | None = None,
 ) -> ExplanationMeasures:
@@ -222,8 +225,13 @@ def measure_explanations(
         reference_similarity=reference_similarity(explanations, given, embed) if any(given) and embed else None,
         simulatability=simulatability(texts, explanations, decided, names),
         reconstruction=reconstruction(texts, explanations),
+        groups={},
     )
-    return in_clusters(measured, clusters_N)
+    measured = in_clusters(measured, clusters_N)
+    ground, overlap = measured.grounding, measured.references
+    scores = {"contradictions": measured.contradictions, "statements": ground.statements, "numbers": ground.numbers}
+    scores |= {"words": measured.words, **({"rouge_l": overlap.rouge_l, "chrf": overlap.chrf} if overlap else {})}
+    return replace(measured, groups=explanation_groups(examples, explanations, scores, columns, clusters_N))
 
 
 def measure_faithfulness(

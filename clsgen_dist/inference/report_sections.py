@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from clsgen_dist.evaluation.metrics import WORDS
-from clsgen_dist.evaluation.subgroups import Criterion, Group, Subgroups
 from clsgen_dist.inference.evaluation import Evaluation, at_coverages
 from clsgen_dist.inference.explanation_sections import (
     example_blocks,
@@ -21,11 +20,12 @@ from clsgen_dist.inference.explanation_sections import (
     faithfulness_blocks,
     judge_blocks,
 )
+from clsgen_dist.inference.group_sections import group_blocks, provenance_blocks
 from clsgen_dist.inference.report_numbers import number, or_else, percent, with_interval
 from clsgen_dist.inference.report_summary import summary
 from clsgen_dist.inference.rule_sections import rule_blocks
 from clsgen_dist.report.document import Block, Document, Figure, Paragraph, Section, Table
-from clsgen_dist.report.figures import Curve, curves_figure, intervals_figure, reliability_figure
+from clsgen_dist.report.figures import Curve, curves_figure, reliability_figure
 
 # N rows, C classes
 
@@ -37,7 +37,8 @@ def document(found: Evaluation) -> Document:
         ("decisions", "Decisions", _decisions),
         ("calibration", "Are the probabilities right?", _calibration),
         ("rules", "The rules it decides by", rule_blocks),
-        ("groups", "Groups of rows", _groups),
+        ("groups", "Groups of rows", group_blocks),
+        ("sources", "Where explanations came from", provenance_blocks),
         ("hand-over", "Leaving rows to a person", _hand_over),
         ("explanations", "What the explanations say", explanation_blocks),
         ("faithfulness", "Does the decision rest on the explanation?", faithfulness_blocks),
@@ -190,61 +191,6 @@ def _calibrated_on(found: Evaluation) -> list[Block]:
             Paragraph("These are those very rows: other rows will not look as well calibrated.", tone="warning")
         )
     return blocks
-
-
-def _groups(found: Evaluation) -> list[Block]:
-    blocks: list[Block] = []
-    for column, groups in found.decisions.groups.items():
-        blocks += _group_blocks(column, groups)
-    if blocks:
-        blocks.insert(
-            0,
-            Paragraph(
-                "A model that is good on average can be wrong for one group. Of twenty groups that are alike, one is "
-                "expected to look unlike by chance."
-            ),
-        )
-    return blocks
-
-
-def _group_blocks(column: str, groups: Subgroups) -> list[Block]:
-    blocks: list[Block] = []
-    if groups.measured:
-        names = [group.name for group in groups.measured]
-        value, low, high = (
-            np.array([get(g) for g in groups.measured])
-            for get in (lambda g: g.auroc.value, lambda g: g.auroc.interval.low, lambda g: g.auroc.interval.high)
-        )
-        sentence = " ".join(filter(None, (_worst(groups, *pair) for pair in _CRITERIA)))
-        drawing = intervals_figure(names, value, low, high, x="AUROC", reference=float(np.nanmean(value)))
-        blocks.append(Figure(f"AUROC by {column}.", drawing, sentence or "No group stands out."))
-        rows = [
-            [g.name, str(g.rows), str(g.positives)]
-            + [with_interval(e.value, e.interval) for e in (g.auroc, g.recall, g.calibration_in_the_large, g.ece)]
-            for g in groups.measured
-        ]
-        header = [column, "rows", "positive", "AUROC", "recall", "mean p - frequency", "ECE"]
-        blocks.append(Table(f"By {column}", header, rows))
-    if groups.too_small:
-        listed = ", ".join(f"{g.name} ({g.rows} rows, {g.positives} positive)" for g in groups.too_small)
-        blocks.append(Paragraph(f"Too small to judge: {listed}.", tone="warning"))
-    return blocks
-
-
-_CRITERIA: tuple[tuple[Criterion, str], ...] = (
-    ("auroc", "Lowest AUROC"),
-    ("recall", "lowest recall"),
-    ("calibration_in_the_large", "furthest from its frequency"),
-    ("ece", "worst calibrated"),
-)
-
-
-def _worst(groups: Subgroups, criterion: Criterion, words: str) -> str:
-    worst: Group | None = groups.worst(criterion)
-    if worst is None or len(groups.measured) < 2:
-        return ""
-    measured = getattr(worst, criterion)
-    return f"{words[0].upper()}{words[1:]}: {worst.name}, {with_interval(measured.value, measured.interval)}."
 
 
 def _hand_over(found: Evaluation) -> list[Block]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,17 +60,21 @@ def labelled_rows(
         raise DataError(f"{source} has no value in the cluster column {columns.cluster!r}; fix --columns.cluster")
     if explanations:
         given = _references(predictor, source, columns)
-        labelled = [dataclasses.replace(e, explanations=given.get((e.file, e.line), ())) for e in labelled]
+        labelled = [dataclasses.replace(e, **given.get((e.file, e.line), {})) for e in labelled]
     if len(labelled) < len(rows.examples):
         logger.info("%s: %d rows without label left out", source, len(rows.examples) - len(labelled))
     return dataclasses.replace(rows, examples=labelled)
 
 
-def _references(predictor: Predictor, source: str, columns: Columns) -> dict[tuple[str, int], tuple[str, ...]]:
-    """The explanations of the rows that have good ones, by file and line."""
+def _references(predictor: Predictor, source: str, columns: Columns) -> dict[tuple[str, int], dict[str, Any]]:
+    """The explanations of the rows that have good ones, and where they came from, by file and line."""
     card = predictor.card
     rows = unique_rows(source, columns=columns, labels=card.labels, require_target=False, space=card.label_space)
-    return {(row.file, row.line): row.explanations for row in rows if isinstance(row, Example) and row.explanations}
+    return {
+        (row.file, row.line): {"explanations": row.explanations, "provenance": row.provenance}
+        for row in rows
+        if isinstance(row, Example) and row.explanations
+    }
 
 
 def labels_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray:

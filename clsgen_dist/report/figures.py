@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from clsgen_dist.io.text import shortened
 from clsgen_dist.report.document import Drawing
 
 # B bins, R points of a curve, G groups
@@ -41,6 +42,7 @@ def _drawing(width: float, height: float, rows: int = 1, **options: Any) -> Iter
 
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
+        "text.parse_math": False,
         "svg.hashsalt": "clsgen",
         "font.family": "sans-serif",
         "font.size": 11.5,
@@ -124,6 +126,6 @@ def intervals_figure(
         axis.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axis.hlines(y_G, low_G, high_G, color=BLUE, linewidth=2)
         axis.plot(value_G, y_G, "o", color=BLUE, markersize=6)
-        axis.set_yticks(y_G, list(names))
+        axis.set_yticks(y_G, [shortened(name) for name in names])
         axis.set(xlabel=x, ylim=(-0.7, len(names) - 0.3))
     return drawn[0]

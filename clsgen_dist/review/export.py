@@ -7,9 +7,9 @@ Explanations that a reviewer rejected or replaced leave their column. Beside the
     review     status (undecided, partly_read, decided, disputed, settled), reviewer, time, decision, changed, seconds,
                notes, readings
 
-So the file trains on nothing that was rejected, and ``clsgen data explain`` finds what lacks an explanation now. A row
-whose readings disagree is written as it was until a third person has settled it. What the record had in ``review`` is
-kept in ``review.earlier``.
+So the file trains on nothing that was rejected, and ``clsgen data explain`` finds what lacks an explanation now. What a
+reviewer wrote has the ``provenance`` ``human``; explanations that stay keep theirs. A row whose readings disagree is
+written as it was until a third person has settled it. What the record had in ``review`` is kept in ``review.earlier``.
 
 Cost: one pass, one row in memory at a time, and all decisions.
 """
@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clsgen_dist.data.reading.cells import Notice, Notices, written_explanations
+from clsgen_dist.data.reading.provenance_cells import HUMAN, provenance_cell, provenance_of
 from clsgen_dist.io.files import atomic_file, writing
 from clsgen_dist.review.classes import label_cell
 from clsgen_dist.review.decision import Decision, ReviewRow, judged
@@ -78,9 +80,9 @@ def exported(read: Read, columns: dict[str, str], labels: Sequence[str]) -> dict
         record |= {"chosen": list(chosen), "rejected": list(rejected)}
     record["review"] = {
         "status": str(read.status),
-        **(_provenance(made) if made is not None else {}),
+        **(_decided_by(made) if made is not None else {}),
         "notes": [{"reviewer": name, "text": text} for name, text in read.notes],
-        "readings": [_provenance(one) | {"label": label_cell(one.label, one.answers, labels)} for one in read.readings],
+        "readings": [_decided_by(one) | {"label": label_cell(one.label, one.answers, labels)} for one in read.readings],
         **({} if earlier is None else {"earlier": earlier}),
     }
     return record
@@ -98,6 +100,7 @@ def _change(
     if "label" in made.changed:
         record[columns["label"]] = label_cell(made.label, made.answers, labels)
     if chosen != row.explanations:
+        _change_provenance(record, row, chosen, columns)
         had_list = record.pop(columns["explanations"], None) is not None
         record.pop(columns["explanation"], None)
         if had_list or len(chosen) > 1:
@@ -109,7 +112,20 @@ def _change(
             record[columns[name]] = [list(span) for span in spans]
 
 
-def _provenance(made: Decision) -> dict[str, Any]:
+def _change_provenance(
+    record: dict[str, Any], row: ReviewRow, chosen: tuple[str, ...], columns: dict[str, str]
+) -> None:
+    """Explanations that stay keep theirs, those that the reviewer wrote are human; a cell that is not read stays."""
+    notices: Notices = []
+    written = written_explanations([record.get(columns[name]) for name in ("explanation", "explanations")], notices)
+    stated = provenance_of(record.get(columns["provenance"]), written, row.explanations, notices)
+    if Notice.UNREAD_PROVENANCE in dict(notices):
+        return
+    of_text = dict(zip(row.explanations, stated, strict=True))
+    record[columns["provenance"]] = provenance_cell(of_text.get(text, HUMAN) for text in chosen)
+
+
+def _decided_by(made: Decision) -> dict[str, Any]:
     time = dt.datetime.fromtimestamp(made.time, dt.UTC).isoformat(timespec="milliseconds")
     return {
         "reviewer": made.reviewer,

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 DOUBT, ISSUES = "doubt", "issues"
 """Columns that a row may have; of a file that `clsgen data gate` wrote, the issues are in its reasons."""
-_COLUMNS = ("id", "text", "label", "explanation", "explanations", "evidence", "counter_evidence")
+_COLUMNS = ("id", "text", "label", "explanation", "explanations", "provenance", "evidence", "counter_evidence")
 """What the export may change, or names its rows by."""
 _MAX_ISSUES = 50
 _LONGEST_DETAIL = 300
@@ -174,9 +174,8 @@ def remember(store: Store, columns: Columns, labels: list[str] | None) -> None:
 
 def columns_of(store: Store) -> dict[str, str]:
     """How the source's columns are called, by what they hold: id, text, label, and so on."""
-    kept = store.facts().get("columns")
-    default = Columns()
-    return json.loads(kept) if kept else {name: getattr(default, name) for name in _COLUMNS}
+    kept, default = store.facts().get("columns"), Columns()
+    return {name: getattr(default, name) for name in _COLUMNS} | (json.loads(kept) if kept else {})
 
 
 def beside(store: Store, name: str) -> Path:

@@ -83,6 +83,8 @@ class ExplainReport(ExplainedRows):
     tokens: int = 0
     cost: float = 0.0
     model: str = ""
+    replaced: int = 0
+    """Explained rows whose column of provenance held something else."""
 
 
 @dataclass

@@ -26,6 +26,11 @@ def to_text(report: ExplainReport, output: str) -> str:
             f"agreement with the labels: {agreed_D.mean():.1%} of {len(agreed_D)} decisions"
             + (f" (95 %: {interval.low:.1%} to {interval.high:.1%})" if is_known else "")
         )
+    if report.replaced:
+        lines.append(
+            f"{row_count_phrase(report.replaced, 'had', 'had')} something else in the column of provenance, which is "
+            "not in the output; if it is about something else, name another with --columns.provenance"
+        )
     if report.refused or report.unanswered:
         lines.append(f"no answer: {report.refused} refused, {report.unanswered} in all tries")
     cost = f", cost {report.cost:.4g}" if report.cost else ""

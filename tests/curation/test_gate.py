@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from clsgen_dist.curation import gate_files
 from clsgen_dist.curation.gate import GateSummary, gate, restore
 from clsgen_dist.curation.gate_files import Destination, restored_lines, split_lines, suffix_of
+from clsgen_dist.curation.gate_report import to_text
 from clsgen_dist.curation.settings import CurationSettings, SeveritySettings
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.ingest import iter_rows
@@ -242,3 +243,25 @@ def test_a_kill_leaves_no_folder_and_the_next_run_sweeps_what_was_written(tmp_pa
     assert run_gate(path, tmp_path / "out").rows["kept"] == 37
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "rows.jsonl"]
     assert GateSummary.read(tmp_path / "out").rows["review"] == 1
+
+
+def test_the_summary_says_which_source_is_bad(tmp_path):
+    rows = faulty_rows()
+    for number, row in enumerate(rows):
+        row["provenance"] = "teacher:small" if number < 10 else "human"
+    rows[20] |= {"explanations": ["It is a further sign."], "provenance": ["human", "teacher:big"]}
+    del rows[30]["provenance"]
+    rows[31]["explanation"] = None
+    summary = run_gate(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out")
+    assert json.loads((tmp_path / "out/summary.json").read_text())["provenance"] == [
+        {"provenance": "human", "kept": 27, "review": 0, "rejected": 0},
+        {"provenance": "teacher:big", "kept": 1, "review": 0, "rejected": 0},
+        {"provenance": "teacher:small", "kept": 8, "review": 1, "rejected": 1},
+        {"provenance": None, "kept": 1, "review": 0, "rejected": 0},
+    ]
+    text = to_text(summary, tmp_path / "out")
+    assert "| teacher:small     | 10   | 8 (80.0%)   | 1 (10.0%) | 1 (10.0%) |" in text
+    assert "| (not stated)      | 1    | 1 (100.0%)" in text
+    assert run_gate(tmp_path / "rows.jsonl", tmp_path / "out").provenance == summary.provenance
+    plain = run_gate(write_rows(tmp_path / "plain.jsonl", faulty_rows()), tmp_path / "plain")
+    assert "explanations from" not in to_text(plain, tmp_path / "plain")

@@ -105,7 +105,7 @@ def second():
 def test_measuring_100000_explanations_takes_5_kb_a_row():
     script = f"""
 import numpy as np
-from clsgen_dist.data.example import Example
+from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.inference.measures import measure_explanations
 from clsgen_dist.model.label_space import LabelSpace
 words = {WORDS} + [f"word{{n}}" for n in range(3000)]
@@ -118,7 +118,8 @@ def measured(rows):
         examples.append(Example(id=str(number), text=" ".join(own), explanations=(" ".join(own[:12]),)))
         stated = "no" if number % 3 else "yes"
         explanations.append(f"{{stated}}: {{own[3]}} and {{own[9]}}, because {{own[20]}} is seen.")
-    found = measure_explanations(examples, explanations, p_NC, p_NC.argmax(axis=1), LabelSpace.of(["no", "yes"]))
+    space = LabelSpace.of(["no", "yes"])
+    found = measure_explanations(examples, explanations, p_NC, p_NC.argmax(axis=1), space, Columns())
     assert found.grounding.statements.defined == rows
     assert found.reconstruction.reciprocal_rank.defined == min(rows, 10_000)
 def first():

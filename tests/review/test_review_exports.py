@@ -262,3 +262,30 @@ def test_a_gates_reasons_are_the_issues_of_its_rows(tmp_path):
         file.write(json.dumps(rows[0]) + "\n")
     with pytest.raises(DataError, match="changed after the gate; move it"):
         import_rows(Store(tmp_path / "t.sqlite"), str(tmp_path / "gated" / "review.jsonl"), Columns())
+
+
+def test_explanations_that_stay_keep_their_provenance_and_new_ones_are_human(tmp_path):
+    both = {"explanations": ["By Ann.", "By a model."], "provenance": ["ann", "teacher:big"]}
+    cells = [
+        ({"explanations": ["One.", "Two."], "provenance": "teacher:big"}, ("Mine.",), ["human", "teacher:big"]),
+        ({"explanation": "One.", "provenance": "teacher:big"}, (None, "Added."), ["teacher:big", "human"]),
+        ({"explanation": "One.", "provenance": "teacher:big"}, ("Mine.",), "human"),
+        (both, ("",), "teacher:big"),
+        (both, (None, "Mine."), ["ann", "human"]),
+        ({"explanation": "One."}, (None, "Added."), [None, "human"]),
+        ({"explanation": "One.", "provenance": "teacher:big"}, (), "teacher:big"),
+        ({"explanation": "One.", "provenance": {"crawl": 3}}, ("Mine.",), {"crawl": 3}),
+        ({"explanation": "One.", "provenance": "teacher:big"}, ("",), None),
+    ]
+    rows = [{"id": f"r{n}", "text": f"A mass {n}.", "label": "benign", **c} for n, (c, *_) in enumerate(cells, 1)]
+    store = review_store(tmp_path, rows)
+    for number, (_, typed, _) in enumerate(cells, 1):
+        store.decide("ada", number, Answer(explanations=typed))
+    export(store, tmp_path / "out.jsonl")
+    written = [json.loads(line)["provenance"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert written == [expected for *_, expected in cells]
+    read = list(examples_of(tmp_path / "out.jsonl").values())
+    assert [row.provenance for row in read] == [
+        ("human", "teacher:big"), ("teacher:big", "human"), ("human",), ("teacher:big",), ("ann", "human"),
+        (None, "human"), ("teacher:big",), (None,), (),
+    ]  # fmt: skip

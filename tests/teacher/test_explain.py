@@ -259,6 +259,27 @@ def test_csv_rows_become_json_lines_with_every_column(tmp_path: Path, hostile: H
     ]
 
 
+def test_who_wrote_an_explanation_is_read_back(tmp_path: Path, hostile: HostileServer) -> None:
+    rows, columns = tmp_path / "rows.jsonl", Columns(verdict="verdict", rejected="rejected", provenance="by")
+    human = {"label": "cat", "explanation": "It is soft.", "by": "human"}
+    lines = [
+        {"text": "a", **human},
+        {"text": "b", **human, "verdict": "rejected"},
+        {"text": "c", "label": "dog", "by": "crawl A"},
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = explain(rows, hostile, columns=columns)
+    assert (report.explained, report.replaced) == (2, 1) and "something else" in to_text(report, "out")
+    found = read_examples(
+        str(tmp_path / "out.jsonl"), columns=columns, labels=None, max_bad_fraction=0, quarantine=None
+    ).examples
+    assert [(row.explanations, row.provenance, row.rejected) for row in found] == [
+        (("It is soft.",), ("human",), ()),
+        (("It is cat, says the text.",), ("teacher:big",), ("It is soft.",)),
+        (("It is dog, says the text.",), ("teacher:big",), ()),
+    ]
+
+
 def test_wrong_addresses_names_and_files_are_refused(rows: Path, hostile: HostileServer, tmp_path: Path) -> None:
     for url in ("localhost:8000", "ftp://x", "http://user:key@host/v1"):
         with pytest.raises(SettingsError, match="expected an address such as"):

@@ -47,6 +47,11 @@ _MESSAGES = {
         "an explanation that is both accepted and rejected, like {}; it counts as accepted",
         "delete one of the two, or the row's verdict",
     ),
+    Notice.UNREAD_PROVENANCE: (
+        "a cell that does not say where the explanations came from, like {}; the row is used without it",
+        "write one short text, or a list with one for each explanation; if the column means something else, name "
+        "another with columns.provenance",
+    ),
     Notice.UNFOUND_EVIDENCE: (
         "evidence that is not in the text, like {}; the row is used without it",
         "quote the text literally, or give the characters [start, end] of the text as it is in the file",

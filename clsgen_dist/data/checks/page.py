@@ -12,7 +12,7 @@ from html import escape
 
 from clsgen_dist.data.checks import plots
 from clsgen_dist.data.checks.finding import Finding, RowRef, first_rows
-from clsgen_dist.data.checks.report import CheckReport, classes, overview
+from clsgen_dist.data.checks.report import CheckReport, classes, overview, provenances
 from clsgen_dist.data.checks.row_statistics import excerpts
 from clsgen_dist.io.text import visible
 
@@ -98,13 +98,21 @@ def page(report: CheckReport) -> str:
 <section aria-labelledby="classes"><h2 id="classes">Classes</h2>
 {class_table}
 </section>
-{_diversity(report)}<section aria-labelledby="plots"><h2 id="plots">Plots</h2>
+{_provenance(report)}{_diversity(report)}<section aria-labelledby="plots"><h2 id="plots">Plots</h2>
 <div class="figures">{figures}</div>
 </section>
 </main>
 </body>
 </html>
 """
+
+
+def _provenance(report: CheckReport) -> str:
+    """The section on where explanations came from; none where no row says so."""
+    if not (rows := provenances(report.statistics.splits)):
+        return ""
+    table = _table("Explanations by where they came from, with their share of the file's", rows)
+    return f'<section aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>\n{table}\n</section>\n'
 
 
 def _diversity(report: CheckReport) -> str:

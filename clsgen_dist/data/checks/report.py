@@ -16,8 +16,9 @@ from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef,
 from clsgen_dist.data.checks.label_checks import class_counts
 from clsgen_dist.data.checks.row_statistics import RowStatistics, Split
 from clsgen_dist.data.example import Columns
+from clsgen_dist.data.reading.provenance_cells import Provenance, reported_as, reported_names
 from clsgen_dist.io.tables import markdown_table
-from clsgen_dist.io.text import quoted
+from clsgen_dist.io.text import quoted, shortened
 
 _MAX_ROWS = 5
 _MAX_CLASSES = 50
@@ -85,6 +86,25 @@ def classes(splits: Sequence[Split], statistics: RowStatistics) -> list[dict[str
     ]
 
 
+def provenances(splits: Sequence[Split]) -> list[dict[str, str]]:
+    """The table of where explanations came from, with shares of a split's; empty where that is stated nowhere."""
+    every: Counter[Provenance] = Counter()
+    for split in splits:
+        every.update(split.provenance)
+    apart = reported_names(every)
+    counts: dict[str, dict[str, int]] = {}
+    for name, _ in sorted(every.items(), key=lambda item: (item[0] not in apart, item[0] is None, str(item[0]))):
+        row = counts.setdefault(reported_as(name, apart), dict.fromkeys((split.source.name for split in splits), 0))
+        for split in splits:
+            row[split.source.name] += split.provenance[name]
+    totals = {split.source.name: split.provenance.total() for split in splits}
+    return [
+        {"explanations from": shortened(name), **{split: _share(count, totals[split]) for split, count in row.items()}}
+        for name, row in counts.items()
+        if apart
+    ]
+
+
 def to_text(report: CheckReport) -> str:
     """Tables in Markdown, then each finding with its first rows and the remedy."""
     splits = report.statistics.splits
@@ -93,6 +113,8 @@ def to_text(report: CheckReport) -> str:
         parts.append(_table(classes(splits, report.statistics)))
         if len(report.statistics.class_names) > _MAX_CLASSES:
             parts[-1] += f"\n{len(report.statistics.class_names)} classes; only the largest are listed"
+    if sources := provenances(splits):
+        parts.append(_table(sources))
     if report.diversity:
         parts.append(_table([row.cells() for row in report.diversity]))
     for finding in report.findings:
@@ -118,6 +140,9 @@ def to_json(report: CheckReport) -> str:
             "unusable": len(split.rejected),
             "classes": class_counts(split, report.statistics),
             "explained": sum(count > 0 for count in split.explanations),
+            "explanations": split.provenance.total(),
+            "provenance": {name: count for name, count in split.provenance.items() if name is not None},
+            "provenance_not_stated": split.provenance[None],
         }
         for split in report.statistics.splits
     ]

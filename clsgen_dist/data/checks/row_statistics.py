@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -20,6 +21,7 @@ from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import Notice
 from clsgen_dist.data.reading.ingest import resolve_space, unique_rows
 from clsgen_dist.data.reading.label_cells import Space
+from clsgen_dist.data.reading.provenance_cells import Provenance, add_counts
 from clsgen_dist.data.reading.records import find_source
 from clsgen_dist.data.reading.rejection import RejectedRow
 from clsgen_dist.data.reading.sniff import FileFault, file_fault, has_byte_order_mark, is_gzip_name, kind_of_file
@@ -67,6 +69,8 @@ class Split:
     explanation_tokens: array[int] = field(default_factory=lambda: array("q"))
     """Of the longest explanation with its end token; 0 for a row without any."""
     explanations: array[int] = field(default_factory=lambda: array("i"))
+    provenance: Counter[Provenance] = field(default_factory=Counter)
+    """Explanations by where they came from."""
     mojibake: list[int] = field(default_factory=list)
     """Rows whose text or explanation looks wrongly decoded."""
     notices: dict[Notice, list[tuple[int, str]]] = field(default_factory=dict)
@@ -226,6 +230,7 @@ def _add(
     split.labels.append(_label(row, names, statistics.sets))
     split.prompt_tokens.append(encoder.prompt_length(row.text))
     split.explanations.append(len(row.explanations))
+    add_counts(split.provenance, row.provenance)
     split.explanation_tokens.append(max(map(len, encoder.explanations(row.explanations)), default=0))
 
 

@@ -61,6 +61,7 @@ class Notice(StrEnum):
     SCALED_PROBABILITIES = "scaled-probabilities"
     UNFOUND_EVIDENCE = "unfound-evidence"
     TIED_EXPLANATION = "tied-explanation"
+    UNREAD_PROVENANCE = "unread-provenance"
 
 
 Notices = list[tuple[Notice, str]]
@@ -186,15 +187,28 @@ def excerpt(text: str) -> str:
 
 def explanations_of(cells: Sequence[Any], notices: Notices) -> tuple[str, ...]:
     """The distinct explanations in a row's cells, in order; Fault if one cannot be read with certainty."""
+    return used_explanations(written_explanations(cells, notices), notices)
+
+
+def written_explanations(cells: Sequence[Any], notices: Notices) -> list[str]:
+    """Every text in a row's cells as it is written, in order; missing items of lists are empty.
+
+    Raises:
+        Fault: a cell cannot be read with certainty.
+    """
+    return [text for cell in cells if not is_missing(cell) for text in _texts(cell, notices)]
+
+
+def used_explanations(written: Sequence[str], notices: Notices) -> tuple[str, ...]:
+    """The distinct ones of the texts in a row's cells that are explanations."""
     texts_seen: dict[str, None] = {}
-    for cell in cells:
-        for text in _texts(cell, notices):
-            if is_blank(text):
-                continue
-            if len(text) <= _SHORT and _is_placeholder(text):
-                notices.append((Notice.MISSING_EXPLANATION, excerpt(text)))
-                continue
-            texts_seen.setdefault(text)
+    for text in written:
+        if is_blank(text):
+            continue
+        if len(text) <= _SHORT and _is_placeholder(text):
+            notices.append((Notice.MISSING_EXPLANATION, excerpt(text)))
+            continue
+        texts_seen.setdefault(text)
     return tuple(texts_seen)
 
 
@@ -203,11 +217,12 @@ def _is_placeholder(text: str) -> bool:
 
 
 def _texts(cell: Any, notices: Notices) -> Iterator[str]:
-    """The strings of a cell: itself, the items of a list, or the items of a list written as text."""
+    """The strings of a cell: itself, the items of a list, or the items of one written as text; missing ones empty."""
     if not isinstance(cell, (list, tuple)):
         cell = [cell]
     for value in cell:
         if is_missing(value):
+            yield ""
             continue
         if not isinstance(value, str):
             raise Fault(Rejection.WRONG_EXPLANATION_TYPE, f"{type(value).__name__}, expected a string")

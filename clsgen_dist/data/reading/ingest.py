@@ -27,12 +27,14 @@ from clsgen_dist.data.reading.cells import (
     Notices,
     clean_name,
     excerpt,
-    explanations_of,
     is_missing,
+    used_explanations,
+    written_explanations,
 )
 from clsgen_dist.data.reading.evidence_cells import evidence_of
 from clsgen_dist.data.reading.label_cells import OTHERS, LabelReader, Space, detect_space
 from clsgen_dist.data.reading.preference_cells import judged_explanations
+from clsgen_dist.data.reading.provenance_cells import provenance_of
 from clsgen_dist.data.reading.records import Part, find_source, read_part
 from clsgen_dist.data.reading.rejection import (
     Fault,
@@ -252,6 +254,7 @@ _NOTICE_WORDS = {
     Notice.SCALED_PROBABILITIES: "label probabilities like {} scaled to sum to 1",
     Notice.UNFOUND_EVIDENCE: "pieces of evidence like {} not found in their text",
     Notice.TIED_EXPLANATION: "explanations like {} both accepted and rejected, read as accepted",
+    Notice.UNREAD_PROVENANCE: "cells like {} not read as where explanations came from",
 }
 
 
@@ -279,11 +282,14 @@ def _to_example(
     if len(text) < 10 and text.strip() in MISSING_WORDS:
         notices.append((Notice.PLACEHOLDER_TEXT, text))
     label, answers = labels.read(record.get(columns.label), notices)
-    explanations = explanations_of((record.get(columns.explanation), record.get(columns.explanations)), notices)
+    written = written_explanations((record.get(columns.explanation), record.get(columns.explanations)), notices)
+    explanations = used_explanations(written, notices)
     verdict, chosen, rejected = (
         record.get(name) if name else None for name in (columns.verdict, columns.chosen, columns.rejected)
     )
     explanations, rejected = judged_explanations(explanations, verdict, chosen, rejected, notices)
+    stated = record.get(columns.provenance) if explanations else None
+    provenance = provenance_of(stated, written, explanations, notices)
     difficulty = _difficulty(record.get(columns.difficulty)) if columns.difficulty else None
     evidence, counter_evidence = (
         evidence_of(record.get(name), text, notices) for name in (columns.evidence, columns.counter_evidence)
@@ -306,6 +312,7 @@ def _to_example(
         label=label,
         answers=answers,
         explanations=explanations,
+        provenance=provenance,
         rejected=rejected,
         difficulty=difficulty,
         evidence=evidence,

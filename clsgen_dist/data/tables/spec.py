@@ -24,6 +24,8 @@ from clsgen_dist.io.cache import cache_dir
 
 FORMAT = 7
 """Version of the files and of the rules by which cells are read: a table of another version is built again."""
+_NOT_STORED = ("provenance", "groups", "cluster")
+"""Columns that no table has."""
 _SAMPLED_BLOCKS, _BLOCK = 64, 65_536
 
 
@@ -76,8 +78,7 @@ def _key(source: Part, spec: TableSpec) -> str:
         "format": FORMAT,
         "source": [source.kind, path, source.split],
         "content": _fingerprint(source),
-        # Groups and clusters are not stored.
-        "columns": {name: value for name, value in asdict(spec.columns).items() if name not in ("groups", "cluster")},
+        "columns": {name: value for name, value in asdict(spec.columns).items() if name not in _NOT_STORED},
         "labels": spec.labels,
         "space": spec.space,
         "max_explanation_length": spec.max_explanation_length,

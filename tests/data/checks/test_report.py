@@ -183,3 +183,25 @@ def test_the_html_report_of_bad_rows_only_is_valid(tmp_path):
     assert [f.code for f in checked.findings] == ["unusable-rows", "empty"]
     assert _Page(html_of(checked)).tags["article"] == 2
     assert json.loads(to_json(checked))["findings"][0]["count"] == 5
+
+
+def test_explanations_are_counted_by_where_they_came_from(train, test):
+    rows = make_rows(20)
+    for number, row in enumerate(rows[:15]):
+        row |= {"explanations": ["one", "two"], "provenance": ["human", "teacher:big"] if number < 5 else "teacher:<b>"}
+        row.pop("explanation", None)
+    rows[15]["provenance"] = 7
+    report = check_files([train(rows), test(make_rows(4, seed=1))])
+    written = json.loads(to_json(report))
+    assert written["splits"][0]["provenance"] == {"human": 5, "teacher:big": 5, "teacher:<b>": 20}
+    assert [split["explanations"] for split in written["splits"]] == [35, 4]
+    assert [split["provenance_not_stated"] for split in written["splits"]] == [5, 4]
+    text = to_text(report)
+    assert (
+        "| teacher:<b>       | 20 (57%) | 0 (0%)   |" in text and "| (not stated)      | 5 (14%)  | 4 (100%) |" in text
+    )
+    assert "<td>teacher:&lt;b&gt;</td><td>20 (57%)</td>" in html_of(report)
+    (found,) = [finding for finding in written["findings"] if finding["finding"] == "unread-provenance"]
+    assert (found["severity"], found["count"], found["rows"][0]["detail"]) == ("warning", 1, "'7'")
+    plain = check_files([train(make_rows(20))])
+    assert "explanations from" not in to_text(plain) and 'id="provenance"' not in html_of(plain)

@@ -24,7 +24,7 @@ COLUMNS = Columns(
     rejected="rejected", groups=("site",), cluster="patient",
 )  # fmt: skip
 NAMES = ["id", "text", "label", "explanation", "explanations", "difficulty", "evidence", "against", "verdict", "chosen",
-         "rejected", "site", "patient", "other", "text\u200b", ""]  # fmt: skip
+         "rejected", "provenance", "site", "patient", "other", "text\u200b", ""]  # fmt: skip
 DEEP = "[" * 3000 + "]" * 3000
 ODD = [
     *("", " ", "\r", "\n", "\x00", "\ud800", "\ufeff", "\u200b", "\u2026", '"', "'", "-", "a...b", "=1+1"),
