@@ -71,6 +71,7 @@ COMMANDS = {
         files="files",
     ),
     "data explain": Command("a language model writes the explanations that rows lack, within a budget", files="files"),
+    "data thin": Command("remove explanations that nearly repeat others of their class; all rows stay", files="files"),
     "data combine": Command(
         "votes of annotators or labelling functions become labels with probabilities", files="files"
     ),
