@@ -70,7 +70,9 @@ COMMANDS = {
         "one file to train, dev, calibration and test rows: stratified, by group or time, near copies together",
         files="files",
     ),
-    "data explain": Command("a language model writes the explanations that rows lack, within a budget", files="files"),
+    "data explain": Command(
+        "a language model writes the explanations that rows lack, or paraphrases, within a budget", files="files"
+    ),
     "data thin": Command("remove explanations that nearly repeat others of their class; all rows stay", files="files"),
     "data combine": Command(
         "votes of annotators or labelling functions become labels with probabilities", files="files"

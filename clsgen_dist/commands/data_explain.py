@@ -1,4 +1,4 @@
-"""``clsgen data explain FILE --output FILE --url URL``: a teacher writes the explanations that are missing.
+"""``clsgen data explain FILE --output FILE --url URL``: a teacher writes explanations that are missing, or others.
 
 Exit status: 0 done, or stopped at the budget; 1 the server is gone; 2 the command, key or address is wrong. In each
 case the output has what was answered, and the same command goes on.
@@ -23,6 +23,7 @@ def run(
     without_label: bool = False,
     styles: str = "short",
     candidates: PositiveInt = 1,
+    paraphrase: PositiveInt | None = None,
     temperature: NonNegativeFloat | None = 0.7,
     max_tokens: PositiveInt = 256,
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
@@ -42,17 +43,19 @@ def run(
 ) -> None:
     """Have a language model write explanations for labelled rows without any, and keep those that state the label.
 
-    The key is read from the environment variable OPENAI_API_KEY. Texts are sent to the server.
+    With --paraphrase, it writes the explanations of labelled rows in other words instead. The key is read from the
+    environment variable OPENAI_API_KEY. Texts are sent to the server.
 
     Args:
         files: The rows: one file, saved folder or hub id.
-        output: File of JSON lines for all rows, with columns `explanations` and `provenance` where they were explained.
+        output: File of JSON lines for all rows; those the teacher wrote for have columns `explanations`, `provenance`.
         url: Address of an OpenAI-compatible server, like http://localhost:8000/v1.
         model: The teacher's name there; none: the only one that is served.
         teacher: `self` if `clsgen serve` serves the model being trained, which is sent the text alone.
         without_label: Do not tell the label: the teacher decides, and its agreement with the labels is measured.
         styles: Some of short, clinical, lay, evidence-first, by comma; each is asked for.
         candidates: Answers of each style.
+        paraphrase: How many paraphrases of each explanation to ask for; those with its class and numbers are kept.
         temperature: How freely they are drawn; null: not sent.
         max_tokens: Longest answer; training quarantines explanations longer than data.max_explanation_length.
         token_limit: The name of that limit; OpenAI's reasoning models want max_completion_tokens, and no temperature.
@@ -89,6 +92,7 @@ def run(
         with_label=not without_label,
         styles=tuple(styles_of(styles)) if teacher == "model" else ("short",),
         candidates=candidates,
+        paraphrases=paraphrase or 0,
         temperature=temperature,
         max_tokens=max_tokens,
         token_limit=token_limit,

@@ -104,7 +104,9 @@ class _ClassExplanations:
     def _facts(self, linked: list[int]) -> Iterator[tuple[int, ...]]:
         """The facts of each of these explanations."""
         spans = [slice(self._ends[member], self._ends[member + 1]) for member in linked]
-        shared = set.intersection(*(set(self._words[span]) for span in spans))
+        shared = set(self._words[spans[0]])
+        for span in spans[1:]:
+            shared.intersection_update(self._words[span])
         for span in spans:
             said = zip(self._words[span], self._kinds[span], strict=True)
             yield tuple(word for word, kind in said if kind == _NUMBER or (kind == _OWN and word not in shared))

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +33,9 @@ _BLANKS = re.compile(r"[ \t\r\n,:]*")
 """What is between the values of a valid JSON object."""
 
 
-def write_edited(source: Path, output: Path, columns: Columns, rows: Iterable[EditedRow]) -> None:
+def write_edited(
+    source: Path, output: Path, columns: Columns, rows: Iterable[EditedRow], needed: Collection[str]
+) -> None:
     """Copy a .jsonl, .csv or .parquet file to one of the same kind; it appears once it is complete and on disk.
 
     Args:
@@ -41,11 +43,12 @@ def write_edited(source: Path, output: Path, columns: Columns, rows: Iterable[Ed
         output: the copy; compressed if its name ends in .gz.
         columns: the names of its columns.
         rows: every row that its reader finds, in order.
+        needed: the cells that edits look at; of Parquet files they are given no others.
     """
     names, kind = ColumnNames(columns, every=True), kind_of_file(source)
     with atomic_file(output, "wb", durable=True) as file:
         if kind == "parquet":
-            _write_parquet(source, file, names, rows)
+            _write_parquet(source, file, names, rows, needed)
             return
         change = _json_line(names) if kind == "jsonl" else _csv_record(source, names)
         with compressed(file, output) as target:
@@ -114,25 +117,25 @@ def _replaced(text: str, by_span: dict[tuple[int, int], str]) -> str:
     return text
 
 
-def _write_parquet(source: Path, file: IO[bytes], names: ColumnNames, rows: Iterable[EditedRow]) -> None:
+def _write_parquet(
+    source: Path, file: IO[bytes], names: ColumnNames, rows: Iterable[EditedRow], needed: Collection[str]
+) -> None:
     import pyarrow
     import pyarrow.parquet
 
     table, edits = pyarrow.parquet.ParquetFile(source), (edit for _, edit in rows)
     known = [names.of(name) for name in table.schema_arrow.names]
+    places = {name: place for place, name in enumerate(known) if name in needed}
     with pyarrow.parquet.ParquetWriter(file, table.schema_arrow) as writer:
         for batch in table.iter_batches(PARQUET_ROWS):
-            changes: dict[str, dict[int, Any]] = {}
+            cells_of = {name: batch.column(place).to_pylist() for name, place in places.items()}
+            changed: set[str] = set()
             for row, edit in enumerate(itertools.islice(edits, len(batch))):
                 if edit is not None:
-                    cells = dict(zip(known, batch.slice(row, 1).to_pylist()[0].values(), strict=True))
-                    for name, value in edit(cells).items():
-                        changes.setdefault(name, {})[row] = value
-            for name, values in changes.items():
-                column = known.index(name)
-                field = batch.schema.field(column)
-                cells_of_column = batch.column(column).to_pylist()
-                for row, value in values.items():
-                    cells_of_column[row] = value
-                batch = batch.set_column(column, field, pyarrow.array(cells_of_column, type=field.type))
+                    for name, value in edit({name: cells[row] for name, cells in cells_of.items()}).items():
+                        cells_of[name][row] = value
+                        changed.add(name)
+            for name in sorted(changed):
+                field = batch.schema.field(places[name])
+                batch = batch.set_column(places[name], field, pyarrow.array(cells_of[name], type=field.type))
             writer.write_batch(batch)

@@ -102,7 +102,7 @@ def thin(
             raise _changed(file)
 
     with writing(output):
-        write_edited(file, output, columns, rows())
+        write_edited(file, output, columns, rows(), (columns.explanation, columns.explanations, PROVENANCE))
     return report
 
 

@@ -1,10 +1,10 @@
-"""Rows without explanations are explained by a teacher, within a budget, and across kills.
+"""A teacher explains rows, or paraphrases their explanations, within a budget, and across kills.
 
 First all questions that are not in the journal are asked, some at a time; each answer is in the journal before the next
 takes its place. Then the rows are written, with what the journal has. So the output is complete for whatever has been
 answered, and the same command goes on where it stopped.
 
-Cost: three passes over the rows; a request a candidate and style. Memory: 150 bytes an answer, and the questions on
+Cost: three passes over the rows; a request an answer. Memory: 150 bytes an answer, and the questions on
 their way.
 
 Shapes: D decisions that the teacher took without being told.
@@ -17,11 +17,12 @@ import json
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from clsgen_dist.curation.provenance import PROVENANCE, origins
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.ingest import iter_rows, resolve_space
 from clsgen_dist.data.reading.label_cells import Space
@@ -31,10 +32,10 @@ from clsgen_dist.errors import DataError, ServerError, SettingsError
 from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.io.files import atomic_file, require_writable, writing
 from clsgen_dist.teacher.budget import Budget, Limits
-from clsgen_dist.teacher.candidates import Drop, FurtherChecks, read_candidate
+from clsgen_dist.teacher.candidates import FurtherChecks
 from clsgen_dist.teacher.client import RefusedError, Teacher, UnansweredError
 from clsgen_dist.teacher.journal import Answer, Journal, request_key
-from clsgen_dist.teacher.prompts import Question, message
+from clsgen_dist.teacher.tasks import ExplainTask, ParaphraseTask, Prompt, Task, TaskCode
 from clsgen_dist.track.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -70,19 +71,33 @@ class TeacherSettings:
     space: Space = "auto"
     journal: Path | None = None
     """None: beside the output."""
+    paraphrases: int = 0
+    """Paraphrases of each explanation, instead of explanations of rows without any."""
+
+    def __post_init__(self) -> None:
+        if self.paraphrases and (
+            self.is_self or not self.with_label or self.styles != ("short",) or self.candidates > 1
+        ):
+            raise SettingsError(
+                f"--paraphrase is {self.paraphrases}: explanations are written in other words, by a teacher, so many "
+                "times each; leave out --teacher self, --without_label, --styles and --candidates"
+            )
 
 
 @dataclass
 class ExplainReport:
     """What was asked, kept and spent."""
 
+    task: TaskCode = TaskCode.EXPLAIN
     rows: int = 0
     bad: int = 0
-    had_explanation: int = 0
     unlabelled: int = 0
+    passed_over: int = 0
+    """Labelled rows that were explained before; when explanations are paraphrased: that have none."""
     asked_rows: int = 0
-    """Rows that lack an explanation and have a label."""
+    """Rows to explain, or with explanations to paraphrase."""
     explained: int = 0
+    """Those of which an answer is kept."""
     answers: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -115,10 +130,9 @@ class Explainer:
     def __init__(
         self, source: str, settings: TeacherSettings, checks: FurtherChecks = lambda row, text, names: ()
     ) -> None:
-        self._part, self._settings, self._checks = find_source(source), settings, checks
+        self._part, self._settings = find_source(source), settings
         self._space = resolve_space(source, settings.columns, settings.space)
-        self._labels = self._read_labels()
-        self._names = ClassNames(self._labels)
+        self._task = self._find_task(ClassNames(self._read_labels()), checks)
         self._model = self._url = ""
 
     def run(self, output: Path) -> ExplainReport:
@@ -172,46 +186,42 @@ class Explainer:
             )
         return sorted(found)
 
-    def _own(self, row: Example) -> tuple[str, ...]:
-        """The row's classes."""
-        if row.label is not None:
-            return (row.label,)
-        return tuple(name for name, answer in (row.answers or {}).items() if name and answer >= 0.5)
+    def _find_task(self, names: ClassNames, checks: FurtherChecks) -> Task:
+        settings = self._settings
+        if settings.paraphrases:
+            return ParaphraseTask(names=names, checks=checks, draws=settings.paraphrases)
+        return ExplainTask(
+            names=names,
+            checks=checks,
+            draws=settings.candidates,
+            styles=settings.styles,
+            with_label=settings.with_label,
+            is_self=settings.is_self,
+            is_multilabel=self._space == "multilabel",
+        )
 
-    def _bodies(self, row: Example) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _requests(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, dict[str, Any], Prompt]]:
         """Key and body of each question about a row."""
         settings = self._settings
-        question = Question(
-            text=row.text, classes=self._own(row), quotes=tuple(row.text[start:end] for start, end in row.evidence)
-        )
-        for style in settings.styles:
-            content = row.text
-            if not settings.is_self:
-                content = message(
-                    question,
-                    style,
-                    with_label=settings.with_label,
-                    labels=self._labels,
-                    several=self._space == "multilabel",
-                )
-            for candidate in range(settings.candidates):
+        for prompt in prompts:
+            for draw in range(self._task.draws):
                 body: dict[str, Any] = {
                     "model": self._model,
-                    "messages": [{"role": "user", "content": content}],
+                    "messages": [{"role": "user", "content": prompt.content}],
                     settings.token_limit: settings.max_tokens,
                 }
                 if settings.temperature is not None:
                     body["temperature"] = settings.temperature
                 if settings.seed is not None:
-                    body["seed"] = settings.seed + candidate
-                yield request_key(self._url, {**body, "candidate": candidate}), body
+                    body["seed"] = settings.seed + draw
+                yield request_key(self._url, {**body, "candidate": draw}), body, prompt
 
     def _questions(self, journal: Journal) -> Iterator[tuple[str, dict[str, Any]]]:
         """Those that the journal has no answer to, each once."""
         asked: set[str] = set()
         for row in self._rows():
-            if isinstance(row, Example) and _wanted(row):
-                for key, body in self._bodies(row):
+            if isinstance(row, Example):
+                for key, body, _ in self._requests(self._task.prompts(row)):
                     if key not in journal and key not in asked:
                         asked.add(key)
                         yield key, body
@@ -302,64 +312,59 @@ class Explainer:
     # --- writing --------------------------------------------------------------------------------------------------
 
     def _write(self, output: Path, journal: Journal) -> ExplainReport:
-        """All rows in order, as JSON lines; those explained have two more columns."""
-        report, columns = ExplainReport(), self._settings.columns
+        """All rows in order, as JSON lines; one with kept answers has all its explanations in a list, and origins."""
+        report, columns = ExplainReport(self._task.code), self._settings.columns
         origin = f"{'self' if self._settings.is_self else 'teacher'}:{self._model}"
         records = read_part(self._part, columns, every_column=True)
         with writing(output), atomic_file(output, durable=True, errors="backslashreplace") as file:
             for row, (_, record, raw) in zip(self._rows(), records, strict=True):
                 report.rows += 1
                 report.bad += isinstance(row, RejectedRow)
-                explanations = self._explanations(row, journal, report) if isinstance(row, Example) else []
+                kept = self._kept_answers(row, journal, report) if isinstance(row, Example) else []
                 if isinstance(record, Fault):
                     raw = raw if self._part.kind == "jsonl" else ""
-                elif explanations:
-                    raw = _json_line({**record, columns.explanations: explanations, "provenance": origin})
+                elif kept and isinstance(row, Example):
+                    known = origins(record.get(PROVENANCE), len(row.explanations))
+                    record[columns.explanations] = [*row.explanations, *kept]
+                    record[PROVENANCE] = [*known, *[origin] * len(kept)] if known else origin
+                    raw = _json_line(record)
                 elif self._part.kind != "jsonl":
                     raw = _json_line(record)
                 if raw:
                     file.write(raw + "\n")
         return report
 
-    def _explanations(self, row: Example, journal: Journal, report: ExplainReport) -> list[str]:
+    def _kept_answers(self, row: Example, journal: Journal, report: ExplainReport) -> list[str]:
         """What the journal has for a row and is kept; counts everything else."""
-        report.had_explanation += bool(row.explanations)
-        report.unlabelled += not row.explanations and not row.is_labelled
-        if not _wanted(row):
+        prompts = self._task.prompts(row)
+        if not prompts:
+            report.unlabelled += not row.is_labelled
+            report.passed_over += row.is_labelled
             return []
         report.asked_rows += 1
-        own = [self._labels.index(name) for name in self._own(row)]
-        kept: dict[str, None] = {}
-        for key, _ in self._bodies(row):
+        kept: list[str] = []
+        for key, _, prompt in self._requests(prompts):
             answer = journal.get(key)
             if answer is None:
                 report.waiting += 1
                 continue
             report.answers += 1
-            with_label = self._settings.with_label and not self._settings.is_self
-            candidate = read_candidate(answer, row, own, self._names, with_label=with_label, checks=self._checks)
-            if candidate.decided is not None:
-                report.agreed_D.append(set(candidate.decided) == set(own))
+            candidate = self._task.read(answer, row, prompt, [*row.explanations, *kept])
+            if candidate.agrees is not None:
+                report.agreed_D.append(candidate.agrees)
                 report.row_D.append(report.rows)
             if candidate.dropped:
                 report.dropped.update(map(str, candidate.dropped))
-            elif candidate.text in kept:
-                report.dropped[Drop.REPEATED] += 1
             else:
-                kept[candidate.text] = None
+                kept.append(candidate.text)
         report.kept += len(kept)
         report.explained += bool(kept)
-        return list(kept)
+        return kept
 
 
 def _json_line(record: dict[str, Any]) -> str:
     """A row as JSON; what JSON has no form for, such as a date, as its text."""
     return json.dumps(record, ensure_ascii=False, default=str)
-
-
-def _wanted(row: Example) -> bool:
-    """Whether an explanation is missing that can be checked against a label."""
-    return row.is_labelled and not row.explanations
 
 
 def _with_usage(answer: Answer, prompt: str) -> Answer:

@@ -7,14 +7,22 @@ import numpy as np
 from clsgen_dist.evaluation.interval import share_interval
 from clsgen_dist.io.text import row_count_phrase
 from clsgen_dist.teacher.explain import ExplainReport
+from clsgen_dist.teacher.tasks import TaskCode
+
+_WORDS = {
+    TaskCode.EXPLAIN: ("explained before", "are explained"),
+    TaskCode.PARAPHRASE: ("without explanation", "have paraphrases"),
+}
+"""What is said of rows that were passed over, and of those with a kept answer."""
 
 
 def to_text(report: ExplainReport, output: str) -> str:
     """The report as plain text."""
+    passed_over, is_done = _WORDS[report.task]
     lines = [
-        f"{row_count_phrase(report.rows, 'was', 'were')} read: {report.had_explanation} explained before, "
-        f"{report.unlabelled} without label, {report.bad} bad; {report.asked_rows} to explain",
-        f"{report.explained} of them are explained, by {report.kept} of {report.answers} answers of {report.model}",
+        f"{row_count_phrase(report.rows, 'was', 'were')} read: {report.passed_over} {passed_over}, "
+        f"{report.unlabelled} without label, {report.bad} bad; {report.asked_rows} to {report.task}",
+        f"{report.explained} of them {is_done}, by {report.kept} of {report.answers} answers of {report.model}",
     ]
     if report.dropped:
         counted = ", ".join(f"{count} {code}" for code, count in report.dropped.most_common())

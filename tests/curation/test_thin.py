@@ -154,13 +154,15 @@ def test_parquet_rows_keep_the_schema_and_all_other_cells(tmp_path, monkeypatch)
         {**row, "size": n, "explanations": [VARIANTS[0], f"own {n}"], "t": {"a": n}} for n, row in enumerate(planted())
     ]
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"by": "us"})
+    beyond_python = pyarrow.array([10**18] * len(rows), type=pyarrow.timestamp("us"))
+    table = table.append_column("when", beyond_python)
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=9)
     thinned(tmp_path / "rows.parquet", tmp_path / "out.parquet", keep=3)
     written = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert written.schema.equals(pyarrow.parquet.read_schema(tmp_path / "rows.parquet"), check_metadata=True)
-    same = ["id", "text", "label", "evidence", "size", "t"]
+    same = ["id", "text", "label", "evidence", "size", "t", "when"]
     assert written.select(same).equals(table.select(same))
-    left = written.to_pylist()
+    left = written.drop_columns("when").to_pylist()
     assert left[39]["explanations"] == ["own 39"] and left[39]["explanation"] == rows[39]["explanation"]
     assert left[15]["explanation"] is None and left[0]["explanation"] == VARIANTS[0]
     lines = write_rows(tmp_path / "rows.jsonl", rows)
