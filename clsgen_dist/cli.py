@@ -73,8 +73,11 @@ COMMANDS = {
         files="files",
     ),
     "data explain": Command(
-        "a language model, or a template, writes the explanations that rows lack", files="files", repeated=("template",)
+        "a language model, or a template, writes the explanations that rows lack, or paraphrases, within a budget",
+        files="files",
+        repeated=("template",),
     ),
+    "data thin": Command("remove explanations that nearly repeat others of their class; all rows stay", files="files"),
     "data self-label": Command(
         "a calibrated model labels the rows it is sure of, for a round of self-training, if held-out rows agree",
         files="files",

@@ -1,4 +1,4 @@
-"""``clsgen data explain FILE --output FILE --url URL``: a teacher or a template writes the missing explanations.
+"""``clsgen data explain FILE --output FILE --url URL``: a teacher or a template writes explanations.
 
 Exit status: 0 done, or stopped at the budget; 1 the server is gone; 2 the command, key or address is wrong. In each
 case the output has what was answered, and the same command goes on.
@@ -26,6 +26,7 @@ def run(
     without_label: bool = False,
     styles: str = "short",
     candidates: PositiveInt = 1,
+    paraphrase: PositiveInt | None = None,
     temperature: NonNegativeFloat | None = 0.7,
     max_tokens: PositiveInt = 256,
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
@@ -45,12 +46,13 @@ def run(
 ) -> None:
     """Have a language model write explanations for labelled rows without any, and keep those that state the label.
 
-    The key is read from the environment variable OPENAI_API_KEY. Texts are sent to the server. Templates need
-    no server: they are filled with the row's label and evidence.
+    With --paraphrase, it writes the explanations of labelled rows in other words instead. The key is read from the
+    environment variable OPENAI_API_KEY. Texts are sent to the server. Templates need no server: they are filled with
+    the row's label and evidence.
 
     Args:
         files: The rows: one file, saved folder or hub id.
-        output: File of JSON lines for all rows, with columns `explanations` and `provenance` where they were explained.
+        output: File of JSON lines for all rows; those with new explanations have columns `explanations`, `provenance`.
         url: Address of an OpenAI-compatible server, like http://localhost:8000/v1.
         model: The teacher's name there; none: the only one that is served.
         teacher: `self` if `clsgen serve` serves the model being trained, which gets the text alone; `template`: none.
@@ -58,6 +60,7 @@ def run(
         without_label: Do not tell the label: the teacher decides, and its agreement with the labels is measured.
         styles: Some of short, clinical, lay, evidence-first, by comma; each is asked for.
         candidates: Answers of each style.
+        paraphrase: How many paraphrases of each explanation to ask for; those with its class and numbers are kept.
         temperature: How freely they are drawn; null: not sent.
         max_tokens: Longest answer; training quarantines explanations longer than data.max_explanation_length.
         token_limit: The name of that limit; OpenAI's reasoning models want max_completion_tokens, and no temperature.
@@ -91,7 +94,7 @@ def run(
     known, classes = columns or Columns(), tuple(map(class_name, labels)) if labels else None
     curation = parse_settings(["--config", str(resolve_path(config))]).curation if config else CurationSettings()
     checks = explanation_checks(curation)
-    _check_teacher(teacher, url, template)
+    _check_teacher(teacher, url, template, paraphrase)
     if template is not None:
         print(_explain_by_templates(RowsToExplain(files[0], known, classes, label_space), template, output, checks))
         return
@@ -102,6 +105,7 @@ def run(
         with_label=not without_label,
         styles=tuple(styles_of(styles)) if teacher == "model" else ("short",),
         candidates=candidates,
+        paraphrases=paraphrase or 0,
         temperature=temperature,
         max_tokens=max_tokens,
         token_limit=token_limit,
@@ -127,7 +131,7 @@ def _explain_by_templates(rows: RowsToExplain, templates: list[str], output: str
     return templates_to_text(explain_by_templates(rows, templates, Path(output), checks), output)
 
 
-def _check_teacher(teacher: str, url: str | None, template: list[str] | None) -> None:
+def _check_teacher(teacher: str, url: str | None, template: list[str] | None, paraphrase: int | None) -> None:
     """SettingsError unless a template has sentences and no address, and another teacher the other way round."""
     from clsgen_dist.errors import SettingsError
 
@@ -135,6 +139,10 @@ def _check_teacher(teacher: str, url: str | None, template: list[str] | None) ->
         raise SettingsError("--template is missing, expected a sentence like '{label}: {evidence}.'")
     if teacher != "template" and template:
         raise SettingsError(f"--template is for --teacher template, and --teacher is {teacher}; leave one out")
+    if teacher == "template" and paraphrase:
+        raise SettingsError(
+            f"--paraphrase is {paraphrase}, and --teacher template writes no paraphrases; leave one out"
+        )
     if teacher == "template" and url is not None:
         raise SettingsError(f"--url is {url}, and --teacher template asks no server; leave one out")
     if teacher != "template" and url is None:

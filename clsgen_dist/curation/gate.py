@@ -33,16 +33,14 @@ from clsgen_dist.curation.explanation_checks import severity
 from clsgen_dist.curation.gate_files import (
     Destination,
     Placed,
-    compressed,
     gate_file,
-    raw_lines,
     restored_batches,
     restored_lines,
     schema_of,
     split_lines,
     split_parquet,
-    suffix_of,
 )
+from clsgen_dist.curation.raw_rows import compressed, raw_lines, suffix_of
 from clsgen_dist.curation.row_checks import CheckedRow, RowSource, checked_rows, row_source, survey_rows
 from clsgen_dist.curation.settings import CurationSettings
 from clsgen_dist.data.example import Columns

@@ -1,8 +1,7 @@
 """The files of a gate: every row of the input is in one of them, byte for byte, and together they are the input again.
 
-A row of a JSONL or CSV file is its lines: from the one it begins in up to that of the next row, so that empty lines
-stay with the row before them. Lines before the first row (a header, ``sep=;``, a byte order mark on a line of its own)
-are in each file, so that each can be read by itself. Rows of Parquet files are copied by their number.
+Lines before the first row (a header, ``sep=;``, a byte order mark on a line of its own) are in each file, so that each
+can be read by itself. Rows of Parquet files are copied by their number.
 
 Cost: one pass over the input; memory of a row, for Parquet of a batch.
 """
@@ -10,19 +9,14 @@ Cost: one pass over the input; memory of a row, for Parquet of a batch.
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
-from clsgen_dist.data.reading.sniff import is_gzip_name, kind_of_file, open_bytes
+from clsgen_dist.curation.raw_rows import PARQUET_ROWS, compressed, raw_lines, raw_rows, suffix_of
 from clsgen_dist.errors import DataError
-
-_PARQUET_ROWS = 8192
-"""Rows that are read, and written as a row group at most, at a time."""
 
 
 class Destination(StrEnum):
@@ -37,50 +31,21 @@ Placed = tuple[int, Destination]
 """The line that a row begins in (its number in Parquet files), and where it goes."""
 
 
-def suffix_of(path: Path) -> str:
-    """``.jsonl``, ``.csv.gz`` …, as the file has it."""
-    inner = path.with_suffix("") if is_gzip_name(path) else path
-    return path.name[len(inner.stem) :]
-
-
 def gate_file(folder: Path, destination: Destination, suffix: str) -> Path:
     """The file of the rows with a destination."""
     return folder / f"{destination}{suffix}"
 
 
-def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a text file with their ends, as the readers of rows count them."""
-    with open_bytes(path) as file:
-        if kind_of_file(path) == "jsonl":
-            yield from file
-            return
-        # CSV's reader ends lines at \r too. What is not UTF-8 passes through surrogates unchanged.
-        for line in io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline=""):
-            yield line.encode("utf-8", "surrogateescape")
-
-
 def split_lines(source: Path, folder: Path, rows: Iterable[Placed]) -> int:
     """Write each row of a text file to the file of its destination; returns the lines before the first row."""
-    lines, suffix = enumerate(raw_lines(source), start=1), suffix_of(source)
+    above, suffix = 0, suffix_of(source)
     with contextlib.ExitStack() as stack:
         files = {to: _create(gate_file(folder, to, suffix), stack) for to in Destination}
-        destination, above, pending = None, 0, next(lines, None)
-        for start, following in rows:
-            while pending and pending[0] < start:
-                above += _put(pending[1], destination, files)
-                pending = next(lines, None)
-            destination = following
-        while pending:
-            above += _put(pending[1], destination, files)
-            pending = next(lines, None)
+        for destination, lines in raw_rows(source, rows):
+            above += len(lines) if destination is None else 0
+            for file in files.values() if destination is None else [files[destination]]:
+                file.writelines(lines)
     return above
-
-
-def _put(line: bytes, destination: Destination | None, files: dict[Destination, IO[bytes]]) -> bool:
-    """Write a line to its file, one before the first row to all; whether it was such a line."""
-    for file in files.values() if destination is None else [files[destination]]:
-        file.write(line)
-    return destination is None
 
 
 def restored_lines(folder: Path, suffix: str, above: int, rows: Iterable[Placed]) -> Iterator[bytes]:
@@ -109,16 +74,6 @@ def _create(path: Path, stack: contextlib.ExitStack) -> IO[bytes]:
     return stack.enter_context(compressed(stack.enter_context(path.open("wb")), path))
 
 
-@contextlib.contextmanager
-def compressed(file: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
-    """The file, or its gzip stream if the path says so; without a time, so that the same rows are the same bytes."""
-    if not is_gzip_name(path):
-        yield file
-        return
-    with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as stream:
-        yield cast(IO[bytes], stream)
-
-
 def split_parquet(source: Path, folder: Path, rows: Iterable[Placed]) -> None:
     """Write each row of a Parquet file to the file of its destination, with the file's schema."""
     import pyarrow.parquet
@@ -131,7 +86,7 @@ def split_parquet(source: Path, folder: Path, rows: Iterable[Placed]) -> None:
             )
             for to in Destination
         }
-        for batch in table.iter_batches(_PARQUET_ROWS):
+        for batch in table.iter_batches(PARQUET_ROWS):
             to_rows = [destination for _, destination in islice(places, len(batch))]
             for to, writer in writers.items():
                 chosen = [at for at, destination in enumerate(to_rows) if destination == to]
@@ -145,7 +100,7 @@ def restored_batches(folder: Path, suffix: str, rows: Iterable[Placed]) -> Itera
 
     readers = {to: _BatchReader(gate_file(folder, to, suffix)) for to in Destination}
     places = iter(rows)
-    while chunk := [destination for _, destination in islice(places, _PARQUET_ROWS)]:
+    while chunk := [destination for _, destination in islice(places, PARQUET_ROWS)]:
         taken = {to: readers[to].take(chunk.count(to)) for to in Destination}
         starts, offset = {}, 0
         for to in Destination:
@@ -167,7 +122,7 @@ class _BatchReader:
         file = pyarrow.parquet.ParquetFile(path)
         self._path = path
         self._schema = file.schema_arrow
-        self._batches = file.iter_batches(_PARQUET_ROWS)
+        self._batches = file.iter_batches(PARQUET_ROWS)
         self._rest: Any = None
 
     def take(self, count: int) -> Any:

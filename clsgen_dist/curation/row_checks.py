@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 512
 """Rows that the label model judges at a time."""
-_MAX_NAMED = 200
+MAX_NAMED = 200
 """Classes; with more, labels are no names but free text, and are not looked for in texts and explanations."""
 CheckedRow = tuple[Example | RejectedRow, list[Issue]]
 
@@ -85,13 +85,13 @@ def survey_rows(source: RowSource, settings: CurationSettings) -> Survey:
     for row in source.rows():
         if isinstance(row, Example):
             labelled += row.label is not None
-            if len(found) <= _MAX_NAMED:
+            if len(found) <= MAX_NAMED:
                 found |= {name for name in (row.label or OTHERS, *(row.answers or ())) if name != OTHERS}
             if row.has_own_id:
                 ids.add(row.id)
     classes = list(source.labels) if source.labels is not None else sorted(found)
-    if len(classes) > _MAX_NAMED:
-        logger.warning("%s has more than %d classes: their names are not looked for", source.path, _MAX_NAMED)
+    if len(classes) > MAX_NAMED:
+        logger.warning("%s has more than %d classes: their names are not looked for", source.path, MAX_NAMED)
         classes = []
     names, index = ClassNames(classes), {name: number for number, name in enumerate(classes)}
     boilerplate = Boilerplate(names, settings.boilerplate_own_words)

@@ -1,10 +1,10 @@
-"""Rows without explanations are explained by a teacher, within a budget, and across kills.
+"""A teacher explains rows, or paraphrases their explanations, within a budget, and across kills.
 
 First all questions that are not in the journal are asked, some at a time; each answer is in the journal before the next
 takes its place. Then the rows are written, with what the journal has. So the output is complete for whatever has been
 answered, and the same command goes on where it stopped.
 
-Cost: three passes over the rows; a request a candidate and style. Memory: 150 bytes an answer, and the questions on
+Cost: three passes over the rows; a request an answer. Memory: 150 bytes an answer, and the questions on
 their way.
 
 Shapes: D decisions that the teacher took without being told.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,11 @@ from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.errors import ServerError, SettingsError
 from clsgen_dist.teacher.budget import Budget, Limits
-from clsgen_dist.teacher.candidates import Drop, FurtherChecks, read_candidate
+from clsgen_dist.teacher.candidates import FurtherChecks
 from clsgen_dist.teacher.client import RefusedError, Teacher, UnansweredError
 from clsgen_dist.teacher.journal import Answer, Journal, request_key
-from clsgen_dist.teacher.prompts import Question, message
-from clsgen_dist.teacher.rows_to_explain import ExplainedRows, RowsToExplain, is_to_explain
+from clsgen_dist.teacher.rows_to_explain import ExplainedRows, RowsToExplain
+from clsgen_dist.teacher.tasks import ExplainTask, ParaphraseTask, Prompt, Task, TaskCode
 from clsgen_dist.track.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,24 @@ class TeacherSettings:
     space: Space = "auto"
     journal: Path | None = None
     """None: beside the output."""
+    paraphrases: int = 0
+    """Paraphrases of each explanation, instead of explanations of rows without any."""
+
+    def __post_init__(self) -> None:
+        if self.paraphrases and (
+            self.is_self or not self.with_label or self.styles != ("short",) or self.candidates > 1
+        ):
+            raise SettingsError(
+                f"--paraphrase is {self.paraphrases}: explanations are written in other words, by a teacher, so many "
+                "times each; leave out --teacher self, --without_label, --styles and --candidates"
+            )
 
 
 @dataclass
 class ExplainReport(ExplainedRows):
     """What was asked, kept and spent."""
 
+    task: TaskCode = TaskCode.EXPLAIN
     answers: int = 0
     refused: int = 0
     unanswered: int = 0
@@ -83,8 +95,6 @@ class ExplainReport(ExplainedRows):
     tokens: int = 0
     cost: float = 0.0
     model: str = ""
-    replaced: int = 0
-    """Explained rows whose column of provenance held something else."""
 
 
 @dataclass
@@ -102,8 +112,8 @@ class Explainer:
     def __init__(
         self, source: str, settings: TeacherSettings, checks: FurtherChecks = lambda row, text, names: ()
     ) -> None:
-        self._rows = RowsToExplain(source, settings.columns, settings.labels, settings.space)
-        self._settings, self._checks = settings, checks
+        self._rows, self._settings = RowsToExplain(source, settings.columns, settings.labels, settings.space), settings
+        self._task = self._find_task(checks)
         self._model = self._url = ""
 
     def run(self, output: Path) -> ExplainReport:
@@ -131,39 +141,42 @@ class Explainer:
 
     # --- which rows, which questions -----------------------------------------------------------------------------
 
-    def _bodies(self, row: Example) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _find_task(self, checks: FurtherChecks) -> Task:
+        settings, names = self._settings, self._rows.names
+        if settings.paraphrases:
+            return ParaphraseTask(names=names, checks=checks, draws=settings.paraphrases)
+        return ExplainTask(
+            names=names,
+            checks=checks,
+            draws=settings.candidates,
+            styles=settings.styles,
+            with_label=settings.with_label,
+            is_self=settings.is_self,
+            is_multilabel=self._rows.space == "multilabel",
+        )
+
+    def _requests(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, dict[str, Any], Prompt]]:
         """Key and body of each question about a row."""
         settings = self._settings
-        quotes = tuple(row.text[start:end] for start, end in row.evidence)
-        question = Question(text=row.text, classes=self._rows.classes(row), quotes=quotes)
-        for style in settings.styles:
-            content = row.text
-            if not settings.is_self:
-                content = message(
-                    question,
-                    style,
-                    with_label=settings.with_label,
-                    labels=self._rows.labels,
-                    several=self._rows.space == "multilabel",
-                )
-            for candidate in range(settings.candidates):
+        for prompt in prompts:
+            for draw in range(self._task.draws):
                 body: dict[str, Any] = {
                     "model": self._model,
-                    "messages": [{"role": "user", "content": content}],
+                    "messages": [{"role": "user", "content": prompt.content}],
                     settings.token_limit: settings.max_tokens,
                 }
                 if settings.temperature is not None:
                     body["temperature"] = settings.temperature
                 if settings.seed is not None:
-                    body["seed"] = settings.seed + candidate
-                yield request_key(self._url, {**body, "candidate": candidate}), body
+                    body["seed"] = settings.seed + draw
+                yield request_key(self._url, {**body, "candidate": draw}), body, prompt
 
     def _questions(self, journal: Journal) -> Iterator[tuple[str, dict[str, Any]]]:
         """Those that the journal has no answer to, each once."""
         asked: set[str] = set()
         for row in self._rows:
-            if isinstance(row, Example) and is_to_explain(row):
-                for key, body in self._bodies(row):
+            if isinstance(row, Example):
+                for key, body, _ in self._requests(self._task.prompts(row)):
                     if key not in journal and key not in asked:
                         asked.add(key)
                         yield key, body
@@ -254,35 +267,33 @@ class Explainer:
     # --- writing --------------------------------------------------------------------------------------------------
 
     def _write(self, output: Path, journal: Journal) -> ExplainReport:
-        """All rows in order, as JSON lines; those explained have two more columns."""
-        report = ExplainReport()
+        """All rows in order, with the answers that are kept."""
+        report = ExplainReport(task=self._task.code)
         origin = f"{'self' if self._settings.is_self else 'teacher'}:{self._model}"
-        self._rows.write(output, lambda row: self._explanations(row, journal, report), origin, report)
+        self._rows.write(output, lambda row: self._kept_answers(row, journal, report), origin, report)
         return report
 
-    def _explanations(self, row: Example, journal: Journal, report: ExplainReport) -> list[str]:
-        """What the journal has for a row and is kept; counts everything else."""
-        own = self._rows.class_indices(row)
-        kept: dict[str, None] = {}
-        for key, _ in self._bodies(row):
+    def _kept_answers(self, row: Example, journal: Journal, report: ExplainReport) -> list[str] | None:
+        """What the journal has for a row and is kept; None for a row that nothing is asked about."""
+        prompts = self._task.prompts(row)
+        if not prompts:
+            return None
+        kept: list[str] = []
+        for key, _, prompt in self._requests(prompts):
             answer = journal.get(key)
             if answer is None:
                 report.waiting += 1
                 continue
             report.answers += 1
-            with_label = self._settings.with_label and not self._settings.is_self
-            names = self._rows.names
-            candidate = read_candidate(answer, row, own, names, with_label=with_label, checks=self._checks)
-            if candidate.decided is not None:
-                report.agreed_D.append(set(candidate.decided) == set(own))
+            candidate = self._task.read(answer, row, prompt, [*row.explanations, *kept])
+            if candidate.agrees is not None:
+                report.agreed_D.append(candidate.agrees)
                 report.row_D.append(report.rows)
             if candidate.dropped:
                 report.dropped.update(map(str, candidate.dropped))
-            elif candidate.text in kept:
-                report.dropped[Drop.REPEATED] += 1
             else:
-                kept[candidate.text] = None
-        return list(kept)
+                kept.append(candidate.text)
+        return kept
 
 
 def _with_usage(answer: Answer, prompt: str) -> Answer:

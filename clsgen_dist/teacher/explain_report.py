@@ -8,14 +8,22 @@ from clsgen_dist.evaluation.interval import share_interval
 from clsgen_dist.io.text import row_count_phrase
 from clsgen_dist.teacher.explain import ExplainReport
 from clsgen_dist.teacher.rows_to_explain import ExplainedRows
+from clsgen_dist.teacher.tasks import TaskCode
 from clsgen_dist.teacher.templates import TemplateReport
+
+_WORDS = {
+    TaskCode.EXPLAIN: ("explained before", "are explained"),
+    TaskCode.PARAPHRASE: ("without explanation", "have paraphrases"),
+}
+"""What is said of rows that were passed over, and of those with a kept answer."""
 
 
 def to_text(report: ExplainReport, output: str) -> str:
     """The report as plain text."""
     lines = [
-        _read(report),
-        f"{report.explained} of them are explained, by {report.kept} of {report.answers} answers of {report.model}",
+        _read(report, report.task),
+        f"{report.explained} of them {_WORDS[report.task][1]}, "
+        f"by {report.kept} of {report.answers} answers of {report.model}",
         *_dropped(report),
     ]
     if len(report.agreed_D):
@@ -52,16 +60,16 @@ def templates_to_text(report: TemplateReport, output: str) -> str:
         (report.without_counter_evidence, "without counter-evidence, which every template wants"),
         (report.without_class, "without a class that applies"),
     ]
-    lines = [_read(report), f"{report.explained} of them are explained, by templates"]
+    lines = [_read(report, TaskCode.EXPLAIN), f"{report.explained} of them are explained, by templates"]
     if counted := ", ".join(f"{count} {why}" for count, why in left if count):
         lines.append(f"left as they are: {counted}")
     return "\n".join([*lines, *_dropped(report), f"written: {output}"])
 
 
-def _read(report: ExplainedRows) -> str:
+def _read(report: ExplainedRows, task: TaskCode) -> str:
     return (
-        f"{row_count_phrase(report.rows, 'was', 'were')} read: {report.had_explanation} explained before, "
-        f"{report.unlabelled} without label, {report.bad} bad; {report.to_explain} to explain"
+        f"{row_count_phrase(report.rows, 'was', 'were')} read: {report.passed_over} {_WORDS[task][0]}, "
+        f"{report.unlabelled} without label, {report.bad} bad; {report.to_explain} to {task}"
     )
 
 

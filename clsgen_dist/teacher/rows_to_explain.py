@@ -1,7 +1,6 @@
-"""The rows of a file of which some lack an explanation, and the file in which they have one.
+"""The rows of a file to which explanations are added, and the file that has them.
 
-A row is to explain if it has a label, which an explanation can be checked against, and no explanation. Every other row
-is written as it is.
+Every row to which nothing is added is written as it is.
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from clsgen_dist.data.example import Columns, Example
+from clsgen_dist.data.reading.cells import is_missing
 from clsgen_dist.data.reading.ingest import iter_rows, resolve_space
 from clsgen_dist.data.reading.label_cells import Space
+from clsgen_dist.data.reading.provenance_cells import provenance_cell
 from clsgen_dist.data.reading.records import find_source, read_part
 from clsgen_dist.data.reading.rejection import Fault, RejectedRow
 from clsgen_dist.errors import DataError, SettingsError
@@ -29,15 +30,18 @@ class ExplainedRows:
 
     rows: int = 0
     bad: int = 0
-    had_explanation: int = 0
     unlabelled: int = 0
+    passed_over: int = 0
+    """Labelled rows that need none: explained before; when explanations are paraphrased: without any."""
     to_explain: int = 0
-    """Rows that lack an explanation and have a label."""
     explained: int = 0
+    """Those that got one."""
     kept: int = 0
     """Explanations, of which a row may have several."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Explanations that are not kept, by code."""
+    replaced: int = 0
+    """Explained rows whose column of provenance held something else."""
 
 
 class RowsToExplain:
@@ -74,16 +78,6 @@ class RowsToExplain:
             )
         return sorted(found)
 
-    def classes(self, row: Example) -> tuple[str, ...]:
-        """The names of a row's classes."""
-        if row.label is not None:
-            return (row.label,)
-        return tuple(name for name, answer in (row.answers or {}).items() if name and answer >= 0.5)
-
-    def class_indices(self, row: Example) -> list[int]:
-        """Their places among ``labels``."""
-        return [self.labels.index(name) for name in self.classes(row)]
-
     def require_output(self, output: Path) -> None:
         """SettingsError if the rows cannot be written there."""
         if output.suffix.lower() != ".jsonl":
@@ -95,46 +89,79 @@ class RowsToExplain:
         require_writable(output)
 
     def write(
-        self, output: Path, explain: Callable[[Example], Sequence[str]], provenance: str, report: ExplainedRows
+        self, output: Path, explain: Callable[[Example], Sequence[str] | None], provenance: str, report: ExplainedRows
     ) -> None:
-        """Write all rows in order, as JSON lines; those explained have two more columns.
+        """Write all rows in order, as JSON lines; a row with new explanations has all it has in a list.
 
         Args:
             output: the file.
-            explain: the explanations of a row to explain; none leaves the row as it is.
+            explain: new explanations of a row, perhaps none; None for a row that needs none.
             provenance: where they come from.
             report: counts the rows.
         """
         records = read_part(self.part, self.columns, every_column=True)
         with writing(output), atomic_file(output, durable=True, errors="backslashreplace") as file:
             for row, (_, record, raw) in zip(self, records, strict=True):
-                explanations: Sequence[str] = ()
                 report.rows += 1
-                if isinstance(row, RejectedRow):
-                    report.bad += 1
-                elif is_to_explain(row):
-                    report.to_explain += 1
-                    explanations = explain(row)
-                    report.kept += len(explanations)
-                    report.explained += bool(explanations)
-                else:
-                    report.had_explanation += bool(row.explanations)
-                    report.unlabelled += not row.explanations
+                report.bad += isinstance(row, RejectedRow)
+                new = self._new(row, explain, report) if isinstance(row, Example) else ()
                 if isinstance(record, Fault):
                     raw = raw if self.part.kind == "jsonl" else ""
-                elif explanations:
-                    raw = _json_line(
-                        {**record, self.columns.explanations: list(explanations), "provenance": provenance}
-                    )
+                elif new and isinstance(row, Example):
+                    raw = _json_line({**record, **self._cells(record, row, new, provenance, report)})
                 elif self.part.kind != "jsonl":
                     raw = _json_line(record)
                 if raw:
                     file.write(raw + "\n")
 
+    def _new(
+        self, row: Example, explain: Callable[[Example], Sequence[str] | None], report: ExplainedRows
+    ) -> Sequence[str]:
+        """The new explanations of a row, counted."""
+        new = explain(row)
+        if new is None:
+            report.unlabelled += not row.is_labelled
+            report.passed_over += row.is_labelled
+            return ()
+        report.to_explain += 1
+        report.kept += len(new)
+        report.explained += bool(new)
+        return new
+
+    def _cells(
+        self, record: dict[str, Any], row: Example, new: Sequence[str], provenance: str, report: ExplainedRows
+    ) -> dict[str, Any]:
+        """The columns of a row that has new explanations."""
+        columns = self.columns
+        cells: dict[str, Any] = {
+            columns.explanations: [*row.explanations, *new],
+            columns.provenance: provenance_cell([*row.provenance, *[provenance] * len(new)]),
+        }
+        if record.get(columns.explanation) is not None:
+            cells[columns.explanation] = None  # it is in the list, or was rejected
+        if row.rejected and columns.verdict:
+            # The verdict was on the explanations that the row had, which are for preference training.
+            cells |= {columns.verdict: None, columns.rejected or "rejected": row.rejected}
+        elif not is_missing(record.get(columns.provenance)) and not any(row.provenance):
+            report.replaced += 1  # what is said of rejected explanations goes with them; this says something else
+        return cells
+
 
 def is_to_explain(row: Example) -> bool:
     """Whether an explanation is missing that can be checked against a label."""
     return row.is_labelled and not row.explanations
+
+
+def classes_of(row: Example) -> tuple[str, ...]:
+    """The names of a row's classes."""
+    if row.label is not None:
+        return (row.label,)
+    return tuple(name for name, answer in (row.answers or {}).items() if name and answer >= 0.5)
+
+
+def class_indices(row: Example, names: ClassNames) -> list[int]:
+    """Their places among all."""
+    return [names.labels.index(name) for name in classes_of(row)]
 
 
 def _json_line(record: dict[str, Any]) -> str:

@@ -24,7 +24,13 @@ from clsgen_dist.data.reading.evidence_cells import Spans
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.teacher.candidates import FurtherChecks, read_candidate
 from clsgen_dist.teacher.journal import Answer
-from clsgen_dist.teacher.rows_to_explain import ExplainedRows, RowsToExplain
+from clsgen_dist.teacher.rows_to_explain import (
+    ExplainedRows,
+    RowsToExplain,
+    class_indices,
+    classes_of,
+    is_to_explain,
+)
 
 PROVENANCE = "template"
 _PLACEHOLDERS = ("label", "evidence", "counter_evidence")
@@ -93,13 +99,15 @@ def explain_by_templates(
     known, report = [Template(text) for text in templates], TemplateReport()
     rows.require_output(output)
 
-    def explain(row: Example) -> list[str]:
+    def explain(row: Example) -> list[str] | None:
+        if not is_to_explain(row):
+            return None
         if not row.evidence:
             report.without_evidence += 1
             return []
         fitting = [t for t in known if row.counter_evidence or not t.needs_counter_evidence]
         report.without_counter_evidence += not fitting
-        classes = rows.classes(row)
+        classes = classes_of(row)
         report.without_class += bool(fitting) and not classes
         if not fitting or not classes:
             return []
@@ -110,7 +118,7 @@ def explain_by_templates(
             counter_evidence=_quotes(row.text, row.counter_evidence),
         )
         candidate = read_candidate(
-            Answer(text, "stop", 0, 0), row, rows.class_indices(row), rows.names, with_label=True, checks=checks
+            Answer(text, "stop", 0, 0), row, class_indices(row, rows.names), rows.names, with_label=True, checks=checks
         )
         report.dropped.update(map(str, candidate.dropped))
         return [] if candidate.dropped else [candidate.text]

@@ -68,6 +68,8 @@ def test_the_diversity_of_each_class_is_measured_in_text_json_and_html(report):
     written = json.loads(to_json(report))["diversity"]
     assert written[0]["explanations"] == 50 and 0 < written[0]["distinct_1"] < 1
     assert '<h2 id="diversity">Explanations</h2>' in page(report) and "self-BLEU" in page(report)
+    for written in (to_text(report), page(report)):
+        assert "`clsgen data thin` removes" in written and "`clsgen data explain --paraphrase 2`" in written
     assert 'id="diversity"' not in page(replace(report, diversity=[]))
 
 

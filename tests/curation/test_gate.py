@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from clsgen_dist.curation import gate_files
 from clsgen_dist.curation.gate import GateSummary, gate, restore
-from clsgen_dist.curation.gate_files import Destination, restored_lines, split_lines, suffix_of
+from clsgen_dist.curation.gate_files import Destination, restored_lines, split_lines
 from clsgen_dist.curation.gate_report import to_text
+from clsgen_dist.curation.raw_rows import suffix_of
 from clsgen_dist.curation.settings import CurationSettings, SeveritySettings
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.ingest import iter_rows
@@ -192,7 +193,7 @@ def test_parquet_rows_keep_columns_types_and_order(tmp_path, monkeypatch):
     import pyarrow
     import pyarrow.parquet
 
-    monkeypatch.setattr(gate_files, "_PARQUET_ROWS", 250)
+    monkeypatch.setattr(gate_files, "PARQUET_ROWS", 250)
     rows = [{**row, "size": number, "tags": [str(number)]} for number, row in enumerate(faulty_rows() * 15)]
     for number, row in enumerate(rows):
         row["id"] = f"p{number}"

@@ -83,7 +83,7 @@ def test_rows_without_evidence_are_left_and_counted(tmp_path: Path) -> None:
     ]
     report, written = fill(tmp_path, rows, FINDING)
     assert (report.rows, report.to_explain, report.explained, report.without_evidence) == (6, 3, 1, 2)
-    assert (report.had_explanation, report.unlabelled, report.bad) == (1, 1, 1)
+    assert (report.passed_over, report.unlabelled, report.bad) == (1, 1, 1)
     assert written[1:] == rows[1:]
 
 

@@ -8,6 +8,11 @@ from typing import Any
 
 from clsgen_dist.io.text import quoted
 
+REMEDY = (
+    "where explanations of a class are alike (few distinct pairs of words, high self-BLEU): `clsgen data thin` removes "
+    "near duplicates, `clsgen data explain --paraphrase 2` writes them in other words"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassDiversity:

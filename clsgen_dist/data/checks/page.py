@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 from clsgen_dist.data.checks import plots
+from clsgen_dist.data.checks.diversity import REMEDY
 from clsgen_dist.data.checks.finding import Finding, RowRef, first_rows
 from clsgen_dist.data.checks.report import CheckReport, classes, overview, provenances
 from clsgen_dist.data.checks.row_statistics import excerpts
@@ -124,7 +125,8 @@ def _diversity(report: CheckReport) -> str:
         "against the others, share that repeats another one but for numbers, class names and words of the text"
     )
     table = _table(caption, [row.cells() for row in report.diversity])
-    return f'<section aria-labelledby="diversity"><h2 id="diversity">Explanations</h2>\n{table}\n</section>\n'
+    remedy = f"<p><b>Remedy:</b> {escape(REMEDY)}</p>"
+    return f'<section aria-labelledby="diversity"><h2 id="diversity">Explanations</h2>\n{table}\n{remedy}\n</section>\n'
 
 
 def _finding(report: CheckReport, finding: Finding, texts: dict[tuple[str, int], str]) -> str:

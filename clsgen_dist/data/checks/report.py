@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clsgen_dist.data.checks.diversity import ClassDiversity
+from clsgen_dist.data.checks.diversity import REMEDY, ClassDiversity
 from clsgen_dist.data.checks.finding import SEVERITIES, Finding, Limits, RowRef, first_rows
 from clsgen_dist.data.checks.label_checks import class_counts
 from clsgen_dist.data.checks.row_statistics import RowStatistics, Split
@@ -116,7 +116,7 @@ def to_text(report: CheckReport) -> str:
     if sources := provenances(splits):
         parts.append(_table(sources))
     if report.diversity:
-        parts.append(_table([row.cells() for row in report.diversity]))
+        parts.append(f"{_table([row.cells() for row in report.diversity])}\nremedy: {REMEDY}")
     for finding in report.findings:
         lines = [f"{finding.severity:7}  {finding.code} [{', '.join(finding.splits)}]: {finding.what}"]
         if finding.rows and finding.severity != "info":

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from clsgen_dist.data.demos.source import is_demo, resolve_demo
 from clsgen_dist.data.example import Columns
@@ -209,15 +209,20 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 """What Excel writes, and reads, above the header: how cells are separated."""
 
 
+def csv_head(text: IO[str], names: ColumnNames) -> tuple[str, str, int]:
+    """The line that the header of an opened CSV file begins in, how cells are separated, and the lines above it."""
+    first = text.readline()
+    if separator := _SEPARATOR_LINE.fullmatch(first):
+        return text.readline(), separator[1], 1
+    return first, csv_delimiter(first, names), 0
+
+
 def _from_csv(part: Part, names: ColumnNames) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
     with open_bytes(Path(part.path)) as file:
         # surrogateescape carries bad bytes through the parser, so that they are reported with their record's line.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        first, above = text.readline(), 0
-        if separator := _SEPARATOR_LINE.fullmatch(first):
-            first, above = text.readline(), 1
-        delimiter = separator[1] if separator else csv_delimiter(first, names)
+        first, delimiter, above = csv_head(text, names)
         lines = (line for line in itertools.chain([first], text))
         reader = csv.reader(lines, strict=True, delimiter=delimiter)
         try:
