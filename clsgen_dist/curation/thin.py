@@ -24,7 +24,7 @@ from clsgen_dist.curation.row_edits import Cells, Edit, EditedRow, write_edited
 from clsgen_dist.curation.row_facts import classes_of
 from clsgen_dist.data.checks.diversity import ClassDiversity
 from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.reading.cells import Notice, explanations_of, list_in_text, written_explanations
+from clsgen_dist.data.reading.cells import Notice, Notices, explanations_of, list_in_text, written_explanations
 from clsgen_dist.data.reading.label_cells import Space
 from clsgen_dist.data.reading.provenance_cells import provenance_of
 from clsgen_dist.data.reading.records import find_source

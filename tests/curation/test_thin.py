@@ -101,8 +101,8 @@ def test_only_the_bytes_of_the_cells_change_in_json_lines(tmp_path):
         '"z":[1e3,  {"explanation": 1}]}\n'.encode(),
         b"\n",
         b'{"text": \n',
-        f'{{"label": "x", "provenance": ["human", "teacher:big", null, "self:1"], "explanations": [{other}, {same}, "n/a", "c"], '
-        f'"text": "c"}}\n'.encode(),
+        f'{{"label": "x", "provenance": ["human", "teacher:big", null, "self:1"], "explanations": '
+        f'[{other}, {same}, "n/a", "c"], "text": "c"}}\n'.encode(),
         f'{{"text": "d", "label": "x", "explanations": "[{same[1:-1]!r}, \'e\']", "x\xa0y": 0.10}}'.encode(),
     ]
     (tmp_path / "rows.jsonl").write_bytes(b"".join(lines))
