@@ -1,13 +1,19 @@
-"""Rows per second and memory from a file to packed batches, for growing data sets; against plain ``datasets``.
+"""Speed and memory for growing data sets: from a file to packed batches, against plain ``datasets``; gate and split.
 
     python benchmarks/data_scale.py                          # 10k, 100k, 1M rows; about six minutes on two cores
     python benchmarks/data_scale.py --rows 10000             # seconds
+    python benchmarks/data_scale.py --of curation            # gate and split; HOWLONG
 
 Synthetic rows of realistic lengths: a text of 10 to 60 words drawn from comve-like sentences, a label, an explanation.
 Ours: ``open_table`` (read, check, tokenise, on all cores), the same again (warm start), then the training stream's
 packed steps. Peer: ``load_dataset("json")``, ``map`` with the same tokenizer on as many processes, and Hugging Face's
 padding collator with a shuffling DataLoader. Each runs in a fresh process. Memory is the peak Private_Dirty of that
 process and its children, sampled every 50 ms; it excludes pages of mapped files, which the kernel may drop at any time.
+
+``--of curation``: ``clsgen data gate`` and ``clsgen data split`` on texts of 20 to 90 words with numbers, three classes
+that words speak for, explanations that quote their texts, and a fault in one row of seven: wrong labels, boilerplate,
+invented numbers, copies, another language, labels in texts; one text in twenty is nearly that of the row before. Start
+is a first run on 200 rows, which imports what is needed; CPU seconds are those of all processes without it.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +59,68 @@ def write_rows(path: Path, count: int) -> None:
                     "explanation": " ".join(WORDS[w] for w in words[n, -12:]),
                 }
                 file.write(json.dumps(row) + "\n")
+
+
+FUNCTION_TEXT = """the a of to and in is was it for on are with they be at one have this from had by but some can out
+other were all there when up use how each she which do their if will about then them would so these her him has more
+than been who its now did my over only after most also before through much where under"""
+FUNCTION_WORDS = FUNCTION_TEXT.split()
+LABELS = ("complaint", "inquiry", "praise")
+
+
+def curation_rows(count: int) -> Iterator[dict[str, Any]]:
+    """Rows with something to find for each check."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    syllables = [a + b + c for a in "bdfgklmnprstv" for b in "aeiou" for c in "nrslt"]
+    names = ["".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(20_000)]
+    share = (1 / np.arange(10, len(names) + 10)).cumsum()
+    previous = ""
+    for n in range(count):
+        words = [names[at] for at in np.searchsorted(share / share[-1], rng.random(rng.integers(20, 90)))]
+        for at in np.flatnonzero(rng.random(len(words)) < 0.45):
+            words[at] = FUNCTION_WORDS[rng.integers(len(FUNCTION_WORDS))]
+        label = int(rng.integers(3))
+        for at in rng.integers(len(words), size=4):
+            words[at] = names[100 + 40 * label + rng.integers(40)]
+        words[rng.integers(len(words))] = number = str(rng.integers(1, 5000))
+        words[9::13] = [f"{word}." for word in words[9::13]]
+        text, lot, at = " ".join(words), rng.random(), int(rng.integers(len(words) - 6))
+        if lot < 0.05 and previous:  # nearly, or quite, the row before
+            text = previous.replace(number, "", 1) if lot < 0.01 else f"{previous} {number}"
+        previous, words = text, text.split()
+        quote, detail, name = " ".join(words[at : at + 4]), " ".join(words[at + 2 : at + 5]).strip("."), LABELS[label]
+        explanations = [
+            f'It says "{quote}" and speaks of {detail}, which suggests {name}.',
+            f"The mention of {detail} beside {number} is typical of {name}, as {words[3]} comes with {words[5]}.",
+            f"With {words[1]} {words[2]} and {detail} this is {name} rather than {LABELS[(label + 1) % 3]}.",
+            f"Since {detail}, after {words[0]} {words[4]}, it is {name}.",
+        ]
+        row = {"id": f"r{n}", "text": text, "label": name, "explanation": explanations[rng.integers(4)]}
+        if rng.random() < 0.5:
+            row["evidence"] = [quote]
+        yield row | _fault(row, int(rng.integers(50)), LABELS[(label + 1) % 3])
+
+
+def _fault(row: dict[str, Any], lot: int, other: str) -> dict[str, Any]:
+    """The cells of a row's fault; most rows have none."""
+    faults = [
+        {"label": other},
+        {"explanation": row["text"]},
+        {"explanation": f"The overall picture suggests {row['label']}, as experience teaches."},
+        {"explanation": f"{row['explanation']} There were {99_000 + lot} of them."},
+        {"explanation": row["label"]},
+        {"text": f"{row['text']} Label: {row['label']}"},
+        {"explanation": f"Der Absender ist mit seiner Bestellung nicht zufrieden, deshalb gilt {row['label']}."},
+    ]
+    return faults[lot] if lot < len(faults) else {}
+
+
+def write_curation_rows(path: Path, count: int) -> None:
+    """Write a JSONL file of ``count`` rows."""
+    with path.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in curation_rows(count))
 
 
 class Memory:
@@ -162,33 +231,80 @@ def theirs(path: Path) -> dict[str, float]:
     }  # fmt: skip
 
 
+def gated(path: Path, folder: Path) -> None:
+    """``clsgen data gate``."""
+    from clsgen_dist.curation.gate import gate
+    from clsgen_dist.curation.settings import CurationSettings
+    from clsgen_dist.data.example import Columns
+
+    gate(str(path), folder, columns=Columns(), labels=None, space="auto", settings=CurationSettings())
+
+
+def split(path: Path, folder: Path) -> None:
+    """``clsgen data split``."""
+    from clsgen_dist.curation.splits import SplitSettings, split_file
+
+    fractions = {"train": 0.8, "dev": 0.1, "calibration": 0.05, "test": 0.05}
+    split_file(str(path), folder, SplitSettings(fractions=fractions))
+
+
+def curated(path: Path, command: Callable[[Path, Path], None]) -> dict[str, float]:
+    """A command on a few rows, then on all."""
+    few = path.with_name("few.jsonl")
+    write_curation_rows(few, 200)
+    command(few, path.with_name(f"few-{command.__name__}"))
+    start_s, begun, rows = sum(os.times()[:4]), time.perf_counter(), sum(1 for _ in path.open("rb"))
+    with Memory() as memory:
+        command(path, path.with_name(command.__name__))
+    cpu_s = sum(os.times()[:4]) - start_s
+    return {
+        "start, CPU s": start_s, "CPU s": cpu_s, "CPU ms a row": cpu_s / rows * 1e3,
+        "wall s": time.perf_counter() - begun, "MB": memory.peak,
+    }  # fmt: skip
+
+
+WORKERS: dict[str, Callable[[Path], dict[str, float]]] = {
+    "clsgen": ours,
+    "datasets.map + HF collator": theirs,
+    "clsgen data gate": lambda path: curated(path, gated),
+    "clsgen data split": lambda path: curated(path, split),
+}
+COMPARED = {
+    "tables": (write_rows, "rows of 10 to 60 words, one explanation of 12", list(WORKERS)[:2]),
+    "curation": (write_curation_rows, "texts of 20 to 90 words, one explanation of 20", list(WORKERS)[2:]),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--of", choices=COMPARED, default="tables")
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        answer = {"ours": ours, "theirs": theirs}[args.worker](args.file)
-        print("RESULT " + json.dumps(answer))
+        print("RESULT " + json.dumps(WORKERS[args.worker](args.file)))
         return
-    print(f"{platform.machine()}, {os.cpu_count()} cores; rows of 10 to 60 words, one explanation of 12")
-    columns = ("rows/s", "build MB", "warm s", "batch rows/s", "batch MB")
-    print("| rows | by | " + " | ".join(columns) + " |\n|--:|---|" + "--:|" * len(columns))
+    write, described, names = COMPARED[args.of]
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {described}")
+    columns: list[str] = []
     for count in args.rows:
         folder = Path(tempfile.mkdtemp(prefix="data-scale-"))
         try:
-            write_rows(folder / "rows.jsonl", count)
-            for side, name in (("ours", "clsgen"), ("theirs", "datasets.map + HF collator")):
+            write(folder / "rows.jsonl", count)
+            for name in names:
                 done = subprocess.run(
-                    [sys.executable, __file__, "--worker", side, "--file", str(folder / "rows.jsonl")],
+                    [sys.executable, __file__, "--worker", name, "--file", str(folder / "rows.jsonl")],
                     capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
                 )  # fmt: skip
                 lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
                 if not lines:
-                    sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
+                    sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
                 answer = json.loads(lines[0].removeprefix("RESULT "))
-                cells = [f"{answer[c]:,.2f}" if c == "warm s" else f"{answer[c]:,.0f}" for c in columns]
+                if not columns:
+                    columns = list(answer)
+                    print("| rows | by | " + " | ".join(columns) + " |\n|--:|---|" + "--:|" * len(columns))
+                cells = [f"{answer[c]:,.2f}" if answer[c] < 100 else f"{answer[c]:,.0f}" for c in columns]
                 print(f"| {count:,} | {name} | " + " | ".join(cells) + " |", flush=True)
         finally:
             shutil.rmtree(folder)

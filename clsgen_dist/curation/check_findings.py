@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from clsgen_dist.curation.diversity import DiversitySamples
 from clsgen_dist.curation.explanation_checks import severity
 from clsgen_dist.curation.issues import IssueCode
-from clsgen_dist.curation.row_checks import RowSource, checked_rows, survey_rows
+from clsgen_dist.curation.row_checks import checked_rows, survey_rows
+from clsgen_dist.curation.row_source import RowSource
 from clsgen_dist.curation.settings import CurationSettings
 from clsgen_dist.data.checks.diversity import ClassDiversity
 from clsgen_dist.data.checks.finding import Finding, RowRef

@@ -41,7 +41,8 @@ from clsgen_dist.curation.gate_files import (
     split_parquet,
 )
 from clsgen_dist.curation.raw_rows import compressed, raw_lines, suffix_of
-from clsgen_dist.curation.row_checks import CheckedRow, RowSource, checked_rows, row_source, survey_rows
+from clsgen_dist.curation.row_checks import CheckedRow, checked_rows, survey_rows
+from clsgen_dist.curation.row_source import RowSource, row_source
 from clsgen_dist.curation.settings import CurationSettings
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.label_cells import Space

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,25 +40,51 @@ _MAX_CLASSES = 100
 _MIN_ROWS = 30
 """Rows of a class in the sample, without which it is left out."""
 _HASHES = 2**64
+_BATCH = 512
+"""Texts whose terms are counted at a time."""
 
 
-@dataclass
 class LabelSample:
-    """Rows to learn from: those whose text has a hash below a bound."""
+    """Rows to learn from: those whose text has a hash below a bound; kept as counts, in their order."""
 
-    bound: float
-    """Share of the rows to keep."""
-    features: list[Any] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    folds: list[int] = field(default_factory=list)
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+        """Share of the rows to keep."""
+        self.labels: list[int] = []
+        self.folds: list[int] = []
+        self._features: list[Any] = []
+        self._pending: list[str] = []
 
     def add(self, text: str, label: int) -> None:
         """Keep a row, if its text is of the sample."""
         digest = text_hash(normalised(text))
         if digest < self.bound * _HASHES:
-            self.features.append(_features([text]))
             self.labels.append(label)
             self.folds.append(_fold(digest))
+            self._pending.append(text)
+            if len(self._pending) == _BATCH:
+                self.count_terms()
+
+    def merge(self, other: LabelSample) -> None:
+        """Keep the rows of another one too, behind those here."""
+        self.count_terms()
+        other.count_terms()
+        self.labels += other.labels
+        self.folds += other.folds
+        self._features += other._features
+
+    def count_terms(self) -> None:
+        """Replace texts by the counts of their terms."""
+        if self._pending:
+            self._features.append(_features(self._pending))
+            self._pending = []
+
+    def features(self) -> Any:
+        """``[N, F]`` counts of the rows' terms; with a row at least."""
+        from scipy.sparse import vstack
+
+        self.count_terms()
+        return vstack(self._features).tocsr()
 
 
 class LabelModel:
@@ -81,15 +106,13 @@ class LabelModel:
             margin: how much more probable another class must be.
             least_kappa: agreement with the labels below which none is questioned.
         """
-        from scipy.sparse import vstack
-
         labels_N, folds_N = np.array(sample.labels, dtype=np.int64), np.array(sample.folds, dtype=np.int64)
         counts_C = np.bincount(labels_N, minlength=classes)
         is_known_C = counts_C >= _MIN_ROWS
         rows = np.flatnonzero(is_known_C[labels_N])
         if not 2 <= is_known_C.sum() <= _MAX_CLASSES or len(set(folds_N[rows].tolist())) < _FOLDS:
             return None
-        features, labels_N, folds_N = vstack(sample.features).tocsr()[rows], labels_N[rows], folds_N[rows]
+        features, labels_N, folds_N = sample.features()[rows], labels_N[rows], folds_N[rows]
         models, probability_NC = [], np.zeros((len(rows), classes))
         for fold in range(_FOLDS):
             others = np.flatnonzero(folds_N != fold)

@@ -38,6 +38,13 @@ class LabelLeaks:
                 self._named[place] += 1
                 self._right[place] += answers[place[1]]
 
+    def merge(self, other: LabelLeaks) -> None:
+        """Count the rows that another one has counted."""
+        self._rows.update(other._rows)
+        self._known.update(other._known)
+        self._named.update(other._named)
+        self._right.update(other._right)
+
     def leaking(self, *, least_rows: int, least_share: float) -> set[Place]:
         """The places that give the label away: found in at least so many rows, right in at least this share of them."""
         from scipy.stats import binom

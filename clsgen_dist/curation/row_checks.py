@@ -10,23 +10,29 @@ What is kept between the passes is of constant size: count sketches, counts per 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
-from clsgen_dist.curation.boilerplate import Boilerplate
+from clsgen_dist.curation.boilerplate import Boilerplate, frame_of
 from clsgen_dist.curation.count_sketch import CountSketch
 from clsgen_dist.curation.explanation_checks import explanation_issues, known_answers, row_issues, severity
 from clsgen_dist.curation.issues import Issue, IssueCode
 from clsgen_dist.curation.label_errors import LabelModel, LabelSample
 from clsgen_dist.curation.label_leaks import LabelLeaks, Place
+from clsgen_dist.curation.row_source import Piece, RowSource
 from clsgen_dist.curation.settings import CurationSettings
-from clsgen_dist.data.example import Columns, Example
-from clsgen_dist.data.reading.ingest import duplicate, iter_rows, resolve_space
-from clsgen_dist.data.reading.label_cells import OTHERS, Space
-from clsgen_dist.data.reading.records import find_source
+from clsgen_dist.data.example import Example
+from clsgen_dist.data.reading.ingest import duplicate
+from clsgen_dist.data.reading.label_cells import OTHERS
 from clsgen_dist.data.reading.rejection import RejectedRow
+from clsgen_dist.data.tables.workers import map_in_order
 from clsgen_dist.explanations.stated_class import ClassNames
 
 logger = logging.getLogger(__name__)
@@ -36,21 +42,6 @@ _BATCH = 512
 MAX_NAMED = 200
 """Classes; with more, labels are no names but free text, and are not looked for in texts and explanations."""
 CheckedRow = tuple[Example | RejectedRow, list[Issue]]
-
-
-@dataclass(frozen=True)
-class RowSource:
-    """A source, and how its rows are read."""
-
-    path: str
-    columns: Columns
-    labels: Sequence[str] | None
-    """The classes; None accepts any."""
-    space: Space
-
-    def rows(self) -> Iterator[Example | RejectedRow]:
-        """The rows in order; ids are not compared."""
-        return iter_rows(find_source(self.path), columns=self.columns, labels=self.labels, space=self.space)
 
 
 @dataclass
@@ -69,11 +60,6 @@ class Survey:
     label_model: LabelModel | None = None
 
 
-def row_source(path: str, columns: Columns, labels: Sequence[str] | None, space: Space) -> RowSource:
-    """A source, its label space found from its first rows if it is ``auto``; DataError if it cannot be read."""
-    return RowSource(path, columns, labels, resolve_space(path, columns, space))
-
-
 def survey_rows(source: RowSource, settings: CurationSettings) -> Survey:
     """Read a source twice, for what its rows show together.
 
@@ -82,13 +68,12 @@ def survey_rows(source: RowSource, settings: CurationSettings) -> Survey:
     """
     ids, found, labelled = CountSketch(), set[str](), 0
     logger.info("%s: classes and ids", source.path)
-    for row in source.rows():
-        if isinstance(row, Example):
-            labelled += row.label is not None
-            if len(found) <= MAX_NAMED:
-                found |= {name for name in (row.label or OTHERS, *(row.answers or ())) if name != OTHERS}
-            if row.has_own_id:
-                ids.add(row.id)
+    for piece in map_in_order(partial(_names_of_piece, source), *source.pieces()):
+        labelled += piece.labelled
+        if len(found) <= MAX_NAMED:
+            found |= piece.found
+        for row_id in piece.ids:
+            ids.add(row_id)
     classes = list(source.labels) if source.labels is not None else sorted(found)
     if len(classes) > MAX_NAMED:
         logger.warning("%s has more than %d classes: their names are not looked for", source.path, MAX_NAMED)
@@ -96,18 +81,15 @@ def survey_rows(source: RowSource, settings: CurationSettings) -> Survey:
     names, index = ClassNames(classes), {name: number for number, name in enumerate(classes)}
     boilerplate = Boilerplate(names, settings.boilerplate_own_words)
     survey = Survey(source, names, index, ids, boilerplate, LabelLeaks(names))
-    sample = LabelSample(min(1.0, settings.sample_rows / max(1, labelled)))
     learns = severity(IssueCode.LABEL_ERROR, settings) != "off"
+    sample = LabelSample(min(1.0, settings.sample_rows / max(1, labelled)) if learns else 0.0)
     logger.info("%s: what rows have in common", source.path)
-    for row in source.rows():
-        if not isinstance(row, Example):
-            continue
-        for explanation in row.explanations:
-            survey.boilerplate.add(row.text, explanation)
-        if answers := known_answers(row.label, row.answers, names):
-            survey.leaks.add(row.text, answers)
-        if learns and row.label is not None and row.label in index:
-            sample.add(row.text, index[row.label])
+    common_of = partial(_common_of_piece, source, names, sample.bound, settings.boilerplate_own_words)
+    for common in map_in_order(common_of, *source.pieces()):
+        for frame in common.frames:
+            survey.boilerplate.add(frame)
+        survey.leaks.merge(common.leaks)
+        sample.merge(common.sample)
     if severity(IssueCode.LABEL_IN_TEXT, settings) != "off":
         survey.leaking = survey.leaks.leaking(least_rows=settings.leak_rows, least_share=settings.leak_share)
     survey.label_model = LabelModel.fit(
@@ -116,22 +98,103 @@ def survey_rows(source: RowSource, settings: CurationSettings) -> Survey:
     return survey
 
 
+@dataclass
+class _NamesOfPiece:
+    """The classes, ids and number of labelled rows of a piece."""
+
+    found: set[str] = field(default_factory=set)
+    ids: list[str] = field(default_factory=list)
+    labelled: int = 0
+
+
+def _names_of_piece(source: RowSource, piece: Piece) -> _NamesOfPiece:
+    names = _NamesOfPiece()
+    for row in source.rows(piece):
+        if isinstance(row, Example):
+            names.labelled += row.label is not None
+            if len(names.found) <= MAX_NAMED:
+                names.found |= {name for name in (row.label or OTHERS, *(row.answers or ())) if name != OTHERS}
+            if row.has_own_id:
+                names.ids.append(row.id)
+    return names
+
+
+@dataclass
+class _CommonOfPiece:
+    """What the rows of a piece may have in common with others."""
+
+    frames: list[str]
+    leaks: LabelLeaks
+    sample: LabelSample
+
+
+def _common_of_piece(
+    source: RowSource, names: ClassNames, bound: float, most_own_words: float, piece: Piece
+) -> _CommonOfPiece:
+    common = _CommonOfPiece([], LabelLeaks(names), LabelSample(bound))
+    index = {name: number for number, name in enumerate(names.labels)}
+    for row in source.rows(piece):
+        if not isinstance(row, Example):
+            continue
+        frames = (frame_of(row.text, explanation, names, most_own_words) for explanation in row.explanations)
+        common.frames += [frame for frame in frames if frame is not None]
+        if answers := known_answers(row.label, row.answers, names):
+            common.leaks.add(row.text, answers)
+        if row.label is not None and row.label in index:
+            common.sample.add(row.text, index[row.label])
+    common.sample.count_terms()
+    return common
+
+
 def checked_rows(survey: Survey, settings: CurationSettings) -> Iterator[CheckedRow]:
     """Each row of the source with its issues; of rows with equal ids all but the first are rejected."""
     logger.info("%s: issues of each row", survey.source.path)
-    rows, first_line = survey.source.rows(), dict[str, int]()
+    first_line: dict[str, int] = {}
+    pieces, workers = survey.source.pieces()
+    with _for_workers(survey, workers) as shared:
+        for checked in map_in_order(partial(_checked_piece, shared, settings), pieces, workers):
+            for row, issues in checked:
+                line = row.line
+                if isinstance(row, Example) and row.has_own_id and survey.ids.count(row.id) > 1:
+                    line = first_line.setdefault(row.id, row.line)
+                if isinstance(row, Example) and line != row.line:
+                    yield duplicate(row, survey.source.path, line), []
+                else:
+                    yield row, issues
+
+
+@contextlib.contextmanager
+def _for_workers(survey: Survey, workers: int) -> Iterator[Survey | str]:
+    """A survey as it is passed to workers: a file, whose arrays they all map, as sketches and models are large."""
+    if workers < 2:
+        yield survey
+        return
+    import joblib
+
+    with tempfile.TemporaryDirectory(prefix="clsgen-") as folder:
+        file = os.path.join(folder, "survey")
+        joblib.dump(survey, file)
+        yield file
+
+
+@functools.lru_cache(1)
+def _read_survey(file: str) -> Survey:
+    import joblib
+
+    survey: Survey = joblib.load(file, mmap_mode="r")
+    return survey
+
+
+def _checked_piece(shared: Survey | str, settings: CurationSettings, piece: Piece) -> list[CheckedRow]:
+    """The rows of a piece with their issues; ids are not compared."""
+    survey = _read_survey(shared) if isinstance(shared, str) else shared
+    rows, checked = survey.source.rows(piece), list[CheckedRow]()
     while batch := list(islice(rows, _BATCH)):
-        for place, row in enumerate(batch):
-            if isinstance(row, Example) and row.has_own_id and survey.ids.count(row.id) > 1:
-                line = first_line.setdefault(row.id, row.line)
-                if line != row.line:
-                    batch[place] = duplicate(row, survey.source.path, line)
         likelier = _likelier_labels(batch, survey)
         for row in batch:
-            if isinstance(row, RejectedRow):
-                yield row, []
-            else:
-                yield row, [*_own_issues(row, survey, settings), *likelier.get(row.line, [])]
+            found = _own_issues(row, survey, settings) if isinstance(row, Example) else []
+            checked.append((row, [*found, *likelier.get(row.line, [])]))
+    return checked
 
 
 def _own_issues(row: Example, survey: Survey, settings: CurationSettings) -> list[Issue]:

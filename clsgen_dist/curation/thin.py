@@ -19,9 +19,10 @@ from typing import Any
 
 from clsgen_dist.curation.diversity import DiversitySamples
 from clsgen_dist.curation.near_explanations import NearExplanations
-from clsgen_dist.curation.row_checks import MAX_NAMED, RowSource, row_source
+from clsgen_dist.curation.row_checks import MAX_NAMED
 from clsgen_dist.curation.row_edits import Cells, Edit, EditedRow, write_edited
 from clsgen_dist.curation.row_facts import classes_of
+from clsgen_dist.curation.row_source import RowSource, row_source
 from clsgen_dist.data.checks.diversity import ClassDiversity
 from clsgen_dist.data.example import Columns, Example
 from clsgen_dist.data.reading.cells import Notice, Notices, explanations_of, list_in_text, written_explanations

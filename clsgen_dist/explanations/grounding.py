@@ -12,9 +12,11 @@ missed. Cost: 0.4 ms per row of 70 words.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 
 import numpy as np
@@ -77,7 +79,7 @@ class Grounding:
     @property
     def evidence(self) -> list[Offsets]:
         """Spans of the input that the explanation names, in order, without overlaps."""
-        return merged([span for claim in self.claims for span in claim.evidence])
+        return _all_evidence(self.claims)
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,13 @@ def named_phrases(text: str, explanation: str, names: ClassNames) -> list[Offset
             at += 1
     found += [span for span, word in zip(spans, given, strict=True) if stem(word) in single and is_content(word)]
     claims = [*_number_claims(text, explanation), *_quote_claims(text, explanation)]
-    return merged(found + [span for claim in claims for span in claim.evidence])
+    return merged(found + _all_evidence(claims))
+
+
+def _all_evidence(claims: Iterable[Claim]) -> list[Offsets]:
+    """Spans of the input that claims name, in order, without overlaps; evidence that claims share is read once."""
+    different = {id(claim.evidence): claim.evidence for claim in claims}
+    return merged([span for evidence in different.values() for span in evidence])
 
 
 def _common_run(first: Sequence[str], start: int, second: Sequence[str], place: int) -> int:
@@ -181,27 +189,48 @@ def copied_share(texts: Sequence[str], explanations: Sequence[str]) -> RowScores
 
 
 def _number_claims(text: str, explanation: str) -> list[Claim]:
-    there = numbers(text)
+    """The numbers of an explanation; 12 % is 12 percent, 0.12, and 12 in a column of percentages."""
+    plain: dict[Decimal, list[Offsets]] = defaultdict(list)
+    percent: dict[Decimal, list[Offsets]] = defaultdict(list)
+    hundredths: dict[Decimal, list[Offsets]] = defaultdict(list)
+    for number in numbers(text):
+        (percent if number.is_percent else plain)[number.value].append((number.start, number.end))
+        if number.is_percent:
+            hundredths[number.value / 100].append((number.start, number.end))
+
+    @functools.cache  # one tuple for each quantity: else a list of one number would be spans by its length squared
+    def evidence_of(value: Decimal, is_percent: bool) -> tuple[Offsets, ...]:
+        as_ratio = plain.get(value / 100, []) if is_percent else hundredths.get(value, [])
+        return tuple(sorted({*plain.get(value, ()), *percent.get(value, ()), *as_ratio}))
+
     claims = []
     for named in numbers(explanation):
-        evidence = tuple((number.start, number.end) for number in there if number.equals(named))
+        evidence = evidence_of(named.value, named.is_percent)
         claims.append(Claim(ClaimKind.NUMBER, named.start, named.end, bool(evidence), evidence))
     return claims
 
 
 def _quote_claims(text: str, explanation: str) -> list[Claim]:
-    there, places = words(text), word_offsets(text)
+    spans, given = word_offsets(text), words(text)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, word in enumerate(given):
+        places[word].append(place)
+    found: dict[tuple[str, ...], tuple[Offsets, ...]] = {}
     claims = []
     for start, end in quoted_spans(explanation):
         quoted = words(explanation[start:end])
         if not quoted:
             continue
-        evidence = tuple(
-            (places[first][0], places[first + len(quoted) - 1][1])
-            for first in range(len(there) - len(quoted) + 1)
-            if there[first : first + len(quoted)] == quoted
-        )
-        claims.append(Claim(ClaimKind.QUOTE, start, end, bool(evidence), evidence))
+        key = tuple(quoted)
+        if key not in found:
+            rarest = min(range(len(quoted)), key=lambda at: len(places.get(quoted[at], ())))
+            firsts = [place - rarest for place in places.get(quoted[rarest], ()) if place >= rarest]
+            found[key] = tuple(
+                (spans[first][0], spans[first + len(quoted) - 1][1])
+                for first in firsts
+                if given[first : first + len(quoted)] == quoted
+            )
+        claims.append(Claim(ClaimKind.QUOTE, start, end, bool(found[key]), found[key]))
     return claims
 
 
@@ -209,17 +238,22 @@ def _statement_claims(text: str, explanation: str, names: ClassNames) -> list[Cl
     places: dict[str, list[Offsets]] = defaultdict(list)
     for start, end in word_offsets(text):
         places[stem(text[start:end].casefold())].append((start, end))
-    class_spans = [(mention.start, mention.end) for mention in names.mentions(explanation)]
+    of_classes = {place for mention in names.mentions(explanation) for place in range(mention.start, mention.end)}
+
+    @functools.cache
+    def evidence_of(stems: frozenset[str]) -> tuple[Offsets, ...]:
+        return tuple(sorted(span for word in stems for span in places.get(word, ())))
+
     claims = []
     for start, end in statements(explanation):
-        stems = {
-            stem(explanation[start + first : start + last].casefold())
+        stems = frozenset(
+            stem(word)
             for first, last in word_offsets(explanation[start:end])
-            if is_content(explanation[start + first : start + last].casefold())
-            and not any(begin <= start + first < stop for begin, stop in class_spans)
-        }
+            if is_content(word := explanation[start + first : start + last].casefold())
+            and start + first not in of_classes
+        )
         if stems:
-            evidence = tuple(sorted(span for word in stems for span in places.get(word, ())))
             found = sum(word in places for word in stems)
-            claims.append(Claim(ClaimKind.STATEMENT, start, end, found >= FOUND_WORDS * len(stems), evidence))
+            is_found = found >= FOUND_WORDS * len(stems)
+            claims.append(Claim(ClaimKind.STATEMENT, start, end, is_found, evidence_of(stems)))
     return claims

@@ -39,6 +39,7 @@ _EXCLUDED = re.compile(
 )
 """What negates a class behind its name."""
 _LONGEST_NEGATION = 40
+_WORD_BEGINS = r"(?<![^\W\u3040-\u9fff])"
 _VAGUE_NAMES = "yes no true false none not maybe other unknown normal high low medium good bad"
 _EVERYDAY = STOP_WORDS | set(_VAGUE_NAMES.split())
 """Words that explanations use without stating a class."""
@@ -62,8 +63,7 @@ class ClassNames:
         named = [index for index, name in enumerate(labels) if name.strip()]
         self._longest_first = sorted(named, key=lambda index: len(labels[index]), reverse=True)
         self._everyday = {index for index in named if words(labels[index]) and set(words(labels[index])) <= _EVERYDAY}
-        patterns = [f"({_name_pattern(labels[index].strip())})" for index in self._longest_first]
-        self._pattern = re.compile("|".join(patterns) or r"(?!)", re.IGNORECASE)
+        self._pattern = re.compile(_any_of([labels[index].strip() for index in self._longest_first]), re.IGNORECASE)
 
     def mentions(self, text: str) -> list[Mention]:
         """All names in the text, in order."""
@@ -243,12 +243,20 @@ def cohen_kappa(first_N: np.ndarray, second_N: np.ndarray, classes: int, *, quad
     return float(1 - (weight_CC * observed_CC).sum() / by_chance) if by_chance else UNDEFINED
 
 
+def _any_of(names: Sequence[str]) -> str:
+    """A group for each name, as whole words; blanks, underscores and hyphens in it are the same."""
+    patterns = [f"({_name_pattern(name)})" for name in names]
+    if names and all(_is_spaced(name[0]) for name in names):
+        # Looked at once for all names: most places of a text are within a word, and of no name the beginning.
+        return f"{_WORD_BEGINS}(?:{'|'.join(patterns)})"
+    begins = (_WORD_BEGINS if _is_spaced(name[0]) else "" for name in names)
+    return "|".join(begin + pattern for begin, pattern in zip(begins, patterns, strict=True)) or r"(?!)"
+
+
 def _name_pattern(name: str) -> str:
-    """The name as whole words; blanks, underscores and hyphens in it are the same."""
     parts = [re.escape(part) for part in re.split(r"[\s_-]+", name) if part]
-    before = r"(?<![^\W\u3040-\u9fff])" if _is_spaced(name[0]) else ""
     after = r"(?![^\W\u3040-\u9fff])" if _is_spaced(name[-1]) else ""
-    return before + (r"[\s_-]+".join(parts) or re.escape(name)) + after
+    return (r"[\s_-]+".join(parts) or re.escape(name)) + after
 
 
 def _is_spaced(character: str) -> bool:

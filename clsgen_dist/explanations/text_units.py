@@ -7,6 +7,7 @@ are read as they are written in English: ``1,000`` is 1000, ``3.50`` is 3.5, ``1
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ _VERDICT_WORDS = """
 """
 VERDICT_WORDS = frozenset(_VERDICT_WORDS.split())
 """Words about the decision, not about what the input says."""
+_KNOWN_LENGTH = 40
+"""Characters of the longest word whose stem is remembered: words are few, but a text may be one word of a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,10 @@ class Number:
     value: Decimal
     is_percent: bool
 
-    def equals(self, other: Number) -> bool:
-        """Whether both are the same quantity: 12 % is 12 percent, 0.12, and 12 in a column of percentages."""
-        if self.is_percent == other.is_percent:
-            return self.value == other.value
-        percent, plain = (self.value, other.value) if self.is_percent else (other.value, self.value)
-        return plain in (percent, percent / 100)
-
 
 def words(text: str) -> list[str]:
     """The words in lower case."""
-    return [match.group().casefold() for match in _WORD.finditer(text)]
+    return list(_last_words(text))
 
 
 def word_offsets(text: str) -> list[Offsets]:
@@ -118,13 +114,7 @@ def sentence_ends(text: str) -> list[int]:
 
 def stem(word: str) -> str:
     """The word without plural, tense and adverb endings; light, so that different words stay different."""
-    word = word.removesuffix("'s").removesuffix("’s")
-    for ending, kept in (("ies", "y"), ("sses", "ss"), ("ing", ""), ("edly", ""), ("ed", ""), ("ly", ""), ("es", "")):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return _without_final_e(_undoubled(word[: -len(ending)] + kept))
-    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
-        word = word[:-1]
-    return _without_final_e(word)
+    return _known_stem(word) if len(word) <= _KNOWN_LENGTH else _stem(word)
 
 
 def is_content(word: str) -> bool:
@@ -155,6 +145,27 @@ def replaced(text: str, spans: Sequence[Offsets], replacement: str) -> str:
         pieces += [text[place:start], replacement]
         place = end
     return "".join([*pieces, text[place:]])
+
+
+@functools.lru_cache(8)
+def _last_words(text: str) -> tuple[str, ...]:
+    """Those of the last texts are kept, as the checks of a row ask for the same ones."""
+    if text.isascii():  # where case folding changes no length
+        return tuple(_WORD.findall(text.lower()))
+    return tuple([word.casefold() for word in _WORD.findall(text)])
+
+
+def _stem(word: str) -> str:
+    word = word.removesuffix("'s").removesuffix("’s")
+    for ending, kept in (("ies", "y"), ("sses", "ss"), ("ing", ""), ("edly", ""), ("ed", ""), ("ly", ""), ("es", "")):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return _without_final_e(_undoubled(word[: -len(ending)] + kept))
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
+        word = word[:-1]
+    return _without_final_e(word)
+
+
+_known_stem = functools.lru_cache(2**16)(_stem)
 
 
 def _decimal(written: str) -> Decimal:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from clsgen_dist.config import CurationSettings, DataSettings, PromptSettings, parse_settings, resolve_path
 from clsgen_dist.curation.check_findings import check_source
-from clsgen_dist.curation.row_checks import row_source
+from clsgen_dist.curation.row_source import row_source
 from clsgen_dist.data.checks.finding import SEVERITIES, Limits
 from clsgen_dist.data.checks.report import CheckReport
 from clsgen_dist.data.checks.row_statistics import sources_of

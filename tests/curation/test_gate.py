@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clsgen_dist.curation import gate_files
+from clsgen_dist.curation import gate_files, row_source
 from clsgen_dist.curation.gate import GateSummary, gate, restore
 from clsgen_dist.curation.gate_files import Destination, restored_lines, split_lines
 from clsgen_dist.curation.gate_report import to_text
@@ -93,6 +93,28 @@ def test_the_same_input_gives_the_same_bytes_and_a_second_run_is_done_at_once(tm
     (tmp_path / "a/kept.jsonl").write_text("edited since")
     assert run_gate(path, tmp_path / "a") == first
     assert (tmp_path / "a/kept.jsonl").read_text() == "edited since"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", pytest.param("rows.csv", marks=pytest.mark.long)])
+def test_several_processes_write_the_same_bytes(tmp_path, monkeypatch, name):
+    """In pieces of a few rows: repeated ids, frames, leaks and the label model's rows lie in different ones."""
+    rows = good_rows(240) + faulty_rows()[:20]
+    for number in range(30, 240, 30):
+        rows[number]["explanation"] = f"The overall picture suggests {rows[number]['label']}, as experience teaches."
+        rows[number + 1]["label"] = {"benign": "malignant", "malignant": "benign"}[rows[number + 1]["label"]]
+        rows[number + 2]["text"] = f"{rows[number + 2]['label']}: {rows[number + 2]['text']}"
+    path = write_rows(tmp_path / name, [{k: v for k, v in row.items() if k != "evidence"} for row in rows])
+    summary = run_gate(path, tmp_path / "one")
+    assert summary.rejections == {"duplicate-id": 20}
+    assert set(summary.issues) >= {"boilerplate", "label-error", "label-in-text"}
+    monkeypatch.setattr(row_source, "_ROWS", 16)
+    monkeypatch.setattr(row_source, "_FINER", 2**12)
+    run_gate(path, tmp_path / "pieces")
+    monkeypatch.setattr(row_source, "worker_count", lambda pieces: 2)
+    run_gate(path, tmp_path / "processes")
+    for file in (tmp_path / "one").iterdir():
+        assert (tmp_path / "pieces" / file.name).read_bytes() == file.read_bytes()
+        assert (tmp_path / "processes" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_folder_with_other_results_or_files_is_refused(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from clsgen_dist.curation.count_sketch import CountSketch
 from clsgen_dist.curation.issues import IssueCode
 from clsgen_dist.curation.label_errors import LabelSample
-from clsgen_dist.curation.row_checks import checked_rows, row_source, survey_rows
+from clsgen_dist.curation.row_checks import checked_rows, survey_rows
+from clsgen_dist.curation.row_source import row_source
 from clsgen_dist.curation.settings import CurationSettings
 from clsgen_dist.data.example import Columns
 from clsgen_dist.data.reading.rejection import RejectedRow

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clsgen_dist.errors import DataError
 from clsgen_dist.evaluation.metrics import class_metrics
@@ -109,3 +113,24 @@ def test_alignment_and_kappa_are_undefined_where_all_rows_state_one_class_or_non
 def test_columns_of_different_rows_are_refused():
     with pytest.raises(DataError, match="2 explanations, 1 decisions"):
         contradictions(["a", "b"], np.array([0]), ["a", "b"])
+
+
+def _spans_one_name_at_a_time(labels, text):
+    """Where the names are, by an expression that looks for the beginning of a word before each of them."""
+    patterns = []
+    for name in sorted((label.strip() for label in labels), key=len, reverse=True):
+        inner = r"[\s_-]+".join(map(re.escape, re.split(r"[\s_-]+", name)))
+        begins, ends = (c.isalnum() and c < "\u3040" for c in (name[0], name[-1]))
+        letter = r"[^\W\u3040-\u9fff]"
+        patterns.append(f"(?<!{letter})" * begins + inner + f"(?!{letter})" * ends)
+    return [match.span() for match in re.finditer("|".join(patterns), text, re.IGNORECASE)]
+
+
+@given(
+    st.lists(st.sampled_from(["no", "non benign", "benign", "benign tumour", "(x)", "1", "腫瘍", "ß"]), unique=True),
+    st.lists(st.sampled_from(["No", "non", "-", "_", " ", "BENIGN", "tumour", "(x)", "1", "腫瘍", "ẞ"])).map("".join),
+)
+@settings(max_examples=200, deadline=None)
+def test_names_are_found_together_where_they_are_found_alone(labels, text):
+    found = [(mention.start, mention.end) for mention in ClassNames(labels).mentions(text)]
+    assert found == (_spans_one_name_at_a_time(labels, text) if labels else [])

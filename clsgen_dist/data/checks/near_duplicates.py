@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -31,7 +32,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import DisjointSet
 
 _PERMUTATIONS = 128
 _KEPT = 256
@@ -129,7 +129,7 @@ class Sketches:
 
         self._template = template
         self._minhash: Any = MinHash(num_perm=_PERMUTATIONS, hashfunc=int)
-        self._signatures: list[NDArray[np.uint32]] = []
+        self._signatures = array("I")
         self.smallest: list[NDArray[np.uint32]] = []
 
     def __len__(self) -> int:
@@ -140,12 +140,12 @@ class Sketches:
         hashes = self._template.without(shingles(normal))
         self._minhash.clear()
         self._minhash.update_batch(hashes.tolist())
-        self._signatures.append(self._minhash.hashvalues)
+        self._signatures.frombytes(self._minhash.hashvalues.astype(np.uint32).tobytes())
         self.smallest.append(hashes[:_KEPT].copy())
 
     def signatures(self) -> NDArray[np.uint32]:
         """``[R, P]``."""
-        return np.stack(self._signatures) if self._signatures else np.zeros((0, _PERMUTATIONS), dtype=np.uint32)
+        return np.frombuffer(self._signatures, dtype=np.uint32).reshape(-1, _PERMUTATIONS)
 
 
 def jaccard(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> float:
@@ -177,9 +177,9 @@ def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, thr
     partner_RS = np.full((texts, splits), -1, dtype=np.int64)
     jaccard_RS = np.zeros((texts, splits))
     max_failures = _per_text(texts, _FAILURES)
-    groups, failed_R, incomplete = DisjointSet(range(texts)), np.zeros(texts, dtype=np.int64), False
+    groups, failed_R, incomplete = _Groups(texts), np.zeros(texts, dtype=np.int64), False
     for i_K, j_K in _candidates(signatures_RP, split_of, threshold):
-        roots = _lowest_members(groups)
+        roots = groups.lowest_R()
         known = (
             (roots[i_K] == roots[j_K]) & (partner_RS[i_K, split_of[j_K]] >= 0) & (partner_RS[j_K, split_of[i_K]] >= 0)
         )
@@ -191,7 +191,7 @@ def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, thr
         likely = np.concatenate(estimates) >= threshold - _SLACK
         for i, j in zip(i_K[likely].tolist(), j_K[likely].tolist(), strict=True):
             there, here = split_of[j], split_of[i]
-            if partner_RS[i, there] >= 0 and partner_RS[j, here] >= 0 and groups.connected(i, j):
+            if partner_RS[i, there] >= 0 and partner_RS[j, here] >= 0 and groups.lowest(i) == groups.lowest(j):
                 continue
             if failed_R[i] >= max_failures and failed_R[j] >= max_failures:
                 incomplete = True
@@ -205,7 +205,7 @@ def near_duplicates(sketches: Sketches, split_R: Sequence[int], splits: int, thr
             for one, other, split in ((i, j, there), (j, i, here)):
                 if similarity > jaccard_RS[one, split]:
                     partner_RS[one, split], jaccard_RS[one, split] = other, similarity
-    return NearDuplicates(partner_RS, jaccard_RS, _lowest_members(groups), incomplete)
+    return NearDuplicates(partner_RS, jaccard_RS, groups.lowest_R(), incomplete)
 
 
 def _candidates(
@@ -259,8 +259,27 @@ def _band_key(minima: NDArray[np.uint32]) -> NDArray[np.uint64]:
     return key
 
 
-def _lowest_members(sets: DisjointSet) -> NDArray[np.int64]:
-    """For each item the lowest item of its set."""
-    roots = np.array([sets[item] for item in range(len(sets))], dtype=np.int64)
-    _, first, place = np.unique(roots, return_index=True, return_inverse=True)
-    return first[place]
+class _Groups:
+    """Texts that are linked: a forest in which each text points to a lower one of its group, the lowest to itself."""
+
+    def __init__(self, texts: int) -> None:
+        self._parent_R = np.arange(texts)
+
+    def lowest(self, text: int) -> int:
+        """The lowest text of a text's group."""
+        parent = self._parent_R
+        while (above := parent[text]) != text:
+            parent[text] = parent[above]
+            text = above
+        return int(text)
+
+    def merge(self, first: int, second: int) -> None:
+        """Link two texts."""
+        low, high = sorted((self.lowest(first), self.lowest(second)))
+        self._parent_R[high] = low
+
+    def lowest_R(self) -> NDArray[np.int64]:
+        """``[R]`` the lowest text of each text's group; a few passes over an array."""
+        while not np.array_equal(above_R := self._parent_R[self._parent_R], self._parent_R):
+            self._parent_R = above_R
+        return self._parent_R.copy()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -97,14 +97,42 @@ def _find_quote(quote: str, text: str) -> list[tuple[int, int]]:
 
 
 def _first(quote: str, text: str, start: int) -> tuple[int, int] | None:
-    words = r"\s+".join(map(re.escape, quote.split()))
+    words = quote.split()
     if not words:
         return None
-    whole = rf"(?<!\w){words}(?!\w)"
-    for pattern, flags in ((whole, 0), (whole, re.IGNORECASE), (words, re.IGNORECASE)):
-        if match := re.compile(pattern, flags).search(text, start):
+    if span := _first_literal(words, text, start):
+        return span
+    pattern = r"\s+".join(map(re.escape, words))
+    for wanted in (rf"(?<!\w){pattern}(?!\w)", pattern):
+        if match := re.compile(wanted, re.IGNORECASE).search(text, start):
             return match.span()
     return None
+
+
+def _first_literal(words: Sequence[str], text: str, start: int) -> tuple[int, int] | None:
+    """The first place of these words, as they are written and not within longer ones, with any white space between.
+
+    No regular expression, as compiling one would take longer than finding most quotes.
+    """
+    at = text.find(words[0], start)
+    while at >= 0:
+        end = at + len(words[0])
+        for word in words[1:]:
+            place = end
+            while place < len(text) and text[place].isspace():
+                place += 1
+            if place == end or not text.startswith(word, place):
+                break
+            end = place + len(word)
+        else:
+            if not _is_within_word(text, at - 1) and not _is_within_word(text, end):
+                return at, end
+        at = text.find(words[0], at + 1)
+    return None
+
+
+def _is_within_word(text: str, place: int) -> bool:
+    return 0 <= place < len(text) and (text[place].isalnum() or text[place] == "_")
 
 
 def _merged(spans: list[tuple[int, int]]) -> Spans:

@@ -4,10 +4,55 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from clsgen_dist.errors import DataError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_ITEMS_PER_WORKER = 4
+"""Fewest items that are worth the start of a process."""
+
+
+def worker_count(items: int) -> int:
+    """Processes for so many items of about a second each: one for each core at most; 1 where they are not worth it."""
+    return max(1, min(len(os.sched_getaffinity(0)), items // _ITEMS_PER_WORKER))
+
+
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """``function`` of each item, in their order, by so many processes; by this one if it is one.
+
+    A few results are computed ahead, so memory does not grow with the items. Function, items and results are pickled.
+
+    Raises:
+        DataError: a process was killed; what the function raises is raised here.
+    """
+    if workers < 2:
+        yield from map(function, items)
+        return
+    from concurrent.futures.process import BrokenProcessPool
+
+    pending: deque[Future[Result]] = deque()
+    with worker_pool(workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > workers + 1:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that read rows was killed, most likely for lack of memory; free memory, and start again"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def worker_pool(workers: int) -> Executor:

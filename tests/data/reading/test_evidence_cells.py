@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clsgen_dist.data.checks import cell_checks
 from clsgen_dist.data.encode import token_spans
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading import ingest
+from clsgen_dist.data.reading import evidence_cells, ingest
 from clsgen_dist.data.reading.cells import Notice
 from clsgen_dist.data.reading.evidence_cells import evidence_of
 from clsgen_dist.data.reading.ingest import read_examples
@@ -147,3 +150,18 @@ def test_a_tokenizer_without_places_gives_the_same_spans_at_words(encoder):
     assert token_spans(lambda texts: encoder.tokens_of(texts), text, spans) == token_spans(
         encoder.tokens_of, text, spans
     )
+
+
+def _first_by_expression(quote, text, start):
+    """The place of a quote by regular expressions alone."""
+    pattern = r"\s+".join(map(re.escape, quote.split()))
+    for wanted, flags in ((rf"(?<!\w){pattern}(?!\w)", 0), (rf"(?<!\w){pattern}(?!\w)", re.I), (pattern, re.I)):
+        if pattern and (match := re.compile(wanted, flags).search(text, start)):
+            return match.span()
+    return None
+
+
+@given(st.text("aAbé_.² \t\x1c\u2003\n", max_size=7), st.text("aAbé_.² \t\x1c\u2003\n", max_size=30), st.integers(0, 5))
+@settings(max_examples=500, deadline=None)
+def test_quotes_are_found_where_regular_expressions_find_them(quote, text, start):
+    assert evidence_cells._first(quote, text, start) == _first_by_expression(quote, text, start)
