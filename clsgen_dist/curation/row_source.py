@@ -6,6 +6,7 @@ compressed, only one process can read: this one, which passes its rows on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -44,6 +45,10 @@ class RowSource:
         file, rows = Path(parts[0].path), self.rows(parts[0])
         size = file.stat().st_size if file.is_file() else 0
         return iter(lambda: list(islice(rows, _ROWS)), []), worker_count(size * _FINER // PART_BYTES)
+
+    def all_rows(self) -> Iterator[Example | RejectedRow]:
+        """All rows in order, read by this process; ids are not compared."""
+        return itertools.chain.from_iterable(map(self.rows, self.pieces()[0]))
 
     def rows(self, piece: Piece) -> Iterator[Example | RejectedRow]:
         """The rows of a piece in order; ids are not compared."""

@@ -119,7 +119,7 @@ def _changed(file: Path) -> DataError:
 def _survey(source: RowSource, near: float) -> tuple[NearExplanations, ClassNames]:
     """The first pass: groups of explanations, and the classes."""
     found, classes = NearExplanations(), set[str]()
-    for row in source.rows():
+    for row in source.all_rows():
         if isinstance(row, Example):
             label = classes_of(row)
             if len(classes) <= MAX_NAMED:
@@ -133,7 +133,7 @@ def _survey(source: RowSource, near: float) -> tuple[NearExplanations, ClassName
 def _thinned(source: RowSource, known: NearExplanations, names: ClassNames, report: ThinReport) -> Iterator[EditedRow]:
     """The second pass: what is removed from each row; counts and measures on the way."""
     seen, before, after = Counter[int](), DiversitySamples(names), DiversitySamples(names)
-    for row in source.rows():
+    for row in source.all_rows():
         report.rows += 1
         if not isinstance(row, Example):
             report.bad += 1

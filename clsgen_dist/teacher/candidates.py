@@ -143,7 +143,15 @@ def paraphrase_faults(text: str, original: str, known: Sequence[str], names: Cla
 
 
 def _has_all(there: Sequence[Number], wanted: Sequence[Number]) -> bool:
-    return all(any(number.equals(other) for other in there) for number in wanted)
+    return all(any(_are_equal(number, other) for other in there) for number in wanted)
+
+
+def _are_equal(one: Number, other: Number) -> bool:
+    """Whether both are the same quantity: 12 % is 12 percent, 0.12, and 12 in a column of percentages."""
+    if one.is_percent == other.is_percent:
+        return one.value == other.value
+    percent, plain = (one.value, other.value) if one.is_percent else (other.value, one.value)
+    return plain in (percent, percent / 100)
 
 
 def _decided(answer: Answer, names: ClassNames) -> tuple[str, tuple[int, ...] | None]:
