@@ -34,7 +34,7 @@ def provenance_blocks(found: Evaluation) -> list[Block]:
         return []
     without = sum(not example.explanations for example in found.examples)
     words = (
-        "Where the reference explanations of the rows came from. A row that has explanations of several is in the "
+        "Rows by where their reference explanations came from. A row that has explanations of several is in the "
         "group of each, where the model's is compared with the explanations of that group alone."
     )
     words += f" {row_count_phrase(without, 'has', 'have')} none, and {'is' if without == 1 else 'are'} in no group."
