@@ -78,12 +78,10 @@ def run(
         journal: File of all answers, which a later run takes instead of asking again; none: OUTPUT.journal.
         config: Recipe whose `curation` says which explanations are dropped; none: the defaults.
     """
-    from clsgen_dist.config import CurationSettings, parse_settings, resolve_path
     from clsgen_dist.data.example import Columns
     from clsgen_dist.data.reading.cells import class_name
     from clsgen_dist.errors import SettingsError
     from clsgen_dist.teacher.budget import Limits
-    from clsgen_dist.teacher.candidates import explanation_checks
     from clsgen_dist.teacher.explain import Explainer, TeacherSettings
     from clsgen_dist.teacher.explain_report import to_text
     from clsgen_dist.teacher.prompts import styles_of
@@ -92,8 +90,7 @@ def run(
     if len(files) != 1:
         raise SettingsError(f"data explain reads one file, and {len(files)} are named; name one, like rows/train.jsonl")
     known, classes = columns or Columns(), tuple(map(class_name, labels)) if labels else None
-    curation = parse_settings(["--config", str(resolve_path(config))]).curation if config else CurationSettings()
-    checks = explanation_checks(curation)
+    checks = _checks(config)
     _check_teacher(teacher, url, template, paraphrase)
     if template is not None:
         print(_explain_by_templates(RowsToExplain(files[0], known, classes, label_space), template, output, checks))
@@ -122,6 +119,15 @@ def run(
         journal=Path(journal) if journal else None,
     )
     print(to_text(Explainer(files[0], settings, checks).run(Path(output)), output))
+
+
+def _checks(config: str | None) -> FurtherChecks:
+    """What else may be wrong with an explanation, as a recipe says."""
+    from clsgen_dist.config import CurationSettings, parse_settings, resolve_path
+    from clsgen_dist.teacher.candidates import explanation_checks
+
+    curation = parse_settings(["--config", str(resolve_path(config))]).curation if config else CurationSettings()
+    return explanation_checks(curation)
 
 
 def _explain_by_templates(rows: RowsToExplain, templates: list[str], output: str, checks: FurtherChecks) -> str:

@@ -93,8 +93,8 @@ def test_an_explanation_is_rejected_where_the_classes_it_argues_for_are_others(s
     several.decide("ada", 3, Answer(answers={"fever": 0}))
     export(several, tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [(row["verdict"], row["chosen"], row["rejected"]) for row in rows[:3]] == [
-        ("rejected", [], ["Sign 1."]), ("accepted", ["Red skin."], ["Sign 2."]), ("accepted", ["Sign 3."], []),
+    assert [(row["explanation"], row["chosen"], row["rejected"]) for row in rows[:3]] == [
+        (None, [], ["Sign 1."]), ("Red skin.", ["Red skin."], ["Sign 2."]), ("Sign 3.", ["Sign 3."], []),
     ]  # fmt: skip
     assert rows[0]["review"]["readings"][0]["label"] == ["cough", "fever", "rash"]
 

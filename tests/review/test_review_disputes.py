@@ -58,12 +58,12 @@ def test_what_the_third_person_decides_is_the_result_and_the_readings_stay_as_th
     assert agreements(store) == before and before[0].rows == 3 and before[0].same == 2
     assert export(store, tmp_path / "out.jsonl") == {"settled": 1, "disputed": 1, "decided": 1, "undecided": 1}
     first, second, *_ = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert (first["label"], first["explanation"], first["verdict"]) == ("benign", "Smooth.", "accepted")
+    assert (first["label"], first["explanation"], first["chosen"]) == ("benign", "Smooth.", ["Smooth."])
     assert first["review"]["status"] == "settled" and first["review"]["reviewer"] == "carl"
     assert [(one["reviewer"], one["label"]) for one in first["review"]["readings"]] == [
         ("ada", "unclear"), ("bea", "malignant"),
     ]  # fmt: skip
-    assert second["verdict"] is None and second["label"] == "benign"
+    assert second["chosen"] == [] == second["rejected"] and second["label"] == "benign"
     assert [(row.id, row.settlement and row.settlement.reviewer) for row in differing_rows(store)] == [
         ("r1", "carl"), ("r2", None),
     ]  # fmt: skip

@@ -138,7 +138,7 @@ def test_numbers_are_compared_by_value(tmp_path: Path, hostile: HostileServer, n
         (["human", "template"], [None]),
         (None, [None]),
         ("", [None]),
-        ('["human"', [None]),
+        ('["human"', ['["human"']),
     ],
 )
 def test_origins_that_are_known_stay_and_others_stay_unknown(
