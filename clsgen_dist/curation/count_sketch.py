@@ -25,7 +25,7 @@ class CountSketch:
 
     def add(self, key: str) -> None:
         """Count one more occurrence."""
-        cells, counts = _cells(key), memoryview(self._counts)
+        cells, counts = _cells(key), self._counts.data
         raised = min([counts[cell] for cell in cells]) + 1
         for cell in cells:
             if counts[cell] < raised:
@@ -33,7 +33,7 @@ class CountSketch:
 
     def count(self, key: str) -> int:
         """Occurrences so far, or a little more."""
-        counts = memoryview(self._counts)
+        counts = self._counts.data
         return min([counts[cell] for cell in _cells(key)])
 
 
