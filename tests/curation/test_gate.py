@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -102,10 +103,17 @@ def test_several_processes_write_the_same_bytes(tmp_path, monkeypatch, name):
     for number in range(30, 240, 30):
         rows[number]["explanation"] = f"The overall picture suggests {rows[number]['label']}, as experience teaches."
         rows[number + 1]["label"] = {"benign": "malignant", "malignant": "benign"}[rows[number + 1]["label"]]
-        rows[number + 2]["text"] = f"{rows[number + 2]['label']}: {rows[number + 2]['text']}"
-    path = write_rows(tmp_path / name, [{k: v for k, v in row.items() if k != "evidence"} for row in rows])
+        for leak in (rows[number + 2], rows[number + 3]):
+            leak["text"] = f"{leak['label']}: {leak['text']}"
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    if name == "rows.csv":
+        path = tmp_path / name
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "text", "label", "explanation"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
     summary = run_gate(path, tmp_path / "one")
-    assert summary.rejections == {"duplicate-id": 20}
+    assert summary.rejections == {"duplicate-id": 19, "empty-text": 1}
     assert set(summary.issues) >= {"boilerplate", "label-error", "label-in-text"}
     monkeypatch.setattr(row_source, "_ROWS", 16)
     monkeypatch.setattr(row_source, "_FINER", 2**12)
