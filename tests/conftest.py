@@ -38,6 +38,7 @@ FIRST = (
     "tests/dist/test_terms.py",
     "tests/test_docs.py",
     "tests/inference/test_export_and_predict.py",
+    "tests/curation/test_data_construction.py",
     "tests/dist/test_training.py",
     "tests/plan/test_plan.py",
     "tests/slurm/test_chains.py",
