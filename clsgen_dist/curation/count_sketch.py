@@ -2,7 +2,7 @@
 
 A count-min sketch with conservative updates: a string is hashed to one counter in each of 4 rows of 4,194,304, the
 smallest of them is its count, and only counters at that minimum are raised. Counts are never too low. With a million
-different strings one in 10,000 is too high by 1; with ten million, one in 50. Cost: 64 MB, 2 us a string.
+different strings one in 10,000 is too high by 1; with ten million, one in 50. Cost: 64 MB, 4 us a string.
 
 Source: Cormode & Muthukrishnan 2005; conservative updates: Estan & Varghese 2002.
 """

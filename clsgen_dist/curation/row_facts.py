@@ -1,7 +1,7 @@
 """What a split is decided by, read once: label, text, group and time of each row; never the texts.
 
 Cost: one pass; 1.5 KB of memory per distinct text for near duplicates, 0.4 KB per row for the rest (ids
-for the most part).
+for the most part); with the search for near duplicates 2.1 KB at the peak.
 
 Shapes: R usable rows, T distinct texts.
 """
