@@ -8,23 +8,21 @@ name once they have been checked, so a kill leaves nothing half done.
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clsgen_dist.curation.raw_rows import compressed, raw_lines, suffix_of
 from clsgen_dist.curation.row_facts import RowFacts
 from clsgen_dist.data.reading.records import Part, dataset_of
 from clsgen_dist.data.reading.rejection import write_quarantine
-from clsgen_dist.data.reading.sniff import is_gzip_name, open_bytes
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.io.files import sync_folder
 
@@ -37,8 +35,7 @@ def split_suffix(part: Part) -> str:
     """The suffix of the files: the source's own, ``.parquet`` where it is no file."""
     if part.kind not in ("jsonl", "csv"):
         return ".parquet"
-    path = Path(part.path)
-    return Path(path.stem).suffix + path.suffix if is_gzip_name(path) else path.suffix
+    return suffix_of(Path(part.path))
 
 
 def split_name(name: str, suffix: str) -> str:
@@ -84,11 +81,10 @@ def _write_lines(part: Part, files: Sequence[Path], facts: RowFacts, split_R: ND
     rows = zip(facts.lines, split_R.tolist(), strict=True)
     owners = iter(sorted([*rows, *((row.line, _NOWHERE) for row in facts.rejected)]))
     with contextlib.ExitStack() as stack:
-        outputs = [stack.enter_context(_open_output(file)) for file in files]
-        source = stack.enter_context(open_bytes(Path(part.path)))
+        outputs = [stack.enter_context(compressed(stack.enter_context(f.open("wb")), f)) for f in files]
         next_line, next_owner = next(owners, (0, _NOWHERE))
         owner = _HEADER if part.kind == "csv" else _NOWHERE
-        for number, line in enumerate(_lines(source, part.kind), start=1):
+        for number, line in enumerate(raw_lines(Path(part.path)), start=1):
             if number == next_line:
                 owner = next_owner
                 next_line, next_owner = next(owners, (0, _NOWHERE))
@@ -99,15 +95,6 @@ def _write_lines(part: Part, files: Sequence[Path], facts: RowFacts, split_R: ND
                     output.write(line)
             elif owner != _NOWHERE:
                 outputs[owner].write(line)
-
-
-def _lines(source: BinaryIO, kind: str) -> Iterator[bytes]:
-    """The lines as their reader counts them: for CSV a lone carriage return ends one too."""
-    if kind == "jsonl":
-        yield from source
-        return
-    for line in io.TextIOWrapper(source, encoding="utf-8", errors="surrogateescape", newline=""):
-        yield line.encode("utf-8", "surrogateescape")
 
 
 def _write_tables(part: Part, files: Sequence[Path], facts: RowFacts, split_R: NDArray[np.int8]) -> None:
@@ -143,8 +130,3 @@ def _tables(part: Part) -> tuple[Any, Iterator[Any]]:
     # The schema's metadata has the names of classes.
     schema = data.features.arrow_schema
     return schema, (data[at : at + _BATCH].cast(schema) for at in range(0, len(data), _BATCH))
-
-
-def _open_output(file: Path) -> Any:
-    # No time in the header: the same rows give the same bytes.
-    return gzip.GzipFile(file, "wb", mtime=0) if is_gzip_name(file) else file.open("wb")
