@@ -17,7 +17,7 @@ SOURCES = [p for top in ("clsgen_dist", "kernels/clsgen_kernels") for p in sorte
 TRUSTED = {"clsgen_dist/checkpoint/saver.py"}
 """Reads DeepSpeed's checkpoints, which are pickles of the run's own (SECURITY.md)."""
 OWN_PROCESSES = {("clsgen_dist/curation/row_checks.py", "joblib")}
-"""Passes a file to the processes that it has started, in a folder that it has just made and that only its user reads."""
+"""Passes a file to the processes that it has started, in a folder just made that only its user reads."""
 
 
 @functools.cache
