@@ -105,6 +105,7 @@ def test_gradient_norms_and_adaptive_weights_do_not_depend_on_the_number_of_rank
     assert abs(shares[0][-1] - 0.5) < abs(shares[0][0] - 0.5)
 
 
+@pytest.mark.long
 def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves(train, ranks, recipe, tmp_path):
     """Two ranks, killed twice; one, killed; three to the end: the curves and weights of two uninterrupted ranks.
 
@@ -140,6 +141,7 @@ def test_several_terms_killed_and_resumed_at_other_rank_counts_keep_their_curves
         assert values and found[tag] == pytest.approx(values, rel=2e-4), tag
 
 
+@pytest.mark.long
 def test_a_term_written_from_the_docs_trains(recipe, free_port, tmp_path):
     """The page's file and line, in a copy of the package: its curve is right, and the same on two ranks."""
     page = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
