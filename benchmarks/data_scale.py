@@ -2,7 +2,7 @@
 
     python benchmarks/data_scale.py                          # 10k, 100k, 1M rows; about six minutes on two cores
     python benchmarks/data_scale.py --rows 10000             # seconds
-    python benchmarks/data_scale.py --of curation            # gate and split; 0.7, 3 and (computed) 27 CPU minutes
+    python benchmarks/data_scale.py --of curation            # gate and split; 0.7, 3 and 20 CPU minutes
 
 Synthetic rows of realistic lengths: a text of 10 to 60 words drawn from comve-like sentences, a label, an explanation.
 Ours: ``open_table`` (read, check, tokenise, on all cores), the same again (warm start), then the training stream's
