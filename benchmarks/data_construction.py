@@ -37,9 +37,9 @@ import numpy as np
 
 from clsgen_dist.data.demos import breast_cancer
 from clsgen_dist.evaluation.interval import share_interval
-from clsgen_dist.evaluation.report import ExplanationShare
 from clsgen_dist.inference.evaluate import evaluate
 from clsgen_dist.inference.evaluation import Evaluation
+from clsgen_dist.inference.measures import ExplanationMeasures
 from clsgen_dist.io.tables import markdown_table
 
 Row = dict[str, Any]
@@ -335,10 +335,22 @@ def _scores(found: Evaluation) -> dict[str, str]:
     no_finding = [not breast_cancer.stated_findings(text) for text in texts]
     return {
         **{name: _with_interval(calibrated, name.lower()) for name in ("AUROC", "F1", "NLL", "ECE")},
-        "names the decided class": f"{found.report.explanations[ExplanationShare.NAMES_DECIDED_CLASS]:.3f}",
+        **_agreement(found.explanations),
         "states findings, all of them in the text": _share(stated),
         "states no finding": _share(no_finding),
         "has a number (no text has one)": _share(digits),
+    }
+
+
+def _agreement(measures: ExplanationMeasures | None) -> dict[str, str]:
+    """Whether explanations state what the head decided."""
+    if measures is None:
+        return {}
+    kappa, contradicts = measures.kappa, measures.contradictions
+    low, high = contradicts.interval.low, contradicts.interval.high
+    return {
+        "class stated and class decided, κ": f"{kappa.value:.3f} [{kappa.interval.low:.3f}, {kappa.interval.high:.3f}]",
+        "contradicts the decision": f"{contradicts.mean:.3f} [{low:.3f}, {high:.3f}]",
     }
 
 
@@ -400,9 +412,11 @@ def main() -> None:
     print(f"\n{platform.machine()}, {os.cpu_count()} cores; seed {arguments.seed}\n")
     print(faults_table(outcome), models_table(outcome), sep="\n\n")
     print("\nreviewer:", ", ".join(f"{count} {name}" for name, count in outcome.decisions.most_common()))
-    print("\ndifferences of the two models:")
-    for one in outcome.after.comparison.differences if outcome.after.comparison else ():
-        print(" ", one)
+    print("\nafter less before:")
+    differences = outcome.after.comparison.differences if outcome.after.comparison else {}
+    for name, one in differences.items():
+        low, high = one.interval.low, one.interval.high
+        print(f"  {name} {one.value:+.3f} [{low:+.3f}, {high:+.3f}], p = {one.p_value:.3f}")
 
 
 if __name__ == "__main__":
