@@ -295,7 +295,7 @@ class EnginePredictor:
                 if "choices" not in chunk:
                     raise ServerError(f"{self._url} answered {data[:300]}")
                 yield chunk
-        except (requests.RequestException, ValueError) as error:
+        except (requests.RequestException, ValueError, RecursionError) as error:
             raise ServerError(f"{self._url} broke off ({first_line(error)}); look at the engine's log") from None
 
     def read(self, raw: RawPrediction) -> Prediction:
@@ -379,7 +379,7 @@ class EnginePredictor:
         answer = self._send(method, path, timeout, **content)
         try:
             return answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerError(f"{self._url}/{path} answered what is no JSON: {answer.text[:300]}") from None
 
     def _send(self, method: str, path: str, timeout: float, **content: Any) -> requests.Response:

@@ -22,7 +22,7 @@ import numpy as np
 
 from clsgen_dist.curation.weak_labels import Floats, Votes, dawid_skene, vote_shares
 from clsgen_dist.data.example import Columns
-from clsgen_dist.data.reading.cells import ClassNames, is_missing
+from clsgen_dist.data.reading.cells import ClassNames, excerpt, is_missing
 from clsgen_dist.data.reading.records import Part, find_source, read_part
 from clsgen_dist.data.reading.rejection import Fault
 from clsgen_dist.errors import DataError, SettingsError
@@ -88,6 +88,8 @@ def combine_votes(
     """
     if len(set(voters)) < 2:
         raise SettingsError(f"--voters is {list(voters)}, expected two or more columns of votes, like [anna, ben]")
+    if twice := [name for name in dict.fromkeys(voters) if list(voters).count(name) > 1]:
+        raise SettingsError(f"--voters names {twice[0]!r} twice, which would count its votes twice; name it once")
     if output.suffix.lower() != ".jsonl":
         raise SettingsError(
             f"--output is {output}, expected a name that ends in .jsonl: rows are written as JSON lines"
@@ -138,9 +140,10 @@ def _read_votes(
             seen.update({column} & cells.keys())
             try:
                 name = reader.read(cells.get(column), [])
-            except Fault as fault:
+            except Fault:
                 raise DataError(
-                    f"{part.source}:{line}: the vote in {column}: {fault}; fix it, or leave it empty"
+                    f"{part.source}:{line}: the vote in {column} is {excerpt(str(cells[column]))!r}, expected one "
+                    "class; correct it, or leave it empty"
                 ) from None
             if name is not None and name not in abstain:
                 row_V.append(rows)

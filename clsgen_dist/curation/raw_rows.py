@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
 from clsgen_dist.data.reading.sniff import is_gzip_name, kind_of_file, open_bytes
+from clsgen_dist.errors import DataError
 
 PARQUET_ROWS = 8192
 """Rows of a Parquet file that are read, and written as a row group at most, at a time."""
@@ -27,14 +29,17 @@ def suffix_of(path: Path) -> str:
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a text file with their ends, as the readers of rows count them."""
-    with open_bytes(path) as file:
-        if kind_of_file(path) == "jsonl":
-            yield from file
-            return
-        # CSV's reader ends lines at \r too. What is not UTF-8 passes through surrogates unchanged.
-        for line in io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline=""):
-            yield line.encode("utf-8", "surrogateescape")
+    """The lines of a text file with their ends, as the readers of rows count them; DataError for a broken gzip file."""
+    try:
+        with open_bytes(path) as file:
+            if kind_of_file(path) == "jsonl":
+                yield from file
+                return
+            # CSV's reader ends lines at \r too. What is not UTF-8 passes through surrogates unchanged.
+            for line in io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline=""):
+                yield line.encode("utf-8", "surrogateescape")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is not a complete gzip file ({error}); write it again") from error
 
 
 def raw_rows(path: Path, rows: Iterable[tuple[int, T]]) -> Iterator[tuple[T | None, list[bytes]]]:

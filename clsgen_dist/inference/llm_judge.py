@@ -172,7 +172,7 @@ class Judge:
             raise self._refusal(response)
         try:
             return str(response.json()["choices"][0]["message"]["content"])
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise SettingsError(
                 f"{url} answered {self._said(response)!r}, expected a chat completion; --judge.base_url must be the "
                 "address of an OpenAI-compatible server, such as http://localhost:8000/v1"
@@ -214,7 +214,7 @@ def read_answer(content: str) -> dict[str, bool] | None:
     """
     try:
         fields: Any = json.loads(content[content.index("{") : content.rindex("}") + 1])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     words = {name: str(fields.get(name)).strip().lower() for name in QUESTIONS}
     return {name: word == "yes" for name, word in words.items()} if {*words.values()} <= {"yes", "no"} else None

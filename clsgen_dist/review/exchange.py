@@ -27,22 +27,30 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clsgen_dist.data.reading.label_cells import Space
+from clsgen_dist.data.reading.provenance_cells import HUMAN, provenance_cell, provenance_of
 from clsgen_dist.errors import DataError
 from clsgen_dist.io.files import atomic_file, writing
 from clsgen_dist.review.classes import claimed, label_cell
 from clsgen_dist.review.decision import Decision, ReviewRow
 from clsgen_dist.review.overview import Read
 
+logger = logging.getLogger(__name__)
+
 _REVIEWERS = uuid.UUID("7b0c3c1e-5d0f-4b41-9d5e-1f6a1f0f2a11")
 """Namespace of the ids that stand for reviewers."""
+
+
+_ROW = "row"
+"""In an Argilla record's metadata, whose values are single ones: the row's other columns, as JSON."""
 
 
 class Format(StrEnum):
@@ -84,6 +92,9 @@ def write_as_rows(path: Path, kind: Format, rows: Path, space: Space = "auto") -
             ) from error
     chosen = [row["label"] for row in converted if isinstance(row["label"], list)]
     is_multilabel = space == "multilabel" or any(len(classes) > 1 for classes in chosen)
+    outside = sum(_without_spans_outside(row) for row in converted)
+    if outside:
+        logger.warning("%s: %d spans of evidence are not within their text and are left out", path, outside)
     with writing(rows), atomic_file(rows) as file:
         for row in converted:
             if isinstance(row["label"], list) and not is_multilabel:
@@ -91,6 +102,17 @@ def write_as_rows(path: Path, kind: Format, rows: Path, space: Space = "auto") -
             kept = {name: cell for name, cell in row.items() if cell is not None and (cell != [] or name == "label")}
             file.write(json.dumps(kept) + "\n")
     return len(items)
+
+
+def _without_spans_outside(row: dict[str, Any]) -> int:
+    """Leave out spans that are not within the row's text; how many there were."""
+    left_out = 0
+    for name in ("evidence", "counter_evidence"):
+        spans = row.get(name) or []
+        if all(isinstance(span, list) for span in spans):
+            row[name] = [span for span in spans if 0 <= span[0] < span[1] <= len(row["text"])]
+            left_out += len(spans) - len(row[name])
+    return left_out
 
 
 # --- Label Studio --------------------------------------------------------------------------------------------------
@@ -135,6 +157,8 @@ def from_label_studio(task: dict[str, Any], asked: Collection[str] = ()) -> dict
         elif _TYPED in value:
             found["explanations"] += [value["text"]] if isinstance(value["text"], str) else value["text"] or ()
     found["label"] = chosen.get("label", next(iter(chosen.values()), None))
+    before = [text for text in data.get("explanations") or () if isinstance(text, str)]
+    is_typed = bool(found["explanations"]) and counted in (task.get("annotations") or ())
     kinds = {"label": _CHOICES, "explanations": _TYPED, "evidence": _SPANS, "counter_evidence": _SPANS}
     for name, kind in kinds.items():
         if not found[name] and not (counted and kind in asked):
@@ -142,24 +166,32 @@ def from_label_studio(task: dict[str, Any], asked: Collection[str] = ()) -> dict
         elif name == "explanations":
             data.pop("explanation", None)
     inner_id = data.pop("id", None)
-    return {
+    row = {
         **data,
         "id": task.get("id") if inner_id is None else inner_id,
         "text": text,
         **found,
         **({"annotations": others} if others else {}),
     }
+    return _with_provenance(row, before, is_typed)
 
 
-def to_label_studio(read: Read, labels: Sequence[str]) -> dict[str, Any]:
-    """A row with all its readings as a task; the row as it was is its prediction. ``labels`` are all classes."""
+def to_label_studio(read: Read, labels: Sequence[str], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A row with all its readings as a task; the row as it was is its prediction.
+
+    Args:
+        read: the row.
+        labels: all classes.
+        columns: how the columns are called that the task's own fields stand for.
+    """
     row = read.row
     return {
         "id": row.number,
         "data": {
+            **_other_columns(read, columns),
             "id": row.id,
             "text": row.text,
-            "issues": [issue.code for issue in row.issues],
+            "issues": _issues(row),
             "label": label_cell(row.label, row.answers, labels),
             "explanations": row.explanations,
             "evidence": row.evidence,
@@ -179,6 +211,34 @@ def to_label_studio(read: Read, labels: Sequence[str]) -> dict[str, Any]:
         ],
         "predictions": [{"model_version": "rows", "result": list(_results(row, row.text))}],
     }
+
+
+def _other_columns(read: Read, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The record's columns that have no field of their own; ``provenance`` under that name."""
+    record = json.loads(read.record)
+    stated = record.get(columns["provenance"])
+    named = {*columns.values(), "text", "label", "explanation", "explanations", "issues"}
+    others = {name: cell for name, cell in record.items() if name not in named}
+    return others if stated is None else {**others, "provenance": stated}
+
+
+def _issues(row: ReviewRow) -> list[dict[str, str]]:
+    return [{"code": issue.code, "detail": issue.detail} for issue in row.issues]
+
+
+def _with_provenance(row: dict[str, Any], before: Sequence[str], is_answered: bool) -> dict[str, Any]:
+    """A row whose explanations say where they came from: those that somebody typed are human, others keep theirs.
+
+    Args:
+        row: the row, with the ``provenance`` that its explanations had before.
+        before: these explanations.
+        is_answered: whether a person gave the explanations.
+    """
+    if not is_answered or not row["explanations"]:
+        return row
+    stated = provenance_of(row.get("provenance"), before, before, [])
+    of_text = dict(zip(before, stated, strict=True))
+    return {**row, "provenance": provenance_cell(of_text.get(text, HUMAN) for text in row["explanations"])}
 
 
 def _results(held: Decision | ReviewRow, text: str) -> Iterator[dict[str, Any]]:
@@ -228,11 +288,21 @@ def from_argilla(record: dict[str, Any]) -> dict[str, Any]:
             found["label"] = value
     others = {name: answers[1:] for name, answers in answered.items() if len(answers) > 1}
     metadata = dict(record.get("metadata") or {})
-    return {**metadata, "id": record.get("id"), "text": text, **found, **({"annotations": others} if others else {})}
+    columns = metadata.pop(_ROW, None)
+    row = {
+        **(json.loads(columns) if isinstance(columns, str) else {}),
+        **metadata,
+        "id": record.get("id"),
+        "text": text,
+        **found,
+        **({"annotations": others} if others else {}),
+    }
+    before = [one["value"] for name, [one] in suggested.items() if name.startswith("explanation")]
+    return _with_provenance(row, before, any(name.startswith("explanation") for name in answered))
 
 
-def to_argilla(read: Read) -> dict[str, Any]:
-    """A row with all its readings as a record; the row as it was is its suggestions."""
+def to_argilla(read: Read, columns: Mapping[str, str]) -> dict[str, Any]:
+    """A row with all its readings as a record; the row as it was is its suggestions. ``columns``: see above."""
     row = read.row
 
     def answers(held: Decision | ReviewRow) -> dict[str, Any]:
@@ -251,13 +321,17 @@ def to_argilla(read: Read) -> dict[str, Any]:
             user = str(uuid.uuid5(_REVIEWERS, made.reviewer))
             responses.setdefault(name, []).append({"value": value, "user_id": user})
     suggestions = answers(row)
+    others = _other_columns(read, columns) | ({"issues": _issues(row)} if row.issues else {})
     last = read.decisions[-1] if read.decisions else None
     names = [made.reviewer for made in read.decisions]
     return {
         "id": row.id,
         "status": "completed" if len(read.decisions) >= row.readings else "pending",
         "fields": {"text": row.text},
-        "metadata": {"decision": str(last.verdict), "decided_at": _time(last), "reviewers": names} if last else {},
+        "metadata": {
+            **({"decision": str(last.verdict), "decided_at": _time(last), "reviewers": names} if last else {}),
+            **({_ROW: json.dumps(others)} if others else {}),
+        },
         "suggestions": {name: {"value": value, "score": None, "agent": "rows"} for name, value in suggestions.items()},
         "responses": responses,
         "vectors": {},

@@ -49,8 +49,10 @@ def export(store: Store, path: Path, kind: Format = Format.ROWS) -> Counter[str]
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 counts[read.status] += 1
         else:
-            labels = store.labels()
-            convert = partial(to_label_studio, labels=labels) if kind == Format.LABEL_STUDIO else to_argilla
+            labels, columns = store.labels(), columns_of(store)
+            convert = partial(to_argilla, columns=columns)
+            if kind == Format.LABEL_STUDIO:
+                convert = partial(to_label_studio, labels=labels, columns=columns)
             separator = "[\n"
             for read in all_rows(store):
                 file.write(separator + json.dumps(convert(read), ensure_ascii=False))

@@ -27,6 +27,8 @@ from clsgen_dist.teacher.journal import Answer
 
 _LONGEST_WAIT = 120.0
 _LONGEST_BACKOFF = 60.0
+_LONGEST_TOKEN = 128
+"""Characters: the longest tokens of usual vocabularies are runs of so many spaces."""
 _OF_THIS_ROW = (400, 413, 422)
 _PASSING = (408, 409, 429)
 
@@ -76,7 +78,11 @@ class Teacher:
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         self._timeout, self._tries, self._on_lost = timeout, tries, on_lost
         self._client = openai.AsyncOpenAI(
-            base_url=self.url, api_key=self._key or "none", max_retries=0, timeout=timeout
+            base_url=self.url,
+            api_key=self._key or "none",
+            max_retries=0,
+            # A redirect may lead to another host, which the texts are not meant for.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout),
         )
 
     async def close(self) -> None:
@@ -110,7 +116,7 @@ class Teacher:
             try:
                 async with asyncio.timeout(self._timeout):
                     raw = await self._client.chat.completions.with_raw_response.create(**body)
-                    return _answer(raw.text)
+                    return _answer(raw.text, self._longest(body))
             except self._openai.APIStatusError as error:
                 said = self._passing(error)
                 wait = _retry_after(error.response.headers) or wait
@@ -118,12 +124,18 @@ class Teacher:
                 said = f"no answer in {self._timeout:g} s"
             except self._openai.APIConnectionError as error:  # a lost connection; httpx's timeouts too
                 said = self._said(error.__cause__ or error)
-            except (ValueError, LookupError, TypeError, AttributeError, self._openai.APIError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError, self._openai.APIError) as error:
                 said = f"no chat completion: {self._said(error)}"
                 self._on_lost(body["messages"][0]["content"])
             if attempt + 1 < self._tries:
                 await asyncio.sleep(wait)
         raise UnansweredError(f"{self.url} gave no usable answer in {self._tries} tries ({said})")
+
+    @staticmethod
+    def _longest(body: dict[str, Any]) -> int:
+        """Characters that an answer may have, whatever the tokens are."""
+        tokens = body.get("max_tokens") or body.get("max_completion_tokens") or 0
+        return int(tokens) * _LONGEST_TOKEN + _LONGEST_TOKEN
 
     def _passing(self, error: Any) -> str:
         """What a status says, if it may pass; else an error."""
@@ -146,13 +158,15 @@ class Teacher:
         return shortened(text.replace(self._key, "***") if self._key else text, 150)
 
 
-def _answer(text: str) -> Answer:
-    """The answer in a body; ValueError, LookupError or TypeError if it is no chat completion."""
+def _answer(text: str, longest: int) -> Answer:
+    """The answer in a body; ValueError, LookupError, TypeError or RecursionError if it is no chat completion."""
     fields = json.loads(text)
     [choice] = fields["choices"]
     usage, content = fields.get("usage") or {}, choice["message"]["content"]
     if content is not None and not isinstance(content, str):
         raise TypeError(f"its content is of type {type(content).__name__}")
+    if content is not None and len(content) > longest:
+        raise ValueError(f"its content has {len(content)} characters, {longest} or fewer were asked for")
     decision = fields.get("decision")
     label = decision.get("label") if isinstance(decision, dict) else None
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]

@@ -148,6 +148,11 @@ def test_what_is_no_file_of_rows_is_refused(tmp_path):
     with pytest.raises(DataError, match="not a folder of `clsgen data gate`"):
         restore(tmp_path, tmp_path / "rows.jsonl")
     assert list(tmp_path.iterdir()) == []
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in good_rows(60)).encode())[:700])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz is not a complete gzip file"):
+        run_gate(cut, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [cut]
 
 
 AWKWARD = {

@@ -167,10 +167,17 @@ def test_the_command_prints_what_it_thinks_of_each_voter(tmp_path: Path, capsys:
     assert len(output.read_text().splitlines()) == 301
 
 
+def test_a_voter_who_is_named_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_text('{"text": "one", "a": "yes", "b": "no"}\n')
+    with pytest.raises(SettingsError, match=r"names 'a' twice, which would count its votes twice; name it once"):
+        combine_votes(str(path), tmp_path / "out.jsonl", ["a", "a", "b"], columns=Columns())
+
+
 def test_wrong_columns_and_cells_are_named(tmp_path: Path) -> None:
     path, output = tmp_path / "votes.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"text": "one", "a": "yes", "b": ["x", "y"]}\n')
-    with pytest.raises(DataError, match=r"votes.jsonl:1: the vote in b: label is a list or an object"):
+    with pytest.raises(DataError, match=r"votes.jsonl:1: the vote in b is .* expected one class; correct it"):
         combine_votes(str(path), output, ["a", "b"], columns=Columns())
     with pytest.raises(SettingsError, match="--voters names 'q', which is no column"):
         combine_votes(str(path), output, ["a", "q"], columns=Columns())

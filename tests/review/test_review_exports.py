@@ -289,3 +289,37 @@ def test_explanations_that_stay_keep_their_provenance_and_new_ones_are_human(tmp
         ("human", "teacher:big"), ("teacher:big", "human"), ("human",), ("teacher:big",), ("ann", "human"),
         (None, "human"), ("teacher:big",), (None,), (),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Format.LABEL_STUDIO, Format.ARGILLA])
+def test_other_columns_and_origins_survive_the_way_there_and_back(kind, tmp_path):
+    columns = {
+        "patient": "P7",
+        "extra": {"k": 1},
+        "difficulty": 0.4,
+        "issues": [{"code": "short", "detail": "2 words"}],
+    }
+    rows = [{**row, **columns, "provenance": "teacher:big"} for row in plain_rows(3)]
+    store = review_store(tmp_path, rows)
+    store.decide("ada", 1, Answer())
+    store.decide("ada", 2, Answer(explanations=("Mine.",)))
+    export(store, tmp_path / "out.json", kind)
+    write_as_rows(tmp_path / "out.json", kind, tmp_path / "back.jsonl")
+    back = [json.loads(line) for line in (tmp_path / "back.jsonl").read_text().splitlines()]
+    assert all({name: row[name] for name in columns} == columns for row in back)
+    assert [row["provenance"] for row in back] == ["teacher:big", "human", "teacher:big"]
+
+
+def test_what_people_typed_elsewhere_is_human_and_spans_beyond_the_text_are_left_out(tmp_path, caplog):
+    spans = [{"value": {"start": s, "end": e, "labels": ["evidence"]}} for s, e in ((0, 3), ("0", 400), (5, 5))]
+    typed = {"from_name": "why", "value": {"text": ["Because."]}}
+    task = {"id": 4, "data": {"text": "bad span"}, "annotations": [{"result": [typed, *spans]}]}
+    (tmp_path / "tasks.json").write_text(json.dumps([task]))
+    write_as_rows(tmp_path / "tasks.json", Format.LABEL_STUDIO, tmp_path / "rows.jsonl")
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert (row["explanations"], row["provenance"], row["evidence"]) == (["Because."], "human", [[0, 3]])
+    assert "2 spans of evidence are not within their text" in caplog.text
+    record = {"id": 5, "fields": {"text": "a"}, "responses": {"explanation": [{"value": "So.", "status": "submitted"}]}}
+    (tmp_path / "records.json").write_text(json.dumps([record]))
+    write_as_rows(tmp_path / "records.json", Format.ARGILLA, tmp_path / "rows.jsonl")
+    assert json.loads((tmp_path / "rows.jsonl").read_text())["provenance"] == "human"

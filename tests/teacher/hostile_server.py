@@ -98,6 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if fault == "garbage":
             return self._send(200, b'{"choices": [{"mess')
+        if fault == "nested":
+            return self._send(200, b"[" * 200_000)
+        if fault == "huge":
+            message["content"] = "so " * 100_000
+            return self._send(200, json.dumps(whole).encode())
         if fault == "page":
             return self._send(200, b"<html>busy</html>", {"Content-Type": "text/html"})
         if fault == "shape":
