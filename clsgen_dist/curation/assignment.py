@@ -149,5 +149,5 @@ def require_rows_everywhere(sizes: Mapping[str, int], components: int, largest: 
         raise DataError(
             f"{empty[0]} would have no row: {sum(sizes.values())} rows are {components} "
             f"component{'s' * (components != 1)} that must stay together, the largest of {largest} rows; give "
-            f"{empty[0]} a larger share, leave it out of --fractions, or raise --near"
+            f"{empty[0]} a larger share, leave it out of --fractions, or let fewer rows stay together (groups, --near)"
         )
