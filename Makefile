@@ -18,7 +18,7 @@ help: ## list the targets
 demo: setup ## train, export, calibrate and evaluate a real model on real data: 6 to 13 minutes on 2 CPU cores
 	@$(BIN)/clsgen demo
 
-test: setup lint ## lint, and all tests but the long ones: 20 to 40 minutes on 2 CPU cores
+test: setup lint ## lint, and all tests but the long ones: about 20 minutes on 2 CPU cores
 	@$(PYTEST) $(PARALLEL) --durations=15
 
 test-long: setup ## the tests that make test skips: soak, measured planner runs, engine variants; property tests on new cases

@@ -192,6 +192,7 @@ def test_a_term_written_from_the_docs_trains(recipe, free_port, tmp_path):
         assert values == pytest.approx(one[tag], rel=1e-3, abs=1e-6), tag
 
 
+@pytest.mark.long
 def test_interference_is_measured_and_changes_no_update(train, tmp_path):
     """Angles of the adapters' gradients on one rank and two; weights as without the measurement."""
     run = {**RUN, "model__head_dropout": 0.0, "train__max_steps": 4, "checkpoint__every": 4}

@@ -221,6 +221,7 @@ def test_a_port_in_use_is_named(run, tmp_path):
     assert 0 not in ended.status and f"rank 0 cannot listen on 127.0.0.1:{port}" in ended.logs[0]
 
 
+@LONG
 def test_a_straggler_is_named(run, tmp_path):
     slow = [{"what": "sleep", "seconds": 0.3, "rank": 1}]
     done = run(tmp_path / "run", slow, train__batch_size=2, train__max_steps=41, checkpoint__every="null")
@@ -356,7 +357,13 @@ def test_resume_from_an_earlier_checkpoint_needs_overwrite(run, uninterrupted, t
     ("first", "then", "world", "expected"),
     [
         ({"optim__name": "adamw_8bit"}, {}, 1, "the state of adamw_8bit cannot be resharded"),
-        ({"optim__name": "adamw"}, {"optim__name": "adamw_8bit"}, 2, "optimizer was 'adamw' and is now 'adamw_8bit'"),
+        pytest.param(
+            {"optim__name": "adamw"},
+            {"optim__name": "adamw_8bit"},
+            2,
+            "optimizer was 'adamw' and is now 'adamw_8bit'",
+            marks=LONG,
+        ),
         ({"model__finetune": "lora"}, {"model__lora_rank": 8}, 2, "lora was [4, 32] and is now (8, 32)"),
     ],
     ids=["8-bit state on other ranks", "another optimizer", "another LoRA rank"],

@@ -39,6 +39,7 @@ def _wait_until_gone(slurm, *numbers):
         time.sleep(0.3)
 
 
+@pytest.mark.long
 def test_a_chain_runs_each_stage_on_its_own_number_of_nodes(slurm, job, chain, recipe, tmp_path):
     """On one node, then on two: the second stage resumes on twice the ranks, and rows continue as in one run."""
     stages = "[{name: easy, steps: 4, difficulty: [0, 0.5]}, {name: hard, steps: 4}]"

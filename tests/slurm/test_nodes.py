@@ -61,6 +61,7 @@ def test_array_tasks_avoid_a_bad_node(slurm, job):
     assert text.rstrip().endswith("done")
 
 
+@pytest.mark.long
 def test_a_node_that_fails_or_hangs_in_preflight_is_excluded_within_the_timeout(slurm, job):
     """n1 has no Python, then n2 hangs: each is excluded, until too few are left."""
     python = job.tool(
