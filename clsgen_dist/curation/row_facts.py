@@ -25,6 +25,8 @@ from clsgen_dist.errors import DataError
 _SAMPLE = 1000
 """First rows, from which the shared template is estimated."""
 NO_GROUP = -1
+NO_CLASS = "(none)"
+"""Of a row whose label is that no class applies, or that leaves each less likely than not."""
 
 
 @dataclass
@@ -104,10 +106,11 @@ def split_rows(
 
 
 def classes_of(row: Example) -> tuple[str, ...]:
-    """The classes of a row: those it most likely has; none for a row without label."""
+    """The classes of a row: those it most likely has, or :data:`NO_CLASS`; none for a row without label."""
     if row.label is not None:
         return (row.label,)
-    return tuple(sorted(name for name, answer in (row.answers or {}).items() if answer >= 0.5))
+    found = sorted(name for name, answer in (row.answers or {}).items() if name and answer >= 0.5)
+    return tuple(found) or ((NO_CLASS,) if row.is_labelled else ())
 
 
 def _seconds(cell: str | None, column: str, location: str) -> float:

@@ -223,7 +223,7 @@ def test_rows_of_several_classes_and_without_label_are_divided_alike(tmp_path: P
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = split_file(str(path), tmp_path / "out", SplitSettings(fractions=FRACTIONS))
     assert report.sizes == {"train": 60, "dev": 20, "test": 20}
-    assert report.classes["dev"] == pytest.approx({"x": 8, "y": 4, "z": 4, "(no label)": 8}, abs=1)
+    assert report.classes["dev"] == pytest.approx({"x": 8, "y": 4, "z": 4, "(none)": 4, "(no label)": 4}, abs=1)
 
 
 def test_nothing_is_overwritten_and_nothing_half_done_remains(written: Path, tmp_path: Path) -> None:
