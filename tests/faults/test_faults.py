@@ -357,13 +357,7 @@ def test_resume_from_an_earlier_checkpoint_needs_overwrite(run, uninterrupted, t
     ("first", "then", "world", "expected"),
     [
         ({"optim__name": "adamw_8bit"}, {}, 1, "the state of adamw_8bit cannot be resharded"),
-        pytest.param(
-            {"optim__name": "adamw"},
-            {"optim__name": "adamw_8bit"},
-            2,
-            "optimizer was 'adamw' and is now 'adamw_8bit'",
-            marks=LONG,
-        ),
+        ({"optim__name": "adamw"}, {"optim__name": "adamw_8bit"}, 2, "optimizer was 'adamw' and is now 'adamw_8bit'"),
         ({"model__finetune": "lora"}, {"model__lora_rank": 8}, 2, "lora was [4, 32] and is now (8, 32)"),
     ],
     ids=["8-bit state on other ranks", "another optimizer", "another LoRA rank"],
