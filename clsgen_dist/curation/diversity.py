@@ -36,7 +36,7 @@ class DiversitySamples:
 
     def add(self, row: Example) -> None:
         """Count a row's explanations, and keep them if they belong to the sample."""
-        for label in _classes(row):
+        for label in row.classes or (None,):
             for explanation in row.explanations:
                 self._counts[label] += 1
                 if label in self._samples or len(self._samples) < _MAX_SAMPLES:
@@ -71,10 +71,3 @@ class DiversitySamples:
             self_bleu=self_bleu(texts, sample=_BLEU_SAMPLED),
             template_share=repeated / len(sample) if len(sample) > 1 else UNDEFINED,
         )
-
-
-def _classes(row: Example) -> list[str | None]:
-    """The row's class, or classes; None for a row without any."""
-    if row.label is not None:
-        return [row.label]
-    return [name for name, answer in (row.answers or {}).items() if name and answer >= 0.5] or [None]

@@ -106,11 +106,8 @@ def split_rows(
 
 
 def classes_of(row: Example) -> tuple[str, ...]:
-    """The classes of a row: those it most likely has, or :data:`NO_CLASS`; none for a row without label."""
-    if row.label is not None:
-        return (row.label,)
-    found = sorted(name for name, answer in (row.answers or {}).items() if name and answer >= 0.5)
-    return tuple(found) or ((NO_CLASS,) if row.is_labelled else ())
+    """A row's classes in order, or :data:`NO_CLASS`; none for a row without label."""
+    return tuple(sorted(row.classes)) or ((NO_CLASS,) if row.is_labelled else ())
 
 
 def _seconds(cell: str | None, column: str, location: str) -> float:

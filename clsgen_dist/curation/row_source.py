@@ -6,10 +6,9 @@ compressed, only one process can read: this one, which passes its rows on.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from clsgen_dist.data.example import Columns, Example
@@ -48,7 +47,7 @@ class RowSource:
 
     def all_rows(self) -> Iterator[Example | RejectedRow]:
         """All rows in order, read by this process; ids are not compared."""
-        return itertools.chain.from_iterable(map(self.rows, self.pieces()[0]))
+        return chain.from_iterable(map(self.rows, self.pieces()[0]))
 
     def rows(self, piece: Piece) -> Iterator[Example | RejectedRow]:
         """The rows of a piece in order; ids are not compared."""

@@ -57,6 +57,13 @@ class Example:
         return json.dumps({name: getattr(self, name) for name in names})
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The row's class, or those it more likely has than not, as written; none without label, or of no class."""
+        if self.label is not None:
+            return (self.label,)
+        return tuple(name for name, answer in (self.answers or {}).items() if name and answer >= 0.5)
+
+    @property
     def is_labelled(self) -> bool:
         """Whether the row has a label of any kind."""
         return self.label is not None or self.answers is not None

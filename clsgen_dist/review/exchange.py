@@ -10,6 +10,9 @@ written: ``label``, ``explanation``, ``evidence`` with the labels ``evidence`` a
 annotations of a task the ground truth counts, else the first that was not cancelled; the others are kept in the row's
 column ``annotations``. Offsets count Unicode code points, as Label Studio's do.
 
+A row's other columns go along: in a task's data, and in a record's metadata as JSON. An explanation that somebody typed
+there has the ``provenance`` ``human``; the row's own keep theirs.
+
 Both know of a class only whether it was chosen: of multi-label rows the classes that are more likely than not are
 written, and probabilities and what is not known are lost. Label Studio's server exports only the ids of predictions, so
 a task's data has the row's label, explanations and evidence too. They count where a task has no annotation, and where

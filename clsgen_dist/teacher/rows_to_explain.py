@@ -152,16 +152,9 @@ def is_to_explain(row: Example) -> bool:
     return row.is_labelled and not row.explanations
 
 
-def classes_of(row: Example) -> tuple[str, ...]:
-    """The names of a row's classes."""
-    if row.label is not None:
-        return (row.label,)
-    return tuple(name for name, answer in (row.answers or {}).items() if name and answer >= 0.5)
-
-
 def class_indices(row: Example, names: ClassNames) -> list[int]:
-    """Their places among all."""
-    return [names.labels.index(name) for name in classes_of(row)]
+    """The places of a row's classes among all."""
+    return [names.labels.index(name) for name in row.classes]
 
 
 def _json_line(record: dict[str, Any]) -> str:

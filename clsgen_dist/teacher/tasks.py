@@ -15,7 +15,7 @@ from clsgen_dist.explanations.stated_class import ClassNames
 from clsgen_dist.teacher.candidates import Candidate, Drop, FurtherChecks, paraphrase_faults, read_candidate
 from clsgen_dist.teacher.journal import Answer
 from clsgen_dist.teacher.prompts import Question, message, paraphrase_message
-from clsgen_dist.teacher.rows_to_explain import class_indices, classes_of, is_to_explain
+from clsgen_dist.teacher.rows_to_explain import class_indices, is_to_explain
 
 
 class TaskCode(StrEnum):
@@ -73,7 +73,7 @@ class ExplainTask:
         if self.is_self:
             return [Prompt(row.text)]
         quotes = tuple(row.text[start:end] for start, end in row.evidence)
-        question = Question(text=row.text, classes=classes_of(row), quotes=quotes)
+        question = Question(text=row.text, classes=row.classes, quotes=quotes)
         return [
             Prompt(
                 message(

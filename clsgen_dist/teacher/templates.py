@@ -28,7 +28,6 @@ from clsgen_dist.teacher.rows_to_explain import (
     ExplainedRows,
     RowsToExplain,
     class_indices,
-    classes_of,
     is_to_explain,
 )
 
@@ -107,7 +106,7 @@ def explain_by_templates(
             return []
         fitting = [t for t in known if row.counter_evidence or not t.needs_counter_evidence]
         report.without_counter_evidence += not fitting
-        classes = classes_of(row)
+        classes = row.classes
         report.without_class += bool(fitting) and not classes
         if not fitting or not classes:
             return []

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import data_construction as steps
-from data_construction import Fault
+from planted_rows import CODES, Fault
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.browser]
 
@@ -28,15 +28,13 @@ def outcome(tmp_path_factory, run_command, ranks, recipe, browser):
 
 
 def test_the_check_of_the_file_names_each_kind_of_fault(outcome):
-    assert outcome.findings >= {*steps.CODES.values(), "partly-explained"}
+    assert outcome.findings >= {*CODES.values(), "partly-explained"}
 
 
 def test_what_the_gate_found_of_each_planted_fault(outcome):
     found = {
-        fault: sum(
-            steps.CODES[fault] in outcome.issues[one.good["id"]] for one in outcome.planted if one.fault == fault
-        )
-        for fault in steps.CODES
+        fault: sum(CODES[fault] in outcome.issues[one.good["id"]] for one in outcome.planted if one.fault == fault)
+        for fault in CODES
     }
     assert found.pop(Fault.WRONG_LABEL) >= 12  # of rows that look like those of the other class, nobody can tell
     assert found == dict.fromkeys(found, 24)
@@ -53,7 +51,7 @@ def test_the_reviewer_decides_on_every_row_that_the_gate_doubts(outcome):
 
 
 def test_what_is_trained_on_in_the_end_has_no_fault_that_was_found(outcome):
-    left = {fault: len(steps.remaining(outcome, fault)) for fault in steps.CODES}
+    left = {fault: len(steps.remaining(outcome, fault)) for fault in CODES}
     missed = [one for one in outcome.planted if one.fault == Fault.WRONG_LABEL and not outcome.issues[one.good["id"]]]
     assert left == dict.fromkeys(left, 0) | {Fault.WRONG_LABEL: len(missed)}
     assert len(outcome.final) == 300 - 24  # the leaks

@@ -68,6 +68,8 @@ def url(folders, free_port, tmp_path_factory):
             except requests.RequestException:
                 pass
             time.sleep(1)
+        else:
+            pytest.fail(f"not ready after 300 s: {log.read_text()[-3000:]}")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
