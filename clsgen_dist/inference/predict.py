@@ -84,7 +84,12 @@ class Predictor:
         lm: Any = AutoModelForCausalLM.from_pretrained(
             backbone.path,
             trust_remote_code=False,
-            attn_implementation=choose_attention("auto", on_gpu=self.device.type != "cpu", lm=backbone.meta),
+            attn_implementation=choose_attention(
+                "auto",
+                on_gpu=self.device.type != "cpu",
+                dtype=backbone.config.dtype or torch.float32,
+                lm=backbone.meta,
+            ),
             # Not the base's, whose penalties, beams and forced tokens would change greedy decoding.
             generation_config=GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end),
         )

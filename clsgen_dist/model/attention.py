@@ -12,13 +12,15 @@ transformers' own, with a block-diagonal mask.
 from __future__ import annotations
 
 import inspect
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from clsgen_dist.errors import ModelError
+from clsgen_dist.errors import ModelError, first_line
 
 # N packed tokens, S sequences, T tokens of the longest, H heads, K key-value heads, E head size
 
@@ -53,7 +55,7 @@ def per_sequence_attention(
             f"{type(module).__name__} passes an attention mask, expected none: this attention would ignore it; set "
             "model.attention to eager"
         )
-    lengths = [query_SHTE.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
+    lengths = [query_SHTE.shape[2]] if cu_seq_lens_q is None else _lengths(cu_seq_lens_q)
     outputs = [
         _attend(query, key, value, mask, dropout, scaling, softcap, s_aux)
         for query, key, value in zip(
@@ -62,6 +64,16 @@ def per_sequence_attention(
         for mask in [window_mask(query.shape[2], sliding_window, query.device)]
     ]
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+_lengths_of: MutableMapping[Tensor, list[int]] = WeakTensorKeyDictionary()
+
+
+def _lengths(cu_seq_lens: Tensor) -> list[int]:
+    """Tokens of each sequence; read from a GPU once per micro-batch, not in every layer, where the host would wait."""
+    if cu_seq_lens not in _lengths_of:
+        _lengths_of[cu_seq_lens] = cu_seq_lens.diff().tolist()
+    return _lengths_of[cu_seq_lens]
 
 
 def _attend(
@@ -177,35 +189,80 @@ def padded_inputs(input_ids_N: Tensor, position_N: Tensor, row_N: Tensor, rows: 
     return {"input_ids": ids_ST, "position_ids": positions_ST, "attention_mask": None, "use_cache": False}
 
 
-def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False, lm: Any = None) -> str:
+def choose_attention(
+    wanted: str, *, on_gpu: bool, dtype: torch.dtype | None = None, packed: bool = False, lm: Any = None
+) -> str:
     """The attention kernel for ``attn_implementation``; ModelError if the requested one is not available.
 
-    ``packed``: for packed sequences, where SDPA runs once per sequence. ``lm``: the model, which must support the
-    kernel; it may be on the meta device.
+    ``dtype``: of the states, which flash-attention takes in half precision only; None: not known. ``packed``: for
+    packed sequences, where SDPA runs once per sequence. ``lm``: the model, which must support the kernel; it may be on
+    the meta device.
     """
-    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
-
-    flash = lm is None or getattr(lm, "_supports_flash_attn", False)
-    installed = {
-        "flash_attention_3": on_gpu and is_flash_attn_3_available(),
-        "flash_attention_2": on_gpu and is_flash_attn_2_available(),
-    }
-    available = {
-        **{name: found and flash for name, found in installed.items()},
-        "sdpa": lm is None or getattr(lm, "_supports_sdpa", False) or supports_custom_attention(lm),
-        "eager": True,
+    faults = {
+        "flash_attention_3": _flash_fault(3, on_gpu, dtype, lm),
+        "flash_attention_2": _flash_fault(2, on_gpu, dtype, lm),
+        "sdpa": None
+        if lm is None or getattr(lm, "_supports_sdpa", False) or supports_custom_attention(lm)
+        else f"which {type(lm).__name__} does not support",
+        "eager": None,
     }
     if wanted == "auto":
-        wanted = next(name for name, usable in available.items() if usable)
-    if not available[wanted]:
-        why = (
-            f"which {type(lm).__name__} does not support"
-            if wanted == "sdpa" or installed[wanted]
-            else "which needs a GPU and the flash-attn package (pip install '.[gpu]')"
-        )
-        raise ModelError(f"model.attention is {wanted!r}, {why}; use model.attention=auto")
+        wanted = next(name for name, fault in faults.items() if fault is None)
+    if fault := faults[wanted]:
+        raise ModelError(f"model.attention is {wanted!r}, {fault}; use model.attention=auto")
     return (
         register_per_sequence_attention()
         if packed and wanted == "sdpa" and (lm is None or supports_custom_attention(lm))
         else wanted
     )
+
+
+_CAPABILITIES = {2: (8, 99), 3: (8, 9)}
+"""First and last compute capability, major, of NVIDIA chips that a version of flash-attention has kernels for."""
+_WIDEST_HEAD = 256
+"""Largest head size of flash-attention 2 and 3."""
+_WRONG = {"gpt_neo"}
+"""Model types whose class for flash-attention in transformers scales scores and has no local windows, unlike eager."""
+
+
+def _flash_fault(version: int, on_gpu: bool, dtype: torch.dtype | None, lm: Any) -> str | None:
+    """Why this version of flash-attention cannot be used here, as the end of a sentence; None if it can."""
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    installed = is_flash_attn_2_available() if version == 2 else is_flash_attn_3_available()
+    if not (on_gpu and installed):
+        return "which needs a GPU and the flash-attn package (pip install '.[gpu]')"
+    first, last = _CAPABILITIES[version]
+    if (found := _capability()) is not None and not first <= found[0] <= last:
+        return f"which has no kernels for compute capability {found[0]}.{found[1]}"
+    if dtype is not None and dtype not in (torch.bfloat16, torch.float16):
+        return f"which computes in half precision, not in {str(dtype).removeprefix('torch.')}"
+    return None if lm is None else _model_fault(f"flash_attention_{version}", lm)
+
+
+def _capability() -> tuple[int, int] | None:
+    """Compute capability of this process's NVIDIA GPU; None on other chips."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() and torch.version.hip is None else None
+
+
+def _model_fault(name: str, lm: Any) -> str | None:
+    """Why a model cannot use this version of flash-attention; asks transformers, which would fail or load another."""
+    unsupported = f"which {type(lm).__name__} does not support"
+    compatible = getattr(lm, "_compatible_flash_implementations", None)
+    # Outside its list (attention sinks: gpt-oss) transformers loads another kernel from the hub instead.
+    supported = getattr(lm, "_supports_flash_attn", False) and lm.config.model_type not in _WRONG
+    if not supported or (compatible is not None and name not in compatible):
+        return unsupported
+    if (widest := _widest_head(lm)) > _WIDEST_HEAD:
+        return f"which takes heads of at most {_WIDEST_HEAD}, and {type(lm).__name__} has {widest}"
+    try:
+        found = lm._check_and_adjust_attn_implementation(name, is_init_check=True)
+    except (ValueError, ImportError) as error:
+        return f"{unsupported} here ({first_line(error)})"
+    return None if found == name else unsupported
+
+
+def _widest_head(lm: Any) -> int:
+    """The largest head size of any layer."""
+    sizes = [getattr(module, name, 0) for module in lm.modules() for name in ("head_dim", "qk_head_dim")]
+    return max((size for size in sizes if isinstance(size, int)), default=0)

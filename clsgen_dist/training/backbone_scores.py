@@ -104,10 +104,11 @@ class _Backbone:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device.type == "cuda"
         opened = open_backbone(backbone)
+        dtype = torch.bfloat16 if on_gpu else torch.float32
         lm: Any = load_backbone(
             opened,
-            dtype=torch.bfloat16 if on_gpu else torch.float32,
-            attention=choose_attention("auto", on_gpu=on_gpu, packed=True, lm=opened.meta),
+            dtype=dtype,
+            attention=choose_attention("auto", on_gpu=on_gpu, dtype=dtype, packed=True, lm=opened.meta),
         )
         self.model = build_model(
             lm.to(self.device),

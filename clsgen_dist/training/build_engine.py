@@ -162,13 +162,14 @@ def build_engine(
     train, model, optim = settings.train, settings.model, settings.optim
     build_operators(optim.name, config)
     zero3 = HfDeepSpeedConfig(config)  # transformers holds it weakly: it must live while the model is built
-    attention = choose_attention(model.attention, on_gpu=on_accelerator(), packed=True, lm=backbone.meta)
+    dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+    attention = choose_attention(model.attention, on_gpu=on_accelerator(), dtype=dtype, packed=True, lm=backbone.meta)
     if layers := {layer for term in losses.terms for layer in term.attention_layers}:
         _require_layers(layers, backbone)
         let_probe(attention, backbone.meta)
     lm = load_backbone(
         backbone,
-        dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
+        dtype=dtype,
         attention=attention,
         load_in_4bit=model.load_in_4bit,
     )
