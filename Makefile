@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Each module is compiled once, not in every process that a test starts.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-long test-engines test-fast lint docs wheel setup clean
+.PHONY: help demo test test-long test-engines test-fast gpu-check lint docs wheel setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test-engines: setup ## a real vLLM on the CPU serves a folded model: 2 minutes, 
 
 test-fast: setup ## unit tests only: about a minute
 	@$(PYTEST) -m "not long and not slow and not dist and not browser"
+
+gpu-check: setup ## on a machine with a GPU: tests, five minutes of training, benchmarks; writes a page of results to send back
+	@$(BIN)/python scripts/gpu_check.py
 
 lint: setup ## ruff, mypy, shellcheck, and a strict build of the docs site
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

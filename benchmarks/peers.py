@@ -47,7 +47,8 @@ class BaselineModel(torch.nn.Module):
         logits = out.logits[:, :-1].float()
         generation = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         pooled = out.hidden_states[-1].flatten(0, 1)[class_index]
-        classification = F.cross_entropy(F.linear(pooled, self.head.weight, self.head.bias), row_label)
+        logits_SC = F.linear(pooled.float(), self.head.weight.float(), self.head.bias.float())
+        classification = F.cross_entropy(logits_SC, row_label)
         return {"loss": generation + classification}
 
 

@@ -103,7 +103,7 @@ def prepare(model: str, rows: str, micro: int, attention: str) -> tuple[Any, lis
     return dual, [long[i : i + count] for i in range(0, len(long), count)], layers
 
 
-def baseline_step(dual: Any, *, engine: bool) -> Any:
+def baseline_step(dual: Any, *, engine: bool, bf16: bool = False, device: str = "cpu") -> Any:
     """Step function of the baseline (padded batches, all logits), by HF Trainer or, with ``engine``, by DeepSpeed."""
     import torch
     from peers import BaselineModel, padded, trainer_step
@@ -112,16 +112,17 @@ def baseline_step(dual: Any, *, engine: bool) -> Any:
         step = trainer_step(dual)
         return lambda samples: step([padded(samples)])
     model = BaselineModel(dual)
-    wrapped = zero3_engine(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5)
+    wrapped = zero3_engine(model, optimizer, bf16=bf16)
 
     def engine_step(samples: Any) -> None:
-        wrapped.backward(wrapped(**padded(samples))["loss"])
+        wrapped.backward(wrapped(**{name: values.to(device) for name, values in padded(samples).items()})["loss"])
         wrapped.step()
 
     return engine_step
 
 
-def zero3_engine(model: Any, optimizer: Any) -> Any:
+def zero3_engine(model: Any, optimizer: Any, *, bf16: bool = False) -> Any:
     """A DeepSpeed ZeRO-3 engine of the model on one rank."""
     import deepspeed
 
@@ -133,14 +134,14 @@ def zero3_engine(model: Any, optimizer: Any) -> Any:
         batch_size=8,
         world_size=1,
         max_grad_norm=1.0,
-        bf16=False,
+        bf16=bf16,
         optimizer="adamw",
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
 
 
-def our_step(dual: Any, *, engine: bool) -> Any:
+def our_step(dual: Any, *, engine: bool, bf16: bool = False, device: str = "cpu") -> Any:
     """Step function of this project, with or without DeepSpeed."""
     import torch
 
@@ -159,18 +160,18 @@ def our_step(dual: Any, *, engine: bool) -> Any:
 
         def plain(samples: Any) -> None:
             batch = collate(samples)
-            joint_loss(dual(**batch.inputs()), batch).backward()
+            joint_loss(dual(**batch.inputs(device)), batch).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
         return plain
 
-    wrapped = zero3_engine(dual, optimizer)
+    wrapped = zero3_engine(dual, optimizer, bf16=bf16)
 
     def step(samples: Any) -> None:
         batch = collate(samples)
-        wrapped.backward(joint_loss(wrapped(**batch.inputs()), batch), scale_wrt_gas=False)
+        wrapped.backward(joint_loss(wrapped(**batch.inputs(device)), batch), scale_wrt_gas=False)
         wrapped.step()
 
     return step

@@ -169,7 +169,7 @@ def _write_and_verify(job: _Job, folder: Path) -> None:
     """Write the export anew into ``folder``, and verify it; LogitsDifferError, ModelError."""
     _write(job, folder)
     if job.verify_logits:
-        verify_canary(folder, job.marker["canary"])
+        verify_canary(folder, job.marker["canary"], in_4bit=job.settings.model.load_in_4bit)
     else:
         logger.info("logits not verified (--verify_logits false)")
 

@@ -45,11 +45,12 @@ def verify_shapes(folder: Path) -> None:
         raise ModelError(f"the export's tensors do not fit its architecture: {error}") from error
 
 
-def verify_canary(folder: Path, canary: dict[str, Any]) -> None:
+def verify_canary(folder: Path, canary: dict[str, Any], *, in_4bit: bool = False) -> None:
     """Reload with plain transformers; compare the canary's losses and class logits with the training engine's.
 
     How much 16-bit rounding moves a loss depends on the model: large logits round coarsely. If the export or the
-    trained model is in 16 bits and they differ by more than usual, the export is computed in both precisions.
+    trained model is in 16 bits and they differ by more than usual, the export is computed in both precisions. If the
+    backbone was held in 4 bits (``in_4bit``), how far quantising the export moves the values is measured alike.
 
     Raises:
         LogitsDifferError: they differ by more than rounding.
@@ -60,8 +61,10 @@ def verify_canary(folder: Path, canary: dict[str, Any]) -> None:
     tolerance = max(_TOLERANCE.get(dtype, 5e-2) for dtype in dtypes)
     if difference > tolerance and dtypes != (torch.float32, torch.float32):
         tolerance = max(tolerance, _TIMES_ROUNDING * _rounding(lm, folder, canary, dtypes))
+    if difference > tolerance and in_4bit:
+        tolerance = max(tolerance, _TIMES_ROUNDING * _quantising(lm, folder, canary))
     if not difference <= tolerance:
-        named = " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
+        named = " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}) + ["4 bits"] * in_4bit)
         raise LogitsDifferError(
             f"the export's logits differ from the trained model's by {difference:.2e}, expected at most "
             f"{tolerance:.0e} in {named}; the architecture may change its logits, or the merge failed: export again"
@@ -155,6 +158,18 @@ def _rounding(lm: Any, folder: Path, canary: dict[str, Any], dtypes: tuple[torch
     in_half, in_full = (_canary_values(lm.to(dtype), folder, canary) for dtype in (half, torch.float32))
     lm.to(stored)
     return (in_half - in_full).abs().max().item()
+
+
+@torch.no_grad()
+def _quantising(lm: Any, folder: Path, canary: dict[str, Any]) -> float:
+    """Largest change of the canary's values, in nats, when linear maps but the LM head are rounded to 4 bits (NF4)."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    exact = _canary_values(lm, folder, canary)
+    for module in lm.modules():
+        if isinstance(module, torch.nn.Linear) and module is not lm.get_output_embeddings():
+            module.weight.data = dequantize_4bit(*quantize_4bit(module.weight.data, quant_type="nf4"))
+    return (_canary_values(lm, folder, canary) - exact).abs().max().item()
 
 
 def _difference(lm: Any, folder: Path, canary: dict[str, Any]) -> float:

@@ -157,8 +157,6 @@ def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, loa
     # Not the backbone's, which transformers might refuse: nothing is generated here.
     options: dict[str, Any] = {"generation_config": GenerationConfig()}
     if load_in_4bit:
-        if not torch.cuda.is_available():
-            raise ModelError("model.load_in_4bit needs CUDA, which is not available; set it to false")
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -174,6 +172,9 @@ def load_backbone(backbone: Backbone, *, dtype: torch.dtype, attention: str, loa
         attn_implementation=attention,
         **options,
     )
+    for module in lm.modules() if load_in_4bit else ():
+        # Else bitsandbytes reorders a weight in place at its first use on such a CPU; ZeRO-3 gathers it as it was.
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return lm
 
 
@@ -284,13 +285,14 @@ def checkpoint_activations(lm: Any) -> None:
 def local_values(parameter: Any, rank: int) -> Tensor:
     """This rank's elements of a parameter, flat if ZeRO-3 has sharded it; the padding of the last shards is not read.
 
-    The padding is memory that nobody has initialised: it may hold NaN.
+    The padding is memory that nobody has initialised: it may hold NaN. So may 4-bit codes, which are stored in the
+    dtype of the other weights: they are returned as bytes.
     """
     shard = getattr(parameter, "ds_tensor", None)
-    if shard is None:
-        return parameter.detach()  # type: ignore[no-any-return]
-    start = shard.ds_numel * rank
-    return shard.detach().flatten()[: max(0, parameter.ds_numel - start)]  # type: ignore[no-any-return]
+    values: Tensor = parameter.detach()
+    if shard is not None:
+        values = shard.detach().flatten()[: max(0, parameter.ds_numel - shard.ds_numel * rank)]
+    return values if getattr(parameter, "quant_state", None) is None else values.flatten().view(torch.uint8)
 
 
 def require_finite(model: nn.Module, world: Any) -> None:

@@ -32,7 +32,7 @@ class ModelSettings:
     decide: Literal["before", "after", "both"] = "before"
     """Where the head is read: before the explanation, after it (explain first, then decide), or both. Rows without explanation are read at the prompt's end."""
     load_in_4bit: bool = False
-    """Keep a frozen backbone in 4 bits (bitsandbytes NF4); needs CUDA and `finetune: lora`."""
+    """Keep a frozen backbone in 4 bits (bitsandbytes NF4; slow on a CPU); not with `finetune: full`. The export is in full precision."""
     attention: Literal["auto", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto takes the first of flash-attn 3, flash-attn 2, SDPA that is there."""
 

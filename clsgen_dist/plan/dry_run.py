@@ -135,7 +135,9 @@ def dry_run(
     start = time.monotonic()
     settings = copy.deepcopy(settings)
     if settings.model.load_in_4bit:
-        raise SettingsError("model.load_in_4bit needs a GPU to quantise on, also in a dry run; set it to false")
+        raise SettingsError(
+            "model.load_in_4bit quantises weights as they are read, and a dry run reads none; set it to false"
+        )
     backbone = backbone_path(settings.model.backbone)
     data = settings.data
     require_context(open_config(backbone), data.max_prompt_length, data.max_explanation_length)

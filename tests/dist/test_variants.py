@@ -93,8 +93,3 @@ def test_ulysses_is_refused(recipe, train, tmp_path):
     file.write_text(json.dumps({**config, "sequence_parallel_size": 2, "data_parallel_size": 1}))
     done = train(tmp_path / "run", check=False, deepspeed=file, **RUN)
     assert done.returncode == 2 and "Ulysses would cut packed sequences between ranks" in done.stderr
-
-
-def test_4_bit_weights_are_refused_without_cuda(train, tmp_path):
-    done = train(tmp_path / "run", check=False, model__load_in_4bit="true", model__finetune="lora", **RUN)
-    assert done.returncode == 2 and "model.load_in_4bit needs CUDA" in done.stderr
