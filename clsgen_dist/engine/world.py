@@ -167,6 +167,7 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
 
     Raises:
         RendezvousError: the ranks did not meet within ``rendezvous_timeout_s``; says who is missing.
+        SettingsError: this machine has fewer GPUs than ranks.
     """
     quiet_libraries()
     import deepspeed
@@ -178,7 +179,7 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
     on_cpu = not on_accelerator()
     launched = set_launch_variables()
     if not on_cpu:
-        accelerator.set_device(launched.local_rank)
+        accelerator.set_device(_own_device(launched.local_rank, accelerator.device_count()))
     device = torch.device("cpu" if on_cpu else accelerator.current_device_name())
     world = World(launched.rank, launched.size, device, node_name())
     torch_dist.init_process_group(
@@ -201,6 +202,22 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
         if on_cpu:
             deepspeed.comm.comm.cdb = deepspeed.comm.comm.cdb._backend
         torch_dist.destroy_process_group()
+
+
+def _own_device(local_rank: int, visible: int) -> int:
+    """The number of this rank's GPU among those that it sees; SettingsError if there is none for it.
+
+    With ``srun --gpus-per-task`` a rank sees its own alone, as number 0. DeepSpeed takes the number from LOCAL_RANK,
+    which is set accordingly.
+    """
+    number = 0 if visible == 1 else local_rank
+    if number >= visible:
+        raise SettingsError(
+            f"rank {local_rank} of {node_name()} has no GPU: {visible} are visible; start as many ranks on a node as "
+            "it has GPUs, and check CUDA_VISIBLE_DEVICES"
+        )
+    os.environ["LOCAL_RANK"] = str(number)
+    return number
 
 
 def open_store(rank: int, timeout_s: int) -> torch_dist.Store:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from clsgen_dist.engine.world import ranks_here, set_launch_variables
+from clsgen_dist.engine.world import _own_device, ranks_here, set_launch_variables
 from clsgen_dist.errors import SettingsError
 
 
@@ -39,3 +39,14 @@ def test_ranks_per_node_come_from_slurm_or_the_launcher(name, monkeypatch):
     assert here == [2, 2, 1]
     monkeypatch.setenv(name, "4")  # a launcher inside a job knows better
     assert ranks_here() == 4
+
+
+def test_a_rank_takes_its_own_gpu(monkeypatch):
+    """With ``srun --gpus-per-task`` it sees one, whose number is 0; DeepSpeed takes it from LOCAL_RANK."""
+    for local_rank, visible, number in ((3, 8, 3), (3, 1, 0), (0, 1, 0)):
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        assert _own_device(local_rank, visible) == number
+        assert os.environ["LOCAL_RANK"] == str(number)
+    for visible in (0, 2):
+        with pytest.raises(SettingsError, match=rf"rank 2 of .* has no GPU: {visible} are visible"):
+            _own_device(2, visible)
