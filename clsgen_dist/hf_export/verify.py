@@ -166,8 +166,9 @@ def _quantising(lm: Any, folder: Path, canary: dict[str, Any]) -> float:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     exact = _canary_values(lm, folder, canary)
-    for module in lm.modules():
-        if isinstance(module, torch.nn.Linear) and module is not lm.get_output_embeddings():
+    for name, module in lm.named_modules():
+        quantised = isinstance(module, torch.nn.Linear) and ".lora_" not in name
+        if quantised and module is not lm.get_output_embeddings():
             module.weight.data = dequantize_4bit(*quantize_4bit(module.weight.data, quant_type="nf4"))
     return (_canary_values(lm, folder, canary) - exact).abs().max().item()
 

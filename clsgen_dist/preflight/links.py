@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ def measure(
 
 def _all_reduce(store: torch_dist.Store, rank: int, size: int, device: torch.device, timeout_s: float) -> float | None:
     """Bus bandwidth in GB/s of the fastest repeat: 2 (n-1)/n bytes / time, as in nccl-tests; None if it fails."""
+    # Else NCCL's watchdog ends the process after the timeout, and both nodes of a dead link look broken.
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     values = torch.ones(_BYTES[device.type] // 4, device=device)
     times = []
     try:

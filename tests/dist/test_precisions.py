@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from clsgen_dist import checkpoint
 from clsgen_dist.hf_export.artifact import HEAD_FILE
+from clsgen_dist.hf_export.verify import LogitsDifferError, verify_canary
 from clsgen_dist.inference.predict import Predictor
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -39,8 +40,8 @@ def _resumed(train, run, options):
     return _masters(run)
 
 
-def _exported(run_command, run, folder):
-    done = run_command("clsgen", "export", "--checkpoint", str(run), "--output", str(folder))
+def _exported(run_command, run, folder, *flags):
+    done = run_command("clsgen", "export", "--checkpoint", str(run), "--output", str(folder), *flags)
     assert "verified by reloading" in done.stderr
     return Predictor(folder)
 
@@ -63,7 +64,15 @@ def test_qlora_trains_resumes_and_exports(train, run_command, tmp_path):
     assert losses[run] != pytest.approx(losses[plain], abs=1e-3), "the backbone is not rounded"
     predictor = _exported(run_command, run, tmp_path / "out")
     assert predictor.lm.dtype == torch.float32
-    assert len(predictor.predict(["a note"], max_new_tokens=4)) == 1
+    [merged] = predictor.predict(["a note"], max_new_tokens=4)
+    [alone] = _exported(run_command, run, tmp_path / "adapters", "--merge", "false").predict(
+        ["a note"], max_new_tokens=4
+    )
+    assert alone.probabilities == pytest.approx(merged.probabilities, abs=1e-5)
+    canary = checkpoint.read_marker(checkpoint.committed(run / "checkpoints")[-1])["canary"]
+    another = canary | {"token_losses": [loss + 0.5 for loss in canary["token_losses"]]}
+    with pytest.raises(LogitsDifferError, match="float32 and 4 bits"):
+        verify_canary(tmp_path / "out", another, in_4bit=True)
 
 
 def test_bf16_trains_resumes_exports_and_predicts(train, run_command, tmp_path):

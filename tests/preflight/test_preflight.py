@@ -11,7 +11,9 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 
+from clsgen_dist.preflight import links as links_module
 from clsgen_dist.preflight.links import Link, pairings
 from clsgen_dist.preflight.node import Report, check_chips, disk_fault
 from clsgen_dist.preflight.verdict import judge_links, judge_reports
@@ -113,6 +115,20 @@ def _ranks(tmp_path, which, free_port, *arguments, start=("-m", "clsgen_dist"), 
         words.insert(words.index("--output_dir") + 1, str(folder))
         started.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return [(process.communicate(timeout=100)[0], process.returncode) for process in started]
+
+
+def test_a_dead_link_is_an_answer_and_does_not_end_the_rank(monkeypatch):
+    """NCCL raises after its timeout only if it waits blocking; else its watchdog ends the process."""
+    monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT", raising=False)
+    waits = []
+
+    def fails(*_, **__):
+        waits.append(os.environ["TORCH_NCCL_BLOCKING_WAIT"])
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(links_module.torch_dist, "init_process_group", fails)
+    found = list(links_module.measure(torch.distributed.HashStore(), ["n0"], 0, 0, 2, torch.device("cpu"), 1.0))
+    assert (found, waits) == ([Link("n0", "n0", None)], ["1"])
 
 
 def test_four_ranks_measure_their_links_and_a_missing_rank_is_named(tmp_path, free_port):
