@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from clsgen_kernels import GenerationOptions, dual_head_loss
+from clsgen_kernels import Execution, GenerationOptions, dual_head_loss
 from torch import Tensor, nn
 
 from clsgen_dist.model.adapters import adapters_off
@@ -187,7 +187,7 @@ class DualHeadModel(nn.Module):
             generation=spec.generation if self.training else GenerationOptions(),
             classification=class_options,
             impl=spec.impl,
-            hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
+            execution=Execution(hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3]),
         )
         affine, sums, judged = (weight_KD, bias_K), [], None
         shared = ForwardPass(

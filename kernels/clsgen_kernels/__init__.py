@@ -3,14 +3,15 @@
 Independent of ``clsgen_dist``: tensors in, losses out. See :func:`dual_head_loss`.
 """
 
-from clsgen_kernels.dual_head import DualHeadOutput, dual_head_loss, resolve_impl
-from clsgen_kernels.inputs import ClassOptions, GenerationOptions, LMLora
+from clsgen_kernels.dual_head import DualHeadOutput, dual_head_loss
+from clsgen_kernels.implementation import resolve_impl
+from clsgen_kernels.inputs import ClassOptions, Execution, GenerationOptions
 
 __all__ = [
     "ClassOptions",
     "DualHeadOutput",
+    "Execution",
     "GenerationOptions",
-    "LMLora",
     "dual_head_loss",
     "resolve_impl",
 ]
