@@ -192,7 +192,8 @@ def choose_attention(wanted: str, *, on_gpu: bool, packed: bool = False, lm: Any
     }
     available = {
         **{name: found and flash for name, found in installed.items()},
-        "sdpa": lm is None or getattr(lm, "_supports_sdpa", False) or supports_custom_attention(lm),
+        # Ours for packed sequences also knows what SDPA lacks (Gemma 2's soft cap of scores, gpt-oss's sinks).
+        "sdpa": lm is None or getattr(lm, "_supports_sdpa", False) or (packed and supports_custom_attention(lm)),
         "eager": True,
     }
     if wanted == "auto":
