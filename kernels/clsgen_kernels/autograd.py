@@ -94,8 +94,7 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         )
         out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
     else:
-        if wants.hidden and not (wants.lm_weight or wants.lm_bias):
-            carries = sharding is None and tiled.can_carry_expectation(lm)
+        carries = sharding is None and carries_expectation(call.generation, wants)
         out = tiled.forward(lm, tile=tile, carry_expectation=carries)
         class_logits_SC = classes.logits()
         class_loss_S = classes.losses(class_logits_SC)
@@ -137,6 +136,11 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         class_index_S=given.class_index_S,
     )
     return results, kept, plan
+
+
+def carries_expectation(options: GenerationOptions, wants: Wants) -> bool:
+    """Whether the torch path's forward computes the hidden states' gradient too, see :mod:`clsgen_kernels.tiled`."""
+    return wants.hidden and not (wants.lm_weight or wants.lm_bias) and tiled.can_carry_expectation(options)
 
 
 def backward(

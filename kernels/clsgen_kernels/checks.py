@@ -8,11 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clsgen_kernels.inputs import IGNORE, ClassOptions, Execution, Tensors
+from clsgen_kernels.inputs import IGNORE, Call, ClassOptions, Execution, Tensors
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
 
 _FLOATS = (torch.float32, torch.float64)
+
+
+def check(given: Tensors, call: Call) -> None:
+    """ValueError for tensors or options that do not match; ``call.impl`` is not ``"auto"``."""
+    check_tensors(given, sharded=call.impl == "vocab_parallel")
+    check_labels(given.label_S, given.class_index_S, given.head_weight_CD.shape[0], call.classification)
+    check_options(given, call.execution, call.impl)
 
 
 def check_tensors(given: Tensors, *, sharded: bool) -> None:
@@ -42,7 +49,7 @@ def check_tensors(given: Tensors, *, sharded: bool) -> None:
                 f"{name} is {index.dtype} {tuple(index.shape)} with {other.dtype} {tuple(other.shape)}; "
                 "expected two int64 vectors of equal length"
             )
-    if hidden_ND.device.type == "cpu":
+    if _sees_values(hidden_ND):
         _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
         _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
         # A shard does not know the size of the full vocabulary.
@@ -63,7 +70,7 @@ def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: 
         _refuse(f"the head has {outputs} outputs, expected 1 for kind 'sigmoid'; use 'multilabel' or 'softmax'")
     if options.class_weight is not None and len(options.class_weight) != outputs:
         _refuse(f"class_weight has {len(options.class_weight)} values, expected one for each of {outputs} outputs")
-    if label_S.device.type == "cpu":
+    if _sees_values(label_S):
         if label_S.is_floating_point():
             _check_range("label_S", label_S, -1, 1, inclusive=True)
         else:
@@ -87,6 +94,11 @@ def check_options(given: Tensors, execution: Execution, impl: str) -> None:
             f"lm_weight_grad_VD is {lm_weight_grad_VD.dtype} {tuple(lm_weight_grad_VD.shape)}, expected "
             f"torch.float32 {tuple(lm_weight_VD.shape)}, contiguous"
         )
+
+
+def _sees_values(tensor: Tensor) -> bool:
+    """Whether values can be read without waiting for a device or breaking a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _refuse(why: str) -> None:

@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from clsgen_kernels import reference
+from clsgen_kernels import compiled, reference
 from clsgen_kernels.autograd import DualHead, forward, without_autocast
-from clsgen_kernels.checks import check_labels, check_options, check_tensors
+from clsgen_kernels.checks import check
 from clsgen_kernels.implementation import resolve_impl
 from clsgen_kernels.inputs import Call, ClassOptions, Execution, GenerationOptions, Results, Tensors, Wants
 
@@ -85,6 +85,8 @@ def dual_head_loss(
     Under autocast the states and the LM's weights are taken in autocast's dtype, as its matrix products would; the
     class head's product and all losses stay in fp32.
 
+    Under ``torch.compile`` it is one operator, see :mod:`clsgen_kernels.compiled`, without breaking the graph.
+
     Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C`` and ``lm_bias_V``, exactly,
     for any upstream gradient of the outputs. Double backward is refused, but for ``impl="reference"``.
 
@@ -126,17 +128,18 @@ def dual_head_loss(
 def compute(given: Tensors, call: Call) -> Results:
     """The losses of checked tensors; without autograd where no gradient is asked for."""
     given = _as_autocast_casts(given)
+    differentiable = [t is not None and t.requires_grad for t in given[: len(Wants._fields)]]
+    wants = Wants(*differentiable) if torch.is_grad_enabled() else Wants()
+    if torch.compiler.is_compiling() and call.impl != "reference":
+        return compiled.call(given, call, wants)
     with without_autocast(given.hidden_ND.device.type):
         call = dataclasses.replace(call, impl=resolve_impl(call.impl, given.hidden_ND.device))
-        check_tensors(given, sharded=call.impl == "vocab_parallel")
-        check_labels(given.label_S, given.class_index_S, given.head_weight_CD.shape[0], call.classification)
-        check_options(given, call.execution, call.impl)
+        check(given, call)
         if call.impl == "reference":
             return reference.both(given, call)
-        differentiable = given[: len(Wants._fields)]
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable):
+        if any(wants):
             return Results(*DualHead.apply(*given, call))
-        results, _, _ = forward(given, call, Wants())
+        results, _, _ = forward(given, call, wants)
         return results
 
 

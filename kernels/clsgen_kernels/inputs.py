@@ -224,13 +224,8 @@ class HeadInputs(NamedTuple):
             target_SC = label_S.to(logits_SC.dtype) if weights_C is None else label_S.to(logits_SC.dtype) * weights_C
             part_S = -(target_SC * torch.log_softmax(logits_SC, dim=1)).sum(dim=1)
             return torch.where(known_S, part_S, 0.0)
-        if kind == "ordinal":
-            target_SC = (label_S[:, None] > torch.arange(logits_SC.shape[1], device=label_S.device)).to(logits_SC.dtype)
-            known_SC = (label_S >= 0)[:, None].expand_as(logits_SC)
-        else:
-            label_SC = self._by_logit()
-            target_SC, known_SC = label_SC.to(logits_SC.dtype), label_SC >= 0
-        part_SC = F.binary_cross_entropy_with_logits(logits_SC, target_SC.clamp(min=0), reduction="none")
+        target_SC, known_SC = self._binary_targets(logits_SC)
+        part_SC = F.binary_cross_entropy_with_logits(logits_SC, target_SC, reduction="none")
         part_SC = self._focal(part_SC)
         if weights_C is not None:
             part_SC = part_SC * weights_C
@@ -238,9 +233,30 @@ class HeadInputs(NamedTuple):
 
     def slopes(self, logits_SC: Tensor) -> Tensor:
         """``[S, C]`` derivative of each row's loss with respect to its logits; rows are independent."""
-        with torch.enable_grad():
-            logits_SC = logits_SC.detach().requires_grad_()
-            return torch.autograd.grad(self.losses(logits_SC).sum(), logits_SC)[0]
+        options, label_S = self.options, self.label_S
+        weights_C = 1 if options.class_weight is None else self.weights_C().to(logits_SC.dtype)
+        if options.kind == "soft":
+            target_SC = label_S.clamp(min=0).to(logits_SC.dtype) * weights_C
+            return torch.softmax(logits_SC, dim=1) * target_SC.sum(dim=1, keepdim=True) - target_SC
+        if options.kind == "softmax":
+            classes_C = torch.arange(logits_SC.shape[1], device=label_S.device)
+            target_SC = (label_S[:, None] == classes_C).to(logits_SC.dtype)
+            log_p_SC = torch.log_softmax(logits_SC, dim=1)
+            factor_S1 = self._focal_slope(-(target_SC * log_p_SC).sum(dim=1, keepdim=True))
+            return (log_p_SC.exp() - target_SC) * factor_S1 * (target_SC * weights_C).sum(dim=1, keepdim=True)
+        target_SC, known_SC = self._binary_targets(logits_SC)
+        part_SC = F.binary_cross_entropy_with_logits(logits_SC, target_SC, reduction="none")
+        slope_SC = (torch.sigmoid(logits_SC) - target_SC) * self._focal_slope(part_SC) * weights_C
+        return torch.where(known_SC, slope_SC, 0.0)
+
+    def _binary_targets(self, logits_SC: Tensor) -> tuple[Tensor, Tensor]:
+        """``[S, C]`` targets of independent logits, and which are known."""
+        if self.options.kind == "ordinal":
+            thresholds_C = torch.arange(logits_SC.shape[1], device=self.label_S.device)
+            target_SC = (self.label_S[:, None] > thresholds_C).to(logits_SC.dtype)
+            return target_SC, (self.label_S >= 0)[:, None].expand_as(logits_SC)
+        label_SC = self._by_logit()
+        return label_SC.to(logits_SC.dtype).clamp(min=0), label_SC >= 0
 
     def _by_logit(self) -> Tensor:
         """``[S, C]`` labels; of ``"sigmoid"`` ``[S, 1]``."""
@@ -248,9 +264,20 @@ class HeadInputs(NamedTuple):
 
     def _focal(self, negative_log: Tensor) -> Tensor:
         gamma = self.options.focal_gamma
+        return negative_log if gamma == 0 else negative_log * _less_than_certain(negative_log) ** gamma
+
+    def _focal_slope(self, negative_log: Tensor) -> Tensor | float:
+        """Derivative of :meth:`_focal`."""
+        gamma = self.options.focal_gamma
         if gamma == 0:
-            return negative_log
-        return negative_log * (-torch.expm1(-negative_log)).clamp(min=1e-30) ** gamma
+            return 1.0
+        rest = _less_than_certain(negative_log)
+        return rest**gamma + gamma * negative_log * rest ** (gamma - 1) * torch.exp(-negative_log)
+
+
+def _less_than_certain(negative_log: Tensor) -> Tensor:
+    """``1 - p``, above 0."""
+    return (-torch.expm1(-negative_log)).clamp(min=1e-30)
 
 
 _COPIED: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clsgen_kernels.inputs import Forward, LMGradients, LMInputs
+from clsgen_kernels.inputs import Forward, GenerationOptions, LMGradients, LMInputs
 
 # n supervised tokens, D hidden, V vocabulary, T vocabulary rows of one tile
 
@@ -36,9 +36,9 @@ def tile_rows(n_tokens: int, vocabulary: int) -> int:
     return min(vocabulary, max(low, min(high, _TILE_ELEMENTS // max(n_tokens, 1))))
 
 
-def can_carry_expectation(lm: LMInputs) -> bool:
+def can_carry_expectation(options: GenerationOptions) -> bool:
     """Whether the expected output embedding is enough to compute the hidden states' gradient."""
-    return lm.options.label_smoothing == 0 and lm.options.softcap is None
+    return options.label_smoothing == 0 and options.softcap is None
 
 
 def forward(lm: LMInputs, *, tile: int, carry_expectation: bool) -> Forward:
@@ -124,6 +124,22 @@ def backward(
         if grad_bias_V is not None:
             torch.sum(grad_nT, dim=0, out=grad_bias_V[part])
     return LMGradients(grad_nD, grad_VD, grad_bias_V)
+
+
+def most_likely(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """int64 ``[n]``: the row of ``hidden @ weight.T + bias`` that is largest, the first of equals; one GEMM pass."""
+    n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
+    options = GenerationOptions()
+    lm = LMInputs(hidden_nD, weight_VD, hidden_nD.new_zeros(n, dtype=torch.int64), bias_V, options, vocabulary)
+    wide, tile = torch.promote_types(hidden_nD.dtype, torch.float32), tile_rows(n, vocabulary)
+    best_n = hidden_nD.new_full((n,), -torch.inf, dtype=wide)
+    found_n = torch.zeros_like(lm.target_n)
+    buffer = hidden_nD.new_empty(n * tile)
+    for start in range(0, vocabulary, tile):
+        top_n, column_n = _logits(lm, start, tile, buffer, wide).max(dim=1)
+        found_n = torch.where(top_n > best_n, column_n + start, found_n)
+        best_n = torch.maximum(best_n, top_n)
+    return found_n
 
 
 def _logits(lm: LMInputs, start: int, tile: int, buffer: Tensor, wide: torch.dtype) -> Tensor:
