@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from clsgen_kernels import cost, dual_head_loss
+from clsgen_kernels import Execution, cost, dual_head_loss
 
 HEADS = {"8b": 4096, "70b": 8192}
 VOCABULARY = 128256
@@ -58,7 +58,7 @@ def methods(given: dict[str, Any]) -> dict[str, Step]:
 
     def clsgen(**options: Any) -> Step:
         def step() -> torch.Tensor:
-            out = dual_head_loss(**given, impl="triton", reduction="sum", **options)
+            out = dual_head_loss(**given, impl="triton", reduction="sum", execution=Execution(**options))
             return out.generation_loss + out.class_loss
 
         return step
@@ -158,7 +158,7 @@ def tiles(tokens: int, width: int, rounds: int) -> None:
     given = inputs(tokens, width, "cuda")
     with torch.no_grad():
         hidden, weight = given["hidden_ND"][given["supervised_index_n"]], given["lm_weight_VD"]
-        lm = LMInputs(hidden, weight, given["target_n"], None, None, None, GenerationOptions(), VOCABULARY)
+        lm = LMInputs(hidden, weight, given["target_n"], None, GenerationOptions(), VOCABULARY)
         pooled = given["hidden_ND"][given["class_index_S"]]
         head = HeadInputs(pooled, given["head_weight_CD"], given["head_bias_C"], given["label_S"], ClassOptions())
         n = hidden.shape[0]

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clsgen_dist.data.encode import Encoder
@@ -28,10 +29,12 @@ HEAD_FILE = "classification_head/weights.safetensors"
 """In its own folder, since some engines load every ``*.safetensors`` next to the model as backbone weights."""
 _OLDER_HEAD_FILE = "classification_head.safetensors"
 META_FILE = "clsgen.json"
-FORMAT = 6
-_READABLE_FORMATS = (1, 2, 3, 4, 5, 6)
+_BELOW_CAP = 1 - 2**-9
+"""Largest share of a soft cap that is inverted."""
+FORMAT = 7
+_READABLE_FORMATS = (1, 2, 3, 4, 5, 6, 7)
 """Format 1 has no ``prompt``; 1 and 2 are of single labels, with one ``threshold``; 1 to 3 know affine maps alone; 1 to
-4 are not folded; 1 to 5 have neither adapters nor ``decoding``."""
+4 are not folded; 1 to 5 have neither adapters nor ``decoding``; 1 to 6 are not folded with a soft cap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Folded:
     """Token whose row is zero."""
     largest_difference: float
     """Of a class logit of a text, from the head's in fp32: what rounding to the LM's dtype does."""
+    softcap: float | None = None
+    """The LM's soft cap, which its log-probabilities have and the class logits do not."""
 
     @property
     def all_rows(self) -> list[int]:
@@ -52,7 +57,12 @@ class Folded:
 
     def logits(self, log_probs: Mapping[int, float], bias_K: Tensor) -> Tensor:
         """``[K]`` class logits, fp32; ``log_probs``: at the prompt's last token, by token."""
-        return bias_K.new_tensor([log_probs[row] - log_probs[self.reference] for row in self.rows]) + bias_K
+        logits_K = bias_K.new_tensor([log_probs[row] - log_probs[self.reference] for row in self.rows])
+        if self.softcap is not None:
+            # 16-bit logits may round to the cap itself, whose inverse is infinite.
+            capped_K = (logits_K / self.softcap).clamp(-_BELOW_CAP, _BELOW_CAP)
+            logits_K = self.softcap * torch.atanh(capped_K)
+        return logits_K + bias_K
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,8 +104,7 @@ def export(
         _require_adapters_alone(source, settings.model.finetune, interpolation, fold)
     require_replaceable(output)
     if fold:
-        lm = open_backbone(backbone_path(settings.model.backbone), weights=False).meta
-        require_foldable(source, marker["identity"]["decide"], lm)
+        require_foldable(source, marker["identity"]["decide"])
     partial = output.with_name(f".{output.name}.partial")
     job = _Job(
         source=source,

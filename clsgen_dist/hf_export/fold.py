@@ -5,6 +5,9 @@ prompt's last token the engine's log-probabilities of these tokens differ by the
 
     logit_k = logprob(row_k) - logprob(row of zeros) + bias_k
 
+If the LM scales its logits, the rows are divided by the scale; if it has a bias, that of the rows is 0; if it caps its
+logits, the differences are the capped class logits, and the cap is inverted by whoever reads them (``Folded.logits``).
+
 Bias, calibration and thresholds stay in ``clsgen.json`` and the head's file. The rows are taken from those that the
 vocabulary has beyond the tokenizer's tokens, else it grows; a tied LM head is untied, so that inputs stay as they are.
 Such tokens must never be written: engines get a logit bias of -100 for them.
@@ -28,6 +31,7 @@ from torch import Tensor
 from clsgen_dist.errors import ModelError
 from clsgen_dist.hf_export.artifact import HEAD_FILE, Folded, ModelCard, encoder_of, read_head, require_replaceable
 from clsgen_dist.model.backbone import Backbone, open_backbone
+from clsgen_dist.model.lm_head import LogitTransform
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +50,8 @@ def fold(folder: str | Path, output: str | Path) -> Path:
         ``output``: as the export, with ``folded`` in its ``clsgen.json``.
 
     Raises:
-        ModelError: no export, or one of adapters; it decides after the explanation, which a single call cannot; its LM
-            head has a bias; the output exists and is none; or the class logits differ by more than rounding.
+        ModelError: no export, or one of adapters; it decides after the explanation, which a single call cannot; the
+            output exists and is none; or the class logits differ by more than rounding.
     """
     folder, output = Path(folder), Path(output)
     card = ModelCard.read(folder)
@@ -57,7 +61,7 @@ def fold(folder: str | Path, output: str | Path) -> Path:
             "--fold true"
         )
     backbone = open_backbone(str(folder))
-    require_foldable(folder, card.decide, backbone.meta)
+    require_foldable(folder, card.decide)
     require_replaceable(output)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -70,16 +74,12 @@ def fold(folder: str | Path, output: str | Path) -> Path:
     return output
 
 
-def require_foldable(source: Path, decide: str, lm: Any) -> None:
+def require_foldable(source: Path, decide: str) -> None:
     """ModelError if the head of a model cannot be in its LM head."""
     if decide == "after":
         raise ModelError(
             f"{source} decides after its explanation, so its head is read at a place that one call does not tell; "
             "train with model.decide before or both"
-        )
-    if getattr(lm.get_output_embeddings(), "bias", None) is not None:
-        raise ModelError(
-            f"{source}: its LM head has a bias, which would be added to the class logits; it is not folded"
         )
 
 
@@ -97,9 +97,11 @@ def _write(folder: Path, partial: Path, card: ModelCard, backbone: Backbone) -> 
     tokenizer.add_tokens(names, special_tokens=True)
     rows: list[int] = tokenizer.convert_tokens_to_ids(names)
     tokenizer.save_pretrained(partial)
-    size = _write_weights(partial, backbone, rows, torch.cat([weight_KD, torch.zeros_like(weight_KD[:1])]))
+    transform = LogitTransform.of(backbone.config)
+    rows_RD = torch.cat([weight_KD / transform.scale, torch.zeros_like(weight_KD[:1])])
+    size = _write_weights(partial, backbone, rows, rows_RD)
     _write_config(partial, size)
-    folded = Folded(rows=rows[:-1], reference=rows[-1], largest_difference=0.0)
+    folded = Folded(rows=rows[:-1], reference=rows[-1], largest_difference=0.0, softcap=transform.softcap)
     difference, dtype = _difference(folder, partial, card, folded, tokenizer)
     tolerance = _TOLERANCE.get(dtype, 0.25)
     if not difference <= tolerance:
@@ -123,6 +125,7 @@ def _write_weights(partial: Path, backbone: Backbone, rows: list[int], weight_RD
     input_layer, output_layer = lm.get_input_embeddings(), lm.get_output_embeddings()
     inputs, outputs = stored[_name_of(lm, input_layer)], _name_of(lm, output_layer)
     is_tied = outputs not in stored
+    bias = stored.get(_name_of(lm, output_layer, "bias"))
     size = max(len(output_layer.weight), max(rows) + 1)
     weight_map: dict[str, str] = {}
     total = 0
@@ -130,6 +133,8 @@ def _write_weights(partial: Path, backbone: Backbone, rows: list[int], weight_RD
         shard = files.read(name for name in files.shapes if files.path_of(name) == path)
         if not is_tied and stored[outputs] in shard:
             shard[stored[outputs]] = _with_rows(shard[stored[outputs]], size, rows, weight_RD)
+        if bias in shard:
+            shard[bias] = _with_rows(shard[bias], size, rows, torch.zeros(len(rows)))
         if inputs in shard:
             if is_tied:
                 shard[outputs] = _with_rows(shard[inputs], size, rows, weight_RD)
@@ -147,19 +152,18 @@ def _write_config(partial: Path, size: int) -> None:
     config = json.loads((partial / "config.json").read_text())
     nested = [value for value in config.values() if isinstance(value, dict) and "vocab_size" in value]
     for section in (config, *nested):
-        if "vocab_size" in section:
-            section["vocab_size"] = size
+        section |= dict.fromkeys({"vocab_size", "unpadded_vocab_size"} & section.keys(), size)
         section["tie_word_embeddings"] = False
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _name_of(lm: Any, layer: Any) -> str:
-    return next(f"{name}.weight" for name, module in lm.named_modules() if module is layer)
+def _name_of(lm: Any, layer: Any, parameter: str = "weight") -> str:
+    return next(f"{name}.{parameter}" for name, module in lm.named_modules() if module is layer)
 
 
 def _with_rows(weight_VD: Tensor, size: int, rows: list[int] | None = None, weight_RD: Tensor | None = None) -> Tensor:
-    """The weight with ``size`` rows, new ones 0, and some of them replaced."""
-    larger = torch.cat([weight_VD, weight_VD.new_zeros(size - len(weight_VD), weight_VD.shape[1])])
+    """The weight (or bias) with ``size`` rows, new ones 0, and some of them replaced."""
+    larger = torch.cat([weight_VD, weight_VD.new_zeros(size - len(weight_VD), *weight_VD.shape[1:])])
     if rows is not None and weight_RD is not None:
         larger[rows] = weight_RD.to(larger.dtype)
     return larger

@@ -29,6 +29,7 @@ from clsgen_dist.errors import SettingsError, first_line
 from clsgen_dist.inference.prediction import AnswerReader, Reading
 from clsgen_dist.inference.prefill import fit_together, left_padded, prefill
 from clsgen_dist.inference.raw_predictions import RawPrediction
+from clsgen_dist.model.lm_head import LMHead
 
 # S sequences of a batch, T padded length, D hidden, V vocabulary, K logits
 
@@ -215,7 +216,7 @@ class BatchDecoder:
             outputs = prefill(self._lm, ids_ST, mask_ST, use_cache=True)
             cache = getattr(outputs, "past_key_values", None)
         if rows:
-            logits_SV = self._lm.get_output_embeddings()(outputs.last_hidden_state[:, -1])
+            logits_SV = LMHead.of(self._lm).logits(outputs.last_hidden_state[:, -1])
             self._loop.admit(ids_ST, mask_ST, cache, logits_SV, drafts)
         self._writing |= {id(draft): task for task in tasks for draft in task.drafts}
         return [task for task in tasks if task.error is not None]

@@ -201,8 +201,9 @@ def choose_attention(
     faults = {
         "flash_attention_3": _flash_fault(3, on_gpu, dtype, lm),
         "flash_attention_2": _flash_fault(2, on_gpu, dtype, lm),
+        # Ours for packed sequences also knows what SDPA lacks (Gemma 2's soft cap of scores, gpt-oss's sinks).
         "sdpa": None
-        if lm is None or getattr(lm, "_supports_sdpa", False) or supports_custom_attention(lm)
+        if lm is None or getattr(lm, "_supports_sdpa", False) or (packed and supports_custom_attention(lm))
         else f"which {type(lm).__name__} does not support",
         "eager": None,
     }

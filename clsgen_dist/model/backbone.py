@@ -22,7 +22,8 @@ from clsgen_dist.model import smollm2
 from clsgen_dist.model.adapters import inject_lora
 from clsgen_dist.model.classification_head import ClassificationHead, HeadSpec
 from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
-from clsgen_dist.model.families import open_config, refuse_changed_logits
+from clsgen_dist.model.families import open_config
+from clsgen_dist.model.lm_head import LMHead, LogitTransform
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 from clsgen_dist.model.weight_files import WeightFiles, WeightMap
 
@@ -69,10 +70,9 @@ def open_backbone(path: str, *, weights: bool = True) -> Backbone:
         ModelError: not a causal language model built into transformers; weights are missing or of another model.
     """
     config = open_config(path)
+    LogitTransform.of(config)
     if not weights:
-        lm = _meta_model(config)
-        refuse_changed_logits(lm)
-        return Backbone(path, config, lm, None)
+        return Backbone(path, config, _meta_model(config), None)
     files = WeightFiles(_local_folder(path))
     found = WeightMap(files, _meta_model(config))
     if differing := found.differing_ties():
@@ -84,7 +84,6 @@ def open_backbone(path: str, *, weights: bool = True) -> Backbone:
                 f"{path}: {' and '.join(still[0])} are tied by the configuration but differ in the files "
                 f"({len(differing)} such pairs); fix config.json"
             )
-    refuse_changed_logits(found.lm)
     found.require_complete()
     return Backbone(str(files.folder), config, found.lm, found)
 
@@ -230,12 +229,13 @@ def label_start_tokens(encoder: Encoder, labels: Sequence[str]) -> list[int] | N
 
 def _initial_head_weight(lm: Any, head: HeadSpec) -> torch.Tensor:
     """Initial weight of the classification head; collective under ZeRO-3."""
-    weight_VD = lm.get_output_embeddings().weight
+    lm_head = LMHead.of(lm)
+    weight_VD = lm_head.weight_VD
     width = getattr(weight_VD, "ds_shape", weight_VD.shape)[1]
     if head.label_tokens is None or head.trained is not None:
         return head.initial_weight(None, width)
     with gathered([weight_VD]):
-        return head.initial_weight(weight_VD.detach()[list(head.label_tokens)], width)
+        return head.initial_weight(weight_VD.detach()[list(head.label_tokens)] * lm_head.transform.scale, width)
 
 
 @contextlib.contextmanager
@@ -327,7 +327,7 @@ def set_zero3_units(dual_head: DualHeadModel) -> None:
     for index, layer in enumerate(layers):
         set_z3_leaf_module(layer, not trainable[index] or any(trainable[:index]))
     lm: Any = dual_head.lm
-    for parameter in (lm.get_output_embeddings().weight, *dual_head.classification_head.parameters()):
+    for parameter in (*lm.get_output_embeddings().parameters(), *dual_head.classification_head.parameters()):
         zero.register_external_parameter(dual_head, parameter)
 
 

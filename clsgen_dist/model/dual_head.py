@@ -1,7 +1,7 @@
 """One backbone, two heads: both losses are computed from one pass of hidden states.
 
     h = final_norm(backbone(tokens))          [N, D]
-    generation:     cross-entropy of softmax(h W_lmᵀ) at the supervised positions
+    generation:     cross-entropy of softmax(h W_lmᵀ) at the supervised positions, see :mod:`clsgen_dist.model.lm_head`
     classification: negative log-likelihood of the label at dropout(h_c) W_clsᵀ + b, h_c each row's classification token
 
 The classification head is linear on the final-norm state, so that its rows can be folded into unused rows of the
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from clsgen_kernels import GenerationOptions, dual_head_loss
+from clsgen_kernels import Execution, GenerationOptions, dual_head_loss
 from torch import Tensor, nn
 
 from clsgen_dist.model.adapters import adapters_off
@@ -27,6 +27,7 @@ from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_i
 from clsgen_dist.model.attention_probe import ARGUMENT, AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
 from clsgen_dist.model.forward_pass import ForwardPass
+from clsgen_dist.model.lm_head import LMHead
 
 # N packed tokens, S sequences, n supervised tokens, D hidden, K logits of the head
 
@@ -163,7 +164,7 @@ class DualHeadModel(nn.Module):
 
     def losses(self, **batch: Any) -> ModelOutput:
         """All losses of a batch (fields: see :class:`clsgen_dist.data.pack.Batch`)."""
-        lm: Any = self.lm
+        lm_head = LMHead.of(self.lm)
         head, spec, square = self.classification_head, self.loss_spec, self.hidden_grad_square
         class_loss = spec.classification if self.training else ClassLoss(spec.classification.kind)
         weight_KD, bias_K = head.affine()
@@ -176,25 +177,26 @@ class DualHeadModel(nn.Module):
         hidden_ND = self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS), probe=probe)
         losses = dual_head_loss(
             hidden_ND,
-            lm.get_output_embeddings().weight,
+            lm_head.weight_VD,
             weight_KD,
             bias_K,
             supervised_index_n=batch["supervised_index_n"],
             target_n=batch["target_n"],
             class_index_S=decided_S,
             label_S=label_S,
+            lm_bias_V=lm_head.bias_V,
             dropout_scale_SD=head.dropout_scale(label_S.shape[0]),
-            generation=spec.generation if self.training else GenerationOptions(),
+            generation=lm_head.transform.options(spec.generation if self.training else GenerationOptions()),
             classification=class_options,
             impl=spec.impl,
-            hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
+            execution=Execution(hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3]),
         )
         affine, sums, judged = (weight_KD, bias_K), [], None
         shared = ForwardPass(
             batch=batch,
             hidden_ND=hidden_ND,
             losses=losses,
-            lm=lm,
+            lm_head=lm_head,
             head=head,
             affine=affine,
             decided_index_S=decided_S,

@@ -1,8 +1,8 @@
-"""Which backbones are refused, by their configuration and by what they do to their logits.
+"""Which backbones are refused, by their configuration.
 
 It must be a causal language model built into transformers, in full precision; others are refused with a one-line error
-that names the alternative. Whether its layers can be packed and its logits are ``hidden @ weight.T`` is measured on the
-loaded model (:mod:`clsgen_dist.model.self_test`), not inferred from its name.
+that names the alternative. Whether its layers can be packed, and its logits are those that the loss computes, is
+measured on the loaded model (:mod:`clsgen_dist.model.self_test`), not inferred from its name.
 """
 
 from __future__ import annotations
@@ -52,24 +52,6 @@ def open_config(path: str) -> Any:
             "in 4 bits while adapters train)"
         )
     return config
-
-
-def refuse_changed_logits(lm: Any) -> None:
-    """ModelError if the LM's logits are not plain ``hidden @ weight.T``: the loss would train a different model."""
-    config = lm.config.get_text_config()
-    changes = {
-        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
-        "logit_scale": None if getattr(config, "logit_scale", None) == 1 else getattr(config, "logit_scale", None),
-        "logits_scaling": None if getattr(config, "logits_scaling", 1) == 1 else config.logits_scaling,
-        "lm_head.bias": getattr(lm.get_output_embeddings(), "bias", None) is not None or None,
-    }
-    found = {name: value for name, value in changes.items() if value is not None}
-    if found:
-        raise UnsupportedBackboneError(
-            Unsupported.CHANGED_LOGITS,
-            f"{type(lm).__name__} changes its logits after the LM head ({found}), which the loss does not support; use "
-            "a backbone whose logits are hidden states times the output embedding (Llama, Qwen, Mistral, Gemma 3 …)",
-        )
 
 
 def _config_fields(path: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Self-test of a loaded backbone before the first step, on three short sequences.
 
 1. Is it causal? Two rows with the same beginning must have the same states there; else the head would see the label.
-2. Are its logits the states times the output embedding? That is what the loss computes.
+2. Are its logits what :mod:`clsgen_dist.model.lm_head` makes of the states? That is what the loss computes.
 3. Are packed sequences independent? Linear attention, convolutions and state-space layers carry state from token to
    token, and not every implementation resets it where a sequence begins. So the first sequence is replaced by another:
    the states of those after it must not change. If they do, the rows of a batch are padded instead: more tokens, the
@@ -24,6 +24,7 @@ from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import first_line
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
 from clsgen_dist.model.dual_head import DualHeadModel
+from clsgen_dist.model.lm_head import LMHead
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
 # N packed tokens, S sequences, T tokens of the longest, D hidden, V vocabulary
@@ -76,8 +77,8 @@ class SelfTest:
         if not self.logits <= self.rounding:
             raise UnsupportedBackboneError(
                 Unsupported.CHANGED_LOGITS,
-                f"{name} changes its logits after the LM head (relative change {self.logits:.1e}), which the loss does "
-                "not support; use a backbone whose logits are hidden states times the output embedding (Llama ...)",
+                f"{name} makes other logits of its last hidden states than LM head, bias, scale and soft cap do "
+                f"(relative change {self.logits:.1e}), which the loss does not support; use another backbone",
             )
         if self.layout == "padded" and not self.padded <= self.rounding:
             raise UnsupportedBackboneError(
@@ -119,9 +120,10 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
             f"{first_line(error)}; set model.attention to eager, or use another backbone",
         ) from error
     padded_ND = padded_STD[row_N, position_N]
-    weight_VD = lm.get_output_embeddings().weight
-    fits = padded_ND.shape[-1] == (getattr(weight_VD, "ds_shape", None) or weight_VD.shape)[1]
-    logits = relative_difference(padded_ND @ weight_VD.T, logits_NV) if fits else float("inf")
+    lm_head = LMHead.of(lm)
+    vocabulary, width = getattr(lm_head.weight_VD, "ds_shape", None) or lm_head.weight_VD.shape
+    fits = (logits_NV.shape[-1], padded_ND.shape[-1]) == (vocabulary, width)
+    logits = relative_difference(lm_head.logits(padded_ND), logits_NV) if fits else float("inf")
 
     packed = leak = float("inf")
     refusal = None

@@ -30,7 +30,7 @@ class Unsupported(StrEnum):
 _WORDS = {
     Unsupported.ENCODER_DECODER: "encoder-decoder",
     Unsupported.NO_CAUSAL_LM: "no causal-LM class for its text part",
-    Unsupported.CHANGED_LOGITS: "its logits are scaled, capped or biased",
+    Unsupported.CHANGED_LOGITS: "its logits are not those of its LM head",
     Unsupported.NO_LAYER_LIST: "no list of layers",
     Unsupported.MISSING_WEIGHTS: "weights missing in its files",
     Unsupported.NOT_EXPORTABLE: "trained weights could not be written back",

@@ -111,7 +111,6 @@ def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = 
             lm = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=False, dtype=dtype, attn_implementation=register()
             )
-        families.refuse_changed_logits(lm)
         return build_model(
             lm,
             head=HeadSpec(spec.classes, dropout=spec.head_dropout),

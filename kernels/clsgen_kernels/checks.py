@@ -8,24 +8,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clsgen_kernels.inputs import IGNORE, ClassOptions, LMLora
+from clsgen_kernels.inputs import IGNORE, Call, ClassOptions, Execution, Tensors
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
 
 _FLOATS = (torch.float32, torch.float64)
 
 
-def check_tensors(
-    hidden_ND: Tensor,
-    lm_weight_VD: Tensor,
-    head_weight_CD: Tensor,
-    head_bias_C: Tensor,
-    supervised_index_n: Tensor,
-    target_n: Tensor,
-    class_index_S: Tensor,
-    sharded: bool,
-) -> None:
+def check(given: Tensors, call: Call) -> None:
+    """ValueError for tensors or options that do not match; ``call.impl`` is not ``"auto"``."""
+    check_tensors(given, sharded=call.impl == "vocab_parallel")
+    check_labels(given.label_S, given.class_index_S, given.head_weight_CD.shape[0], call.classification)
+    check_options(given, call.execution, call.impl)
+
+
+def check_tensors(given: Tensors, *, sharded: bool) -> None:
     """Shapes, dtypes and index ranges; ``sharded``: the LM weight holds only some rows of the vocabulary."""
+    hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C = given[:4]
+    supervised_index_n, target_n, class_index_S = given.supervised_index_n, given.target_n, given.class_index_S
     if hidden_ND.dim() != 2:
         _refuse(
             f"hidden_ND has shape {tuple(hidden_ND.shape)}, expected [tokens, hidden]; flatten batch and time first"
@@ -49,7 +49,7 @@ def check_tensors(
                 f"{name} is {index.dtype} {tuple(index.shape)} with {other.dtype} {tuple(other.shape)}; "
                 "expected two int64 vectors of equal length"
             )
-    if hidden_ND.device.type == "cpu":
+    if _sees_values(hidden_ND):
         _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
         _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
         # A shard does not know the size of the full vocabulary.
@@ -70,36 +70,21 @@ def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: 
         _refuse(f"the head has {outputs} outputs, expected 1 for kind 'sigmoid'; use 'multilabel' or 'softmax'")
     if options.class_weight is not None and len(options.class_weight) != outputs:
         _refuse(f"class_weight has {len(options.class_weight)} values, expected one for each of {outputs} outputs")
-    if label_S.device.type == "cpu":
+    if _sees_values(label_S):
         if label_S.is_floating_point():
             _check_range("label_S", label_S, -1, 1, inclusive=True)
         else:
             _check_range("label_S", label_S, -1, {"softmax": outputs, "ordinal": outputs + 1}.get(options.kind, 2))
 
 
-def check_options(
-    hidden_ND: Tensor,
-    lm_weight_VD: Tensor,
-    lm_bias_V: Tensor | None,
-    lm_lora: LMLora | None,
-    lm_weight_grad_VD: Tensor | None,
-    impl: str,
-) -> None:
-    """Shapes and dtypes of bias, adapter and gradient accumulator against the LM weight."""
-    vocabulary, width = lm_weight_VD.shape
+def check_options(given: Tensors, execution: Execution, impl: str) -> None:
+    """Shapes and dtypes of bias and gradient accumulator against the LM weight."""
+    hidden_ND, lm_weight_VD, lm_bias_V = given.hidden_ND, given.lm_weight_VD, given.lm_bias_V
+    lm_weight_grad_VD = execution.lm_weight_grad_VD
     if impl == "triton" and hidden_ND.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         _refuse(f"impl 'triton' supports fp32, fp16 and bf16, hidden_ND is {hidden_ND.dtype}; use impl='torch'")
-    if lm_bias_V is not None and lm_bias_V.shape != (vocabulary,):
-        _refuse(f"lm_bias_V has shape {tuple(lm_bias_V.shape)}, expected [{vocabulary}]")
-    if lm_lora is not None:
-        rank = lm_lora.a_RD.shape[0]
-        if lm_lora.a_RD.shape != (rank, width) or lm_lora.b_VR.shape != (vocabulary, rank):
-            _refuse(
-                f"lm_lora has A {tuple(lm_lora.a_RD.shape)} and B {tuple(lm_lora.b_VR.shape)}, expected "
-                f"[rank, {width}] and [{vocabulary}, rank]"
-            )
-        if lm_lora.a_RD.dtype != hidden_ND.dtype or lm_lora.b_VR.dtype != hidden_ND.dtype:
-            _refuse(f"lm_lora is {lm_lora.a_RD.dtype}, hidden_ND {hidden_ND.dtype}; cast one of them")
+    if lm_bias_V is not None and lm_bias_V.shape != lm_weight_VD.shape[:1]:
+        _refuse(f"lm_bias_V has shape {tuple(lm_bias_V.shape)}, expected [{lm_weight_VD.shape[0]}], a value a token")
     if lm_weight_grad_VD is not None and (
         lm_weight_grad_VD.shape != lm_weight_VD.shape
         or lm_weight_grad_VD.dtype != torch.float32
@@ -109,6 +94,11 @@ def check_options(
             f"lm_weight_grad_VD is {lm_weight_grad_VD.dtype} {tuple(lm_weight_grad_VD.shape)}, expected "
             f"torch.float32 {tuple(lm_weight_VD.shape)}, contiguous"
         )
+
+
+def _sees_values(tensor: Tensor) -> bool:
+    """Whether values can be read without waiting for a device or breaking a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _refuse(why: str) -> None:

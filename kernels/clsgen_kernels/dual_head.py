@@ -1,4 +1,4 @@
-"""One autograd function for both heads: per-token generation losses, class logits, per-row classification losses.
+"""Both heads' losses from one call: per-token generation losses, class logits, per-row classification losses.
 
 Equivalent plain torch (``impl="reference"``, read :mod:`clsgen_kernels.reference`), without options::
 
@@ -13,27 +13,19 @@ Triton. The classification head is an ``S x D x C`` product, whose cost is negli
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.util
-import logging
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+import dataclasses
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from clsgen_kernels import fused, reference, tiled, vocab_parallel
-from clsgen_kernels.checks import check_labels, check_options, check_tensors
-from clsgen_kernels.hidden_gradient import meeting, scatter
-from clsgen_kernels.inputs import ClassOptions, GenerationOptions, HeadInputs, LMInputs, LMLora
-from clsgen_kernels.launch import Launch
+from clsgen_kernels import compiled, reference
+from clsgen_kernels.autograd import DualHead, forward, without_autocast
+from clsgen_kernels.checks import check
+from clsgen_kernels.implementation import resolve_impl
+from clsgen_kernels.inputs import Call, ClassOptions, Execution, GenerationOptions, Results, Tensors, Wants
 
-# N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes, R LoRA rank
-
-IMPLEMENTATIONS = ("auto", "reference", "torch", "triton", "vocab_parallel")
-logger = logging.getLogger(__name__)
+# N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
 
 
 class DualHeadOutput(NamedTuple):
@@ -49,36 +41,6 @@ class DualHeadOutput(NamedTuple):
     """bool ``[n]``: no token is more likely than the target (its mean is the token accuracy); not differentiable."""
 
 
-def resolve_impl(impl: str, device: torch.device | str = "cpu") -> str:
-    """The implementation that ``impl`` selects on a device; ValueError if it is unknown or cannot run there.
-
-    ``"auto"`` is Triton on a GPU and vocabulary tiles in torch elsewhere, never the reference; logged once.
-    """
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl {impl!r} is not one of {', '.join(IMPLEMENTATIONS)}; use impl='auto' if unsure")
-    kind = torch.device(device).type
-    if impl == "triton" and kind != "cuda" and not fused.interpreted():
-        raise ValueError(
-            f"impl 'triton' needs tensors on a GPU, these are on {kind}; use 'auto' (or TRITON_INTERPRET=1 in tests)"
-        )
-    if impl != "auto":
-        return impl
-    return _auto(kind)
-
-
-@functools.cache
-def _auto(kind: str) -> str:
-    chosen, why = "torch", f"tensors are on {kind}"
-    if kind == "cuda" and importlib.util.find_spec("triton") is None:
-        why = "Triton is not installed"
-    elif kind == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-        why = f"the kernels need compute capability 8.0, this GPU has {torch.cuda.get_device_capability()}"
-    elif kind == "cuda":
-        chosen, why = "triton", "a GPU and Triton are available"
-    logger.info("dual_head_loss: impl 'auto' is %r, since %s", chosen, why)
-    return chosen
-
-
 def dual_head_loss(
     hidden_ND: Tensor,
     lm_weight_VD: Tensor,
@@ -89,20 +51,14 @@ def dual_head_loss(
     target_n: Tensor,
     class_index_S: Tensor,
     label_S: Tensor,
+    lm_bias_V: Tensor | None = None,
     dropout_scale_SD: Tensor | None = None,
     token_weight_n: Tensor | None = None,
-    lm_bias_V: Tensor | None = None,
-    lm_lora: LMLora | None = None,
     generation: GenerationOptions = GenerationOptions(),  # noqa: B008, it is frozen
     classification: ClassOptions = ClassOptions(),  # noqa: B008
     reduction: Literal["none", "sum"] = "none",
     impl: str = "auto",
-    vocab_tile: int | None = None,
-    launch: Launch | None = None,
-    store_bytes: int = 0,
-    lm_weight_grad_VD: Tensor | None = None,
-    vocab_group: Any = None,
-    hidden_grad_square: Tensor | None = None,
+    execution: Execution = Execution(),  # noqa: B008
 ) -> DualHeadOutput:
     """Both heads' losses on the final-norm hidden states of a batch of packed or padded tokens.
 
@@ -116,264 +72,83 @@ def dual_head_loss(
         label_S: int64 ``[S]`` class of each row in ``[0, C)``, or -1 for a row without label. ``"ordinal"``: in
             ``[0, C]``. ``"multilabel"``: ``[S, C]`` of 0 and 1 (or floats between), negative for unknown. ``"soft"``:
             float ``[S, C]``, each row a distribution, or negative throughout for a row without label.
+        lm_bias_V: ``[V]`` bias of the LM head, or None.
         dropout_scale_SD: ``[S, D]`` factor on the pooled states (a scaled dropout mask), or None.
         token_weight_n: ``[n]`` weights of the generation losses; only with ``reduction="sum"``.
-        lm_bias_V: ``[V]`` bias of the LM head, or None.
-        lm_lora: an adapter on the LM head, or None.
-        generation: label smoothing, z-loss, soft cap.
+        generation: what the LM does to its logits (scale, soft cap), label smoothing, z-loss.
         classification: kind of label space, class weights, focal factor.
         reduction: ``"none"`` for losses per token and per row, ``"sum"`` for their (weighted) sums.
         impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles), ``"vocab_parallel"`` (the LM weight stays
             sharded over ranks) or ``"reference"`` (all logits; for tests).
-        vocab_tile: vocabulary rows per tile for ``impl="torch"``; None chooses by ``n``.
-        launch: tiles for ``impl="triton"``; None uses the table in :mod:`clsgen_kernels.launch`.
-        store_bytes: keep the ``[n, V]`` logits for the backward of ``impl="triton"`` if they take no more than this:
-            saves one GEMM pass, costs memory, and rounds the logits to the weights' dtype.
-        lm_weight_grad_VD: fp32 ``[V, D]`` to which the backward adds the LM weight's gradient instead of returning
-            it, so that sums over many micro-batches stay in fp32.
-        vocab_group: process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` is then this
-            rank's rows, in rank order; targets index the full vocabulary. Every rank of the group must call this,
-            and run backward through the generation loss. See :mod:`clsgen_kernels.vocab_parallel`.
-        hidden_grad_square: fp32 ``[3]`` to which the backward adds the squared norm of each head's gradient at
-            ``hidden_ND``, generation then classification, and the inner product of the two; not with
-            ``impl="reference"``.
+        execution: tiles, memory, process group, accumulators of gradients.
 
     Under autocast the states and the LM's weights are taken in autocast's dtype, as its matrix products would; the
     class head's product and all losses stay in fp32.
 
-    Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C``, ``lm_bias_V`` and the
-    adapter, exactly, for any upstream gradient of the outputs. Double backward is not supported.
+    Under ``torch.compile`` it is one operator, see :mod:`clsgen_kernels.compiled`, without breaking the graph.
+
+    Gradients flow to ``hidden_ND``, ``lm_weight_VD``, ``head_weight_CD``, ``head_bias_C`` and ``lm_bias_V``, exactly,
+    for any upstream gradient of the outputs. Double backward is refused, but for ``impl="reference"``.
 
     Raises:
         ValueError: shapes, dtypes or options that do not match; target or label out of range (checked on CPU only; on
             an accelerator the check would synchronise with the device).
     """
-    # Long because of its arguments and their documentation.
-    device = hidden_ND.device.type
-    hidden_ND, lm_weight_VD, lm_lora = _as_autocast_casts(hidden_ND, lm_weight_VD, lm_lora)
-    with _without_autocast(device):
-        impl = resolve_impl(impl, hidden_ND.device)
-        sharded = impl == "vocab_parallel"
-        check_tensors(
-            hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S, sharded
+    if reduction not in ("none", "sum"):
+        raise ValueError(f"reduction is {reduction!r}, expected 'none' or 'sum'; fix it")
+    if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
+        raise ValueError(
+            f"token_weight_n of shape {tuple(token_weight_n.shape)} with reduction={reduction!r}: expected shape "
+            f"{tuple(target_n.shape)} and reduction='sum'; with reduction='none' multiply the returned losses"
         )
-        check_labels(label_S, class_index_S, head_weight_CD.shape[0], classification)
-        check_options(hidden_ND, lm_weight_VD, lm_bias_V, lm_lora, lm_weight_grad_VD, impl)
-        if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
-            raise ValueError(
-                f"token_weight_n of shape {tuple(token_weight_n.shape)} with reduction={reduction!r}: expected shape "
-                f"{tuple(target_n.shape)} and reduction='sum'; with reduction='none' multiply the returned losses"
-            )
-        if reduction not in ("none", "sum"):
-            raise ValueError(f"reduction is {reduction!r}, expected 'none' or 'sum'; fix it")
-        lora_nR = lora_VR = None
-        if lm_lora is not None:
-            lora_nR, lora_VR = (
-                (hidden_ND[supervised_index_n] @ lm_lora.a_RD.T) * lm_lora.scale,
-                _row_contiguous(lm_lora.b_VR),
-            )
-        if impl == "reference":
-            pooled_SD = hidden_ND[class_index_S]
-            if dropout_scale_SD is not None:
-                pooled_SD = pooled_SD.to(dropout_scale_SD.dtype) * dropout_scale_SD
-            loss, hit_n = reference.generation_losses(
-                hidden_ND, lm_weight_VD, supervised_index_n, target_n, lm_bias_V, lora_nR, lora_VR, generation
-            )
-            if reduction == "sum":
-                loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
-            classes = HeadInputs(pooled_SD, head_weight_CD, head_bias_C, label_S, classification)
-            class_logits_SC, class_loss = reference.class_losses(classes)
-            return DualHeadOutput(loss, class_logits_SC, class_loss.sum() if reduction == "sum" else class_loss, hit_n)
-        call = _Call(
-            impl,
-            generation,
-            classification,
-            reduction == "sum",
-            vocab_tile,
-            launch,
-            store_bytes,
-            lm_weight_grad_VD,
-            vocab_group,
-            hidden_grad_square,
-        )
-        tensors = (hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, lm_bias_V, lora_nR, lora_VR)
-        indices = (supervised_index_n, target_n, class_index_S, label_S)
-        return DualHeadOutput(*_DualHead.apply(*tensors, *indices, dropout_scale_SD, token_weight_n, call))
+    given = Tensors(
+        hidden_ND=hidden_ND,
+        lm_weight_VD=lm_weight_VD,
+        head_weight_CD=head_weight_CD,
+        head_bias_C=head_bias_C,
+        lm_bias_V=lm_bias_V,
+        supervised_index_n=supervised_index_n,
+        target_n=target_n,
+        class_index_S=class_index_S,
+        label_S=label_S,
+        dropout_scale_SD=dropout_scale_SD,
+        token_weight_n=token_weight_n,
+    )
+    call = Call(
+        impl=impl,
+        generation=generation,
+        classification=classification,
+        sums=reduction == "sum",
+        execution=execution,
+    )
+    results = compute(given, call)
+    return DualHeadOutput(*results[:4])
 
 
-def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast off; for devices that have none (meta), nothing."""
-    available = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
+def compute(given: Tensors, call: Call) -> Results:
+    """The losses of checked tensors; without autograd where no gradient is asked for."""
+    given = _as_autocast_casts(given)
+    differentiable = [t is not None and t.requires_grad for t in given[: len(Wants._fields)]]
+    wants = Wants(*differentiable) if torch.is_grad_enabled() else Wants()
+    if torch.compiler.is_compiling() and call.impl != "reference":
+        return compiled.call(given, call, wants)
+    with without_autocast(given.hidden_ND.device.type):
+        call = dataclasses.replace(call, impl=resolve_impl(call.impl, given.hidden_ND.device))
+        check(given, call)
+        if call.impl == "reference":
+            return reference.both(given, call)
+        if any(wants):
+            return Results(*DualHead.apply(*given, call))
+        results, _, _ = forward(given, call, wants)
+        return results
 
 
-def _as_autocast_casts(
-    hidden_ND: Tensor, lm_weight_VD: Tensor, lm_lora: LMLora | None
-) -> tuple[Tensor, Tensor, LMLora | None]:
+def _as_autocast_casts(given: Tensors) -> Tensors:
     """States and LM weights in autocast's dtype where it is on (fp64 stays); gradients return in their own."""
-    device = hidden_ND.device.type
+    device = given.hidden_ND.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return hidden_ND, lm_weight_VD, lm_lora
-    if torch.float64 in (hidden_ND.dtype, lm_weight_VD.dtype):
-        return hidden_ND, lm_weight_VD, lm_lora
+        return given
+    if torch.float64 in (given.hidden_ND.dtype, given.lm_weight_VD.dtype):
+        return given
     dtype = torch.get_autocast_dtype(device)
-    if lm_lora is not None:
-        lm_lora = LMLora(lm_lora.a_RD.to(dtype), lm_lora.b_VR.to(dtype), lm_lora.scale)
-    return hidden_ND.to(dtype), lm_weight_VD.to(dtype), lm_lora
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments that are neither differentiable tensors nor indices."""
-
-    impl: str
-    generation: GenerationOptions
-    classification: ClassOptions
-    sums: bool
-    vocab_tile: int | None
-    launch: Launch | None
-    store_bytes: int
-    lm_weight_grad_VD: Tensor | None
-    vocab_group: Any
-    hidden_grad_square: Tensor | None
-
-
-class _DualHead(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        lm_weight_VD: Tensor,
-        head_weight_CD: Tensor,
-        head_bias_C: Tensor,
-        lm_bias_V: Tensor | None,
-        lora_nR: Tensor | None,
-        lora_VR: Tensor | None,
-        supervised_index_n: Tensor,
-        target_n: Tensor,
-        class_index_S: Tensor,
-        label_S: Tensor,
-        dropout_scale_SD: Tensor | None,
-        token_weight_n: Tensor | None,
-        call: _Call,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # The kernels need contiguous rows only; a transposed weight is rare, and copied.
-        lm_weight_VD = _row_contiguous(lm_weight_VD)
-        hidden_nD = hidden_ND[supervised_index_n]
-        lm = LMInputs(
-            *(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation), lm_weight_VD.shape[0]
-        )
-        pooled_SD = hidden_ND[class_index_S]
-        if dropout_scale_SD is not None:
-            pooled_SD = pooled_SD.to(torch.promote_types(pooled_SD.dtype, torch.float32)) * dropout_scale_SD
-        classes = HeadInputs(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
-        ctx.sharding = sharding = None
-        if call.impl == "vocab_parallel":
-            lm, ctx.sharding = lm, sharding = vocab_parallel.gather(lm, call.vocab_group)
-        ctx.fused = resolve_impl("auto" if sharding else call.impl, hidden_ND.device) == "triton"
-        ctx.tile = call.vocab_tile or tiled.tile_rows(lm.target_n.numel(), lm_weight_VD.shape[0])
-        ctx.carries = False
-        if ctx.fused:
-            both = fused.forward(
-                lm, classes, token_weight_n=token_weight_n, launch=call.launch, store_bytes=call.store_bytes
-            )
-            out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
-        else:
-            if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[i] for i in (1, 4, 6)):
-                ctx.carries = sharding is None and tiled.can_carry_expectation(lm)
-            out = tiled.forward(lm, tile=ctx.tile, carry_expectation=ctx.carries)
-            class_logits_SC = classes.logits()
-            class_loss_S = classes.losses(class_logits_SC)
-        saved, lse_n = out.saved, out.lse_n
-        if sharding is not None:
-            out, lse_n = vocab_parallel.forward(lm, sharding, out)
-        loss, class_loss = out.loss_n, class_loss_S
-        if call.sums and ctx.fused and sharding is None:
-            loss, class_loss = both.loss_sum, both.class_loss_sum
-        elif call.sums:
-            loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
-            class_loss = class_loss_S.sum()
-        ctx.call, ctx.vocabulary = call, lm.vocabulary
-        ctx.hidden_shape, ctx.hidden_dtype, ctx.bias_dtype = hidden_ND.shape, hidden_ND.dtype, head_bias_C.dtype
-        ctx.save_for_backward(
-            # The compacted rows are saved only if the backward multiplies them again.
-            lm.hidden_nD[:0] if ctx.carries else lm.hidden_nD,
-            *(lm_weight_VD, lm.target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n),
-            *(
-                pooled_SD,
-                head_weight_CD,
-                classes.slopes(class_logits_SC) if any(ctx.needs_input_grad) else None,
-                dropout_scale_SD,
-            ),
-            *(supervised_index_n, class_index_S),
-        )
-        ctx.mark_non_differentiable(out.hit_n)
-        return loss, class_logits_SC, class_loss, out.hit_n
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        with _without_autocast(grads[0].device.type):
-            return _DualHead._backward(ctx, *grads)
-
-    @staticmethod
-    def _backward(
-        ctx: Any, grad_loss: Tensor, grad_logits_SC: Tensor, grad_class_loss: Tensor, _: Tensor
-    ) -> tuple[Any, ...]:
-        call = ctx.call
-        # Read once: checkpointing that is not reentrant computes them again at each reading, and refuses the second.
-        tensors = ctx.saved_tensors
-        hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, lse_n, saved, token_weight_n = tensors[:9]
-        pooled_SD, head_weight_CD, class_slope_SC, dropout_scale_SD, supervised_index_n, class_index_S = tensors[9:]
-        wants_hidden, wants_lm, wants_head, wants_bias, *wants_more = ctx.needs_input_grad[:7]
-        wide = lse_n.dtype
-
-        delta_SC = class_slope_SC * grad_class_loss.expand(class_index_S.shape)[:, None] + grad_logits_SC
-        grad_head_CD = (delta_SC.T @ pooled_SD.to(wide)).to(head_weight_CD.dtype) if wants_head else None
-        grad_bias_C = delta_SC.sum(dim=0).to(ctx.bias_dtype) if wants_bias else None
-
-        lm = LMInputs(
-            *(hidden_nD, lm_weight_VD, target_n, lm_bias_V, lora_nR, lora_VR, call.generation), ctx.vocabulary
-        )
-        upstream_n = grad_loss.expand(supervised_index_n.shape)
-        if token_weight_n is not None:
-            upstream_n = upstream_n * token_weight_n
-        upstream_n = upstream_n.to(wide).contiguous()
-        local = fused if ctx.fused else tiled
-        options: dict[str, Any] = {"wants_weight": wants_lm, "weight_grad_VD": call.lm_weight_grad_VD}
-        options |= {"launch": call.launch} if ctx.fused else {"tile": ctx.tile}
-        if ctx.carries:
-            grads = tiled.backward_from_expectation(lm, lse_n, upstream_n, saved)
-        elif ctx.sharding is not None:
-            grads = vocab_parallel.backward(lm, ctx.sharding, lse_n, upstream_n, saved, local, **options)
-        elif wants_hidden or wants_lm or any(wants_more):
-            grads = local.backward(lm, lse_n, upstream_n, saved, **options)
-        else:
-            return (None, None, grad_head_CD, grad_bias_C, *[None] * 10)
-        grad_hidden_ND = None
-        if wants_hidden:
-            grad_pooled_SD = delta_SC @ head_weight_CD.to(wide)
-            if dropout_scale_SD is not None:
-                grad_pooled_SD = grad_pooled_SD * dropout_scale_SD
-            if call.hidden_grad_square is not None:
-                squares = [torch.linalg.vector_norm(grad).square() for grad in (grads.hidden_nD, grad_pooled_SD)]
-                met_SD = meeting(grads.hidden_nD, supervised_index_n, class_index_S, ctx.hidden_shape[0])
-                call.hidden_grad_square.add_(torch.stack([*squares, (met_SD * grad_pooled_SD).sum()]))
-            grad_hidden_ND = scatter(
-                grads.hidden_nD,
-                supervised_index_n,
-                grad_pooled_SD,
-                class_index_S,
-                ctx.hidden_shape[0],
-                ctx.hidden_dtype,
-            )
-        grad_lm_VD = grads.weight_VD if call.lm_weight_grad_VD is None else None
-        more = [
-            None if grad is None or not wanted else grad.to(of.dtype)
-            for grad, wanted, of in zip(grads[2:], wants_more, (lm_bias_V, lora_nR, lora_VR), strict=True)
-        ]
-        return (grad_hidden_ND, grad_lm_VD, grad_head_CD, grad_bias_C, *more, *[None] * 7)
-
-
-def _row_contiguous(weight_VD: Tensor) -> Tensor:
-    return weight_VD if weight_VD.stride(1) == 1 else weight_VD.contiguous()
+    return given._replace(hidden_ND=given.hidden_ND.to(dtype), lm_weight_VD=given.lm_weight_VD.to(dtype))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits, R LoRA rank
+from clsgen_kernels.launch import Launch
+
+# n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits
 
 
 IGNORE = -100
@@ -18,25 +20,32 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Options of the generation loss, for a token with raw logits ``raw`` and target ``t``.
+    """Options of the generation loss, for a token with state ``h``, target ``t``, LM weight W and bias b.
 
+        raw     = s (h Wᵀ + b)                                            s ``logit_scale``
         l       = cap·tanh(raw / cap)                                     with ``softcap``
         loss    = lse(l) - (1-ε) l_t - ε mean(l) + z lse(l)²              ε ``label_smoothing``, z ``z_loss``
 
     Soft-capping: Gemma 2, arXiv 2408.00118; z-loss: PaLM, arXiv 2204.02311; smoothing: Szegedy 2016, arXiv 1512.00567.
+
+    The scale multiplies the supervised states once, in their dtype: exact for a power of two (Cohere's 1/16, Granite's
+    1/8 and 1/16), else one rounding of each element, as fine as that of the states themselves.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float | None = None
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected from 0 to below 1")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected from 0 to 1")
         if self.z_loss < 0:
             raise ValueError(f"z_loss is {self.z_loss}, expected 0 or more")
         if self.softcap is not None and self.softcap <= 0:
             raise ValueError(f"softcap is {self.softcap}, expected above 0, or None to switch it off")
+        if self.logit_scale <= 0:
+            raise ValueError(f"logit_scale is {self.logit_scale}, expected above 0; 1 leaves logits as they are")
 
 
 @dataclass(frozen=True)
@@ -66,28 +75,91 @@ class ClassOptions:
             raise ValueError(f"focal_gamma is {self.focal_gamma}, expected 0 or more")
 
 
-class LMLora(NamedTuple):
-    """An adapter on the LM head: its logits are ``h·Wᵀ + scale·(h·Aᵀ)·Bᵀ`` (Hu 2021, arXiv 2106.09685)."""
+@dataclass(frozen=True, eq=False)
+class Execution:
+    """How the losses are computed and where gradients go; the values do not depend on it, but for rounding."""
 
-    a_RD: Tensor
-    b_VR: Tensor
-    scale: float
+    vocab_tile: int | None = None
+    """Vocabulary rows per tile of ``impl="torch"``; None chooses by the number of tokens."""
+    launch: Launch | None = None
+    """Tiles of ``impl="triton"``; None uses the table in :mod:`clsgen_kernels.launch`."""
+    store_bytes: int = 0
+    """``impl="triton"`` keeps the ``[n, V]`` logits for the backward if they take no more than this: saves one GEMM
+    pass, costs memory, and rounds the logits to the weights' dtype."""
+    vocab_group: Any = None
+    """Process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` (and ``lm_bias_V``) are then
+    this rank's rows, in rank order; targets index the full vocabulary. Every rank of the group must call the loss, and
+    run backward through the generation loss or none of them. See :mod:`clsgen_kernels.vocab_parallel`."""
+    lm_weight_grad_VD: Tensor | None = None
+    """fp32 ``[V, D]`` to which the backward adds the LM weight's gradient instead of returning it, so that sums over
+    many micro-batches stay in fp32."""
+    hidden_grad_square: Tensor | None = None
+    """fp32 ``[3]`` to which the backward adds the squared norms of the heads' gradients at ``hidden_ND``, generation's
+    then classification's, and the inner product of the two; not with ``impl="reference"``."""
+
+
+class Tensors(NamedTuple):
+    """The tensors of a call; the first five are differentiable."""
+
+    hidden_ND: Tensor
+    lm_weight_VD: Tensor
+    head_weight_CD: Tensor
+    head_bias_C: Tensor
+    lm_bias_V: Tensor | None
+    supervised_index_n: Tensor
+    target_n: Tensor
+    class_index_S: Tensor
+    label_S: Tensor
+    dropout_scale_SD: Tensor | None
+    token_weight_n: Tensor | None
+
+
+class Wants(NamedTuple):
+    """Which gradients are asked for."""
+
+    hidden: bool = False
+    lm_weight: bool = False
+    head_weight: bool = False
+    head_bias: bool = False
+    lm_bias: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments that are no tensors."""
+
+    impl: str
+    generation: GenerationOptions
+    classification: ClassOptions
+    sums: bool
+    execution: Execution
+
+
+class Results(NamedTuple):
+    """What the forward returns."""
+
+    loss: Tensor
+    """``[n]``, or with ``sums`` a scalar; so is ``class_loss``."""
+    class_logits_SC: Tensor
+    class_loss: Tensor
+    hit_n: Tensor
+    lse_n: Tensor
 
 
 class LMInputs(NamedTuple):
-    """Inputs of the generation loss, supervised rows already compacted."""
+    """Inputs of the generation loss, supervised rows already compacted, states and bias times the logit scale."""
 
     hidden_nD: Tensor
     weight_VD: Tensor
     target_n: Tensor
     """Negative: ignored, with loss and gradient 0."""
     bias_V: Tensor | None
-    lora_nR: Tensor | None
-    """``scale·h·Aᵀ``; its product with ``lora_VR`` is added to the logits."""
-    lora_VR: Tensor | None
     options: GenerationOptions
     vocabulary: int
     """Rows of the full vocabulary, of which ``weight_VD`` may hold only some."""
+    lora_nR: Tensor | None = None
+    """``scale·h·Aᵀ``; its product with ``lora_VR`` is added to the logits."""
+    lora_VR: Tensor | None = None
 
     def losses(
         self,
@@ -121,13 +193,14 @@ class HeadInputs(NamedTuple):
     options: ClassOptions
 
     def weights_C(self) -> Tensor:
-        """The class weights on the head's device."""
-        return torch.tensor(self.options.class_weight, dtype=torch.float32, device=self.bias_C.device)
+        """fp32 class weights on the head's device."""
+        assert self.options.class_weight is not None
+        return _on_device(self.options.class_weight, self.bias_C.device)
 
     def labels_for_kernel(self) -> tuple[Tensor, Tensor]:
         """``[S]`` labels, and ``[S, C]`` fp32 targets where logits are independent (else an unused tensor)."""
         if self.options.kind in ("sigmoid", "multilabel", "soft"):
-            target_SC = self.label_S.view(self.label_S.shape[0], -1).float()
+            target_SC = self._by_logit().float()
             unknown_S = (target_SC[:, 0] < 0) if self.options.kind == "soft" else torch.zeros_like(target_SC[:, 0])
             return -unknown_S.to(torch.int64), target_SC
         return self.label_S, self.bias_C
@@ -151,13 +224,8 @@ class HeadInputs(NamedTuple):
             target_SC = label_S.to(logits_SC.dtype) if weights_C is None else label_S.to(logits_SC.dtype) * weights_C
             part_S = -(target_SC * torch.log_softmax(logits_SC, dim=1)).sum(dim=1)
             return torch.where(known_S, part_S, 0.0)
-        if kind == "ordinal":
-            target_SC = (label_S[:, None] > torch.arange(logits_SC.shape[1], device=label_S.device)).to(logits_SC.dtype)
-            known_SC = (label_S >= 0)[:, None].expand_as(logits_SC)
-        else:
-            label_SC = label_S.view(label_S.shape[0], -1)
-            target_SC, known_SC = label_SC.to(logits_SC.dtype), label_SC >= 0
-        part_SC = F.binary_cross_entropy_with_logits(logits_SC, target_SC.clamp(min=0), reduction="none")
+        target_SC, known_SC = self._binary_targets(logits_SC)
+        part_SC = F.binary_cross_entropy_with_logits(logits_SC, target_SC, reduction="none")
         part_SC = self._focal(part_SC)
         if weights_C is not None:
             part_SC = part_SC * weights_C
@@ -165,15 +233,65 @@ class HeadInputs(NamedTuple):
 
     def slopes(self, logits_SC: Tensor) -> Tensor:
         """``[S, C]`` derivative of each row's loss with respect to its logits; rows are independent."""
-        with torch.enable_grad():
-            logits_SC = logits_SC.detach().requires_grad_()
-            return torch.autograd.grad(self.losses(logits_SC).sum(), logits_SC)[0]
+        options, label_S = self.options, self.label_S
+        weights_C = 1 if options.class_weight is None else self.weights_C().to(logits_SC.dtype)
+        if options.kind == "soft":
+            target_SC = label_S.clamp(min=0).to(logits_SC.dtype) * weights_C
+            return torch.softmax(logits_SC, dim=1) * target_SC.sum(dim=1, keepdim=True) - target_SC
+        if options.kind == "softmax":
+            classes_C = torch.arange(logits_SC.shape[1], device=label_S.device)
+            target_SC = (label_S[:, None] == classes_C).to(logits_SC.dtype)
+            log_p_SC = torch.log_softmax(logits_SC, dim=1)
+            factor_S1 = self._focal_slope(-(target_SC * log_p_SC).sum(dim=1, keepdim=True))
+            return (log_p_SC.exp() - target_SC) * factor_S1 * (target_SC * weights_C).sum(dim=1, keepdim=True)
+        target_SC, known_SC = self._binary_targets(logits_SC)
+        part_SC = F.binary_cross_entropy_with_logits(logits_SC, target_SC, reduction="none")
+        slope_SC = (torch.sigmoid(logits_SC) - target_SC) * self._focal_slope(part_SC) * weights_C
+        return torch.where(known_SC, slope_SC, 0.0)
+
+    def _binary_targets(self, logits_SC: Tensor) -> tuple[Tensor, Tensor]:
+        """``[S, C]`` targets of independent logits, and which are known."""
+        if self.options.kind == "ordinal":
+            thresholds_C = torch.arange(logits_SC.shape[1], device=self.label_S.device)
+            target_SC = (self.label_S[:, None] > thresholds_C).to(logits_SC.dtype)
+            return target_SC, (self.label_S >= 0)[:, None].expand_as(logits_SC)
+        label_SC = self._by_logit()
+        return label_SC.to(logits_SC.dtype).clamp(min=0), label_SC >= 0
+
+    def _by_logit(self) -> Tensor:
+        """``[S, C]`` labels; of ``"sigmoid"`` ``[S, 1]``."""
+        return self.label_S if self.label_S.dim() == 2 else self.label_S[:, None]
 
     def _focal(self, negative_log: Tensor) -> Tensor:
         gamma = self.options.focal_gamma
+        return negative_log if gamma == 0 else negative_log * _less_than_certain(negative_log) ** gamma
+
+    def _focal_slope(self, negative_log: Tensor) -> Tensor | float:
+        """Derivative of :meth:`_focal`."""
+        gamma = self.options.focal_gamma
         if gamma == 0:
-            return negative_log
-        return negative_log * (-torch.expm1(-negative_log)).clamp(min=1e-30) ** gamma
+            return 1.0
+        rest = _less_than_certain(negative_log)
+        return rest**gamma + gamma * negative_log * rest ** (gamma - 1) * torch.exp(-negative_log)
+
+
+def _less_than_certain(negative_log: Tensor) -> Tensor:
+    """``1 - p``, above 0."""
+    return (-torch.expm1(-negative_log)).clamp(min=1e-30)
+
+
+_COPIED: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """The values as an fp32 tensor, copied to each device once: a copy from the host waits for the device."""
+    if (values, device) in _COPIED:
+        return _COPIED[values, device]
+    with torch.inference_mode(False):
+        copied = torch.tensor(values, dtype=torch.float32, device=device)
+    if type(copied) is Tensor:  # not a fake one
+        _COPIED[values, device] = copied
+    return copied
 
 
 class Forward(NamedTuple):

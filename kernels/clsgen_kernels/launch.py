@@ -2,7 +2,7 @@
 
 sm_90 is chosen by measurement on an H100 (``python benchmarks/loss_gpu.py --tiles``). The others are chosen with
 ``python -m clsgen_kernels.aot``, which compiles every entry and prints registers, spills and shared memory, and are not
-measured on a GPU. Override with the argument ``launch`` of :func:`clsgen_kernels.dual_head_loss`.
+measured on a GPU. Override with :class:`clsgen_kernels.Execution`.
 """
 
 from __future__ import annotations

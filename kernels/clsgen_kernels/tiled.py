@@ -11,7 +11,7 @@ Cost, in GEMM passes of ``2·n·D·V`` FLOPs, and memory in addition to the grad
 - LM weight trained: 1 pass forward, 3 backward (recompute, dh, dW); ``n·tile`` floats.
 - LM weight frozen (LoRA on the backbone): the forward also carries ``E_i = Σ_v p_iv w_v`` along its online softmax, so
   it takes 2 passes and the backward none: ``dh_i = g_i ((1 + 2 z lse_i) E_i - w_{t_i})``; ``n·tile + n·D`` floats.
-  With smoothing, a soft cap or LoRA on the LM head it recomputes instead: 1 and 2 passes.
+  With smoothing or a soft cap it recomputes instead: 1 and 2 passes.
 - No gradient required: 1 pass.
 
 Per-token upstream gradients ``g_i`` are exact in every case.
@@ -22,9 +22,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clsgen_kernels.inputs import Forward, LMGradients, LMInputs
+from clsgen_kernels.inputs import Forward, GenerationOptions, LMGradients, LMInputs
 
-# n supervised tokens, D hidden, V vocabulary, T vocabulary rows of one tile, R LoRA rank
+# n supervised tokens, D hidden, V vocabulary, T vocabulary rows of one tile
 
 _TILE_ELEMENTS = 2**21  # logits in memory at a time: 8 MiB in fp32, about the last-level cache of a core
 _TILE_ROWS = (512, 8192)
@@ -36,9 +36,9 @@ def tile_rows(n_tokens: int, vocabulary: int) -> int:
     return min(vocabulary, max(low, min(high, _TILE_ELEMENTS // max(n_tokens, 1))))
 
 
-def can_carry_expectation(lm: LMInputs) -> bool:
+def can_carry_expectation(options: GenerationOptions) -> bool:
     """Whether the expected output embedding is enough to compute the hidden states' gradient."""
-    return lm.lora_nR is None and lm.options.label_smoothing == 0 and lm.options.softcap is None
+    return options.label_smoothing == 0 and options.softcap is None
 
 
 def forward(lm: LMInputs, *, tile: int, carry_expectation: bool) -> Forward:
@@ -100,8 +100,6 @@ def backward(
     grad_nD = torch.zeros_like(hidden_nD, dtype=wide)
     grad_VD = torch.empty_like(weight_VD) if wants_weight and weight_grad_VD is None else None
     grad_bias_V = None if lm.bias_V is None else torch.empty_like(lm.bias_V, dtype=wide)
-    grad_lora_nR = None if lm.lora_nR is None else torch.zeros_like(lm.lora_nR, dtype=wide)
-    grad_lora_VR = None if lm.lora_VR is None else torch.empty_like(lm.lora_VR)
     buffer = hidden_nD.new_empty(n * tile)
     rows_n = torch.arange(n, device=hidden_nD.device)
     upstream_n = torch.where(lm.target_n >= 0, upstream_n, 0)
@@ -123,20 +121,31 @@ def backward(
         elif wants_weight and weight_grad_VD is not None:
             weight_grad_VD[part] += narrow_nT.T @ hidden_nD
         _add_matmul(grad_nD, narrow_nT, weight_VD[part])
-        if lm.lora_nR is not None and lm.lora_VR is not None and grad_lora_nR is not None and grad_lora_VR is not None:
-            torch.mm(narrow_nT.T, lm.lora_nR, out=grad_lora_VR[part])
-            _add_matmul(grad_lora_nR, narrow_nT, lm.lora_VR[part])
         if grad_bias_V is not None:
             torch.sum(grad_nT, dim=0, out=grad_bias_V[part])
-    return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
+    return LMGradients(grad_nD, grad_VD, grad_bias_V)
+
+
+def most_likely(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """int64 ``[n]``: the row of ``hidden @ weight.T + bias`` that is largest, the first of equals; one GEMM pass."""
+    n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
+    options = GenerationOptions()
+    lm = LMInputs(hidden_nD, weight_VD, hidden_nD.new_zeros(n, dtype=torch.int64), bias_V, options, vocabulary)
+    wide, tile = torch.promote_types(hidden_nD.dtype, torch.float32), tile_rows(n, vocabulary)
+    best_n = hidden_nD.new_full((n,), -torch.inf, dtype=wide)
+    found_n = torch.zeros_like(lm.target_n)
+    buffer = hidden_nD.new_empty(n * tile)
+    for start in range(0, vocabulary, tile):
+        top_n, column_n = _logits(lm, start, tile, buffer, wide).max(dim=1)
+        found_n = torch.where(top_n > best_n, column_n + start, found_n)
+        best_n = torch.maximum(best_n, top_n)
+    return found_n
 
 
 def _logits(lm: LMInputs, start: int, tile: int, buffer: Tensor, wide: torch.dtype) -> Tensor:
     weight_TD = lm.weight_VD[start : start + tile]
     n, count = lm.hidden_nD.shape[0], weight_TD.shape[0]
     logits_nT = torch.mm(lm.hidden_nD, weight_TD.T, out=buffer[: n * count].view(n, count))
-    if lm.lora_nR is not None and lm.lora_VR is not None:
-        logits_nT.addmm_(lm.lora_nR, lm.lora_VR[start : start + tile].T)
     logits_nT = logits_nT.to(wide)
     if lm.bias_V is not None:
         logits_nT += lm.bias_V[start : start + tile].to(wide)

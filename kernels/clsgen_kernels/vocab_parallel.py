@@ -50,10 +50,6 @@ class Sharding(NamedTuple):
 
 def gather(lm: LMInputs, group: Any) -> tuple[LMInputs, Sharding]:
     """All ranks' tokens with this rank's vocabulary rows; targets are relative to its first row."""
-    if lm.bias_V is not None or lm.lora_nR is not None:
-        raise ValueError(
-            "impl 'vocab_parallel' supports neither an LM bias nor an adapter on the LM head; use another impl"
-        )
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     counts = torch.tensor([lm.hidden_nD.shape[0], lm.weight_VD.shape[0]], device=lm.hidden_nD.device)
     all_counts = torch.empty(ranks, 2, dtype=counts.dtype, device=counts.device)

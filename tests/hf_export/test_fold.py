@@ -16,6 +16,7 @@ from clsgen_dist.hf_export.artifact import HEAD_FILE, ModelCard, head_fingerprin
 from clsgen_dist.hf_export.fold import fold
 from clsgen_dist.inference.predict import Predictor
 from tests.inference.conftest import hand_made_export, write_head
+from tests.model.changed_logits import CHANGED, changed_lm
 
 TEXTS = ["one", "two words", "three more words"]
 LABELS = {"single": ["no", "yes"], "multilabel": ["x", "y", "z"], "ordinal": ["low", "mid", "high"]}
@@ -37,6 +38,23 @@ def test_a_stock_model_gives_both_answers_from_one_call(kind, tied, tmp_path):
     folder = hand_made_export(tmp_path / "export", LABELS[kind], kind)
     if tied:
         tie(folder)
+    _gives_both_answers(folder, tmp_path)
+
+
+@pytest.mark.parametrize("family", CHANGED)
+def test_a_stock_model_whose_logits_are_scaled_capped_or_biased_does_so_too(family, tmp_path):
+    """A class logit beyond the cap, a scale that is no power of two, a bias of every other row."""
+    folder = hand_made_export(tmp_path / "export", LABELS["single"], make_lm=lambda size: changed_lm(family, size))
+    largest = max(abs(logit) for p in Predictor(folder).predict(TEXTS, explain=False) for logit in p.logits)
+    assert largest > (CHANGED[family].get("final_logit_softcapping") or 3)
+    card = _gives_both_answers(folder, tmp_path)
+    assert card.folded.softcap == CHANGED[family].get("final_logit_softcapping")
+    bias = AutoModelForCausalLM.from_pretrained(tmp_path / "folded").get_output_embeddings().bias
+    assert bias is None or ((bias[card.folded.all_rows] == 0).all() and bias.abs().max() > 1)
+
+
+def _gives_both_answers(folder, tmp_path):
+    """Fold the export, and compare a plain model with the predictor; the card of the folded model."""
     output = fold(folder, tmp_path / "folded")
     predictor, card = Predictor(folder), ModelCard.read(output)
     assert card.folded is not None and card.folded.largest_difference < 1e-4
@@ -67,6 +85,7 @@ def test_a_stock_model_gives_both_answers_from_one_call(kind, tied, tmp_path):
     again = Predictor(output).predict(TEXTS, max_new_tokens=8)
     for a, b in zip(again, predictor.predict(TEXTS, max_new_tokens=8), strict=True):
         np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
+    return card
 
 
 def test_rows_that_the_vocabulary_has_beyond_the_tokenizer_are_used(tmp_path):

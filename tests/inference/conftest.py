@@ -25,15 +25,13 @@ def folder(tmp_path):
     return hand_made_export(tmp_path, ["no", "yes"])
 
 
-def hand_made_export(path, labels, kind="single"):
-    """A model of random weights with a head for the label space."""
+def hand_made_export(path, labels, kind="single", make_lm=None):
+    """A model of random weights with a head for the label space; ``make_lm`` makes it of a vocabulary's size."""
     tokenizer = byte_level(CLOCK, words=["glioblastoma"])
     # The saved prompt is of one time of day: random weights answer another one otherwise, and figures differ.
     noon = byte_level(CLOCK.replace("strftime_now('%H:%M:%S.%f')", "'12:00:00.000000'"), words=["glioblastoma"])
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=2, max_position_embeddings=256, initializer_range=0.5)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
+    (make_lm or _llama)(len(tokenizer)).save_pretrained(path)
     tokenizer.save_pretrained(path)
     outputs = len(labels) - (kind == "ordinal")
     head = {"weight": torch.randn(outputs, 32), "bias": torch.zeros(outputs)}
@@ -53,6 +51,13 @@ def hand_made_export(path, labels, kind="single"):
         trained={},
     ).write(path)
     return path
+
+
+def _llama(vocabulary):
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=2, max_position_embeddings=256, initializer_range=0.5)
+    )  # fmt: skip
 
 
 def write_head(path, head):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
-from clsgen_kernels import ClassOptions, GenerationOptions, LMLora, dual_head_loss
+from clsgen_kernels import ClassOptions, Execution, GenerationOptions, dual_head_loss
 
 # N tokens, n supervised, D hidden, V vocabulary, C classes, S rows
 
 Case = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], tuple[torch.Tensor, ...]]
-EVERYTHING = GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0)
+EVERYTHING = GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0, logit_scale=0.3)
 CLASSES = {
     "softmax": ClassOptions(class_weight=(1.0, 2.0, 0.5), focal_gamma=2.0),
     "sigmoid": ClassOptions("sigmoid"),
@@ -29,7 +30,6 @@ def make_case(
     rows: int = 5,
     scale: float = 1.0,
     kind: str = "softmax",
-    lora_rank: int = 0,
     bias: bool = False,
 ) -> Case:
     """Float64 tensors, indices and upstream gradients, alike from call to call."""
@@ -47,8 +47,6 @@ def make_case(
     }
     if bias:
         tensors["lm_bias_V"] = normal(vocabulary)
-    if lora_rank:
-        tensors |= {"lora_a_RD": normal(lora_rank, width), "lora_b_VR": normal(vocabulary, lora_rank)}
     top = {"softmax": classes, "ordinal": classes + 1}.get(kind, 2)
     label = torch.randint(0, top, (rows, classes) if kind == "multilabel" else (rows,), generator=generator)
     if kind == "soft":
@@ -84,17 +82,18 @@ def run(
     classification: ClassOptions | None = None,
     **options: Any,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Losses by name (with ``token_hit``), and gradients by name, of the sum weighed by ``upstream``."""
+    """Losses by name (with ``token_hit``), and gradients by name, of the sum weighed by ``upstream``.
+
+    ``options`` are further arguments of ``dual_head_loss``, and fields of ``Execution``.
+    """
     trained = tuple(tensors) if trained is None else trained
     leaves = {k: v.clone().requires_grad_(k in trained) for k, v in tensors.items()}
-    given = {k: v for k, v in leaves.items() if not k.startswith("lora")}
-    if "lora_a_RD" in leaves:
-        given["lm_lora"] = LMLora(leaves["lora_a_RD"], leaves["lora_b_VR"], 0.5)  # type: ignore[assignment]
     if generation is not None:
         options["generation"] = generation
     if classification is not None:
         options["classification"] = classification
-    outputs = dual_head_loss(**given, **indices, **options)
+    how = {field.name: options.pop(field.name) for field in fields(Execution) if field.name in options}
+    outputs = dual_head_loss(**leaves, **indices, **options, execution=Execution(**how))
     total = sum((output * weight.to(output.dtype)).sum() for output, weight in zip(outputs[:3], upstream, strict=True))
     assert isinstance(total, torch.Tensor)
     total.backward()

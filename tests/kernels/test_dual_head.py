@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from cases import assert_close, cast, make_case, run
-from clsgen_kernels import ClassOptions, GenerationOptions, LMLora, dual_head_loss, resolve_impl
-from clsgen_kernels.dual_head import _auto
+from clsgen_kernels import ClassOptions, Execution, GenerationOptions, dual_head_loss, resolve_impl
+from clsgen_kernels.implementation import _auto
 from clsgen_kernels.inputs import HeadInputs
 from clsgen_kernels.tiled import tile_rows
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,6 +53,9 @@ def test_error_is_no_larger_than_plain_torch_in_that_dtype(dtype, slack, frozen)
 OPTIONS = {
     "smoothing, z-loss, cap": GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0),
     "z-loss": GenerationOptions(z_loss=1e-2),
+    "scale": GenerationOptions(logit_scale=0.3),
+    "scale, cap": GenerationOptions(logit_scale=3.0, softcap=5.0),
+    "all smoothed": GenerationOptions(label_smoothing=1.0),
 }
 CLASSES = {
     "weighted softmax": ClassOptions(class_weight=(1.0, 2.0, 0.5)),
@@ -65,10 +68,10 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("generation", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize(("bias", "rank"), [(False, 0), (True, 4)], ids=["plain", "bias and LoRA"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["lm trained", "lm frozen"])
-def test_generation_options_equal_the_reference(generation, bias, rank, frozen):
-    case = make_case(bias=bias, lora_rank=rank)
+def test_generation_options_equal_the_reference(generation, bias, frozen):
+    case = make_case(bias=bias)
     trained = tuple(k for k in case[0] if not (frozen and k == "lm_weight_VD"))
     truth, truth_grads = run(*case, trained=trained, impl="reference", generation=generation)
     plain, _ = run(*case, trained=trained, impl="reference")
@@ -163,7 +166,7 @@ def test_strided_inputs_give_equal_results():
     truth, truth_grads = run(tensors, indices, upstream, impl="reference")
     leaves = {k: v.detach().requires_grad_() for k, v in strided.items()}
     assert not leaves["hidden_ND"].is_contiguous()
-    outputs = dual_head_loss(**leaves, **indices, impl="torch", vocab_tile=100)
+    outputs = dual_head_loss(**leaves, **indices, impl="torch", execution=Execution(vocab_tile=100))
     sum((o * w).sum() for o, w in zip(outputs[:3], upstream, strict=True)).backward()
     assert_close(outputs._asdict(), truth, 1e-12)
     assert_close({k: leaf.grad for k, leaf in leaves.items()}, truth_grads, 1e-12)
@@ -215,7 +218,7 @@ def test_sum_reduction_is_the_weighted_sum(impl):
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_autocast_multiplies_the_lm_head_in_its_dtype_and_the_class_head_in_fp32(impl):
-    tensors, *rest = make_case(vocabulary=65, width=16, lora_rank=3)
+    tensors, *rest = make_case(vocabulary=65, width=16)
     master = cast(tensors, torch.float32)  # fp32 weights, and states as a layer leaves them under autocast
     narrow = {k: v if k.startswith("head") else v.bfloat16() for k, v in master.items()}
     expected, expected_grads = run(narrow, *rest, impl=impl)
@@ -304,8 +307,11 @@ def test_nothing_of_all_tokens_is_wider_than_the_hidden_states(impl):
         ({"impl": "trition"}, "not one of"),
         ({"token_weight_n": torch.ones(23)}, "reduction='sum'"),
         ({"lm_bias_V": torch.zeros(5)}, r"expected \[507\]"),
-        ({"lm_lora": LMLora(torch.zeros(4, 24), torch.zeros(507, 5), 1.0)}, r"\[rank, 24\] and \[507, rank\]"),
-        ({"lm_weight_grad_VD": torch.zeros(507, 24, dtype=torch.float16)}, r"expected torch.float32 \(507, 24\)"),
+        (
+            {"execution": Execution(lm_weight_grad_VD=torch.zeros(507, 24, dtype=torch.float16))},
+            r"expected torch.float32 \(507, 24\)",
+        ),
+        ({"reduction": "mean"}, "expected 'none' or 'sum'"),
         ({"classification": ClassOptions(class_weight=(1.0,))}, "one for each of 3"),
         ({"classification": ClassOptions("sigmoid")}, "expected 1 for kind 'sigmoid'"),
         ({"classification": ClassOptions("multilabel")}, r"expected int64 or float32 or float64 \(5, 3\)"),
@@ -322,9 +328,10 @@ def test_wrong_input_is_refused_with_value_and_expectation(change, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GenerationOptions(label_smoothing=1.0), "label_smoothing is 1.0"),
+        (lambda: GenerationOptions(label_smoothing=1.1), "label_smoothing is 1.1"),
         (lambda: GenerationOptions(z_loss=-1.0), "z_loss is -1.0"),
         (lambda: GenerationOptions(softcap=0.0), "softcap is 0.0"),
+        (lambda: GenerationOptions(logit_scale=0.0), "logit_scale is 0.0"),
         (lambda: ClassOptions(focal_gamma=-1.0), "focal_gamma is -1.0"),
         (lambda: ClassOptions(kind="binary"), "kind 'binary' is not one of"),
         (lambda: ClassOptions(kind="soft", focal_gamma=1.0), "expected 0 for kind 'soft'"),

@@ -48,13 +48,12 @@ def test_losses_and_gradients_against_float64(shape, dtype, tolerance):
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("store_bytes", [0, 10**9], ids=["recomputed", "stored"])
 def test_all_options_together_match_float64(kind, store_bytes):
-    tensors, *rest = make_case(vocabulary=129, kind=kind, classes=1 if kind == "sigmoid" else 3, bias=True, lora_rank=5)
+    tensors, *rest = make_case(vocabulary=129, kind=kind, classes=1 if kind == "sigmoid" else 3, bias=True)
     options = {"generation": EVERYTHING, "classification": CLASSES[kind]}
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest), **options)
     got, grads = run(tensors, *rest, impl="triton", store_bytes=store_bytes, **options)
     assert_close(got, truth, 1e-6)
-    # The adapters' gradients go through one product more, whose fp32 error is the processor's own.
     own = errors(_truth((tensors, *rest), **options)[1], truth_grads)
     for name, error in errors(grads, truth_grads).items():
         assert error <= own[name] + 1e-6, f"{name}: relative error {error:.1e}, plain torch's {own[name]:.1e}"
@@ -91,13 +90,13 @@ def test_logits_of_80_are_as_accurate_as_plain_torch():
 
 
 def test_strided_inputs_dropout_and_frozen_weights():
-    tensors, indices, upstream = make_case(vocabulary=65, bias=True, lora_rank=5)
+    tensors, indices, upstream = make_case(vocabulary=65, bias=True)
     tensors = cast(tensors, torch.float32)
     mask = torch.bernoulli(torch.full((5, 24), 0.5), generator=torch.Generator().manual_seed(0)) * 2
     strided = {k: _every_other(v) if v.dim() == 1 else v.T.contiguous().T for k, v in tensors.items()}
     assert not any(v.is_contiguous() for v in strided.values())
     truth, truth_grads = _truth((cast(tensors, torch.float64), indices, upstream), dropout_scale_SD=mask.double())
-    trained = ("hidden_ND", "head_weight_CD", "lora_b_VR")
+    trained = ("hidden_ND", "head_weight_CD", "lm_bias_V")
     indices = {k: _every_other(v) for k, v in indices.items()}
     got, grads = run(strided, indices, upstream, impl="triton", dropout_scale_SD=mask, trained=trained)
     assert_close(got, truth, 1e-6)
@@ -293,7 +292,7 @@ def test_slabs_are_wide_and_of_equal_width():
 @pytest.mark.parametrize("store_bytes", [0, 10**9], ids=["recomputed", "stored"])
 @pytest.mark.parametrize("width", [24, 41], ids=["aligned", "unaligned"])
 def test_descriptor_loads_and_stores_give_equal_results(width, store_bytes, monkeypatch):
-    tensors, *rest = make_case(vocabulary=129, width=width, scale=0.5, bias=True, lora_rank=5)
+    tensors, *rest = make_case(vocabulary=129, width=width, scale=0.5, bias=True)
     tensors = cast(tensors, torch.float32)
     truth, truth_grads = _truth((cast(tensors, torch.float64), *rest))
     by_descriptor = []

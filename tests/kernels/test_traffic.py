@@ -83,7 +83,7 @@ def inputs():
         return torch.randn(*shape, generator=generator)
 
     target = torch.randint(0, V, (n,), generator=generator)
-    lm = LMInputs(normal(n, D), normal(V, D), target, None, None, None, GenerationOptions(), V)
+    lm = LMInputs(normal(n, D), normal(V, D), target, None, GenerationOptions(), V)
     classes = HeadInputs(normal(S, D), normal(C, D), normal(C), torch.zeros(S, dtype=torch.int64), ClassOptions())
     return lm, classes
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 import vocab_parallel_ranks as ranks
 from cases import assert_close, make_case, run
-from clsgen_kernels import dual_head_loss
 
 HERE = Path(__file__).parent
 
@@ -37,14 +36,14 @@ def test_four_ranks_equal_one_process(free_port, tmp_path):
         "the ranks hold [5, 5, 0, 5] vocabulary rows, expected at least one each; use fewer ranks"
     }
     for place, tokens in enumerate(ranks.TOKENS):
-        case = make_case(vocabulary=sum(ranks.ROWS), supervised=sum(tokens))
+        case = make_case(vocabulary=sum(ranks.ROWS), supervised=sum(tokens), bias=True)
         truth, truth_grads = run(*case, impl="reference", generation=ranks.OPTIONS)
         for at, tolerance in ((2 * place, 1e-12), (2 * place + 1, 1e-6)):
             parts = [result[at] for result in results]
             got = {k: torch.cat([part[0][k] for part in parts]) for k in ("generation_loss", "token_hit")}
             assert_close(got, {k: truth[k] for k in got}, tolerance)
-            dw = torch.cat([part[1]["lm_weight_VD"] for part in parts])
-            assert_close({"dW": dw}, {"dW": truth_grads["lm_weight_VD"]}, tolerance)
+            for name in ("lm_weight_VD", "lm_bias_V"):
+                assert_close({name: torch.cat([part[1][name] for part in parts])}, {name: truth_grads[name]}, tolerance)
             # Every rank's hidden gradient has its own tokens', and the classification head's, which each computed.
             only_class = run(*_without_tokens(case), impl="reference", generation=ranks.OPTIONS)[1]["hidden_ND"]
             hidden = sum(part[1]["hidden_ND"].double() - only_class for part in parts) + only_class
@@ -56,9 +55,3 @@ def test_four_ranks_equal_one_process(free_port, tmp_path):
 def _without_tokens(case):
     tensors, indices, (up_n, *rest) = case
     return tensors, indices, (up_n * 0, *rest)
-
-
-def test_bias_and_adapter_are_refused():
-    tensors, indices, _ = make_case(bias=True)
-    with pytest.raises(ValueError, match="neither an LM bias"):
-        dual_head_loss(**tensors, **indices, impl="vocab_parallel")

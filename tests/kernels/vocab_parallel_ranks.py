@@ -8,11 +8,11 @@ from collections import Counter
 import torch
 import torch.distributed as dist
 from cases import cast, make_case, run
-from clsgen_kernels import GenerationOptions, dual_head
+from clsgen_kernels import GenerationOptions, implementation
 
 TOKENS = [[9, 0, 11, 3], [0, 0, 23, 0], [0, 0, 0, 0]]
 ROWS = [13, 60, 1, 55]
-OPTIONS = GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0)
+OPTIONS = GenerationOptions(label_smoothing=0.1, z_loss=1e-3, softcap=5.0, logit_scale=0.3)
 COLLECTIVES = ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor")
 
 
@@ -21,7 +21,7 @@ def share(case, rank, tokens):
     tensors, indices, (up_n, up_SC, up_S) = case
     mine = slice(sum(tokens[:rank]), sum(tokens[: rank + 1]))
     rows = slice(sum(ROWS[:rank]), sum(ROWS[: rank + 1]))
-    tensors = {**tensors, "lm_weight_VD": tensors["lm_weight_VD"][rows]}
+    tensors = {**tensors, **{k: tensors[k][rows] for k in ("lm_weight_VD", "lm_bias_V")}}
     indices = {**indices, **{k: indices[k][mine] for k in ("supervised_index_n", "target_n")}}
     return tensors, indices, (up_n[mine], up_SC, up_S)
 
@@ -43,13 +43,14 @@ def main(rank: int, port: str, folder: str) -> None:
     results = []
     for tokens in TOKENS:
         for inner, dtype in (("torch", torch.float64), ("triton", torch.float32)):
-            dual_head._auto = lambda kind, inner=inner: inner
-            tensors, *rest = share(make_case(vocabulary=sum(ROWS), supervised=sum(tokens)), rank, tokens)
+            implementation._auto = lambda kind, inner=inner: inner
+            tensors, *rest = share(make_case(vocabulary=sum(ROWS), supervised=sum(tokens), bias=True), rank, tokens)
             calls.clear()
             got, grads = run(cast(tensors, dtype), *rest, impl="vocab_parallel", generation=OPTIONS)
             results.append((got, grads, dict(calls)))
-    tensors, *rest = share(make_case(vocabulary=sum(ROWS)), rank, [6, 6, 6, 5])
-    tensors["lm_weight_VD"] = tensors["lm_weight_VD"][: 0 if rank == 2 else 5]
+    tensors, *rest = share(make_case(vocabulary=sum(ROWS), bias=True), rank, [6, 6, 6, 5])
+    for name in ("lm_weight_VD", "lm_bias_V"):
+        tensors[name] = tensors[name][: 0 if rank == 2 else 5]
     try:
         run(tensors, *rest, impl="vocab_parallel")
         results.append("no error")

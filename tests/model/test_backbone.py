@@ -90,17 +90,6 @@ def test_more_top_layers_than_the_backbone_has_are_refused(tiny_backbone):
         _model(tiny_backbone, top_layers=9)
 
 
-def test_backbones_with_logit_softcapping_are_refused(tmp_path):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    config = Gemma2Config(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8
-    )
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"final_logit_softcapping.*use a backbone"):
-        open_backbone(str(tmp_path))
-
-
 def test_unknown_backbones_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"expected 'demo:smollm2-135m', the only embedded backbone"):
         backbone_path("demo:smollm3")

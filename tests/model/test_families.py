@@ -118,6 +118,9 @@ KNOWN = [
     "opt",
     "gpt_oss",
     "bloom",
+    "gemma2",
+    "cohere",
+    "phi",
 ]
 
 

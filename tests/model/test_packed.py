@@ -170,16 +170,6 @@ def test_a_model_that_attends_to_later_tokens_is_refused():
         _tested(DualHeadModel(lm, ClassificationHead(torch.zeros(2, 32), 0.0))).require_trainable("bert")
 
 
-def test_a_model_that_scales_its_logits_is_refused():
-    config = transformers.GraniteConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, logits_scaling=8.0,
-    )  # fmt: skip
-    lm = transformers.GraniteForCausalLM._from_config(config, attn_implementation=register_per_sequence_attention())
-    with pytest.raises(ModelError, match="changes its logits after the LM head"):
-        _tested(DualHeadModel(lm, ClassificationHead(torch.zeros(2, 32), 0.0))).require_trainable("granite")
-
-
 @pytest.mark.parametrize("sinks", [False, True])
 def test_softcapping_and_attention_sinks_equal_transformers_attention(sinks):
     """Gemma 2's soft cap and gpt-oss's sinks, packed, against eager attention over each row alone."""

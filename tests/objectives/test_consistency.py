@@ -17,6 +17,7 @@ from clsgen_dist.model.backbone import label_start_tokens
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
 from clsgen_dist.model.forward_pass import ForwardPass
 from clsgen_dist.model.label_space import LabelSpace, class_probabilities
+from clsgen_dist.model.lm_head import LMHead, LogitTransform
 from clsgen_dist.objectives.consistency import ConsistencySettings
 from clsgen_dist.objectives.consistency_after import ConsistencyAfterSettings
 from clsgen_dist.objectives.divergence import divergence, log_answers
@@ -36,8 +37,9 @@ def _forward(kind, scale=1.0, dtype=torch.float32):
     shape = (1, 8) if kind == "ordinal" else (outputs, 8)
     head = ClassificationHead(torch.randn(*shape, generator=generator), 0.0, torch.linspace(1, 0, outputs), kind)
     lm = SimpleNamespace(get_output_embeddings=lambda: SimpleNamespace(weight=weight_VD))
+    lm_head = LMHead(lm, LogitTransform())
     batch = {"class_index_S": START, "end_index_S": END, "label_S": torch.tensor([0, 1, -1])}
-    forward = ForwardPass(batch, hidden_ND, None, lm, head, head.affine(), START, ClassLoss(kind), TOKENS)
+    forward = ForwardPass(batch, hidden_ND, None, lm_head, head, head.affine(), START, ClassLoss(kind), TOKENS)
     return forward, weight_VD
 
 

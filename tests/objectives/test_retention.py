@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from clsgen_dist.errors import DataError, SettingsError
 from clsgen_dist.model import reference_divergence as module
 from clsgen_dist.model.adapters import adapters_off
 from clsgen_dist.model.dual_head import LossSpec
+from clsgen_dist.model.lm_head import LMHead, LogitTransform
 from clsgen_dist.model.reference_divergence import reference_divergence
 from clsgen_dist.objectives.retention import RetentionSettings
 
@@ -31,15 +33,22 @@ def states():
 
 
 @pytest.mark.parametrize("block", [2**24, 22])
-def test_divergences_equal_the_formula(states, block, monkeypatch):
+@pytest.mark.parametrize("changed", [False, True], ids=["plain logits", "scale, bias and soft cap"])
+def test_divergences_equal_the_formula(states, block, changed, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block)
     hidden, reference, weight = states
-    found = reference_divergence(hidden, reference, weight)
-    p, q = ((x.detach() @ weight.T).softmax(dim=1).numpy() for x in (hidden, reference))
+    bias = torch.linspace(-1, 1, 11, dtype=torch.float64) if changed else None
+    layer = SimpleNamespace(weight=weight, bias=bias)
+    transform = LogitTransform(scale=0.7, softcap=2.0) if changed else LogitTransform()
+    head = LMHead(SimpleNamespace(get_output_embeddings=lambda: layer), transform)
+    found = reference_divergence(hidden, reference, head)
+    products = [x.detach() @ weight.T for x in (hidden, reference)]
+    logits = [2 * torch.tanh(0.7 * (x + bias) / 2) for x in products] if changed else products
+    p, q = (x.softmax(dim=1).numpy() for x in logits)
     np.testing.assert_allclose(found.detach().numpy(), rel_entr(q, p).sum(axis=1), rtol=1e-10)
-    assert torch.autograd.gradcheck(lambda h: reference_divergence(h, reference, weight), hidden)
-    assert float(reference_divergence(reference, reference, weight).abs().max()) < 1e-12
-    assert reference_divergence(hidden[:0], reference[:0], weight).shape == (0,)
+    assert torch.autograd.gradcheck(lambda h: reference_divergence(h, reference, head), hidden)
+    assert float(reference_divergence(reference, reference, head).abs().max()) < 1e-12
+    assert reference_divergence(hidden[:0], reference[:0], head).shape == (0,)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
