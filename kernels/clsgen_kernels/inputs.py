@@ -15,6 +15,9 @@ from torch import Tensor
 IGNORE = -100
 """A target that is ignored, as in ``torch.nn.functional.cross_entropy``."""
 
+ELSEWHERE = 2**30
+"""A target in another rank's vocabulary rows: counted, but in no column of this rank."""
+
 
 @dataclass(frozen=True)
 class GenerationOptions:
@@ -123,14 +126,6 @@ class HeadInputs(NamedTuple):
     def weights_C(self) -> Tensor:
         """The class weights on the head's device."""
         return torch.tensor(self.options.class_weight, dtype=torch.float32, device=self.bias_C.device)
-
-    def labels_for_kernel(self) -> tuple[Tensor, Tensor]:
-        """``[S]`` labels, and ``[S, C]`` fp32 targets where logits are independent (else an unused tensor)."""
-        if self.options.kind in ("sigmoid", "multilabel", "soft"):
-            target_SC = self.label_S.view(self.label_S.shape[0], -1).float()
-            unknown_S = (target_SC[:, 0] < 0) if self.options.kind == "soft" else torch.zeros_like(target_SC[:, 0])
-            return -unknown_S.to(torch.int64), target_SC
-        return self.label_S, self.bias_C
 
     def logits(self) -> Tensor:
         """``[S, C]`` logits, in plain torch, in fp32 or wider."""

@@ -249,7 +249,7 @@ def test_mutants_are_caught(mutant, tmp_path, monkeypatch):
     package = tmp_path / f"mutant_{list(MUTANTS).index(mutant)}"
     package.mkdir()
     for name, source in sources.items():
-        (package / name).write_text(source.replace(before, after).replace("clsgen_kernels", package.name))
+        (package / name).write_text(source.replace(before, after).replace("clsgen_kernels.triton", f"{package.name}.triton"))
     monkeypatch.syspath_prepend(tmp_path)
     backward = importlib.import_module(f"{package.name}.triton_backward")
     forward = importlib.import_module(f"{package.name}.triton_forward")
