@@ -155,11 +155,13 @@ def compile_kernel(
     else:
         constants["DESCRIPTORS"] = tile.descriptors
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    # As the launcher does, which takes nothing for granted of arguments that it does not specialise.
+    unspecialised = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, (argument, kind) in enumerate(signature.items())
         if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "R", "first")
-        if kind != "constexpr"
+        if kind != "constexpr" and argument not in unspecialised
     }
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     built = triton.compile(

@@ -173,12 +173,13 @@ def backward(
     grad_VD = None
     if wants_weight:
         grad_VD = torch.empty_like(weight_VD) if weight_grad_VD is None else weight_grad_VD
-    grad_bias_V = None if lm.bias_V is None else torch.zeros_like(lm.bias_V, dtype=torch.float32)
+    grad_bias_V = None if lm.bias_V is None else torch.empty_like(lm.bias_V, dtype=torch.float32)
     grad_lora_nR = None if lm.lora_nR is None else torch.empty_like(lm.lora_nR, dtype=torch.float32)
-    grad_lora_VR = None if lm.lora_VR is None else torch.zeros_like(lm.lora_VR)
+    grad_lora_VR = None if lm.lora_VR is None else torch.empty_like(lm.lora_VR)
     if n == 0:
-        if wants_weight and weight_grad_VD is None and grad_VD is not None:
-            grad_VD.zero_()
+        for grad in (grad_VD if weight_grad_VD is None else None, grad_bias_V, grad_lora_VR):
+            if grad is not None:
+                grad.zero_()
         return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
     for first in range(0, vocabulary, slab):
         count = min(slab, vocabulary - first)

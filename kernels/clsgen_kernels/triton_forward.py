@@ -207,7 +207,7 @@ def forward_kernel(
             if HAS_SMOOTHING:
                 loss += label_smoothing * target_logit - smoothing_share * logit_sum
             loss += z_loss * lse * lse
-            counted = target >= 0
+            counted = (target >= 0) | beyond
             loss = tl.where(counted, loss, 0.0)
             tl.store(loss_n + row, loss, mask=row_mask)
             tl.store(lse_n + row, lse, mask=row_mask)
