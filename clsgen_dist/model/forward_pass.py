@@ -89,6 +89,8 @@ class ForwardPass:
     asks for them."""
     impl: str = "auto"
     """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
+    store_bytes: int = 0
+    """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
     reference_point: Tensor | float = 0.0
     """As of :class:`clsgen_dist.model.dual_head.DualHeadModel`."""
 
@@ -137,6 +139,7 @@ class ForwardPass:
             class_index_S=nowhere,
             label_S=nowhere,
             impl=self.impl,
+            store_bytes=self.store_bytes,
         ).generation_loss
 
     def _explanation_log_probs(self, hidden_ND: Tensor) -> Tensor:

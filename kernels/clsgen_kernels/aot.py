@@ -3,10 +3,10 @@
     python -m clsgen_kernels.aot                  # the table
     python -m clsgen_kernels.aot --targets sm_90
 
-The gate, for each kernel and chip of :data:`clsgen_kernels.launch.BY_TARGET`: matrix instructions; in the loops over the
-inner dimension no local loads or stores (spills; ``ptxas -v`` misses some) and no loads of one or two bytes; a few spilled
-scalars outside; shared memory for the stages that the tile asks for (a pipeline) and within the chip's limit; on NVIDIA
-chips, barriers and fences around the counter at which the splits of the vocabulary meet.
+The gate, for each kernel and chip of :data:`clsgen_kernels.launch.BY_TARGET`: matrix instructions; in the loops over
+the inner dimension no local loads or stores (spills; ``ptxas -v`` misses some) and no loads of one or two bytes; a few
+spilled scalars outside; shared memory for the stages that the tile asks for (a pipeline) and within the chip's limit;
+on NVIDIA chips, barriers and fences around the counter at which the splits of the vocabulary meet.
 Exits with 1 if a kernel fails. It does not measure speed.
 """
 

@@ -28,7 +28,7 @@ from clsgen_kernels import fused, reference, tiled, vocab_parallel
 from clsgen_kernels.checks import check_labels, check_options, check_tensors
 from clsgen_kernels.hidden_gradient import meeting, scatter
 from clsgen_kernels.inputs import ClassOptions, GenerationOptions, HeadInputs, LMInputs, LMLora
-from clsgen_kernels.launch import Launch
+from clsgen_kernels.launch import STORE_BYTES, Launch
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes, R LoRA rank
 
@@ -99,7 +99,7 @@ def dual_head_loss(
     impl: str = "auto",
     vocab_tile: int | None = None,
     launch: Launch | None = None,
-    store_bytes: int = 0,
+    store_bytes: int = STORE_BYTES,
     lm_weight_grad_VD: Tensor | None = None,
     vocab_group: Any = None,
     hidden_grad_square: Tensor | None = None,
@@ -127,8 +127,9 @@ def dual_head_loss(
             sharded over ranks) or ``"reference"`` (all logits; for tests).
         vocab_tile: vocabulary rows per tile for ``impl="torch"``; None chooses by ``n``.
         launch: tiles for ``impl="triton"``; None uses the table in :mod:`clsgen_kernels.launch`.
-        store_bytes: keep the ``[n, V]`` logits for the backward of ``impl="triton"`` if they take no more than this:
-            saves one GEMM pass, costs memory, and rounds the logits to the weights' dtype.
+        store_bytes: keep the ``[n, V]`` logits for the backward of ``impl="triton"`` if they take no more than this (1
+            GiB): saves one of four GEMM passes, and rounds the logits that the backward reads to the weights' dtype, as
+            plain torch rounds them. 0 always recomputes.
         lm_weight_grad_VD: fp32 ``[V, D]`` to which the backward adds the LM weight's gradient instead of returning
             it, so that sums over many micro-batches stay in fp32.
         vocab_group: process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` is then this
@@ -275,7 +276,11 @@ class _DualHead(torch.autograd.Function):
         ctx.carries = False
         if ctx.fused:
             both = fused.forward(
-                lm, classes, token_weight_n=token_weight_n, launch=call.launch, store_bytes=call.store_bytes
+                lm,
+                classes,
+                token_weight_n=token_weight_n,
+                launch=call.launch,
+                store_bytes=call.store_bytes if any(ctx.needs_input_grad) else 0,
             )
             out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
         else:

@@ -104,19 +104,19 @@ def forward(
     parts_kPn, sums_kn = (new(4 if smooths else 3, splits, n), new(3 if smooths else 2, n))
     tile_loss = new(class_tiles + row_tiles)
     arrived = torch.zeros(row_tiles, dtype=torch.int32, device=hidden_nD.device)
-    unused = tile_loss
+    unused, head_CD = tile_loss, classes.weight_CD.contiguous()
     class_weighted = classes.options.class_weight is not None
     if row_tiles + class_tiles:
         _launch(
             _kernels().forward, (class_tiles + row_tiles * splits,), hidden_nD,
             *_pointers(lm, unused), unused if token_weight_n is None else token_weight_n.contiguous(),
-            classes.pooled_SD, classes.weight_CD.contiguous(), classes.bias_C.contiguous(), classes.label_S.contiguous(),
+            classes.pooled_SD, head_CD, classes.bias_C.contiguous(), classes.label_S.contiguous(),
             classes.weights_C() if class_weighted else unused,
             *parts_kPn[:3], parts_kPn[-1], arrived, loss_n, lse_n, hit_n, *sums_kn[:2], sums_kn[-1],
             unused if stored_nV is None else stored_nV, class_logits_SC, class_loss_S, tile_loss,
             n, vocabulary, width, _rank(lm), rows, outputs, splits, tiles_per_split, row_tiles, class_tiles, group,
             *_strides(lm), 0 if stored_nV is None else stored_nV.stride(0),
-            classes.pooled_SD.stride(0), classes.weight_CD.contiguous().stride(0),
+            classes.pooled_SD.stride(0), head_CD.stride(0),
             *_scalars(lm), classes.options.focal_gamma,
             **_flags(lm),
             KIND=_KINDS[classes.options.kind],
@@ -130,7 +130,9 @@ def forward(
         )  # fmt: skip
     return FusedForward(
         # 0 and 1 as int8 are False and True: no launch to convert them.
-        Forward(loss_n, lse_n, hit_n.view(torch.bool), *sums_kn[:2], sums_kn[2] if smooths else None, stored_nV),
+        Forward(
+            loss_n, lse_n, hit_n.view(torch.bool), sums_kn[0], sums_kn[1], sums_kn[2] if smooths else None, stored_nV
+        ),
         class_logits_SC,
         class_loss_S,
         tile_loss,
@@ -271,7 +273,8 @@ def _matmul(a: Tensor, b: Tensor, out: Tensor, tile: Tile, *, accumulate: bool) 
     columns = b.shape[1]
     blocks = _blocks(tile, a.dtype)
     _launch(
-        _kernels().matmul, (_tiles(rows, tile.rows), _tiles(columns, tile.columns)), a, a, b, out, rows, columns, depth, *a.stride(), *b.stride(), out.stride(0),
+        _kernels().matmul, (_tiles(rows, tile.rows), _tiles(columns, tile.columns)), a,
+        a, b, out, rows, columns, depth, *a.stride(), *b.stride(), out.stride(0),
         ACCUMULATE=accumulate,
         # Only of contiguous dimensions, which are the model's: the number of tokens must not compile new kernels.
         ROWS_BY_16=a.stride(0) == 1 and rows % 16 == 0,

@@ -11,6 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+STORE_BYTES = 2**30
+"""Logits that take no more than this are kept for the backward by default: fixed, not chosen by the memory that is
+free, so that a resumed run computes the same bits."""
+
 
 @dataclass(frozen=True)
 class Tile:

@@ -1,7 +1,7 @@
-"""What a compiled kernel's machine code does, read from its text: loops, loads, spills, the order at the arrival counter.
+"""What a compiled kernel's machine code does, read from its text: loops, loads, spills, order at the arrival counter.
 
-In: SASS as ``nvdisasm -c`` prints it, AMD assembly, Triton's IR. Out: counts and faults; :mod:`clsgen_kernels.aot` holds
-them against the gate.
+In: SASS as ``nvdisasm -c`` prints it, AMD assembly, Triton's IR. Out: counts and faults, which
+:mod:`clsgen_kernels.aot` holds against the gate.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _EVENT = re.compile(rf"\b(?:{_BARRIER}|MEMBAR\S*|ATOMG\.E\.ADD\S*|CCTL\.IVALL|LD
 def arrival_faults(sass: str) -> list[str]:
     """Why the last split to arrive might read what others have not yet written; empty if it cannot.
 
-    Expected: the partial results are stored, all threads meet, a fence orders them before the counter for the whole GPU,
-    the L1 cache is invalidated, all threads meet again, and the partial results are loaded past the L1 cache.
+    Expected: the partial results are stored, all threads meet, a fence orders them before the counter for the whole
+    GPU, the L1 cache is invalidated, all threads meet again, and the partial results are loaded past the L1 cache.
     """
     events = _EVENT.findall(sass)
     at = [i for i, event in enumerate(events) if event.startswith("ATOMG")]

@@ -159,8 +159,8 @@ def matmul_kernel(
 ):
     """``out (+)= a @ b``, summed in fp32, each element written once by one program.
 
-    ``…_BY_16``: that length is a multiple of 16. Without it along the contiguous dimension of an operand, the mask would
-    split its loads into elements.
+    ``…_BY_16``: that length is a multiple of 16. Without it along the contiguous dimension of an operand, the mask
+    would split its loads into elements.
     """
     if ROWS_BY_16:
         rows = rows // 16 * 16

@@ -1,4 +1,4 @@
-"""The classification head inside the Triton forward: its own branch and tile, so that it takes no registers of the LM's.
+"""The classification head in the Triton forward: a branch and tile of its own, which take no registers of the LM's.
 
 Names end in their shape: S pooled rows, D hidden, C class logits.
 """

@@ -94,6 +94,7 @@ def run(
         options["generation"] = generation
     if classification is not None:
         options["classification"] = classification
+    options.setdefault("store_bytes", 0)  # recomputed where a test does not ask for stored logits
     outputs = dual_head_loss(**given, **indices, **options)
     total = sum((output * weight.to(output.dtype)).sum() for output, weight in zip(outputs[:3], upstream, strict=True))
     assert isinstance(total, torch.Tensor)

@@ -19,14 +19,21 @@ MUTANTS = {
     "relaxed counter": ("forward", 'sem="acq_rel"', 'sem="relaxed"'),
     "counter that does not release": ("forward", 'sem="acq_rel"', 'sem="acquire"'),
     "counter of one multiprocessor": ("forward", 'scope="gpu"', 'scope="cta"'),
-    "loads through L1": ("forward", 'part_maximum = tl.load(maximum_Pn + slot, mask=row_mask, other=0.0, cache_modifier=".cg")',
-                         "part_maximum = tl.load(maximum_Pn + slot, mask=row_mask, other=0.0)"),
-    "no pipeline": ("forward", "a = a_descriptor.load([a_first, start])\n", "a = a_descriptor.load([a_first, start * tl.num_programs(1)])\n            tl.debug_barrier()\n"),
+    "loads through L1": (
+        "forward",
+        'other=0.0, cache_modifier=".cg")\n                part_total',
+        "other=0.0)\n                part_total",
+    ),
+    "no pipeline": (
+        "forward",
+        "a_descriptor.load([a_first, start])\n",
+        "a_descriptor.load([a_first, start])\n            tl.debug_barrier()\n",
+    ),
     "depth not aligned": ("forward, unaligned", '_COUNTS = ["n", "S",', '_COUNTS = ["D", "n", "S",'),
     "gradient, depth not aligned": ("gradient, unaligned", '_GRADIENT_COUNTS = ["n",', '_GRADIENT_COUNTS = ["D", "n",'),
     "rows of dW not aligned": ("dW = Gt H", "rows = rows // 16 * 16", "rows = rows"),
     "depth of dH not aligned": ("dH += G W", "depth = depth // 16 * 16", "depth = depth"),
-}  # fmt: skip
+}
 
 
 def main() -> None:

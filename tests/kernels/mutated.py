@@ -10,7 +10,7 @@ from clsgen_kernels import fused
 
 
 def kernels(folder: Path, name: str, before: str, after: str, count: int = 1) -> fused._Kernels:
-    """The kernels with ``before`` replaced, which must occur ``count`` times in all; as package ``name`` in ``folder``."""
+    """The kernels with ``before``, which must occur ``count`` times, replaced; as package ``name`` in ``folder``."""
     sources = {path.name: path.read_text() for path in Path(fused.__file__).parent.glob("triton_*.py")}
     found = sum(source.count(before) for source in sources.values())
     assert found == count, f"{before!r} occurs {found} times"

@@ -24,8 +24,16 @@ _NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python does not name
 MUTANTS = {
     "hidden": ("tl.cast(a_first, tl.int64) * a_stride", "a_first * a_stride", 1),
     "weight": ("tl.cast(b_first, tl.int64) * b_stride", "b_first * b_stride", 1),
-    "written logits": ("first_row.to(tl.int64) * logits_stride\n                        +", "first_row * logits_stride +", 1),
-    "read logits": ("first_row.to(tl.int64) * logits_stride\n                + (first", "first_row * logits_stride + (first", 1),
+    "written logits": (
+        "+ first_row.to(tl.int64) * logits_stride\n                        + (",
+        "+ first_row * logits_stride + (",
+        1,
+    ),
+    "read logits": (
+        "+ first_row.to(tl.int64) * logits_stride\n                + (first",
+        "+ first_row * logits_stride + (first",
+        1,
+    ),
     "workspace": ("first_row.to(tl.int64) * grad_stride", "first_row * grad_stride", 1),
     "factor": ("row.to(tl.int64)[:, None] * a_row_stride", "row[:, None] * a_row_stride", 1),
     "product": ("row.to(tl.int64)[:, None] * out_stride", "row[:, None] * out_stride", 1),
@@ -64,7 +72,8 @@ def _results(far: str, patch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     kept = _far_apart(logits.clone()) if far == "read logits" else logits
     fused.gradient_of_logits(lm, out.lse_n, ones, kept, stored, 0, INTERPRETED)
     product = tensor("product", n, D)
-    fused._matmul(tensor("factor", n, V), torch.randn(V, D, generator=generator).half(), product, INTERPRETED.matmul, accumulate=False)
+    factor, other = tensor("factor", n, V), torch.randn(V, D, generator=generator).half()
+    fused._matmul(factor, other, product, INTERPRETED.matmul, accumulate=False)
     return [t.clone() for t in (out.loss_n, logits, recomputed, stored, product)]
 
 

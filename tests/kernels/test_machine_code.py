@@ -64,7 +64,10 @@ def test_only_the_innermost_loops_with_matrix_instructions_count():
     assert machine_code.matrix_loops(amd, "v_mfma").narrow_loads == 1
 
 
-RIGHT = "STG.E BAR.SYNC.DEFER_BLOCKING MEMBAR.ALL.GPU ATOMG.E.ADD.STRONG.GPU CCTL.IVALL BAR.SYNC.DEFER_BLOCKING LDG.E.STRONG.GPU"
+RIGHT = (
+    "STG.E BAR.SYNC.DEFER_BLOCKING MEMBAR.ALL.GPU ATOMG.E.ADD.STRONG.GPU "
+    "CCTL.IVALL BAR.SYNC.DEFER_BLOCKING LDG.E.STRONG.GPU"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Targets and labels out of range on a device, where checking them would wait for it: NaN, in the loss and gradients."""
+"""Targets and labels out of range on a GPU, where a check would wait for it: NaN in the loss and the gradients."""
 
 from __future__ import annotations
 

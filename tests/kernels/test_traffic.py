@@ -2,8 +2,9 @@
 
 The interpreter runs programs one after another; a GPU runs many at once. So each program's loads are recorded and then
 replayed in step: all resident programs make a load in turn, and the next program takes the place of one that is done.
-They share one least-recently-used cache of 128-byte lines. It holds the hidden states and one column tile of each split that runs at once, and a quarter more:
-as the 50 MB of an H100 do up to some 1600 rows of D=8192, or 3200 of D=4096, in bf16. Past that, row tiles run in groups.
+They share one least-recently-used cache of 128-byte lines. It holds the hidden states and one column tile of each split
+that runs at once, and a quarter more: as the 50 MB of an H100 do up to some 1600 rows of D=8192, or 3200 of D=4096, in
+bf16. Past that, row tiles run in groups.
 """
 
 from __future__ import annotations
