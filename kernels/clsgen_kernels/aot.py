@@ -4,9 +4,10 @@
     python -m clsgen_kernels.aot --targets sm_90
 
 The gate, for each kernel and chip of :data:`clsgen_kernels.launch.BY_TARGET`: matrix instructions; in the loops over
-the inner dimension no local loads or stores (spills; ``ptxas -v`` misses some) and no loads of one or two bytes; a few
-spilled scalars outside; shared memory for the stages that the tile asks for (a pipeline) and within the chip's limit;
-on NVIDIA chips, barriers and fences around the counter at which the splits of the vocabulary meet.
+the inner dimension no local loads or stores (spills; ``ptxas -v`` misses some) and no loads of one or two bytes; no
+stores of two anywhere; a few spilled scalars outside; shared memory for the stages that the tile asks for (a pipeline)
+and within the chip's limit; on NVIDIA chips, barriers and fences around the counter at which the splits of the
+vocabulary meet.
 Exits with 1 if a kernel fails. It does not measure speed.
 """
 
@@ -41,8 +42,8 @@ class Compiled:
     local_accesses: int
     loop_local_accesses: int
     """Of these, those in the innermost loops with matrix instructions."""
-    narrow_loads: int
-    """Loads of one or two bytes in these loops."""
+    narrow_accesses: int
+    """Loads of one or two bytes in these loops (in all, if it multiplies nothing), and stores of two bytes."""
     shared_kb: float
     pipeline_kb: float
     """Shared memory that the stages of the tile take, the least it needs."""
@@ -59,8 +60,8 @@ class Compiled:
         faults = []
         if self.loop_local_accesses or self.local_accesses > _LOCAL_LIMIT:
             faults.append(f"{self.local_accesses} local accesses, {self.loop_local_accesses} in the inner loop")
-        if self.narrow_loads:
-            faults.append(f"{self.narrow_loads} loads of one or two bytes in the inner loop")
+        if self.narrow_accesses:
+            faults.append(f"{self.narrow_accesses} loads or stores of one or two bytes")
         if self.shared_kb < self.pipeline_kb:
             faults.append(f"{self.shared_kb:.0f} KB shared, the tile's stages take {self.pipeline_kb:.0f}: no pipeline")
         if self.shared_kb > SHARED_LIMIT_KB[self.target]:
@@ -105,7 +106,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
         **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap"), "fp32"),
     }
-    no_options = dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False)
+    no_options = {**dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False), "WIDTH_BY_16": True}
     yield "gradient", gradient_kernel, gradient, no_options, launch.gradient
     yield (
         "gradient, unaligned",
@@ -169,12 +170,17 @@ def compile_kernel(
         target=gpu,
         options={"num_warps": tile.warps, "num_stages": tile.stages},
     )
+    return _read(name, kernel, built, tile, target, multiplies=not constants.get("STORED"))
+
+
+def _read(name: str, kernel: Any, built: Any, tile: Tile, target: str, *, multiplies: bool) -> Compiled:
+    """Parse the machine code of a compiled kernel."""
     shared_kb = built.metadata.shared / 1024
-    multiplies = not constants.get("STORED")
     pipeline_kb = _pipeline_bytes(tile, target) / 1024 if multiplies else 0
     if target.startswith("gfx"):
         text = built.asm["amdgcn"]
         loops = machine_code.matrix_loops(text, _MATRIX[target])
+        narrow = loops.narrow_loads if multiplies else machine_code.narrow_loads(text)
         return Compiled(
             name,
             target,
@@ -182,7 +188,7 @@ def compile_kernel(
             _number(r"\.private_segment_fixed_size:\s+(\d+)", text),
             _number(r"\.vgpr_spill_count:\s+(\d+)", text),
             loops.local_accesses,
-            loops.narrow_loads,
+            narrow + machine_code.narrow_stores(text),
             shared_kb,
             pipeline_kb,
             len(re.findall(_MATRIX[target], text)) if multiplies else None,
@@ -194,6 +200,7 @@ def compile_kernel(
         sass = _tool("nvdisasm", "-c", str(cubin))
         usage = _tool("cuobjdump", "-res-usage", str(cubin))
     loops = machine_code.matrix_loops(sass, _MATRIX[target])
+    narrow = loops.narrow_loads if multiplies else machine_code.narrow_loads(sass)
     arrival = []
     if "arrived" in kernel.arg_names:
         arrival = machine_code.arrival_faults(sass)
@@ -206,7 +213,7 @@ def compile_kernel(
         _number(r"STACK:(\d+)", usage),
         machine_code.local_accesses(sass),
         loops.local_accesses,
-        loops.narrow_loads,
+        narrow + machine_code.narrow_stores(sass),
         shared_kb,
         pipeline_kb,
         len(re.findall(_MATRIX[target], sass)) if multiplies else None,
@@ -247,7 +254,7 @@ def main() -> None:
         "stack",
         "local",
         "in loop",
-        "narrow loads",
+        "narrow",
         "shared KB",
         "matrix",
         "descriptor loads",
@@ -261,7 +268,7 @@ def main() -> None:
             failed = failed or bool(c.faults)
             local = c.local_accesses, c.loop_local_accesses
             matrix = "-" if c.matrix_instructions is None else c.matrix_instructions
-            numbers = (c.registers, c.stack_bytes, *local, c.narrow_loads, round(c.shared_kb), matrix)
+            numbers = (c.registers, c.stack_bytes, *local, c.narrow_accesses, round(c.shared_kb), matrix)
             loads = "-" if c.descriptor_loads is None else c.descriptor_loads
             gate = "; ".join(c.faults) or "pass"
             print(f"| {' | '.join(map(str, (c.kernel, c.target, *numbers, loads, gate)))} |", flush=True)

@@ -275,13 +275,8 @@ class _DualHead(torch.autograd.Function):
         ctx.tile = call.vocab_tile or tiled.tile_rows(lm.target_n.numel(), lm_weight_VD.shape[0])
         ctx.carries = False
         if ctx.fused:
-            both = fused.forward(
-                lm,
-                classes,
-                token_weight_n=token_weight_n,
-                launch=call.launch,
-                store_bytes=call.store_bytes if any(ctx.needs_input_grad) else 0,
-            )
+            budget = call.store_bytes if any(ctx.needs_input_grad) else 0
+            both = fused.forward(lm, classes, token_weight_n=token_weight_n, launch=call.launch, store_bytes=budget)
             out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
         else:
             if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[i] for i in (1, 4, 6)):

@@ -213,6 +213,7 @@ def gradient_of_logits(
         0 if saved is None else saved.stride(0), grad_nK.stride(0), *_scalars(lm),
         **_flags(lm),
         STORED=saved is not None,
+        WIDTH_BY_16=count % 16 == 0,
         DESCRIPTORS=_use_descriptors(tile, lm.hidden_nD, lm.weight_VD, grad_nK, *([] if saved is None else [saved])),
         **_blocks(tile, lm.hidden_nD.dtype),
     )  # fmt: skip

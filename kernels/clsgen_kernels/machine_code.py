@@ -45,6 +45,16 @@ def local_accesses(text: str) -> int:
     return len(_LOCAL.findall(text))
 
 
+def narrow_loads(text: str) -> int:
+    """Loads of one or two bytes from global memory in the whole kernel."""
+    return len(_NARROW.findall(text))
+
+
+def narrow_stores(text: str) -> int:
+    """Stores of two bytes to global memory; one byte is what a flag takes."""
+    return len(re.findall(r"\bSTG\.[\w.]*[US]16\b|\b(?:global|buffer|flat)_store_short\w*", text))
+
+
 _BARRIER, _FENCE, _COUNTER = r"BAR\.SYNC\S*", r"MEMBAR\.(?:ALL|SC)\.GPU", r"ATOMG\.E\.ADD\.STRONG\.GPU"
 _EVENT = re.compile(rf"\b(?:{_BARRIER}|MEMBAR\S*|ATOMG\.E\.ADD\S*|CCTL\.IVALL|LDG\S*|STG\S*)")
 

@@ -52,6 +52,7 @@ def gradient_kernel(
     HAS_LORA: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORED: tl.constexpr,
+    WIDTH_BY_16: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -61,6 +62,8 @@ def gradient_kernel(
 ):
     """Gradient of the losses with respect to the raw logits ``[n, first:first+width]``, recomputed or stored."""
     # One function, since a Triton kernel is one, and half of it is its arguments.
+    if WIDTH_BY_16:
+        width = width // 16 * 16  # as in matmul_kernel
     row_tile, tile = grouped(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.cdiv(width, BLOCK_V), group)
     first_row = row_tile * BLOCK_N
     first_local = tile * BLOCK_V

@@ -155,7 +155,8 @@ def forward_kernel(
                         + first_row.to(tl.int64) * logits_stride
                         + (local_row[:, None] * logits_stride + (first_column + local_column)[None, :]),
                         logits.to(logits_nV.dtype.element_ty),
-                        mask=row_mask[:, None] & (local_column < remaining)[None, :],
+                        # Rows are padded to 8 elements; up to there, so that the mask does not split the stores.
+                        mask=row_mask[:, None] & (local_column < tl.cdiv(V, 8) * 8 - first_column)[None, :],
                     )
             if HAS_SMOOTHING:
                 logit_sum += tl.sum(tl.where((local_column < remaining)[None, :], logits, 0.0), axis=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import mutated
@@ -31,6 +32,8 @@ MUTANTS = {
     ),
     "depth not aligned": ("forward, unaligned", '_COUNTS = ["n", "S",', '_COUNTS = ["D", "n", "S",'),
     "gradient, depth not aligned": ("gradient, unaligned", '_GRADIENT_COUNTS = ["n",', '_GRADIENT_COUNTS = ["D", "n",'),
+    "gradient, width not aligned": ("gradient, stored", "width = width // 16 * 16", "width = width"),
+    "logits stored to the last column": ("forward, stored", "tl.cdiv(V, 8) * 8 - first_column", "V - first_column"),
     "rows of dW not aligned": ("dW = Gt H", "rows = rows // 16 * 16", "rows = rows"),
     "depth of dH not aligned": ("dH += G W", "depth = depth // 16 * 16", "depth = depth"),
 }
@@ -45,7 +48,10 @@ def main() -> None:
             for kernel_name, kernel, *rest in aot.kernels(BY_TARGET["sm_90"]):
                 if kernel_name == name:
                     changed = next(k for k in kernels if k.__name__ == kernel.__name__)
-                    found[mutant] = aot.compile_kernel(kernel_name, changed, *rest, "sm_90").faults
+                    signature, constants, tile = rest
+                    tile = replace(tile, descriptors=tile.descriptors and "stored" not in name)  # stores by pointer
+                    arguments = (kernel_name, changed, signature, constants, tile, "sm_90")
+                    found[mutant] = aot.compile_kernel(*arguments).faults
     print(json.dumps(found))
 
 

@@ -43,7 +43,7 @@ def test_the_gate_names_each_fault():
         "stack_bytes": 0,
         "local_accesses": 0,
         "loop_local_accesses": 0,
-        "narrow_loads": 0,
+        "narrow_accesses": 0,
         "shared_kb": 227.0,
         "pipeline_kb": 227.0,
         "matrix_instructions": 1,
@@ -59,7 +59,7 @@ def test_the_gate_names_each_fault():
     assert aot.Compiled(**{**good, "shared_kb": 96.0}).faults == [
         "96 KB shared, the tile's stages take 227: no pipeline"
     ]
-    assert aot.Compiled(**{**good, "narrow_loads": 2}).faults == ["2 loads of one or two bytes in the inner loop"]
+    assert aot.Compiled(**{**good, "narrow_accesses": 2}).faults == ["2 loads or stores of one or two bytes"]
     assert aot.Compiled(**{**good, "arrival": ["no barrier"]}).faults == ["no barrier"]
     assert aot.Compiled(**{**good, "descriptor_loads": 1}).faults == []
     assert aot.Compiled(**{**good, "descriptor_loads": 0}).faults == [r"no loads by descriptor (\bUTMALDG)"]

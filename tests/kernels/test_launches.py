@@ -120,3 +120,21 @@ def test_the_bias_gradient_is_summed_in_fp32():
     fused.gradient_of_logits(lm, lse, upstream, None, grads, 0, launch)
     narrow = grads.sum(dim=0)
     assert narrow.dtype == torch.float16 and error(narrow) > 5e-5 and error(narrow, first=1) > 5e-5
+
+
+def test_what_outlives_a_call_holds_no_tensor(monkeypatch):
+    import triton
+
+    given = []
+    monkeypatch.setattr(triton, "set_allocator", given.append)
+    tile = Tile(16, 32, 16, 1, 1, descriptors=True)
+    assert fused._use_descriptors(tile, torch.zeros(4, 16), torch.zeros(8, 16))
+    held = [cell.cell_contents for allocator in given for cell in allocator.__closure__]
+    assert held and not any(isinstance(value, torch.Tensor) for value in held)
+
+
+def test_an_odd_vocabularys_rows_are_aligned_for_descriptors():
+    for vocabulary in (50257, 151936, 256000, 3):
+        rows = fused._padded_rows(2, vocabulary, torch.zeros(1).bfloat16())
+        assert rows.shape == (2, vocabulary) and rows.stride(0) * 2 % 16 == 0
+        assert 0 <= rows.stride(0) - vocabulary < 8

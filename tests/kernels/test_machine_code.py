@@ -19,8 +19,10 @@ EXPECTED = {
     "counter of one multiprocessor": "arrival counter ['ATOMG.E.ADD.STRONG.SM']",
     "loads through L1": "partial results loaded by ['LDG.E']",
     "no pipeline": "no pipeline",
-    "depth not aligned": "loads of one or two bytes in the inner loop",
-    "gradient, depth not aligned": "loads of one or two bytes in the inner loop",
+    "depth not aligned": "loads or stores of one or two bytes",
+    "gradient, depth not aligned": "loads or stores of one or two bytes",
+    "gradient, width not aligned": "loads or stores of one or two bytes",
+    "logits stored to the last column": "loads or stores of one or two bytes",
     "rows of dW not aligned": "no pipeline",
     "depth of dH not aligned": "no pipeline",
 }
