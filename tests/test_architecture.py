@@ -14,6 +14,7 @@ import import_layers  # noqa: E402
 LONG_FUNCTIONS = {
     "kernels/clsgen_kernels/triton_forward.py:forward_kernel",  # one Triton kernel
     "kernels/clsgen_kernels/triton_backward.py:gradient_kernel",  # one Triton kernel
+    "kernels/clsgen_kernels/triton_classes.py:class_head",  # a branch of one
     "tests/slurm/conftest.py:slurm",  # one configuration file
 }
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from clsgen_kernels import Execution, GenerationOptions, dual_head_loss
+from clsgen_kernels.launch import STORE_BYTES
 from torch import Tensor, nn
 
 from clsgen_dist.model.adapters import adapters_off
@@ -54,6 +55,8 @@ class LossSpec:
     """Where the head is read: before the explanation, at its end, or both (before by the fused loss)."""
     classification: ClassLoss = field(default_factory=ClassLoss)
     generation: GenerationOptions = field(default_factory=GenerationOptions)
+    store_bytes: int = STORE_BYTES
+    """Logits of a call that take no more than this are kept for its backward, on a GPU."""
     terms: tuple[LossTerm, ...] = ()
     """The terms of the loss, generation and classification first; none: the two heads' losses alone."""
     name_tokens: tuple[int, ...] | None = None
@@ -189,7 +192,10 @@ class DualHeadModel(nn.Module):
             generation=lm_head.transform.options(spec.generation if self.training else GenerationOptions()),
             classification=class_options,
             impl=spec.impl,
-            execution=Execution(hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3]),
+            execution=Execution(
+                store_bytes=spec.store_bytes,
+                hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
+            ),
         )
         affine, sums, judged = (weight_KD, bias_K), [], None
         shared = ForwardPass(
@@ -204,6 +210,7 @@ class DualHeadModel(nn.Module):
             name_tokens=spec.name_tokens,
             attention=probe,
             impl=spec.impl,
+            store_bytes=spec.store_bytes,
             reference_point=self.reference_point,
         )
         for index, term in enumerate(spec.terms):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from clsgen_kernels import DualHeadOutput, GenerationOptions, dual_head_loss
+from clsgen_kernels import DualHeadOutput, Execution, GenerationOptions, dual_head_loss
 from clsgen_kernels.inputs import HeadInputs
 from torch import Tensor
 
@@ -90,6 +90,8 @@ class ForwardPass:
     asks for them."""
     impl: str = "auto"
     """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
+    store_bytes: int = 0
+    """As in :class:`clsgen_dist.model.dual_head.LossSpec`."""
     reference_point: Tensor | float = 0.0
     """As of :class:`clsgen_dist.model.dual_head.DualHeadModel`."""
 
@@ -139,6 +141,7 @@ class ForwardPass:
             lm_bias_V=self.lm_head.bias_V,
             generation=self.lm_head.transform.options(GenerationOptions()),
             impl=self.impl,
+            execution=Execution(store_bytes=self.store_bytes),
         ).generation_loss
 
     def _explanation_log_probs(self, hidden_ND: Tensor) -> Tensor:

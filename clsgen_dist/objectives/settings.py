@@ -47,6 +47,9 @@ class ObjectivesSettings:
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of `dual_head_loss`; auto: Triton on a GPU, vocabulary tiles in torch on the CPU."""
+    stored_logits_gib: Annotated[float, Ge(0)] = 1.0
+    """On a GPU, logits of supervised tokens that take no more GiB than this are kept for the backward: three GEMM passes
+    instead of four. 0: always computed again, in less memory."""
 
     def sections(self) -> dict[str, TermSettings]:
         """The section of each term, by name."""

@@ -71,6 +71,7 @@ def memory(
     on_gpu: bool,
     outside_allocator: int = 0,
     checkpoint_copy: int = 0,
+    stored_logits: int = 0,
 ) -> Memory:
     """All parts at the moment that needs most.
 
@@ -78,6 +79,8 @@ def memory(
         optimizer: as ``optim.name``.
         outside_allocator: bytes that CUDA, NCCL and cuBLAS take, on a GPU.
         checkpoint_copy: bytes of this rank's share of a checkpoint, where a save copies it to the host first.
+        stored_logits: bytes of logits that the loss keeps for its backward on a GPU, which the trace does not see;
+            taken to be there at the peak, so an upper bound.
     """
     states = _optimizer_states(trace, zero, optimizer)
     device = _resident(trace, zero, states)
@@ -86,11 +89,12 @@ def memory(
         host["checkpoint copy"] = checkpoint_copy
     peak = simulation.peak
     step_bytes = _step_bytes(trace, zero, optimizer, on_gpu=on_gpu)
-    if peak.total >= step_bytes:
+    if peak.total + stored_logits >= step_bytes:
         moment = "micro-step"
         transient = {
             "activations": peak.activations,
             "loss workspace": peak.loss,
+            "stored logits": stored_logits,
             "gathered weights": peak.gathered,
             "reducing": peak.reducing,
         }

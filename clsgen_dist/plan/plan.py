@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from clsgen_dist.config import Settings
 from clsgen_dist.engine.settings import OPTIMIZERS
@@ -209,6 +210,17 @@ def _checkpoint_bytes(settings: Settings, trace: MetaTrace) -> float:
     return OPTIMIZERS[settings.optim.name].checkpoint_bytes * trace.trainable
 
 
+def _stored_logits(settings: Settings, work: Workload, config: Any, element_size: int) -> int:
+    """Bytes of logits that the losses of a full micro-batch keep, as :func:`clsgen_kernels.dual_head_loss` decides."""
+    objectives = settings.objectives
+    if objectives.impl not in ("auto", "triton"):
+        return 0
+    _, supervised, _ = work.full_micro_batch()
+    size = supervised * config.get_text_config(decoder=True).vocab_size * element_size
+    calls = 1 + len(objectives.terms_that_run_more(settings.model.decide))
+    return calls * size if size <= round(objectives.stored_logits_gib * 2**30) else 0
+
+
 class Planner:
     """Plans one recipe again and again, with other settings: a model is traced once for each micro-batch."""
 
@@ -267,6 +279,7 @@ class Planner:
                 on_gpu=True,
                 outside_allocator=self.cluster.reserved_bytes,
                 checkpoint_copy=round(_checkpoint_bytes(settings, trace) / ranks) if asynchronous else 0,
+                stored_logits=_stored_logits(settings, work, self._config, trace.bytes_per_element),
             ),
             flows=flows(trace, zero, simulation, micro_steps=longest.micro_steps),
             stages=[self._stage(stage, work, trace, zero, simulation) for stage in work.stages],

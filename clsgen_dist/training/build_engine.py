@@ -86,6 +86,7 @@ def loss_spec(
     weights = class_weights(objectives, labels, rows_C)
     return LossSpec(
         impl=objectives.impl,
+        store_bytes=round(objectives.stored_logits_gib * 2**30),
         decide=decide,
         classification=ClassLoss(
             kind=labels.kind,

@@ -3,9 +3,11 @@
     python -m clsgen_kernels.aot                  # the table
     python -m clsgen_kernels.aot --targets sm_90
 
-The gate, for each kernel and chip of :data:`clsgen_kernels.launch.BY_TARGET`: no local loads or stores (spills; ``ptxas
--v`` misses some) in the loop over the inner dimension and a few scalars outside it, shared memory within the chip's
-limit, and matrix instructions.
+The gate, for each kernel and chip of :data:`clsgen_kernels.launch.BY_TARGET`: matrix instructions; in the loops over
+the inner dimension no local loads or stores (spills; ``ptxas -v`` misses some) and no loads of one or two bytes; no
+stores of two anywhere; a few spilled scalars outside; shared memory for the stages that the tile asks for (a pipeline)
+and within the chip's limit; on NVIDIA chips, barriers and fences around the counter at which the splits of the
+vocabulary meet.
 Exits with 1 if a kernel fails. It does not measure speed.
 """
 
@@ -16,10 +18,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clsgen_kernels import machine_code
 from clsgen_kernels.launch import BY_TARGET, Launch, Tile
 
 SHARED_LIMIT_KB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
@@ -38,12 +41,18 @@ class Compiled:
     stack_bytes: int
     local_accesses: int
     loop_local_accesses: int
-    """Of these, those between the first and the last matrix instruction."""
+    """Of these, those in the innermost loops with matrix instructions."""
+    narrow_accesses: int
+    """Loads of one or two bytes in these loops (in all, if it multiplies nothing), and stores of two bytes."""
     shared_kb: float
+    pipeline_kb: float
+    """Shared memory that the stages of the tile take, the least it needs."""
     matrix_instructions: int | None
     """None if the kernel multiplies nothing."""
     descriptor_loads: int | None
     """Loads by the copy engine; None if the tile does not use descriptors."""
+    arrival: list[str] = field(default_factory=list)
+    """Faults in the order of stores, arrival counter and loads."""
 
     @property
     def faults(self) -> list[str]:
@@ -51,13 +60,17 @@ class Compiled:
         faults = []
         if self.loop_local_accesses or self.local_accesses > _LOCAL_LIMIT:
             faults.append(f"{self.local_accesses} local accesses, {self.loop_local_accesses} in the inner loop")
+        if self.narrow_accesses:
+            faults.append(f"{self.narrow_accesses} loads or stores of one or two bytes")
+        if self.shared_kb < self.pipeline_kb:
+            faults.append(f"{self.shared_kb:.0f} KB shared, the tile's stages take {self.pipeline_kb:.0f}: no pipeline")
         if self.shared_kb > SHARED_LIMIT_KB[self.target]:
             faults.append(f"{self.shared_kb:.0f} KB shared, the chip has {SHARED_LIMIT_KB[self.target]}")
         if self.matrix_instructions == 0:
             faults.append(f"no matrix instructions ({_MATRIX[self.target]})")
         if self.descriptor_loads == 0:
             faults.append(f"no loads by descriptor ({_COPY_ENGINE})")
-        return faults
+        return faults + self.arrival
 
 
 def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Tile]]:
@@ -66,10 +79,11 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     from clsgen_kernels.triton_forward import forward_kernel
 
     forward = {
-        **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "pooled_SE", "head_CE"), "*bf16"),
-        **dict.fromkeys(("target_n", "label_S"), "*i64"),
-        **dict.fromkeys(("bias_V", "token_weight_n", "head_bias_C", "label_SC", "class_weight_C"), "*fp32"),
+        **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "pooled_SD"), "*bf16"),
+        **dict.fromkeys(("target_n", "label"), "*i64"),
+        **dict.fromkeys(("bias_V", "token_weight_n", "head_CD", "head_bias_C", "class_weight_C"), "*fp32"),
         **dict.fromkeys(("maximum_Pn", "total_Pn", "target_logit_Pn", "logit_sum_Pn"), "*fp32"),
+        **dict.fromkeys(("maximum_n", "target_logit_n", "logit_sum_n"), "*fp32"),
         **dict.fromkeys(("loss_n", "lse_n", "class_logits_SC", "class_loss_S", "tile_loss"), "*fp32"),
         **{"arrived": "*i32", "hit_n": "*i8", "logits_nV": "*bf16"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap", "focal_gamma"), "fp32"),
@@ -92,7 +106,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
         **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap"), "fp32"),
     }
-    no_options = dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False)
+    no_options = {**dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False), "WIDTH_BY_16": True}
     yield "gradient", gradient_kernel, gradient, no_options, launch.gradient
     yield (
         "gradient, unaligned",
@@ -110,14 +124,14 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
         "dW = Gt H",
         matmul_kernel,
         {**product, "out": "*bf16", "a_row_stride": "1"},
-        {"ACCUMULATE": False},
+        {"ACCUMULATE": False, "ROWS_BY_16": True, "COLUMNS_BY_16": True, "DEPTH_BY_16": False},
         launch.matmul,
     )
     yield (
         "dH += G W",
         matmul_kernel,
         {**product, "out": "*fp32", "a_inner_stride": "1"},
-        {"ACCUMULATE": True},
+        {"ACCUMULATE": True, "ROWS_BY_16": False, "COLUMNS_BY_16": True, "DEPTH_BY_16": True},
         launch.matmul,
     )
 
@@ -142,11 +156,13 @@ def compile_kernel(
     else:
         constants["DESCRIPTORS"] = tile.descriptors
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    # As the launcher does, which takes nothing for granted of arguments that it does not specialise.
+    unspecialised = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, (argument, kind) in enumerate(signature.items())
-        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "E", "R", "first")
-        if kind != "constexpr"
+        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "R", "first")
+        if kind != "constexpr" and argument not in unspecialised
     }
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     built = triton.compile(
@@ -154,18 +170,27 @@ def compile_kernel(
         target=gpu,
         options={"num_warps": tile.warps, "num_stages": tile.stages},
     )
+    return _read(name, kernel, built, tile, target, multiplies=not constants.get("STORED"))
+
+
+def _read(name: str, kernel: Any, built: Any, tile: Tile, target: str, *, multiplies: bool) -> Compiled:
+    """Parse the machine code of a compiled kernel."""
     shared_kb = built.metadata.shared / 1024
-    multiplies = not constants.get("STORED")
+    pipeline_kb = _pipeline_bytes(tile, target) / 1024 if multiplies else 0
     if target.startswith("gfx"):
         text = built.asm["amdgcn"]
+        loops = machine_code.matrix_loops(text, _MATRIX[target])
+        narrow = loops.narrow_loads if multiplies else machine_code.narrow_loads(text)
         return Compiled(
             name,
             target,
             _number(r"\.vgpr_count:\s+(\d+)", text),
             _number(r"\.private_segment_fixed_size:\s+(\d+)", text),
             _number(r"\.vgpr_spill_count:\s+(\d+)", text),
-            _number(r"\.vgpr_spill_count:\s+(\d+)", text),
+            loops.local_accesses,
+            narrow + machine_code.narrow_stores(text),
             shared_kb,
+            pipeline_kb,
             len(re.findall(_MATRIX[target], text)) if multiplies else None,
             None,
         )
@@ -174,19 +199,33 @@ def compile_kernel(
         cubin.write_bytes(built.asm["cubin"])
         sass = _tool("nvdisasm", "-c", str(cubin))
         usage = _tool("cuobjdump", "-res-usage", str(cubin))
-    matrix = [found.start() for found in re.finditer(_MATRIX[target], sass)]
-    local = [found.start() for found in re.finditer(r"\b(?:LDL|STL)\b", sass)]
+    loops = machine_code.matrix_loops(sass, _MATRIX[target])
+    narrow = loops.narrow_loads if multiplies else machine_code.narrow_loads(sass)
+    arrival = []
+    if "arrived" in kernel.arg_names:
+        arrival = machine_code.arrival_faults(sass)
+        if not machine_code.asks_for_barrier(built.asm["ttir"]):
+            arrival.append("the kernel asks for no barrier before the arrival counter")
     return Compiled(
         name,
         target,
         _number(r"REG:(\d+)", usage),
         _number(r"STACK:(\d+)", usage),
-        len(local),
-        sum(matrix[0] < place < matrix[-1] for place in local) if matrix else 0,
+        machine_code.local_accesses(sass),
+        loops.local_accesses,
+        narrow + machine_code.narrow_stores(sass),
         shared_kb,
-        len(matrix) if multiplies else None,
+        pipeline_kb,
+        len(re.findall(_MATRIX[target], sass)) if multiplies else None,
         len(re.findall(_COPY_ENGINE, sass)) if tile.descriptors else None,
+        arrival,
     )
+
+
+def _pipeline_bytes(tile: Tile, target: str) -> int:
+    """Shared memory of the stages of a bf16 tile; on sm_80 and gfx942 one stage is in registers."""
+    stages = tile.stages if target in ("sm_90", "sm_100") else tile.stages - 1
+    return stages * (tile.rows + tile.columns) * tile.depth * 2
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -215,6 +254,7 @@ def main() -> None:
         "stack",
         "local",
         "in loop",
+        "narrow",
         "shared KB",
         "matrix",
         "descriptor loads",
@@ -228,7 +268,7 @@ def main() -> None:
             failed = failed or bool(c.faults)
             local = c.local_accesses, c.loop_local_accesses
             matrix = "-" if c.matrix_instructions is None else c.matrix_instructions
-            numbers = (c.registers, c.stack_bytes, *local, round(c.shared_kb), matrix)
+            numbers = (c.registers, c.stack_bytes, *local, c.narrow_accesses, round(c.shared_kb), matrix)
             loads = "-" if c.descriptor_loads is None else c.descriptor_loads
             gate = "; ".join(c.faults) or "pass"
             print(f"| {' | '.join(map(str, (c.kernel, c.target, *numbers, loads, gate)))} |", flush=True)

@@ -34,7 +34,7 @@ _N_TENSORS = len(Tensors._fields)
 def call(given: Tensors, asked: Call, wants: Wants) -> Results:
     """The losses, as one operator; ValueError for options that it does not have."""
     execution = asked.execution
-    for name in ("launch", "store_bytes", "lm_weight_grad_VD", "hidden_grad_square"):
+    for name in ("launch", "lm_weight_grad_VD", "hidden_grad_square"):
         value = getattr(execution, name)
         if value is not None and not (isinstance(value, int) and value == 0):
             raise ValueError(f"Execution.{name} is set inside torch.compile; call the loss outside, or leave it out")
@@ -66,7 +66,7 @@ def _call_of(options: tuple[Any, ...], device: torch.device) -> tuple[Call, Want
         GenerationOptions(smoothing, z_loss, softcap, scale),
         ClassOptions(kind, None if class_weight is None else tuple(class_weight), gamma),
         sums,
-        Execution(vocab_tile=tile),
+        Execution(vocab_tile=tile, store_bytes=0),  # how many logits are kept would depend on data
     ), Wants(*wants)
 
 

@@ -1,15 +1,18 @@
 """Cost model of the losses, by algorithm: FLOPs, bytes moved, extra memory. A model, not a measurement.
 
-bf16 weights and states, fp32 accumulation. N tokens, n of them supervised, D hidden, V vocabulary. Hidden states are
-assumed to stay in the L2 cache during one pass over the vocabulary (an H100 holds about 1600 rows of D=8192); weights
-and logits are not. Every pass of ``2·rows·D·V`` FLOPs reads the weights once.
+bf16 weights and states, fp32 accumulation. N tokens, n of them supervised, D hidden, V vocabulary; an H100, whose L2
+cache holds 50 MB. Every pass is ``2·rows·D·V`` FLOPs. The vendor's products read each operand once.
 
     naive(r)     logits of r rows: written, cast to fp32, softmaxed, and their fp32 gradient cast back: 30 bytes each;
-                 3 passes; weights read twice, dW written
-    ours         n rows; forward 1 pass, backward recompute 1, dW 1, dH 1; weights read 3 times, dW written; the
-                 workspace G (2 bytes a logit) written once and read twice; dH read and written for each slab
+                 3 passes; weights read twice, dW written. torch's ``linear_cross_entropy`` by default does no less.
+    ours         n rows; forward 1 pass, backward recompute 1, dW 1, dH 1; the workspace G (2 bytes a logit) written
+                 once and read twice; dH read and written for each slab; dW written. Our kernels' passes read the
+                 weights once for each group of row tiles, and the states again for each wave where L2 cannot hold both
     stored       as ours, without the recompute: logits written once and read once
     liger        token chunks, all N rows, as published: 3 passes; weights read twice and dW read and written a chunk
+    chunked      token chunks with bf16 logits, turned into their gradient in place (quack: 4096 rows; Liger's kernels
+                 for Hopper in CuTe of 2026, pull request 1356, taken with 1024 rows as on Blackwell): 3 passes, 10
+                 bytes a logit; weights read twice and dW read and written a chunk
     cce          (row, vocabulary) tiles, as published: 4 passes; each tile reads and writes its part of dE, dC
 """
 
@@ -17,6 +20,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+
+from clsgen_kernels.launch import BY_TARGET, STORE_BYTES
+
+L2_BYTES = 50e6
+"""Of an H100."""
+GROUP_BYTES = BY_TARGET["sm_90"].group_bytes
+WAVE = 132 * BY_TARGET["sm_90"].forward.rows * BY_TARGET["sm_90"].forward.columns
+"""Logits that the multiprocessors of an H100 compute at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +49,24 @@ def naive(rows: int, width: int, vocabulary: int) -> Cost:
     return Cost(6.0 * rows * weight, 30 * logits + 6 * weight, 10 * logits)
 
 
-def ours(rows: int, width: int, vocabulary: int, *, stored: bool = False) -> Cost:
-    """The Triton path with a trained weight; ``stored`` keeps bf16 logits for the backward."""
+def _pass_bytes(rows: int, width: int, vocabulary: int) -> float:
+    """Bytes that one pass of our kernel reads: a wave of programs is ``high`` rows by ``wide`` columns."""
+    high = min(rows, max(128, GROUP_BYTES // (2 * width)))
+    wide = min(vocabulary, WAVE // high)
+    groups = ceil(rows / high)
+    state_reads = 1 if 2 * width * (high + wide) <= L2_BYTES else ceil(vocabulary / wide)
+    return 2 * width * (groups * vocabulary + rows * state_reads)
+
+
+def ours(rows: int, width: int, vocabulary: int, *, stored: bool | None = None) -> Cost:
+    """The Triton path with a trained weight; ``stored``: bf16 logits kept for the backward; None: if small."""
     logits, weight = rows * vocabulary, width * vocabulary
-    slab = min(vocabulary, max(8192, 25 * 2**20 // (2 * rows)))  # as clsgen_kernels.launch chooses, up to 1 GiB
+    stored = 2 * logits <= STORE_BYTES if stored is None else stored
+    slab = BY_TARGET["sm_90"].slab(rows, vocabulary, 2)
     slabs = ceil(vocabulary / slab)
     extra = 2 * rows * slab + rows * width * (2 + 4)  # plus the compacted rows and their fp32 gradient
-    moved = 2 * weight * (3 if stored else 4) + 6 * logits + slabs * rows * width * (2 + 2 + 8)
+    products = 4 * weight + slabs * rows * width * (2 + 8)  # W read, dW written; H read, dH read and written
+    moved = _pass_bytes(rows, width, vocabulary) * (1 if stored else 2) + products + 6 * logits
     if stored:
         return Cost(6.0 * rows * weight, moved + 4 * logits, extra + 2 * logits)
     return Cost(8.0 * rows * weight, moved, extra)
@@ -55,6 +77,13 @@ def liger(tokens: int, width: int, vocabulary: int) -> Cost:
     logits, weight = tokens * vocabulary, width * vocabulary
     chunks = ceil(vocabulary / width)
     return Cost(6.0 * tokens * weight, 12 * logits + chunks * (2 + 2 + 4) * weight, 4 * logits / chunks)
+
+
+def chunked(rows: int, width: int, vocabulary: int, chunk: int) -> Cost:
+    """Chunks of ``chunk`` rows, their bf16 logits overwritten by the gradient, as quack and Liger's CuTe kernels do."""
+    logits, weight, chunks = rows * vocabulary, width * vocabulary, ceil(rows / chunk)
+    moved = 10 * logits + (4 * chunks + 4 * (chunks - 1) + 2) * weight
+    return Cost(6.0 * rows * weight, moved, 2 * min(rows, chunk) * vocabulary)
 
 
 def cce(rows: int, width: int, vocabulary: int, tile: int = 128) -> Cost:

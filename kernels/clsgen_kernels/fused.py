@@ -58,9 +58,19 @@ class FusedForward(NamedTuple):
     lm: Forward
     class_logits_SC: Tensor
     class_loss_S: Tensor
-    loss_sum: Tensor
-    """Sum of the losses, weighted if token weights were given."""
-    class_loss_sum: Tensor
+    tile_loss: Tensor
+    """Sums over tiles of rows, the classification head's ``class_tiles`` first."""
+    class_tiles: int
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """Sum of the losses, weighted if token weights were given."""
+        return self.tile_loss[self.class_tiles :].sum()
+
+    @property
+    def class_loss_sum(self) -> Tensor:
+        """Sum of the rows' losses."""
+        return self.tile_loss[: self.class_tiles].sum()
 
 
 def forward(
@@ -79,56 +89,66 @@ def forward(
     rows, outputs = classes.pooled_SD.shape[0], classes.weight_CD.shape[0]
     stores = 0 < n * vocabulary * hidden_nD.element_size() <= store_bytes
     tile = launch.forward_more if options.label_smoothing or any(_flags(lm).values()) else launch.forward
-    pooled_SE, head_CE = _split_fp32(classes.pooled_SD, classes.weight_CD, hidden_nD.dtype)
     row_tiles, class_tiles = _tiles(n, tile.rows), _tiles(rows, tile.rows)
-    column_tiles = _tiles(vocabulary, tile.columns)
-    tiles_per_split = _tiles(column_tiles, max(1, launch.programs // max(1, row_tiles)))
+    column_tiles, group = _tiles(vocabulary, tile.columns), launch.group(tile, n, width, hidden_nD.element_size())
+    tiles_per_split = _tiles(column_tiles, max(1, launch.programs // group))
     splits = _tiles(column_tiles, tiles_per_split)
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=hidden_nD.device)
 
-    # Rows start at multiples of 16 bytes, also those of an odd vocabulary.
-    stored_nV = new(n, _tiles(vocabulary, 8) * 8, dtype=hidden_nD.dtype)[:, :vocabulary] if stores else None
+    stored_nV = _padded_rows(n, vocabulary, hidden_nD) if stores else None
     loss_n, lse_n, hit_n = new(n), new(n), new(n, dtype=torch.int8)
     class_logits_SC, class_loss_S = new(rows, outputs), new(rows)
-    parts_4Pn = new(4 if options.label_smoothing else 3, splits, n)
-    tile_loss = new(max(1, row_tiles) + class_tiles)
-    arrived = torch.zeros(max(1, row_tiles), dtype=torch.int32, device=hidden_nD.device)
-    unused = tile_loss
-    labels_S, labels_SC = classes.labels_for_kernel()
+    smooths = options.label_smoothing > 0
+    parts_kPn, sums_kn = (new(4 if smooths else 3, splits, n), new(3 if smooths else 2, n))
+    tile_loss = new(class_tiles + row_tiles)
+    arrived = torch.zeros(row_tiles, dtype=torch.int32, device=hidden_nD.device)
+    unused, head_CD = tile_loss, classes.weight_CD.contiguous()
     class_weighted = classes.options.class_weight is not None
     if row_tiles + class_tiles:
-        _kernels().forward[(row_tiles * splits + class_tiles,)](
-            *_pointers(lm, unused), lm.target_n.contiguous(),
-            unused if token_weight_n is None else token_weight_n.float().contiguous(),
-            pooled_SE, head_CE, classes.bias_C.float().contiguous(), labels_S.contiguous(), labels_SC.contiguous(),
+        _launch(
+            _kernels().forward, (class_tiles + row_tiles * splits,), hidden_nD,
+            *_pointers(lm, unused), unused if token_weight_n is None else token_weight_n.contiguous(),
+            classes.pooled_SD, head_CD, classes.bias_C.contiguous(), classes.label_S.contiguous(),
             classes.weights_C() if class_weighted else unused,
-            parts_4Pn[0], parts_4Pn[1], parts_4Pn[2], parts_4Pn[-1], arrived,
-            loss_n, lse_n, hit_n, unused if stored_nV is None else stored_nV,
-            class_logits_SC, class_loss_S, tile_loss,
-            n, vocabulary, width, _rank(lm), rows, outputs, pooled_SE.shape[1],
-            splits if n else 0, tiles_per_split, max(1, row_tiles),
-            *_strides(lm), 0 if stored_nV is None else stored_nV.stride(0), pooled_SE.stride(0), head_CE.stride(0),
+            *parts_kPn[:3], parts_kPn[-1], arrived, loss_n, lse_n, hit_n, *sums_kn[:2], sums_kn[-1],
+            unused if stored_nV is None else stored_nV, class_logits_SC, class_loss_S, tile_loss,
+            n, vocabulary, width, _rank(lm), rows, outputs, splits, tiles_per_split, row_tiles, class_tiles, group,
+            *_strides(lm), 0 if stored_nV is None else stored_nV.stride(0),
+            classes.pooled_SD.stride(0), head_CD.stride(0),
             *_scalars(lm), classes.options.focal_gamma,
             **_flags(lm),
             KIND=_KINDS[classes.options.kind],
             HAS_TOKEN_WEIGHT=token_weight_n is not None,
             HAS_CLASS_WEIGHT=class_weighted,
             HAS_FOCAL=classes.options.focal_gamma > 0,
-            HAS_SMOOTHING=options.label_smoothing > 0,
+            HAS_SMOOTHING=smooths,
             STORE_LOGITS=stored_nV is not None,
-            DESCRIPTORS=_use_descriptors(tile, hidden_nD, weight_VD, pooled_SE, head_CE),
+            DESCRIPTORS=_use_descriptors(tile, hidden_nD, weight_VD, *([] if stored_nV is None else [stored_nV])),
             **_blocks(tile, hidden_nD.dtype),
         )  # fmt: skip
-    logit_sum_n = parts_4Pn[3, 0] if options.label_smoothing else None
     return FusedForward(
-        Forward(loss_n, lse_n, hit_n.bool(), parts_4Pn[0, 0], parts_4Pn[2, 0], logit_sum_n, stored_nV),
+        # 0 and 1 as int8 are False and True: no launch to convert them.
+        Forward(
+            loss_n, lse_n, hit_n.view(torch.bool), sums_kn[0], sums_kn[1], sums_kn[2] if smooths else None, stored_nV
+        ),
         class_logits_SC,
         class_loss_S,
-        tile_loss[:row_tiles].sum(),
-        tile_loss[max(1, row_tiles) :].sum(),
+        tile_loss,
+        class_tiles,
     )
+
+
+def _padded_rows(rows: int, columns: int, like: Tensor) -> Tensor:
+    """``[rows, columns]``, not initialised; rows start at multiples of 16 bytes, also those of an odd vocabulary."""
+    return like.new_empty((rows, _tiles(columns, 8) * 8))[:, :columns]
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], near: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Launch on the GPU that holds ``near``, which need not be the process's current one."""
+    with torch.cuda.device_of(near):
+        kernel[grid](*arguments, **constants)
 
 
 def backward(
@@ -155,12 +175,13 @@ def backward(
     grad_VD = None
     if wants_weight:
         grad_VD = torch.empty_like(weight_VD) if weight_grad_VD is None else weight_grad_VD
-    grad_bias_V = None if lm.bias_V is None else torch.zeros_like(lm.bias_V, dtype=torch.float32)
+    grad_bias_V = None if lm.bias_V is None else torch.empty_like(lm.bias_V, dtype=torch.float32)
     grad_lora_nR = None if lm.lora_nR is None else torch.empty_like(lm.lora_nR, dtype=torch.float32)
-    grad_lora_VR = None if lm.lora_VR is None else torch.zeros_like(lm.lora_VR)
+    grad_lora_VR = None if lm.lora_VR is None else torch.empty_like(lm.lora_VR)
     if n == 0:
-        if wants_weight and weight_grad_VD is None and grad_VD is not None:
-            grad_VD.zero_()
+        for grad in (grad_VD if weight_grad_VD is None else None, grad_bias_V, grad_lora_VR):
+            if grad is not None:
+                grad.zero_()
         return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
     for first in range(0, vocabulary, slab):
         count = min(slab, vocabulary - first)
@@ -184,12 +205,15 @@ def gradient_of_logits(
     """Write the gradient at the raw logits of columns ``first`` onwards into ``grad_nK``; ``saved`` as in backward."""
     (n, count), width, vocabulary = grad_nK.shape, lm.hidden_nD.shape[1], lm.weight_VD.shape[0]
     tile, unused = launch.gradient_more if any(_flags(lm).values()) else launch.gradient, lse_n
-    _kernels().gradient[(_tiles(n, tile.rows), _tiles(count, tile.columns))](
-        *_pointers(lm, unused), lm.target_n.contiguous(), lse_n, upstream_n, unused if saved is None else saved,
-        grad_nK, n, vocabulary, width, _rank(lm), first, count, *_strides(lm),
+    group = launch.group(tile, n, width, lm.hidden_nD.element_size())
+    _launch(
+        _kernels().gradient, (_tiles(n, tile.rows) * _tiles(count, tile.columns),), lm.hidden_nD,
+        *_pointers(lm, unused), lse_n, upstream_n, unused if saved is None else saved,
+        grad_nK, n, vocabulary, width, _rank(lm), first, count, group, *_strides(lm),
         0 if saved is None else saved.stride(0), grad_nK.stride(0), *_scalars(lm),
         **_flags(lm),
         STORED=saved is not None,
+        WIDTH_BY_16=count % 16 == 0,
         DESCRIPTORS=_use_descriptors(tile, lm.hidden_nD, lm.weight_VD, grad_nK, *([] if saved is None else [saved])),
         **_blocks(tile, lm.hidden_nD.dtype),
     )  # fmt: skip
@@ -209,8 +233,9 @@ def _use_descriptors(tile: Tile, *tensors: Tensor) -> bool:
 
 
 def _pointers(lm: LMInputs, unused: Tensor) -> list[Tensor]:
-    bias_V = None if lm.bias_V is None else lm.bias_V.float().contiguous()
-    return [unused if t is None else t for t in (lm.hidden_nD, lm.weight_VD, bias_V, lm.lora_nR, lm.lora_VR)]
+    bias_V = None if lm.bias_V is None else lm.bias_V.contiguous()
+    optional = [unused if t is None else t for t in (bias_V, lm.lora_nR, lm.lora_VR)]
+    return [lm.hidden_nD, lm.weight_VD, *optional, lm.target_n.contiguous()]
 
 
 def _strides(lm: LMInputs) -> list[int]:
@@ -248,9 +273,14 @@ def _matmul(a: Tensor, b: Tensor, out: Tensor, tile: Tile, *, accumulate: bool) 
     rows, depth = a.shape
     columns = b.shape[1]
     blocks = _blocks(tile, a.dtype)
-    _kernels().matmul[(_tiles(rows, tile.rows), _tiles(columns, tile.columns))](
+    _launch(
+        _kernels().matmul, (_tiles(rows, tile.rows), _tiles(columns, tile.columns)), a,
         a, b, out, rows, columns, depth, *a.stride(), *b.stride(), out.stride(0),
         ACCUMULATE=accumulate,
+        # Only of contiguous dimensions, which are the model's: the number of tokens must not compile new kernels.
+        ROWS_BY_16=a.stride(0) == 1 and rows % 16 == 0,
+        COLUMNS_BY_16=columns % 16 == 0,
+        DEPTH_BY_16=a.stride(1) == 1 and depth % 16 == 0,
         BLOCK_M=blocks.pop("BLOCK_N"),
         BLOCK_N=blocks.pop("BLOCK_V"),
         BLOCK_K=blocks.pop("BLOCK_D"),
@@ -273,25 +303,3 @@ def _blocks(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
 
 def _tiles(length: int, size: int) -> int:
     return -(-length // size)
-
-
-def _split_fp32(pooled_SD: Tensor, weight_CD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Pooled states ``[S, E]`` and head ``[C, E]`` in the hidden states' dtype, at fp32 precision.
-
-    An fp32 number is the sum of a few narrower ones. Concatenated along the inner dimension, the products of these
-    pieces add up to the fp32 product, in the same loop that multiplies the vocabulary.
-    """
-    left, right = _pieces(pooled_SD, dtype), _pieces(weight_CD, dtype)
-    keep = max(len(left), len(right))
-    pairs = [(a, b) for i, a in enumerate(left) for j, b in enumerate(right) if i + j < keep]
-    return torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs], dim=1)
-
-
-def _pieces(wide: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    if wide.dtype == dtype:
-        return [wide]
-    pieces, rest = [], wide
-    for _ in range(3 if dtype == torch.bfloat16 else 2):
-        pieces.append(rest.to(dtype))
-        rest = rest - pieces[-1].to(wide.dtype)
-    return pieces

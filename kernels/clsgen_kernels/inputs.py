@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clsgen_kernels.launch import Launch
+from clsgen_kernels.launch import STORE_BYTES, Launch
 
 # n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits
 
 
 IGNORE = -100
 """A target that is ignored, as in ``torch.nn.functional.cross_entropy``."""
+
+ELSEWHERE = 2**30
+"""A target in another rank's vocabulary rows: counted, but in no column of this rank."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ class Execution:
     """Vocabulary rows per tile of ``impl="torch"``; None chooses by the number of tokens."""
     launch: Launch | None = None
     """Tiles of ``impl="triton"``; None uses the table in :mod:`clsgen_kernels.launch`."""
-    store_bytes: int = 0
-    """``impl="triton"`` keeps the ``[n, V]`` logits for the backward if they take no more than this: saves one GEMM
-    pass, costs memory, and rounds the logits to the weights' dtype."""
+    store_bytes: int = STORE_BYTES
+    """``impl="triton"`` keeps the ``[n, V]`` logits for the backward if they take no more than this: saves one of four
+    GEMM passes, and rounds the logits that the backward reads to the weights' dtype, as plain torch rounds them. 0
+    always recomputes."""
     vocab_group: Any = None
     """Process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` (and ``lm_bias_V``) are then
     this rank's rows, in rank order; targets index the full vocabulary. Every rank of the group must call the loss, and
@@ -196,14 +200,6 @@ class HeadInputs(NamedTuple):
         """fp32 class weights on the head's device."""
         assert self.options.class_weight is not None
         return _on_device(self.options.class_weight, self.bias_C.device)
-
-    def labels_for_kernel(self) -> tuple[Tensor, Tensor]:
-        """``[S]`` labels, and ``[S, C]`` fp32 targets where logits are independent (else an unused tensor)."""
-        if self.options.kind in ("sigmoid", "multilabel", "soft"):
-            target_SC = self._by_logit().float()
-            unknown_S = (target_SC[:, 0] < 0) if self.options.kind == "soft" else torch.zeros_like(target_SC[:, 0])
-            return -unknown_S.to(torch.int64), target_SC
-        return self.label_S, self.bias_C
 
     def logits(self) -> Tensor:
         """``[S, C]`` logits, in plain torch, in fp32 or wider."""

@@ -11,6 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+STORE_BYTES = 2**30
+"""Logits that take no more than this are kept for the backward by default: fixed, not chosen by the memory that is
+free, so that a resumed run computes the same bits."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -39,12 +43,21 @@ class Launch:
     matmul: Tile
     """Both products with the workspace, by the hidden states and by the weights, where no vendor's library does it."""
     programs: int
-    """Target number of forward programs: several per multiprocessor."""
+    """Target number of forward programs of a group of row tiles: several per multiprocessor."""
     workspace_bytes: int
     """Least size of the backward's workspace, ``n x slab`` elements; about half of the L2 cache."""
+    group_bytes: int = 20 * 2**20
+    """Most bytes of hidden states whose row tiles pass over the vocabulary together: about half of the L2 cache."""
     slab_columns: int = 0
     """Columns of a slab, before slabs are made equal, even if the workspace grows for it (to 1 GiB at most): each slab
     reads and writes dH once, and a narrow product is slow."""
+
+    def group(self, tile: Tile, rows: int, width: int, element_size: int) -> int:
+        """Row tiles that pass over the vocabulary together: as few groups as ``group_bytes`` allows, of equal size."""
+        row_tiles = max(1, -(-rows // tile.rows))
+        most = max(1, self.group_bytes // (tile.rows * width * element_size))
+        groups = -(-row_tiles // most)
+        return -(-row_tiles // groups)
 
     def slab(self, rows: int, vocabulary: int, element_size: int) -> int:
         """Columns of a slab: as few slabs as the workspace allows, of equal width, whole tiles each."""
@@ -75,6 +88,7 @@ BY_TARGET = {
         matmul=Tile(128, 128, 64, 8, 3),
         programs=4 * 132,
         workspace_bytes=25 * 2**20,
+        group_bytes=32 * 2**20,  # 2048 rows of D=8192 in bf16: measured, as fast as half of that
         slab_columns=8192,
     ),
     "sm_100": Launch(
@@ -85,6 +99,7 @@ BY_TARGET = {
         matmul=Tile(128, 128, 64, 8, 3),
         programs=4 * 148,
         workspace_bytes=60 * 2**20,
+        group_bytes=60 * 2**20,
         slab_columns=8192,
     ),
     "gfx942": Launch(
@@ -95,6 +110,7 @@ BY_TARGET = {
         matmul=Tile(128, 128, 32, 8, 2),
         programs=2 * 304,
         workspace_bytes=64 * 2**20,
+        group_bytes=64 * 2**20,
         slab_columns=8192,
     ),
 }
@@ -109,6 +125,7 @@ INTERPRETED = Launch(
     matmul=Tile(16, 32, 16, 1, 1),
     programs=6,
     workspace_bytes=8 * 1024,
+    group_bytes=4 * 1024,
 )
 
 

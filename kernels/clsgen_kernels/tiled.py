@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clsgen_kernels.inputs import Forward, GenerationOptions, LMGradients, LMInputs
+from clsgen_kernels.inputs import ELSEWHERE, Forward, GenerationOptions, LMGradients, LMInputs
 
 # n supervised tokens, D hidden, V vocabulary, T vocabulary rows of one tile
 
@@ -68,13 +68,15 @@ def forward(lm: LMInputs, *, tile: int, carry_expectation: bool) -> Forward:
         maximum_n = new_maximum_n
     if expected_nD is not None:
         expected_nD.div_(total_n[:, None])
-    lse_n = maximum_n + total_n.log()
+    # A target beyond the vocabulary: NaN in the loss and, through the log-sum-exp, in the gradients.
+    beyond_n = (target_n >= vocabulary) & (target_n != ELSEWHERE)
+    lse_n = (maximum_n + total_n.log()).masked_fill(beyond_n, torch.nan)
     return lm.losses(target_n, lse_n, maximum_n, target_logit_n, logit_sum_n)._replace(saved=expected_nD)
 
 
 def backward_from_expectation(lm: LMInputs, lse_n: Tensor, upstream_n: Tensor, expected_nD: Tensor) -> LMGradients:
     """The hidden states' gradient when the LM weight is frozen."""
-    target_embedding_nD = lm.weight_VD[lm.target_n.clamp(min=0)].to(expected_nD.dtype)
+    target_embedding_nD = lm.weight_VD[lm.target_n.clamp(0, len(lm.weight_VD) - 1)].to(expected_nD.dtype)
     scale_n = 1 + 2 * lm.options.z_loss * lse_n
     upstream_n = torch.where(lm.target_n >= 0, upstream_n, 0)
     return LMGradients((expected_nD * scale_n[:, None] - target_embedding_nD) * upstream_n[:, None])

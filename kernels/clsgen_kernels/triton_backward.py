@@ -12,10 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from clsgen_kernels.triton_common import LOG2E, add_product, dot, tanh
+from clsgen_kernels.triton_common import LOG2E, add_product, dot, grouped, tanh
 
 # Counts that change from batch to batch must not compile new kernels, nor a count of 1 become a constant.
-_GRADIENT_COUNTS = ["n", "width"]
+_GRADIENT_COUNTS = ["n", "width", "group"]
 _MATMUL_COUNTS = ["rows", "columns", "depth"]
 
 
@@ -37,6 +37,7 @@ def gradient_kernel(
     R,
     first,
     width,
+    group,
     hidden_stride,
     weight_stride,
     lora_n_stride,
@@ -51,6 +52,7 @@ def gradient_kernel(
     HAS_LORA: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORED: tl.constexpr,
+    WIDTH_BY_16: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -60,8 +62,11 @@ def gradient_kernel(
 ):
     """Gradient of the losses with respect to the raw logits ``[n, first:first+width]``, recomputed or stored."""
     # One function, since a Triton kernel is one, and half of it is its arguments.
-    first_row = tl.program_id(0) * BLOCK_N
-    first_local = tl.program_id(1) * BLOCK_V
+    if WIDTH_BY_16:
+        width = width // 16 * 16  # as in matmul_kernel
+    row_tile, tile = grouped(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.cdiv(width, BLOCK_V), group)
+    first_row = row_tile * BLOCK_N
+    first_local = tile * BLOCK_V
     local_row = tl.arange(0, BLOCK_N)
     local_column = tl.arange(0, BLOCK_V)
     row = first_row + local_row
@@ -104,7 +109,7 @@ def gradient_kernel(
                 BLOCK_N, BLOCK_V, BLOCK_D, False, PRECISION, WIDEN,
             )  # fmt: skip
         if HAS_BIAS:
-            logits += tl.load(bias_V + column, mask=column_mask, other=0.0)[None, :]
+            logits += tl.load(bias_V + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
         if HAS_SOFTCAP:
             logits = softcap * tanh(logits / softcap)
     target = tl.load(target_n + row, mask=row_mask, other=-1).to(tl.int32)
@@ -146,13 +151,26 @@ def matmul_kernel(
     b_column_stride,
     out_stride,
     ACCUMULATE: tl.constexpr,
+    ROWS_BY_16: tl.constexpr,
+    COLUMNS_BY_16: tl.constexpr,
+    DEPTH_BY_16: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """``out (+)= a @ b``, summed in fp32, each element written once by one program."""
+    """``out (+)= a @ b``, summed in fp32, each element written once by one program.
+
+    ``…_BY_16``: that length is a multiple of 16. Without it along the contiguous dimension of an operand, the mask
+    would split its loads into elements.
+    """
+    if ROWS_BY_16:
+        rows = rows // 16 * 16
+    if COLUMNS_BY_16:
+        columns = columns // 16 * 16
+    if DEPTH_BY_16:
+        depth = depth // 16 * 16
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the tile product along the inner dimension, and tanh.
+"""What the Triton kernels share: the order of programs, the tile product along the inner dimension, and tanh.
 
 Row offsets are 64-bit: 262144 rows of 8192 already exceed 2³¹ elements.
 """
@@ -12,6 +12,20 @@ import triton
 import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def grouped(program, row_tiles, column_tiles, group):
+    """Row tile and column tile (or split of the columns) of a program.
+
+    ``group`` row tiles at a time pass over all columns, so that their states stay in the L2 cache; within a group
+    neighbouring programs share a column tile, so that its weights are read into L2 once.
+    """
+    in_group = group * column_tiles
+    first = program // in_group * group
+    rows = tl.minimum(row_tiles - first, group)
+    local = program % in_group
+    return first + local % rows, local // rows
 
 
 @triton.jit
@@ -58,8 +72,8 @@ def add_product(
         a_row = tl.arange(0, BLOCK_A)
         b_row = tl.arange(0, BLOCK_B)
         inner = tl.arange(0, BLOCK_D)
-        a_ptr += a_first.to(tl.int64) * a_stride
-        b_ptr += b_first.to(tl.int64) * b_stride
+        a_ptr += tl.cast(a_first, tl.int64) * a_stride
+        b_ptr += tl.cast(b_first, tl.int64) * b_stride
         for start in range(0, depth, BLOCK_D):
             inside = inner < depth - start
             a = tl.load(

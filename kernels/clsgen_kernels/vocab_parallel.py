@@ -23,12 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clsgen_kernels.inputs import Forward, LMGradients, LMInputs
+from clsgen_kernels.inputs import ELSEWHERE, Forward, LMGradients, LMInputs
 
 # n supervised tokens of all ranks, m of this rank, M the maximum over ranks, D hidden, V vocabulary, r ranks
-
-_ELSEWHERE = 2**30
-"""A target in another rank's rows: counted, but in no column of this rank."""
 
 
 class Sharding(NamedTuple):
@@ -61,7 +58,9 @@ def gather(lm: LMInputs, group: Any) -> tuple[LMInputs, Sharding]:
     hidden_nD, target_n = _all_gather(lm.hidden_nD, sharding), _all_gather(lm.target_n, sharding)
     local_n = target_n - sharding.first_row
     here_n = (local_n >= 0) & (local_n < rows[rank])
-    local_n = torch.where(target_n >= 0, torch.where(here_n, local_n, _ELSEWHERE), target_n)
+    # A target beyond the whole vocabulary keeps its number, which the loss turns into NaN.
+    elsewhere_n = (target_n >= 0) & (target_n < sharding.vocabulary) & ~here_n
+    local_n = torch.where(here_n, local_n, target_n).masked_fill(elsewhere_n, ELSEWHERE)
     return lm._replace(hidden_nD=hidden_nD, target_n=local_n, vocabulary=sharding.vocabulary), sharding
 
 

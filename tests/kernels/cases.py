@@ -92,6 +92,7 @@ def run(
         options["generation"] = generation
     if classification is not None:
         options["classification"] = classification
+    options.setdefault("store_bytes", 0)  # recomputed where a test does not ask for stored logits
     how = {field.name: options.pop(field.name) for field in fields(Execution) if field.name in options}
     outputs = dual_head_loss(**leaves, **indices, **options, execution=Execution(**how))
     total = sum((output * weight.to(output.dtype)).sum() for output, weight in zip(outputs[:3], upstream, strict=True))

@@ -27,8 +27,8 @@ def test_every_kernel_passes_the_gate(target):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
     assert len(rows) == 13
-    for kernel, chip, _, _, local, in_loop, shared, matrix, loads, gate in rows:
-        assert (chip, in_loop, gate) == (target, "0", "pass") and int(local) <= 32, kernel
+    for kernel, chip, _, _, local, in_loop, narrow, shared, matrix, loads, gate in rows:
+        assert (chip, in_loop, narrow, gate) == (target, "0", "0", "pass") and int(local) <= 32, kernel
         by_descriptor = target in ("sm_90", "sm_100") and kernel.split(",")[0] in ("forward", "gradient")
         assert (loads != "-" and int(loads) > 0) == (by_descriptor and "unaligned" not in kernel), kernel
         assert (matrix == "-") == (kernel == "gradient, stored") and matrix != "0"
@@ -43,7 +43,9 @@ def test_the_gate_names_each_fault():
         "stack_bytes": 0,
         "local_accesses": 0,
         "loop_local_accesses": 0,
+        "narrow_accesses": 0,
         "shared_kb": 227.0,
+        "pipeline_kb": 227.0,
         "matrix_instructions": 1,
         "descriptor_loads": None,
     }
@@ -54,6 +56,11 @@ def test_the_gate_names_each_fault():
     assert aot.Compiled(**{**good, **outside_and_in}).faults == ["4 local accesses, 1 in the inner loop"]
     assert aot.Compiled(**{**good, "matrix_instructions": None}).faults == []
     assert aot.Compiled(**{**good, "shared_kb": 228.0}).faults == ["228 KB shared, the chip has 227"]
+    assert aot.Compiled(**{**good, "shared_kb": 96.0}).faults == [
+        "96 KB shared, the tile's stages take 227: no pipeline"
+    ]
+    assert aot.Compiled(**{**good, "narrow_accesses": 2}).faults == ["2 loads or stores of one or two bytes"]
+    assert aot.Compiled(**{**good, "arrival": ["no barrier"]}).faults == ["no barrier"]
     assert aot.Compiled(**{**good, "descriptor_loads": 1}).faults == []
     assert aot.Compiled(**{**good, "descriptor_loads": 0}).faults == [r"no loads by descriptor (\bUTMALDG)"]
     assert aot.Compiled(**{**good, "matrix_instructions": 0}).faults[0].startswith("no matrix instructions")

@@ -15,7 +15,7 @@ METHODS = {
     "naive, supervised rows indexed first": lambda width: cost.naive(SUPERVISED, width, VOCABULARY),
     "Liger, all tokens": lambda width: cost.liger(N, width, VOCABULARY),
     "cut-cross-entropy, exact": lambda width: cost.cce(SUPERVISED, width, VOCABULARY),
-    "**clsgen, recomputed**": lambda width: cost.ours(SUPERVISED, width, VOCABULARY),
+    "**clsgen, recomputed**": lambda width: cost.ours(SUPERVISED, width, VOCABULARY, stored=False),
     "**clsgen, stored**": lambda width: cost.ours(SUPERVISED, width, VOCABULARY, stored=True),
 }
 
@@ -30,6 +30,37 @@ def test_the_docs_quote_the_cost_model(method):
         milliseconds = c.seconds(790e12, 3e12) * 1e3
         assert cell == pytest.approx([c.flops / 1e12, c.moved_bytes / 1e9, milliseconds], abs=0.51)
     assert quoted[2] == pytest.approx([wide.extra_bytes / 1e6], abs=0.51)
+
+
+SIZES = (2048, 16384, 65536)
+BY_SIZE = {
+    "indexing, naive; torch": cost.naive,
+    "Liger, Triton": cost.liger,
+    "Liger, CuTe for Hopper": lambda n, width, vocabulary: cost.chunked(n, width, vocabulary, 1024),
+    "quack, chunked": lambda n, width, vocabulary: cost.chunked(n, width, vocabulary, 4096),
+    "cut-cross-entropy": cost.cce,
+    "**clsgen, default**": cost.ours,
+    "clsgen, stored": lambda *shape: cost.ours(*shape, stored=True),
+}
+
+
+@pytest.mark.parametrize("method", BY_SIZE)
+def test_the_docs_quote_the_cost_model_by_size(method):
+    section = PAGE.read_text().partition("The same model by the number of supervised tokens")[2]
+    row = next(line for line in section.splitlines() if line.startswith(f"| {method} | "))
+    wide, narrow, last = ([float(x) for x in re.findall(r"[\d.]+", c)] for c in row.strip("|").split("|")[2:])
+    for cell, width in ((wide, 8192), (narrow, 4096)):
+        costs = [BY_SIZE[method](n, width, VOCABULARY) for n in SIZES]
+        assert cell == pytest.approx([c.seconds(790e12, 3e12) * 1e3 for c in costs], abs=0.51)
+    largest = BY_SIZE[method](SIZES[-1], 8192, VOCABULARY)
+    assert last == pytest.approx([largest.moved_bytes / 1e9, largest.extra_bytes / 1e9], abs=0.51)
+
+
+def test_the_default_stores_while_logits_take_at_most_a_gibibyte():
+    largest = 2**30 // (2 * VOCABULARY)
+    assert largest == 4185
+    assert cost.ours(largest, 8192, VOCABULARY) == cost.ours(largest, 8192, VOCABULARY, stored=True)
+    assert cost.ours(largest + 1, 8192, VOCABULARY) == cost.ours(largest + 1, 8192, VOCABULARY, stored=False)
 
 
 def test_stored_logits_save_one_pass():

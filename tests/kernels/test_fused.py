@@ -6,11 +6,10 @@ emulated in torch instead, and held against plain torch's own error in bf16.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import random
-from pathlib import Path
 
+import mutated
 import pytest
 import torch
 from cases import CLASSES, EVERYTHING, assert_close, cast, errors, make_case, run
@@ -242,17 +241,7 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_mutants_are_caught(mutant, tmp_path, monkeypatch):
-    before, after = MUTANTS[mutant]
-    sources = {path.name: path.read_text() for path in Path(fused.__file__).parent.glob("triton_*.py")}
-    assert sum(source.count(before) for source in sources.values()) == 1
-    package = tmp_path / f"mutant_{list(MUTANTS).index(mutant)}"
-    package.mkdir()
-    for name, source in sources.items():
-        (package / name).write_text(source.replace(before, after).replace("clsgen_kernels", package.name))
-    monkeypatch.syspath_prepend(tmp_path)
-    backward = importlib.import_module(f"{package.name}.triton_backward")
-    forward = importlib.import_module(f"{package.name}.triton_forward")
-    kernels = fused._Kernels(forward.forward_kernel, backward.gradient_kernel, backward.matmul_kernel)
+    kernels = mutated.kernels(tmp_path, f"mutant_{list(MUTANTS).index(mutant)}", *MUTANTS[mutant])
     monkeypatch.setattr(fused, "_kernels", lambda: kernels)
     worst = 0.0
     for scale in (0.1, 20.0):

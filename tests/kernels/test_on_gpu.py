@@ -97,6 +97,25 @@ def test_repeats_are_bit_equal():
         assert all(torch.equal(again_grads[name], value) for name, value in grads.items())
 
 
+@pytest.mark.parametrize("store_bytes", [0, 2**30], ids=["recomputed", "stored"])
+def test_a_target_beyond_the_vocabulary_is_nan(store_bytes):
+    tensors, indices, upstream = _on_gpu(*_large_case())
+    indices["target_n"][700] = 20011
+    got, grads = run(tensors, indices, upstream, impl="triton", store_bytes=store_bytes)
+    others = torch.arange(1500, device="cuda") != 700
+    assert got["generation_loss"][700].isnan() and got["generation_loss"][others].isfinite().all()
+    assert grads["hidden_ND"][indices["supervised_index_n"][700]].isnan().all()
+    assert grads["hidden_ND"][indices["supervised_index_n"][others]].isfinite().all()
+
+
+def test_many_row_tiles_run_in_groups():
+    tensors, *rest = make_case(vocabulary=3001, width=1024, n_tokens=40000, supervised=33000, rows=20, scale=0.05)
+    tensors = cast(tensors, torch.bfloat16)
+    tile = (launch := fused.choose(torch.device("cuda"), torch.bfloat16)).forward
+    assert launch.group(tile, 33000, 1024, 2) < -(-33000 // tile.rows)
+    _no_worse_than_torch((tensors, *rest), 8e-3)
+
+
 def test_gradient_accumulates_in_fp32():
     tensors, *rest = _large_case()
     _, truth = _truth(tensors, *rest)

@@ -124,3 +124,10 @@ def test_the_prior_of_a_class_counts_the_rows_in_which_it_is_known():
 
 def test_names_of_class_weights_are_read_like_labels():
     assert _settings(class_weights={1.0: 2.0, " odd ": 1.0}).classification.class_weights == {"1": 2.0, "odd": 1.0}
+
+
+def test_the_budget_for_stored_logits_reaches_the_loss():
+    settings = _settings()
+    assert loss_spec(settings, SINGLE, ROWS).store_bytes == 2**30
+    settings.stored_logits_gib = 0.0
+    assert loss_spec(settings, SINGLE, ROWS).store_bytes == 0

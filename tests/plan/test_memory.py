@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers import LlamaConfig, MixtralConfig, Qwen3NextConfig
 
 from clsgen_dist.config import SHIPPED
 from clsgen_dist.errors import ModelError
+from clsgen_dist.objectives.settings import ObjectivesSettings
 from clsgen_dist.plan.memory import memory
 from clsgen_dist.plan.meta_model import ModelSpec, open_config
 from clsgen_dist.plan.meta_trace import Moment
+from clsgen_dist.plan.plan import _stored_logits
 from clsgen_dist.plan.tracer import trace_micro_step
 from clsgen_dist.plan.zero3_settings import zero3_settings
 from clsgen_dist.plan.zero3_simulation import simulate
@@ -233,3 +236,22 @@ def test_the_loss_needs_a_tile_of_logits_and_its_gradients(trace_of):
     weight = 1009 * 96 * 2
     assert tile + weight < trace.loss_workspace < 3 * (tile + weight)
     assert all(e.loss_allocated <= e.allocated and e.loss_peak <= e.peak for e in trace.events)
+
+
+def test_stored_logits_are_counted_at_the_micro_steps_peak(trace_of):
+    trace, zero = trace_of(), zero_of(8)
+    without, stored = needed(trace, zero), needed(trace, zero, stored_logits=10**9)
+    assert "stored logits" not in without.device and stored.moment == "micro-step"
+    assert stored.device["stored logits"] == 10**9
+    assert stored.device_total > without.device_total
+
+
+def test_logits_are_stored_within_the_budget():
+    settings = SimpleNamespace(objectives=ObjectivesSettings(), model=SimpleNamespace(decide="before"))
+    work = SimpleNamespace(full_micro_batch=lambda: ([4096], 1024, 0))
+    config = LlamaConfig(**{**SHAPE, "vocab_size": 128256})
+    assert _stored_logits(settings, work, config, 2) == 2 * 1024 * 128256
+    settings.objectives.stored_logits_gib = 0.2
+    assert _stored_logits(settings, work, config, 2) == 0
+    settings.objectives.stored_logits_gib, settings.objectives.impl = 1.0, "torch"
+    assert _stored_logits(settings, work, config, 2) == 0
