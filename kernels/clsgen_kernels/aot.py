@@ -79,7 +79,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     from clsgen_kernels.triton_forward import forward_kernel
 
     forward = {
-        **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "pooled_SD"), "*bf16"),
+        **dict.fromkeys(("hidden_nD", "weight_VD", "pooled_SD"), "*bf16"),
         **dict.fromkeys(("target_n", "label"), "*i64"),
         **dict.fromkeys(("bias_V", "token_weight_n", "head_CD", "head_bias_C", "class_weight_C"), "*fp32"),
         **dict.fromkeys(("maximum_Pn", "total_Pn", "target_logit_Pn", "logit_sum_Pn"), "*fp32"),
@@ -90,7 +90,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     }
     plain = {
         "KIND": 0,
-        **dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_TOKEN_WEIGHT", "HAS_CLASS_WEIGHT", "HAS_FOCAL"), False),
+        **dict.fromkeys(("HAS_BIAS", "HAS_TOKEN_WEIGHT", "HAS_CLASS_WEIGHT", "HAS_FOCAL"), False),
         **dict.fromkeys(("HAS_SMOOTHING", "HAS_SOFTCAP", "STORE_LOGITS"), False),
     }
     everything = {**dict.fromkeys(plain, True), "KIND": 0}
@@ -102,11 +102,11 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     yield "forward, soft", forward_kernel, forward, {**plain, "KIND": 3}, launch.forward
     yield "forward, all options", forward_kernel, forward, everything, launch.forward_more
     gradient = {
-        **dict.fromkeys(("hidden_nD", "weight_VD", "lora_nR", "lora_VR", "logits_nV", "grad_nK"), "*bf16"),
+        **dict.fromkeys(("hidden_nD", "weight_VD", "logits_nV", "grad_nK"), "*bf16"),
         **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap"), "fp32"),
     }
-    no_options = {**dict.fromkeys(("HAS_BIAS", "HAS_LORA", "HAS_SOFTCAP", "STORED"), False), "WIDTH_BY_16": True}
+    no_options = {**dict.fromkeys(("HAS_BIAS", "HAS_SOFTCAP", "STORED"), False), "WIDTH_BY_16": True}
     yield "gradient", gradient_kernel, gradient, no_options, launch.gradient
     yield (
         "gradient, unaligned",
@@ -161,7 +161,7 @@ def compile_kernel(
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, (argument, kind) in enumerate(signature.items())
-        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "R", "first")
+        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "first")
         if kind != "constexpr" and argument not in unspecialised
     }
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)

@@ -27,7 +27,7 @@ from torch import Tensor
 from clsgen_kernels.inputs import Forward, HeadInputs, LMGradients, LMInputs
 from clsgen_kernels.launch import Launch, Tile, choose
 
-# n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits, R LoRA rank, K slab
+# n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits, K slab
 
 _KINDS = {"softmax": 0, "sigmoid": 1, "multilabel": 1, "ordinal": 2, "soft": 3}
 
@@ -114,7 +114,7 @@ def forward(
             classes.weights_C() if class_weighted else unused,
             *parts_kPn[:3], parts_kPn[-1], arrived, loss_n, lse_n, hit_n, *sums_kn[:2], sums_kn[-1],
             unused if stored_nV is None else stored_nV, class_logits_SC, class_loss_S, tile_loss,
-            n, vocabulary, width, _rank(lm), rows, outputs, splits, tiles_per_split, row_tiles, class_tiles, group,
+            n, vocabulary, width, rows, outputs, splits, tiles_per_split, row_tiles, class_tiles, group,
             *_strides(lm), 0 if stored_nV is None else stored_nV.stride(0),
             classes.pooled_SD.stride(0), head_CD.stride(0),
             *_scalars(lm), classes.options.focal_gamma,
@@ -176,13 +176,11 @@ def backward(
     if wants_weight:
         grad_VD = torch.empty_like(weight_VD) if weight_grad_VD is None else weight_grad_VD
     grad_bias_V = None if lm.bias_V is None else torch.empty_like(lm.bias_V, dtype=torch.float32)
-    grad_lora_nR = None if lm.lora_nR is None else torch.empty_like(lm.lora_nR, dtype=torch.float32)
-    grad_lora_VR = None if lm.lora_VR is None else torch.empty_like(lm.lora_VR)
     if n == 0:
-        for grad in (grad_VD if weight_grad_VD is None else None, grad_bias_V, grad_lora_VR):
+        for grad in (grad_VD if weight_grad_VD is None else None, grad_bias_V):
             if grad is not None:
                 grad.zero_()
-        return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
+        return LMGradients(grad_nD, grad_VD, grad_bias_V)
     for first in range(0, vocabulary, slab):
         count = min(slab, vocabulary - first)
         grad_nK = workspace_nK[:, :count]
@@ -191,12 +189,9 @@ def backward(
         if grad_VD is not None:
             _matmul(grad_nK.T, hidden_nD, grad_VD[part], launch.matmul, accumulate=weight_grad_VD is not None)
         _matmul(grad_nK, weight_VD[part], grad_nD, launch.matmul, accumulate=first > 0)
-        if lm.lora_nR is not None and lm.lora_VR is not None and grad_lora_nR is not None and grad_lora_VR is not None:
-            _matmul(grad_nK.T, lm.lora_nR, grad_lora_VR[part], launch.matmul, accumulate=False)
-            _matmul(grad_nK, lm.lora_VR[part], grad_lora_nR, launch.matmul, accumulate=first > 0)
         if grad_bias_V is not None:
             torch.sum(grad_nK, dim=0, dtype=torch.float32, out=grad_bias_V[part])
-    return LMGradients(grad_nD, grad_VD, grad_bias_V, grad_lora_nR, grad_lora_VR)
+    return LMGradients(grad_nD, grad_VD, grad_bias_V)
 
 
 def gradient_of_logits(
@@ -209,7 +204,7 @@ def gradient_of_logits(
     _launch(
         _kernels().gradient, (_tiles(n, tile.rows) * _tiles(count, tile.columns),), lm.hidden_nD,
         *_pointers(lm, unused), lse_n, upstream_n, unused if saved is None else saved,
-        grad_nK, n, vocabulary, width, _rank(lm), first, count, group, *_strides(lm),
+        grad_nK, n, vocabulary, width, first, count, group, *_strides(lm),
         0 if saved is None else saved.stride(0), grad_nK.stride(0), *_scalars(lm),
         **_flags(lm),
         STORED=saved is not None,
@@ -233,13 +228,12 @@ def _use_descriptors(tile: Tile, *tensors: Tensor) -> bool:
 
 
 def _pointers(lm: LMInputs, unused: Tensor) -> list[Tensor]:
-    bias_V = None if lm.bias_V is None else lm.bias_V.contiguous()
-    optional = [unused if t is None else t for t in (bias_V, lm.lora_nR, lm.lora_VR)]
-    return [lm.hidden_nD, lm.weight_VD, *optional, lm.target_n.contiguous()]
+    bias_V = unused if lm.bias_V is None else lm.bias_V.contiguous()
+    return [lm.hidden_nD, lm.weight_VD, bias_V, lm.target_n.contiguous()]
 
 
 def _strides(lm: LMInputs) -> list[int]:
-    return [0 if t is None else t.stride(0) for t in (lm.hidden_nD, lm.weight_VD, lm.lora_nR, lm.lora_VR)]
+    return [lm.hidden_nD.stride(0), lm.weight_VD.stride(0)]
 
 
 def _scalars(lm: LMInputs) -> tuple[float, float, float, float]:
@@ -248,12 +242,7 @@ def _scalars(lm: LMInputs) -> tuple[float, float, float, float]:
 
 
 def _flags(lm: LMInputs) -> dict[str, bool]:
-    softcap = lm.options.softcap
-    return {"HAS_BIAS": lm.bias_V is not None, "HAS_LORA": lm.lora_nR is not None, "HAS_SOFTCAP": softcap is not None}
-
-
-def _rank(lm: LMInputs) -> int:
-    return 0 if lm.lora_nR is None else lm.lora_nR.shape[1]
+    return {"HAS_BIAS": lm.bias_V is not None, "HAS_SOFTCAP": lm.options.softcap is not None}
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor, tile: Tile, *, accumulate: bool) -> None:

@@ -161,9 +161,6 @@ class LMInputs(NamedTuple):
     options: GenerationOptions
     vocabulary: int
     """Rows of the full vocabulary, of which ``weight_VD`` may hold only some."""
-    lora_nR: Tensor | None = None
-    """``scale·h·Aᵀ``; its product with ``lora_VR`` is added to the logits."""
-    lora_VR: Tensor | None = None
 
     def losses(
         self,
@@ -311,5 +308,3 @@ class LMGradients(NamedTuple):
     hidden_nD: Tensor
     weight_VD: Tensor | None = None
     bias_V: Tensor | None = None
-    lora_nR: Tensor | None = None
-    lora_VR: Tensor | None = None

@@ -1,7 +1,7 @@
 """The Triton backward kernels: the gradient of the logits, and the matrix product that multiplies it with H and W.
 
-:mod:`clsgen_kernels.fused` launches them. Names end in their shape: n supervised rows, D hidden, V vocabulary, R LoRA
-rank, K slab of the vocabulary.
+:mod:`clsgen_kernels.fused` launches them. Names end in their shape: n supervised rows, D hidden, V vocabulary, K
+slab of the vocabulary.
 """
 
 # mypy: ignore-errors
@@ -24,8 +24,6 @@ def gradient_kernel(
     hidden_nD,
     weight_VD,
     bias_V,
-    lora_nR,
-    lora_VR,
     target_n,
     lse_n,
     upstream_n,
@@ -34,14 +32,11 @@ def gradient_kernel(
     n,
     V,
     D,
-    R,
     first,
     width,
     group,
     hidden_stride,
     weight_stride,
-    lora_n_stride,
-    lora_V_stride,
     logits_stride,
     grad_stride,
     label_smoothing,
@@ -49,7 +44,6 @@ def gradient_kernel(
     z_loss,
     softcap,
     HAS_BIAS: tl.constexpr,
-    HAS_LORA: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORED: tl.constexpr,
     WIDTH_BY_16: tl.constexpr,
@@ -102,12 +96,6 @@ def gradient_kernel(
             weight_VD, b_descriptor, weight_stride, first + first_local, end, D,
             BLOCK_N, BLOCK_V, BLOCK_D, DESCRIPTORS, PRECISION, WIDEN,
         )  # fmt: skip
-        if HAS_LORA:
-            logits = add_product(
-                logits, lora_nR, lora_nR, lora_n_stride, first_row, n,
-                lora_VR, lora_VR, lora_V_stride, first + first_local, end, R,
-                BLOCK_N, BLOCK_V, BLOCK_D, False, PRECISION, WIDEN,
-            )  # fmt: skip
         if HAS_BIAS:
             logits += tl.load(bias_V + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
         if HAS_SOFTCAP:

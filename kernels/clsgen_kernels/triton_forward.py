@@ -1,6 +1,6 @@
 """The Triton forward kernel. :mod:`clsgen_kernels.fused` launches it and explains the algorithm.
 
-Names end in their shape: n supervised rows, S pooled rows, D hidden, V vocabulary, C class logits, R LoRA rank, P
+Names end in their shape: n supervised rows, S pooled rows, D hidden, V vocabulary, C class logits, P
 splits of the vocabulary.
 """
 
@@ -28,8 +28,6 @@ def forward_kernel(
     hidden_nD,
     weight_VD,
     bias_V,
-    lora_nR,
-    lora_VR,
     target_n,
     token_weight_n,
     # classification head
@@ -58,7 +56,6 @@ def forward_kernel(
     n,
     V,
     D,
-    R,
     S,
     C,
     splits,
@@ -68,8 +65,6 @@ def forward_kernel(
     group,
     hidden_stride,
     weight_stride,
-    lora_n_stride,
-    lora_V_stride,
     logits_stride,
     pooled_stride,
     head_stride,
@@ -80,7 +75,6 @@ def forward_kernel(
     focal_gamma,
     KIND: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    HAS_LORA: tl.constexpr,
     HAS_TOKEN_WEIGHT: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_FOCAL: tl.constexpr,
@@ -133,12 +127,6 @@ def forward_kernel(
                 weight_VD, b_descriptor, weight_stride, first_column, V, D,
                 BLOCK_N, BLOCK_V, BLOCK_D, DESCRIPTORS, PRECISION, WIDEN,
             )  # fmt: skip
-            if HAS_LORA:
-                logits = add_product(
-                    logits, lora_nR, lora_nR, lora_n_stride, first_row, n,
-                    lora_VR, lora_VR, lora_V_stride, first_column, V, R,
-                    BLOCK_N, BLOCK_V, BLOCK_D, False, PRECISION, WIDEN,
-                )  # fmt: skip
             if HAS_BIAS:
                 bias = tl.load(bias_V + first_column + local_column, mask=local_column < remaining, other=0.0)
                 logits += bias.to(tl.float32)[None, :]

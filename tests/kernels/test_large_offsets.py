@@ -59,7 +59,7 @@ def _results(far: str, patch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
     hidden, weight = tensor("hidden", n, D), tensor("weight", V, D)
     target = torch.arange(n)
-    lm = LMInputs(hidden, weight, target, None, None, None, GenerationOptions(), V)
+    lm = LMInputs(hidden, weight, target, None, GenerationOptions(), V)
     none = torch.zeros(0, dtype=torch.int64)
     head = HeadInputs(torch.zeros(0, D).half(), torch.zeros(2, D), torch.zeros(2), none, ClassOptions())
     blank = torch.zeros(n, 72).half()[:, :V]

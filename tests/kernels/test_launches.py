@@ -39,7 +39,7 @@ def _inputs(kind: str = "softmax", **changes: Any) -> tuple[LMInputs, HeadInputs
     states = torch.zeros(n, D).bfloat16()
     lm = LMInputs(
         states, torch.zeros(V, D).bfloat16(), torch.zeros(n, dtype=torch.int64),
-        torch.zeros(V).bfloat16(), None, None, GenerationOptions(), V,
+        torch.zeros(V).bfloat16(), GenerationOptions(), V,
     )  # fmt: skip
     label = torch.zeros(S, C) if kind in ("multilabel", "soft") else torch.zeros(S, dtype=torch.int64)
     head = HeadInputs(states[:S], torch.zeros(C, D), torch.zeros(C), label, ClassOptions(kind, **changes))
@@ -103,7 +103,7 @@ def test_the_bias_gradient_is_summed_in_fp32():
     upstream = torch.rand(rows, generator=torch.Generator().manual_seed(0)) * 100 + 50
     states, weight = torch.zeros(rows, 16).half(), torch.zeros(vocabulary, 16).half()
     target = torch.zeros(rows, dtype=torch.int64)
-    lm = LMInputs(states, weight, target, torch.zeros(vocabulary), None, None, GenerationOptions(), vocabulary)
+    lm = LMInputs(states, weight, target, torch.zeros(vocabulary), GenerationOptions(), vocabulary)
     tile = Tile(128, 32, 16, 1, 1)
     launch = Launch(tile, tile, tile, tile, tile, programs=4, workspace_bytes=2**20)
     lse = torch.full((rows,), float(vocabulary)).log()

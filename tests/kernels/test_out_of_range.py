@@ -34,7 +34,7 @@ def test_a_target_beyond_the_vocabulary_is_nan(impl, frozen, beyond, monkeypatch
 
 def test_a_target_in_another_ranks_rows_is_in_range():
     hidden, weight = torch.ones(2, 16), torch.ones(40, 16)
-    lm = LMInputs(hidden, weight, torch.tensor([3, ELSEWHERE]), None, None, None, GenerationOptions(), 80)
+    lm = LMInputs(hidden, weight, torch.tensor([3, ELSEWHERE]), None, GenerationOptions(), 80)
     none = torch.zeros(0, dtype=torch.int64)
     out = fused.forward(lm, HeadInputs(hidden[:0], weight[:2], weight[:2, 0], none, ClassOptions())).lm
     assert out.lse_n.isfinite().all() and out.target_logit_n.tolist() == [16.0, 0.0]
@@ -48,7 +48,7 @@ def test_a_label_out_of_range_is_nan(kind):
     label = indices["label_S"].float() if kind == "soft" else indices["label_S"]
     none = torch.zeros(0, dtype=torch.int64)
     states, weight = tensors["hidden_ND"], tensors["lm_weight_VD"]
-    lm = LMInputs(states[:0], weight, none, None, None, None, GenerationOptions(), len(weight))
+    lm = LMInputs(states[:0], weight, none, None, GenerationOptions(), len(weight))
     options = CLASSES[kind]
 
     def losses(label):
