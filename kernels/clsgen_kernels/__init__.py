@@ -5,12 +5,15 @@ Independent of ``clsgen_dist``: tensors in, losses out. See :func:`dual_head_los
 
 from clsgen_kernels.dual_head import DualHeadOutput, dual_head_loss, resolve_impl
 from clsgen_kernels.inputs import ClassOptions, GenerationOptions, LMLora
+from clsgen_kernels.vocab_shards import Ranks, VocabShards
 
 __all__ = [
     "ClassOptions",
     "DualHeadOutput",
     "GenerationOptions",
     "LMLora",
+    "Ranks",
+    "VocabShards",
     "dual_head_loss",
     "resolve_impl",
 ]

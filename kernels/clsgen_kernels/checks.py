@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clsgen_kernels.inputs import IGNORE, ClassOptions, LMLora
+from clsgen_kernels.vocab_shards import VocabShards
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
 
@@ -23,16 +24,16 @@ def check_tensors(
     supervised_index_n: Tensor,
     target_n: Tensor,
     class_index_S: Tensor,
-    sharded: bool,
+    vocabulary: int | None = None,
 ) -> None:
-    """Shapes, dtypes and index ranges; ``sharded``: the LM weight holds only some rows of the vocabulary."""
+    """Shapes, dtypes and index ranges; ``vocabulary``: its size, where the LM weight holds only some of its rows."""
     if hidden_ND.dim() != 2:
         _refuse(
             f"hidden_ND has shape {tuple(hidden_ND.shape)}, expected [tokens, hidden]; flatten batch and time first"
         )
     width = hidden_ND.shape[1]
     for name, weight in (("lm_weight_VD", lm_weight_VD), ("head_weight_CD", head_weight_CD)):
-        if weight.numel() == 0 and not (sharded and weight is lm_weight_VD):
+        if weight.numel() == 0:
             _refuse(f"{name} has 0 elements: under ZeRO-3 call this inside the engine's forward, where it is gathered")
         if weight.dim() != 2 or weight.shape[1] != width:
             _refuse(f"{name} has shape {tuple(weight.shape)}, expected [*, {width}] as hidden_ND is {width} wide")
@@ -52,8 +53,7 @@ def check_tensors(
     if hidden_ND.device.type == "cpu":
         _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
         _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
-        # A shard does not know the size of the full vocabulary.
-        _check_range("target_n", target_n[target_n != IGNORE], 0, 2**31 if sharded else lm_weight_VD.shape[0])
+        _check_range("target_n", target_n[target_n != IGNORE], 0, vocabulary or lm_weight_VD.shape[0])
 
 
 def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: ClassOptions) -> None:
@@ -75,6 +75,14 @@ def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: 
             _check_range("label_S", label_S, -1, 1, inclusive=True)
         else:
             _check_range("label_S", label_S, -1, {"softmax": outputs, "ordinal": outputs + 1}.get(options.kind, 2))
+
+
+def check_shards(lm_weight_VD: Tensor, shards: VocabShards | None, impl: str) -> None:
+    """That this rank's rows are those that the shards say it has."""
+    if shards is not None and lm_weight_VD.shape[0] != shards.held:
+        _refuse(f"lm_weight_VD has {lm_weight_VD.shape[0]} rows, expected the {shards.held} that vocab_shards give it")
+    if shards is not None and impl == "reference":
+        _refuse("impl is 'reference' with vocab_shards, which it does not know; use 'torch' or 'triton'")
 
 
 def check_options(

@@ -25,14 +25,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clsgen_kernels import fused, reference, tiled, vocab_parallel
-from clsgen_kernels.checks import check_labels, check_options, check_tensors
+from clsgen_kernels.checks import check_labels, check_options, check_shards, check_tensors
 from clsgen_kernels.hidden_gradient import meeting, scatter
 from clsgen_kernels.inputs import ClassOptions, GenerationOptions, HeadInputs, LMInputs, LMLora
 from clsgen_kernels.launch import Launch
+from clsgen_kernels.vocab_shards import VocabShards
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes, R LoRA rank
 
-IMPLEMENTATIONS = ("auto", "reference", "torch", "triton", "vocab_parallel")
+IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
 logger = logging.getLogger(__name__)
 
 
@@ -101,7 +102,7 @@ def dual_head_loss(
     launch: Launch | None = None,
     store_bytes: int = 0,
     lm_weight_grad_VD: Tensor | None = None,
-    vocab_group: Any = None,
+    vocab_shards: VocabShards | None = None,
     hidden_grad_square: Tensor | None = None,
 ) -> DualHeadOutput:
     """Both heads' losses on the final-norm hidden states of a batch of packed or padded tokens.
@@ -123,17 +124,16 @@ def dual_head_loss(
         generation: label smoothing, z-loss, soft cap.
         classification: kind of label space, class weights, focal factor.
         reduction: ``"none"`` for losses per token and per row, ``"sum"`` for their (weighted) sums.
-        impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles), ``"vocab_parallel"`` (the LM weight stays
-            sharded over ranks) or ``"reference"`` (all logits; for tests).
+        impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles) or ``"reference"`` (all logits; for tests).
         vocab_tile: vocabulary rows per tile for ``impl="torch"``; None chooses by ``n``.
         launch: tiles for ``impl="triton"``; None uses the table in :mod:`clsgen_kernels.launch`.
         store_bytes: keep the ``[n, V]`` logits for the backward of ``impl="triton"`` if they take no more than this:
             saves one GEMM pass, costs memory, and rounds the logits to the weights' dtype.
         lm_weight_grad_VD: fp32 ``[V, D]`` to which the backward adds the LM weight's gradient instead of returning
             it, so that sums over many micro-batches stay in fp32.
-        vocab_group: process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` is then this
-            rank's rows, in rank order; targets index the full vocabulary. Every rank of the group must call this,
-            and run backward through the generation loss. See :mod:`clsgen_kernels.vocab_parallel`.
+        vocab_shards: the LM weight stays sharded over ranks: ``lm_weight_VD`` is this rank's rows, targets index the
+            full vocabulary. Every rank must call this, and run backward through the generation loss. Not with
+            ``impl="reference"``. See :mod:`clsgen_kernels.vocab_parallel`.
         hidden_grad_square: fp32 ``[3]`` to which the backward adds the squared norm of each head's gradient at
             ``hidden_ND``, generation then classification, and the inner product of the two; not with
             ``impl="reference"``.
@@ -153,10 +153,11 @@ def dual_head_loss(
     hidden_ND, lm_weight_VD, lm_lora = _as_autocast_casts(hidden_ND, lm_weight_VD, lm_lora)
     with _without_autocast(device):
         impl = resolve_impl(impl, hidden_ND.device)
-        sharded = impl == "vocab_parallel"
         check_tensors(
-            hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S, sharded
+            *(hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, supervised_index_n, target_n, class_index_S),
+            None if vocab_shards is None else vocab_shards.vocabulary,
         )
+        check_shards(lm_weight_VD, vocab_shards, impl)
         check_labels(label_S, class_index_S, head_weight_CD.shape[0], classification)
         check_options(hidden_ND, lm_weight_VD, lm_bias_V, lm_lora, lm_weight_grad_VD, impl)
         if token_weight_n is not None and (reduction != "sum" or token_weight_n.shape != target_n.shape):
@@ -193,7 +194,7 @@ def dual_head_loss(
             launch,
             store_bytes,
             lm_weight_grad_VD,
-            vocab_group,
+            vocab_shards,
             hidden_grad_square,
         )
         tensors = (hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C, lm_bias_V, lora_nR, lora_VR)
@@ -234,7 +235,7 @@ class _Call:
     launch: Launch | None
     store_bytes: int
     lm_weight_grad_VD: Tensor | None
-    vocab_group: Any
+    vocab_shards: VocabShards | None
     hidden_grad_square: Tensor | None
 
 
@@ -267,10 +268,10 @@ class _DualHead(torch.autograd.Function):
         if dropout_scale_SD is not None:
             pooled_SD = pooled_SD.to(torch.promote_types(pooled_SD.dtype, torch.float32)) * dropout_scale_SD
         classes = HeadInputs(pooled_SD, head_weight_CD, head_bias_C, label_S, call.classification)
-        ctx.sharding = sharding = None
-        if call.impl == "vocab_parallel":
-            lm, ctx.sharding = lm, sharding = vocab_parallel.gather(lm, call.vocab_group)
-        ctx.fused = resolve_impl("auto" if sharding else call.impl, hidden_ND.device) == "triton"
+        ctx.gathered = gathered = None
+        if call.vocab_shards is not None:
+            lm, ctx.gathered = lm, gathered = vocab_parallel.gather(lm, call.vocab_shards)
+        ctx.fused = resolve_impl(call.impl, hidden_ND.device) == "triton"
         ctx.tile = call.vocab_tile or tiled.tile_rows(lm.target_n.numel(), lm_weight_VD.shape[0])
         ctx.carries = False
         if ctx.fused:
@@ -280,15 +281,15 @@ class _DualHead(torch.autograd.Function):
             out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
         else:
             if ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[i] for i in (1, 4, 6)):
-                ctx.carries = sharding is None and tiled.can_carry_expectation(lm)
+                ctx.carries = gathered is None and tiled.can_carry_expectation(lm)
             out = tiled.forward(lm, tile=ctx.tile, carry_expectation=ctx.carries)
             class_logits_SC = classes.logits()
             class_loss_S = classes.losses(class_logits_SC)
         saved, lse_n = out.saved, out.lse_n
-        if sharding is not None:
-            out, lse_n = vocab_parallel.forward(lm, sharding, out)
+        if gathered is not None:
+            out, lse_n = vocab_parallel.forward(lm, gathered, out)
         loss, class_loss = out.loss_n, class_loss_S
-        if call.sums and ctx.fused and sharding is None:
+        if call.sums and ctx.fused and gathered is None:
             loss, class_loss = both.loss_sum, both.class_loss_sum
         elif call.sums:
             loss = (loss if token_weight_n is None else loss * token_weight_n).sum()
@@ -344,8 +345,8 @@ class _DualHead(torch.autograd.Function):
         options |= {"launch": call.launch} if ctx.fused else {"tile": ctx.tile}
         if ctx.carries:
             grads = tiled.backward_from_expectation(lm, lse_n, upstream_n, saved)
-        elif ctx.sharding is not None:
-            grads = vocab_parallel.backward(lm, ctx.sharding, lse_n, upstream_n, saved, local, **options)
+        elif ctx.gathered is not None:
+            grads = vocab_parallel.backward(lm, ctx.gathered, lse_n, upstream_n, saved, local, **options)
         elif wants_hidden or wants_lm or any(wants_more):
             grads = local.backward(lm, lse_n, upstream_n, saved, **options)
         else:
