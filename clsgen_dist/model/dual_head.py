@@ -27,6 +27,7 @@ from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_i
 from clsgen_dist.model.attention_probe import ARGUMENT, AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
 from clsgen_dist.model.forward_pass import ForwardPass
+from clsgen_dist.model.lm_head import LMHead
 
 # N packed tokens, S sequences, n supervised tokens, D hidden, K logits of the head
 
@@ -105,6 +106,7 @@ class DualHeadModel(nn.Module):
         super().__init__()
         self.loss_spec = losses or LossSpec()
         self.lm = lm
+        self.lm_head = LMHead(lm)
         self.classification_head = head
         self.layout: Literal["packed", "padded"] = "packed"
         self.hidden_grad_square: Tensor | None = None
@@ -124,12 +126,20 @@ class DualHeadModel(nn.Module):
         backbone = lm.base_model
         asked = {} if probe is None else {ARGUMENT: probe}
         if self.layout == "packed":
-            inputs = packed_inputs(input_ids_N, position_N, sequence_start_S1, longest)
+            inputs = self._embedded(packed_inputs(input_ids_N, position_N, sequence_start_S1, longest))
             return backbone(**inputs, **asked).last_hidden_state[0]
         rows = len(sequence_start_S1) - 1
         row_N = rows_of_tokens(sequence_start_S1, len(input_ids_N))
-        inputs = accepted_inputs(backbone, padded_inputs(input_ids_N, position_N, row_N, rows, longest))
-        return backbone(**inputs, **asked).last_hidden_state[row_N, position_N]
+        inputs = self._embedded(padded_inputs(input_ids_N, position_N, row_N, rows, longest))
+        return backbone(**accepted_inputs(backbone, inputs), **asked).last_hidden_state[row_N, position_N]
+
+    def _embedded(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A backbone's inputs, with embeddings instead of tokens where its own embedding is sharded."""
+        ids = inputs["input_ids"]
+        embedded_ND = self.lm_head.embed(ids.flatten())
+        if embedded_ND is None:
+            return inputs
+        return {**inputs, "input_ids": None, "inputs_embeds": embedded_ND.unflatten(0, ids.shape)}
 
     def _probe(self, decided_S: Tensor, sequence_start_S1: Tensor, position_N: Tensor) -> AttentionProbe | None:
         """What reads the attention that the terms ask for; None if none does."""
@@ -159,11 +169,11 @@ class DualHeadModel(nn.Module):
 
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
+        self.lm_head.begin()
         return self.losses(**batch) if inside is None else inside(self)
 
     def losses(self, **batch: Any) -> ModelOutput:
         """All losses of a batch (fields: see :class:`clsgen_dist.data.pack.Batch`)."""
-        lm: Any = self.lm
         head, spec, square = self.classification_head, self.loss_spec, self.hidden_grad_square
         class_loss = spec.classification if self.training else ClassLoss(spec.classification.kind)
         weight_KD, bias_K = head.affine()
@@ -176,7 +186,7 @@ class DualHeadModel(nn.Module):
         hidden_ND = self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS), probe=probe)
         losses = dual_head_loss(
             hidden_ND,
-            lm.get_output_embeddings().weight,
+            self.lm_head.weight(),
             weight_KD,
             bias_K,
             supervised_index_n=batch["supervised_index_n"],
@@ -187,6 +197,7 @@ class DualHeadModel(nn.Module):
             generation=spec.generation if self.training else GenerationOptions(),
             classification=class_options,
             impl=spec.impl,
+            vocab_shards=self.lm_head.shards,
             hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
         )
         affine, sums, judged = (weight_KD, bias_K), [], None
@@ -194,7 +205,7 @@ class DualHeadModel(nn.Module):
             batch=batch,
             hidden_ND=hidden_ND,
             losses=losses,
-            lm=lm,
+            lm_head=self.lm_head,
             head=head,
             affine=affine,
             decided_index_S=decided_S,

@@ -19,6 +19,7 @@ from clsgen_dist.data.pack import MISMATCHED, REJECTED
 from clsgen_dist.model.attention import rows_of_tokens
 from clsgen_dist.model.attention_probe import AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
+from clsgen_dist.model.lm_head import LMHead
 from clsgen_dist.model.reference_divergence import reference_divergence
 
 # N packed tokens, S sequences, n supervised tokens, e tokens of evidence, D hidden, K logits of the head
@@ -72,8 +73,7 @@ class ForwardPass:
     """``[N, D]`` states after the final norm; a term's gradient here is measured."""
     losses: DualHeadOutput
     """Per-token and per-row losses of the two heads."""
-    lm: Any
-    """The causal LM, for its output embedding; under ZeRO-3 gathered while it is used."""
+    lm_head: LMHead
     head: ClassificationHead
     affine: tuple[Tensor, Tensor]
     """Weight ``[K, D]`` and bias ``[K]`` of the class logits."""
@@ -116,8 +116,8 @@ class ForwardPass:
         """``[t]`` divergence of the reference from the model where general texts are predicted, nats."""
         assert self.reference_ND is not None, "no term asks for the reference"
         index_t, _ = self._replayed()
-        weight_VD = self.lm.get_output_embeddings().weight
-        return reference_divergence(self.hidden_ND[index_t], self.reference_ND[index_t], weight_VD)
+        states = self.hidden_ND[index_t], self.reference_ND[index_t]
+        return reference_divergence(*states, self.lm_head.weight(), self.lm_head.shards)
 
     def _replayed(self) -> tuple[Tensor, Tensor]:
         count = self.batch["replayed"]
@@ -130,13 +130,14 @@ class ForwardPass:
         nowhere = index_m[:0]
         return dual_head_loss(
             hidden_ND,
-            self.lm.get_output_embeddings().weight,
+            self.lm_head.weight(),
             *self.affine,
             supervised_index_n=index_m,
             target_n=target_m,
             class_index_S=nowhere,
             label_S=nowhere,
             impl=self.impl,
+            vocab_shards=self.lm_head.shards,
         ).generation_loss
 
     def _explanation_log_probs(self, hidden_ND: Tensor) -> Tensor:
@@ -191,7 +192,7 @@ class ForwardPass:
         """
         if self.name_tokens is None:
             raise ValueError("the first tokens of the classes' names are not known, expected one each; set name_tokens")
-        rows_CD = self.lm.get_output_embeddings().weight.detach()[list(self.name_tokens)]
+        rows_CD = self.lm_head.rows(self.name_tokens)
         return F.linear(self.hidden_ND[self.batch["class_index_S"]].float(), rows_CD.float())
 
     def class_logits(self, index_S: Tensor | None = None) -> Tensor:

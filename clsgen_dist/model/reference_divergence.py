@@ -4,7 +4,7 @@
 
 Computed in blocks of tokens, their gradient ``(π - π₀) W`` with them in the forward pass: the LM head, which is the
 same on both sides and not trained, is not needed by the backward pass. Cost: three products of ``tokens x V x D``, one
-block of ``[block, V]`` logits twice.
+block of ``[block, V]`` logits twice. With a sharded LM head every rank takes all ranks' tokens, and its own rows of W.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from clsgen_kernels import VocabShards
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -21,36 +22,68 @@ _BLOCK_ELEMENTS = 2**24
 """Logits of a block: 64 MB in fp32."""
 
 
-def reference_divergence(hidden_TD: Tensor, reference_TD: Tensor, weight_VD: Tensor) -> Tensor:
+def reference_divergence(
+    hidden_TD: Tensor, reference_TD: Tensor, weight_VD: Tensor, shards: VocabShards | None = None
+) -> Tensor:
     """``[T]`` divergences, nats, fp32 (fp64 for fp64 states); differentiable once, in ``hidden_TD``.
 
     Args:
         hidden_TD: states of the model after the final norm.
         reference_TD: states of the reference for the same tokens; no gradient reaches them.
-        weight_VD: the LM head of both; no gradient reaches it.
+        weight_VD: the LM head of both, or this rank's rows of it; no gradient reaches it.
+        shards: who has the other rows; None: nobody. With it, collective.
     """
-    divergence_T: Tensor = _Divergence.apply(hidden_TD, reference_TD.detach(), weight_VD.detach())
+    divergence_T: Tensor = _Divergence.apply(hidden_TD, reference_TD.detach(), weight_VD.detach(), shards)
     return divergence_T
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, reference_TD: Tensor, weight_VD: Tensor) -> Tensor:
-        dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
-        gradient_TD, divergence_T = torch.zeros_like(hidden_TD), hidden_TD.new_zeros(len(hidden_TD), dtype=dtype)
-        block = max(1, _BLOCK_ELEMENTS // len(weight_VD))
-        for start in range(0, len(hidden_TD), block):
-            at = slice(start, start + block)
-            log_p_BV = (hidden_TD[at] @ weight_VD.T).to(dtype).log_softmax(dim=1)
-            log_q_BV = (reference_TD[at] @ weight_VD.T).to(dtype).log_softmax(dim=1)
-            q_BV = log_q_BV.exp()
-            divergence_T[at] = (q_BV * (log_q_BV - log_p_BV)).sum(dim=1)
-            gradient_TD[at] = (log_p_BV.exp() - q_BV).to(weight_VD.dtype) @ weight_VD
-        ctx.save_for_backward(gradient_TD)
+    def forward(
+        ctx: Any, hidden_TD: Tensor, reference_TD: Tensor, weight_VD: Tensor, shards: VocabShards | None
+    ) -> Tensor:
+        if shards is None:
+            divergence_T, gradient_TD = _in_blocks(hidden_TD, reference_TD, weight_VD, None)
+        else:
+            ranks = shards.ranks
+            (tokens,) = ranks.counts(len(hidden_TD), device=hidden_TD.device)
+            every_TD, every_reference_TD = (ranks.all_gather(states, tokens) for states in (hidden_TD, reference_TD))
+            divergence_T, gradient_TD = _in_blocks(every_TD, every_reference_TD, weight_VD, shards)
+            gradient_TD = ranks.reduce_scatter(gradient_TD, tokens)
+            divergence_T = ranks.sums(divergence_T).split(tokens)[ranks.rank]
+        ctx.save_for_backward(gradient_TD.to(hidden_TD.dtype))
         return divergence_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_TD,) = ctx.saved_tensors
-        return (gradient_TD * grad_T[:, None]).to(gradient_TD.dtype), None, None
+        return (gradient_TD * grad_T[:, None]).to(gradient_TD.dtype), None, None, None
+
+
+def _in_blocks(
+    hidden_TD: Tensor, reference_TD: Tensor, weight_VD: Tensor, shards: VocabShards | None
+) -> tuple[Tensor, Tensor]:
+    """Divergences ``[T]`` and their gradients ``[T, D]``: those parts of the sums that this rank's rows give."""
+    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+    divergence_T = hidden_TD.new_zeros(len(hidden_TD), dtype=dtype)
+    gradient_TD = torch.zeros_like(hidden_TD, dtype=hidden_TD.dtype if shards is None else dtype)
+    block = max(1, _BLOCK_ELEMENTS // len(weight_VD))
+    for start in range(0, len(hidden_TD), block):
+        at = slice(start, start + block)
+        log_p_BV, log_q_BV = (_log_softmax(states[at], weight_VD, shards) for states in (hidden_TD, reference_TD))
+        q_BV = log_q_BV.exp()
+        divergence_T[at] = (q_BV * (log_q_BV - log_p_BV)).sum(dim=1)
+        gradient_TD[at] = (log_p_BV.exp() - q_BV).to(weight_VD.dtype) @ weight_VD
+    return divergence_T, gradient_TD
+
+
+def _log_softmax(states_BD: Tensor, weight_VD: Tensor, shards: VocabShards | None) -> Tensor:
+    """``[B, V]`` log-probabilities of this rank's rows, over all rows."""
+    logits_BV = (states_BD @ weight_VD.T).to(torch.promote_types(states_BD.dtype, torch.float32))
+    if shards is None:
+        return logits_BV.log_softmax(dim=1)
+    lse_B = logits_BV.logsumexp(dim=1)
+    most_B = shards.ranks.maxima(lse_B.clone())
+    lse_B = most_B + shards.ranks.sums(torch.exp(lse_B - most_B)).log()
+    return logits_BV - lse_B[:, None]

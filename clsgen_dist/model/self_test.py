@@ -119,9 +119,9 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
             f"{first_line(error)}; set model.attention to eager, or use another backbone",
         ) from error
     padded_ND = padded_STD[row_N, position_N]
-    weight_VD = lm.get_output_embeddings().weight
-    fits = padded_ND.shape[-1] == (getattr(weight_VD, "ds_shape", None) or weight_VD.shape)[1]
-    logits = relative_difference(padded_ND @ weight_VD.T, logits_NV) if fits else float("inf")
+    with model.lm_head.whole() as weight_VD:
+        fits = padded_ND.shape[-1] == weight_VD.shape[1]
+        logits = relative_difference(padded_ND @ weight_VD.T, logits_NV) if fits else float("inf")
 
     packed = leak = float("inf")
     refusal = None

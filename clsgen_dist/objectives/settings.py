@@ -47,6 +47,8 @@ class ObjectivesSettings:
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of `dual_head_loss`; auto: Triton on a GPU, vocabulary tiles in torch on the CPU."""
+    lm_head: Literal["auto", "gathered", "sharded"] = "gathered"
+    """Under ZeRO-3 the LM head is gathered on every rank, or stays sharded, and the states of supervised tokens travel instead; auto: whichever moves fewer bytes."""
 
     def sections(self) -> dict[str, TermSettings]:
         """The section of each term, by name."""
@@ -89,4 +91,6 @@ class ObjectivesSettings:
             yield from section.faults(name)
         if self.balance.method == "gradient_norm" and self.impl == "reference":
             yield "objectives.balance.method is gradient_norm with objectives.impl=reference, which measures no gradients"
+        if self.lm_head == "sharded" and self.impl == "reference":
+            yield "objectives.lm_head is sharded with objectives.impl=reference, which takes a complete one; set impl to auto"
         yield from self.balance.faults()
