@@ -151,10 +151,7 @@ class ShardedLMHead(LMHead):
         if not is_tied(self._lm):
             return None
         embedding = self._lm.get_input_embeddings()
-        owner_N = self.shards.owners(input_ids_N)
-        order_N = owner_N.argsort(stable=True)
-        asked = [int(count) for count in torch.bincount(owner_N, minlength=self._ranks.size).tolist()]
-        answered = self._ranks.counts(*asked, device=input_ids_N.device)[self._ranks.rank]
+        order_N, asked, answered = self._ranks.route(self.shards.owners(input_ids_N))
         wanted = self._ranks.exchange(input_ids_N[order_N], asked, answered) - self.shards.first_row
         padding = -1 if embedding.padding_idx is None else embedding.padding_idx - self.shards.first_row
         found_MD = F.embedding(wanted, self.weight(), padding if 0 <= padding < self.shards.held else None)
@@ -182,7 +179,9 @@ class ShardedLMHead(LMHead):
         if self._cut:
             ends = self._from_all(F.pad(grad[own:], (0, self._width - (grad.numel() - own))))
             grad = torch.cat([ends[self._ranks.rank - 1][: self._lead], grad[:own]])
-        self._deposit(F.pad(grad, (0, self._size - self._filled)) / self._ranks.size)
+        if self._filled < self._size:
+            grad = F.pad(grad, (0, self._size - self._filled))
+        self._deposit(grad.div_(self._ranks.size))
 
     def _from_all(self, values_D: Tensor) -> Tensor:
         return self._ranks.all_gather(values_D[None], [1] * self._ranks.size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +21,19 @@ from clsgen_dist.model import families
 from clsgen_dist.model.backbone import build_model
 from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
+from clsgen_dist.model.lm_head import ShardedLMHead, head_parameter
 from clsgen_dist.objectives.term import Term
 from clsgen_dist.plan import attention_shapes
+from clsgen_dist.plan.equal_ranks import MetaRanks
+
+HeadRanks = Callable[[Any], int]
+"""Over how many ranks a model's LM head stays sharded; 0: it is gathered."""
+
+
+def gathered_head(lm: Any) -> int:
+    """The LM head is gathered."""
+    return 0
+
 
 Attention = Literal["flash", "sdpa", "eager"]
 """One kernel over all packed sequences; one per sequence; one per sequence that materializes all scores."""
@@ -95,7 +106,9 @@ def attention_on_gpu(setting: str) -> Attention:
     return "sdpa" if setting == "sdpa" else "eager" if setting == "eager" else "flash"
 
 
-def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = ()) -> DualHeadModel:
+def meta_model(
+    spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = (), head_ranks: HeadRanks = gathered_head
+) -> DualHeadModel:
     """The dual-head model that training would build, with these further terms of the loss, on the meta device."""
     from transformers import AutoModelForCausalLM
 
@@ -112,7 +125,7 @@ def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = 
                 config, trust_remote_code=False, dtype=dtype, attn_implementation=register()
             )
         families.refuse_changed_logits(lm)
-        return build_model(
+        model = build_model(
             lm,
             head=HeadSpec(spec.classes, dropout=spec.head_dropout),
             losses=LossSpec("torch", terms=terms),
@@ -122,3 +135,15 @@ def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = 
             lora_alpha=spec.lora_alpha,
             lora_dropout=spec.lora_dropout,
         ).to(dtype)
+        if ranks := head_ranks(lm):
+            _shard_head(model, ranks)
+        return model
+
+
+def _shard_head(model: DualHeadModel, ranks: int) -> None:
+    """Partition the LM head as ZeRO-3 does, and let the losses take it in shards."""
+    weight = head_parameter(model.lm)
+    size = -(-weight.numel() // ranks)
+    weight.ds_shape, weight.ds_tensor = weight.shape, weight.new_empty(size)
+    weight.ds_tensor.ds_numel = size
+    model.lm_head = ShardedLMHead(model.lm, MetaRanks(ranks), lambda _: None, weight.device)

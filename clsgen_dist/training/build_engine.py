@@ -12,7 +12,7 @@ from clsgen_kernels import GenerationOptions, Ranks
 from clsgen_dist.config import Settings, resolve_path
 from clsgen_dist.engine.compiled_ops import build_operators
 from clsgen_dist.engine.config import deepspeed_config, refuse_missing_kernels
-from clsgen_dist.engine.lm_head import HeadTraffic, head_traffic, lm_head_gradient_sink, stays_sharded
+from clsgen_dist.engine.lm_head import head_traffic, lm_head_gradient_sink, stays_sharded
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
 from clsgen_dist.engine.world import on_accelerator
 from clsgen_dist.errors import SettingsError
@@ -194,8 +194,7 @@ def build_engine(
     for parameter in dual_head.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_tensor"):
             parameter.data = parameter.data.to(lm.dtype)  # type: ignore[arg-type]
-    ranks = torch.distributed.get_world_size()
-    sharded = stays_sharded(settings.objectives.lm_head, lm, config, lm_head_traffic(settings, lm, ranks), ranks)
+    sharded = shards_lm_head(settings, lm, config, torch.distributed.get_world_size())
     set_zero3_units(dual_head, sharded_head=sharded)
     del zero3
     groups = parameter_groups(dual_head, lr=optim.lr, head_lr=optim.head_lr, weight_decay=optim.weight_decay)
@@ -208,13 +207,16 @@ def build_engine(
     return engine
 
 
-def lm_head_traffic(settings: Settings, lm: Any, ranks: int) -> HeadTraffic:
-    """What ``objectives.lm_head: auto`` compares, for full micro-batches of the longest rows that the recipe takes."""
+def shards_lm_head(settings: Settings, lm: Any, config: dict[str, Any], ranks: int) -> bool:
+    """Whether the LM head stays sharded; SettingsError if it must and cannot.
+
+    For ``objectives.lm_head: auto`` micro-batches are assumed full, of the longest rows that the recipe takes.
+    """
     data, tokens = settings.data, settings.train.micro_batch_tokens
     weight = head_parameter(lm)
     rows, width = getattr(weight, "ds_shape", weight.shape)
     explained = data.max_explanation_length / (data.max_prompt_length + data.max_explanation_length)
-    return head_traffic(
+    traffic = head_traffic(
         rows,
         width,
         tokens=tokens,
@@ -224,3 +226,4 @@ def lm_head_traffic(settings: Settings, lm: Any, ranks: int) -> HeadTraffic:
         tied=is_tied(lm),
         element_size=weight.element_size(),
     )
+    return stays_sharded(settings.objectives.lm_head, lm, config, traffic, ranks)

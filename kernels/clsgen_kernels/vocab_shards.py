@@ -63,6 +63,16 @@ class Ranks:
         dist.all_reduce(values, group=self.group)
         return values
 
+    def route(self, owner_N: Tensor) -> tuple[Tensor, list[int], list[int]]:
+        """How to ask each token's owner.
+
+        Returns:
+            ``[N]`` the tokens' order by owner; how many of them each rank owns; how many each rank asks this one for.
+        """
+        asked = [int(count) for count in torch.bincount(owner_N, minlength=self.size).tolist()]
+        answered = self.counts(*asked, device=owner_N.device)[self.rank]
+        return owner_N.argsort(stable=True), asked, answered
+
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Rows for this rank ``[sum(received), ...]``; it sends ``sent[r]`` of its own, in rank order, to rank r."""
         arrived = rows.new_empty(sum(received), *rows.shape[1:])

@@ -84,15 +84,16 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def steps_of(case):
-    """Micro-batches of one optimizer step."""
+def steps_of(case, vocabulary):
+    """Micro-batches of one optimizer step; every other token is of the vocabulary's second half."""
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(case["micro_steps"]):
         samples = []
         for length in case["lengths"]:
             explained = case["supervised"] // len(case["lengths"])
-            ids = rng.integers(0, 100, length).astype(np.int32)
+            ids = rng.integers(0, vocabulary // 2, length) + np.arange(length) % 2 * (vocabulary // 2)
+            ids = ids.astype(np.int32)
             samples.append(Sample(ids[: length - explained], ids[length - explained :], int(rng.integers(2))))
         text = case.get("text", 0)
         batches.append(collate(samples, replayed=[rng.integers(0, 100, text).astype(np.int32)] if text else []))
@@ -113,9 +114,10 @@ def saved(engine, folder):
 def measure(case, world):
     settings = settings_from_yaml(case["settings"])
     config = zero_config(settings, world.size)
-    step = steps_of(case)
+    backbone = AutoConfig.from_pretrained(settings.model.backbone)
+    step = steps_of(case, backbone.vocab_size)
     with torch.device("meta"):  # imports the family's code, which is not the model's memory
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model.backbone))
+        AutoModelForCausalLM.from_config(backbone)
     gc.collect()
     before = allocated()
     labels = LabelSpace.of(["a", "b"], "b")
