@@ -1,4 +1,4 @@
-"""One rank of test_lm_head.py: its rows of a small LM head, against the whole that every rank knows; results to a file."""
+"""One rank of test_lm_head.py: what it computes with its rows of a small LM head; results to a file."""
 
 from __future__ import annotations
 
