@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,15 +25,6 @@ from clsgen_dist.model.lm_head import ShardedLMHead, head_parameter
 from clsgen_dist.objectives.term import Term
 from clsgen_dist.plan import attention_shapes
 from clsgen_dist.plan.equal_ranks import MetaRanks
-
-HeadRanks = Callable[[Any], int]
-"""Over how many ranks a model's LM head stays sharded; 0: it is gathered."""
-
-
-def gathered_head(lm: Any) -> int:
-    """The LM head is gathered."""
-    return 0
-
 
 Attention = Literal["flash", "sdpa", "eager"]
 """One kernel over all packed sequences; one per sequence; one per sequence that materializes all scores."""
@@ -106,12 +97,28 @@ def attention_on_gpu(setting: str) -> Attention:
     return "sdpa" if setting == "sdpa" else "eager" if setting == "eager" else "flash"
 
 
-def meta_model(
-    spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = (), head_ranks: HeadRanks = gathered_head
-) -> DualHeadModel:
-    """The dual-head model that training would build, with these further terms of the loss, on the meta device."""
+def meta_lm(config: Any, path: str, **options: Any) -> Any:
+    """The causal LM of a configuration on the meta device; ModelError if transformers cannot build it."""
     from transformers import AutoModelForCausalLM
 
+    with (
+        torch.device("meta"),
+        _as_model_error(f"model.backbone {path!r} has a configuration that transformers cannot build"),
+    ):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+
+
+def meta_model(
+    spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = (), head_ranks: int = 0
+) -> DualHeadModel:
+    """The dual-head model that training would build, on the meta device.
+
+    Args:
+        spec: the model.
+        attention: its implementation.
+        terms: of the loss, besides those of the two heads.
+        head_ranks: over how many ranks the LM head stays sharded; 0: it is gathered.
+    """
     config = open_config(spec.backbone)
     dtype = torch.bfloat16 if spec.bf16 else torch.float32
     register = {
@@ -119,11 +126,8 @@ def meta_model(
         "sdpa": attention_shapes.register_per_sequence,
         "eager": attention_shapes.register_eager,
     }[attention]
+    lm = meta_lm(config, spec.backbone, dtype=dtype, attn_implementation=register())
     with torch.device("meta"):
-        with _as_model_error(f"model.backbone {spec.backbone!r} has a configuration that transformers cannot build"):
-            lm = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, dtype=dtype, attn_implementation=register()
-            )
         families.refuse_changed_logits(lm)
         model = build_model(
             lm,
@@ -135,8 +139,8 @@ def meta_model(
             lora_alpha=spec.lora_alpha,
             lora_dropout=spec.lora_dropout,
         ).to(dtype)
-        if ranks := head_ranks(lm):
-            _shard_head(model, ranks)
+        if head_ranks:
+            _shard_head(model, head_ranks)
         return model
 
 

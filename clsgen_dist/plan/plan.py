@@ -21,7 +21,7 @@ from clsgen_dist.plan.cluster import GIB, Cluster
 from clsgen_dist.plan.communication import Flow, FlowKind, flows
 from clsgen_dist.plan.goodput import Faults, Goodput, goodput
 from clsgen_dist.plan.memory import Memory, memory
-from clsgen_dist.plan.meta_model import ModelSpec, attention_on_gpu, open_config
+from clsgen_dist.plan.meta_model import ModelSpec, attention_on_gpu, meta_lm, open_config
 from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
 from clsgen_dist.plan.tracer import trace_micro_step
@@ -274,6 +274,10 @@ class Planner:
             workload=work,
         )
 
+    @cached_property
+    def _lm(self) -> Any:
+        return meta_lm(self._config, self._backbone)
+
     def _workload(self, settings: Settings, ranks: int) -> Workload:
         if self._rows is not None:
             return workload_of_rows(settings, self._rows, ranks=ranks)
@@ -286,9 +290,8 @@ class Planner:
         checkpointing = settings.train.activation_checkpointing
         terms = settings.objectives.terms_that_run_more(model.decide)
         used = repr([settings.objectives.preference, settings.objectives.retention]) if terms else ""
-        head = settings.objectives.lm_head
-        sharding = () if head == "gathered" else (head, ranks, repr(config["zero_optimization"]))
-        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used, sharding)
+        head_ranks = ranks if shards_lm_head(settings, self._lm, config, ranks) else 0
+        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used, head_ranks)
         if key not in self._traces:
             self._traces[key] = trace_micro_step(
                 ModelSpec.from_settings(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
@@ -298,7 +301,7 @@ class Planner:
                 attention=attention,
                 terms=terms,
                 texts=texts,
-                head_ranks=lambda lm: ranks if shards_lm_head(settings, lm, config, ranks) else 0,
+                head_ranks=head_ranks,
             )
         return self._traces[key]
 

@@ -22,7 +22,7 @@ from clsgen_dist.model.backbone import checkpoint_activations, set_zero3_units
 from clsgen_dist.model.lm_head import head_parameter
 from clsgen_dist.objectives.term import Term
 from clsgen_dist.plan.equal_ranks import MetaRanks
-from clsgen_dist.plan.meta_model import Attention, HeadRanks, ModelSpec, gathered_head, meta_model
+from clsgen_dist.plan.meta_model import Attention, ModelSpec, meta_model
 from clsgen_dist.plan.meta_trace import MetaTrace, Weight
 from clsgen_dist.plan.module_recorder import ModuleRecorder
 from clsgen_dist.plan.tensor_counter import TensorCounter, forward_inside_backward
@@ -39,7 +39,7 @@ def trace_micro_step(
     attention: Attention = "flash",
     terms: tuple[Term, ...] = (),
     texts: int = 0,
-    head_ranks: HeadRanks = gathered_head,
+    head_ranks: int = 0,
 ) -> MetaTrace:
     """Trace a micro-step of packed sequences.
 
@@ -51,7 +51,7 @@ def trace_micro_step(
         attention: its implementation.
         terms: of the loss, besides generation and classification: those that run the model or the LM head once more.
         texts: how many of the last sequences are general texts.
-        head_ranks: over how many ranks the LM head stays sharded.
+        head_ranks: over how many ranks the LM head stays sharded; 0: it is gathered.
 
     Raises:
         ModelError: the backbone cannot be trained or planned.

@@ -222,8 +222,8 @@ def shards_lm_head(settings: Settings, lm: Any, config: dict[str, Any], ranks: i
         tokens=tokens,
         supervised=tokens * explained,
         ranks=ranks,
-        learns=weight.requires_grad,
+        learns=settings.model.finetune == "full" and settings.model.top_layers is None,
         tied=is_tied(lm),
-        element_size=weight.element_size(),
+        element_size=2 if config["bf16"]["enabled"] else 4,
     )
     return stays_sharded(settings.objectives.lm_head, lm, config, traffic, ranks)

@@ -247,7 +247,7 @@ def predict(written: dict[str, Any], ranks: int) -> Predicted:
         attention="sdpa",
         terms=settings.objectives.terms_that_run_more(),
         texts=int(written["text"] > 0),
-        head_ranks=lambda lm: ranks if settings.objectives.lm_head == "sharded" else 0,
+        head_ranks=ranks if settings.objectives.lm_head == "sharded" else 0,
     )
     zero = zero3_settings(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
     simulation = simulate(trace, zero)
