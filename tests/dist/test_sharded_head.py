@@ -131,6 +131,23 @@ def test_every_term_of_the_loss_is_that_of_a_gathered_head(train, tmp_path):
         assert sharded[tag] == pytest.approx(values, rel=rel, abs=1e-7, nan_ok=True), tag
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"train__precision": "bf16"}, 5e-3),
+        ({"deepspeed": "ds_configs/zero3_offload.json", "optim__name": "cpu_adamw"}, 2e-6),
+        ({"train__activation_checkpointing": "true", "model__finetune": "lora", "train__interference_every": 2}, 1e-5),  # B starts at 0
+    ],
+    ids=["bf16", "weights and optimizer on the host", "LoRA, checkpointing, two passes"],
+)
+def test_variants_train_as_with_a_gathered_head(options, tolerance, train, rows, odd_backbones, tmp_path):
+    run = {"data__train": rows, "model__backbone": odd_backbones[True], **SMOOTH, **options}
+    for lm_head in ("gathered", "sharded"):
+        train(tmp_path / lm_head, **run, objectives__lm_head=lm_head)
+    assert _worst(_trained(tmp_path / "sharded"), _trained(tmp_path / "gathered")) < tolerance
+
+
 def test_a_head_that_cannot_stay_sharded_is_refused(train, rows, tmp_path):
     done = train(tmp_path / "run", check=False, data__train=rows, objectives__lm_head="sharded", objectives__impl="reference")
     assert done.returncode == 2 and "set impl to auto" in done.stderr

@@ -10,8 +10,10 @@ import ctypes
 import gc
 import json
 import os
+import statistics
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -131,6 +133,11 @@ def measure(case, world):
         train_step(number, step, train_step.agree(step).counts)
     gc.collect()
     at_rest = allocated() - before
+    seconds = []
+    for number in range(case["timed_steps"]):
+        start = time.perf_counter()
+        train_step(WARM_UP + number, step, train_step.agree(step).counts)
+        seconds.append(time.perf_counter() - start)
     with Watch() as watch:
         train_step(WARM_UP, step, train_step.agree(step).counts)
     parts = held_by_part(engine)
@@ -144,6 +151,7 @@ def measure(case, world):
         "parts": parts,
         "traffic": dict(watch.traffic),
         "order": watch.order,
+        "seconds": statistics.median(seconds) if seconds else None,
         "files": files,
         "partitions": partitions,
     }

@@ -82,6 +82,8 @@ class Case:
     supervised: int = 128
     text: int = 0
     """Tokens of a general text beside the rows."""
+    timed_steps: int = 0
+    """Optimizer steps whose time is measured, before the one that is counted."""
 
 
 def _case(
@@ -159,6 +161,7 @@ def prepare(folder: Path, cases: Sequence[Case]) -> Path:
                 "lengths": case.lengths,
                 "supervised": case.supervised,
                 "text": case.text,
+                "timed_steps": case.timed_steps,
                 "micro_steps": MICRO_STEPS,
                 "settings": _settings(case, backbone, file),
             }
