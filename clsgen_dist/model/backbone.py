@@ -7,8 +7,7 @@ module. No rank ever holds the full model; ``tests/dist`` measures it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from clsgen_dist.model.classification_head import ClassificationHead, HeadSpec
 from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
 from clsgen_dist.model.families import open_config
 from clsgen_dist.model.lm_head import LMHead, LogitTransform
+from clsgen_dist.model.sharded_lm_head import gathered, head_parameter
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 from clsgen_dist.model.weight_files import WeightFiles, WeightMap
 
@@ -238,18 +238,6 @@ def _initial_head_weight(lm: Any, head: HeadSpec) -> torch.Tensor:
         return head.initial_weight(weight_VD.detach()[list(head.label_tokens)] * lm_head.transform.scale, width)
 
 
-@contextlib.contextmanager
-def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Gathers parameters that ZeRO-3 has partitioned, for reading; collective."""
-    if not any(hasattr(p, "ds_id") for p in parameters):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parameters):
-        yield
-
-
 def _layer_stack(lm: Any) -> tuple[str, nn.ModuleList]:
     """Name and list of the text decoder's layers: the ModuleList with as many as the configuration states."""
     decoder = lm.get_decoder()
@@ -311,13 +299,13 @@ def require_finite(model: nn.Module, world: Any) -> None:
         )
 
 
-def set_zero3_units(dual_head: DualHeadModel) -> None:
+def set_zero3_units(dual_head: DualHeadModel, *, sharded_head: bool = False) -> None:
     """Set the modules that ZeRO-3 gathers as one unit; call it before the engine is initialised.
 
     A decoder layer is one unit: otherwise each linear layer is, and LoRA makes five modules of each. Not so the first
     trainable layer if everything below it is frozen: its input has no gradient, and DeepSpeed would then reduce its
     gradients before they are computed. The LM and classification weights, which the loss reads outside their own
-    modules, are registered with the full model.
+    modules, are registered with the full model; not an LM head that stays sharded.
     """
     from deepspeed import zero
     from deepspeed.utils import set_z3_leaf_module
@@ -327,7 +315,8 @@ def set_zero3_units(dual_head: DualHeadModel) -> None:
     for index, layer in enumerate(layers):
         set_z3_leaf_module(layer, not trainable[index] or any(trainable[:index]))
     lm: Any = dual_head.lm
-    for parameter in (*lm.get_output_embeddings().parameters(), *dual_head.classification_head.parameters()):
+    of_lm_head = [p for p in lm.get_output_embeddings().parameters() if not (sharded_head and p is head_parameter(lm))]
+    for parameter in (*of_lm_head, *dual_head.classification_head.parameters()):
         zero.register_external_parameter(dual_head, parameter)
 
 

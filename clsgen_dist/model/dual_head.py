@@ -109,6 +109,7 @@ class DualHeadModel(nn.Module):
         super().__init__()
         self.loss_spec = losses or LossSpec()
         self.lm = lm
+        self.lm_head = LMHead.of(lm)
         self.classification_head = head
         self.layout: Literal["packed", "padded"] = "packed"
         self.hidden_grad_square: Tensor | None = None
@@ -128,12 +129,20 @@ class DualHeadModel(nn.Module):
         backbone = lm.base_model
         asked = {} if probe is None else {ARGUMENT: probe}
         if self.layout == "packed":
-            inputs = packed_inputs(input_ids_N, position_N, sequence_start_S1, longest)
+            inputs = self._embedded(packed_inputs(input_ids_N, position_N, sequence_start_S1, longest))
             return backbone(**inputs, **asked).last_hidden_state[0]
         rows = len(sequence_start_S1) - 1
         row_N = rows_of_tokens(sequence_start_S1, len(input_ids_N))
-        inputs = accepted_inputs(backbone, padded_inputs(input_ids_N, position_N, row_N, rows, longest))
-        return backbone(**inputs, **asked).last_hidden_state[row_N, position_N]
+        inputs = self._embedded(padded_inputs(input_ids_N, position_N, row_N, rows, longest))
+        return backbone(**accepted_inputs(backbone, inputs), **asked).last_hidden_state[row_N, position_N]
+
+    def _embedded(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A backbone's inputs, with embeddings instead of tokens where its own embedding is sharded."""
+        ids = inputs["input_ids"]
+        embedded_ND = self.lm_head.embed(ids.flatten())
+        if embedded_ND is None:
+            return inputs
+        return {**inputs, "input_ids": None, "inputs_embeds": embedded_ND.unflatten(0, ids.shape)}
 
     def _probe(self, decided_S: Tensor, sequence_start_S1: Tensor, position_N: Tensor) -> AttentionProbe | None:
         """What reads the attention that the terms ask for; None if none does."""
@@ -163,11 +172,12 @@ class DualHeadModel(nn.Module):
 
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
+        self.lm_head.begin()
         return self.losses(**batch) if inside is None else inside(self)
 
     def losses(self, **batch: Any) -> ModelOutput:
         """All losses of a batch (fields: see :class:`clsgen_dist.data.pack.Batch`)."""
-        lm_head = LMHead.of(self.lm)
+        lm_head = self.lm_head
         head, spec, square = self.classification_head, self.loss_spec, self.hidden_grad_square
         class_loss = spec.classification if self.training else ClassLoss(spec.classification.kind)
         weight_KD, bias_K = head.affine()
@@ -194,6 +204,7 @@ class DualHeadModel(nn.Module):
             impl=spec.impl,
             execution=Execution(
                 store_bytes=spec.store_bytes,
+                vocab_shards=lm_head.shards,
                 hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
             ),
         )

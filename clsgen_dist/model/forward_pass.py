@@ -74,7 +74,7 @@ class ForwardPass:
     losses: DualHeadOutput
     """Per-token and per-row losses of the two heads."""
     lm_head: LMHead
-    """Of the causal LM; under ZeRO-3 gathered while it is used."""
+    """Of the causal LM."""
     head: ClassificationHead
     affine: tuple[Tensor, Tensor]
     """Weight ``[K, D]`` and bias ``[K]`` of the class logits."""
@@ -141,7 +141,7 @@ class ForwardPass:
             lm_bias_V=self.lm_head.bias_V,
             generation=self.lm_head.transform.options(GenerationOptions()),
             impl=self.impl,
-            execution=Execution(store_bytes=self.store_bytes),
+            execution=Execution(store_bytes=self.store_bytes, vocab_shards=self.lm_head.shards),
         ).generation_loss
 
     def _explanation_log_probs(self, hidden_ND: Tensor) -> Tensor:

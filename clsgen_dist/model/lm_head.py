@@ -9,14 +9,16 @@ model classes read. That a backbone really computes this is measured on the load
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clsgen_kernels import GenerationOptions
-from torch import Tensor, nn
+from clsgen_kernels import GenerationOptions, VocabShards
+from torch import Tensor
 
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
@@ -75,12 +77,17 @@ class LogitTransform:
         return dataclasses.replace(options, logit_scale=self.scale, softcap=self.softcap)
 
 
-@dataclass(frozen=True)
 class LMHead:
-    """The LM head of a causal LM, which reads weight and bias when they are used: under ZeRO-3 that gathers them."""
+    """The LM head of a causal LM, which reads weight and bias when they are used: under ZeRO-3 that gathers them.
 
-    lm: Any
-    transform: LogitTransform
+    :class:`clsgen_dist.model.sharded_lm_head.ShardedLMHead` has this rank's rows instead.
+    """
+
+    shards: VocabShards | None = None
+    """Which rank has which rows of weight and bias; None: this one has all."""
+
+    def __init__(self, lm: Any, transform: LogitTransform) -> None:
+        self.lm, self.transform = lm, transform
 
     @classmethod
     def of(cls, lm: Any) -> LMHead:
@@ -88,23 +95,40 @@ class LMHead:
         return cls(lm, LogitTransform.of(lm.config))
 
     @property
-    def weight_VD(self) -> nn.Parameter:
+    def weight_VD(self) -> Tensor:
         """The output embedding."""
-        weight_VD: nn.Parameter = self.lm.get_output_embeddings().weight
-        return weight_VD
+        return self.lm.get_output_embeddings().weight  # type: ignore[no-any-return]
 
     @property
-    def bias_V(self) -> nn.Parameter | None:
+    def bias_V(self) -> Tensor | None:
         """The bias; None if there is none."""
         return getattr(self.lm.get_output_embeddings(), "bias", None)
+
+    def rows(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Weight ``[R, D]`` and bias ``[R]`` of these tokens, on every rank; no gradient reaches them."""
+        bias_V, chosen = self.bias_V, list(tokens)
+        return self.weight_VD.detach()[chosen], None if bias_V is None else bias_V.detach()[chosen]
 
     def logits(self, states_TD: Tensor) -> Tensor:
         """``[..., V]`` logits of last hidden states, in the weight's dtype."""
         weight_VD = self.weight_VD
         return self.transform(F.linear(states_TD.to(weight_VD.dtype), weight_VD, self.bias_V))
 
-    def logits_of(self, states_TD: Tensor, tokens: list[int]) -> Tensor:
+    def logits_of(self, states_TD: Tensor, tokens: Sequence[int]) -> Tensor:
         """``[T, R]`` fp32 logits of some tokens; their gradient reaches the states, not the LM head."""
-        bias_V = self.bias_V
-        bias_R = None if bias_V is None else bias_V.detach()[tokens].float()
-        return self.transform(F.linear(states_TD.float(), self.weight_VD.detach()[tokens].float(), bias_R))
+        weight_RD, bias_R = self.rows(tokens)
+        return self.transform(
+            F.linear(states_TD.float(), weight_RD.float(), None if bias_R is None else bias_R.float())
+        )
+
+    def embed(self, input_ids_N: Tensor) -> Tensor | None:
+        """``[N, D]`` the tokens' embeddings; None: the backbone looks them up itself."""
+        return None
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[LMHead]:
+        """The complete head, to read; collective under ZeRO-3."""
+        yield self
+
+    def begin(self) -> None:
+        """A forward pass begins."""

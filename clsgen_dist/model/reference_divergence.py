@@ -5,7 +5,7 @@
 Computed in blocks of tokens, their gradient ``(π - π₀) W`` (times the slope of the logits, see
 :mod:`clsgen_dist.model.lm_head`) with them in the forward pass: the LM head, which is the same on both sides and not
 trained, is not needed by the backward pass. Cost: three products of ``tokens x V x D``, one block of ``[block, V]``
-logits twice.
+logits twice. With an LM head in shards every rank takes all ranks' tokens, and its own rows of W.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from clsgen_kernels import VocabShards
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -30,7 +32,7 @@ def reference_divergence(hidden_TD: Tensor, reference_TD: Tensor, lm_head: LMHea
     Args:
         hidden_TD: states of the model after the final norm.
         reference_TD: states of the reference for the same tokens; no gradient reaches them.
-        lm_head: of both; no gradient reaches it.
+        lm_head: of both; no gradient reaches it. In shards it makes this collective.
     """
     divergence_T: Tensor = _Divergence.apply(hidden_TD, reference_TD.detach(), lm_head)
     return divergence_T
@@ -39,20 +41,16 @@ def reference_divergence(hidden_TD: Tensor, reference_TD: Tensor, lm_head: LMHea
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, reference_TD: Tensor, lm_head: LMHead) -> Tensor:
-        weight_VD = lm_head.weight_VD
-        dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
-        gradient_TD, divergence_T = torch.zeros_like(hidden_TD), hidden_TD.new_zeros(len(hidden_TD), dtype=dtype)
-        block = max(1, _BLOCK_ELEMENTS // len(weight_VD))
-        for start in range(0, len(hidden_TD), block):
-            at = slice(start, start + block)
-            logits_BV = lm_head.logits(hidden_TD[at]).to(dtype)
-            log_p_BV = logits_BV.log_softmax(dim=1)
-            log_q_BV = lm_head.logits(reference_TD[at]).to(dtype).log_softmax(dim=1)
-            q_BV = log_q_BV.exp()
-            divergence_T[at] = (q_BV * (log_q_BV - log_p_BV)).sum(dim=1)
-            gradient_BV = (log_p_BV.exp() - q_BV) * lm_head.transform.slope(logits_BV)
-            gradient_TD[at] = gradient_BV.to(weight_VD.dtype) @ weight_VD
-        ctx.save_for_backward(gradient_TD)
+        if lm_head.shards is None:
+            divergence_T, gradient_TD = _in_blocks(hidden_TD, reference_TD, lm_head)
+        else:
+            ranks = lm_head.shards.ranks
+            (tokens,) = ranks.counts(len(hidden_TD), device=hidden_TD.device)
+            every_TD, every_reference_TD = (ranks.all_gather(states, tokens) for states in (hidden_TD, reference_TD))
+            divergence_T, gradient_TD = _in_blocks(every_TD, every_reference_TD, lm_head)
+            gradient_TD = ranks.reduce_scatter(gradient_TD, tokens)
+            divergence_T = ranks.sums(divergence_T).split(tokens)[ranks.rank]
+        ctx.save_for_backward(gradient_TD.to(hidden_TD.dtype))
         return divergence_T
 
     @staticmethod
@@ -60,3 +58,34 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None]:
         (gradient_TD,) = ctx.saved_tensors
         return (gradient_TD * grad_T[:, None]).to(gradient_TD.dtype), None, None
+
+
+def _in_blocks(hidden_TD: Tensor, reference_TD: Tensor, lm_head: LMHead) -> tuple[Tensor, Tensor]:
+    """Divergences ``[T]`` and their gradients ``[T, D]``: those parts of the sums that this rank's rows give."""
+    shards, weight_VD, bias_V = lm_head.shards, lm_head.weight_VD, lm_head.bias_V
+    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+    divergence_T = hidden_TD.new_zeros(len(hidden_TD), dtype=dtype)
+    gradient_TD = torch.zeros_like(hidden_TD, dtype=hidden_TD.dtype if shards is None else dtype)
+    block = max(1, _BLOCK_ELEMENTS // len(weight_VD))
+    for start in range(0, len(hidden_TD), block):
+        at = slice(start, start + block)
+        logits_BV, reference_BV = (
+            lm_head.transform(F.linear(states[at].to(weight_VD.dtype), weight_VD, bias_V)).to(dtype)
+            for states in (hidden_TD, reference_TD)
+        )
+        log_p_BV, log_q_BV = _log_softmax(logits_BV, shards), _log_softmax(reference_BV, shards)
+        q_BV = log_q_BV.exp()
+        divergence_T[at] = (q_BV * (log_q_BV - log_p_BV)).sum(dim=1)
+        gradient_BV = (log_p_BV.exp() - q_BV) * lm_head.transform.slope(logits_BV)
+        gradient_TD[at] = gradient_BV.to(weight_VD.dtype) @ weight_VD
+    return divergence_T, gradient_TD
+
+
+def _log_softmax(logits_BV: Tensor, shards: VocabShards | None) -> Tensor:
+    """``[B, V]`` log-probabilities, over the rows of all ranks."""
+    if shards is None:
+        return logits_BV.log_softmax(dim=1)
+    lse_B = logits_BV.logsumexp(dim=1)
+    most_B = shards.ranks.maxima(lse_B.clone())
+    lse_B = most_B + shards.ranks.sums(torch.exp(lse_B - most_B)).log()
+    return logits_BV - lse_B[:, None]

@@ -24,7 +24,6 @@ from clsgen_dist.data.pack import Sample, collate
 from clsgen_dist.errors import first_line
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
 from clsgen_dist.model.dual_head import DualHeadModel
-from clsgen_dist.model.lm_head import LMHead
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
 # N packed tokens, S sequences, T tokens of the longest, D hidden, V vocabulary
@@ -120,10 +119,10 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
             f"{first_line(error)}; set model.attention to eager, or use another backbone",
         ) from error
     padded_ND = padded_STD[row_N, position_N]
-    lm_head = LMHead.of(lm)
-    vocabulary, width = getattr(lm_head.weight_VD, "ds_shape", None) or lm_head.weight_VD.shape
-    fits = (logits_NV.shape[-1], padded_ND.shape[-1]) == (vocabulary, width)
-    logits = relative_difference(lm_head.logits(padded_ND), logits_NV) if fits else float("inf")
+    with model.lm_head.whole() as lm_head:
+        vocabulary, width = getattr(lm_head.weight_VD, "ds_shape", None) or lm_head.weight_VD.shape
+        fits = (logits_NV.shape[-1], padded_ND.shape[-1]) == (vocabulary, width)
+        logits = relative_difference(lm_head.logits(padded_ND), logits_NV) if fits else float("inf")
 
     packed = leak = float("inf")
     refusal = None

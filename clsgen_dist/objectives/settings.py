@@ -50,6 +50,8 @@ class ObjectivesSettings:
     stored_logits_gib: Annotated[float, Ge(0)] = 1.0
     """On a GPU, logits of supervised tokens that take no more GiB than this are kept for the backward: three GEMM passes
     instead of four. 0: always computed again, in less memory."""
+    lm_head: Literal["auto", "gathered", "sharded"] = "gathered"
+    """Under ZeRO-3 the LM head is gathered on every rank, or stays sharded, and the states of supervised tokens travel instead; auto: whichever moves fewer bytes."""
 
     def sections(self) -> dict[str, TermSettings]:
         """The section of each term, by name."""
@@ -92,4 +94,6 @@ class ObjectivesSettings:
             yield from section.faults(name)
         if self.balance.method == "gradient_norm" and self.impl == "reference":
             yield "objectives.balance.method is gradient_norm with objectives.impl=reference, which measures no gradients"
+        if self.lm_head == "sharded" and self.impl == "reference":
+            yield "objectives.lm_head is sharded with objectives.impl=reference, which takes a complete one; set impl to auto"
         yield from self.balance.faults()

@@ -1,5 +1,6 @@
 """What an optimizer step moves between ranks, and how long the links take.
 
+An LM head that stays sharded moves states instead (:mod:`clsgen_dist.engine.lm_head`): nothing overlaps with that.
 Per micro-step (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 7): weights are gathered for the forward, and
 again for the backward unless they were kept; gradients of trained weights are reduce-scattered in every micro-step. Per
 step: the persistent weights are gathered again, DeepSpeed all-reduces one norm for each optimizer sub-group, and the
@@ -42,6 +43,14 @@ class FlowKind(StrEnum):
     GATHER_BACKWARD = "gather backward"
     REDUCE = "reduce"
     GATHER_PERSISTENT = "gather persistent"
+    HEAD_GATHER = "gather states"
+    """Of supervised tokens, for an LM head that stays sharded."""
+    HEAD_REDUCE = "reduce states"
+    """Their gradients."""
+    HEAD_SUMS = "sums of shards"
+    """Its maxima and sums over the vocabulary."""
+    HEAD_EXCHANGE = "look up"
+    """Rows of a tied embedding that stays sharded, and their gradients."""
     SUMS = "sums"
     """All-reduces of single numbers."""
 
@@ -49,6 +58,15 @@ class FlowKind(StrEnum):
     def is_gather(self) -> bool:
         """Whether weights are gathered."""
         return self in (FlowKind.GATHER_FORWARD, FlowKind.GATHER_BACKWARD, FlowKind.GATHER_PERSISTENT)
+
+
+HEAD_KINDS = {
+    "all_gather": FlowKind.HEAD_GATHER,
+    "reduce_scatter": FlowKind.HEAD_REDUCE,
+    "all_reduce": FlowKind.HEAD_SUMS,
+    "exchange": FlowKind.HEAD_EXCHANGE,
+}
+"""By the method of :class:`clsgen_kernels.Ranks`."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,10 @@ def flows(trace: MetaTrace, zero: Zero3Settings, simulation: Simulation, *, micr
         for flow in _gathers(trace, zero, simulation, micro_steps, kind)
     ]
     found += _reductions(trace, zero, simulation, micro_steps)
+    found += [
+        Flow(HEAD_KINDS[name], micro_steps * move.whole_bytes, micro_steps * move.calls, zero.ranks, zero.nodes)
+        for name, move in trace.head_moves.items()
+    ]
     persistent = persistent_weights(trace.weights, zero) if zero.ranks > 1 else frozenset()
     elements = sum(zero.shard_numel(stored_numel(trace.weights[n])) for n in persistent) * zero.ranks
     size = elements * trace.bytes_per_element

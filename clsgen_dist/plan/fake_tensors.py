@@ -5,6 +5,7 @@
 - Gathered weights and gradients are not cut into a piece for each rank, which takes DeepSpeed longer than the model
   itself from some hundred ranks on: one piece represents all (``AllGatherCoalescedHandle.wait``,
   ``reduce_scatter_coalesced``, ``Tensor.narrow``), of the same size, in the same collective.
+- Ranks that ask each other how many tokens they have (``EqualRanks``) get this one's number.
 - ``Module.to`` on a fake parameter sets its data; torch would swap the parameter's identity, which has watchers.
 """
 
@@ -15,7 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from clsgen_kernels import Ranks
 from torch import nn
+
+from clsgen_dist.plan.equal_ranks import EqualRanks
 
 
 @contextlib.contextmanager
@@ -43,6 +47,8 @@ def operations_for_fake_tensors() -> Iterator[None]:
         replaced(stage3, "reduce_scatter_coalesced", _fake_reduce_scatter),
         replaced(torch.Tensor, "narrow", _narrow_once(torch.Tensor.narrow)),
         replaced(nn.Module, "_apply", _apply_in_place),
+        replaced(Ranks, "counts", EqualRanks.counts),
+        replaced(Ranks, "route", EqualRanks.route),
     ):
         yield
 

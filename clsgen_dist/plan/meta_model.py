@@ -21,8 +21,10 @@ from clsgen_dist.model import families
 from clsgen_dist.model.backbone import build_model
 from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.dual_head import DualHeadModel, LossSpec
+from clsgen_dist.model.sharded_lm_head import ShardedLMHead, head_parameter
 from clsgen_dist.objectives.term import Term
 from clsgen_dist.plan import attention_shapes
+from clsgen_dist.plan.equal_ranks import MetaRanks
 
 Attention = Literal["flash", "sdpa", "eager"]
 """One kernel over all packed sequences; one per sequence; one per sequence that materializes all scores."""
@@ -95,10 +97,28 @@ def attention_on_gpu(setting: str) -> Attention:
     return "sdpa" if setting == "sdpa" else "eager" if setting == "eager" else "flash"
 
 
-def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = ()) -> DualHeadModel:
-    """The dual-head model that training would build, with these further terms of the loss, on the meta device."""
+def meta_lm(config: Any, path: str, **options: Any) -> Any:
+    """The causal LM of a configuration on the meta device; ModelError if transformers cannot build it."""
     from transformers import AutoModelForCausalLM
 
+    with (
+        torch.device("meta"),
+        _as_model_error(f"model.backbone {path!r} has a configuration that transformers cannot build"),
+    ):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+
+
+def meta_model(
+    spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = (), head_ranks: int = 0
+) -> DualHeadModel:
+    """The dual-head model that training would build, on the meta device.
+
+    Args:
+        spec: the model.
+        attention: its implementation.
+        terms: of the loss, besides those of the two heads.
+        head_ranks: over how many ranks the LM head stays sharded; 0: it is gathered.
+    """
     config = open_config(spec.backbone)
     dtype = torch.bfloat16 if spec.bf16 else torch.float32
     register = {
@@ -106,12 +126,9 @@ def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = 
         "sdpa": attention_shapes.register_per_sequence,
         "eager": attention_shapes.register_eager,
     }[attention]
+    lm = meta_lm(config, spec.backbone, dtype=dtype, attn_implementation=register())
     with torch.device("meta"):
-        with _as_model_error(f"model.backbone {spec.backbone!r} has a configuration that transformers cannot build"):
-            lm = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, dtype=dtype, attn_implementation=register()
-            )
-        return build_model(
+        model = build_model(
             lm,
             head=HeadSpec(spec.classes, dropout=spec.head_dropout),
             losses=LossSpec("torch", terms=terms),
@@ -121,3 +138,15 @@ def meta_model(spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = 
             lora_alpha=spec.lora_alpha,
             lora_dropout=spec.lora_dropout,
         ).to(dtype)
+        if head_ranks:
+            _shard_head(model, head_ranks)
+        return model
+
+
+def _shard_head(model: DualHeadModel, ranks: int) -> None:
+    """Partition the LM head as ZeRO-3 does, and let the losses take it in shards."""
+    weight = head_parameter(model.lm)
+    size = -(-weight.numel() // ranks)
+    weight.ds_shape, weight.ds_tensor = weight.shape, weight.new_empty(size)
+    weight.ds_tensor.ds_numel = size
+    model.lm_head = ShardedLMHead(model.lm, MetaRanks(ranks), lambda _: None, weight.device)

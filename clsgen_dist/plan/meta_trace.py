@@ -64,6 +64,15 @@ class Unit:
     leaf: bool
 
 
+@dataclass(frozen=True, slots=True)
+class HeadMove:
+    """Collectives of one kind in a micro-step that a sharded LM head needs."""
+
+    whole_bytes: int
+    """Of the complete tensors, summed over the calls."""
+    calls: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class MetaTrace:
     """One micro-step. Bytes are those of one rank, weights excluded."""
@@ -99,6 +108,8 @@ class MetaTrace:
     """``max_position_embeddings``, if the configuration has it."""
     learned_positions: bool
     """Whether a longer sequence would index past a table; rotary embeddings extrapolate."""
+    head_moves: dict[str, HeadMove]
+    """Collectives of an LM head that stays sharded, by name; empty: it is gathered."""
     eager_attention: bool
     """Whether attention's products are among the matrix products."""
 

@@ -21,14 +21,14 @@ from clsgen_dist.plan.cluster import GIB, Cluster
 from clsgen_dist.plan.communication import Flow, FlowKind, flows
 from clsgen_dist.plan.goodput import Faults, Goodput, goodput
 from clsgen_dist.plan.memory import Memory, memory
-from clsgen_dist.plan.meta_model import ModelSpec, attention_on_gpu, open_config
+from clsgen_dist.plan.meta_model import ModelSpec, attention_on_gpu, meta_lm, open_config
 from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
 from clsgen_dist.plan.tracer import trace_micro_step
 from clsgen_dist.plan.workload import StageLoad, Workload, assumed_workload, rows_are_available, workload_of_rows
 from clsgen_dist.plan.zero3_settings import Zero3Settings, zero3_settings
 from clsgen_dist.plan.zero3_simulation import Simulation, simulate
-from clsgen_dist.training.build_engine import planned_zero_config
+from clsgen_dist.training.build_engine import planned_zero_config, shards_lm_head
 from clsgen_dist.training.datasets import datasets_of_recipe
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class Planner:
         config = planned_zero_config(settings, ranks, on_gpu=True)
         zero = zero3_settings(config, ranks=ranks, ranks_per_node=per_node)
         work = self._workload(settings, ranks)
-        trace = self._trace(settings, work, bf16=config["bf16"]["enabled"])
+        trace = self._trace(settings, work, config, ranks)
         if trace.learned_positions and trace.max_positions and work.longest > trace.max_positions:
             raise SettingsError(
                 f"rows have up to {work.longest} tokens, but model.backbone has {trace.max_positions} learned "
@@ -286,19 +286,24 @@ class Planner:
             workload=work,
         )
 
+    @cached_property
+    def _lm(self) -> Any:
+        return meta_lm(self._config, self._backbone)
+
     def _workload(self, settings: Settings, ranks: int) -> Workload:
         if self._rows is not None:
             return workload_of_rows(settings, self._rows, ranks=ranks)
         return assumed_workload(settings, ranks=ranks, **dataclasses.asdict(self.assumptions))
 
-    def _trace(self, settings: Settings, work: Workload, *, bf16: bool) -> MetaTrace:
-        model = settings.model
+    def _trace(self, settings: Settings, work: Workload, config: dict[str, Any], ranks: int) -> MetaTrace:
+        model, bf16 = settings.model, config["bf16"]["enabled"]
         lengths, supervised, texts = work.full_micro_batch()
         attention = attention_on_gpu(model.attention)
         checkpointing = settings.train.activation_checkpointing
         terms = settings.objectives.terms_that_run_more(model.decide)
         used = repr([settings.objectives.preference, settings.objectives.retention]) if terms else ""
-        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used)
+        head_ranks = ranks if shards_lm_head(settings, self._lm, config, ranks) else 0
+        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used, head_ranks)
         if key not in self._traces:
             self._traces[key] = trace_micro_step(
                 ModelSpec.from_settings(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
@@ -308,6 +313,7 @@ class Planner:
                 attention=attention,
                 terms=terms,
                 texts=texts,
+                head_ranks=head_ranks,
             )
         return self._traces[key]
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clsgen_dist.plan.cluster import Cluster
-from clsgen_dist.plan.communication import Flow, FlowKind
+from clsgen_dist.plan.communication import HEAD_KINDS, Flow, FlowKind
 from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.optimizer_groups import nvme_placement
 from clsgen_dist.plan.workload import StageLoad
@@ -127,7 +127,7 @@ def step_time(
 
     in_forward = links(FlowKind.GATHER_FORWARD)
     in_backward = links(FlowKind.GATHER_BACKWARD, FlowKind.REDUCE)
-    after = links(FlowKind.GATHER_PERSISTENT, FlowKind.SUMS)
+    after = links(FlowKind.GATHER_PERSISTENT, FlowKind.SUMS, *HEAD_KINDS.values())
     exposed = (
         _exposed(forward * micro_steps, in_forward, overlap)
         + _exposed((total - forward) * micro_steps, in_backward, overlap)

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from clsgen_dist.model.backbone import checkpoint_activations, set_zero3_units
+from clsgen_dist.model.sharded_lm_head import head_parameter
 from clsgen_dist.objectives.term import Term
+from clsgen_dist.plan.equal_ranks import MetaRanks
 from clsgen_dist.plan.meta_model import Attention, ModelSpec, meta_model
 from clsgen_dist.plan.meta_trace import MetaTrace, Weight
 from clsgen_dist.plan.module_recorder import ModuleRecorder
@@ -37,6 +39,7 @@ def trace_micro_step(
     attention: Attention = "flash",
     terms: tuple[Term, ...] = (),
     texts: int = 0,
+    head_ranks: int = 0,
 ) -> MetaTrace:
     """Trace a micro-step of packed sequences.
 
@@ -48,18 +51,22 @@ def trace_micro_step(
         attention: its implementation.
         terms: of the loss, besides generation and classification: those that run the model or the LM head once more.
         texts: how many of the last sequences are general texts.
+        head_ranks: over how many ranks the LM head stays sharded; 0: it is gathered.
 
     Raises:
         ModelError: the backbone cannot be trained or planned.
     """
-    model = meta_model(spec, attention, terms)
+    model = meta_model(spec, attention, terms, head_ranks)
     model.train()
     if activation_checkpointing:
         checkpoint_activations(model.lm)
-    set_zero3_units(model)
+    shards = model.lm_head.shards
+    set_zero3_units(model, sharded_head=shards is not None)
     batch = _meta_batch(sequence_lengths, supervised, texts)
     counter = TensorCounter()
     counter.ignore([*model.parameters(), *model.buffers()])
+    if shards:
+        counter.ignore([head_parameter(model.lm).ds_tensor])
     recorder = ModuleRecorder(model, counter)
     counter.track_backbone(model.lm.base_model)  # type: ignore[arg-type]
     with _deepspeed_linear(counter), counter:
@@ -87,6 +94,7 @@ def trace_micro_step(
         bytes_per_element=2 if spec.bf16 else 4,
         max_positions=getattr(model.lm.config.get_text_config(), "max_position_embeddings", None),  # type: ignore[operator, union-attr]
         learned_positions=not any("Rotary" in type(module).__name__ for module in model.modules()),
+        head_moves=shards.ranks.moves if shards and isinstance(shards.ranks, MetaRanks) else {},
         eager_attention=attention == "eager",
     )
 

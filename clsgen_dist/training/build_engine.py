@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from clsgen_kernels import GenerationOptions
+from clsgen_kernels import GenerationOptions, Ranks
 
 from clsgen_dist.config import Settings, resolve_path
 from clsgen_dist.engine.compiled_ops import build_operators
 from clsgen_dist.engine.config import deepspeed_config, refuse_missing_kernels
+from clsgen_dist.engine.lm_head import head_traffic, lm_head_gradient_sink, stays_sharded
 from clsgen_dist.engine.optim import build_optimizer, parameter_groups
 from clsgen_dist.engine.world import on_accelerator
 from clsgen_dist.errors import SettingsError
@@ -28,6 +29,7 @@ from clsgen_dist.model.backbone import (
 from clsgen_dist.model.classification_head import ClassLoss, HeadSpec
 from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import LabelSpace
+from clsgen_dist.model.sharded_lm_head import ShardedLMHead, head_parameter, is_tied
 from clsgen_dist.objectives.class_weights import bias_correction, class_weights
 from clsgen_dist.objectives.settings import ObjectivesSettings
 
@@ -194,10 +196,36 @@ def build_engine(
     for parameter in dual_head.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_tensor"):
             parameter.data = parameter.data.to(lm.dtype)  # type: ignore[arg-type]
-    set_zero3_units(dual_head)
+    sharded = shards_lm_head(settings, lm, config, torch.distributed.get_world_size())
+    set_zero3_units(dual_head, sharded_head=sharded)
     del zero3
     groups = parameter_groups(dual_head, lr=optim.lr, head_lr=optim.head_lr, weight_decay=optim.weight_decay)
     optimizer = build_optimizer(optim.name, groups, betas=optim.betas, eps=optim.eps)
     engine, *_ = deepspeed.initialize(model=dual_head, optimizer=optimizer, config=config)
+    if sharded:
+        deposit = lm_head_gradient_sink(lm, engine.optimizer)
+        dual_head.lm_head = ShardedLMHead(lm, Ranks(), deposit, engine.device)
     engine.train()
     return engine
+
+
+def shards_lm_head(settings: Settings, lm: Any, config: dict[str, Any], ranks: int) -> bool:
+    """Whether the LM head stays sharded; SettingsError if it must and cannot.
+
+    For ``objectives.lm_head: auto`` micro-batches are assumed full, of the longest rows that the recipe takes.
+    """
+    data, tokens = settings.data, settings.train.micro_batch_tokens
+    weight = head_parameter(lm)
+    rows, width = getattr(weight, "ds_shape", weight.shape)
+    explained = data.max_explanation_length / (data.max_prompt_length + data.max_explanation_length)
+    traffic = head_traffic(
+        rows,
+        width,
+        tokens=tokens,
+        supervised=tokens * explained,
+        ranks=ranks,
+        learns=settings.model.finetune == "full" and settings.model.top_layers is None,
+        tied=is_tied(lm),
+        element_size=2 if config["bf16"]["enabled"] else 4,
+    )
+    return stays_sharded(settings.objectives.lm_head, lm, config, traffic, ranks)

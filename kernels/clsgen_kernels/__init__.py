@@ -8,6 +8,7 @@ from clsgen_kernels.dual_head import DualHeadOutput, dual_head_loss
 from clsgen_kernels.implementation import resolve_impl
 from clsgen_kernels.inputs import ClassOptions, Execution, GenerationOptions
 from clsgen_kernels.linear_cross_entropy import LinearCrossEntropyOutput, linear_cross_entropy
+from clsgen_kernels.vocab_shards import Ranks, VocabShards
 
 __all__ = [
     "ClassOptions",
@@ -15,6 +16,8 @@ __all__ = [
     "Execution",
     "GenerationOptions",
     "LinearCrossEntropyOutput",
+    "Ranks",
+    "VocabShards",
     "dual_head_loss",
     "linear_cross_entropy",
     "resolve_impl",

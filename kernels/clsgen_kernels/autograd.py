@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     tile: int
     carries: bool
     """The expected embedding is saved: see :mod:`clsgen_kernels.tiled`."""
-    sharding: vocab_parallel.Sharding | None
+    gathered: vocab_parallel.Gathered | None
     vocabulary: int
     tokens: int
     """N."""
@@ -78,10 +78,10 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
     weight_VD = given.lm_weight_VD
     weight_VD = weight_VD if weight_VD.stride(1) == 1 else weight_VD.contiguous()
     lm, classes = _lm_inputs(given, weight_VD, call.generation), _head_inputs(given, call.classification)
-    execution, sharding = call.execution, None
-    if call.impl == "vocab_parallel":
-        lm, sharding = vocab_parallel.gather(lm, execution.vocab_group)
-    runs_fused = resolve_impl("auto" if sharding else call.impl, given.hidden_ND.device) == "triton"
+    execution, gathered = call.execution, None
+    if execution.vocab_shards is not None:
+        lm, gathered = vocab_parallel.gather(lm, execution.vocab_shards)
+    runs_fused = resolve_impl(call.impl, given.hidden_ND.device) == "triton"
     tile = execution.vocab_tile or tiled.tile_rows(lm.target_n.numel(), weight_VD.shape[0])
     carries = False
     if runs_fused:
@@ -94,15 +94,15 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         )
         out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
     else:
-        carries = sharding is None and carries_expectation(call.generation, wants)
+        carries = gathered is None and carries_expectation(call.generation, wants)
         out = tiled.forward(lm, tile=tile, carry_expectation=carries)
         class_logits_SC = classes.logits()
         class_loss_S = classes.losses(class_logits_SC)
     saved, lse_n = out.saved, out.lse_n
-    if sharding is not None:
-        out, lse_n = vocab_parallel.forward(lm, sharding, out)
+    if gathered is not None:
+        out, lse_n = vocab_parallel.forward(lm, gathered, out)
     loss, class_loss = out.loss_n, class_loss_S
-    if call.sums and runs_fused and sharding is None:
+    if call.sums and runs_fused and gathered is None:
         loss, class_loss = both.loss_sum, both.class_loss_sum
     elif call.sums:
         loss = (loss if given.token_weight_n is None else loss * given.token_weight_n).sum()
@@ -112,7 +112,7 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         fused=runs_fused,
         tile=tile,
         carries=carries,
-        sharding=sharding,
+        gathered=gathered,
         vocabulary=lm.vocabulary,
         tokens=given.hidden_ND.shape[0],
         hidden_dtype=given.hidden_ND.dtype,
@@ -225,8 +225,8 @@ def _lm_backward(kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Te
     if plan.carries:
         assert kept.saved is not None
         grads = tiled.backward_from_expectation(lm, kept.lse_n, upstream_n, kept.saved)
-    elif plan.sharding is not None:
-        grads = vocab_parallel.backward(lm, plan.sharding, kept.lse_n, upstream_n, kept.saved, local, **options)
+    elif plan.gathered is not None:
+        grads = vocab_parallel.backward(lm, plan.gathered, kept.lse_n, upstream_n, kept.saved, local, **options)
     elif wants.hidden or wants.lm_weight or wants.lm_bias:
         grads = local.backward(lm, kept.lse_n, upstream_n, kept.saved, **options)
     else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clsgen_kernels.inputs import IGNORE, Call, ClassOptions, Execution, Tensors
+from clsgen_kernels.vocab_shards import VocabShards
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
 
@@ -17,13 +18,15 @@ _FLOATS = (torch.float32, torch.float64)
 
 def check(given: Tensors, call: Call) -> None:
     """ValueError for tensors or options that do not match; ``call.impl`` is not ``"auto"``."""
-    check_tensors(given, sharded=call.impl == "vocab_parallel")
+    shards = call.execution.vocab_shards
+    check_tensors(given, None if shards is None else shards.vocabulary)
+    check_shards(given.lm_weight_VD, shards, call.impl)
     check_labels(given.label_S, given.class_index_S, given.head_weight_CD.shape[0], call.classification)
     check_options(given, call.execution, call.impl)
 
 
-def check_tensors(given: Tensors, *, sharded: bool) -> None:
-    """Shapes, dtypes and index ranges; ``sharded``: the LM weight holds only some rows of the vocabulary."""
+def check_tensors(given: Tensors, vocabulary: int | None = None) -> None:
+    """Shapes, dtypes and index ranges; ``vocabulary``: its size, where the LM weight holds only some of its rows."""
     hidden_ND, lm_weight_VD, head_weight_CD, head_bias_C = given[:4]
     supervised_index_n, target_n, class_index_S = given.supervised_index_n, given.target_n, given.class_index_S
     if hidden_ND.dim() != 2:
@@ -32,7 +35,7 @@ def check_tensors(given: Tensors, *, sharded: bool) -> None:
         )
     width = hidden_ND.shape[1]
     for name, weight in (("lm_weight_VD", lm_weight_VD), ("head_weight_CD", head_weight_CD)):
-        if weight.numel() == 0 and not (sharded and weight is lm_weight_VD):
+        if weight.numel() == 0:
             _refuse(f"{name} has 0 elements: under ZeRO-3 call this inside the engine's forward, where it is gathered")
         if weight.dim() != 2 or weight.shape[1] != width:
             _refuse(f"{name} has shape {tuple(weight.shape)}, expected [*, {width}] as hidden_ND is {width} wide")
@@ -52,8 +55,7 @@ def check_tensors(given: Tensors, *, sharded: bool) -> None:
     if _sees_values(hidden_ND):
         _check_range("supervised_index_n", supervised_index_n, 0, hidden_ND.shape[0])
         _check_range("class_index_S", class_index_S, 0, hidden_ND.shape[0])
-        # A shard does not know the size of the full vocabulary.
-        _check_range("target_n", target_n[target_n != IGNORE], 0, 2**31 if sharded else lm_weight_VD.shape[0])
+        _check_range("target_n", target_n[target_n != IGNORE], 0, vocabulary or lm_weight_VD.shape[0])
 
 
 def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: ClassOptions) -> None:
@@ -75,6 +77,14 @@ def check_labels(label_S: Tensor, class_index_S: Tensor, outputs: int, options: 
             _check_range("label_S", label_S, -1, 1, inclusive=True)
         else:
             _check_range("label_S", label_S, -1, {"softmax": outputs, "ordinal": outputs + 1}.get(options.kind, 2))
+
+
+def check_shards(lm_weight_VD: Tensor, shards: VocabShards | None, impl: str) -> None:
+    """That this rank's rows are those that the shards say it has."""
+    if shards is not None and lm_weight_VD.shape[0] != shards.held:
+        _refuse(f"lm_weight_VD has {lm_weight_VD.shape[0]} rows, expected the {shards.held} that vocab_shards give it")
+    if shards is not None and impl == "reference":
+        _refuse("impl is 'reference' with vocab_shards, which it does not know; use 'torch' or 'triton'")
 
 
 def check_options(given: Tensors, execution: Execution, impl: str) -> None:

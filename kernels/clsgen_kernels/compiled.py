@@ -34,14 +34,9 @@ _N_TENSORS = len(Tensors._fields)
 def call(given: Tensors, asked: Call, wants: Wants) -> Results:
     """The losses, as one operator; ValueError for options that it does not have."""
     execution = asked.execution
-    for name in ("launch", "lm_weight_grad_VD", "hidden_grad_square"):
-        value = getattr(execution, name)
-        if value is not None and not (isinstance(value, int) and value == 0):
+    for name in ("launch", "vocab_shards", "lm_weight_grad_VD", "hidden_grad_square"):
+        if getattr(execution, name) is not None:
             raise ValueError(f"Execution.{name} is set inside torch.compile; call the loss outside, or leave it out")
-    if asked.impl == "vocab_parallel":
-        raise ValueError(
-            "impl is 'vocab_parallel' inside torch.compile, expected one without collectives; call it outside"
-        )
     generation, classes = asked.generation, asked.classification
     options = (
         asked.impl,
@@ -156,7 +151,7 @@ def _dual_head_backward(*args: Any) -> tuple[Tensor, ...]:
         fused=fused,
         tile=asked.execution.vocab_tile or tile_rows(len(given.target_n), len(weight_VD)),
         carries=carries,
-        sharding=None,
+        gathered=None,
         vocabulary=len(weight_VD),
         tokens=len(given.hidden_ND),
         hidden_dtype=given.hidden_ND.dtype,

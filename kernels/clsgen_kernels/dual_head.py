@@ -78,9 +78,8 @@ def dual_head_loss(
         generation: what the LM does to its logits (scale, soft cap), label smoothing, z-loss.
         classification: kind of label space, class weights, focal factor.
         reduction: ``"none"`` for losses per token and per row, ``"sum"`` for their (weighted) sums.
-        impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles), ``"vocab_parallel"`` (the LM weight stays
-            sharded over ranks) or ``"reference"`` (all logits; for tests).
-        execution: tiles, memory, process group, accumulators of gradients.
+        impl: ``"auto"``, ``"triton"``, ``"torch"`` (vocabulary tiles) or ``"reference"`` (all logits; for tests).
+        execution: tiles, memory, an LM weight in shards, accumulators of gradients.
 
     Under autocast the states and the LM's weights are taken in autocast's dtype, as its matrix products would; the
     class head's product and all losses stay in fp32.

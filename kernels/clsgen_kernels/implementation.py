@@ -10,7 +10,7 @@ import torch
 
 from clsgen_kernels import fused
 
-IMPLEMENTATIONS = ("auto", "reference", "torch", "triton", "vocab_parallel")
+IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
 logger = logging.getLogger(__name__)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clsgen_kernels.launch import STORE_BYTES, Launch
+from clsgen_kernels.vocab_shards import VocabShards
 
 # n supervised tokens, S pooled rows, D hidden, V vocabulary, C class logits
 
@@ -90,10 +91,10 @@ class Execution:
     """``impl="triton"`` keeps the ``[n, V]`` logits for the backward if they take no more than this: saves one of four
     GEMM passes, and rounds the logits that the backward reads to the weights' dtype, as plain torch rounds them. 0
     always recomputes."""
-    vocab_group: Any = None
-    """Process group of ``impl="vocab_parallel"``, None for all ranks. ``lm_weight_VD`` (and ``lm_bias_V``) are then
-    this rank's rows, in rank order; targets index the full vocabulary. Every rank of the group must call the loss, and
-    run backward through the generation loss or none of them. See :mod:`clsgen_kernels.vocab_parallel`."""
+    vocab_shards: VocabShards | None = None
+    """The LM weight stays sharded over ranks: ``lm_weight_VD`` (and ``lm_bias_V``) are this rank's rows, targets index
+    the full vocabulary. Every rank must call the loss, and run backward through the generation loss or none of them.
+    Not with ``impl="reference"``. See :mod:`clsgen_kernels.vocab_parallel`."""
     lm_weight_grad_VD: Tensor | None = None
     """fp32 ``[V, D]`` to which the backward adds the LM weight's gradient instead of returning it, so that sums over
     many micro-batches stay in fp32."""

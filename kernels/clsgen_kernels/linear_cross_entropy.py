@@ -107,7 +107,7 @@ def linear_cross_entropy(
         label_smoothing, z_loss, softcap, logit_scale: see :class:`clsgen_kernels.GenerationOptions`.
         return_lse, return_z_loss, return_predicted_tokens: return a :class:`LinearCrossEntropyOutput`. The predicted
             tokens cost one more GEMM pass.
-        impl, execution: as of :func:`clsgen_kernels.dual_head_loss`; not ``"vocab_parallel"`` for predicted tokens.
+        impl, execution: as of :func:`clsgen_kernels.dual_head_loss`; no shards for predicted tokens.
 
     Ignored targets cost nothing. On a GPU finding them waits for the device; :func:`clsgen_kernels.dual_head_loss`
     takes positions instead. Under ``torch.compile``, where shapes must be known, they are computed and multiplied by 0.

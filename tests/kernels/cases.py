@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from clsgen_kernels import ClassOptions, Execution, GenerationOptions, dual_head_loss
+from clsgen_kernels import ClassOptions, Execution, GenerationOptions, Ranks, VocabShards, dual_head_loss
 
 # N tokens, n supervised, D hidden, V vocabulary, C classes, S rows
 
@@ -19,6 +19,17 @@ CLASSES = {
     "ordinal": ClassOptions("ordinal"),
     "soft": ClassOptions("soft", (1.0, 2.0, 0.5)),
 }
+
+
+class Alone(Ranks):
+    """One rank, without a process group."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 1
+
+
+ALONE = VocabShards(Alone(), (0, 70))
+"""All of 70 vocabulary rows on one rank."""
 
 
 def make_case(

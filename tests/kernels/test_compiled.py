@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CLASSES, EVERYTHING, cast, make_case
+from cases import ALONE, CLASSES, EVERYTHING, cast, make_case
 from clsgen_kernels import Execution, dual_head_loss, linear_cross_entropy
 
 FROZEN = ("hidden_ND", "head_weight_CD")
@@ -92,7 +92,7 @@ def test_linear_cross_entropy_compiles():
     ("options", "message"),
     [
         ({"execution": Execution(hidden_grad_square=torch.zeros(3))}, "hidden_grad_square is set inside torch.compile"),
-        ({"impl": "vocab_parallel"}, "expected one without collectives"),
+        ({"execution": Execution(vocab_shards=ALONE)}, "vocab_shards is set inside torch.compile"),
     ],
 )
 def test_what_adds_to_other_tensors_is_refused(options, message):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import vocab_parallel_ranks as ranks
-from cases import assert_close, make_case, run
+from cases import ALONE, Alone, assert_close, make_case, run
+from clsgen_kernels import Execution, VocabShards, dual_head_loss
 
 HERE = Path(__file__).parent
 
@@ -33,7 +34,7 @@ def test_four_ranks_equal_one_process(free_port, tmp_path):
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(ranks.ROWS))]
     # A rank without rows is refused on every rank alike: none hangs.
     assert {result.pop() for result in results} == {
-        "the ranks hold [5, 5, 0, 5] vocabulary rows, expected at least one each; use fewer ranks"
+        "4 ranks hold [5, 5, 0, 5] vocabulary rows, expected at least one each; use fewer ranks"
     }
     for place, tokens in enumerate(ranks.TOKENS):
         case = make_case(vocabulary=sum(ranks.ROWS), supervised=sum(tokens), bias=True)
@@ -55,3 +56,27 @@ def test_four_ranks_equal_one_process(free_port, tmp_path):
 def _without_tokens(case):
     tensors, indices, (up_n, *rest) = case
     return tensors, indices, (up_n * 0, *rest)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocabulary": 69}, "69 rows, expected the 70 that vocab_shards"),
+        ({"impl": "reference"}, "'reference' with vocab_shards"),
+    ],
+)
+def test_what_does_not_go_with_shards_is_refused(options, message):
+    impl = options.pop("impl", "torch")
+    tensors, indices, _ = make_case(**{"vocabulary": 70} | options)
+    with pytest.raises(ValueError, match=message):
+        dual_head_loss(**tensors, **indices, impl=impl, execution=Execution(vocab_shards=ALONE))
+
+
+def test_each_token_has_one_owner():
+    shards = VocabShards(Alone(), (0, 70))
+    assert shards.owners(torch.tensor([0, 69])).tolist() == [0, 0]
+    ranks = Alone()
+    ranks.rank, ranks.size = 2, 4
+    shards = VocabShards(ranks, (0, 13, 73, 74, 129))
+    assert shards.owners(torch.tensor([0, 12, 13, 72, 73, 74, 128])).tolist() == [0, 0, 1, 1, 2, 3, 3]
+    assert (shards.first_row, shards.held, shards.vocabulary) == (73, 1, 129)

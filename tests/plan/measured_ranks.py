@@ -10,8 +10,10 @@ import ctypes
 import gc
 import json
 import os
+import statistics
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -84,15 +86,16 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def steps_of(case):
-    """Micro-batches of one optimizer step."""
+def steps_of(case, vocabulary):
+    """Micro-batches of one optimizer step; every other token is of the vocabulary's second half."""
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(case["micro_steps"]):
         samples = []
         for length in case["lengths"]:
             explained = case["supervised"] // len(case["lengths"])
-            ids = rng.integers(0, 100, length).astype(np.int32)
+            ids = rng.integers(0, vocabulary // 2, length) + np.arange(length) % 2 * (vocabulary // 2)
+            ids = ids.astype(np.int32)
             samples.append(Sample(ids[: length - explained], ids[length - explained :], int(rng.integers(2))))
         text = case.get("text", 0)
         batches.append(collate(samples, replayed=[rng.integers(0, 100, text).astype(np.int32)] if text else []))
@@ -113,9 +116,10 @@ def saved(engine, folder):
 def measure(case, world):
     settings = settings_from_yaml(case["settings"])
     config = zero_config(settings, world.size)
-    step = steps_of(case)
+    backbone = AutoConfig.from_pretrained(settings.model.backbone)
+    step = steps_of(case, backbone.vocab_size)
     with torch.device("meta"):  # imports the family's code, which is not the model's memory
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model.backbone))
+        AutoModelForCausalLM.from_config(backbone)
     gc.collect()
     before = allocated()
     labels = LabelSpace.of(["a", "b"], "b")
@@ -129,6 +133,11 @@ def measure(case, world):
         train_step(number, step, train_step.agree(step).counts)
     gc.collect()
     at_rest = allocated() - before
+    seconds = []
+    for number in range(case["timed_steps"]):
+        start = time.perf_counter()
+        train_step(WARM_UP + number, step, train_step.agree(step).counts)
+        seconds.append(time.perf_counter() - start)
     with Watch() as watch:
         train_step(WARM_UP, step, train_step.agree(step).counts)
     parts = held_by_part(engine)
@@ -142,6 +151,7 @@ def measure(case, world):
         "parts": parts,
         "traffic": dict(watch.traffic),
         "order": watch.order,
+        "seconds": statistics.median(seconds) if seconds else None,
         "files": files,
         "partitions": partitions,
     }

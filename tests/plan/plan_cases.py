@@ -82,6 +82,8 @@ class Case:
     supervised: int = 128
     text: int = 0
     """Tokens of a general text beside the rows."""
+    timed_steps: int = 0
+    """Optimizer steps whose time is measured, before the one that is counted."""
 
 
 def _case(
@@ -120,6 +122,8 @@ CASES = [
         LETS_GO,
         objectives__preference={"weight": 1.0, "reference": "start"},
     ),
+    _case("all weights, sharded head", "llama-untied", LETS_GO, objectives__lm_head="sharded"),
+    _case("LoRA, sharded head, tied", "qwen2", LETS_GO, model__finetune="lora", objectives__lm_head="sharded"),
 ]
 MORE_CASES = [
     _case("all weights, kept gathered", "llama-tied", BUCKETS),
@@ -157,6 +161,7 @@ def prepare(folder: Path, cases: Sequence[Case]) -> Path:
                 "lengths": case.lengths,
                 "supervised": case.supervised,
                 "text": case.text,
+                "timed_steps": case.timed_steps,
                 "micro_steps": MICRO_STEPS,
                 "settings": _settings(case, backbone, file),
             }
@@ -202,9 +207,10 @@ def measure(cases: Path, ranks: int, port: str, timeout: float = 600) -> dict[st
     return report
 
 
-GATHERS = tuple(kind for kind in FlowKind if kind.is_gather)
-REDUCTIONS = (FlowKind.REDUCE,)
-SUMS = (FlowKind.SUMS,)
+GATHERS = (*(kind for kind in FlowKind if kind.is_gather), FlowKind.HEAD_GATHER)
+REDUCTIONS = (FlowKind.REDUCE, FlowKind.HEAD_REDUCE)
+SUMS = (FlowKind.SUMS, FlowKind.HEAD_SUMS)
+EXCHANGES = (FlowKind.HEAD_EXCHANGE,)
 
 
 @dataclass(frozen=True)
@@ -244,6 +250,7 @@ def predict(written: dict[str, Any], ranks: int) -> Predicted:
         attention="sdpa",
         terms=settings.objectives.terms_that_run_more(),
         texts=int(written["text"] > 0),
+        head_ranks=ranks if settings.objectives.lm_head == "sharded" else 0,
     )
     zero = zero3_settings(json.loads(Path(settings.deepspeed).read_text()), ranks=ranks, ranks_per_node=ranks)
     simulation = simulate(trace, zero)

@@ -11,6 +11,7 @@ from plan_cases import STATED
 from transformers import GPT2Config
 
 from clsgen_dist.config import SHIPPED
+from clsgen_dist.engine.lm_head import head_traffic
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.plan.communication import FlowKind
 from clsgen_dist.plan.plan import Planner
@@ -115,3 +116,30 @@ def test_hpz_keeps_gathers_in_the_node_and_costs_a_second_copy(planner, recipe, 
     assert hpz.memory.device["hpZ copy"] == pytest.approx(2 * hpz.trace.parameters / 8, rel=0.001)
     gathered = [sum(f.whole_bytes for f in p.flows if f.kind is FlowKind.GATHER_FORWARD) for p in plans]
     assert gathered[1] == pytest.approx(gathered[0] / 2, rel=0.001)
+
+
+def test_auto_shards_the_lm_head_where_states_are_fewer_bytes_than_weights(planner, recipe):
+    """Supervised tokens of all ranks times 2 + 4 bytes against the vocabulary times 2 bytes, three times."""
+    auto = [
+        planner.plan(recipe(data__max_explanation_length=128, objectives__lm_head="auto"), nodes=nodes)
+        for nodes in (1, 2, 8)
+    ]
+    gathered = [planner.plan(recipe(data__max_explanation_length=128), nodes=nodes) for nodes in (1, 2, 8)]
+    assert [bool(plan.trace.head_moves) for plan in auto] == [True, True, False]
+    assert auto[2].trace is gathered[2].trace
+    head = 32_000 * 4096 * 2 * auto[0].stages[0].micro_steps
+
+    def moved(plan, *kinds):
+        return sum(flow.whole_bytes for flow in plan.flows if flow.kind in kinds)
+
+    reduced = FlowKind.REDUCE, FlowKind.GATHER_FORWARD
+    assert moved(gathered[0], *reduced) - moved(auto[0], *reduced) == pytest.approx(2 * head, rel=1e-6)
+    states = moved(auto[0], FlowKind.HEAD_GATHER, FlowKind.HEAD_REDUCE)
+    assert 0 < states < head
+    assert auto[0].memory.device_total < gathered[0].memory.device_total
+    rows, width, ranks = 32_000, 4096, 32
+    for supervised, sharded in ((32_000 / 32 - 1, True), (32_000 / 32 + 1, False)):
+        traffic = head_traffic(
+            rows, width, tokens=8192, supervised=supervised, ranks=ranks, learns=True, tied=False, element_size=2
+        )
+        assert (traffic.sharded < traffic.gathered) == sharded
