@@ -45,6 +45,7 @@ from clsgen_dist.training.datasets import (
     with_replay,
 )
 from clsgen_dist.training.dev_evaluation import metric_fault
+from clsgen_dist.training.frozen_cache import attach_frozen_states
 from clsgen_dist.training.head_start import head_start
 from clsgen_dist.training.reference_log_probs import attach_references
 from clsgen_dist.training.run_prompt import prompt_of_run
@@ -111,6 +112,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     if stream.padded:
         why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
         logger.info("rows are padded, not packed: %s", why)
+    attach_frozen_states(engine, stream, opened, settings, canary, world)
     return PreparedRun(
         output=output,
         engine=engine,

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
 from clsgen_dist.training.build_engine import zero_config
 from clsgen_dist.training.dev_evaluation import dev_metrics, evaluate, is_better, metric_name, perplexity, reliability
+from clsgen_dist.training.frozen_cache import FOLDER as FROZEN_STATES
 from clsgen_dist.training.interference import INTERFERENCE_FILE, write_angles
 from clsgen_dist.training.prepare import PreparedRun, prepare, run_identity
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
@@ -111,6 +113,8 @@ def train(settings: Settings) -> TrainResult:
             result = Trainer(settings, world, run, preemption, run_lock, start_log).run(resume_from)
             if isinstance(run.stream.rows, ShardedRows):
                 run.stream.rows.close()
+            if is_main and settings.train.stop_at_stage is None:
+                shutil.rmtree(output / FROZEN_STATES, ignore_errors=True)
             return result
 
 
@@ -260,7 +264,8 @@ class Trainer:
             if staged and share.stage.first_step == step:
                 logger.info("step %d stage: %s", step, share.stage.stage.name)
             limits = self.state.spikes.limits(self.settings.faults.spike_factor, agreed.counts.terms)
-            result = self.train_step(step, share, agreed.counts, limits, self.state.balance, self.state.reference_point)
+            carried = (limits, self.state.balance, self.state.reference_point)
+            result = self.train_step(step, share, agreed.counts, *carried, known=agreed.known)
             if result.angles and self.world.is_main:
                 write_angles(self.output / INTERFERENCE_FILE, step + 1, result.angles)
             self._update(balance=result.balance, reference_point=result.reference_point)
