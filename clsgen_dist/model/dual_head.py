@@ -170,6 +170,13 @@ class DualHeadModel(nn.Module):
             states = self.hidden_states(*inputs)
         return F.pad(states, (0, 0, len(batch["input_ids_N"]) - len(states), 0))
 
+    def _last_states(self, batch: dict[str, Any], probe: AttentionProbe | None, known: KnownStates | None) -> Tensor:
+        """``[N, D]`` after the final norm, or ``[2 S, D]`` those that are known where no layer learns."""
+        if known is not None and known.all_frozen:
+            return known.hidden_ND
+        inputs = [batch[name] for name in _BACKBONE_INPUTS]
+        return self.hidden_states(*inputs, probe=probe, known_ND=None if known is None else known.hidden_ND)
+
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
         return self.losses(**batch) if inside is None else inside(self)
@@ -180,9 +187,7 @@ class DualHeadModel(nn.Module):
         ``known``: what the frozen layers gave for it, which are then not computed.
         """
         lm: Any = self.lm
-        all_frozen = known is not None and known.all_frozen
-        if known is not None and all_frozen:
-            batch = known.renumbered(batch)
+        batch = known.renumbered(batch) if known else batch
         head, spec, square = self.classification_head, self.loss_spec, self.hidden_grad_square
         class_loss = spec.classification if self.training else ClassLoss(spec.classification.kind)
         weight_KD, bias_K = head.affine()
@@ -192,14 +197,10 @@ class DualHeadModel(nn.Module):
         decided_S = batch["end_index_S" if spec.decide == "after" else "class_index_S"]
         reference_ND = self._reference_states(batch)
         probe = self._probe(decided_S, batch["sequence_start_S1"], batch["position_N"])
-        if known is not None and all_frozen:
-            hidden_ND = known.hidden_ND
-        else:
-            inputs = [batch[name] for name in _BACKBONE_INPUTS]
-            hidden_ND = self.hidden_states(*inputs, probe=probe, known_ND=None if known is None else known.hidden_ND)
+        hidden_ND = self._last_states(batch, probe, known)
         losses = dual_head_loss(
             hidden_ND,
-            hidden_ND[:1] if all_frozen else lm.get_output_embeddings().weight,  # any weight: no token is supervised
+            hidden_ND[:1] if known and known.all_frozen else lm.get_output_embeddings().weight,  # no token needs it
             weight_KD,
             bias_K,
             supervised_index_n=batch["supervised_index_n"],
@@ -212,8 +213,7 @@ class DualHeadModel(nn.Module):
             impl=spec.impl,
             hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
         )
-        if known is not None and all_frozen:
-            losses = known.with_tokens(losses)
+        losses = known.with_tokens(losses) if known else losses
         affine, sums, judged = (weight_KD, bias_K), [], None
         shared = ForwardPass(
             batch=batch,

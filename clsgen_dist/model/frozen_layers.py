@@ -52,7 +52,9 @@ class KnownStates:
         return KnownStates(*(None if part is None else part.to(device, non_blocking=True) for part in parts))  # type: ignore[arg-type]
 
     def renumbered(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch's positions among the states kept, where no layer learns; no token is supervised any more."""
+        """Where no layer learns: the batch's positions among the states kept, and no token is supervised any more."""
+        if not self.all_frozen:
+            return batch
         at_S = torch.arange(len(batch["class_index_S"]), device=self.hidden_ND.device)
         no_token = batch["target_n"][:0]
         return {
@@ -64,8 +66,9 @@ class KnownStates:
         }
 
     def with_tokens(self, losses: DualHeadOutput) -> DualHeadOutput:
-        """The losses of both heads, those of tokens as they are known."""
-        assert self.generation_loss_n is not None and self.token_hit_n is not None, "some layer learns"
+        """The losses of both heads, those of tokens as they are known, where no layer learns."""
+        if self.generation_loss_n is None or self.token_hit_n is None:
+            return losses
         return losses._replace(generation_loss=self.generation_loss_n, token_hit=self.token_hit_n)
 
 
@@ -176,6 +179,8 @@ def starts_equal(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         handle.remove()
     frozen.outputs = len(outputs[0]) if isinstance(outputs[0], tuple) else None
     entering_ND = entering_states(model, batch)
+    # Other tokens in between: what a layer might remember of these must not help it.
+    model.hidden_states(inputs[0].flip(0), *inputs[1:])
     started_ND = model.hidden_states(*inputs, known_ND=entering_ND)
     return {"whole": whole_ND, "entering": entering_ND, "started": started_ND}
 
@@ -213,19 +218,26 @@ def final_states(model: Any, batch: dict[str, Any]) -> KnownStates:
 
 
 @contextlib.contextmanager
-def lm_head_unused(model: Any) -> Iterator[None]:
-    """Inside, ZeRO-3 does not gather the LM head with the model: the losses of tokens are known."""
-    weight, external = model.lm.get_output_embeddings().weight, getattr(model, "_external_params", {})
-    if id(weight) not in external:
-        yield
-        return
-    from deepspeed import zero
+def lm_head_unused(engine: Any) -> Iterator[None]:
+    """Inside, ZeRO-3 does not gather the LM head for the model: the losses of tokens are known."""
+    from deepspeed.runtime.zero.partition_parameters import register_external_parameter, unregister_external_parameter
 
-    zero.unregister_external_parameter(model, weight)
+    model = engine.module
+    weight = model.lm.get_output_embeddings().weight
+    unregister_external_parameter(model, weight)
+    _forget_order(engine)
     try:
         yield
     finally:
-        zero.register_external_parameter(model, weight)
+        register_external_parameter(model, weight)
+        _forget_order(engine)
+
+
+def _forget_order(engine: Any) -> None:
+    """Let ZeRO-3 record anew which parameters it fetches for which module: it refuses what it does not expect."""
+    coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
 
 
 # --- as bytes, one content for each sequence

@@ -146,8 +146,6 @@ def require_possible(settings: Settings, *, layers: int, first: int) -> None:
             f"every layer learns (model.finetune={settings.model.finetune}, model.top_layers "
             f"{settings.model.top_layers or 'not set'}); set model.top_layers, or finetune=head"
         )
-    if settings.model.finetune == "full" and settings.model.top_layers is None:
-        raise Unusable("the embeddings learn (model.finetune=full without model.top_layers); set model.top_layers")
     if settings.data.stream_window is not None:
         raise Unusable("rows are streamed (data.stream_window is set); leave it out")
     beside = [name for name in ("preference", "retention") if getattr(objectives, name).weight]

@@ -168,7 +168,7 @@ class TrainStep:
         measure = bool(self._interference_every and (step + 1) % self._interference_every == 0)
         probe = InterferenceProbe(engine.module) if measure else None
         tokens_known = known and share.known is not None and share.known[0].all_frozen
-        with lm_head_unused(engine.module) if tokens_known else contextlib.nullcontext():
+        with lm_head_unused(engine) if tokens_known else contextlib.nullcontext():
             self._accumulate(step, share, counts, weights, limits, sums, probe, known=known)
         skipped_before = engine.skipped_steps
         engine.step()

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import logging
 import math
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from clsgen_dist.checkpoint.state import TrainState
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.loader import Step, prefetch
 from clsgen_dist.data.tables.dataset import RowDataset
-from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.engine.world import World, process_group, set_launch_variables
 from clsgen_dist.errors import NonFiniteLossError, Preempted
 from clsgen_dist.io.files import disk_full_as_user_error
@@ -43,7 +41,6 @@ from clsgen_dist.track.tensorboard import TensorBoardLog
 from clsgen_dist.track.throughput import Throughput, peak_memory_gib
 from clsgen_dist.training.build_engine import zero_config
 from clsgen_dist.training.dev_evaluation import dev_metrics, evaluate, is_better, metric_name, perplexity, reliability
-from clsgen_dist.training.frozen_cache import FOLDER as FROZEN_STATES
 from clsgen_dist.training.interference import INTERFERENCE_FILE, write_angles
 from clsgen_dist.training.prepare import PreparedRun, prepare, run_identity
 from clsgen_dist.training.sampling_plan import end_of_stage, total_steps
@@ -111,10 +108,7 @@ def train(settings: Settings) -> TrainResult:
                 logger.info("settings changed since %s was written: %s", resume_from.name, "; ".join(changed))
             run = prepare(settings, zero, resume_from, world)
             result = Trainer(settings, world, run, preemption, run_lock, start_log).run(resume_from)
-            if isinstance(run.stream.rows, ShardedRows):
-                run.stream.rows.close()
-            if is_main and settings.train.stop_at_stage is None:
-                shutil.rmtree(output / FROZEN_STATES, ignore_errors=True)
+            run.close(deletes=is_main and settings.train.stop_at_stage is None)
             return result
 
 
