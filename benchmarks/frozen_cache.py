@@ -1,7 +1,7 @@
 """Steps that start from kept states, beside steps that compute the frozen layers: tokens/s, bytes gathered, losses.
 
-    python benchmarks/frozen_cache.py                  # the demo's recipe, and finetune=head: about 8 minutes on two cores
-    python benchmarks/frozen_cache.py --blocks 8       # longer
+    python benchmarks/frozen_cache.py               # the demo's recipe, and finetune=head: 10 minutes on two cores
+    python benchmarks/frozen_cache.py --blocks 8    # longer
 
 Both kinds of steps alternate within one run, six of each, so that whatever else the machine does meets both alike; the
 first two of each six are not counted. One rank and one thread for the times. Two ranks, with every parameter
@@ -87,7 +87,8 @@ def run(folder: Path, ranks: int, kinds: str, steps: int, flags: list[str]) -> l
     mode = "off" if kinds == "computed" else "on"
     flags = [
         f"--output_dir={folder / 'run'}", "--overwrite=true", f"--deepspeed={folder / 'zero3.json'}", "--data.dev=null",
-        "--train.eval_every=null", "--train.epochs=20", f"--train.max_steps={steps}", f"--train.cache_frozen={mode}", *flags,
+        "--train.eval_every=null", "--train.epochs=20", f"--train.max_steps={steps}", f"--train.cache_frozen={mode}",
+        *flags,
     ]  # fmt: skip
     out = folder / "found.json"
     command = [sys.executable, __file__, "--rank"]
@@ -126,8 +127,8 @@ def main() -> None:
         sizes = [min(s["gathered"] for s in moved if s["warm"] and s["kind"] == k) / 1e6 for k in ("computed", "kept")]
         apart = max(abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(*pair, strict=True))
         print(
-            f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.2f} | {sizes[0]:,.1f} | {sizes[1]:,.3f} "
-            f"| {apart:.1e} |",
+            f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.2f} "
+            f"| {sizes[0]:,.1f} | {sizes[1]:,.3f} | {apart:.1e} |",
             flush=True,
         )
 

@@ -101,6 +101,8 @@ class MetaTrace:
     """Whether a longer sequence would index past a table; rotary embeddings extrapolate."""
     eager_attention: bool
     """Whether attention's products are among the matrix products."""
+    layers_run: float = 1.0
+    """Share of the decoder's layers that the micro-step computes: below 1 where it starts from kept states."""
 
     @property
     def parameters(self) -> int:

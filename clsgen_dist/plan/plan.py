@@ -17,18 +17,20 @@ from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.model.context_length import require_context
 from clsgen_dist.plan.cluster import GIB, Cluster
-from clsgen_dist.plan.communication import Flow, FlowKind, flows
+from clsgen_dist.plan.communication import Flow, FlowKind, flows, gathered
 from clsgen_dist.plan.goodput import Faults, Goodput, goodput
+from clsgen_dist.plan.kept_states import KeptStates, kept_sequences
 from clsgen_dist.plan.memory import Memory, memory
 from clsgen_dist.plan.meta_model import ModelSpec, attention_on_gpu, open_config
 from clsgen_dist.plan.meta_trace import MetaTrace
-from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
+from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, attention_flops, compute_seconds, step_time
 from clsgen_dist.plan.tracer import trace_micro_step
 from clsgen_dist.plan.workload import StageLoad, Workload, assumed_workload, rows_are_available, workload_of_rows
 from clsgen_dist.plan.zero3_settings import Zero3Settings, zero3_settings
 from clsgen_dist.plan.zero3_simulation import Simulation, simulate
 from clsgen_dist.training.build_engine import planned_zero_config
 from clsgen_dist.training.datasets import datasets_of_recipe
+from clsgen_dist.training.frozen_cache import Unusable
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,10 @@ class Plan:
     """Of an optimizer step of the longest stage."""
     stages: list[StagePlan]
     workload: Workload
+    kept: KeptStates | None = None
+    """What ``train.cache_frozen`` does; None: nothing."""
+    not_kept: str | None = None
+    """Why ``train.cache_frozen: auto`` does nothing."""
 
     @property
     def ranks(self) -> int:
@@ -170,6 +176,8 @@ class Plan:
         ranks, rows = self.ranks, self.settings.train.batch_size
         longest, positions = self.workload.longest, self.trace.max_positions
         found = []
+        if self.not_kept:
+            found.append(f"train.cache_frozen: the frozen layers are computed in every step, as {self.not_kept}")
         if rows < ranks:
             found.append(
                 f"a step has {rows:,} rows for {ranks:,} ranks, so {ranks - rows:,} ranks idle; raise "
@@ -249,8 +257,8 @@ class Planner:
                 "positions; lower data.max_prompt_length (or --tokens_per_row), or use a backbone with more"
             )
         simulation = simulate(trace, zero)
+        kept, stages, traffic, why = self._kept(settings, work, trace, zero)
         asynchronous = settings.checkpoint.asynchronous
-        longest = max(work.stages, key=lambda stage: stage.steps)
         return Plan(
             settings=settings,
             cluster=self.cluster,
@@ -268,24 +276,82 @@ class Planner:
                 outside_allocator=self.cluster.reserved_bytes,
                 checkpoint_copy=round(_checkpoint_bytes(settings, trace) / ranks) if asynchronous else 0,
             ),
-            flows=flows(trace, zero, simulation, micro_steps=longest.micro_steps),
-            stages=[self._stage(stage, work, trace, zero, simulation) for stage in work.stages],
+            flows=traffic,
+            stages=stages,
             workload=work,
+            kept=kept,
+            not_kept=why,
         )
+
+    def _kept(
+        self, settings: Settings, work: Workload, trace: MetaTrace, zero: Zero3Settings
+    ) -> tuple[KeptStates | None, list[StagePlan], list[Flow], str | None]:
+        """What ``train.cache_frozen`` does, the stages and the traffic of a step with it; or why it does nothing."""
+        longest = max(work.stages, key=lambda stage: stage.steps)
+
+        def steps(of: MetaTrace) -> tuple[list[StagePlan], list[Flow]]:
+            simulation = simulate(of, zero)
+            stages = [self._stage(stage, work, of, zero, simulation) for stage in work.stages]
+            return stages, flows(of, zero, simulation, micro_steps=longest.micro_steps)
+
+        stages, traffic = steps(trace)
+        mode = settings.train.cache_frozen
+        if mode == "off":
+            return None, stages, traffic, None
+        text = self._config.get_text_config()
+        try:
+            sequences = kept_sequences(
+                settings,
+                self._rows,
+                work,
+                layers=text.num_hidden_layers,
+                width=text.hidden_size,
+                itemsize=trace.bytes_per_element,
+            )
+        except Unusable as why:
+            if mode == "on":
+                raise SettingsError(f"train.cache_frozen is on, but {why}") from None
+            return None, stages, traffic, str(why)
+        short = self._trace(settings, work, bf16=trace.bytes_per_element == 2, known=True)
+        kept_stages, kept_traffic = steps(short)
+        at = work.stages.index(longest)
+        kept = KeptStates(
+            sequences=sequences,
+            fill_seconds=self._fill_seconds(sequences.tokens / zero.ranks, work, trace, short, zero),
+            step_seconds=kept_stages[at].time.total,
+            computed_step_seconds=stages[at].time.total,
+            gathered_bytes=gathered(kept_traffic),
+            computed_gathered_bytes=gathered(traffic),
+        )
+        return kept, kept_stages, kept_traffic, None
+
+    def _fill_seconds(
+        self, tokens: float, work: Workload, trace: MetaTrace, short: MetaTrace, zero: Zero3Settings
+    ) -> float:
+        """Seconds in which a rank computes the frozen layers for its sequences, of so many tokens, in full passes."""
+        row = work.row_tokens
+        each = attention_flops(self._config, [row]) / row if not trace.eager_attention else 0.0
+        forward, links = [], []
+        for of in (trace, short):
+            attention = each * of.layers_run
+            forward.append(compute_seconds(of, self.cluster, tokens=of.tokens, attention_per_token=attention)[0])
+            one = flows(of, zero, simulate(of, zero), micro_steps=1)
+            links.append(sum(flow.seconds(self.cluster) for flow in one if flow.kind is FlowKind.GATHER_FORWARD))
+        return tokens / trace.tokens * max(forward[0] - forward[1], links[0] - links[1], 0.0)
 
     def _workload(self, settings: Settings, ranks: int) -> Workload:
         if self._rows is not None:
             return workload_of_rows(settings, self._rows, ranks=ranks)
         return assumed_workload(settings, ranks=ranks, **dataclasses.asdict(self.assumptions))
 
-    def _trace(self, settings: Settings, work: Workload, *, bf16: bool) -> MetaTrace:
+    def _trace(self, settings: Settings, work: Workload, *, bf16: bool, known: bool = False) -> MetaTrace:
         model = settings.model
         lengths, supervised, texts = work.full_micro_batch()
         attention = attention_on_gpu(model.attention)
         checkpointing = settings.train.activation_checkpointing
         terms = settings.objectives.terms_that_run_more(model.decide)
         used = repr([settings.objectives.preference, settings.objectives.retention]) if terms else ""
-        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used)
+        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used, known)
         if key not in self._traces:
             self._traces[key] = trace_micro_step(
                 ModelSpec.from_settings(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
@@ -295,6 +361,7 @@ class Planner:
                 attention=attention,
                 terms=terms,
                 texts=texts,
+                known=known,
             )
         return self._traces[key]
 

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clsgen_dist.model.backbone import checkpoint_activations, set_zero3_units
+from clsgen_dist.model.backbone import checkpoint_activations, layer_stack, set_zero3_units
+from clsgen_dist.model.dual_head import DualHeadModel
+from clsgen_dist.model.frozen_layers import FrozenLayers, KnownStates, first_that_learns
 from clsgen_dist.objectives.term import Term
 from clsgen_dist.plan.meta_model import Attention, ModelSpec, meta_model
 from clsgen_dist.plan.meta_trace import MetaTrace, Weight
@@ -37,6 +39,7 @@ def trace_micro_step(
     attention: Attention = "flash",
     terms: tuple[Term, ...] = (),
     texts: int = 0,
+    known: bool = False,
 ) -> MetaTrace:
     """Trace a micro-step of packed sequences.
 
@@ -48,6 +51,7 @@ def trace_micro_step(
         attention: its implementation.
         terms: of the loss, besides generation and classification: those that run the model or the LM head once more.
         texts: how many of the last sequences are general texts.
+        known: start from what the frozen layers gave.
 
     Raises:
         ModelError: the backbone cannot be trained or planned.
@@ -58,6 +62,7 @@ def trace_micro_step(
         checkpoint_activations(model.lm)
     set_zero3_units(model)
     batch = _meta_batch(sequence_lengths, supervised, texts)
+    layers_run = _start_from_known(model, batch) if known else 1.0
     counter = TensorCounter()
     counter.ignore([*model.parameters(), *model.buffers()])
     recorder = ModuleRecorder(model, counter)
@@ -88,7 +93,26 @@ def trace_micro_step(
         max_positions=getattr(model.lm.config.get_text_config(), "max_position_embeddings", None),  # type: ignore[operator, union-attr]
         learned_positions=not any("Rotary" in type(module).__name__ for module in model.modules()),
         eager_attention=attention == "eager",
+        layers_run=layers_run,
     )
+
+
+def _start_from_known(model: DualHeadModel, batch: dict[str, Any]) -> float:
+    """Give the batch what its frozen layers gave; returns the share of the layers that are left to compute."""
+    from deepspeed.runtime.zero.partition_parameters import unregister_external_parameter
+
+    lm: Any = model.lm
+    layers, weight = layer_stack(lm)[1], lm.get_output_embeddings().weight
+    model.frozen_layers = FrozenLayers(layers, first_that_learns(layers))
+    left = len(layers) - model.frozen_layers.first
+    of_tokens: list[Tensor] = []
+    if not left:
+        unregister_external_parameter(model, weight)
+        tokens = len(batch["target_n"])
+        of_tokens = [torch.empty(tokens, device="meta"), torch.empty(tokens, device="meta", dtype=torch.bool)]
+    rows = len(batch["input_ids_N"]) if left else 2 * len(batch["label_S"])
+    batch["known"] = KnownStates(torch.empty(rows, weight.shape[1], device="meta", dtype=weight.dtype), *of_tokens)
+    return left / len(layers)
 
 
 def _weights(model: nn.Module, load_in_4bit: bool) -> list[Weight]:

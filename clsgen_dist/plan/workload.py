@@ -63,6 +63,8 @@ class Workload:
     """Of all tokens, those of general texts beside the rows."""
     text_length: int = 0
     """Tokens of such a text."""
+    rows: int = 0
+    """Training rows."""
 
     def full_micro_batch(self) -> tuple[list[int], int, int]:
         """Lengths of the sequences of a micro-batch that fills the budget, its supervised tokens, its general texts.
@@ -122,7 +124,9 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
     longest = max(train.longest(planned.stage.max_prompt_length) for planned in stream.stages)
     row_tokens = float((length_p.sum() - text_p.sum()) / (len(length_p) - len(text_p)))
     beside = (text_share, round(float(text_p.mean()))) if len(text_p) else (0.0, 0)
-    return Workload(stages, row_tokens, longest, float(supervised), _budget(settings), note, False, *beside)
+    return Workload(
+        stages, row_tokens, longest, float(supervised), _budget(settings), note, False, *beside, rows=len(train)
+    )
 
 
 def assumed_workload(
@@ -179,7 +183,7 @@ def assumed_workload(
     retention = settings.objectives.retention
     share = retention.share / (1 + retention.share) if retention.weight else 0.0  # texts as long as rows
     own = supervised / length * (1 - share)
-    return Workload(stages, length, max(lengths), own, _budget(settings), note, assumed, share, length)
+    return Workload(stages, length, max(lengths), own, _budget(settings), note, assumed, share, length, number)
 
 
 def _budget(settings: Settings) -> int:

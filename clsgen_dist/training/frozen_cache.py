@@ -174,7 +174,7 @@ def require_worthwhile(train: TrainSettings, *, visits: int, sequences: int, siz
     if size > train.cache_frozen_gb * 1e9:
         raise Unusable(
             f"the states of {sequences:,} sequences have {size / 1e9:.3g} GB, more than train.cache_frozen_gb "
-            f"{train.cache_frozen_gb:g}; raise it to {size / 1e9 * 1.01:.3g}, or train with precision bf16"
+            f"{train.cache_frozen_gb:g}; raise it to {size / 1e9 * 1.01:.3g}, or set train.cache_frozen to off"
         )
 
 
