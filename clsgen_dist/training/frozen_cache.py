@@ -132,7 +132,15 @@ def _attach(
             return form.of_dummy()
         entries = np.searchsorted(visited.key_E, rows.sequence_keys(row_p, visit_p, limit))
         content = cache.read_all(entries)
-        return None if content is None else form.read(content, visited.answer_E[entries])
+        if content is None:
+            logger.warning(
+                "%s: bytes of one of the sequences %s are not whole: the step is computed from tokens; to compute them "
+                "again, delete the folder and resume",
+                cache.folder,
+                entries.tolist(),
+            )
+            return None
+        return form.read(content, visited.answer_E[entries])
 
     rows = stream.rows
     stream.known_of = known_of
@@ -257,7 +265,13 @@ def _key(model: Any, rows: RowDataset, backbone: Backbone, visited: Visited) -> 
         "sequences": hashlib.sha256(sequences).hexdigest(),
         "backbone": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files],
         "layers": [frozen.first, len(frozen.layers)],
-        "computed by": [str(model.lm.dtype), model.lm.config._attn_implementation, transformers.__version__],
+        "computed by": [
+            str(model.lm.dtype),
+            bool(getattr(model.lm, "is_quantized", False)),
+            next(model.parameters()).device.type,
+            model.lm.config._attn_implementation,
+            transformers.__version__,
+        ],
         "losses of tokens": [spec.impl, dataclasses.asdict(spec.generation)],
     }
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()

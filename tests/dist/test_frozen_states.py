@@ -115,6 +115,7 @@ def test_killed_while_filling_and_while_training_it_goes_on_with_what_is_there(k
     assert "computing the states of" not in done.text and "resumed from" in done.text
     expected = kept[1][-len(steps) :]
     assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in expected], rel=2e-6)
+    assert "are not whole: the step is computed from tokens" in done.text
     by_tokens = [step for step in steps if not step["known"]]
     assert 0 < len(by_tokens) < len(steps) and all("0" in step["calls"] for step in by_tokens)
 
