@@ -222,8 +222,8 @@ def _load_yaml(text: str) -> Any:
     """YAML as the parser reads it, but that names of classes stay as they are written.
 
     There ``no`` is no truth value, ``010`` not eight and ``1.10`` not 1.1: a list of plain values (on the command
-    line), and ``labels`` and ``positive_label`` in a recipe. Nor is ``off`` one in ``curation.severity``. Other
-    settings read such strings as their type says.
+    line), and ``labels`` and ``positive_label`` in a recipe. Nor is ``off`` one in ``curation.severity`` and
+    ``train.cache_frozen``. Other settings read such strings as their type says.
     """
     from jsonargparse import get_loader
 
@@ -239,8 +239,9 @@ def _load_yaml(text: str) -> Any:
     for typed, plain in ((value, written), (value.get("data"), written.get("data"))):
         if isinstance(typed, dict):
             typed.update({name: plain[name] for name in ("labels", "positive_label") if name in typed})
-    if isinstance(curation := value.get("curation"), dict) and "severity" in curation:
-        curation["severity"] = written["curation"]["severity"]
+    for section, name in (("curation", "severity"), ("train", "cache_frozen")):
+        if isinstance(typed := value.get(section), dict) and name in typed:
+            typed[name] = written[section][name]
     return value
 
 

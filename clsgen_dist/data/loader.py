@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,9 @@ class Step:
     """Mean difficulty quantile of the step's rows, over all ranks."""
     packing: PackingStats
     """How well the tokens are spread over ranks."""
+    known: list[Any] | None = None
+    """Of each batch what frozen layers gave, a :class:`clsgen_dist.model.frozen_layers.KnownStates`; None: not kept, or
+    not whole."""
 
     def scalars(self, *, staged: bool) -> dict[str, float]:
         """What TensorBoard shows of it; ``staged``: the run has a curriculum."""
@@ -84,6 +88,9 @@ class TrainStream:
         self.rank, self.world_size, self.group, self.replay = rank, world_size, group, replay
         self.padded = False
         """Whether the backbone pads rows; the token budget then includes the padding."""
+        self.known_of: Callable[[np.ndarray, np.ndarray, int | None], Any] | None = None
+        """What frozen layers gave for rows ``[p]`` at visits ``[p]``, with prompts of at most so many tokens; None: not
+        whole. :mod:`clsgen_dist.training.frozen_cache` sets it."""
         self.steps = self.stages[-1].end
 
     def stage_of(self, step: int) -> PlannedStage:
@@ -126,7 +133,7 @@ class TrainStream:
         """This rank's micro-batches of an optimizer step."""
         stage = self.stage_of(step)
         row_B, visit_B, length_B, bins = self.bins(step)
-        batches, text_p = [], self.replayed(step)
+        batches, known, text_p = [], [], self.replayed(step)
         for ranks in bins:
             mine = ranks[self.rank]
             at_B = mine[mine < len(row_B)]
@@ -138,8 +145,11 @@ class TrainStream:
                 batches.append(collate(samples, at_B // self.group, texts))
             else:
                 batches.append(dummy_batch(self.rows.encoder.end_token))
+            if self.known_of is not None:
+                known.append(self.known_of(row_B[at_B], visit_B[at_B], stage.stage.max_prompt_length))
         ids = [self.rows.id(int(row)) for row in row_B]
-        return Step(batches, ids, stage, self.order.difficulty(row_B), packing_stats(bins, length_B))
+        whole = known if known and all(part is not None for part in known) else None
+        return Step(batches, ids, stage, self.order.difficulty(row_B), packing_stats(bins, length_B), whole)
 
 
 def prefetch(make: Callable[[int], Step], first: int, last: int) -> Iterator[tuple[Step, float]]:

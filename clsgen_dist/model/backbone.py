@@ -206,7 +206,7 @@ def build_model(
     """
     torch.manual_seed(seed)
     lm.requires_grad_(finetune == "full" and top_layers is None)
-    stack_name, layers = _layer_stack(lm)
+    stack_name, layers = layer_stack(lm)
     if top_layers is not None and top_layers > len(layers):
         raise ModelError(f"model.top_layers is {top_layers}, but the backbone has {len(layers)} layers; lower it")
     chosen = list(range(len(layers) - (top_layers or len(layers)), len(layers)))
@@ -238,7 +238,7 @@ def _initial_head_weight(lm: Any, head: HeadSpec) -> torch.Tensor:
         return head.initial_weight(weight_VD.detach()[list(head.label_tokens)] * lm_head.transform.scale, width)
 
 
-def _layer_stack(lm: Any) -> tuple[str, nn.ModuleList]:
+def layer_stack(lm: Any) -> tuple[str, nn.ModuleList]:
     """Name and list of the text decoder's layers: the ModuleList with as many as the configuration states."""
     decoder = lm.get_decoder()
     prefix = next((f"{name}." for name, module in lm.named_modules() if module is decoder and name), "")
@@ -260,7 +260,7 @@ def checkpoint_activations(lm: Any) -> None:
     """
     lm.activation_checkpointing_enable({"use_reentrant": False})
     lm.disable_input_require_grads()
-    _, layers = _layer_stack(lm)
+    _, layers = layer_stack(lm)
     embedded = any(p.requires_grad for p in lm.get_input_embeddings().parameters())
     for index, layer in enumerate(layers):
         if embedded or any(p.requires_grad for earlier in layers[: index + 1] for p in earlier.parameters()):
@@ -310,7 +310,7 @@ def set_zero3_units(dual_head: DualHeadModel, *, sharded_head: bool = False) -> 
     from deepspeed import zero
     from deepspeed.utils import set_z3_leaf_module
 
-    _, layers = _layer_stack(dual_head.lm)
+    _, layers = layer_stack(dual_head.lm)
     trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     for index, layer in enumerate(layers):
         set_z3_leaf_module(layer, not trainable[index] or any(trainable[:index]))

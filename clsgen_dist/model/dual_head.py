@@ -28,6 +28,7 @@ from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_i
 from clsgen_dist.model.attention_probe import ARGUMENT, AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
 from clsgen_dist.model.forward_pass import ForwardPass
+from clsgen_dist.model.frozen_layers import FrozenLayers, KnownStates
 from clsgen_dist.model.lm_head import LMHead
 
 # N packed tokens, S sequences, n supervised tokens, D hidden, K logits of the head
@@ -101,6 +102,8 @@ class DualHeadModel(nn.Module):
 
     ``reference_point`` is KTO's, of the step before, nats.
 
+    ``frozen_layers`` runs the backbone from the first layer that learns, where the states that enter it are known.
+
     ``layout`` is how the backbone gets the sequences of a batch: ``"packed"`` end to end, or ``"padded"`` as rows, for
     layers that carry state along the sequence (:mod:`clsgen_dist.model.self_test` decides).
     """
@@ -112,6 +115,7 @@ class DualHeadModel(nn.Module):
         self.lm_head = LMHead.of(lm)
         self.classification_head = head
         self.layout: Literal["packed", "padded"] = "packed"
+        self.frozen_layers: FrozenLayers | None = None
         self.hidden_grad_square: Tensor | None = None
         self.reference_point: Tensor | float = 0.0
 
@@ -123,13 +127,23 @@ class DualHeadModel(nn.Module):
         longest: int,
         *,
         probe: AttentionProbe | None = None,
+        known_ND: Tensor | None = None,
     ) -> Tensor:
-        """``[N, D]`` states after the final norm, in packed order whatever the layout."""
+        """``[N, D]`` states after the final norm, in packed order whatever the layout.
+
+        ``known_ND``: what enters the first layer that learns; the layers below it are then not computed.
+        """
         lm: Any = self.lm
         backbone = lm.base_model
         asked = {} if probe is None else {ARGUMENT: probe}
         if self.layout == "packed":
-            inputs = self._embedded(packed_inputs(input_ids_N, position_N, sequence_start_S1, longest))
+            inputs = packed_inputs(input_ids_N, position_N, sequence_start_S1, longest)
+            if known_ND is not None:
+                assert self.frozen_layers is not None, "it is not known which layers are frozen"
+                inputs = {**inputs, "input_ids": None, "inputs_embeds": known_ND[None]}
+                with self.frozen_layers.left_out(known_ND[None]):
+                    return backbone(**inputs, **asked).last_hidden_state[0]
+            inputs = self._embedded(inputs)
             return backbone(**inputs, **asked).last_hidden_state[0]
         rows = len(sequence_start_S1) - 1
         row_N = rows_of_tokens(sequence_start_S1, len(input_ids_N))
@@ -170,14 +184,25 @@ class DualHeadModel(nn.Module):
             states = self.hidden_states(*inputs)
         return F.pad(states, (0, 0, len(batch["input_ids_N"]) - len(states), 0))
 
+    def _last_states(self, batch: dict[str, Any], probe: AttentionProbe | None, known: KnownStates | None) -> Tensor:
+        """``[N, D]`` after the final norm, or ``[2 S, D]`` those that are known where no layer learns."""
+        if known is not None and known.all_frozen:
+            return known.hidden_ND
+        inputs = [batch[name] for name in _BACKBONE_INPUTS]
+        return self.hidden_states(*inputs, probe=probe, known_ND=None if known is None else known.hidden_ND)
+
     def forward(self, *, inside: Callable[[DualHeadModel], Any] | None = None, **batch: Any) -> Any:
         """Both losses of a batch; or ``inside(self)``, which under ZeRO-3 must run within ``forward``."""
         self.lm_head.begin()
         return self.losses(**batch) if inside is None else inside(self)
 
-    def losses(self, **batch: Any) -> ModelOutput:
-        """All losses of a batch (fields: see :class:`clsgen_dist.data.pack.Batch`)."""
+    def losses(self, *, known: KnownStates | None = None, **batch: Any) -> ModelOutput:
+        """All losses of a batch (fields: see :class:`clsgen_dist.data.pack.Batch`).
+
+        ``known``: what the frozen layers gave for it, which are then not computed.
+        """
         lm_head = self.lm_head
+        batch = known.renumbered(batch) if known else batch
         head, spec, square = self.classification_head, self.loss_spec, self.hidden_grad_square
         class_loss = spec.classification if self.training else ClassLoss(spec.classification.kind)
         weight_KD, bias_K = head.affine()
@@ -187,27 +212,29 @@ class DualHeadModel(nn.Module):
         decided_S = batch["end_index_S" if spec.decide == "after" else "class_index_S"]
         reference_ND = self._reference_states(batch)
         probe = self._probe(decided_S, batch["sequence_start_S1"], batch["position_N"])
-        hidden_ND = self.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS), probe=probe)
+        hidden_ND = self._last_states(batch, probe, known)
+        needs_no_lm_head = known is not None and known.all_frozen
         losses = dual_head_loss(
             hidden_ND,
-            lm_head.weight_VD,
+            hidden_ND[:1] if needs_no_lm_head else lm_head.weight_VD,
             weight_KD,
             bias_K,
             supervised_index_n=batch["supervised_index_n"],
             target_n=batch["target_n"],
             class_index_S=decided_S,
             label_S=label_S,
-            lm_bias_V=lm_head.bias_V,
+            lm_bias_V=None if needs_no_lm_head else lm_head.bias_V,
             dropout_scale_SD=head.dropout_scale(label_S.shape[0]),
             generation=lm_head.transform.options(spec.generation if self.training else GenerationOptions()),
             classification=class_options,
             impl=spec.impl,
             execution=Execution(
                 store_bytes=spec.store_bytes,
-                vocab_shards=lm_head.shards,
+                vocab_shards=None if needs_no_lm_head else lm_head.shards,
                 hidden_grad_square=None if square is None or spec.impl == "reference" else square[:3],
             ),
         )
+        losses = known.with_tokens(losses) if known else losses
         affine, sums, judged = (weight_KD, bias_K), [], None
         shared = ForwardPass(
             batch=batch,

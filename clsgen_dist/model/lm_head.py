@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from clsgen_kernels import GenerationOptions, VocabShards
-from torch import Tensor
+from torch import Tensor, nn
 
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
@@ -103,6 +103,10 @@ class LMHead:
     def bias_V(self) -> Tensor | None:
         """The bias; None if there is none."""
         return getattr(self.lm.get_output_embeddings(), "bias", None)
+
+    def gathered_parameters(self) -> list[nn.Parameter]:
+        """What ZeRO-3 gathers of it while the losses are computed."""
+        return list(self.lm.get_output_embeddings().parameters())
 
     def rows(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Weight ``[R, D]`` and bias ``[R]`` of these tokens, on every rank; no gradient reaches them."""

@@ -30,7 +30,7 @@ from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest relative difference of a state computed in two ways: rounding over many layers."""
-_ROUNDING_SAME_SHAPES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+ROUNDING_SAME_SHAPES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """The same for one computation repeated with equal shapes: nearly none."""
 _SHARED = 6
 """Length of the common prefix of the first and the last sequence, in tokens."""
@@ -112,7 +112,7 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
         padded_STD = backbone(**accepted_inputs(backbone, inputs)).last_hidden_state
         logits_NV = lm(**accepted_inputs(lm, inputs)).logits[row_N, position_N]
         alone_TD = backbone(**accepted_inputs(backbone, alone)).last_hidden_state[0]
-    except _FAULTS as error:
+    except FAULTS as error:
         raise UnsupportedBackboneError(
             Unsupported.NEEDS_MORE_THAN_TEXT,
             f"{type(lm).__name__} does not run on plain text with attention {lm.config._attn_implementation!r}: "
@@ -134,7 +134,7 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
             other = packed_inputs(*_batch([first[::-1], second, like_first], lm))
             after = len(first)
             leak = relative_difference(backbone(**other).last_hidden_state[0, after:], packed_ND[after:])
-        except _FAULTS as error:
+        except FAULTS as error:
             refusal = first_line(error)
     return SelfTest(
         causal=relative_difference(padded_STD[0, :_SHARED], padded_STD[2, :_SHARED]),
@@ -143,12 +143,12 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
         packed=packed,
         leak=leak,
         rounding=ROUNDING.get(padded_ND.dtype, 1e-1),
-        leak_tolerance=_ROUNDING_SAME_SHAPES.get(padded_ND.dtype, 2e-2),
+        leak_tolerance=ROUNDING_SAME_SHAPES.get(padded_ND.dtype, 2e-2),
         refusal=refusal,
     )
 
 
-_FAULTS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError)
+FAULTS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError)
 """Exceptions of models that do not support such inputs."""
 
 

@@ -119,6 +119,10 @@ class ShardedLMHead(LMHead):
         first = self.shards.first_row
         return None if bias_V is None else bias_V[first : first + self.shards.held]
 
+    def gathered_parameters(self) -> list[nn.Parameter]:
+        """What ZeRO-3 gathers of it while the losses are computed: the bias."""
+        return [p for p in super().gathered_parameters() if p is not self._parameter]
+
     def rows(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Weight ``[R, D]`` and bias ``[R]`` of these tokens, on every rank; no gradient reaches them. Collective."""
         weight_VD, bias_V = self.weight_VD.detach(), super().bias_V

@@ -4,7 +4,7 @@ An LM head that stays sharded moves states instead (:mod:`clsgen_dist.engine.lm_
 Per micro-step (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 7): weights are gathered for the forward, and
 again for the backward unless they were kept; gradients of trained weights are reduce-scattered in every micro-step. Per
 step: the persistent weights are gathered again, DeepSpeed all-reduces one norm for each optimizer sub-group, and the
-trainer all-reduces five numbers, three (fp64) and two (fp32).
+trainer all-reduces a few numbers, by term of the loss and beside them.
 
 A collective over W ranks on n nodes of g GPUs, of a complete tensor of S bytes, as a ring over all of them (NCCL):
 
@@ -18,6 +18,7 @@ all-to-all, first inside the node, then a g-th of it between nodes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,7 +34,7 @@ _QUANTISATION_GROUP = 8000
 
 def _trainer_sums_bytes(terms: int) -> int:
     """Counts and sums of a step in float64, and squared gradient norms in fp32, of so many terms of the loss."""
-    return 8 * (3 + terms + 3 + terms) + 4 * (terms + 1)
+    return 8 * (4 + terms + 3 + terms) + 4 * (terms + 1)
 
 
 class FlowKind(StrEnum):
@@ -128,6 +129,11 @@ def flows(trace: MetaTrace, zero: Zero3Settings, simulation: Simulation, *, micr
     sums = norm_bytes * norms + _trainer_sums_bytes(trace.terms)
     found.append(Flow(FlowKind.SUMS, sums, norms + 3, zero.ranks, zero.nodes))
     return [f for f in found if f.calls]
+
+
+def gathered(found: Sequence[Flow]) -> float:
+    """Bytes of weights that a rank receives in these collectives."""
+    return sum(flow.received_bytes for flow in found if flow.kind.is_gather)
 
 
 def _gathers(

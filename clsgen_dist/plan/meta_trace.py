@@ -112,6 +112,8 @@ class MetaTrace:
     """Collectives of an LM head that stays sharded, by name; empty: it is gathered."""
     eager_attention: bool
     """Whether attention's products are among the matrix products."""
+    layers_run: float = 1.0
+    """Share of the decoder's layers that the micro-step computes: below 1 where it starts from kept states."""
 
     @property
     def parameters(self) -> int:

@@ -17,19 +17,22 @@ from clsgen_dist.engine.settings import OPTIMIZERS
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import backbone_path
 from clsgen_dist.model.context_length import require_context
+from clsgen_dist.plan import workload
 from clsgen_dist.plan.cluster import GIB, Cluster
-from clsgen_dist.plan.communication import Flow, FlowKind, flows
+from clsgen_dist.plan.communication import Flow, FlowKind, flows, gathered
 from clsgen_dist.plan.goodput import Faults, Goodput, goodput
+from clsgen_dist.plan.kept_states import KeptStates, fill_seconds, kept_sequences
 from clsgen_dist.plan.memory import Memory, memory
 from clsgen_dist.plan.meta_model import ModelSpec, attention_on_gpu, meta_lm, open_config
 from clsgen_dist.plan.meta_trace import MetaTrace
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED, StepTime, step_time
 from clsgen_dist.plan.tracer import trace_micro_step
-from clsgen_dist.plan.workload import StageLoad, Workload, assumed_workload, rows_are_available, workload_of_rows
+from clsgen_dist.plan.workload import StageLoad, Workload
 from clsgen_dist.plan.zero3_settings import Zero3Settings, zero3_settings
 from clsgen_dist.plan.zero3_simulation import Simulation, simulate
 from clsgen_dist.training.build_engine import planned_zero_config, shards_lm_head
 from clsgen_dist.training.datasets import datasets_of_recipe
+from clsgen_dist.training.frozen_cache import Unusable
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +93,10 @@ class Plan:
     """Of an optimizer step of the longest stage."""
     stages: list[StagePlan]
     workload: Workload
+    kept: KeptStates | None = None
+    """What ``train.cache_frozen`` does; None: nothing."""
+    not_kept: str | None = None
+    """Why ``train.cache_frozen: auto`` does nothing."""
 
     @property
     def ranks(self) -> int:
@@ -171,6 +178,8 @@ class Plan:
         ranks, rows = self.ranks, self.settings.train.batch_size
         longest, positions = self.workload.longest, self.trace.max_positions
         found = []
+        if self.not_kept:
+            found.append(f"train.cache_frozen: the frozen layers are computed in every step, as {self.not_kept}")
         if rows < ranks:
             found.append(
                 f"a step has {rows:,} rows for {ranks:,} ranks, so {ranks - rows:,} ranks idle; raise "
@@ -210,17 +219,6 @@ def _checkpoint_bytes(settings: Settings, trace: MetaTrace) -> float:
     return OPTIMIZERS[settings.optim.name].checkpoint_bytes * trace.trainable
 
 
-def _stored_logits(settings: Settings, work: Workload, config: Any, element_size: int) -> int:
-    """Bytes of logits that the losses of a full micro-batch keep, as :func:`clsgen_kernels.dual_head_loss` decides."""
-    objectives = settings.objectives
-    if objectives.impl not in ("auto", "triton"):
-        return 0
-    _, supervised, _ = work.full_micro_batch()
-    size = supervised * config.get_text_config(decoder=True).vocab_size * element_size
-    calls = 1 + len(objectives.terms_that_run_more(settings.model.decide))
-    return calls * size if size <= round(objectives.stored_logits_gib * 2**30) else 0
-
-
 class Planner:
     """Plans one recipe again and again, with other settings: a model is traced once for each micro-batch."""
 
@@ -230,7 +228,7 @@ class Planner:
         self._config = open_config(self._backbone)
         if not assumptions.is_set:
             require_context(self._config, settings.data.max_prompt_length, settings.data.max_explanation_length)
-        read = not assumptions.is_set and rows_are_available(settings)
+        read = not assumptions.is_set and workload.rows_are_available(settings)
         self._rows = datasets_of_recipe(settings) if read else None
         if self._rows is None and not assumptions.is_set:
             logger.info("%s is not available here: rows are assumed", settings.data.train)
@@ -261,8 +259,8 @@ class Planner:
                 "positions; lower data.max_prompt_length (or --tokens_per_row), or use a backbone with more"
             )
         simulation = simulate(trace, zero)
+        kept, stages, traffic, why = self._kept(settings, work, trace, zero, config)
         asynchronous = settings.checkpoint.asynchronous
-        longest = max(work.stages, key=lambda stage: stage.steps)
         return Plan(
             settings=settings,
             cluster=self.cluster,
@@ -279,23 +277,71 @@ class Planner:
                 on_gpu=True,
                 outside_allocator=self.cluster.reserved_bytes,
                 checkpoint_copy=round(_checkpoint_bytes(settings, trace) / ranks) if asynchronous else 0,
-                stored_logits=_stored_logits(settings, work, self._config, trace.bytes_per_element),
+                stored_logits=workload.stored_logits(settings, work, self._config, trace.bytes_per_element),
             ),
-            flows=flows(trace, zero, simulation, micro_steps=longest.micro_steps),
-            stages=[self._stage(stage, work, trace, zero, simulation) for stage in work.stages],
+            flows=traffic,
+            stages=stages,
             workload=work,
+            kept=kept,
+            not_kept=why,
         )
 
     @cached_property
     def _lm(self) -> Any:
         return meta_lm(self._config, self._backbone)
 
+    def _kept(
+        self, settings: Settings, work: Workload, trace: MetaTrace, zero: Zero3Settings, config: dict[str, Any]
+    ) -> tuple[KeptStates | None, list[StagePlan], list[Flow], str | None]:
+        """What ``train.cache_frozen`` does, the stages and the traffic of a step with it; or why it does nothing."""
+        longest = max(work.stages, key=lambda stage: stage.steps)
+
+        def steps(of: MetaTrace) -> tuple[list[StagePlan], list[Flow]]:
+            simulation = simulate(of, zero)
+            stages = [self._stage(stage, work, of, zero, simulation) for stage in work.stages]
+            return stages, flows(of, zero, simulation, micro_steps=longest.micro_steps)
+
+        stages, traffic = steps(trace)
+        mode = settings.train.cache_frozen
+        if mode == "off":
+            return None, stages, traffic, None
+        text = self._config.get_text_config()
+        try:
+            sequences = kept_sequences(
+                settings,
+                self._rows,
+                work,
+                layers=text.num_hidden_layers,
+                width=text.hidden_size,
+                itemsize=trace.bytes_per_element,
+            )
+        except Unusable as why:
+            if mode == "on":
+                raise SettingsError(f"train.cache_frozen is on, but {why}") from None
+            return None, stages, traffic, str(why)
+        short = self._trace(settings, work, config, zero.ranks, known=True)
+        kept_stages, kept_traffic = steps(short)
+        at = work.stages.index(longest)
+        kept = KeptStates(
+            sequences=sequences,
+            fill_seconds=fill_seconds(
+                sequences.tokens / zero.ranks, work.row_tokens, (trace, short), zero, self._config, self.cluster
+            ),
+            step_seconds=kept_stages[at].time.total,
+            computed_step_seconds=stages[at].time.total,
+            gathered_bytes=gathered(kept_traffic),
+            computed_gathered_bytes=gathered(traffic),
+        )
+        return kept, kept_stages, kept_traffic, None
+
     def _workload(self, settings: Settings, ranks: int) -> Workload:
         if self._rows is not None:
-            return workload_of_rows(settings, self._rows, ranks=ranks)
-        return assumed_workload(settings, ranks=ranks, **dataclasses.asdict(self.assumptions))
+            return workload.workload_of_rows(settings, self._rows, ranks=ranks)
+        return workload.assumed_workload(settings, ranks=ranks, **dataclasses.asdict(self.assumptions))
 
-    def _trace(self, settings: Settings, work: Workload, config: dict[str, Any], ranks: int) -> MetaTrace:
+    def _trace(
+        self, settings: Settings, work: Workload, config: dict[str, Any], ranks: int, *, known: bool = False
+    ) -> MetaTrace:
         model, bf16 = settings.model, config["bf16"]["enabled"]
         lengths, supervised, texts = work.full_micro_batch()
         attention = attention_on_gpu(model.attention)
@@ -303,7 +349,7 @@ class Planner:
         terms = settings.objectives.terms_that_run_more(model.decide)
         used = repr([settings.objectives.preference, settings.objectives.retention]) if terms else ""
         head_ranks = ranks if shards_lm_head(settings, self._lm, config, ranks) else 0
-        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used, head_ranks)
+        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used, head_ranks, known)
         if key not in self._traces:
             self._traces[key] = trace_micro_step(
                 ModelSpec.from_settings(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
@@ -314,6 +360,7 @@ class Planner:
                 terms=terms,
                 texts=texts,
                 head_ranks=head_ranks,
+                known=known,
             )
         return self._traces[key]
 

@@ -14,6 +14,7 @@ from clsgen_dist.io.tables import markdown_table
 from clsgen_dist.plan.cluster import GIB
 from clsgen_dist.plan.dry_run import DryRun
 from clsgen_dist.plan.goodput import FLAT
+from clsgen_dist.plan.kept_states import KeptStates
 from clsgen_dist.plan.plan import Plan, StagePlan
 from clsgen_dist.plan.step_time import PLANNED_OVER_PUBLISHED
 
@@ -64,7 +65,23 @@ def print_plan(plan: Plan, other: Plan) -> None:
         f"expect {low:,.0f} to {high:,.0f} tokens/s, and {least:,.0f} to {most:,.0f} GPU-hours for all stages: four of "
         "five published runs were within this range of their plans\n"
     )
+    if plan.kept:
+        print(markdown_table([["frozen layers computed once", ""], *_kept_rows(plan.kept)]) + "\n")
     print(markdown_table([["checkpoints and faults", ""], *_fault_rows(plan)]))
+
+
+def _kept_rows(kept: KeptStates) -> list[list[str]]:
+    """What is on the disk, and what a step takes and gathers with it and without."""
+    faster = kept.computed_step_seconds / kept.step_seconds
+    return [
+        ["on the disk of output_dir", f"{kept.sequences.bytes / 1e9:,.3g} GB, {kept.sequences.number:,} sequences"],
+        ["computed before the first step in", f"{kept.fill_seconds / 3600:,.3f} h"],
+        ["a step takes", f"{kept.step_seconds:.3f} s instead of {kept.computed_step_seconds:.3f} ({faster:.2f} times)"],
+        [
+            "a rank gathers in a step",
+            f"{kept.gathered_bytes / 1e9:.3f} GB instead of {kept.computed_gathered_bytes / 1e9:.3f}",
+        ],
+    ]
 
 
 def _parts(plan: Plan) -> list[str]:
@@ -263,6 +280,7 @@ def as_json(plan: Plan, other: Plan, advice: Sequence[str], found: Sequence[Plan
             "write_seconds": plan.write_seconds,
         },
         "goodput": dataclasses.asdict(plan.goodput),
+        "kept_states": dataclasses.asdict(plan.kept) if plan.kept else None,
         "advice": list(advice),
         "search": [
             {

@@ -118,8 +118,8 @@ def step_time(
         SettingsError: the cluster does not name the chip's peak in the precision of the trace.
     """
     micro_steps, rows, tokens = stage.micro_steps, stage.rows / stage.steps, stage.tokens / stage.steps
-    attention = 0.0 if trace.eager_attention else attention_flops(config, [row_tokens]) / row_tokens
-    forward, total = _compute(trace, cluster, tokens=stage.fullest, attention_per_token=attention)
+    attention = 0.0 if trace.eager_attention else attention_flops(config, [row_tokens]) / row_tokens * trace.layers_run
+    forward, total = compute_seconds(trace, cluster, tokens=stage.fullest, attention_per_token=attention)
     overlap = cluster.overlap if zero.overlap_comm else 0.0
 
     def links(*kinds: FlowKind) -> float:
@@ -149,7 +149,9 @@ def step_time(
     )
 
 
-def _compute(trace: MetaTrace, cluster: Cluster, *, tokens: float, attention_per_token: float) -> tuple[float, float]:
+def compute_seconds(
+    trace: MetaTrace, cluster: Cluster, *, tokens: float, attention_per_token: float
+) -> tuple[float, float]:
     """Seconds of a micro-step of ``tokens``: of its forward, and of forward and backward together."""
     checkpointed = trace.recomputed_flops > 0
     share = tokens / trace.tokens

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clsgen_dist.model.backbone import checkpoint_activations, set_zero3_units
+from clsgen_dist.model.backbone import checkpoint_activations, layer_stack, set_zero3_units
+from clsgen_dist.model.dual_head import DualHeadModel
+from clsgen_dist.model.frozen_layers import FrozenLayers, KnownStates, first_that_learns
 from clsgen_dist.model.sharded_lm_head import head_parameter
 from clsgen_dist.objectives.term import Term
 from clsgen_dist.plan.equal_ranks import MetaRanks
@@ -40,6 +42,7 @@ def trace_micro_step(
     terms: tuple[Term, ...] = (),
     texts: int = 0,
     head_ranks: int = 0,
+    known: bool = False,
 ) -> MetaTrace:
     """Trace a micro-step of packed sequences.
 
@@ -52,6 +55,7 @@ def trace_micro_step(
         terms: of the loss, besides generation and classification: those that run the model or the LM head once more.
         texts: how many of the last sequences are general texts.
         head_ranks: over how many ranks the LM head stays sharded; 0: it is gathered.
+        known: start from what the frozen layers gave.
 
     Raises:
         ModelError: the backbone cannot be trained or planned.
@@ -63,6 +67,7 @@ def trace_micro_step(
     shards = model.lm_head.shards
     set_zero3_units(model, sharded_head=shards is not None)
     batch = _meta_batch(sequence_lengths, supervised, texts)
+    layers_run = _start_from_known(model, batch) if known else 1.0
     counter = TensorCounter()
     counter.ignore([*model.parameters(), *model.buffers()])
     if shards:
@@ -96,7 +101,27 @@ def trace_micro_step(
         learned_positions=not any("Rotary" in type(module).__name__ for module in model.modules()),
         head_moves=shards.ranks.moves if shards and isinstance(shards.ranks, MetaRanks) else {},
         eager_attention=attention == "eager",
+        layers_run=layers_run,
     )
+
+
+def _start_from_known(model: DualHeadModel, batch: dict[str, Any]) -> float:
+    """Give the batch what its frozen layers gave; returns the share of the layers that are left to compute."""
+    from deepspeed.runtime.zero.partition_parameters import unregister_external_parameter
+
+    lm: Any = model.lm
+    layers, weight = layer_stack(lm)[1], head_parameter(lm)
+    model.frozen_layers = FrozenLayers(layers, first_that_learns(layers))
+    left = len(layers) - model.frozen_layers.first
+    of_tokens: list[Tensor] = []
+    if not left:
+        for parameter in model.lm_head.gathered_parameters():
+            unregister_external_parameter(model, parameter)
+        tokens = len(batch["target_n"])
+        of_tokens = [torch.empty(tokens, device="meta"), torch.empty(tokens, device="meta", dtype=torch.bool)]
+    rows = len(batch["input_ids_N"]) if left else 2 * len(batch["label_S"])
+    batch["known"] = KnownStates(torch.empty(rows, weight.shape[1], device="meta", dtype=weight.dtype), *of_tokens)
+    return left / len(layers)
 
 
 def _weights(model: nn.Module, load_in_4bit: bool) -> list[Weight]:

@@ -7,7 +7,7 @@ number of rows of one length.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,6 +63,8 @@ class Workload:
     """Of all tokens, those of general texts beside the rows."""
     text_length: int = 0
     """Tokens of such a text."""
+    rows: int = 0
+    """Training rows."""
 
     def full_micro_batch(self) -> tuple[list[int], int, int]:
         """Lengths of the sequences of a micro-batch that fills the budget, its supervised tokens, its general texts.
@@ -122,7 +124,9 @@ def workload_of_rows(settings: Settings, rows: Datasets, *, ranks: int) -> Workl
     longest = max(train.longest(planned.stage.max_prompt_length) for planned in stream.stages)
     row_tokens = float((length_p.sum() - text_p.sum()) / (len(length_p) - len(text_p)))
     beside = (text_share, round(float(text_p.mean()))) if len(text_p) else (0.0, 0)
-    return Workload(stages, row_tokens, longest, float(supervised), _budget(settings), note, False, *beside)
+    return Workload(
+        stages, row_tokens, longest, float(supervised), _budget(settings), note, False, *beside, rows=len(train)
+    )
 
 
 def assumed_workload(
@@ -179,7 +183,7 @@ def assumed_workload(
     retention = settings.objectives.retention
     share = retention.share / (1 + retention.share) if retention.weight else 0.0  # texts as long as rows
     own = supervised / length * (1 - share)
-    return Workload(stages, length, max(lengths), own, _budget(settings), note, assumed, share, length)
+    return Workload(stages, length, max(lengths), own, _budget(settings), note, assumed, share, length, number)
 
 
 def _budget(settings: Settings) -> int:
@@ -204,3 +208,14 @@ def _stage(planned: PlannedStage, steps: int, batch_size: int, row_tokens: float
     micro_steps = float(np.mean([len(load) for load in loads]))
     fullest = sum(map(sum, loads)) / sum(map(len, loads))
     return StageLoad(planned.stage.name, steps, rows, rows * row_tokens, micro_steps, fullest)
+
+
+def stored_logits(settings: Settings, work: Workload, config: Any, element_size: int) -> int:
+    """Bytes of logits that the losses of a full micro-batch keep, as :func:`clsgen_kernels.dual_head_loss` decides."""
+    objectives = settings.objectives
+    if objectives.impl not in ("auto", "triton"):
+        return 0
+    _, supervised, _ = work.full_micro_batch()
+    size = supervised * config.get_text_config(decoder=True).vocab_size * element_size
+    calls = 1 + len(objectives.terms_that_run_more(settings.model.decide))
+    return calls * size if size <= round(objectives.stored_logits_gib * 2**30) else 0

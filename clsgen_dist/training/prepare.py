@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from clsgen_dist.data.pack import Sample
 from clsgen_dist.data.prompt import RenderedPrompt
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.replay import ReplayTexts
+from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import (
@@ -36,6 +38,7 @@ from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.label_space import LabelSpace
 from clsgen_dist.model.self_test import SelfTest, self_test
 from clsgen_dist.objectives.class_weights import distortions, head_prior
+from clsgen_dist.training import frozen_cache
 from clsgen_dist.training.build_engine import build_engine, loss_spec
 from clsgen_dist.training.datasets import (
     Datasets,
@@ -66,6 +69,13 @@ class PreparedRun:
     labels: LabelSpace
     canary: Sample
     prompt: RenderedPrompt
+
+    def close(self, *, deletes: bool) -> None:
+        """At the run's end; ``deletes``: what only this run needed on the disk too."""
+        if isinstance(self.stream.rows, ShardedRows):
+            self.stream.rows.close()
+        if deletes:
+            shutil.rmtree(self.output / frozen_cache.FOLDER, ignore_errors=True)
 
 
 def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, world: World) -> PreparedRun:
@@ -111,6 +121,7 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     if stream.padded:
         why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
         logger.info("rows are padded, not packed: %s", why)
+    frozen_cache.attach_frozen_states(engine, stream, opened, settings, canary, world)
     return PreparedRun(
         output=output,
         engine=engine,

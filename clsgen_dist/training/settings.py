@@ -26,6 +26,10 @@ class TrainSettings:
     """auto: bf16 on an accelerator, fp32 on CPU."""
     activation_checkpointing: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them."""
+    cache_frozen: Literal["off", "auto", "on"] = "off"
+    """With `model.finetune: head` or `model.top_layers`: keep on the disk what the frozen layers give for each sequence, so that they are computed once and neither computed nor gathered in any step. auto: where it saves time, fits `cache_frozen_gb` and the same losses follow; on: refuse to train otherwise."""
+    cache_frozen_gb: PositiveFloat = 50.0
+    """Most gigabytes (10⁹ bytes) in output_dir/frozen_states for `cache_frozen`; they are deleted at the run's end."""
     interference_every: PositiveInt | None = None
     """Steps between measurements of how the two losses' gradients meet in the adapters, each a second pass; none: never."""
     eval_every: PositiveInt | None = None

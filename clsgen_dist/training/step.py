@@ -12,18 +12,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from clsgen_dist.data.loader import Step
-from clsgen_dist.data.pack import Batch
 from clsgen_dist.engine.optim import lr_factor, set_lr
 from clsgen_dist.engine.settings import OptimSettings
 from clsgen_dist.engine.world import World, waiting
 from clsgen_dist.model.dual_head import ModelOutput
+from clsgen_dist.model.frozen_layers import lm_head_unused
 from clsgen_dist.objectives.adaptive_weights import Balance, BalanceState
 from clsgen_dist.objectives.normalization import StepCounts, backward_loss, joint_loss, mean
 from clsgen_dist.objectives.settings import ObjectivesSettings
@@ -89,6 +89,8 @@ class Agreement:
     """Whether every rank has written its files of the save under way."""
     stop: bool
     """Whether some rank was asked to stop."""
+    known: bool = False
+    """Whether every rank has what the frozen layers gave for its rows."""
 
 
 class TrainStep:
@@ -123,14 +125,16 @@ class TrainStep:
     def agree(self, share: Step, *, written: bool = False, stop: bool = False) -> Agreement:
         """The all-reduce that begins a step: what it holds, whether all have saved, whether some rank must stop."""
         batches = share.batches
-        *counts, tokens, ranks_written, stops = self._world.sum(
+        *counts, tokens, ranks_written, stops, ranks_known = self._world.sum(
             *(sum(term.count(batch) for batch in batches) for term in self.terms),
             sum(b.tokens for b in batches if not b.is_dummy),
             written,
             stop,
+            share.known is not None,
         )
         by_term = dict(zip((term.name for term in self.terms), counts, strict=True))
-        return Agreement(StepCounts(by_term, tokens), ranks_written == self._world.size, stops > 0)
+        ranks = self._world.size
+        return Agreement(StepCounts(by_term, tokens), ranks_written == ranks, stops > 0, ranks_known == ranks)
 
     def __call__(
         self,
@@ -140,6 +144,8 @@ class TrainStep:
         limits: dict[str, float] | None = None,
         balance: BalanceState | None = None,
         reference_point: float = 0.0,
+        *,
+        known: bool = False,
     ) -> StepResult:
         """Take optimizer step ``step`` (from 0) on this rank's ``share``; collective.
 
@@ -148,8 +154,9 @@ class TrainStep:
             limits: mean of each term above which the update is skipped; None: no limit.
             balance: state of the adaptive weights; None: as at the start.
             reference_point: KTO's, from the step before.
+            known: start at the first layer that learns, as all ranks agreed.
         """
-        engine, world, batches, terms = self._engine, self._world, share.batches, self.terms
+        engine, world, terms = self._engine, self._world, self.terms
         names, balance = [term.name for term in terms], balance or {}
         schedule, progress = weight_schedule(self._objectives, names, share.stage, step, self._total_steps)
         weights = schedule.at(progress, self._balance.factors(balance, schedule.base))
@@ -160,7 +167,9 @@ class TrainStep:
         engine.module.hidden_grad_square = square
         measure = bool(self._interference_every and (step + 1) % self._interference_every == 0)
         probe = InterferenceProbe(engine.module) if measure else None
-        self._accumulate(step, batches, counts, weights, limits, sums, probe)
+        tokens_known = known and share.known is not None and share.known[0].all_frozen
+        with lm_head_unused(engine) if tokens_known else contextlib.nullcontext():
+            self._accumulate(step, share, counts, weights, limits, sums, probe, known=known)
         skipped_before = engine.skipped_steps
         engine.step()
         engine.module.hidden_grad_square = None
@@ -197,22 +206,28 @@ class TrainStep:
     def _accumulate(
         self,
         step: int,
-        batches: Sequence[Batch],
+        share: Step,
         counts: StepCounts,
         weights: Mapping[str, float],
         limits: Mapping[str, float] | None,
         sums: torch.Tensor,
         probe: InterferenceProbe | None,
+        *,
+        known: bool,
     ) -> None:
         """Forward and backward of every micro-batch; adds to ``sums``, which end up as those of all ranks."""
         engine, world, names = self._engine, self._world, [term.name for term in self.terms]
+        batches = share.batches
         for micro_step, batch in enumerate(batches):
             for number, kept in enumerate(self._passes(probe is not None)):
                 # Dropout is a function of the position, so that no generator's state needs saving.
                 torch.manual_seed(_dropout_seed(self._seed, step, micro_step, world.rank))
                 last = micro_step == len(batches) - 1 and (number > 0 or probe is None)
                 engine.set_gradient_accumulation_boundary(last)
-                output = engine(**batch.inputs(world.device))
+                inputs = batch.inputs(world.device)
+                if known and share.known is not None:
+                    inputs["known"] = share.known[micro_step].to(world.device)
+                output = engine(**inputs)
                 counted = {name: weight if name in kept else 0.0 for name, weight in weights.items()}
                 loss = backward_loss(dict(zip(names, output.term_sums, strict=True)), counts, counted, world.size)
                 if number == 0:

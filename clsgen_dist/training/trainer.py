@@ -23,7 +23,6 @@ from clsgen_dist.checkpoint.state import TrainState
 from clsgen_dist.config import Settings, to_yaml
 from clsgen_dist.data.loader import Step, prefetch
 from clsgen_dist.data.tables.dataset import RowDataset
-from clsgen_dist.data.tables.shards import ShardedRows
 from clsgen_dist.engine.world import World, process_group, set_launch_variables
 from clsgen_dist.errors import NonFiniteLossError, Preempted
 from clsgen_dist.io.files import disk_full_as_user_error
@@ -109,8 +108,7 @@ def train(settings: Settings) -> TrainResult:
                 logger.info("settings changed since %s was written: %s", resume_from.name, "; ".join(changed))
             run = prepare(settings, zero, resume_from, world)
             result = Trainer(settings, world, run, preemption, run_lock, start_log).run(resume_from)
-            if isinstance(run.stream.rows, ShardedRows):
-                run.stream.rows.close()
+            run.close(deletes=is_main and settings.train.stop_at_stage is None)
             return result
 
 
@@ -260,7 +258,8 @@ class Trainer:
             if staged and share.stage.first_step == step:
                 logger.info("step %d stage: %s", step, share.stage.stage.name)
             limits = self.state.spikes.limits(self.settings.faults.spike_factor, agreed.counts.terms)
-            result = self.train_step(step, share, agreed.counts, limits, self.state.balance, self.state.reference_point)
+            carried = (limits, self.state.balance, self.state.reference_point)
+            result = self.train_step(step, share, agreed.counts, *carried, known=agreed.known)
             if result.angles and self.world.is_main:
                 write_angles(self.output / INTERFERENCE_FILE, step + 1, result.angles)
             self._update(balance=result.balance, reference_point=result.reference_point)

@@ -2,15 +2,16 @@
 
     {"what": "kill", "where": "save:write", "step": 4, "rank": 1}
 
-where    start (before rows are planned), step (before a step's forward passes), save:copy, save:write, save:written,
-         save:marker, save:committed
+where    start (before rows are planned), frozen (a sequence's states are kept, ``after`` so many), step (before a
+         step's forward passes), save:copy, save:write, save:written, save:marker, save:committed
 what     kill, stop (SIGSTOP), usr2, term (to oneself), sleep (``seconds``), raise, full (the disk), nan_loss, nan_grad,
-         spike (a loss times ``factor``), write (``text`` to ``path``)
+         spike (a loss times ``factor``), write (``text`` to ``path``); count, which is none: counted_steps.py
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import time
@@ -46,12 +47,13 @@ def inject(faults: list[dict[str, Any]]) -> None:
 
         return wrapped
 
+    _arm_kept_states(faults)
     take_step = step.TrainStep.__call__
 
-    def stepping(self: Any, number: int, *rest: Any) -> Any:
+    def stepping(self: Any, number: int, *rest: Any, **options: Any) -> Any:
         now["step"] = number + 1  # as logs count
         reach("step")
-        return take_step(self, number, *rest)
+        return take_step(self, number, *rest, **options)
 
     step.TrainStep.__call__ = stepping  # type: ignore[method-assign]
     saver._ShardWriter.save = before(saver._ShardWriter.save, "save:copy")  # type: ignore[method-assign]
@@ -89,6 +91,26 @@ def inject(faults: list[dict[str, Any]]) -> None:
         init(self, settings, world, run, *rest)
 
     trainer.Trainer.__init__ = started  # type: ignore[method-assign]
+
+
+def _arm_kept_states(faults: list[dict[str, Any]]) -> None:
+    """Faults while the states of sequences are kept, and counts of what the steps call."""
+    from clsgen_dist.data.tables.state_cache import StateCache
+    from tests.dist.counted_steps import count_steps
+
+    for fault in faults:
+        if fault["what"] == "count":
+            count_steps(fault["path"])
+    keep, count = StateCache.write, itertools.count(1)
+
+    def keeping(self: Any, *rest: Any) -> None:
+        number = next(count)
+        for fault in faults:
+            if fault.get("where") == "frozen" and number > fault["after"]:
+                _trigger(fault)
+        keep(self, *rest)
+
+    StateCache.write = keeping  # type: ignore[method-assign]
 
 
 def _trigger(fault: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from clsgen_dist.hf_export.export import export
 from clsgen_dist.hf_export.fold import fold
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.model.adapters import inject_lora
-from clsgen_dist.model.backbone import _layer_stack, open_backbone
+from clsgen_dist.model.backbone import layer_stack, open_backbone
 from clsgen_dist.model.settings import ModelSettings
 
 real_run = lambda test: pytest.mark.dist(pytest.mark.slow(test))  # noqa: E731
@@ -181,7 +181,7 @@ def _adapted(folder, kind, dtype=torch.float32, **changes):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder / "base")
     lm = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
-    inject_lora(_layer_stack(lm)[1], [0, 1], rank=4, alpha=6, dropout=0.0)
+    inject_lora(layer_stack(lm)[1], [0, 1], rank=4, alpha=6, dropout=0.0)
     return lm, {name: p.data.normal_(std=0.3) for name, p in lm.named_parameters() if "lora_" in name}
 
 

@@ -156,6 +156,19 @@ class RowDataset:
             length_p += np.where(mismatched_p > 0, prompt_p + mismatched_p, 0)
         return length_p
 
+    def sequence_keys(self, row_p: np.ndarray, visit_p: np.ndarray, max_prompt_length: int | None = None) -> np.ndarray:
+        """``[p]`` a number of each sample's own sequence: prompt and explanation. Equal numbers are equal tokens."""
+        table = self.table
+        which_p = _turn(table.explanation_start_N1, row_p, visit_p)
+        explanations = len(table.explanation_length_E)  # a row without any is numbered after all of them
+        own_p = np.where(which_p >= 0, table.explanation_start_N1[row_p] + which_p, explanations + row_p)
+        prompt_p = self.encoder.prompt_lengths(table.text_length_N[row_p], max_prompt_length)
+        return own_p.astype(np.int64) * (self.encoder.max_prompt_length + 1) + prompt_p
+
+    def answer_lengths(self, row_p: np.ndarray, visit_p: np.ndarray) -> np.ndarray:
+        """``[p]`` tokens of the explanations of these rows at these visits, 0 without."""
+        return _length_of_turn(self.table.explanation_start_N1, self.table.explanation_length_E, row_p, visit_p)
+
     def mismatched_lengths(self) -> np.ndarray:
         """``[N]`` lengths of :meth:`mismatched`."""
         table = self.table
