@@ -115,7 +115,7 @@ def main() -> None:
     own = parser.parse_args()
     print(f"{platform.machine()}, fp32, SmolLM2-135M, 8 rows a step\n")
     print(
-        "| recipe | computed, tokens per CPU s | kept | ratio | gathered a step, MB: computed | kept | losses apart |"
+        "| recipe | computed, tokens a CPU second | kept | ratio | MB gathered a step, computed | kept | losses apart |"
     )
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name, flags in RECIPES.items():

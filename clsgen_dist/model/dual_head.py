@@ -27,7 +27,7 @@ from clsgen_dist.model.adapters import adapters_off
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs, rows_of_tokens
 from clsgen_dist.model.attention_probe import ARGUMENT, AttentionProbe
 from clsgen_dist.model.classification_head import ClassificationHead, ClassLoss
-from clsgen_dist.model.forward_pass import ForwardPass
+from clsgen_dist.model.forward_pass import ForwardPass, Preferences
 from clsgen_dist.model.frozen_layers import FrozenLayers, KnownStates
 from clsgen_dist.model.lm_head import LMHead
 
@@ -235,14 +235,13 @@ class DualHeadModel(nn.Module):
             ),
         )
         losses = known.with_tokens(losses) if known else losses
-        affine, sums, judged = (weight_KD, bias_K), [], None
         shared = ForwardPass(
             batch=batch,
             hidden_ND=hidden_ND,
             losses=losses,
             lm_head=lm_head,
             head=head,
-            affine=affine,
+            affine=(weight_KD, bias_K),
             decided_index_S=decided_S,
             class_loss=class_loss,
             name_tokens=spec.name_tokens,
@@ -251,16 +250,7 @@ class DualHeadModel(nn.Module):
             store_bytes=spec.store_bytes,
             reference_point=self.reference_point,
         )
-        for index, term in enumerate(spec.terms):
-            # The fused loss measures the first two itself.
-            measured_ND = (
-                hidden_ND if square is None or index < 2 else _MeasureGradient.apply(hidden_ND, square[index + 1])
-            )
-            seen = dataclasses.replace(
-                shared, hidden_ND=measured_ND, reference_ND=reference_ND if term.needs_reference else None
-            )
-            sums.append(term.sum(seen))
-            judged = seen.preferences if term.compares_explanations else judged
+        sums, judged = self._terms(shared, reference_ND)
         after_SK = losses.class_logits[:0]
         if spec.decide == "both" and not self.training:
             after_SK = F.linear(hidden_ND[batch["end_index_S"]].float(), weight_KD.float(), bias_K.float())
@@ -275,7 +265,21 @@ class DualHeadModel(nn.Module):
         if judged is not None:
             margin_S = margin_S if self.training else judged.margin_S.masked_fill(~judged.is_pair_S, torch.nan)
             mismatched = judged.mismatched_sums() if self.training else mismatched
-        return ModelOutput(*losses, after_SK, names_SC, mass_S, margin_S, mismatched, tuple(sums))
+        return ModelOutput(*losses, after_SK, names_SC, mass_S, margin_S, mismatched, sums)
+
+    def _terms(self, shared: ForwardPass, reference_ND: Tensor | None) -> tuple[tuple[Tensor, ...], Preferences | None]:
+        """Sum of each term, their gradients measured; explanations compared with the reference, if a term does that."""
+        square, sums, judged = self.hidden_grad_square, [], None
+        for index, term in enumerate(self.loss_spec.terms):
+            hidden_ND = shared.hidden_ND
+            if square is not None and index >= 2:  # the fused loss measures the first two itself
+                hidden_ND = _MeasureGradient.apply(hidden_ND, square[index + 1])
+            seen = dataclasses.replace(
+                shared, hidden_ND=hidden_ND, reference_ND=reference_ND if term.needs_reference else None
+            )
+            sums.append(term.sum(seen))
+            judged = seen.preferences if term.compares_explanations else judged
+        return tuple(sums), judged
 
 
 _BACKBONE_INPUTS = ("input_ids_N", "position_N", "sequence_start_S1", "longest")
