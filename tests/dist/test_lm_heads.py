@@ -17,6 +17,22 @@ from tests.model.changed_logits import CHANGED, changed_lm
 pytestmark = pytest.mark.dist
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("family", CHANGED)
+def test_a_sharded_head_trains_as_a_gathered_one(family, train, smollm2, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    changed_lm(family, len(tokenizer)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    curves = []
+    for lm_head in ("gathered", "sharded"):
+        output = tmp_path / lm_head
+        train(output, model__backbone=tmp_path / "base", train__max_steps=4, objectives__lm_head=lm_head, optim__eps=1e-3)
+        log = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
+        log.Reload()
+        curves.append([event.value for tag in ("loss/generation", "optim/grad_norm") for event in log.Scalars(tag)])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f == "Gemma2" else pytest.mark.long) for f in CHANGED])
 def test_it_trains_and_both_answers_come_from_the_folded_export(family, train, smollm2, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
