@@ -138,11 +138,11 @@ def test_verification_that_fails_once_is_repeated_and_logged(exported, tmp_path,
 
     verify, calls = module.verify_canary, []
 
-    def wrong_at_first(folder, canary):
+    def wrong_at_first(folder, canary, **options):
         calls.append(folder)
         if len(calls) == 1:
             canary = {**canary, "class_logits": [value + 0.01 for value in canary["class_logits"]]}
-        verify(folder, canary)
+        verify(folder, canary, **options)
 
     monkeypatch.setattr(module, "verify_canary", wrong_at_first)
     with caplog.at_level("INFO", logger="clsgen_dist.hf_export"):
