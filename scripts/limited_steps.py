@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -113,6 +113,12 @@ def run(step: Step, gpus: int, folder: Path) -> Result:
     return result
 
 
+def _without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, without what says which rank of a launch this process is."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in environment.items() if name not in ranks}
+
+
 def _processes(step: Step, command: list[str], log: Path) -> tuple[list[int], bool]:
     """Exit codes of the step's processes, and whether they ended by themselves within the limit."""
     with socket.socket() as probe_:
@@ -128,7 +134,12 @@ def _processes(step: Step, command: list[str], log: Path) -> tuple[list[int], bo
                 ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(step.ranks),
                          "LOCAL_SIZE": str(step.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
                 given = ranks if step.ranks > 1 or step.is_rank else {}
-                environment_ = {**os.environ, "PYTHONUNBUFFERED": "1", **given, **dict(step.environment)}
+                environment_ = {
+                    **_without_ranks(os.environ),
+                    "PYTHONUNBUFFERED": "1",
+                    **given,
+                    **dict(step.environment),
+                }
                 started.append(
                     subprocess.Popen(
                         command,

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from clsgen_dist.errors import SettingsError
-from clsgen_dist.model.sharded_lm_head import cannot_shard, head_parameter
+from clsgen_dist.model.sharded_lm_head import cannot_shard, head_parameter, row_starts
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,15 @@ def head_traffic(
     return HeadTraffic(share * gathered, share * sharded)
 
 
-def cannot_stay_sharded(lm: Any, zero: dict[str, Any]) -> str | None:
+def cannot_stay_sharded(lm: Any, zero: dict[str, Any], ranks: int) -> str | None:
     """Why the LM head of a model cannot stay sharded under a DeepSpeed configuration; None if it can."""
-    section = zero["zero_optimization"]
+    section, weight = zero["zero_optimization"], head_parameter(lm)
+    vocabulary, width = getattr(weight, "ds_shape", weight.shape)
+    starts = row_starts(vocabulary, width, ranks)
+    if len(set(starts)) <= ranks:
+        return f"its {starts[-1]} rows leave none to some of {ranks} ranks"
+    if section.get("mics_shard_size", -1) > 0:
+        return "mics_shard_size partitions weights over some of the ranks"
     if section.get("offload_param", {}).get("device") == "nvme":
         return "offload_param is nvme, where its partition is not in memory"
     if section.get("zero_quantized_nontrainable_weights"):
@@ -83,7 +89,7 @@ def stays_sharded(
         traffic: from :func:`head_traffic`.
         ranks: that the weight is partitioned over.
     """
-    why_not = cannot_stay_sharded(lm, zero)
+    why_not = cannot_stay_sharded(lm, zero, ranks)
     if wanted == "sharded" and why_not:
         raise SettingsError(f"objectives.lm_head is sharded, but {why_not}; set it to gathered")
     if wanted == "auto":

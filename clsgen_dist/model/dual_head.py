@@ -143,14 +143,14 @@ class DualHeadModel(nn.Module):
                 inputs = {**inputs, "input_ids": None, "inputs_embeds": known_ND[None]}
                 with self.frozen_layers.left_out(known_ND[None]):
                     return backbone(**inputs, **asked).last_hidden_state[0]
-            inputs = self._embedded(inputs)
+            inputs = self.embedded(inputs)
             return backbone(**inputs, **asked).last_hidden_state[0]
         rows = len(sequence_start_S1) - 1
         row_N = rows_of_tokens(sequence_start_S1, len(input_ids_N))
-        inputs = self._embedded(padded_inputs(input_ids_N, position_N, row_N, rows, longest))
+        inputs = self.embedded(padded_inputs(input_ids_N, position_N, row_N, rows, longest))
         return backbone(**accepted_inputs(backbone, inputs), **asked).last_hidden_state[row_N, position_N]
 
-    def _embedded(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def embedded(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A backbone's inputs, with embeddings instead of tokens where its own embedding is sharded."""
         ids = inputs["input_ids"]
         embedded_ND = self.lm_head.embed(ids.flatten())

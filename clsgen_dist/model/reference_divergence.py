@@ -10,10 +10,10 @@ logits twice. With an LM head in shards every rank takes all ranks' tokens, and 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from clsgen_kernels import VocabShards
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -64,13 +64,17 @@ def _in_blocks(hidden_TD: Tensor, reference_TD: Tensor, lm_head: LMHead) -> tupl
     """Divergences ``[T]`` and their gradients ``[T, D]``: those parts of the sums that this rank's rows give."""
     shards, weight_VD, bias_V = lm_head.shards, lm_head.weight_VD, lm_head.bias_V
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+    # Added to the wide products, which are not rounded again.
+    wide_bias = 0 if bias_V is None else bias_V.to(dtype)
     divergence_T = hidden_TD.new_zeros(len(hidden_TD), dtype=dtype)
     gradient_TD = torch.zeros_like(hidden_TD, dtype=hidden_TD.dtype if shards is None else dtype)
-    block = max(1, _BLOCK_ELEMENTS // len(weight_VD))
+    starts = (0, len(weight_VD)) if shards is None else shards.starts
+    most = max(end - start for start, end in itertools.pairwise(starts))  # ranks with fewer rows take the same blocks
+    block = max(1, _BLOCK_ELEMENTS // most)
     for start in range(0, len(hidden_TD), block):
         at = slice(start, start + block)
         logits_BV, reference_BV = (
-            lm_head.transform(F.linear(states[at].to(weight_VD.dtype), weight_VD, bias_V)).to(dtype)
+            lm_head.transform((states[at].to(weight_VD.dtype) @ weight_VD.T).to(dtype) + wide_bias)
             for states in (hidden_TD, reference_TD)
         )
         log_p_BV, log_q_BV = _log_softmax(logits_BV, shards), _log_softmax(reference_BV, shards)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clsgen_dist.data.pack import Sample, collate
-from clsgen_dist.errors import first_line
+from clsgen_dist.errors import ModelError, first_line
 from clsgen_dist.model.attention import accepted_inputs, packed_inputs, padded_inputs
 from clsgen_dist.model.dual_head import DualHeadModel
 from clsgen_dist.model.unsupported import Unsupported, UnsupportedBackboneError
@@ -52,6 +52,8 @@ class SelfTest:
     """Tolerance of ``causal``, ``logits``, ``padded`` and ``packed``."""
     leak_tolerance: float
     """Tolerance of ``leak``."""
+    embedded: float = 0.0
+    """States from embeddings that the LM head looks up, where it is sharded and tied, against those from tokens."""
     refusal: str | None = None
     """Why packed sequences were not accepted."""
 
@@ -78,6 +80,11 @@ class SelfTest:
                 Unsupported.CHANGED_LOGITS,
                 f"{name} makes other logits of its last hidden states than LM head, bias, scale and soft cap do "
                 f"(relative change {self.logits:.1e}), which the loss does not support; use another backbone",
+            )
+        if not self.embedded <= self.rounding:
+            raise ModelError(
+                f"{name} computes other states from embeddings than from tokens (relative difference "
+                f"{self.embedded:.1e}), and objectives.lm_head keeps its embedding sharded; set it to gathered",
             )
         if self.layout == "padded" and not self.padded <= self.rounding:
             raise UnsupportedBackboneError(
@@ -124,6 +131,12 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
         fits = (logits_NV.shape[-1], padded_ND.shape[-1]) == (vocabulary, width)
         logits = relative_difference(lm_head.logits(padded_ND), logits_NV) if fits else float("inf")
 
+    embedded = 0.0
+    with_rows = model.embedded(inputs)
+    if with_rows is not inputs:
+        from_rows_STD = backbone(**accepted_inputs(backbone, with_rows)).last_hidden_state
+        embedded = relative_difference(from_rows_STD[row_N, position_N], padded_ND)
+
     packed = leak = float("inf")
     refusal = None
     inputs = packed_inputs(*batch)
@@ -144,6 +157,7 @@ def self_test(model: DualHeadModel, sample: Sample) -> SelfTest:
         leak=leak,
         rounding=ROUNDING.get(padded_ND.dtype, 1e-1),
         leak_tolerance=ROUNDING_SAME_SHAPES.get(padded_ND.dtype, 2e-2),
+        embedded=embedded,
         refusal=refusal,
     )
 

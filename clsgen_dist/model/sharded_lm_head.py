@@ -38,9 +38,13 @@ def is_tied(lm: Any) -> bool:
 
 def cannot_shard(lm: Any) -> str | None:
     """Why this model's LM head cannot stay sharded; None if it can."""
-    embedding = lm.get_input_embeddings()
+    embedding, config = lm.get_input_embeddings(), lm.config.get_text_config(decoder=True)
     if not is_tied(lm):
         return None
+    if getattr(config, "hidden_size_per_layer_input", None):
+        return (
+            f"{type(lm).__name__} looks tokens up in every layer, and the sharded embedding hands over its rows alone"
+        )
     plain = isinstance(embedding, nn.Embedding) and embedding.max_norm is None
     if not plain or (type(embedding).forward is not nn.Embedding.forward and not hasattr(embedding, "embed_scale")):
         return f"its input embedding, which is the same weight, is a {type(embedding).__name__}, not a plain lookup"
@@ -57,6 +61,12 @@ def gathered(parameters: list[Any]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(parameters):
         yield
+
+
+def row_starts(vocabulary: int, width: int, ranks: int) -> tuple[int, ...]:
+    """First row of each rank where ZeRO-3 partitions ``[vocabulary, width]`` over so many, and the vocabulary."""
+    size = -(-vocabulary * width // ranks)
+    return (*(min(vocabulary, -(-rank * size // width)) for rank in range(ranks)), vocabulary)
 
 
 class ShardedLMHead(LMHead):
@@ -78,8 +88,7 @@ class ShardedLMHead(LMHead):
         super().__init__(lm, LogitTransform.of(lm.config))
         self._parameter, self._ranks, self._deposit, self._device = head_parameter(lm), ranks, deposit, device
         (vocabulary, width), size = self._parameter.ds_shape, self._parameter.ds_tensor.ds_numel
-        starts = [min(vocabulary, -(-rank * size // width)) for rank in range(ranks.size)]
-        self.shards = VocabShards(ranks, (*starts, vocabulary))
+        self.shards = VocabShards(ranks, row_starts(vocabulary, width, ranks.size))
         start = size * ranks.rank
         self._size, self._width = size, width
         self._filled = min(size, vocabulary * width - start)
@@ -88,10 +97,11 @@ class ShardedLMHead(LMHead):
         """Elements at its beginning that belong to the last row of the rank before."""
         self._cut = size % width != 0
         self._leaf: Tensor | None = None
+        self._completed: Tensor | None = None
 
     def begin(self) -> None:
         """A forward pass begins: the rows of the one before, if its gradient was never asked for, are forgotten."""
-        self._leaf = None
+        self._leaf = self._completed = None
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[LMHead]:
@@ -108,7 +118,7 @@ class ShardedLMHead(LMHead):
         if not (self._parameter.requires_grad and torch.is_grad_enabled()):
             return self._complete_rows()
         if self._leaf is None:
-            self._leaf = self._complete_rows().requires_grad_()
+            self._leaf = self._complete_rows().detach().requires_grad_()
             self._leaf.register_post_accumulate_grad_hook(self._take_gradient)
         return self._leaf
 
@@ -151,15 +161,18 @@ class ShardedLMHead(LMHead):
         partition = self._parameter.ds_tensor.detach().to(self._device)
         if not self._cut:
             return partition[: self._filled].view(-1, self._width)
+        if self._completed is not None:
+            return self._completed
         beginnings = self._from_all(partition[: self._width])
         own = partition[self._lead : self._filled]
         missing = self.shards.held * self._width - own.numel()
         following = beginnings[self._ranks.rank + 1][:missing] if missing else own[:0]
-        return torch.cat([own, following]).view(-1, self._width)
+        self._completed = torch.cat([own, following]).view(-1, self._width)
+        return self._completed
 
     def _take_gradient(self, leaf: Tensor) -> None:
         grad = leaf.grad.view(-1)  # type: ignore[union-attr]
-        leaf.grad = self._leaf = None
+        leaf.grad = self._leaf = self._completed = None
         own = self._filled - self._lead
         if self._cut:
             ends = self._from_all(F.pad(grad[own:], (0, self._width - (grad.numel() - own))))

@@ -213,7 +213,7 @@ def _stage(planned: PlannedStage, steps: int, batch_size: int, row_tokens: float
 def stored_logits(settings: Settings, work: Workload, config: Any, element_size: int) -> int:
     """Bytes of logits that the losses of a full micro-batch keep, as :func:`clsgen_kernels.dual_head_loss` decides."""
     objectives = settings.objectives
-    if objectives.impl not in ("auto", "triton"):
+    if objectives.impl not in ("auto", "triton") or settings.model.finetune == "head":
         return 0
     _, supervised, _ = work.full_micro_batch()
     size = supervised * config.get_text_config(decoder=True).vocab_size * element_size

@@ -16,6 +16,8 @@ from clsgen_kernels import fused, tiled, vocab_parallel
 from clsgen_kernels.hidden_gradient import meeting, scatter
 from clsgen_kernels.implementation import resolve_impl
 from clsgen_kernels.inputs import (
+    BEYOND,
+    IGNORE,
     Call,
     ClassOptions,
     GenerationOptions,
@@ -90,7 +92,7 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
             classes,
             token_weight_n=given.token_weight_n,
             launch=execution.launch,
-            store_bytes=execution.store_bytes if any(wants) else 0,
+            store_bytes=execution.store_bytes if wants.of_generation else 0,
         )
         out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
     else:
@@ -121,7 +123,7 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
     if not any(wants):
         return results, None, plan
     kept = Kept(
-        hidden_nD=lm.hidden_nD[:0] if carries else lm.hidden_nD,
+        hidden_nD=lm.hidden_nD.new_empty((0, lm.hidden_nD.shape[1])) if drops_states(carries, wants) else lm.hidden_nD,
         lm_weight_VD=weight_VD,
         target_n=lm.target_n,
         lm_bias_V=given.lm_bias_V,
@@ -141,6 +143,11 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
 def carries_expectation(options: GenerationOptions, wants: Wants) -> bool:
     """Whether the torch path's forward computes the hidden states' gradient too, see :mod:`clsgen_kernels.tiled`."""
     return wants.hidden and not (wants.lm_weight or wants.lm_bias) and tiled.can_carry_expectation(options)
+
+
+def drops_states(carries: bool, wants: Wants) -> bool:
+    """Whether the backward does not multiply the compacted states."""
+    return carries or not wants.of_generation
 
 
 def backward(
@@ -169,7 +176,7 @@ def backward(
             grad_pooled_SD = delta_SC @ kept.head_weight_CD.to(wide)
             if kept.dropout_scale_SD is not None:
                 grad_pooled_SD = grad_pooled_SD * kept.dropout_scale_SD
-    lm = None if grad_loss is None else _lm_backward(kept, plan, call, wants, grad_loss)
+    lm = _lm_backward(kept, plan, call, wants, grad_loss) if grad_loss is not None and wants.of_generation else None
     grad_hidden_ND = None
     if wants.hidden and (lm is not None or grad_pooled_SD is not None):
         grad_hidden_ND = _hidden_gradient(kept, plan, call, None if lm is None else lm.hidden_nD, grad_pooled_SD)
@@ -186,7 +193,12 @@ def _lm_inputs(given: Tensors, weight_VD: Tensor, options: GenerationOptions) ->
     if options.logit_scale != 1:
         hidden_nD = hidden_nD * options.logit_scale
     bias_V = _scaled_bias(given.lm_bias_V, options)
-    return LMInputs(hidden_nD, weight_VD, given.target_n, bias_V, options, weight_VD.shape[0])
+    return LMInputs(hidden_nD, weight_VD, marked(given.target_n), bias_V, options, weight_VD.shape[0])
+
+
+def marked(target_n: Tensor) -> Tensor:
+    """The targets, those below 0 that do not say "ignored" as beyond the vocabulary."""
+    return target_n.masked_fill((target_n < 0) & (target_n != IGNORE), BEYOND)
 
 
 def _scaled_bias(bias_V: Tensor | None, options: GenerationOptions) -> Tensor | None:
@@ -199,11 +211,14 @@ def _head_inputs(given: Tensors, options: ClassOptions) -> HeadInputs:
     pooled_SD = given.hidden_ND[given.class_index_S]
     if given.dropout_scale_SD is not None:
         pooled_SD = pooled_SD.to(torch.promote_types(pooled_SD.dtype, torch.float32)) * given.dropout_scale_SD
-    return HeadInputs(pooled_SD, given.head_weight_CD, given.head_bias_C, given.label_S, options)
+    label_S = given.label_S
+    if options.kind in ("softmax", "sigmoid", "ordinal"):
+        label_S = label_S.masked_fill(label_S < -1, BEYOND)
+    return HeadInputs(pooled_SD, given.head_weight_CD, given.head_bias_C, label_S, options)
 
 
-def _lm_backward(kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Tensor) -> LMGradients | None:
-    """The generation loss's gradients; None if nobody asks and no other rank waits for them."""
+def _lm_backward(kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Tensor) -> LMGradients:
+    """The generation loss's gradients."""
     lm = LMInputs(
         hidden_nD=kept.hidden_nD,
         weight_VD=kept.lm_weight_VD,
@@ -227,10 +242,8 @@ def _lm_backward(kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Te
         grads = tiled.backward_from_expectation(lm, kept.lse_n, upstream_n, kept.saved)
     elif plan.gathered is not None:
         grads = vocab_parallel.backward(lm, plan.gathered, kept.lse_n, upstream_n, kept.saved, local, **options)
-    elif wants.hidden or wants.lm_weight or wants.lm_bias:
-        grads = local.backward(lm, kept.lse_n, upstream_n, kept.saved, **options)
     else:
-        return None
+        grads = local.backward(lm, kept.lse_n, upstream_n, kept.saved, **options)
     if call.generation.logit_scale != 1:
         grads = grads._replace(hidden_nD=grads.hidden_nD * call.generation.logit_scale)
     return grads

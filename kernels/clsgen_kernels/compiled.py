@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clsgen_kernels.autograd import Kept, Plan, backward, carries_expectation, forward, without_autocast
+from clsgen_kernels.autograd import (
+    Kept,
+    Plan,
+    backward,
+    carries_expectation,
+    drops_states,
+    forward,
+    marked,
+    without_autocast,
+)
 from clsgen_kernels.checks import check
 from clsgen_kernels.implementation import resolve_impl
 from clsgen_kernels.inputs import Call, ClassOptions, Execution, GenerationOptions, Results, Tensors, Wants
@@ -111,7 +120,7 @@ def _shapes(*args: Any) -> tuple[Tensor, ...]:
     carries = not fused and carries_expectation(asked.generation, wants)
     return (
         *results,
-        new(0 if carries else n, width, dtype=hidden_ND.dtype),
+        new(0 if drops_states(carries, wants) else n, width, dtype=hidden_ND.dtype),
         new(n, width) if carries else new(0, dtype=hidden_ND.dtype),
         new(rows, width, dtype=pooled),
         new(rows, outputs, dtype=of_classes),
@@ -135,7 +144,7 @@ def _dual_head_backward(*args: Any) -> tuple[Tensor, ...]:
     kept = Kept(
         hidden_nD=hidden_nD,
         lm_weight_VD=weight_VD if weight_VD.stride(1) == 1 else weight_VD.contiguous(),
-        target_n=given.target_n,
+        target_n=marked(given.target_n),
         lm_bias_V=given.lm_bias_V,
         lse_n=lse_n,
         saved=saved if carries else None,
@@ -159,13 +168,13 @@ def _dual_head_backward(*args: Any) -> tuple[Tensor, ...]:
     )
     with without_autocast(given.hidden_ND.device.type):
         found = backward(kept, plan, asked, wants, *grads)
-    return tuple(_or_zero(grad, of, wanted) for grad, of, wanted in zip(found, given, wants, strict=False))
+    return tuple(_or_zero(grad, of, wanted, lse_n) for grad, of, wanted in zip(found, given, wants, strict=False))
 
 
-def _or_zero(grad: Tensor | None, of: Tensor | None, wanted: bool) -> Tensor:
+def _or_zero(grad: Tensor | None, of: Tensor | None, wanted: bool, device: Tensor) -> Tensor:
     assert of is not None or not wanted
     if not wanted or of is None:
-        return torch.empty(0)
+        return device.new_empty(0)
     return torch.zeros_like(of, memory_format=torch.contiguous_format) if grad is None else grad.contiguous()
 
 
@@ -173,22 +182,27 @@ def _or_zero(grad: Tensor | None, of: Tensor | None, wanted: bool) -> Tensor:
 def _gradient_shapes(*args: Any) -> tuple[Tensor, ...]:
     given, wants = Tensors(*args[8 : 8 + _N_TENSORS]), args[-1]
     return tuple(
-        torch.empty(0) if of is None or not wanted else torch.empty_like(of, memory_format=torch.contiguous_format)
+        args[3].new_empty(0)
+        if of is None or not wanted
+        else torch.empty_like(of, memory_format=torch.contiguous_format)
         for of, wanted in zip(given, wants, strict=False)
     )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:_N_TENSORS], *output[4:])
+    # Of all tokens' states the backward needs the number alone.
+    ctx.tokens = inputs[0].shape[0]
+    ctx.save_for_backward(*inputs[1:_N_TENSORS], *output[4:])
     ctx.options = inputs[_N_TENSORS:]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[3:])
 
 
 def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    given, kept = ctx.saved_tensors[:_N_TENSORS], ctx.saved_tensors[_N_TENSORS:]
-    wants = ctx.options[-1]
-    found = _dual_head_backward(*grads[:3], *kept, *given, *ctx.options)
+    given, kept = ctx.saved_tensors[: _N_TENSORS - 1], ctx.saved_tensors[_N_TENSORS - 1 :]
+    compacted, wants = kept[1], ctx.options[-1]
+    states = compacted.new_empty((1, 1)).expand(ctx.tokens, compacted.shape[1])
+    found = _dual_head_backward(*grads[:3], *kept, states, *given, *ctx.options)
     wanted = [grad if wanted else None for grad, wanted in zip(found, wants, strict=True)]
     return (*wanted, *[None] * (_N_TENSORS + len(ctx.options) - len(wanted)))
 

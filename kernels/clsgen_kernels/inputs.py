@@ -18,6 +18,8 @@ from clsgen_kernels.vocab_shards import VocabShards
 IGNORE = -100
 """A target that is ignored, as in ``torch.nn.functional.cross_entropy``."""
 
+BEYOND = 2**30 + 1
+"""In place of a negative target or label that stands for nothing: the loss is NaN, as for any beyond the last."""
 ELSEWHERE = 2**30
 """A target in another rank's vocabulary rows: counted, but in no column of this rank."""
 
@@ -128,6 +130,11 @@ class Wants(NamedTuple):
     head_bias: bool = False
     lm_bias: bool = False
 
+    @property
+    def of_generation(self) -> bool:
+        """Whether the generation loss has a gradient to give."""
+        return self.hidden or self.lm_weight or self.lm_bias
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -209,13 +216,14 @@ class HeadInputs(NamedTuple):
         kind, label_S = self.options.kind, self.label_S
         weights_C = None if self.options.class_weight is None else self.weights_C().to(logits_SC.dtype)
         if kind == "softmax":
-            known_S = label_S >= 0
-            part_S = F.cross_entropy(logits_SC, label_S, reduction="none", ignore_index=-1)
-            part_S = self._focal(part_S)
-            return part_S if weights_C is None else part_S * weights_C[label_S.where(known_S, 0)]
+            class_S = label_S.clamp(max=logits_SC.shape[1] - 1)
+            part_S = self._focal(F.cross_entropy(logits_SC, class_S, reduction="none", ignore_index=-1))
+            part_S = part_S if weights_C is None else part_S * weights_C[class_S.clamp(min=0)]
+            return part_S.masked_fill(label_S >= logits_SC.shape[1], torch.nan)
         if kind == "soft":
             known_S = label_S[:, 0] >= 0
-            target_SC = label_S.to(logits_SC.dtype) if weights_C is None else label_S.to(logits_SC.dtype) * weights_C
+            target_SC = _or_nan(label_S.to(logits_SC.dtype))
+            target_SC = target_SC if weights_C is None else target_SC * weights_C
             part_S = -(target_SC * torch.log_softmax(logits_SC, dim=1)).sum(dim=1)
             return torch.where(known_S, part_S, 0.0)
         target_SC, known_SC = self._binary_targets(logits_SC)
@@ -230,11 +238,12 @@ class HeadInputs(NamedTuple):
         options, label_S = self.options, self.label_S
         weights_C = 1 if options.class_weight is None else self.weights_C().to(logits_SC.dtype)
         if options.kind == "soft":
-            target_SC = label_S.clamp(min=0).to(logits_SC.dtype) * weights_C
+            target_SC = _or_nan(label_S.clamp(min=0).to(logits_SC.dtype)) * weights_C
             return torch.softmax(logits_SC, dim=1) * target_SC.sum(dim=1, keepdim=True) - target_SC
         if options.kind == "softmax":
             classes_C = torch.arange(logits_SC.shape[1], device=label_S.device)
             target_SC = (label_S[:, None] == classes_C).to(logits_SC.dtype)
+            target_SC = target_SC.masked_fill((label_S >= len(classes_C))[:, None], torch.nan)
             log_p_SC = torch.log_softmax(logits_SC, dim=1)
             factor_S1 = self._focal_slope(-(target_SC * log_p_SC).sum(dim=1, keepdim=True))
             return (log_p_SC.exp() - target_SC) * factor_S1 * (target_SC * weights_C).sum(dim=1, keepdim=True)
@@ -248,9 +257,10 @@ class HeadInputs(NamedTuple):
         if self.options.kind == "ordinal":
             thresholds_C = torch.arange(logits_SC.shape[1], device=self.label_S.device)
             target_SC = (self.label_S[:, None] > thresholds_C).to(logits_SC.dtype)
+            target_SC = target_SC.masked_fill((self.label_S > len(thresholds_C))[:, None], torch.nan)
             return target_SC, (self.label_S >= 0)[:, None].expand_as(logits_SC)
         label_SC = self._by_logit()
-        return label_SC.to(logits_SC.dtype).clamp(min=0), label_SC >= 0
+        return _or_nan(label_SC.to(logits_SC.dtype).clamp(min=0)), label_SC >= 0
 
     def _by_logit(self) -> Tensor:
         """``[S, C]`` labels; of ``"sigmoid"`` ``[S, 1]``."""
@@ -267,6 +277,11 @@ class HeadInputs(NamedTuple):
             return 1.0
         rest = _less_than_certain(negative_log)
         return rest**gamma + gamma * negative_log * rest ** (gamma - 1) * torch.exp(-negative_log)
+
+
+def _or_nan(target_SC: Tensor) -> Tensor:
+    """The targets, NaN where one is above 1: on a GPU it cannot be refused without waiting."""
+    return target_SC.masked_fill(target_SC > 1, torch.nan)
 
 
 def _less_than_certain(negative_log: Tensor) -> Tensor:

@@ -124,6 +124,16 @@ def linear_cross_entropy(
             f"linear_cross_entropy: target has shape {tuple(target.shape)}, expected {tuple(hidden.shape[:-1])} as "
             f"hidden has {tuple(hidden.shape)}; one target for each state"
         )
+    if hidden.dim() < 2:
+        raise ValueError(
+            f"linear_cross_entropy: hidden has shape {tuple(hidden.shape)}, expected [..., D] with a dimension of "
+            "positions; add one: hidden[None], target[None]"
+        )
+    if not 0 <= int(shift) < max(1, target.shape[-1]):
+        raise ValueError(
+            f"linear_cross_entropy: shift is {int(shift)}, expected 0 to {target.shape[-1] - 1}, within the last "
+            "dimension of target; lower it, or drop it"
+        )
     if shift:
         hidden, target = hidden[..., : -int(shift), :], target[..., int(shift) :]
     hidden_ND, target_N = hidden.flatten(0, -2), target.flatten()

@@ -32,12 +32,13 @@ class Ranks:
     def all_gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         """All ranks' rows ``[sum(counts), ...]`` in rank order; ``counts``: each rank's number of rows."""
         most = max(counts)
+        gathered = rows.new_empty(len(counts) * most, *rows.shape[1:])
+        if min(counts) == most:
+            dist.all_gather_into_tensor(gathered, rows.contiguous(), group=self.group)
+            return gathered
         padded = rows.new_zeros(most, *rows.shape[1:])
         padded[: rows.shape[0]] = rows
-        gathered = rows.new_empty(len(counts) * most, *rows.shape[1:])
         dist.all_gather_into_tensor(gathered, padded, group=self.group)
-        if min(counts) == most:
-            return gathered
         kept = gathered.view(len(counts), most, *rows.shape[1:])
         return torch.cat([part[:count] for part, count in zip(kept, counts, strict=True)])
 

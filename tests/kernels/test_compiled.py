@@ -100,3 +100,20 @@ def test_what_adds_to_other_tensors_is_refused(options, message):
     torch._dynamo.reset()
     with pytest.raises(Exception, match=message):
         torch.compile(dual_head_loss, fullgraph=True, backend="eager")(**tensors, **indices, **options)
+
+
+def test_the_states_of_all_tokens_are_not_kept():
+    hidden, weight = torch.randn(400, 64, requires_grad=True), torch.randn(200, 64, requires_grad=True)
+    index, none = torch.randperm(400)[:40], torch.zeros(0, dtype=torch.int64)
+    given = {"supervised_index_n": index, "target_n": index % 200, "class_index_S": none, "label_S": none}
+
+    def loss(hidden):
+        return dual_head_loss(hidden * 1, weight, torch.zeros(2, 64), torch.zeros(2), **given).generation_loss.sum()
+
+    shapes = []
+    torch._dynamo.reset()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(tuple(t.shape)) or t, lambda t: t):
+        found = torch.compile(loss, backend="aot_eager")(hidden)
+    assert shapes and (400, 64) not in shapes
+    gradient, expected = (torch.autograd.grad(value, hidden)[0] for value in (found, loss(hidden)))
+    torch.testing.assert_close(gradient, expected)

@@ -102,6 +102,9 @@ def test_only_targets_that_count_are_multiplied():
         ({"target": torch.full((3, 9), V)}, r"expected 0..130"),
         ({"bias": torch.zeros(5)}, r"lm_bias_V has shape \(5,\), expected \[131\]"),
         ({"weight": torch.zeros(V, D)}, "cast one of them"),
+        ({"hidden": torch.zeros(D), "target": torch.tensor(3)}, "expected .* with a dimension of positions"),
+        ({"shift": -1}, "shift is -1, expected 0 to 8"),
+        ({"shift": 9}, "shift is 9, expected 0 to 8"),
     ],
 )
 def test_wrong_input_is_refused(change, message):

@@ -107,3 +107,30 @@ def test_the_reference_catches_a_fault_in_the_class_head(mutant, monkeypatch):
         got, grads = run(*case, impl="torch", classification=options)
         worst = max(worst, *errors(got, truth).values(), *errors(grads, truth_grads).values())
     assert worst > 1e-3, f"the mutant {mutant!r} passes"
+
+
+def _kept_bytes(compute):
+    """Bytes of each storage that autograd keeps."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compute()
+    return list(kept.values())
+
+
+@pytest.mark.parametrize(
+    ("impl", "trained"), [("torch", "hidden_ND"), ("torch", "head_weight_CD"), ("triton", "head_weight_CD")]
+)
+def test_states_and_logits_that_no_backward_reads_are_not_kept(impl, trained):
+    """The LM's weight frozen, or the class head alone learning: neither the compacted states, nor their logits."""
+    width = 400
+    tensors, indices, _ = make_case(vocabulary=VOCABULARY, width=width)
+    leaves = {k: v.requires_grad_(k == trained) for k, v in cast(tensors, torch.float32).items()}
+    kept = _kept_bytes(lambda: dual_head_loss(**leaves, **indices, impl=impl, execution=Execution(store_bytes=10**9)))
+    carried = trained == "hidden_ND"  # the frozen weight's sum, which is as large as the states
+    assert kept.count(4 * N_TOKENS * width) == carried
+    assert 4 * N_TOKENS * -(-VOCABULARY // 8) * 8 not in kept

@@ -11,7 +11,7 @@ from clsgen_kernels.inputs import ELSEWHERE, GenerationOptions, HeadInputs, LMIn
 # n supervised tokens, S rows, C classes
 
 
-@pytest.mark.parametrize("beyond", [65, 2**31 + 5], ids=["by one", "past int32"])
+@pytest.mark.parametrize("beyond", [65, 2**31 + 5, -7], ids=["by one", "past int32", "below 0"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["lm trained", "lm frozen"])
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_a_target_beyond_the_vocabulary_is_nan(impl, frozen, beyond, monkeypatch):
@@ -63,3 +63,20 @@ def test_a_label_out_of_range_is_nan(kind):
     assert good.isfinite().all() and got[wrong].isnan()
     others = torch.arange(len(got)) != wrong
     assert torch.equal(got[others], good[others])
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_gradients_of_a_label_out_of_range_are_nan(kind, impl, monkeypatch):
+    monkeypatch.setattr(checks, "_check_range", lambda *_, **__: None)
+    tensors, indices, (up_n, up_SC, up_S) = make_case(kind=kind, classes=1 if kind == "sigmoid" else 3)
+    tensors, upstream, wrong = cast(tensors, torch.float32), (up_n * 0, up_SC * 0, up_S), 1
+    beyond = {"softmax": [3, -7], "ordinal": [4, -7], "sigmoid": [2, -7]}.get(kind, [2])
+    for label in beyond:
+        indices["label_S"] = indices["label_S"].float() if kind == "soft" else indices["label_S"].clone()
+        indices["label_S"][wrong] = label
+        got, grads = run(tensors, indices, upstream, trained=("hidden_ND",), impl=impl, classification=CLASSES[kind])
+        others = torch.arange(len(up_S)) != wrong
+        assert got["class_loss"][wrong].isnan() and got["class_loss"][others].isfinite().all()
+        rows = torch.arange(len(tensors["hidden_ND"])) == indices["class_index_S"][wrong]
+        assert grads["hidden_ND"][rows].isnan().all() and grads["hidden_ND"][~rows].isfinite().all()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from clsgen_kernels import Ranks
 from torch import nn
 
+from clsgen_dist.model import reference_divergence as reference_divergence_module
 from clsgen_dist.model.reference_divergence import reference_divergence
 from clsgen_dist.model.sharded_lm_head import ShardedLMHead
 
@@ -70,6 +71,7 @@ def measure(vocabulary, rank):
     found.name_rows, found.name_bias = head.rows([vocabulary - 1, 0, 5])
     found.bias, found.name_logits = head.bias_V.detach(), head.logits_of(states[0], [vocabulary - 1, 0, 5])
     hidden = states[rank, : len(TOKENS[rank])].clone().requires_grad_()
+    reference_divergence_module._BLOCK_ELEMENTS = 9  # two tokens of the ranks with 4 rows, one of those with 5
     divergence = reference_divergence(hidden, hidden.detach() + 0.5, head)
     divergence.sum().backward()
     found.hidden, found.divergence, found.gradient = hidden.detach(), divergence.detach(), hidden.grad

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import transformers
 
 from clsgen_dist.data.pack import Sample, collate
+from clsgen_dist.errors import ModelError
 from clsgen_dist.model.backbone import build_model
 from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.dual_head import LossSpec
@@ -51,6 +52,19 @@ def test_losses_and_gradients_are_those_of_transformers_logits(family, impl):
     assert expected.keys() == found.keys() and len(found) > 10
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_self_test_refuses_embeddings_that_give_other_states():
+    model = _model("Gemma2").eval()
+    tokens, rows = np.random.default_rng(0).integers(3, 90, 30).astype(np.int32), model.lm.get_input_embeddings()
+    found = []
+    for factor in (1.0, 1.1):
+        model.lm_head.embed = lambda ids_N, factor=factor: factor * rows(ids_N)
+        with torch.no_grad():
+            found.append(self_test(model, Sample(tokens[:20], tokens[20:], -1)))
+    found[0].require_trainable("it")
+    with pytest.raises(ModelError, match=r"other states from embeddings than from tokens.*set it to gathered"):
+        found[1].require_trainable("it")
 
 
 @pytest.mark.parametrize("family", CHANGED)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from clsgen_dist.engine.lm_head import HeadTraffic, stays_sharded
+from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.lm_head import LMHead
 from clsgen_dist.model.reference_divergence import reference_divergence
 from clsgen_dist.model.sharded_lm_head import cannot_shard
@@ -89,7 +91,21 @@ class _Mixed(nn.Embedding):
 def test_an_embedding_that_does_more_than_look_up_is_named():
     lm = ranks.LM(torch.ones(5, 2), tied=True)
     assert cannot_shard(lm) is None
+    lm.config.get_text_config(decoder=True).hidden_size_per_layer_input = 8
+    assert cannot_shard(lm) == "LM looks tokens up in every layer, and the sharded embedding hands over its rows alone"
+    lm.config.get_text_config(decoder=True).hidden_size_per_layer_input = 0
     lm.embedding = _Mixed(5, 2)
     assert cannot_shard(lm) is None  # it is another weight
     lm.embedding.weight = lm.head.weight
     assert cannot_shard(lm) == "its input embedding, which is the same weight, is a _Mixed, not a plain lookup"
+
+
+def test_auto_gathers_where_a_rank_would_have_no_row():
+    lm, zero = ranks.LM(torch.ones(9, 4), tied=False), {"zero_optimization": {}}
+    less = HeadTraffic(gathered=2.0, sharded=1.0)
+    assert stays_sharded("auto", lm, zero, less, 4) and not stays_sharded("auto", lm, zero, less, 8)
+    with pytest.raises(SettingsError, match="its 9 rows leave none to some of 8 ranks; set it to gathered"):
+        stays_sharded("sharded", lm, zero, less, 8)
+    mics = {"zero_optimization": {"mics_shard_size": 2}}
+    with pytest.raises(SettingsError, match="mics_shard_size"):
+        stays_sharded("sharded", lm, mics, less, 4)

@@ -14,8 +14,8 @@ from clsgen_dist.objectives.settings import ObjectivesSettings
 from clsgen_dist.plan.memory import memory
 from clsgen_dist.plan.meta_model import ModelSpec, open_config
 from clsgen_dist.plan.meta_trace import Moment
-from clsgen_dist.plan.plan import _stored_logits
 from clsgen_dist.plan.tracer import trace_micro_step
+from clsgen_dist.plan.workload import stored_logits
 from clsgen_dist.plan.zero3_settings import zero3_settings
 from clsgen_dist.plan.zero3_simulation import simulate
 
@@ -250,8 +250,8 @@ def test_logits_are_stored_within_the_budget():
     settings = SimpleNamespace(objectives=ObjectivesSettings(), model=SimpleNamespace(decide="before"))
     work = SimpleNamespace(full_micro_batch=lambda: ([4096], 1024, 0))
     config = LlamaConfig(**{**SHAPE, "vocab_size": 128256})
-    assert _stored_logits(settings, work, config, 2) == 2 * 1024 * 128256
+    assert stored_logits(settings, work, config, 2) == 2 * 1024 * 128256
     settings.objectives.stored_logits_gib = 0.2
-    assert _stored_logits(settings, work, config, 2) == 0
+    assert stored_logits(settings, work, config, 2) == 0
     settings.objectives.stored_logits_gib, settings.objectives.impl = 1.0, "torch"
-    assert _stored_logits(settings, work, config, 2) == 0
+    assert stored_logits(settings, work, config, 2) == 0
