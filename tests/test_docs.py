@@ -27,6 +27,7 @@ GENERATED = ROOT / "docs/reference/settings.md"
 """Written by each build of the site."""
 LONG = (
     "docs/curriculum.md",
+    "docs/howto/export_and_serve.md",
     "docs/howto/resume.md",
     "docs/kernel.md",
     "docs/labels.md",

@@ -51,7 +51,8 @@ def test_clusters_taken_for_independent_rows_are_not():
     assert np.mean([simulated.holds(interval, truth) for interval in hits]) < 0.85
 
 
-@pytest.mark.parametrize("per_cluster", [1, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("per_cluster", [1, 4])
 def test_equal_models_are_called_different_one_time_in_twenty(per_cluster):
     runs = 60
     found = simulated.tests(160, runs, per_cluster)
@@ -66,6 +67,7 @@ def test_what_hand_over_rules_achieve_on_new_rows_is_covered():
     assert not held(simulated.rules(150, runs), 0.87, runs)
 
 
+@pytest.mark.long
 def test_groups_of_clusters_are_covered():
     runs = 40
     found = simulated.groups(240, runs, 4)

@@ -28,7 +28,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gate_sees_faults_in_the_source():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("compile_mutants.py")

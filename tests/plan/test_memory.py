@@ -247,11 +247,13 @@ def test_stored_logits_are_counted_at_the_micro_steps_peak(trace_of):
 
 
 def test_logits_are_stored_within_the_budget():
-    settings = SimpleNamespace(objectives=ObjectivesSettings(), model=SimpleNamespace(decide="before"))
+    settings = SimpleNamespace(objectives=ObjectivesSettings(), model=SimpleNamespace(decide="before", finetune="lora"))
     work = SimpleNamespace(full_micro_batch=lambda: ([4096], 1024, 0))
     config = LlamaConfig(**{**SHAPE, "vocab_size": 128256})
     assert stored_logits(settings, work, config, 2) == 2 * 1024 * 128256
     settings.objectives.stored_logits_gib = 0.2
     assert stored_logits(settings, work, config, 2) == 0
     settings.objectives.stored_logits_gib, settings.objectives.impl = 1.0, "torch"
+    assert stored_logits(settings, work, config, 2) == 0
+    settings.objectives.impl, settings.model.finetune = "auto", "head"  # no gradient reaches them
     assert stored_logits(settings, work, config, 2) == 0
