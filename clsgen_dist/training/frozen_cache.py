@@ -41,7 +41,6 @@ from clsgen_dist.model import frozen_layers
 from clsgen_dist.model.backbone import Backbone, layer_stack
 from clsgen_dist.model.frozen_layers import FrozenLayers, KnownStates
 from clsgen_dist.model.self_test import FAULTS, ROUNDING_SAME_SHAPES, relative_difference
-from clsgen_dist.model.sharded_lm_head import head_parameter
 from clsgen_dist.training.sampling_plan import total_steps
 from clsgen_dist.training.settings import TrainSettings
 
@@ -208,33 +207,39 @@ def visited_sequences(stream: TrainStream, rows: RowDataset, steps: int) -> Visi
 
 
 def _width(engine: Any, frozen: FrozenLayers, sample: Sample) -> int:
-    """Width of the states that are kept; Unusable if the backbone computes something else when it starts from them."""
+    """Width of the states that are kept; Unusable if a start from them, or training mode, gives something else."""
     model = engine.module
-    weight = head_parameter(model.lm)
-    if frozen.first == len(frozen.layers):
-        return int(getattr(weight, "ds_shape", weight.shape)[1])
+    name = type(model.lm).__name__
+    limit = ROUNDING_SAME_SHAPES[model.lm.dtype]
     batch = collate([sample, sample]).inputs(next(model.parameters()).device)
     engine.eval()
     try:
         with torch.no_grad():
-            found = engine(inside=lambda model: frozen_layers.starts_equal(model, batch))
-        difference = relative_difference(found["whole"], found["started"])
-        fault = (
-            f"its last states then differ by {difference:.1e}"
-            if difference > ROUNDING_SAME_SHAPES[model.lm.dtype]
-            else None
-        )
+            if frozen.first < len(frozen.layers):
+                found = engine(inside=lambda model: frozen_layers.starts_equal(model, batch))
+                if (difference := relative_difference(found["whole"], found["started"])) > limit:
+                    raise Unusable(_cannot_start(name, f"its last states then differ by {difference:.1e}"))
+            found = engine(inside=lambda model: frozen_layers.training_passes(model, batch))
     except FAULTS as error:
         # A pass that was broken off leaves weights gathered.
         engine.optimizer.parameter_offload.partition_all_parameters()
-        fault = first_line(error)
+        raise Unusable(_cannot_start(name, first_line(error))) from None
     finally:
         engine.train()
-    if fault:
-        raise Unusable(
-            f"{type(model.lm).__name__} cannot start from the states of a layer ({fault}); use another backbone"
-        )
-    return int(found["entering"].shape[1])
+    for passes, difference in (
+        ("two passes over the same tokens", relative_difference(found["first"], found["second"])),
+        ("training and evaluation", relative_difference(found["evaluated"], found["first"])),
+    ):
+        if not difference <= limit:
+            raise Unusable(
+                f"the frozen part of {name} gives other states in each training pass ({passes} differ by "
+                f"{difference:.1e}); set what is random in its configuration to 0, such as router_jitter_noise"
+            )
+    return int(found["evaluated"].shape[1])
+
+
+def _cannot_start(name: str, fault: str) -> str:
+    return f"{name} cannot start from the states of a layer ({fault}); use another backbone"
 
 
 def _open(folder: Path, world: World, key: str, bytes_E: np.ndarray) -> StateCache:

@@ -6,11 +6,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import transformers
 
 from clsgen_dist.config import parse_settings
 from clsgen_dist.data.curriculum.stages import RunOrder, Stage, plan_stages, quantiles
 from clsgen_dist.data.loader import TrainStream
-from clsgen_dist.training.frozen_cache import Unusable, require_possible, require_worthwhile, visited_sequences
+from clsgen_dist.data.pack import Sample
+from clsgen_dist.model.attention import register_per_sequence_attention
+from clsgen_dist.model.backbone import build_model, layer_stack
+from clsgen_dist.model.classification_head import HeadSpec
+from clsgen_dist.model.dual_head import LossSpec
+from clsgen_dist.model.frozen_layers import FrozenLayers, first_that_learns
+from clsgen_dist.training.frozen_cache import Unusable, _width, require_possible, require_worthwhile, visited_sequences
 
 
 def _settings(*flags):
@@ -105,3 +112,44 @@ def _recipe():
     from clsgen_dist.config import SHIPPED
 
     return (SHIPPED / "configs/demo.yaml").read_text()
+
+
+class _Engine:
+    """Of one process: calls what is to run inside."""
+
+    def __init__(self, module):
+        self.module = module.train()
+
+    def __call__(self, inside):
+        return inside(self.module)
+
+    def eval(self):
+        self.module.eval()
+
+    def train(self):
+        self.module.train()
+
+
+def _mixtral(finetune, top_layers, noise):
+    config = transformers.MixtralConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=noise,
+    )  # fmt: skip
+    lm = transformers.MixtralForCausalLM._from_config(config, attn_implementation=register_per_sequence_attention())
+    return build_model(lm, head=HeadSpec(2), losses=LossSpec("torch"), finetune=finetune, top_layers=top_layers)
+
+
+@pytest.mark.parametrize(("finetune", "top_layers"), [("lora", 1), ("head", None)])
+@pytest.mark.parametrize("noise", [0.1, 0.0])
+def test_frozen_layers_that_are_random_in_training_are_refused(finetune, top_layers, noise):
+    model = _mixtral(finetune, top_layers, noise)
+    engine = _Engine(model)
+    sample = Sample(np.arange(3, 12), np.arange(20, 24), 1)
+    _, layers = layer_stack(model.lm)
+    model.frozen_layers = FrozenLayers(layers, first_that_learns(layers))
+    if noise:
+        with pytest.raises(Unusable, match=r"MixtralForCausalLM gives other states in each training pass .two passes"):
+            _width(engine, model.frozen_layers, sample)
+    else:
+        assert _width(engine, model.frozen_layers, sample) == 32
+    assert model.training and model.lm.training
