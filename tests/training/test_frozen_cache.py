@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,8 @@ from clsgen_dist.model.backbone import build_model, layer_stack
 from clsgen_dist.model.classification_head import HeadSpec
 from clsgen_dist.model.dual_head import LossSpec
 from clsgen_dist.model.frozen_layers import FrozenLayers, first_that_learns
-from clsgen_dist.training.frozen_cache import Unusable, _width, require_possible, require_worthwhile, visited_sequences
+from clsgen_dist.training.frozen_cache import Unusable, _key, _open, _width, require_possible, require_worthwhile
+from clsgen_dist.training.visited_sequences import visited_sequences
 
 
 def _settings(*flags):
@@ -153,3 +155,46 @@ def test_frozen_layers_that_are_random_in_training_are_refused(finetune, top_lay
     else:
         assert _width(engine, model.frozen_layers, sample) == 32
     assert model.training and model.lm.training
+
+
+class _Alone:
+    is_main = True
+
+    def broadcast(self, value):
+        return value
+
+
+def test_a_disk_without_room_for_checkpoints_beside_it_is_refused(small_disk):
+    sizes = np.array([100_000])
+    with pytest.raises(Unusable, match=r"_states needs 0.0001 GB, and checkpoints 0.00025 GB beside it .No space"):
+        _open(small_disk / "frozen_states", _Alone(), "key", sizes, 250_000)
+    assert _open(small_disk / "frozen_states", _Alone(), "key", sizes, 1000).size == 100_000
+
+
+def test_a_file_in_the_folders_place_is_said_to_be_one(tmp_path):
+    (tmp_path / "frozen_states").write_text("")
+    with pytest.raises(Unusable, match=r"frozen_states cannot be written \(Not a directory\); make it a folder"):
+        _open(tmp_path / "frozen_states", _Alone(), "key", np.array([10]), 0)
+
+
+def test_a_token_moved_across_the_text_is_another_prompt(row_dataset, mixed, tmp_path):
+    rows = row_dataset(mixed, labels=("no", "yes"))
+    visited = visited_sequences(_stream(rows, [Stage(name="all", epochs=1)]), rows, 2)
+    model = _mixtral("lora", 1, 0.0)
+    _, layers = layer_stack(model.lm)
+    model.frozen_layers = FrozenLayers(layers, 1)
+    backbone = SimpleNamespace(path=tmp_path)
+    key = _key(model, rows, backbone, visited)
+    assert key == _key(model, rows, backbone, visited)
+    prompt, encoder = rows.encoder.rendered, rows.encoder
+    moved = dataclasses.replace(
+        prompt, prefix_ids=prompt.prefix_ids[:-1], suffix_ids=[prompt.prefix_ids[-1], *prompt.suffix_ids]
+    )
+    before = rows.fingerprint
+    encoder.rendered = moved
+    encoder._prefix, encoder._suffix = (np.array(ids, dtype=np.int32) for ids in (moved.prefix_ids, moved.suffix_ids))
+    try:
+        assert rows.fingerprint == before and _key(model, rows, backbone, visited) != key
+    finally:
+        encoder.rendered = prompt
+        encoder._prefix, encoder._suffix = (np.array(i, dtype=np.int32) for i in (prompt.prefix_ids, prompt.suffix_ids))
