@@ -59,7 +59,7 @@ class StateCache:
             folder: of the files; made if need be.
             key: of what the entries depend on.
             bytes_E: size of each entry, above 0.
-            reserve: bytes that must stay free on the disk beside the files.
+            reserve: bytes that must stay free beside the files, unless the folder is a link to another disk.
 
         Returns:
             Whether files of another run or of an earlier state of this one were deleted.
@@ -70,13 +70,13 @@ class StateCache:
         total = int(bytes_E.sum())
         card = {"format": _FORMAT, "key": key, "entries": len(bytes_E), "bytes": total}
         if _fits(folder, card):
-            _require_room(folder, reserve)
+            _require_room(folder, 0, reserve)
             return False
         stale = any((folder / name).exists() for name in _FILES)
         StateCache.delete(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            _require_room(folder, total + 4 * len(bytes_E) + reserve)
+            _require_room(folder, total + 4 * len(bytes_E), reserve)
             for name, size in (("states.bin", total), ("checks.bin", 4 * len(bytes_E))):
                 with (folder / name).open("wb") as file:
                     # Reserved, not only named: a page without a place on the disk would kill whoever writes it.
@@ -149,8 +149,10 @@ def _check(content: np.ndarray) -> int:
     return zlib.crc32(content.data) or 1
 
 
-def _require_room(folder: Path, needed: int) -> None:
-    """OSError unless the folder's disk has so many bytes free."""
+def _require_room(folder: Path, needed: int, reserve: int) -> None:
+    """OSError unless the folder's disk has room for what is needed, and for the reserve if it is its parent's too."""
+    if folder.stat().st_dev == folder.parent.stat().st_dev:
+        needed += reserve
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     if free < needed:

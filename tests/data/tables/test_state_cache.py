@@ -132,6 +132,13 @@ def test_a_link_is_followed_and_what_else_lies_there_stays(tmp_path):
     assert [path.name for path in elsewhere.iterdir()] == ["precious.txt"] and link.is_symlink()
 
 
+def test_on_another_disk_only_the_files_need_room(small_disk, tmp_path):
+    (tmp_path / "states").symlink_to(small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        StateCache.create(tmp_path / "states", "key", np.array([400_000]))
+    assert StateCache.create(tmp_path / "states", "key", np.array([100_000]), reserve=10**15) is False
+
+
 def test_a_file_in_the_folders_place_is_not_a_full_disk(tmp_path):
     (tmp_path / "states").write_text("mine")
     with pytest.raises(NotADirectoryError):
