@@ -5,7 +5,8 @@
 
 Writes ``results.md``, ``results.json`` and the log of each step into ``runs/gpu-check/TIME``. Each step runs in
 processes of its own within a time limit; one that fails or hangs is ended, with all that it started, and the others go
-on. Exit code 0: no step failed; 1: some did; 3: no GPU was found. A missed aim is not a failure: the page lists it.
+on. Exit code 0: no step failed; 1: some did; 2: ``--only`` names no step; 3: no GPU was found; 143: SIGTERM ended it
+and the step that ran. A missed aim is not a failure: the page lists it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from typing import Any
 
 from limited_steps import ROOT, Aim, Figures, Outcome, Result, Step, run
 
-PASSED_CODE, FAILED_CODE, NO_GPU_CODE = 0, 1, 3
+PASSED_CODE, FAILED_CODE, NO_GPU_CODE, TERMINATED_CODE = 0, 1, 3, 128 + signal.SIGTERM
 PACKAGES = [
     *("torch", "triton", "deepspeed", "transformers", "flash-attn", "flash-attn-3", "bitsandbytes", "peft"),
     *("liger-kernel", "cut-cross-entropy", "quack-kernels", "nvidia-nccl-cu12", "nvidia-nccl-cu13"),
@@ -255,12 +257,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "runs/gpu-check" / time.strftime("%Y%m%d-%H%M%S"))
     parser.add_argument("--only", default="", help="run the steps whose name contains this")
     args = parser.parse_args()
+    steps = [step for step in STEPS if args.only in step.name]
+    if not steps:
+        parser.error(f"--only {args.only}: no step has this in its name; they are {', '.join(s.name for s in STEPS)}")
+    # Raised in the main thread, so that whoever runs a step ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED_CODE))
     devices = probe()
     if devices.count == 0:
         print(f"no GPU found, nothing checked ({devices.why_none})")
         return NO_GPU_CODE
     prepare(args.output, devices)
-    return check([step for step in STEPS if args.only in step.name], devices, args.output.resolve())
+    return check(steps, devices, args.output.resolve())
 
 
 if __name__ == "__main__":

@@ -107,6 +107,39 @@ def test_without_a_gpu_it_says_so_in_one_line(check, monkeypatch, capsys):
     assert capsys.readouterr().out == "no GPU found, nothing checked (no driver)\n"
 
 
+def test_a_word_that_no_step_has_is_refused(check, monkeypatch, capsys):
+    monkeypatch.setattr(check, "probe", lambda: check.Devices(1))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", "nosuch"])
+    with pytest.raises(SystemExit) as ended:
+        check.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "--only nosuch: no step has this" in said
+    assert all(step.name in said for step in check.STEPS)
+
+
+def test_sigterm_ends_the_step_that_runs(tmp_path):
+    child = tmp_path / "child"
+    step = f"import os, time; open({str(child)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    text = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import gpu_check as g; from pathlib import Path; "
+        f"g.probe = lambda: g.Devices(1); g.STEPS = (g.Step('hangs', ('-c', {step!r}), 600),); "
+        f"sys.argv = ['gpu_check.py', '--output', {str(tmp_path / 'out')!r}]; sys.exit(g.main())"
+    )
+    checking = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (child.exists() and child.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    process = psutil.Process(int(child.read_text()))
+    try:
+        checking.terminate()
+        assert checking.wait(60) == 128 + 15
+        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    finally:
+        checking.kill()
+        if process.is_running():
+            process.kill()
+
+
 def test_a_driver_that_hangs_is_no_gpu(check, monkeypatch):
     def hangs(*_, timeout, **__):
         raise subprocess.TimeoutExpired("python", timeout)

@@ -22,6 +22,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from clsgen_dist import checkpoint
+from clsgen_dist.data.tables.state_cache import FOLDER
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError, first_line
 
@@ -75,9 +76,10 @@ class Saver:
             every: steps between two saves; None: none but those at evaluations and at the end.
             eval_every: steps between two evaluations; None: no evaluation.
         """
-        existing = len(checkpoint.committed(self._root))
-        count = checkpoints_still_to_store(steps, every, eval_every, keep_last=self._keep_last, existing=existing)
-        require_disk_space(self._root, self._world, checkpoint_bytes(self._engine, self._world), count)
+        needed, count = checkpoints_to_come(
+            self._engine, self._world, self._root, steps, every=every, eval_every=eval_every, keep_last=self._keep_last
+        )
+        require_disk_space(self._root, self._world, needed, count)
 
     def begin(
         self,
@@ -221,6 +223,15 @@ def checkpoint_bytes(engine: Any, world: World) -> int:
     return int(world.sum(mine)[0])
 
 
+def checkpoints_to_come(
+    engine: Any, world: World, root: Path, steps: int, *, every: int | None, eval_every: int | None, keep_last: int
+) -> tuple[int, int]:
+    """Bytes of a checkpoint, and how many more of them the disk must hold in the next ``steps`` steps; collective."""
+    existing = len(checkpoint.committed(root))
+    count = checkpoints_still_to_store(steps, every, eval_every, keep_last=keep_last, existing=existing)
+    return checkpoint_bytes(engine, world), count
+
+
 def checkpoints_still_to_store(
     steps: int, every: int | None, eval_every: int | None, *, keep_last: int, existing: int
 ) -> int:
@@ -244,6 +255,9 @@ def require_disk_space(root: Path, world: World, needed: int, checkpoints: int =
             fault = f"{checkpoints * needed / 1e9:.3g} GB for {what}, but it has {free / 1e9:.3g} GB free"
         elif disk.f_files and disk.f_favail < files:
             fault = f"{files} files for {what}, but it has {disk.f_favail} inodes free"
+        kept = root.parent / FOLDER
+        if fault and kept.exists():
+            fault += f" ({kept} is of train.cache_frozen: off does without it)"
     if fault := world.broadcast(fault):
         raise CheckpointError(
             f"the disk of {root} needs {fault}; make room, lower checkpoint.keep_last, or move output_dir, then "

@@ -167,7 +167,7 @@ def process_group(timeout_s: int, rendezvous_timeout_s: int = 600) -> Iterator[W
 
     Raises:
         RendezvousError: the ranks did not meet within ``rendezvous_timeout_s``; says who is missing.
-        SettingsError: this machine has fewer GPUs than ranks.
+        SettingsError: this rank sees several GPUs, but fewer than the ranks of its machine, or none.
     """
     quiet_libraries()
     import deepspeed
@@ -208,7 +208,8 @@ def _own_device(local_rank: int, visible: int) -> int:
     """The number of this rank's GPU among those that it sees; SettingsError if there is none for it.
 
     With ``srun --gpus-per-task`` a rank sees its own alone, as number 0. DeepSpeed takes the number from LOCAL_RANK,
-    which is set accordingly.
+    which is set accordingly. A rank that sees one GPU cannot tell whether another rank sees the same: several ranks on
+    a node whose only GPU all of them see share it.
     """
     number = 0 if visible == 1 else local_rank
     if number >= visible:

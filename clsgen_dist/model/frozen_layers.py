@@ -185,10 +185,41 @@ def starts_equal(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     return {"whole": whole_ND, "entering": entering_ND, "started": started_ND}
 
 
+def training_passes(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """What the frozen part gives for a batch, ``[N, D]``, in evaluation mode and twice as in training.
+
+    Modes and random numbers are as before when it returns.
+
+    Args:
+        model: a :class:`clsgen_dist.model.dual_head.DualHeadModel` with its ``frozen_layers``.
+        batch: fields of :class:`clsgen_dist.data.pack.Batch`.
+
+    Returns:
+        ``evaluated``; ``first`` and ``second``, in training mode with two seeds.
+    """
+    frozen: FrozenLayers = model.frozen_layers
+    device = batch["input_ids_N"].device
+    modes = [(module, module.training) for module in model.modules()]
+    found = {}
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for seed, (name, training) in enumerate({"evaluated": False, "first": True, "second": True}.items()):
+                torch.manual_seed(seed)
+                model.train(training)
+                if frozen.first == len(frozen.layers):
+                    found[name] = model.hidden_states(*(batch[field] for field in _BACKBONE_INPUTS))
+                else:
+                    found[name] = entering_states(model, batch)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return found
+
+
 def entering_states(model: Any, batch: dict[str, Any]) -> Tensor:
     """``[N, D]`` what enters the first layer that learns; only the layers below it are computed."""
     with model.frozen_layers.alone() as found:
-        model.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
+        model.hidden_states(*(batch[field] for field in _BACKBONE_INPUTS))
     states: Tensor = found[0][0]
     return states
 
@@ -200,7 +231,7 @@ def final_states(model: Any, batch: dict[str, Any]) -> KnownStates:
         model: a :class:`clsgen_dist.model.dual_head.DualHeadModel`.
         batch: fields of :class:`clsgen_dist.data.pack.Batch`.
     """
-    hidden_ND = model.hidden_states(*(batch[name] for name in _BACKBONE_INPUTS))
+    hidden_ND = model.hidden_states(*(batch[field] for field in _BACKBONE_INPUTS))
     nowhere, lm_head = batch["class_index_S"][:0], model.lm_head
     found = dual_head_loss(
         hidden_ND,

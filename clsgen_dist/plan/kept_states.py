@@ -24,8 +24,9 @@ from clsgen_dist.plan.workload import Workload
 from clsgen_dist.plan.zero3_settings import Zero3Settings
 from clsgen_dist.plan.zero3_simulation import simulate
 from clsgen_dist.training.datasets import Datasets
-from clsgen_dist.training.frozen_cache import require_possible, require_worthwhile, visited_sequences
+from clsgen_dist.training.frozen_cache import require_possible, require_worthwhile
 from clsgen_dist.training.sampling_plan import plan_stream, total_steps
+from clsgen_dist.training.visited_sequences import visited_sequences
 
 # E sequences
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from clsgen_dist import checkpoint
+from clsgen_dist.data.tables.state_cache import FOLDER, StateCache
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import CheckpointError, SettingsError
 from clsgen_dist.resilience import spikes
@@ -90,6 +91,7 @@ def _make(output: Path, root: Path, *, starts_over: bool, overwrite: bool, setti
                 events.unlink()
             for name in ("rows.jsonl", spikes.SKIPPED_FILE, "stragglers.jsonl"):
                 (output / name).unlink(missing_ok=True)
+            StateCache.delete(output / FOLDER)
         if starts_over and (checkpoint.committed(root) or checkpoint.unmarked(root)):
             return (
                 f"{output} already holds checkpoints of a run; resume it (--resume auto), choose another "

@@ -18,7 +18,9 @@ numbers a sequence of T tokens, or ``2 D`` and 5 bytes a supervised token where 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -30,48 +32,32 @@ from typing import Any
 import numpy as np
 import torch
 
+from clsgen_dist.checkpoint.saver import checkpoints_to_come
 from clsgen_dist.config import Settings
 from clsgen_dist.data.loader import TrainStream
 from clsgen_dist.data.pack import Batch, Sample, collate, dummy_batch, pack
 from clsgen_dist.data.tables.dataset import RowDataset
-from clsgen_dist.data.tables.state_cache import StateCache
+from clsgen_dist.data.tables.state_cache import FOLDER, StateCache
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError, first_line
 from clsgen_dist.model import frozen_layers
 from clsgen_dist.model.backbone import Backbone, layer_stack
 from clsgen_dist.model.frozen_layers import FrozenLayers, KnownStates
 from clsgen_dist.model.self_test import FAULTS, ROUNDING_SAME_SHAPES, relative_difference
-from clsgen_dist.model.sharded_lm_head import head_parameter
 from clsgen_dist.training.sampling_plan import total_steps
 from clsgen_dist.training.settings import TrainSettings
+from clsgen_dist.training.visited_sequences import Visited, visited_sequences
 
 logger = logging.getLogger(__name__)
 
-# E sequences that a run visits, p positions
-
-FOLDER = "frozen_states"
-"""In output_dir."""
-_BLOCK, _POSITIONS = 4096, 2**16
-"""Sequences that are packed at once; positions of the order that are looked at at once."""
+_BLOCK = 4096
+"""Sequences that are packed at once."""
+_FILLS = 2
+"""Times that a sequence is written before the disk is taken to be at fault."""
+_SLACK = 64 * 2**20
+"""Bytes for logs and the like that stay free on the disk, beside checkpoints."""
 _READS_LAST_STATES = ("generation", "classification", "classification_after")
 """Terms that read no more than is kept where no layer learns."""
-
-
-@dataclass(frozen=True)
-class Visited:
-    """The sequences that a run visits, each once, by ascending key."""
-
-    key_E: np.ndarray
-    row_E: np.ndarray
-    visit_E: np.ndarray
-    limit_E: np.ndarray
-    """Longest prompt at that visit; 0: data.max_prompt_length."""
-    length_E: np.ndarray
-    """Tokens."""
-    answer_E: np.ndarray
-    """Tokens of the explanation."""
-    visits: int
-    """Of all of them, in the whole run."""
 
 
 class Unusable(Exception):
@@ -79,7 +65,15 @@ class Unusable(Exception):
 
 
 def attach_frozen_states(
-    engine: Any, stream: TrainStream, backbone: Backbone, settings: Settings, sample: Sample, world: World
+    engine: Any,
+    stream: TrainStream,
+    backbone: Backbone,
+    settings: Settings,
+    sample: Sample,
+    world: World,
+    *,
+    steps: int,
+    evaluates: bool,
 ) -> None:
     """Make the stream's steps carry what the frozen layers gave, computing what is not there yet; collective.
 
@@ -90,24 +84,35 @@ def attach_frozen_states(
         settings: of the run.
         sample: plain text, on which the start from kept states is tried.
         world: this rank among the others.
+        steps: that are left; with 0, nothing is computed.
+        evaluates: whether there are dev rows.
 
     Raises:
         SettingsError: ``train.cache_frozen`` is ``on`` and something forbids it.
     """
     mode = settings.train.cache_frozen
-    if mode == "off":
+    if mode == "off" or not steps:
         return
+    saves = settings.checkpoint
+    checkpoint_size, checkpoints = checkpoints_to_come(
+        engine, world, Path(settings.output_dir) / "checkpoints", steps,
+        every=saves.every, eval_every=settings.train.eval_every if evaluates else None, keep_last=saves.keep_last,
+    )  # fmt: skip
+    reserve = int(checkpoint_size * checkpoints * 1.02) + _SLACK
     try:
-        _attach(engine, stream, backbone, settings, sample, world)
+        _attach(engine, stream, backbone, settings, sample, world, reserve)
     except Unusable as why:
         engine.module.frozen_layers = None
         if mode == "on":
             raise SettingsError(f"train.cache_frozen is on, but {why}") from None
+        if world.is_main:
+            with contextlib.suppress(OSError):
+                StateCache.delete(Path(settings.output_dir) / FOLDER)
         logger.info("train.cache_frozen: the frozen layers are computed in every step, as %s", why)
 
 
 def _attach(
-    engine: Any, stream: TrainStream, backbone: Backbone, settings: Settings, sample: Sample, world: World
+    engine: Any, stream: TrainStream, backbone: Backbone, settings: Settings, sample: Sample, world: World, reserve: int
 ) -> None:
     model = engine.module
     _, layers = layer_stack(model.lm)
@@ -125,7 +130,8 @@ def _attach(
     form = _Form(_width(engine, frozen, sample), model.lm.dtype, all_frozen=frozen.first == len(layers))
     bytes_E = form.bytes(visited.length_E, visited.answer_E)
     require_worthwhile(settings.train, visits=visited.visits, sequences=len(bytes_E), size=int(bytes_E.sum()))
-    cache = _open(Path(settings.output_dir) / FOLDER, world, _key(model, stream.rows, backbone, visited), bytes_E)
+    key = _key(model, stream.rows, backbone, visited)
+    cache = _open(Path(settings.output_dir) / FOLDER, world, key, bytes_E, reserve)
     _fill(engine, world, stream.rows, cache, visited, form, settings.train.micro_batch_tokens)
 
     def known_of(row_p: np.ndarray, visit_p: np.ndarray, limit: int | None) -> KnownStates | None:
@@ -187,66 +193,60 @@ def require_worthwhile(train: TrainSettings, *, visits: int, sequences: int, siz
         )
 
 
-def visited_sequences(stream: TrainStream, rows: RowDataset, steps: int) -> Visited:
-    """The sequences of the first ``steps`` steps; the same on every rank."""
-    nothing = np.zeros(0, dtype=np.int64)
-    once, visits = [nothing] * 4, 0
-    for planned in stream.stages:
-        positions = min(planned.positions, planned.steps_before(steps) * stream.batch_size)
-        limit = planned.stage.max_prompt_length
-        for start in range(0, positions, _POSITIONS):
-            row_p, visit_p = stream.order.at(planned, start, min(start + _POSITIONS, positions))
-            found = (rows.sequence_keys(row_p, visit_p, limit), row_p, visit_p, np.full(len(row_p), limit or 0))
-            columns = [np.concatenate(pair) for pair in zip(once, found, strict=True)]
-            _, first_E = np.unique(columns[0], return_index=True)
-            once = [column[first_E] for column in columns]
-            visits += len(row_p)
-    key_E, row_E, visit_E, limit_E = once
-    answer_E = rows.answer_lengths(row_E, visit_E)
-    prompt_E = key_E % (rows.encoder.max_prompt_length + 1)
-    return Visited(key_E, row_E, visit_E, limit_E, prompt_E + answer_E, answer_E, visits)
-
-
 def _width(engine: Any, frozen: FrozenLayers, sample: Sample) -> int:
-    """Width of the states that are kept; Unusable if the backbone computes something else when it starts from them."""
+    """Width of the states that are kept; Unusable if a start from them, or training mode, gives something else."""
     model = engine.module
-    weight = head_parameter(model.lm)
-    if frozen.first == len(frozen.layers):
-        return int(getattr(weight, "ds_shape", weight.shape)[1])
+    name = type(model.lm).__name__
+    limit = ROUNDING_SAME_SHAPES[model.lm.dtype]
     batch = collate([sample, sample]).inputs(next(model.parameters()).device)
     engine.eval()
     try:
         with torch.no_grad():
-            found = engine(inside=lambda model: frozen_layers.starts_equal(model, batch))
-        difference = relative_difference(found["whole"], found["started"])
-        fault = (
-            f"its last states then differ by {difference:.1e}"
-            if difference > ROUNDING_SAME_SHAPES[model.lm.dtype]
-            else None
-        )
+            if frozen.first < len(frozen.layers):
+                found = engine(inside=lambda model: frozen_layers.starts_equal(model, batch))
+                if (difference := relative_difference(found["whole"], found["started"])) > limit:
+                    raise Unusable(_cannot_start(name, f"its last states then differ by {difference:.1e}"))
+            found = engine(inside=lambda model: frozen_layers.training_passes(model, batch))
     except FAULTS as error:
         # A pass that was broken off leaves weights gathered.
         engine.optimizer.parameter_offload.partition_all_parameters()
-        fault = first_line(error)
+        raise Unusable(_cannot_start(name, first_line(error))) from None
     finally:
         engine.train()
-    if fault:
-        raise Unusable(
-            f"{type(model.lm).__name__} cannot start from the states of a layer ({fault}); use another backbone"
-        )
-    return int(found["entering"].shape[1])
+    for passes, difference in (
+        ("two passes over the same tokens", relative_difference(found["first"], found["second"])),
+        ("training and evaluation", relative_difference(found["evaluated"], found["first"])),
+    ):
+        if not difference <= limit:
+            raise Unusable(
+                f"the frozen part of {name} gives other states in each training pass ({passes} differ by "
+                f"{difference:.1e}); set what is random in its configuration to 0, such as router_jitter_noise"
+            )
+    return int(found["evaluated"].shape[1])
 
 
-def _open(folder: Path, world: World, key: str, bytes_E: np.ndarray) -> StateCache:
-    """The files of this key on every rank, made if need be; Unusable if there is no room for them. Collective."""
+def _cannot_start(name: str, fault: str) -> str:
+    return f"{name} cannot start from the states of a layer ({fault}); use another backbone"
+
+
+def _open(folder: Path, world: World, key: str, bytes_E: np.ndarray, reserve: int) -> StateCache:
+    """The files of this key on every rank, made if need be; Unusable if they cannot be. Collective.
+
+    Args:
+        reserve: bytes that must stay free on their disk.
+    """
     fault = None
     if world.is_main:
         try:
-            if StateCache.create(folder, key, bytes_E):
+            if StateCache.create(folder, key, bytes_E, reserve=reserve):
                 logger.info("%s was of other rows, prompts or weights: it is computed again", folder)
         except OSError as error:
+            room = f"needs {bytes_E.sum() / 1e9:.3g} GB, and checkpoints {reserve / 1e9:.3g} GB beside it"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             fault = (
-                f"{folder} needs {bytes_E.sum() / 1e9:.3g} GB ({error.strerror}); free them, or name another output_dir"
+                f"{folder} {room} ({error.strerror}); make room, or name another output_dir"
+                if full
+                else f"{folder} cannot be written ({error.strerror}); make it a folder, or name another output_dir"
             )
     if fault := world.broadcast(fault):
         raise Unusable(fault)
@@ -263,6 +263,7 @@ def _key(model: Any, rows: RowDataset, backbone: Backbone, visited: Visited) -> 
     spec, frozen = model.loss_spec, model.frozen_layers
     depends_on = {
         "rows and prompt": rows.fingerprint,
+        "prompt before the text": len(rows.encoder.rendered.prefix_ids),
         "sequences": hashlib.sha256(sequences).hexdigest(),
         "backbone": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files],
         "layers": [frozen.first, len(frozen.layers)],
@@ -307,35 +308,59 @@ class _Form:
 def _fill(
     engine: Any, world: World, rows: RowDataset, cache: StateCache, visited: Visited, form: _Form, budget: int
 ) -> None:
-    """Compute the sequences that are not there; collective. The engine is left in training mode."""
-    missing_E = world.broadcast(cache.missing() if world.is_main else None)
+    """Compute the sequences that are not there, or not whole; collective. The engine is left in training mode."""
+    missing_E = _missing(cache, world)
+    if not len(missing_E):
+        return
     done = len(visited.key_E) - len(missing_E)
-    if len(missing_E):
-        logger.info("frozen layers: computing the states of %d sequences (%d are there)", len(missing_E), done)
+    logger.info("frozen layers: computing the states of %d sequences (%d are there)", len(missing_E), done)
     start = time.perf_counter()
-    budget = max(budget, int(visited.length_E.max()))
-    engine.eval()
-    with torch.no_grad():
-        for first in range(0, len(missing_E), _BLOCK):
-            block = missing_E[first : first + _BLOCK]
-            for ranks in pack(visited.length_E[block], budget=budget, ranks=world.size):
-                mine = block[ranks[world.rank]]
-                batch = _batch(rows, visited, mine).inputs(world.device)
-                # DeepSpeed walks what a module returns, and knows dictionaries.
-                known = KnownStates(**engine(inside=lambda model, batch=batch: vars(form.computed(model, batch))))
-                contents = frozen_layers.contents(known, visited.length_E[mine], visited.answer_E[mine])
-                for entry, content in zip(mine, contents, strict=False):  # a dummy batch has no entry
-                    cache.write(int(entry), content)
-    engine.train()
-    if not cache.is_complete:
+    for _ in range(_FILLS):
+        engine.eval()
+        with torch.no_grad():
+            _compute(engine, world, rows, cache, visited, form, budget, missing_E)
+        engine.train()
         cache.flush()
         world.barrier()
-        if world.is_main:
-            cache.mark_complete()
-    world.barrier()
-    size = cache.size / 1e9
-    if len(missing_E):
-        logger.info("frozen layers: %.3g GB in %s, in %.1f s", size, cache.folder, time.perf_counter() - start)
+        cache.reopen()
+        missing_E = _missing(cache, world)
+        if not len(missing_E):
+            break
+    else:
+        raise Unusable(
+            f"{len(missing_E)} of the sequences in {cache.folder} are not whole after {_FILLS} writes; "
+            "check its disk, or name another output_dir"
+        )
+    seconds = time.perf_counter() - start
+    logger.info("frozen layers: %.3g GB in %s, in %.1f s", cache.size / 1e9, cache.folder, seconds)
+
+
+def _missing(cache: StateCache, world: World) -> np.ndarray:
+    """The entries that are not there, or not whole, ascending; each rank reads its share. Collective."""
+    return np.sort(np.concatenate(world.gather(cache.missing(world.rank, world.size))))
+
+
+def _compute(
+    engine: Any,
+    world: World,
+    rows: RowDataset,
+    cache: StateCache,
+    visited: Visited,
+    form: _Form,
+    budget: int,
+    missing_E: np.ndarray,
+) -> None:
+    budget = max(budget, int(visited.length_E.max()))
+    for first in range(0, len(missing_E), _BLOCK):
+        block = missing_E[first : first + _BLOCK]
+        for ranks in pack(visited.length_E[block], budget=budget, ranks=world.size):
+            mine = block[ranks[world.rank]]
+            batch = _batch(rows, visited, mine).inputs(world.device)
+            # DeepSpeed walks what a module returns, and knows dictionaries.
+            known = KnownStates(**engine(inside=lambda model, batch=batch: vars(form.computed(model, batch))))
+            contents = frozen_layers.contents(known, visited.length_E[mine], visited.answer_E[mine])
+            for entry, content in zip(mine, contents, strict=False):  # a dummy batch has no entry
+                cache.write(int(entry), content)
 
 
 def _batch(rows: RowDataset, visited: Visited, entries: np.ndarray) -> Batch:

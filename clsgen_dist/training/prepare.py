@@ -5,16 +5,19 @@ What cannot be trained is refused here, with one line, before a GPU-hour is spen
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-import shutil
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from clsgen_dist import checkpoint
 from clsgen_dist.checkpoint.canary import canary_sample
+from clsgen_dist.checkpoint.marker import train_state
 from clsgen_dist.checkpoint.state import RunIdentity
 from clsgen_dist.config import Settings
 from clsgen_dist.data.encode import Encoder
@@ -24,6 +27,7 @@ from clsgen_dist.data.prompt import RenderedPrompt
 from clsgen_dist.data.tables.dataset import RowDataset
 from clsgen_dist.data.tables.replay import ReplayTexts
 from clsgen_dist.data.tables.shards import ShardedRows
+from clsgen_dist.data.tables.state_cache import FOLDER, StateCache
 from clsgen_dist.engine.world import World
 from clsgen_dist.errors import SettingsError
 from clsgen_dist.model.backbone import (
@@ -51,7 +55,7 @@ from clsgen_dist.training.dev_evaluation import metric_fault
 from clsgen_dist.training.head_start import head_start
 from clsgen_dist.training.reference_log_probs import attach_references
 from clsgen_dist.training.run_prompt import prompt_of_run
-from clsgen_dist.training.sampling_plan import plan_stream
+from clsgen_dist.training.sampling_plan import end_of_stage, plan_stream, total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +79,8 @@ class PreparedRun:
         if isinstance(self.stream.rows, ShardedRows):
             self.stream.rows.close()
         if deletes:
-            shutil.rmtree(self.output / frozen_cache.FOLDER, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                StateCache.delete(self.output / FOLDER)
 
 
 def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, world: World) -> PreparedRun:
@@ -121,7 +126,16 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
     if stream.padded:
         why = found.refusal or f"packed sequences change each other's states by {found.leak:.1e}"
         logger.info("rows are padded, not packed: %s", why)
-    frozen_cache.attach_frozen_states(engine, stream, opened, settings, canary, world)
+    frozen_cache.attach_frozen_states(
+        engine,
+        stream,
+        opened,
+        settings,
+        canary,
+        world,
+        steps=_steps_left(settings, stream, datasets.dev, resume_from),
+        evaluates=datasets.dev is not None,
+    )
     return PreparedRun(
         output=output,
         engine=engine,
@@ -132,6 +146,18 @@ def prepare(settings: Settings, zero: dict[str, Any], resume_from: Path | None, 
         canary=canary,
         prompt=prompt,
     )
+
+
+def _steps_left(settings: Settings, stream: TrainStream, dev: RowDataset | None, resume_from: Path | None) -> int:
+    """Steps that the run will take from here; 0 for one that is over."""
+    train = settings.train
+    last = min(total_steps(stream, settings), end_of_stage(stream, train.stop_at_stage))
+    if resume_from is None:
+        return last
+    state = train_state(checkpoint.read_marker(resume_from))
+    best_by = checkpoint.best_by(train.best_metric, dev.fingerprint) if dev else None
+    gave_up = state.evaluations_without_gain >= (train.early_stop_patience or math.inf)
+    return 0 if gave_up and state.best_by == best_by else max(0, last - state.step)
 
 
 def _losses(settings: Settings, datasets: Datasets, labels: LabelSpace, name_tokens: list[int] | None) -> LossSpec:

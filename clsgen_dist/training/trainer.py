@@ -107,8 +107,9 @@ def train(settings: Settings) -> TrainResult:
             if resume_from is not None and (changed := changed_settings(settings, resume_from)):
                 logger.info("settings changed since %s was written: %s", resume_from.name, "; ".join(changed))
             run = prepare(settings, zero, resume_from, world)
-            result = Trainer(settings, world, run, preemption, run_lock, start_log).run(resume_from)
-            run.close(deletes=is_main and settings.train.stop_at_stage is None)
+            trainer = Trainer(settings, world, run, preemption, run_lock, start_log)
+            result = trainer.run(resume_from)
+            run.close(deletes=is_main and (result.state.step == trainer.total_steps or trainer.gave_up()))
             return result
 
 
@@ -211,8 +212,7 @@ class Trainer:
                 )
         best = self.state.best_step if self.state.best_step is not None else self.state.step
         result = TrainResult(self.state, self.checkpoints / checkpoint.folder_name(best))
-        which = "best" if self.state.best_step is not None else "last"
-        logger.info("%s checkpoint: %s", which, result.checkpoint)
+        logger.info("%s checkpoint: %s", "last" if self.state.best_step is None else "best", result.checkpoint)
         return result
 
     def _resume(self, folder: Path) -> None:
@@ -242,7 +242,7 @@ class Trainer:
             self._log_perplexity()
         for share, waited in prefetch(self.stream.step, self.state.step, self.last_step):
             step = self.state.step
-            if self._gave_up():
+            if self.gave_up():
                 count, metric = self.state.evaluations_without_gain, self.settings.train.best_metric
                 message = "step %d: stopped early: %d evaluations in a row without a better %s than %s"
                 logger.info(message, step, count, metric, self.state.best_value)
@@ -326,7 +326,7 @@ class Trainer:
         due = last or bool(train.eval_every and step % train.eval_every == 0)
         if self.dev and due:
             best = self._evaluate(self.dev)
-            last = last or self._gave_up()
+            last = last or self.gave_up()
         elif due:
             self._log_perplexity()
         # No checkpoint of a skipped step: it might be the one to roll back to.
@@ -395,5 +395,6 @@ class Trainer:
         budget = self.settings.train.micro_batch_tokens
         return {"budget": budget, "padded": self.stream.padded, "watchdog": self.watchdog}
 
-    def _gave_up(self) -> bool:
+    def gave_up(self) -> bool:
+        """Whether the dev metric has stopped improving."""
         return self.state.evaluations_without_gain >= (self.settings.train.early_stop_patience or math.inf)

@@ -11,6 +11,7 @@ import pytest
 from clsgen_dist import checkpoint
 from clsgen_dist.checkpoint.saver import checkpoints_still_to_store, require_disk_space
 from clsgen_dist.errors import CheckpointError
+from clsgen_dist.resilience.run_dir import prepare_run_dir
 
 
 def _commit(root, step, content=b"weights", in_a_row=0):
@@ -189,6 +190,18 @@ def test_disk_space_is_checked_for_all_checkpoints_kept_at_once(tmp_path):
         CheckpointError, match=r"needs .* GB for 5 checkpoints, but it has .* lower checkpoint.keep_last"
     ):
         require_disk_space(tmp_path, world, free // 4, 5)
+    (tmp_path / "frozen_states").mkdir()
+    with pytest.raises(CheckpointError, match=r"/frozen_states is of train.cache_frozen: off does without it"):
+        require_disk_space(tmp_path / "checkpoints", world, free // 4, 5)
+
+
+def test_overwriting_a_run_deletes_the_states_it_kept(tmp_path):
+    world = SimpleNamespace(is_main=True, size=1, broadcast=lambda value: value)
+    (tmp_path / "frozen_states").mkdir()
+    (tmp_path / "frozen_states/states.bin").write_bytes(b"1")
+    for overwrite in (False, True):
+        prepare_run_dir(tmp_path, world, resume="never", overwrite=overwrite, settings_yaml="")
+        assert (tmp_path / "frozen_states/states.bin").exists() != overwrite
 
 
 @pytest.mark.parametrize(

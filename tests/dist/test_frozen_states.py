@@ -68,7 +68,7 @@ def plain(counted, rows):
 
 @pytest.fixture(scope="module")
 def kept(counted, rows):
-    output, steps, done = counted("kept", **_run(rows, "on"))
+    output, steps, done = counted("kept", **_run(rows, "on", train__stop_at_stage="all"))
     assert set(done.status) == {0}, done.text[-4000:]
     return output, steps, done
 
@@ -96,23 +96,40 @@ def test_nothing_is_left_on_the_disk_at_the_end(kept):
     assert "computing the states of" in done.text and not (output / "frozen_states").exists()
 
 
+def test_a_run_that_is_over_computes_nothing_when_it_is_resumed(kept, counted, rows):
+    _, steps, done = counted("kept", 1, **_run(rows, "on", resume="auto"))
+    assert set(done.status) == {0} and not steps and "resumed from" in done.text, done.text[-4000:]
+    assert "computing the states of" not in done.text
+
+
+@pytest.mark.long
+def test_states_stay_for_the_stages_to_come(counted, rows):
+    output, steps, done = counted("stage", **_run(rows, "on", train__stop_at_stage="short"))
+    assert set(done.status) == {0} and len(steps) == 4, done.text[-4000:]
+    assert (output / "frozen_states/states.bin").exists()
+    _, steps, done = counted("stage", **_run(rows, "on", resume="auto"))
+    assert set(done.status) == {0} and len(steps) == 4 and "computing the states of" not in done.text
+    assert not (output / "frozen_states").exists()
+
+
 def test_killed_while_filling_and_while_training_it_goes_on_with_what_is_there(kept, counted, rows):
     killed = [{"what": "kill", "where": "frozen", "after": 9, "rank": 1}]
     output, steps, done = counted("killed", faults=killed, **_run(rows, "on"))
     assert done.status[1] == -signal.SIGKILL and not steps
-    assert (output / "frozen_states/cache.json").exists() and not (output / "frozen_states/complete").exists()
+    assert (output / "frozen_states/cache.json").exists()
     killed = [{"what": "kill", "step": 7, "rank": 1}]
     _, _, done = counted("killed", faults=killed, **_run(rows, "on", resume="auto"))
     assert done.status[1] == -signal.SIGKILL and checkpoint.committed(output / "checkpoints")
     said = next(line for line in done.text.splitlines() if "computing the states of" in line)
     there = int(said.rpartition("(")[2].split()[0])
     assert there >= 9, said
-    # One rank goes on where two were killed; one byte on the disk is wrong by then.
+    # One rank goes on where two were killed; bytes on the disk are wrong by then, and all of them later.
     with (output / "frozen_states/states.bin").open("r+b") as file:
         file.write(b"\xff" * 64)
-    _, steps, done = counted("killed", 1, **_run(rows, "on", resume="auto"))
+    damaged = [{"what": "damage", "step": 5, "path": str(output / "frozen_states/states.bin")}]
+    _, steps, done = counted("killed", 1, faults=damaged, **_run(rows, "on", resume="auto"))
     assert set(done.status) == {0}, done.text[-4000:]
-    assert "computing the states of" not in done.text and "resumed from" in done.text
+    assert "computing the states of 1 sequences" in done.text and "resumed from" in done.text
     expected = kept[1][-len(steps) :]
     assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in expected], rel=2e-6)
     assert "are not whole: the step is computed from tokens" in done.text
@@ -132,6 +149,20 @@ def test_with_a_head_alone_no_layer_is_called_and_no_lm_head_is_gathered(counted
     assert all(step["known"] and not step["calls"] for step in steps)
     assert min(step["gathered"] for step in plain) > EMBEDDINGS
     assert max(step["gathered"] for step in steps) < EMBEDDINGS / 100
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("finetune", ["lora", "head"])
+def test_with_an_lm_head_in_shards_the_losses_are_those_of_a_gathered_one_without_kept_states(counted, rows, finetune):
+    more = {"model__finetune": finetune, "model__top_layers": "null" if finetune == "head" else 2}
+    _, plain, done = counted(f"gathered-{finetune}", **_run(rows, "off", objectives__lm_head="gathered", **more))
+    assert set(done.status) == {0}, done.text[-4000:]
+    _, steps, done = counted(f"sharded-{finetune}", **_run(rows, "on", objectives__lm_head="sharded", **more))
+    assert set(done.status) == {0}, done.text[-4000:]
+    assert len(plain) == len(steps) == 8 and all(step["known"] for step in steps)
+    for key in ("loss", "norm"):
+        assert [step[key] for step in steps] == pytest.approx([step[key] for step in plain], rel=1e-6)
+    assert max(step["gathered"] for step in steps) < EMBEDDINGS < min(step["gathered"] for step in plain)
 
 
 @pytest.mark.long

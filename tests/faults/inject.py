@@ -5,7 +5,8 @@
 where    start (before rows are planned), frozen (a sequence's states are kept, ``after`` so many), step (before a
          step's forward passes), save:copy, save:write, save:written, save:marker, save:committed
 what     kill, stop (SIGSTOP), usr2, term (to oneself), sleep (``seconds``), raise, full (the disk), nan_loss, nan_grad,
-         spike (a loss times ``factor``), write (``text`` to ``path``); count, which is none: counted_steps.py
+         spike (a loss times ``factor``), damage (all bytes of the file ``path``), write (``text`` to ``path``);
+         count, which is none: counted_steps.py
 """
 
 from __future__ import annotations
@@ -123,6 +124,9 @@ def _trigger(fault: dict[str, Any]) -> None:
         time.sleep(fault["seconds"])
     elif what == "write":
         Path(fault["path"]).write_text(fault["text"])
+    elif what == "damage":
+        with Path(fault["path"]).open("r+b") as file:
+            file.write(b"\xff" * Path(fault["path"]).stat().st_size)
     elif what == "raise":
         raise RuntimeError("a fault that a test asked for")
     elif what == "stale":

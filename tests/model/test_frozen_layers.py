@@ -40,6 +40,7 @@ FAMILIES = {
     "Phi3": {"pad_token_id": 0},
     "GPT2": GPT2,  # adds positions to its embeddings
     "GPTNeoX": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
 }
 
@@ -192,6 +193,24 @@ def test_dropout_above_it_does_not_matter():
     assert frozen_layers.active_dropout(model.lm, model.frozen_layers) is None
     model.frozen_layers.first = 4
     assert "layers.3" in frozen_layers.active_dropout(model.lm, model.frozen_layers)
+
+
+@pytest.mark.parametrize("first", [2, 4])
+@pytest.mark.parametrize("noise", [0.1, 0.0])
+def test_what_is_random_under_another_name_shows_in_two_passes(first, noise):
+    model, batch = _model("Mixtral", router_jitter_noise=noise), _batch().inputs()
+    model.frozen_layers.first = first
+    model.eval()
+    model.lm.train()
+    torch.manual_seed(5)
+    following = torch.rand(3)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        found = frozen_layers.training_passes(model, batch)
+    assert torch.equal(torch.rand(3), following) and model.lm.training and not model.training
+    assert frozen_layers.active_dropout(model.lm, model.frozen_layers) is None
+    for one, other in (("first", "second"), ("evaluated", "first")):
+        assert torch.equal(found[one], found[other]) == (not noise)
 
 
 def test_the_states_of_a_rank_without_rows_are_finite_everywhere():

@@ -45,8 +45,25 @@ def test_an_entry_counts_only_if_its_bytes_have_their_sum(folder):
     assert again.read(2) is None and again.missing().tolist() == [2]
     again.write(2, _content(2))
     assert not len(again.missing())
-    again.mark_complete()
-    assert StateCache(folder, BYTES_E).is_complete
+
+
+def test_a_damaged_entry_of_a_whole_cache_is_missing_and_ranks_look_at_their_shares(folder):
+    cache = StateCache(folder, BYTES_E)
+    for entry in range(4):
+        cache.write(entry, _content(entry))
+    cache.flush()
+    (folder / "complete").touch()  # as an earlier version wrote it
+    with (folder / "states.bin").open("r+b") as file:
+        file.seek(41)
+        file.write(b"\xff\x00")
+    again = StateCache(folder, BYTES_E)
+    assert again.missing().tolist() == [1]
+    assert again.missing(0, 2).tolist() == [] and again.missing(1, 2).tolist() == [1]
+    with (folder / "states.bin").open("r+b") as file:
+        file.seek(41)
+        file.write(_content(1)[1:3].tobytes())
+    again.reopen()
+    assert not len(again.missing())
 
 
 def test_two_writers_at_once_leave_nothing_that_is_mixed(folder):
@@ -69,7 +86,6 @@ def test_files_of_another_run_are_deleted(folder, change):
     cache = StateCache(folder, BYTES_E)
     for entry in range(4):
         cache.write(entry, _content(entry))
-    cache.mark_complete()
     assert StateCache.create(folder, "key", BYTES_E) is False and not len(StateCache(folder, BYTES_E).missing())
     key, sizes = "key", BYTES_E
     if change == "key":
@@ -83,10 +99,48 @@ def test_files_of_another_run_are_deleted(folder, change):
     else:
         (folder / "cache.json").write_text(json.dumps({**json.loads((folder / "cache.json").read_text()), "format": 0}))
     assert StateCache.create(folder, key, sizes) is True
-    assert StateCache(folder, sizes).missing().tolist() == [0, 1, 2, 3] and not (folder / "complete").exists()
+    assert StateCache(folder, sizes).missing().tolist() == [0, 1, 2, 3]
 
 
 def test_a_full_disk_is_found_before_anything_is_computed(small_disk):
     with pytest.raises(OSError, match="No space left"):
         StateCache.create(small_disk / "states", "key", np.array([200_000, 200_000]))
     assert not (small_disk / "states").exists()
+
+
+def test_room_for_what_comes_later_is_asked_for_before_anything_is_made(small_disk, tmp_path):
+    sizes = np.array([100_000])
+    with pytest.raises(OSError, match=r"No space left on device: 0.000\d+ GB are free"):
+        StateCache.create(small_disk / "states", "key", sizes, reserve=250_000)
+    assert not (small_disk / "states").exists()
+    assert StateCache.create(small_disk / "states", "key", sizes, reserve=100_000) is False
+    assert StateCache.create(small_disk / "states", "key", sizes, reserve=100_000) is False  # nothing more to write
+    with pytest.raises(OSError, match="No space left"):
+        StateCache.create(small_disk / "states", "key", sizes, reserve=250_000)
+
+
+def test_a_link_is_followed_and_what_else_lies_there_stays(tmp_path):
+    elsewhere = tmp_path / "scratch"
+    elsewhere.mkdir()
+    (elsewhere / "precious.txt").write_text("mine")
+    link = tmp_path / "states"
+    link.symlink_to(elsewhere)
+    assert StateCache.create(link, "key", BYTES_E) is False
+    assert StateCache.create(link, "other", BYTES_E) is True
+    assert (elsewhere / "states.bin").stat().st_size == 348 and link.is_symlink()
+    StateCache.delete(link)
+    assert [path.name for path in elsewhere.iterdir()] == ["precious.txt"] and link.is_symlink()
+
+
+def test_on_another_disk_only_the_files_need_room(small_disk, tmp_path):
+    (tmp_path / "states").symlink_to(small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        StateCache.create(tmp_path / "states", "key", np.array([400_000]))
+    assert StateCache.create(tmp_path / "states", "key", np.array([100_000]), reserve=10**15) is False
+
+
+def test_a_file_in_the_folders_place_is_not_a_full_disk(tmp_path):
+    (tmp_path / "states").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        StateCache.create(tmp_path / "states", "key", BYTES_E)
+    assert (tmp_path / "states").read_text() == "mine"
