@@ -117,23 +117,7 @@ def linear_cross_entropy(
     Raises:
         ValueError: shapes, dtypes or options that do not match; a target out of range (checked on the CPU only).
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'; fix it")
-    if target.shape != hidden.shape[:-1]:
-        raise ValueError(
-            f"linear_cross_entropy: target has shape {tuple(target.shape)}, expected {tuple(hidden.shape[:-1])} as "
-            f"hidden has {tuple(hidden.shape)}; one target for each state"
-        )
-    if hidden.dim() < 2:
-        raise ValueError(
-            f"linear_cross_entropy: hidden has shape {tuple(hidden.shape)}, expected [..., D] with a dimension of "
-            "positions; add one: hidden[None], target[None]"
-        )
-    if not 0 <= int(shift) < max(1, target.shape[-1]):
-        raise ValueError(
-            f"linear_cross_entropy: shift is {int(shift)}, expected 0 to {target.shape[-1] - 1}, within the last "
-            "dimension of target; lower it, or drop it"
-        )
+    _check(hidden, target, reduction, int(shift))
     if shift:
         hidden, target = hidden[..., : -int(shift), :], target[..., int(shift) :]
     hidden_ND, target_N = hidden.flatten(0, -2), target.flatten()
@@ -169,6 +153,26 @@ def linear_cross_entropy(
         reduced(z_loss * lse_n**2) if return_z_loss else None,
         full(_predicted(given, options, target_n), -1) if return_predicted_tokens else None,
     )
+
+
+def _check(hidden: Tensor, target: Tensor, reduction: str, shift: int) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'; fix it")
+    if target.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"linear_cross_entropy: target has shape {tuple(target.shape)}, expected {tuple(hidden.shape[:-1])} as "
+            f"hidden has {tuple(hidden.shape)}; one target for each state"
+        )
+    if hidden.dim() < 2:
+        raise ValueError(
+            f"linear_cross_entropy: hidden has shape {tuple(hidden.shape)}, expected [..., D] with a dimension of "
+            "positions; add one: hidden[None], target[None]"
+        )
+    if not 0 <= shift < max(1, target.shape[-1]):
+        raise ValueError(
+            f"linear_cross_entropy: shift is {shift}, expected 0 to {target.shape[-1] - 1}, within the last "
+            "dimension of target; lower it, or drop it"
+        )
 
 
 def _without_classes(
