@@ -69,7 +69,9 @@ SPACES = {
 }
 
 
-@pytest.fixture(scope="module", params=SPACES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(s, marks=pytest.mark.long) if s == "ordinal" else s for s in SPACES]
+)
 def trained(request, train, run_command, tmp_path_factory):
     """The label space, the folder of its rows, run and export, and the run's settings."""
     make, settings = SPACES[request.param]

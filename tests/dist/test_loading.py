@@ -30,7 +30,7 @@ def wide_backbone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("ranks", [pytest.param(count, marks=pytest.mark.long) for count in (2, 4)])
 def test_loading_holds_at_most_a_shard_and_one_module(ranks, wide_backbone, run_command, free_port, tmp_path, monkeypatch):
     # Freed memory is returned at once, so that memory kept by the allocator is not measured.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")

@@ -66,7 +66,7 @@ def start(folder, free_port):
 
 
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_ranks_and_other_rank_counts_give_the_same_predictions(start, tmp_path):
     [whole] = start(tmp_path / "whole", 1)
     assert whole["computed"] == [0, 1, 2, 3, 4, 5]

@@ -115,6 +115,7 @@ def test_advice_names_the_stage_with_its_own_micro_batch(staged, h100):
     assert {other.workload.budget for other in found} == {16384, 32768, 65536}
 
 
+@pytest.mark.long
 def test_the_search_finds_only_plans_that_fit_cheapest_first(recipe, h100):
     small = dataclasses.replace(h100, memory_gib=40)
     settings = recipe(train__micro_batch_tokens=32768)

@@ -78,6 +78,7 @@ def test_a_node_that_fails_or_hangs_in_preflight_is_excluded_within_the_timeout(
     assert time.monotonic() - start < 90
 
 
+@pytest.mark.long
 def test_a_preflight_without_a_verdict_excludes_no_node(slurm, job):
     """Stopped in the preflight, a preflight that cannot work, a step that cannot start, then all is well.
 
