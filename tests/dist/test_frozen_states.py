@@ -112,6 +112,7 @@ def test_states_stay_for_the_stages_to_come(counted, rows):
     assert not (output / "frozen_states").exists()
 
 
+@pytest.mark.long
 def test_killed_while_filling_and_while_training_it_goes_on_with_what_is_there(kept, counted, rows):
     killed = [{"what": "kill", "where": "frozen", "after": 9, "rank": 1}]
     output, steps, done = counted("killed", faults=killed, **_run(rows, "on"))

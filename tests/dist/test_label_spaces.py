@@ -154,7 +154,8 @@ def test_predictions_have_the_form_of_the_label_space(trained):
         assert (np.diff(none.logits) < 0).all(), "P(y > k) falls with k"
 
 
-@pytest.mark.parametrize("decide", [pytest.param("after", marks=pytest.mark.long), "both"])
+@pytest.mark.long
+@pytest.mark.parametrize("decide", ["after", "both"])
 def test_the_head_is_read_after_the_explanation(decide, train, run_command, tmp_path):
     """Explanations that count the alarms let even a tiny model decide; each reading has its own calibration."""
     rng = random.Random(1)
