@@ -81,8 +81,8 @@ def environment(devices: Devices) -> dict[str, str]:
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
         found["revision"] = subprocess.run(git, capture_output=True, text=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        pass
+    except (OSError, subprocess.TimeoutExpired) as error:
+        found["revision"] = f"not known ({type(error).__name__})"
     return found
 
 
