@@ -5,7 +5,7 @@
 
 Both kinds of steps alternate within one run, six of each, so that whatever else the machine does meets both alike; the
 first two of each six are not counted. One rank and one thread for the times, in seconds of the processor, which other
-processes on the machine change less than the clock's. Two ranks, with every parameter partitioned, for what a step
+processes on the machine change less, and of the clock. Two ranks, with every parameter partitioned, for what a step
 gathers: the complete tensors of its all-gathers, the fewest of a kind. And two runs of 12 steps, one of each kind, for
 the losses, whose packings differ from those in which the states were kept.
 """
@@ -59,15 +59,15 @@ def rank(number: int, ranks: int, port: str, kinds: str, out: str, flags: list[s
     def counted(self: Any, number: int, share: Any, *rest: Any, known: bool = False) -> Any:
         kind = turns[number // BLOCK % len(turns)]
         assert known or kind == "computed", "the states are not there"
-        Gathered.bytes, start = 0, time.process_time()
+        Gathered.bytes, start = 0, (time.process_time(), time.perf_counter())
         if ranks > 1:
             with Gathered():
                 result = take(self, number, share, *rest, known=kind == "kept")
         else:
             result = take(self, number, share, *rest, known=kind == "kept")
-        seconds = time.process_time() - start
+        processor, clock = time.process_time() - start[0], time.perf_counter() - start[1]
         tokens = sum(batch.tokens for batch in share.batches)
-        step_found = {"kind": kind, "warm": number % BLOCK >= WARM_UP, "rate": tokens / seconds}
+        step_found = {"kind": kind, "warm": number % BLOCK >= WARM_UP, "rates": (tokens / processor, tokens / clock)}
         found.append({**step_found, "gathered": Gathered.bytes, "loss": result.total_loss})
         return result
 
@@ -115,22 +115,24 @@ def main() -> None:
     own = parser.parse_args()
     print(f"{platform.machine()}, fp32, SmolLM2-135M, 8 rows a step\n")
     print(
-        "| recipe | computed, tokens a CPU second | kept | ratio | MB gathered a step, computed | kept | losses apart |"
+        "| recipe | computed, tokens a CPU second | kept | ratio | ratio by the clock "
+        "| MB gathered a step, computed | kept | losses apart |"
     )
-    print("|---|--:|--:|--:|--:|--:|--:|")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for name, flags in RECIPES.items():
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             timed = run(place, 1, "computed,kept", 2 * own.blocks * BLOCK, flags)
             moved = run(place, 2, "computed,kept", 2 * BLOCK, flags)
             pair = [run(place, 1, kind, PAIR, flags) for kind in ("computed", "kept")]
-        rates = [
-            statistics.median(s["rate"] for s in timed if s["warm"] and s["kind"] == k) for k in ("computed", "kept")
-        ]
+        computed, kept = (
+            [statistics.median(rates) for rates in zip(*(s["rates"] for s in timed if s["warm"] and s["kind"] == k))]
+            for k in ("computed", "kept")
+        )
         sizes = [min(s["gathered"] for s in moved if s["warm"] and s["kind"] == k) / 1e6 for k in ("computed", "kept")]
         apart = max(abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(*pair, strict=True))
         print(
-            f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.2f} "
+            f"| {name} | {computed[0]:,.0f} | {kept[0]:,.0f} | {kept[0] / computed[0]:.2f} | {kept[1] / computed[1]:.2f} "
             f"| {sizes[0]:,.1f} | {sizes[1]:,.3f} | {apart:.1e} |",
             flush=True,
         )

@@ -85,7 +85,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
         **dict.fromkeys(("maximum_Pn", "total_Pn", "target_logit_Pn", "logit_sum_Pn"), "*fp32"),
         **dict.fromkeys(("maximum_n", "target_logit_n", "logit_sum_n"), "*fp32"),
         **dict.fromkeys(("loss_n", "lse_n", "class_logits_SC", "class_loss_S", "tile_loss"), "*fp32"),
-        **{"arrived": "*i32", "hit_n": "*i8", "logits_nV": "*bf16"},
+        **{"arrived": "*i32", "hit_n": "*i8", "logits_snK": "*bf16"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap", "focal_gamma"), "fp32"),
     }
     plain = {
@@ -102,7 +102,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     yield "forward, soft", forward_kernel, forward, {**plain, "KIND": 3}, launch.forward
     yield "forward, all options", forward_kernel, forward, everything, launch.forward_more
     gradient = {
-        **dict.fromkeys(("hidden_nD", "weight_VD", "logits_nV", "grad_nK"), "*bf16"),
+        **dict.fromkeys(("hidden_nD", "weight_VD", "logits_nK", "grad_nK"), "*bf16"),
         **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap"), "fp32"),
     }

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clsgen_kernels import fused, tiled, vocab_parallel
-from clsgen_kernels.hidden_gradient import meeting, scatter
+from clsgen_kernels import fused, stored_logits, tiled, vocab_parallel
+from clsgen_kernels.hidden_gradient import fp32_rows, meeting, scatter
 from clsgen_kernels.implementation import resolve_impl
 from clsgen_kernels.inputs import (
     BEYOND,
@@ -28,6 +28,7 @@ from clsgen_kernels.inputs import (
     Tensors,
     Wants,
 )
+from clsgen_kernels.launch import choose
 
 # N tokens, n supervised tokens, S sequences, D hidden, V vocabulary, C classes
 
@@ -41,8 +42,10 @@ class Kept(NamedTuple):
     target_n: Tensor
     lm_bias_V: Tensor | None
     lse_n: Tensor
-    saved: Tensor | None
-    """Of the implementation's forward."""
+    expected_nD: Tensor | None
+    """Expected embeddings: see :mod:`clsgen_kernels.tiled`."""
+    logits: Tensor | None
+    """The memory that holds the stored logits: see :mod:`clsgen_kernels.stored_logits`."""
     token_weight_n: Tensor | None
     pooled_SD: Tensor
     head_weight_CD: Tensor
@@ -57,8 +60,7 @@ class Plan(NamedTuple):
 
     fused: bool
     tile: int
-    carries: bool
-    """The expected embedding is saved: see :mod:`clsgen_kernels.tiled`."""
+    storage: stored_logits.Storage | None
     gathered: vocab_parallel.Gathered | None
     vocabulary: int
     tokens: int
@@ -85,22 +87,26 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         lm, gathered = vocab_parallel.gather(lm, execution.vocab_shards)
     runs_fused = resolve_impl(call.impl, given.hidden_ND.device) == "triton"
     tile = execution.vocab_tile or tiled.tile_rows(lm.target_n.numel(), weight_VD.shape[0])
-    carries = False
+    carries = not runs_fused and gathered is None and carries_expectation(call.generation, wants)
+    storage = None if carries else _storage(lm, call, wants, None if runs_fused else tile)
+    logits = stored_snK = None
+    if storage is not None:
+        logits = storage.allocate(lm.target_n.numel(), weight_VD)
+        stored_snK = storage.logits(logits, lm.target_n.numel())
     if runs_fused:
         both = fused.forward(
             lm,
             classes,
             token_weight_n=given.token_weight_n,
             launch=execution.launch,
-            store_bytes=execution.store_bytes if wants.of_generation else 0,
+            stored_snK=stored_snK,
         )
         out, class_logits_SC, class_loss_S = both.lm, both.class_logits_SC, both.class_loss_S
     else:
-        carries = gathered is None and carries_expectation(call.generation, wants)
-        out = tiled.forward(lm, tile=tile, carry_expectation=carries)
+        out = tiled.forward(lm, tile=tile, carry_expectation=carries, stored_snK=stored_snK)
         class_logits_SC = classes.logits()
         class_loss_S = classes.losses(class_logits_SC)
-    saved, lse_n = out.saved, out.lse_n
+    expected_nD, lse_n = out.expected_nD, out.lse_n
     if gathered is not None:
         out, lse_n = vocab_parallel.forward(lm, gathered, out)
     loss, class_loss = out.loss_n, class_loss_S
@@ -113,7 +119,7 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
     plan = Plan(
         fused=runs_fused,
         tile=tile,
-        carries=carries,
+        storage=storage,
         gathered=gathered,
         vocabulary=lm.vocabulary,
         tokens=given.hidden_ND.shape[0],
@@ -128,7 +134,8 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         target_n=lm.target_n,
         lm_bias_V=given.lm_bias_V,
         lse_n=lse_n,
-        saved=saved,
+        expected_nD=expected_nD,
+        logits=logits,
         token_weight_n=given.token_weight_n,
         pooled_SD=classes.pooled_SD,
         head_weight_CD=given.head_weight_CD,
@@ -138,6 +145,20 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         class_index_S=given.class_index_S,
     )
     return results, kept, plan
+
+
+def _storage(lm: LMInputs, call: Call, wants: Wants, tile: int | None) -> stored_logits.Storage | None:
+    """Where logits are stored for the backward; ``tile`` of the torch path, None of the kernels."""
+    execution, hidden_nD, weight_VD = call.execution, lm.hidden_nD, lm.weight_VD
+    if not (execution.store_bytes and wants.of_generation):
+        return None
+    (rows, width), vocabulary, size = hidden_nD.shape, len(weight_VD), hidden_nD.element_size()
+    slab, budget = tile, 0
+    if slab is None:
+        launch = execution.launch or choose(hidden_nD.device, hidden_nD.dtype)
+        slab, budget = launch.slab(rows, vocabulary, size), execution.store_bytes
+    learns = wants.lm_weight and execution.lm_weight_grad_VD is None and weight_VD.dtype == hidden_nD.dtype
+    return stored_logits.choose(rows, vocabulary, width, slab, element_size=size, learns=learns, store_bytes=budget)
 
 
 def carries_expectation(options: GenerationOptions, wants: Wants) -> bool:
@@ -176,10 +197,16 @@ def backward(
             grad_pooled_SD = delta_SC @ kept.head_weight_CD.to(wide)
             if kept.dropout_scale_SD is not None:
                 grad_pooled_SD = grad_pooled_SD * kept.dropout_scale_SD
-    lm = _lm_backward(kept, plan, call, wants, grad_loss) if grad_loss is not None and wants.of_generation else None
-    grad_hidden_ND = None
-    if wants.hidden and (lm is not None or grad_pooled_SD is not None):
-        grad_hidden_ND = _hidden_gradient(kept, plan, call, None if lm is None else lm.hidden_nD, grad_pooled_SD)
+    of_lm = grad_loss is not None and wants.of_generation
+    grad_hidden_ND = lm = None
+    if wants.hidden and (of_lm or grad_pooled_SD is not None):
+        shape = (plan.tokens, kept.pooled_SD.shape[1])
+        grad_hidden_ND = torch.empty(shape, dtype=plan.hidden_dtype, device=kept.lse_n.device)
+    if of_lm:
+        assert grad_loss is not None
+        lm = _lm_backward(kept, plan, call, wants, grad_loss, grad_hidden_ND)
+    if grad_hidden_ND is not None:
+        _fill_hidden_gradient(grad_hidden_ND, kept, call, None if lm is None else lm.hidden_nD, grad_pooled_SD)
     grad_lm_VD = grad_lm_bias_V = None
     if lm is not None:
         grad_lm_VD = None if call.execution.lm_weight_grad_VD is not None else lm.weight_VD
@@ -217,11 +244,14 @@ def _head_inputs(given: Tensors, options: ClassOptions) -> HeadInputs:
     return HeadInputs(pooled_SD, given.head_weight_CD, given.head_bias_C, label_S, options)
 
 
-def _lm_backward(kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Tensor) -> LMGradients:
-    """The generation loss's gradients."""
+def _lm_backward(
+    kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Tensor, hidden_ND: Tensor | None
+) -> LMGradients:
+    """The generation loss's gradients; that of the states may lie in the memory of ``hidden_ND``."""
+    weight_VD = kept.lm_weight_VD
     lm = LMInputs(
         hidden_nD=kept.hidden_nD,
-        weight_VD=kept.lm_weight_VD,
+        weight_VD=weight_VD,
         target_n=kept.target_n,
         bias_V=_scaled_bias(kept.lm_bias_V, call.generation),
         options=call.generation,
@@ -231,27 +261,46 @@ def _lm_backward(kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Te
     if kept.token_weight_n is not None:
         upstream_n = upstream_n * kept.token_weight_n
     upstream_n = upstream_n.to(kept.lse_n.dtype).contiguous()
-    local = fused if plan.fused else tiled
-    options: dict[str, Any] = {
-        "wants_weight": wants.lm_weight,
-        "weight_grad_VD": call.execution.lm_weight_grad_VD,
-        **({"launch": call.execution.launch} if plan.fused else {"tile": plan.tile}),
-    }
-    if plan.carries:
-        assert kept.saved is not None
-        grads = tiled.backward_from_expectation(lm, kept.lse_n, upstream_n, kept.saved)
-    elif plan.gathered is not None:
-        grads = vocab_parallel.backward(lm, plan.gathered, kept.lse_n, upstream_n, kept.saved, local, **options)
+    if kept.expected_nD is not None:
+        grads = tiled.backward_from_expectation(lm, kept.lse_n, upstream_n, kept.expected_nD)
     else:
-        grads = local.backward(lm, kept.lse_n, upstream_n, kept.saved, **options)
+        grads = _by_slabs(lm, kept, plan, call, wants, upstream_n, hidden_ND)
     if call.generation.logit_scale != 1:
-        grads = grads._replace(hidden_nD=grads.hidden_nD * call.generation.logit_scale)
+        grads.hidden_nD.mul_(call.generation.logit_scale)
     return grads
 
 
-def _hidden_gradient(kept: Kept, plan: Plan, call: Call, grad_nD: Tensor | None, grad_SD: Tensor | None) -> Tensor:
-    """``[N, D]``: both heads' gradients at the hidden states, measured if the call asks for it."""
-    square, width, wide = call.execution.hidden_grad_square, kept.pooled_SD.shape[1], kept.lse_n.dtype
+def _by_slabs(
+    lm: LMInputs, kept: Kept, plan: Plan, call: Call, wants: Wants, upstream_n: Tensor, hidden_ND: Tensor | None
+) -> LMGradients:
+    logits, storage, sink_VD = kept.logits, plan.storage, call.execution.lm_weight_grad_VD
+    weight_grad_VD = None
+    if wants.lm_weight and sink_VD is not None:
+        weight_grad_VD = sink_VD
+    elif wants.lm_weight and logits is not None and storage is not None and storage.in_gradient:
+        weight_grad_VD = logits
+    elif wants.lm_weight:
+        weight_grad_VD = torch.empty_like(lm.weight_VD, memory_format=torch.contiguous_format)
+    local = fused if plan.fused else tiled
+    options: dict[str, Any] = {
+        "weight_grad_VD": weight_grad_VD,
+        "accumulates": sink_VD is not None,
+        **({"launch": call.execution.launch} if plan.fused else {"tile": plan.tile}),
+    }
+    stored_snK = None if logits is None or storage is None else storage.logits(logits, len(lm.hidden_nD))
+    if plan.gathered is not None:
+        return vocab_parallel.backward(lm, plan.gathered, kept.lse_n, upstream_n, stored_snK, local, **options)
+    if hidden_ND is not None:
+        options["hidden_grad_nD"] = fp32_rows(hidden_ND, len(lm.hidden_nD))
+    return local.backward(lm, kept.lse_n, upstream_n, stored_snK, **options)
+
+
+def _fill_hidden_gradient(
+    grad_ND: Tensor, kept: Kept, call: Call, grad_nD: Tensor | None, grad_SD: Tensor | None
+) -> None:
+    """Write both heads' gradients at the hidden states, measured if the call asks for it."""
+    square, wide = call.execution.hidden_grad_square, kept.lse_n.dtype
+    tokens, width = grad_ND.shape
     index_n, index_S = kept.supervised_index_n, kept.class_index_S
     if grad_nD is None:
         grad_nD, index_n = kept.pooled_SD.new_zeros((0, width), dtype=wide), index_n[:0]
@@ -259,9 +308,9 @@ def _hidden_gradient(kept: Kept, plan: Plan, call: Call, grad_nD: Tensor | None,
         grad_SD = kept.pooled_SD.new_zeros((len(index_S), width), dtype=wide)
     if square is not None:
         squares = [torch.linalg.vector_norm(grad).square() for grad in (grad_nD, grad_SD)]
-        met_SD = meeting(grad_nD, index_n, index_S, plan.tokens)
+        met_SD = meeting(grad_nD, index_n, index_S, tokens)
         square.add_(torch.stack([*squares, (met_SD * grad_SD).sum()]))
-    return scatter(grad_nD, index_n, grad_SD, index_S, plan.tokens, plan.hidden_dtype)
+    scatter(grad_nD, index_n, grad_SD, index_S, grad_ND)
 
 
 class DualHead(torch.autograd.Function):
@@ -273,7 +322,7 @@ class DualHead(torch.autograd.Function):
         given, call = Tensors(*args[:-1]), args[-1]
         results, kept, plan = forward(given, call, Wants(*ctx.needs_input_grad[: len(Wants._fields)]))
         assert kept is not None
-        ctx.call, ctx.plan = call, plan
+        ctx.call, ctx.plan, ctx.overwritten = call, plan, False
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(results.hit_n, results.lse_n)
@@ -285,6 +334,12 @@ class DualHead(torch.autograd.Function):
         # Read once: checkpointing that is not reentrant computes them again at each reading, and refuses the second.
         kept = Kept(*ctx.saved_tensors)
         wants = Wants(*ctx.needs_input_grad[: len(Wants._fields)])
+        if kept.logits is not None:
+            # The weight's gradient is written over them, so a second backward of this graph recomputes. Not through the
+            # saved tensor itself, which autograd would then refuse to hand out again.
+            kept = kept._replace(logits=None if ctx.overwritten else kept.logits.data)
+            in_gradient = ctx.plan.storage.in_gradient
+            ctx.overwritten |= in_gradient and wants.lm_weight and grads[0] is not None
         with torch.no_grad(), without_autocast(kept.lm_weight_VD.device.type):
             found = backward(kept, ctx.plan, ctx.call, wants, *grads[:3])
         if torch.is_grad_enabled():

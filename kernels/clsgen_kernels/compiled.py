@@ -80,7 +80,7 @@ def _call_of(options: tuple[Any, ...], device: torch.device) -> tuple[Call, Want
     schema=f"({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _dual_head(*args: Any) -> tuple[Tensor, ...]:
-    """Results, and what is kept and not given: compacted states, the implementation's own, pooled states, slopes."""
+    """Results, and what is kept and not given: compacted states, expected embeddings, pooled states, slopes."""
     given = Tensors(*args[:_N_TENSORS])
     asked, wants = _call_of(args[_N_TENSORS:], given.hidden_ND.device)
     with without_autocast(given.hidden_ND.device.type):
@@ -88,8 +88,8 @@ def _dual_head(*args: Any) -> tuple[Tensor, ...]:
         results, kept, _ = forward(given, asked, wants)
     if kept is None:
         return (*results, *(given.hidden_ND.new_empty(0) for _ in range(4)))
-    saved = given.hidden_ND.new_empty(0) if kept.saved is None else kept.saved
-    return (*results, kept.hidden_nD.clone(), saved, kept.pooled_SD.clone(), kept.class_slope_SC)
+    expected_nD = given.hidden_ND.new_empty(0) if kept.expected_nD is None else kept.expected_nD
+    return (*results, kept.hidden_nD.clone(), expected_nD, kept.pooled_SD.clone(), kept.class_slope_SC)
 
 
 @_dual_head.register_fake
@@ -131,11 +131,12 @@ def _shapes(*args: Any) -> tuple[Tensor, ...]:
     "clsgen::dual_head_backward",
     mutates_args=(),
     schema=f"(Tensor? grad_loss, Tensor? grad_logits, Tensor? grad_class_loss, Tensor lse, Tensor compacted, "
-    f"Tensor saved, Tensor pooled, Tensor slope, {_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor expected, Tensor pooled, Tensor slope, {_TENSORS}, {_OPTIONS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _dual_head_backward(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of the five differentiable tensors, empty where none is asked for."""
-    grads, (lse_n, hidden_nD, saved, pooled_SD, slope_SC), rest = args[:3], args[3:8], args[8:]
+    grads, (lse_n, hidden_nD, expected_nD, pooled_SD, slope_SC), rest = args[:3], args[3:8], args[8:]
     given = Tensors(*rest[:_N_TENSORS])
     asked, wants = _call_of(rest[_N_TENSORS:], given.hidden_ND.device)
     fused = asked.impl == "triton"
@@ -147,7 +148,8 @@ def _dual_head_backward(*args: Any) -> tuple[Tensor, ...]:
         target_n=marked(given.target_n),
         lm_bias_V=given.lm_bias_V,
         lse_n=lse_n,
-        saved=saved if carries else None,
+        expected_nD=expected_nD if carries else None,
+        logits=None,
         token_weight_n=given.token_weight_n,
         pooled_SD=pooled_SD,
         head_weight_CD=given.head_weight_CD,
@@ -159,7 +161,7 @@ def _dual_head_backward(*args: Any) -> tuple[Tensor, ...]:
     plan = Plan(
         fused=fused,
         tile=asked.execution.vocab_tile or tile_rows(len(given.target_n), len(weight_VD)),
-        carries=carries,
+        storage=None,
         gathered=None,
         vocabulary=len(weight_VD),
         tokens=len(given.hidden_ND),

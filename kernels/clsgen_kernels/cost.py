@@ -7,8 +7,8 @@ cache holds 50 MB. Every pass is ``2·rows·D·V`` FLOPs. The vendor's products 
                  3 passes; weights read twice, dW written. torch's ``linear_cross_entropy`` by default does no less.
     ours         n rows; forward 1 pass, backward recompute 1, dW 1, dH 1; the workspace G (2 bytes a logit) written
                  once and read twice; dH read and written for each slab; dW written. Our kernels' passes read the
-                 weights once for each group of row tiles, and the states again for each wave where L2 cannot hold both
-    stored       as ours, without the recompute: logits written once and read once
+                 weights once for each group of row tiles, and the states again for each wave where L2 cannot hold both.
+                 Stored logits are written once and read once instead of being recomputed
     liger        token chunks, all N rows, as published: 3 passes; weights read twice and dW read and written a chunk
     chunked      token chunks with bf16 logits, turned into their gradient in place (quack: 4096 rows; Liger's kernels
                  for Hopper in CuTe of 2026, pull request 1356, taken with 1024 rows as on Blackwell): 3 passes, 10
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from clsgen_kernels.launch import BY_TARGET, STORE_BYTES
+from clsgen_kernels.stored_logits import choose
 
 L2_BYTES = 50e6
 """Of an H100."""
@@ -58,18 +59,22 @@ def _pass_bytes(rows: int, width: int, vocabulary: int) -> float:
     return 2 * width * (groups * vocabulary + rows * state_reads)
 
 
-def ours(rows: int, width: int, vocabulary: int, *, stored: bool | None = None) -> Cost:
-    """The Triton path with a trained weight; ``stored``: bf16 logits kept for the backward; None: if small."""
+def ours(rows: int, width: int, vocabulary: int, *, store_bytes: int = STORE_BYTES) -> Cost:
+    """The Triton path with a trained weight and at most half of the tokens supervised; see ``Execution.store_bytes``."""
     logits, weight = rows * vocabulary, width * vocabulary
-    stored = 2 * logits <= STORE_BYTES if stored is None else stored
     slab = BY_TARGET["sm_90"].slab(rows, vocabulary, 2)
     slabs = ceil(vocabulary / slab)
-    extra = 2 * rows * slab + rows * width * (2 + 4)  # plus the compacted rows and their fp32 gradient
+    storage = None
+    if store_bytes:
+        storage = choose(rows, vocabulary, width, slab, element_size=2, learns=True, store_bytes=store_bytes)
+    stored = 0.0 if storage is None else storage.slabs / slabs
     products = 4 * weight + slabs * rows * width * (2 + 8)  # W read, dW written; H read, dH read and written
-    moved = _pass_bytes(rows, width, vocabulary) * (1 if stored else 2) + products + 6 * logits
-    if stored:
-        return Cost(6.0 * rows * weight, moved + 4 * logits, extra + 2 * logits)
-    return Cost(8.0 * rows * weight, moved, extra)
+    moved = _pass_bytes(rows, width, vocabulary) * (2 - stored) + products + (6 + 4 * stored) * logits
+    # The compacted rows; beside them the workspace, and later the rows' gradient as it is scattered.
+    extra = 2 * rows * width + 2 * rows * max(slab, width)
+    if storage is not None and not storage.in_gradient:
+        extra += 2 * rows * slab * storage.slabs
+    return Cost((8 - 2 * stored) * rows * weight, moved, extra)
 
 
 def liger(tokens: int, width: int, vocabulary: int) -> Cost:

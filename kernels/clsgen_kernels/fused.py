@@ -6,13 +6,13 @@ reduces all of them in order. One GEMM pass, no atomics but the arrival counters
 
 Backward, through one workspace ``G [n, slab]`` in the hidden states' dtype:
 
-    G = g ∘ (∂loss/∂logits)        recomputed from the log-sum-exps: one GEMM pass (none from stored logits)
+    G = g ∘ (∂loss/∂logits)        from the log-sum-exps and recomputed logits: one GEMM pass, none if they are stored
     dW_slab = Gᵀ·H                 written once; skipped if W is frozen
     dH     += G·W_slab             in fp32
 
 The last two are plain products: the vendor's library on an NVIDIA GPU, our kernel elsewhere.
 
-No ``n x V`` tensor is allocated unless ``store_bytes`` allows stored logits.
+No ``n x V`` tensor is allocated here; :mod:`clsgen_kernels.stored_logits` says which logits are stored, and where.
 """
 
 from __future__ import annotations
@@ -79,15 +79,14 @@ def forward(
     *,
     token_weight_n: Tensor | None = None,
     launch: Launch | None = None,
-    store_bytes: int = 0,
+    stored_snK: Tensor | None = None,
 ) -> FusedForward:
-    """Both heads' losses; logits are kept, in the hidden states' dtype, if they fit in ``store_bytes``."""
+    """Both heads' losses; logits of the first slabs are left in ``stored_snK``, in the hidden states' dtype."""
     launch = launch or choose(lm.hidden_nD.device, lm.hidden_nD.dtype)
     hidden_nD, weight_VD, options = lm.hidden_nD, lm.weight_VD, lm.options
     n, width = hidden_nD.shape
     vocabulary = weight_VD.shape[0]
     rows, outputs = classes.pooled_SD.shape[0], classes.weight_CD.shape[0]
-    stores = 0 < n * vocabulary * hidden_nD.element_size() <= store_bytes
     tile = launch.forward_more if options.label_smoothing or any(_flags(lm).values()) else launch.forward
     row_tiles, class_tiles = _tiles(n, tile.rows), _tiles(rows, tile.rows)
     column_tiles, group = _tiles(vocabulary, tile.columns), launch.group(tile, n, width, hidden_nD.element_size())
@@ -97,7 +96,11 @@ def forward(
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=hidden_nD.device)
 
-    stored_nV = _padded_rows(n, vocabulary, hidden_nD) if stores else None
+    stored = [] if stored_snK is None else list(stored_snK)
+    slab, slab_strides = (
+        (tile.columns, (0, 0)) if stored_snK is None else (stored_snK.shape[2], stored_snK.stride()[:2])
+    )
+    assert slab % tile.columns == 0, f"a slab of {slab} columns does not consist of tiles of {tile.columns}"
     loss_n, lse_n, hit_n = new(n), new(n), new(n, dtype=torch.int8)
     class_logits_SC, class_loss_S = new(rows, outputs), new(rows)
     smooths = options.label_smoothing > 0
@@ -113,10 +116,9 @@ def forward(
             classes.pooled_SD, head_CD, classes.bias_C.contiguous(), classes.label_S.contiguous(),
             classes.weights_C() if class_weighted else unused,
             *parts_kPn[:3], parts_kPn[-1], arrived, loss_n, lse_n, hit_n, *sums_kn[:2], sums_kn[-1],
-            unused if stored_nV is None else stored_nV, class_logits_SC, class_loss_S, tile_loss,
+            unused if stored_snK is None else stored_snK, class_logits_SC, class_loss_S, tile_loss,
             n, vocabulary, width, rows, outputs, splits, tiles_per_split, row_tiles, class_tiles, group,
-            *_strides(lm), 0 if stored_nV is None else stored_nV.stride(0),
-            classes.pooled_SD.stride(0), head_CD.stride(0),
+            len(stored) * slab, slab, *_strides(lm), *slab_strides, classes.pooled_SD.stride(0), head_CD.stride(0),
             *_scalars(lm), classes.options.focal_gamma,
             **_flags(lm),
             KIND=_KINDS[classes.options.kind],
@@ -124,25 +126,18 @@ def forward(
             HAS_CLASS_WEIGHT=class_weighted,
             HAS_FOCAL=classes.options.focal_gamma > 0,
             HAS_SMOOTHING=smooths,
-            STORE_LOGITS=stored_nV is not None,
-            DESCRIPTORS=_use_descriptors(tile, hidden_nD, weight_VD, *([] if stored_nV is None else [stored_nV])),
+            STORE_LOGITS=stored_snK is not None,
+            DESCRIPTORS=_use_descriptors(tile, hidden_nD, weight_VD, *stored[:1]),
             **_blocks(tile, hidden_nD.dtype),
         )  # fmt: skip
     return FusedForward(
         # 0 and 1 as int8 are False and True: no launch to convert them.
-        Forward(
-            loss_n, lse_n, hit_n.view(torch.bool), sums_kn[0], sums_kn[1], sums_kn[2] if smooths else None, stored_nV
-        ),
+        Forward(loss_n, lse_n, hit_n.view(torch.bool), sums_kn[0], sums_kn[1], sums_kn[2] if smooths else None, None),
         class_logits_SC,
         class_loss_S,
         tile_loss,
         class_tiles,
     )
-
-
-def _padded_rows(rows: int, columns: int, like: Tensor) -> Tensor:
-    """``[rows, columns]``, not initialised; rows start at multiples of 16 bytes, also those of an odd vocabulary."""
-    return like.new_empty((rows, _tiles(columns, 8) * 8))[:, :columns]
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], near: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -155,61 +150,65 @@ def backward(
     lm: LMInputs,
     lse_n: Tensor,
     upstream_n: Tensor,
-    saved: Tensor | None,
+    stored_snK: Tensor | None,
     *,
-    wants_weight: bool,
     weight_grad_VD: Tensor | None = None,
+    accumulates: bool = False,
+    hidden_grad_nD: Tensor | None = None,
     launch: Launch | None = None,
 ) -> LMGradients:
-    """Gradients of the weighted losses; ``saved`` are the logits, if they were stored.
-
-    With ``weight_grad_VD`` (fp32), ``dW`` is added to it instead of being returned in the weight's dtype.
-    """
+    """Gradients of the weighted losses; see :func:`clsgen_kernels.tiled.backward`, which has the same arguments."""
     hidden_nD, weight_VD, dtype = lm.hidden_nD, lm.weight_VD, lm.hidden_nD.dtype
     launch = launch or choose(hidden_nD.device, dtype)
     n, width = hidden_nD.shape
     vocabulary = weight_VD.shape[0]
     slab = launch.slab(n, vocabulary, hidden_nD.element_size())
     workspace_nK = torch.empty((n, slab), dtype=dtype, device=hidden_nD.device)
-    grad_nD = torch.empty((n, width), dtype=torch.float32, device=hidden_nD.device)
-    grad_VD = None
-    if wants_weight:
-        grad_VD = torch.empty_like(weight_VD) if weight_grad_VD is None else weight_grad_VD
+    grad_nD = hidden_grad_nD
+    if grad_nD is None:
+        grad_nD = torch.empty((n, width), dtype=torch.float32, device=hidden_nD.device)
     grad_bias_V = None if lm.bias_V is None else torch.empty_like(lm.bias_V, dtype=torch.float32)
     if n == 0:
-        for grad in (grad_VD if weight_grad_VD is None else None, grad_bias_V):
+        for grad in (None if accumulates else weight_grad_VD, grad_bias_V):
             if grad is not None:
                 grad.zero_()
-        return LMGradients(grad_nD, grad_VD, grad_bias_V)
-    for first in range(0, vocabulary, slab):
+        return LMGradients(grad_nD, weight_grad_VD, grad_bias_V)
+    for number, first in enumerate(range(0, vocabulary, slab)):
         count = min(slab, vocabulary - first)
-        grad_nK = workspace_nK[:, :count]
-        gradient_of_logits(lm, lse_n, upstream_n, saved, grad_nK, first, launch)
-        part = slice(first, first + count)
-        if grad_VD is not None:
-            _matmul(grad_nK.T, hidden_nD, grad_VD[part], launch.matmul, accumulate=weight_grad_VD is not None)
+        grad_nK, part = workspace_nK[:, :count], slice(first, first + count)
+        stored_nK = stored_snK[number] if stored_snK is not None and number < len(stored_snK) else None
+        gradient_of_logits(lm, lse_n, upstream_n, stored_nK, grad_nK, first, launch)
+        if weight_grad_VD is not None:
+            _matmul(grad_nK.T, hidden_nD, weight_grad_VD[part], launch.matmul, accumulate=accumulates)
         _matmul(grad_nK, weight_VD[part], grad_nD, launch.matmul, accumulate=first > 0)
         if grad_bias_V is not None:
             torch.sum(grad_nK, dim=0, dtype=torch.float32, out=grad_bias_V[part])
-    return LMGradients(grad_nD, grad_VD, grad_bias_V)
+    return LMGradients(grad_nD, weight_grad_VD, grad_bias_V)
 
 
 def gradient_of_logits(
-    lm: LMInputs, lse_n: Tensor, upstream_n: Tensor, saved: Tensor | None, grad_nK: Tensor, first: int, launch: Launch
+    lm: LMInputs,
+    lse_n: Tensor,
+    upstream_n: Tensor,
+    stored_nK: Tensor | None,
+    grad_nK: Tensor,
+    first: int,
+    launch: Launch,
 ) -> None:
-    """Write the gradient at the raw logits of columns ``first`` onwards into ``grad_nK``; ``saved`` as in backward."""
+    """Write the gradient at the raw logits of columns ``first`` onwards into ``grad_nK``, from theirs if stored."""
     (n, count), width, vocabulary = grad_nK.shape, lm.hidden_nD.shape[1], lm.weight_VD.shape[0]
     tile, unused = launch.gradient_more if any(_flags(lm).values()) else launch.gradient, lse_n
     group = launch.group(tile, n, width, lm.hidden_nD.element_size())
+    stored = [] if stored_nK is None else [stored_nK]
     _launch(
         _kernels().gradient, (_tiles(n, tile.rows) * _tiles(count, tile.columns),), lm.hidden_nD,
-        *_pointers(lm, unused), lse_n, upstream_n, unused if saved is None else saved,
+        *_pointers(lm, unused), lse_n, upstream_n, unused if stored_nK is None else stored_nK,
         grad_nK, n, vocabulary, width, first, count, group, *_strides(lm),
-        0 if saved is None else saved.stride(0), grad_nK.stride(0), *_scalars(lm),
+        0 if stored_nK is None else stored_nK.stride(0), grad_nK.stride(0), *_scalars(lm),
         **_flags(lm),
-        STORED=saved is not None,
+        STORED=stored_nK is not None,
         WIDTH_BY_16=count % 16 == 0,
-        DESCRIPTORS=_use_descriptors(tile, lm.hidden_nD, lm.weight_VD, grad_nK, *([] if saved is None else [saved])),
+        DESCRIPTORS=_use_descriptors(tile, lm.hidden_nD, lm.weight_VD, grad_nK, *stored),
         **_blocks(tile, lm.hidden_nD.dtype),
     )  # fmt: skip
 

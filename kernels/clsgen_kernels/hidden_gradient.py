@@ -8,18 +8,28 @@ from torch import Tensor
 # N tokens, n supervised tokens, S sequences, D hidden
 
 
-def scatter(
-    grad_nD: Tensor, supervised_index_n: Tensor, grad_SD: Tensor, class_index_S: Tensor, tokens: int, dtype: torch.dtype
-) -> Tensor:
-    """``[N, D]`` in ``dtype``: both heads' gradients at their positions, summed in their own dtype where they meet.
+def fp32_rows(grad_ND: Tensor, rows: int) -> Tensor | None:
+    """fp32 ``[rows, D]`` in the memory of ``grad_ND``; None where a 2-byte dtype leaves no room, or for another."""
+    tokens, width = grad_ND.shape
+    if grad_ND.element_size() != 2 or 2 * rows > tokens or tokens * width % 2:
+        return None
+    return grad_ND.view(-1).view(torch.float32)[: rows * width].view(rows, width)
 
-    Positions are distinct within each head, so none is written twice: no atomics.
+
+def scatter(
+    grad_nD: Tensor, supervised_index_n: Tensor, grad_SD: Tensor, class_index_S: Tensor, grad_ND: Tensor
+) -> Tensor:
+    """Both heads' gradients at their positions of ``grad_ND``, summed in their own dtype where they meet; else 0.
+
+    Positions are distinct within each head, so none is written twice: no atomics. ``grad_nD`` may lie in the memory of
+    ``grad_ND``, see :func:`fp32_rows`.
     """
-    grad_ND = torch.zeros((tokens, grad_SD.shape[1]), dtype=dtype, device=grad_nD.device)
     if grad_nD.shape[0]:
-        grad_ND[supervised_index_n] = grad_nD.to(dtype)
-        grad_SD = grad_SD + meeting(grad_nD, supervised_index_n, class_index_S, tokens)
-    grad_ND[class_index_S] = grad_SD.to(dtype)
+        grad_SD = grad_SD + meeting(grad_nD, supervised_index_n, class_index_S, len(grad_ND))
+    grad_nD = grad_nD.to(grad_ND.dtype)  # a copy, if it lies there: fp32_rows has given 4 bytes an element of 2
+    grad_ND.zero_()
+    grad_ND[supervised_index_n] = grad_nD
+    grad_ND[class_index_S] = grad_SD.to(grad_ND.dtype)
     return grad_ND
 
 

@@ -90,9 +90,10 @@ class Execution:
     launch: Launch | None = None
     """Tiles of ``impl="triton"``; None uses the table in :mod:`clsgen_kernels.launch`."""
     store_bytes: int = STORE_BYTES
-    """``impl="triton"`` keeps the ``[n, V]`` logits for the backward if they take no more than this: saves one of four
-    GEMM passes, and rounds the logits that the backward reads to the weights' dtype, as plain torch rounds them. 0
-    always recomputes."""
+    """Logits are stored for the backward instead of recomputed, which saves one of four GEMM passes: in the memory of
+    the LM weight's gradient, if it learns and holds more of them, else (``impl="triton"``) in as much memory as this.
+    The kernels round stored logits to the states' dtype, as plain torch does. 0 always recomputes. See
+    :mod:`clsgen_kernels.stored_logits`."""
     vocab_shards: VocabShards | None = None
     """The LM weight stays sharded over ranks: ``lm_weight_VD`` (and ``lm_bias_V``) are this rank's rows, targets index
     the full vocabulary. Every rank must call the loss, and run backward through the generation loss or none of them.
@@ -314,8 +315,8 @@ class Forward(NamedTuple):
     target_logit_n: Tensor
     logit_sum_n: Tensor | None
     """Only with label smoothing."""
-    saved: Tensor | None
-    """Saved for the implementation's own backward."""
+    expected_nD: Tensor | None
+    """Expected embeddings, of the torch path: see :mod:`clsgen_kernels.tiled`."""
 
 
 class LMGradients(NamedTuple):

@@ -8,12 +8,13 @@ measured on a GPU. Override with :class:`clsgen_kernels.Execution`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import lcm
 
 import torch
 
 STORE_BYTES = 2**30
-"""Logits that take no more than this are kept for the backward by default: fixed, not chosen by the memory that is
-free, so that a resumed run computes the same bits."""
+"""Most bytes of memory that stored logits take by default, where the LM weight's gradient has no room for more of them.
+Fixed, not chosen by the memory that is free, so that a resumed run computes the same bits."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class Launch:
         return -(-row_tiles // groups)
 
     def slab(self, rows: int, vocabulary: int, element_size: int) -> int:
-        """Columns of a slab: as few slabs as the workspace allows, of equal width, whole tiles each."""
+        """Columns of a slab: as few slabs as the workspace allows, of equal width, whole tiles of each kernel."""
         row_bytes = max(1, rows) * element_size
         columns = max(self.workspace_bytes, min(self.slab_columns * row_bytes, 2**30)) // row_bytes
-        tile = max(self.gradient.columns, self.gradient_more.columns)
+        tile = lcm(*(t.columns for t in (self.forward, self.forward_more, self.gradient, self.gradient_more)))
         slabs = -(-vocabulary // max(tile, columns // tile * tile))
         return -(-vocabulary // (slabs * tile)) * tile
 

@@ -8,7 +8,8 @@ and sum (online softmax, Milakov & Gimelshein 2018, arXiv 1805.02867) and discar
 
 Cost, in GEMM passes of ``2·n·D·V`` FLOPs, and memory in addition to the gradients:
 
-- LM weight trained: 1 pass forward, 3 backward (recompute, dh, dW); ``n·tile`` floats.
+- LM weight trained: 1 pass forward, 2 backward (dh, dW) with stored logits, 3 where they are recomputed; ``n·tile``
+  floats. They are stored as multiplied, before bias and soft cap, so the gradients are those of recomputed ones.
 - LM weight frozen (LoRA on the backbone): the forward also carries ``E_i = Σ_v p_iv w_v`` along its online softmax, so
   it takes 2 passes and the backward none: ``dh_i = g_i ((1 + 2 z lse_i) E_i - w_{t_i})``; ``n·tile + n·D`` floats.
   With smoothing or a soft cap it recomputes instead: 1 and 2 passes.
@@ -41,8 +42,11 @@ def can_carry_expectation(options: GenerationOptions) -> bool:
     return options.label_smoothing == 0 and options.softcap is None
 
 
-def forward(lm: LMInputs, *, tile: int, carry_expectation: bool) -> Forward:
-    """Losses, log-sum-exps and hits; with ``carry_expectation``, ``E [n, D]`` is saved."""
+def forward(lm: LMInputs, *, tile: int, carry_expectation: bool = False, stored_snK: Tensor | None = None) -> Forward:
+    """Losses, log-sum-exps and hits; with ``carry_expectation``, ``E [n, D]`` is returned.
+
+    Logits of the first tiles are left in ``stored_snK``, whose K is the tile.
+    """
     hidden_nD, weight_VD, target_n, options = lm.hidden_nD, lm.weight_VD, lm.target_n, lm.options
     n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
     wide = torch.promote_types(hidden_nD.dtype, torch.float32)
@@ -52,8 +56,11 @@ def forward(lm: LMInputs, *, tile: int, carry_expectation: bool) -> Forward:
     target_logit_n = torch.zeros_like(total_n)
     expected_nD = torch.zeros_like(hidden_nD, dtype=wide) if carry_expectation else None
     buffer = hidden_nD.new_empty(n * tile)
-    for start in range(0, vocabulary, tile):
-        logits_nT = _logits(lm, start, tile, buffer, wide)
+    for number, start in enumerate(range(0, vocabulary, tile)):
+        product_nT = _product(lm, start, tile, buffer)
+        if (stored_nT := _stored(stored_snK, number, product_nT.shape[1])) is not None:
+            stored_nT.copy_(product_nT)
+        logits_nT = _logits(lm, start, product_nT, wide)
         column_n, inside_n = _columns(target_n, start, logits_nT.shape[1])
         target_logit_n += torch.where(inside_n, logits_nT.gather(1, column_n[:, None])[:, 0], 0)
         if logit_sum_n is not None:
@@ -71,7 +78,7 @@ def forward(lm: LMInputs, *, tile: int, carry_expectation: bool) -> Forward:
     # A target beyond the vocabulary: NaN in the loss and, through the log-sum-exp, in the gradients.
     beyond_n = (target_n >= vocabulary) & (target_n != ELSEWHERE)
     lse_n = (maximum_n + total_n.log()).masked_fill(beyond_n, torch.nan)
-    return lm.losses(target_n, lse_n, maximum_n, target_logit_n, logit_sum_n)._replace(saved=expected_nD)
+    return lm.losses(target_n, lse_n, maximum_n, target_logit_n, logit_sum_n)._replace(expected_nD=expected_nD)
 
 
 def backward_from_expectation(lm: LMInputs, lse_n: Tensor, upstream_n: Tensor, expected_nD: Tensor) -> LMGradients:
@@ -86,28 +93,41 @@ def backward(
     lm: LMInputs,
     lse_n: Tensor,
     upstream_n: Tensor,
-    saved: Tensor | None,
+    stored_snK: Tensor | None,
     *,
     tile: int,
-    wants_weight: bool,
     weight_grad_VD: Tensor | None = None,
+    accumulates: bool = False,
+    hidden_grad_nD: Tensor | None = None,
 ) -> LMGradients:
-    """All gradients, each vocabulary row of ``dW`` written once, that of the hidden states in fp32; ignores ``saved``.
+    """Gradients of the weighted losses, each vocabulary row of ``dW`` written once, that of the hidden states in fp32.
 
-    With ``weight_grad_VD`` (fp32), ``dW`` is added to it instead of being returned in the weight's dtype.
+    Args:
+        lm: what the forward got.
+        lse_n: log-sum-exps of the forward.
+        upstream_n: gradient of each token's loss.
+        stored_snK: logits that the forward stored; those of other tiles are recomputed.
+        tile: vocabulary rows of a tile.
+        weight_grad_VD: ``dW`` is written here, unless None. Its memory may hold the stored logits, in the way that
+            :mod:`clsgen_kernels.stored_logits` describes.
+        accumulates: ``dW`` is added to ``weight_grad_VD``, which is fp32.
+        hidden_grad_nD: memory for the hidden states' gradient.
     """
     hidden_nD, weight_VD, options = lm.hidden_nD, lm.weight_VD, lm.options
     n, vocabulary = hidden_nD.shape[0], weight_VD.shape[0]
     wide = lse_n.dtype
-    grad_nD = torch.zeros_like(hidden_nD, dtype=wide)
-    grad_VD = torch.empty_like(weight_VD) if wants_weight and weight_grad_VD is None else None
+    grad_nD = torch.zeros_like(hidden_nD, dtype=wide) if hidden_grad_nD is None else hidden_grad_nD.zero_()
     grad_bias_V = None if lm.bias_V is None else torch.empty_like(lm.bias_V, dtype=wide)
     buffer = hidden_nD.new_empty(n * tile)
     rows_n = torch.arange(n, device=hidden_nD.device)
     upstream_n = torch.where(lm.target_n >= 0, upstream_n, 0)
-    for start in range(0, vocabulary, tile):
+    for number, start in enumerate(range(0, vocabulary, tile)):
         part = slice(start, min(start + tile, vocabulary))
-        logits_nT = _logits(lm, start, tile, buffer, wide)
+        if (stored_nT := _stored(stored_snK, number, part.stop - start)) is not None:
+            product_nT = buffer[: stored_nT.numel()].view(stored_nT.shape).copy_(stored_nT)
+        else:
+            product_nT = _product(lm, start, tile, buffer)
+        logits_nT = _logits(lm, start, product_nT, wide)
         slope_nT = None if options.softcap is None else 1 - (logits_nT / options.softcap) ** 2
         grad_nT = logits_nT.sub_(lse_n[:, None]).exp_().mul_((upstream_n * (1 + 2 * options.z_loss * lse_n))[:, None])
         # Tokens whose target lies outside this tile subtract zero from its first column: no data-dependent shape.
@@ -118,14 +138,14 @@ def backward(
         if slope_nT is not None:
             grad_nT *= slope_nT
         narrow_nT = grad_nT.to(hidden_nD.dtype)
-        if grad_VD is not None:
-            torch.mm(narrow_nT.T, hidden_nD, out=grad_VD[part])
-        elif wants_weight and weight_grad_VD is not None:
+        if weight_grad_VD is not None and accumulates:
             weight_grad_VD[part] += narrow_nT.T @ hidden_nD
+        elif weight_grad_VD is not None:
+            torch.mm(narrow_nT.T, hidden_nD, out=weight_grad_VD[part])
         _add_matmul(grad_nD, narrow_nT, weight_VD[part])
         if grad_bias_V is not None:
             torch.sum(grad_nT, dim=0, out=grad_bias_V[part])
-    return LMGradients(grad_nD, grad_VD, grad_bias_V)
+    return LMGradients(grad_nD, weight_grad_VD, grad_bias_V)
 
 
 def most_likely(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
@@ -138,19 +158,28 @@ def most_likely(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> 
     found_n = torch.zeros_like(lm.target_n)
     buffer = hidden_nD.new_empty(n * tile)
     for start in range(0, vocabulary, tile):
-        top_n, column_n = _logits(lm, start, tile, buffer, wide).max(dim=1)
+        top_n, column_n = _logits(lm, start, _product(lm, start, tile, buffer), wide).max(dim=1)
         found_n = torch.where(top_n > best_n, column_n + start, found_n)
         best_n = torch.maximum(best_n, top_n)
     return found_n
 
 
-def _logits(lm: LMInputs, start: int, tile: int, buffer: Tensor, wide: torch.dtype) -> Tensor:
+def _product(lm: LMInputs, start: int, tile: int, buffer: Tensor) -> Tensor:
     weight_TD = lm.weight_VD[start : start + tile]
     n, count = lm.hidden_nD.shape[0], weight_TD.shape[0]
-    logits_nT = torch.mm(lm.hidden_nD, weight_TD.T, out=buffer[: n * count].view(n, count))
-    logits_nT = logits_nT.to(wide)
+    return torch.mm(lm.hidden_nD, weight_TD.T, out=buffer[: n * count].view(n, count))
+
+
+def _stored(stored_snK: Tensor | None, number: int, count: int) -> Tensor | None:
+    """``[n, count]`` where the products of a tile are stored, if they are."""
+    return stored_snK[number, :, :count] if stored_snK is not None and number < len(stored_snK) else None
+
+
+def _logits(lm: LMInputs, start: int, product_nT: Tensor, wide: torch.dtype) -> Tensor:
+    """The products with bias and soft cap, in place if they have the wide dtype."""
+    logits_nT = product_nT.to(wide)
     if lm.bias_V is not None:
-        logits_nT += lm.bias_V[start : start + tile].to(wide)
+        logits_nT += lm.bias_V[start : start + logits_nT.shape[1]].to(wide)
     if lm.options.softcap is not None:
         logits_nT.div_(lm.options.softcap).tanh_().mul_(lm.options.softcap)
     return logits_nT

@@ -27,7 +27,7 @@ def gradient_kernel(
     target_n,
     lse_n,
     upstream_n,
-    logits_nV,
+    logits_nK,
     grad_nK,
     n,
     V,
@@ -70,14 +70,14 @@ def gradient_kernel(
     mask = row_mask[:, None] & column_mask[None, :]
     if STORED:
         if DESCRIPTORS:
-            stored = tl.make_tensor_descriptor(
-                logits_nV, [n, first + width], [logits_stride, 1], [BLOCK_N, BLOCK_V]
-            ).load([first_row, first + first_local])
+            stored = tl.make_tensor_descriptor(logits_nK, [n, width], [logits_stride, 1], [BLOCK_N, BLOCK_V]).load(
+                [first_row, first_local]
+            )
         else:
             stored = tl.load(
-                logits_nV
+                logits_nK
                 + first_row.to(tl.int64) * logits_stride
-                + (first + first_local)
+                + first_local
                 + (local_row[:, None] * logits_stride + local_column[None, :]),
                 mask=mask,
                 other=0.0,

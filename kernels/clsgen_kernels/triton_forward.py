@@ -19,7 +19,7 @@ from clsgen_kernels.triton_common import LOG2E, add_product, grouped, tanh
 _ELSEWHERE: tl.constexpr = tl.constexpr(ELSEWHERE)
 
 # Counts that change from batch to batch must not compile new kernels, nor a count of 1 become a constant.
-_COUNTS = ["n", "S", "C", "splits", "tiles_per_split", "row_tiles", "class_tiles", "group"]
+_COUNTS = ["n", "S", "C", "splits", "tiles_per_split", "row_tiles", "class_tiles", "group", "stored_columns"]
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -49,7 +49,7 @@ def forward_kernel(
     maximum_n,
     target_logit_n,
     logit_sum_n,
-    logits_nV,
+    logits_snK,
     class_logits_SC,
     class_loss_S,
     tile_loss,
@@ -63,8 +63,11 @@ def forward_kernel(
     row_tiles,
     class_tiles,
     group,
+    stored_columns,
+    slab,
     hidden_stride,
     weight_stride,
+    slab_stride,
     logits_stride,
     pooled_stride,
     head_stride,
@@ -133,18 +136,23 @@ def forward_kernel(
             if HAS_SOFTCAP:
                 logits = softcap * tanh(logits / softcap)
             if STORE_LOGITS:
+                # A tile lies in one slab. Columns past the vocabulary are stored too, and not read. The rows of a slab
+                # that is not stored are past the end, so nothing is written.
+                stored_nK = logits_snK + (first_column // slab).to(tl.int64) * slab_stride
+                first_local = first_column % slab
+                stored_row = tl.where(first_column < stored_columns, first_row, n)
                 if DESCRIPTORS:
-                    tl.make_tensor_descriptor(logits_nV, [n, V], [logits_stride, 1], [BLOCK_N, BLOCK_V]).store(
-                        [first_row, first_column], logits.to(logits_nV.dtype.element_ty)
+                    tl.make_tensor_descriptor(stored_nK, [n, slab], [logits_stride, 1], [BLOCK_N, BLOCK_V]).store(
+                        [stored_row, first_local], logits.to(logits_snK.dtype.element_ty)
                     )
                 else:
                     tl.store(
-                        logits_nV
-                        + first_row.to(tl.int64) * logits_stride
-                        + (local_row[:, None] * logits_stride + (first_column + local_column)[None, :]),
-                        logits.to(logits_nV.dtype.element_ty),
-                        # Rows are padded to 8 elements; up to there, so that the mask does not split the stores.
-                        mask=row_mask[:, None] & (local_column < tl.cdiv(V, 8) * 8 - first_column)[None, :],
+                        stored_nK
+                        + stored_row.to(tl.int64) * logits_stride
+                        + first_local
+                        + (local_row[:, None] * logits_stride + local_column[None, :]),
+                        logits.to(logits_snK.dtype.element_ty),
+                        mask=(local_row < n - stored_row)[:, None],
                     )
             if HAS_SMOOTHING:
                 logit_sum += tl.sum(tl.where((local_column < remaining)[None, :], logits, 0.0), axis=1)

@@ -74,11 +74,11 @@ def backward(
     gathered: Gathered,
     lse_n: Tensor,
     upstream_m: Tensor,
-    saved: Tensor | None,
+    stored_snK: Tensor | None,
     local: ModuleType,
     **options: Any,
 ) -> LMGradients:
     """Gradients of this rank's hidden states and vocabulary rows, computed by ``local.backward``."""
     ranks, tokens = gathered.shards.ranks, gathered.tokens
-    grads: LMGradients = local.backward(lm, lse_n, ranks.all_gather(upstream_m, tokens), saved, **options)
+    grads: LMGradients = local.backward(lm, lse_n, ranks.all_gather(upstream_m, tokens), stored_snK, **options)
     return grads._replace(hidden_nD=ranks.reduce_scatter(grads.hidden_nD, tokens))

@@ -33,7 +33,11 @@ MUTANTS = {
     "depth not aligned": ("forward, unaligned", '_COUNTS = ["n", "S",', '_COUNTS = ["D", "n", "S",'),
     "gradient, depth not aligned": ("gradient, unaligned", '_GRADIENT_COUNTS = ["n",', '_GRADIENT_COUNTS = ["D", "n",'),
     "gradient, width not aligned": ("gradient, stored", "width = width // 16 * 16", "width = width"),
-    "logits stored to the last column": ("forward, stored", "tl.cdiv(V, 8) * 8 - first_column", "V - first_column"),
+    "logits stored to the last column": (
+        "forward, stored",
+        "mask=(local_row < n - stored_row)[:, None],",
+        "mask=(local_row < n - stored_row)[:, None] & (local_column < V - first_column)[None, :],",
+    ),
     "rows of dW not aligned": ("dW = Gt H", "rows = rows // 16 * 16", "rows = rows"),
     "depth of dH not aligned": ("dH += G W", "depth = depth // 16 * 16", "depth = depth"),
 }

@@ -15,8 +15,8 @@ METHODS = {
     "naive, supervised rows indexed first": lambda width: cost.naive(SUPERVISED, width, VOCABULARY),
     "Liger, all tokens": lambda width: cost.liger(N, width, VOCABULARY),
     "cut-cross-entropy, exact": lambda width: cost.cce(SUPERVISED, width, VOCABULARY),
-    "**clsgen, recomputed**": lambda width: cost.ours(SUPERVISED, width, VOCABULARY, stored=False),
-    "**clsgen, stored**": lambda width: cost.ours(SUPERVISED, width, VOCABULARY, stored=True),
+    "**clsgen**": lambda width: cost.ours(SUPERVISED, width, VOCABULARY),
+    "clsgen, recomputed": lambda width: cost.ours(SUPERVISED, width, VOCABULARY, store_bytes=0),
 }
 
 
@@ -40,7 +40,7 @@ BY_SIZE = {
     "quack, chunked": lambda n, width, vocabulary: cost.chunked(n, width, vocabulary, 4096),
     "cut-cross-entropy": cost.cce,
     "**clsgen, default**": cost.ours,
-    "clsgen, stored": lambda *shape: cost.ours(*shape, stored=True),
+    "clsgen, all logits stored": lambda *shape: cost.ours(*shape, store_bytes=2**40),
 }
 
 
@@ -56,17 +56,14 @@ def test_the_docs_quote_the_cost_model_by_size(method):
     assert last == pytest.approx([largest.moved_bytes / 1e9, largest.extra_bytes / 1e9], abs=0.51)
 
 
-def test_the_default_stores_while_logits_take_at_most_a_gibibyte():
-    largest = 2**30 // (2 * VOCABULARY)
-    assert largest == 4185
-    assert cost.ours(largest, 8192, VOCABULARY) == cost.ours(largest, 8192, VOCABULARY, stored=True)
-    assert cost.ours(largest + 1, 8192, VOCABULARY) == cost.ours(largest + 1, 8192, VOCABULARY, stored=False)
-
-
-def test_stored_logits_save_one_pass():
-    recomputed, stored = (cost.ours(SUPERVISED, 4096, VOCABULARY, stored=s) for s in (False, True))
+def test_stored_logits_save_one_pass_and_take_no_memory_while_the_gradient_has_room():
+    recomputed, stored = (cost.ours(SUPERVISED, 4096, VOCABULARY, store_bytes=s) for s in (0, 1))
     assert recomputed.flops - stored.flops == 2.0 * SUPERVISED * 4096 * VOCABULARY
-    assert stored.extra_bytes - recomputed.extra_bytes == 2 * SUPERVISED * VOCABULARY
+    assert stored.extra_bytes == recomputed.extra_bytes
+    partly, wholly = (cost.ours(16384, 8192, VOCABULARY, store_bytes=s) for s in (1, 2**40))
+    one_pass = 2.0 * 16384 * 8192 * VOCABULARY
+    assert partly.flops == pytest.approx((3 + 9 / 16) * one_pass) and wholly.flops == 3 * one_pass
+    assert wholly.extra_bytes - partly.extra_bytes == 16 * 2 * 16384 * 8192
 
 
 def test_a_roofline_adds_compute_and_memory():

@@ -58,23 +58,6 @@ def test_all_options_together_match_float64(kind, store_bytes):
         assert error <= own[name] + 1e-6, f"{name}: relative error {error:.1e}, plain torch's {own[name]:.1e}"
 
 
-def test_stored_logits_save_the_second_pass():
-    tensors, *rest = make_case(vocabulary=129)
-    seen = []
-    kernels = fused._kernels()
-
-    class Watch:
-        def __getitem__(self, grid):
-            return lambda *a, **k: (seen.append(k["STORED"]), kernels.gradient[grid](*a, **k))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "_kernels", lambda: kernels._replace(gradient=Watch()))
-        for store_bytes in (0, 23 * 129 * 4 - 1, 23 * 129 * 4):
-            run(cast(tensors, torch.float32), *rest, impl="triton", store_bytes=store_bytes)
-    slabs = len(seen) // 3
-    assert slabs > 1 and seen == [False] * 2 * slabs + [True] * slabs
-
-
 def test_logits_of_80_are_as_accurate_as_plain_torch():
     tensors, *rest = make_case(vocabulary=203, scale=80.0 / 24**0.5)
     tensors = cast(tensors, torch.float32)

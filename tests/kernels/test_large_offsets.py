@@ -24,16 +24,9 @@ _NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python does not name
 MUTANTS = {
     "hidden": ("tl.cast(a_first, tl.int64) * a_stride", "a_first * a_stride", 1),
     "weight": ("tl.cast(b_first, tl.int64) * b_stride", "b_first * b_stride", 1),
-    "written logits": (
-        "+ first_row.to(tl.int64) * logits_stride\n                        + (",
-        "+ first_row * logits_stride + (",
-        1,
-    ),
-    "read logits": (
-        "+ first_row.to(tl.int64) * logits_stride\n                + (first",
-        "+ first_row * logits_stride + (first",
-        1,
-    ),
+    "written logits": ("stored_row.to(tl.int64) * logits_stride", "stored_row * logits_stride", 1),
+    "slabs of logits": ("(first_column // slab).to(tl.int64)", "(first_column // slab)", 1),
+    "read logits": ("+ first_row.to(tl.int64) * logits_stride", "+ first_row * logits_stride", 1),
     "workspace": ("first_row.to(tl.int64) * grad_stride", "first_row * grad_stride", 1),
     "factor": ("row.to(tl.int64)[:, None] * a_row_stride", "row[:, None] * a_row_stride", 1),
     "product": ("row.to(tl.int64)[:, None] * out_stride", "row[:, None] * out_stride", 1),
@@ -49,6 +42,15 @@ def _far_apart(values: torch.Tensor) -> torch.Tensor:
     return far.copy_(values)
 
 
+def _slabs(far: str) -> torch.Tensor:
+    """Zeros ``[3, n, 32]``: rows far apart, or the third slab 2³¹ elements after the first."""
+    if far == "written logits":
+        return _far_apart(torch.zeros(n, 96).half()).view(n, 3, 32).transpose(0, 1)
+    if far == "slabs of logits":
+        return _far_apart(torch.zeros(17, n * 32).half())[::8].view(3, n, 32)
+    return torch.zeros(3, n, 32).half()
+
+
 def _results(far: str, patch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Losses, stored logits, gradients of the logits and a product, with one tensor's rows far apart."""
     generator = torch.Generator().manual_seed(0)
@@ -62,19 +64,18 @@ def _results(far: str, patch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     lm = LMInputs(hidden, weight, target, None, GenerationOptions(), V)
     none = torch.zeros(0, dtype=torch.int64)
     head = HeadInputs(torch.zeros(0, D).half(), torch.zeros(2, D), torch.zeros(2), none, ClassOptions())
-    blank = torch.zeros(n, 72).half()[:, :V]
-    logits = _far_apart(blank) if far == "written logits" else blank
-    patch.setattr(fused, "_padded_rows", lambda *_: logits)
-    out = fused.forward(lm, head, store_bytes=2**40).lm
+    logits_snK = _slabs(far)
+    out = fused.forward(lm, head, stored_snK=logits_snK).lm
     ones = torch.ones(n)
     recomputed, stored = tensor("workspace", n, V), torch.empty(n, V).half()
     fused.gradient_of_logits(lm, out.lse_n, ones, None, recomputed, 0, INTERPRETED)
-    kept = _far_apart(logits.clone()) if far == "read logits" else logits
+    kept = logits_snK.transpose(0, 1).reshape(n, 96)
+    kept = _far_apart(kept) if far == "read logits" else kept
     fused.gradient_of_logits(lm, out.lse_n, ones, kept, stored, 0, INTERPRETED)
     product = tensor("product", n, D)
     factor, other = tensor("factor", n, V), torch.randn(V, D, generator=generator).half()
     fused._matmul(factor, other, product, INTERPRETED.matmul, accumulate=False)
-    return [t.clone() for t in (out.loss_n, logits, recomputed, stored, product)]
+    return [t.clone() for t in (out.loss_n, logits_snK, recomputed, stored, product)]
 
 
 @pytest.mark.parametrize("far", MUTANTS)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from clsgen_kernels import ClassOptions, GenerationOptions, fused
+from clsgen_kernels import ClassOptions, GenerationOptions, fused, stored_logits
 from clsgen_kernels.inputs import HeadInputs, LMInputs
-from clsgen_kernels.launch import Launch, Tile
+from clsgen_kernels.launch import BY_TARGET, Launch, Tile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # n supervised tokens, D hidden, V vocabulary, S rows, C classes
@@ -62,11 +62,11 @@ def test_the_backward_launches_three_kernels_a_slab_and_the_sum_for_a_bias(monke
     launched = []
     monkeypatch.setattr(fused, "_launch", lambda *a, **k: launched.append(a[0]))
     lm, _ = _inputs()
-    ones = torch.ones(n)
+    ones, grad = torch.ones(n), torch.empty(V, D).bfloat16()
     for bias, more in ((None, []), (lm.bias_V, ["sum", "sum"])):
         launched.clear()
         with Launches() as seen:
-            fused.backward(lm._replace(bias_V=bias), ones, ones, None, wants_weight=True, launch=LAUNCH)
+            fused.backward(lm._replace(bias_V=bias), ones, ones, None, weight_grad_VD=grad, launch=LAUNCH)
         assert len(launched) == 2 * 3 and seen.names == more, seen.names
 
 
@@ -92,7 +92,7 @@ def test_every_launch_is_on_the_gpu_of_its_tensors(monkeypatch):
     lm, head = _inputs()
     ones = torch.ones(n)
     fused.forward(lm, head, launch=LAUNCH)
-    fused.backward(lm, ones, ones, None, wants_weight=True, launch=LAUNCH)
+    fused.backward(lm, ones, ones, None, weight_grad_VD=torch.empty(V, D).bfloat16(), launch=LAUNCH)
     assert [name for name, _, _ in launched] == ["forward", *["gradient", "matmul", "matmul"] * 2]
     assert all(depth == 1 for _, depth, _ in launched)
     assert all(near[0].device == lm.hidden_nD.device for _, _, near in launched)
@@ -107,7 +107,7 @@ def test_the_bias_gradient_is_summed_in_fp32():
     tile = Tile(128, 32, 16, 1, 1)
     launch = Launch(tile, tile, tile, tile, tile, programs=4, workspace_bytes=2**20)
     lse = torch.full((rows,), float(vocabulary)).log()
-    got = fused.backward(lm, lse, upstream, None, wants_weight=False, launch=launch).bias_V
+    got = fused.backward(lm, lse, upstream, None, launch=launch).bias_V
     truth = torch.full((vocabulary,), float(upstream.double().sum()) / vocabulary, dtype=torch.float64)
     truth[0] -= upstream.double().sum()
 
@@ -133,8 +133,11 @@ def test_what_outlives_a_call_holds_no_tensor(monkeypatch):
     assert held and not any(isinstance(value, torch.Tensor) for value in held)
 
 
-def test_an_odd_vocabularys_rows_are_aligned_for_descriptors():
-    for vocabulary in (50257, 151936, 256000, 3):
-        rows = fused._padded_rows(2, vocabulary, torch.zeros(1).bfloat16())
-        assert rows.shape == (2, vocabulary) and rows.stride(0) * 2 % 16 == 0
-        assert 0 <= rows.stride(0) - vocabulary < 8
+def test_stored_logits_are_aligned_for_descriptors_whatever_the_vocabulary():
+    for vocabulary, width in ((50257, 576), (151936, 1024), (256001, 520)):
+        launch = BY_TARGET["sm_90"]
+        storage = stored_logits.choose(
+            512, vocabulary, width, launch.slab(512, vocabulary, 2), element_size=2, learns=True, store_bytes=0
+        )
+        logits_snK = storage.logits(storage.allocate(512, torch.empty(vocabulary, width).bfloat16()), 512)
+        assert storage.slabs > 1 and all(slab.data_ptr() % 16 == 0 and slab.stride(0) % 8 == 0 for slab in logits_snK)

@@ -151,7 +151,7 @@ def test_backward_moves_the_bytes_of_its_stated_passes(inputs, monkeypatch, caps
     out = fused.forward(lm, classes, launch=LAUNCH)
     traffic = Traffic()
     traffic.watch(monkeypatch)
-    fused.backward(lm, out.lm.lse_n, torch.ones(n), None, wants_weight=True, launch=LAUNCH)
+    fused.backward(lm, out.lm.lse_n, torch.ones(n), None, weight_grad_VD=torch.empty_like(lm.weight_VD), launch=LAUNCH)
     slabs = V // SLAB
     assert len(traffic.launches) == 3 * slabs  # the gradient of the logits, dW, dH
     moved = traffic.loaded(L2, resident=8) + traffic.stored
@@ -166,5 +166,5 @@ def test_backward_moves_the_bytes_of_its_stated_passes(inputs, monkeypatch, caps
     monkeypatch.undo()
     frozen = Traffic()
     frozen.watch(monkeypatch)
-    fused.backward(lm, out.lm.lse_n, torch.ones(n), None, wants_weight=False, launch=LAUNCH)
+    fused.backward(lm, out.lm.lse_n, torch.ones(n), None, launch=LAUNCH)
     assert len(frozen.launches) == 2 * slabs and frozen.stored == written - WEIGHT
