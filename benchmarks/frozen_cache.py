@@ -126,13 +126,14 @@ def main() -> None:
             moved = run(place, 2, "computed,kept", 2 * BLOCK, flags)
             pair = [run(place, 1, kind, PAIR, flags) for kind in ("computed", "kept")]
         computed, kept = (
-            [statistics.median(rates) for rates in zip(*(s["rates"] for s in timed if s["warm"] and s["kind"] == k))]
-            for k in ("computed", "kept")
+            [statistics.median(s["rates"][of] for s in timed if s["warm"] and s["kind"] == kind) for of in (0, 1)]
+            for kind in ("computed", "kept")
         )
         sizes = [min(s["gathered"] for s in moved if s["warm"] and s["kind"] == k) / 1e6 for k in ("computed", "kept")]
         apart = max(abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(*pair, strict=True))
         print(
-            f"| {name} | {computed[0]:,.0f} | {kept[0]:,.0f} | {kept[0] / computed[0]:.2f} | {kept[1] / computed[1]:.2f} "
+            f"| {name} | {computed[0]:,.0f} | {kept[0]:,.0f} "
+            f"| {kept[0] / computed[0]:.2f} | {kept[1] / computed[1]:.2f} "
             f"| {sizes[0]:,.1f} | {sizes[1]:,.3f} | {apart:.1e} |",
             flush=True,
         )

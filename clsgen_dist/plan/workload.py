@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from clsgen_kernels.launch import BY_TARGET
+from clsgen_kernels.stored_logits import choose_storage
 
 from clsgen_dist.config import Settings
 from clsgen_dist.data.curriculum.stages import PlannedStage, plan_stages
@@ -211,11 +213,25 @@ def _stage(planned: PlannedStage, steps: int, batch_size: int, row_tokens: float
 
 
 def stored_logits(settings: Settings, work: Workload, config: Any, element_size: int) -> int:
-    """Bytes of logits that the losses of a full micro-batch keep, as :func:`clsgen_kernels.dual_head_loss` decides."""
-    objectives = settings.objectives
-    if objectives.impl not in ("auto", "triton") or settings.model.finetune == "head":
+    """Bytes of memory of their own that logits of a full micro-batch take between forward and backward, on an H100.
+
+    As :func:`clsgen_kernels.stored_logits.choose_storage` decides; in the LM weight's gradient they take none.
+    """
+    objectives, model = settings.objectives, settings.model
+    if objectives.impl not in ("auto", "triton") or model.finetune == "head":
         return 0
-    _, supervised, _ = work.full_micro_batch()
-    size = supervised * config.get_text_config(decoder=True).vocab_size * element_size
-    calls = 1 + len(objectives.terms_that_run_more(settings.model.decide))
-    return calls * size if size <= round(objectives.stored_logits_gib * 2**30) else 0
+    _, rows, _ = work.full_micro_batch()
+    text = config.get_text_config(decoder=True)
+    vocabulary = text.vocab_size
+    slab = BY_TARGET["sm_90"].slab(rows, vocabulary, element_size)
+    storage = choose_storage(
+        rows,
+        vocabulary,
+        text.hidden_size,
+        slab,
+        element_size=element_size,
+        learns=model.finetune == "full" and model.top_layers is None,
+        store_bytes=round(objectives.stored_logits_gib * 2**30),
+    )
+    calls = 1 + len(objectives.terms_that_run_more(model.decide))
+    return 0 if storage is None or storage.in_gradient else calls * storage.slabs * rows * slab * element_size

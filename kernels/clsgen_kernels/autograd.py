@@ -158,7 +158,9 @@ def _storage(lm: LMInputs, call: Call, wants: Wants, tile: int | None) -> stored
         launch = execution.launch or choose(hidden_nD.device, hidden_nD.dtype)
         slab, budget = launch.slab(rows, vocabulary, size), execution.store_bytes
     learns = wants.lm_weight and execution.lm_weight_grad_VD is None and weight_VD.dtype == hidden_nD.dtype
-    return stored_logits.choose(rows, vocabulary, width, slab, element_size=size, learns=learns, store_bytes=budget)
+    return stored_logits.choose_storage(
+        rows, vocabulary, width, slab, element_size=size, learns=learns, store_bytes=budget
+    )
 
 
 def carries_expectation(options: GenerationOptions, wants: Wants) -> bool:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from clsgen_kernels.launch import BY_TARGET, STORE_BYTES
-from clsgen_kernels.stored_logits import choose
+from clsgen_kernels.stored_logits import choose_storage
 
 L2_BYTES = 50e6
 """Of an H100."""
@@ -60,13 +60,13 @@ def _pass_bytes(rows: int, width: int, vocabulary: int) -> float:
 
 
 def ours(rows: int, width: int, vocabulary: int, *, store_bytes: int = STORE_BYTES) -> Cost:
-    """The Triton path with a trained weight and at most half of the tokens supervised; see ``Execution.store_bytes``."""
+    """The Triton path, W trained, at most half of the tokens supervised; see ``Execution.store_bytes``."""
     logits, weight = rows * vocabulary, width * vocabulary
     slab = BY_TARGET["sm_90"].slab(rows, vocabulary, 2)
     slabs = ceil(vocabulary / slab)
     storage = None
     if store_bytes:
-        storage = choose(rows, vocabulary, width, slab, element_size=2, learns=True, store_bytes=store_bytes)
+        storage = choose_storage(rows, vocabulary, width, slab, element_size=2, learns=True, store_bytes=store_bytes)
     stored = 0.0 if storage is None else storage.slabs / slabs
     products = 4 * weight + slabs * rows * width * (2 + 8)  # W read, dW written; H read, dH read and written
     moved = _pass_bytes(rows, width, vocabulary) * (2 - stored) + products + (6 + 4 * stored) * logits

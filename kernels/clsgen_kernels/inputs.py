@@ -91,9 +91,9 @@ class Execution:
     """Tiles of ``impl="triton"``; None uses the table in :mod:`clsgen_kernels.launch`."""
     store_bytes: int = STORE_BYTES
     """Logits are stored for the backward instead of recomputed, which saves one of four GEMM passes: in the memory of
-    the LM weight's gradient, if it learns and holds more of them, else (``impl="triton"``) in as much memory as this.
-    The kernels round stored logits to the states' dtype, as plain torch does. 0 always recomputes. See
-    :mod:`clsgen_kernels.stored_logits`."""
+    the LM weight's gradient, if it learns, as far as it holds them; with ``impl="triton"`` in their own, if they take
+    no more bytes than this and the gradient does not hold all. The kernels round stored logits to the states' dtype,
+    as plain torch does. 0 always recomputes. See :mod:`clsgen_kernels.stored_logits`."""
     vocab_shards: VocabShards | None = None
     """The LM weight stays sharded over ranks: ``lm_weight_VD`` (and ``lm_bias_V``) are this rank's rows, targets index
     the full vocabulary. Every rank must call the loss, and run backward through the generation loss or none of them.

@@ -13,8 +13,8 @@ from math import lcm
 import torch
 
 STORE_BYTES = 2**30
-"""Most bytes of memory that stored logits take by default, where the LM weight's gradient has no room for more of them.
-Fixed, not chosen by the memory that is free, so that a resumed run computes the same bits."""
+"""Most bytes of memory of their own that stored logits take by default. Fixed, not chosen by the memory that is free,
+so that a resumed run computes the same bits."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Where the forward leaves logits for the backward: how many of them, and in which memory.
 
-The vocabulary is cut into slabs; the logits of one are ``[n, K]``. The first slabs' logits are stored, one behind the
+The vocabulary is cut into slabs; the logits of one are ``[n, K]``. Those of the first slabs are stored, one behind the
 other, and the backward recomputes the rest.
 
 An LM weight that learns gets a gradient ``dW [V, D]``, which is allocated in the forward already. Its end holds the
@@ -56,10 +56,10 @@ class Storage(NamedTuple):
         return (elements - self.slabs * rows * self.slab) // _ALIGNED * _ALIGNED
 
 
-def choose(
+def choose_storage(
     rows: int, vocabulary: int, width: int, slab: int, *, element_size: int, learns: bool, store_bytes: int
 ) -> Storage | None:
-    """Where most logits can be stored; None if nowhere.
+    """Where logits can be stored: all of them, else as many as the gradient holds; None if nowhere.
 
     Args:
         rows: supervised tokens.
@@ -68,16 +68,15 @@ def choose(
         slab: vocabulary rows of a slab.
         element_size: bytes of a logit as it is stored.
         learns: whether the LM weight's gradient can hold logits.
-        store_bytes: most bytes of memory of their own.
+        store_bytes: all logits are stored in memory of their own if they take no more, and the gradient holds not all.
     """
     if not rows or not vocabulary:
         return None
     slabs = -(-vocabulary // slab)
-    apart = min(slabs, store_bytes // (rows * slab * element_size))
     inside = 0
     if learns:
         most = range(min(slabs, vocabulary * width // (rows * slab)), 0, -1)
         inside = next((k for k in most if Storage(slab, k, True).fits_in_gradient(rows, vocabulary, width)), 0)
-    if not max(inside, apart):
-        return None
-    return Storage(slab, max(inside, apart), inside >= apart)
+    if inside < slabs and slabs * rows * slab * element_size <= store_bytes:
+        return Storage(slab, slabs, in_gradient=False)
+    return Storage(slab, inside, in_gradient=True) if inside else None

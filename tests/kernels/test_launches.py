@@ -136,7 +136,7 @@ def test_what_outlives_a_call_holds_no_tensor(monkeypatch):
 def test_stored_logits_are_aligned_for_descriptors_whatever_the_vocabulary():
     for vocabulary, width in ((50257, 576), (151936, 1024), (256001, 520)):
         launch = BY_TARGET["sm_90"]
-        storage = stored_logits.choose(
+        storage = stored_logits.choose_storage(
             512, vocabulary, width, launch.slab(512, vocabulary, 2), element_size=2, learns=True, store_bytes=0
         )
         logits_snK = storage.logits(storage.allocate(512, torch.empty(vocabulary, width).bfloat16()), 512)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CLASSES, EVERYTHING, assert_close, cast, errors, make_case, run
-from clsgen_kernels import fused
+from clsgen_kernels import dual_head_loss, fused
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,13 +73,50 @@ def test_all_options_together(kind, dtype):
     _no_worse_than_torch((cast(tensors, dtype), *rest), slack, generation=EVERYTHING, classification=CLASSES[kind])
 
 
+@pytest.mark.parametrize("store_bytes", [1, 2**40], ids=["in the gradient", "apart"])
+@pytest.mark.parametrize("supervised", [300, 1500], ids=["all fit", "a third fits"])
 @pytest.mark.parametrize(("dtype", "slack"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
-def test_stored_logits_give_the_same_loss_and_close_gradients(dtype, slack):
-    case = _on_gpu(*_large_case(dtype))
+def test_stored_logits_give_the_same_loss_and_close_gradients(dtype, slack, supervised, store_bytes):
+    tensors, *rest = make_case(vocabulary=20011, width=512, n_tokens=3000, supervised=supervised, rows=200, scale=0.05)
+    case = _on_gpu(cast(tensors, dtype), *rest)
     first, grads = run(*case, impl="triton")
-    stored, stored_grads = run(*case, impl="triton", store_bytes=2**40)
+    stored, stored_grads = run(*case, impl="triton", store_bytes=store_bytes)
     assert_close(stored, first, 1e-5)
     assert_close(stored_grads, grads, slack)
+    again, again_grads = run(*case, impl="triton", store_bytes=store_bytes)
+    assert all(torch.equal(again[name], value) for name, value in stored.items())
+    assert all(torch.equal(again_grads[name], value) for name, value in stored_grads.items())
+
+
+def test_a_second_backward_of_one_graph_recomputes():
+    tensors, indices, _ = _on_gpu(*_large_case())
+    leaves = {k: v.requires_grad_() for k, v in tensors.items()}
+    loss = dual_head_loss(**leaves, **indices, impl="triton", reduction="sum").generation_loss
+    asked = (leaves["hidden_ND"], leaves["lm_weight_VD"])
+    first = [grad.clone() for grad in torch.autograd.grad(loss, asked, retain_graph=True)]
+    second = torch.autograd.grad(loss, asked)
+    for name, one, other in zip(("hidden", "weight"), first, second, strict=True):
+        assert_close({name: other}, {name: one}, 2e-2)
+
+
+def test_the_logits_take_no_memory_where_the_gradient_holds_them():
+    tensors, indices, _ = _on_gpu(*make_case(vocabulary=32000, width=1024, n_tokens=1024, supervised=512, scale=0.05))
+    leaves = {k: v.requires_grad_() for k, v in cast(tensors, torch.bfloat16).items()}
+
+    def step():
+        for leaf in leaves.values():
+            leaf.grad = None
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        dual_head_loss(**leaves, **indices, impl="triton", reduction="sum").generation_loss.backward()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    step()
+    states, slab = 512 * 1024 * 2, fused.choose(torch.device("cuda"), torch.bfloat16).slab(512, 32000, 2)
+    # The gradients; the compacted states; beside them the workspace.
+    assert step() <= leaves["lm_weight_VD"].nbytes + 2 * states + states + 512 * slab * 2 + 4 * 2**20
 
 
 def _large_case(dtype=torch.bfloat16):

@@ -40,7 +40,7 @@ def _overwrites(rows: int, vocabulary: int, width: int, slab: int, count: int) -
 
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 24), st.integers(1, 33))
 def test_the_gradient_never_reaches_logits_that_are_still_read(rows, vocabulary, width, slab):
-    found = stored_logits.choose(rows, vocabulary, width, slab, element_size=4, learns=True, store_bytes=0)
+    found = stored_logits.choose_storage(rows, vocabulary, width, slab, element_size=4, learns=True, store_bytes=0)
     count = 0 if found is None else found.slabs
     assert not count or not _overwrites(rows, vocabulary, width, slab, count)
     assert count == -(-vocabulary // slab) or _overwrites(rows, vocabulary, width, slab, count + 1)
@@ -48,7 +48,7 @@ def test_the_gradient_never_reaches_logits_that_are_still_read(rows, vocabulary,
 
 def test_room_for_the_heads_of_the_benchmark():
     def share(rows: int, width: int, slab: int = 8192) -> float:
-        found = stored_logits.choose(rows, 128256, width, slab, element_size=2, learns=True, store_bytes=0)
+        found = stored_logits.choose_storage(rows, 128256, width, slab, element_size=2, learns=True, store_bytes=0)
         return found.slabs / -(-128256 // slab)
 
     assert share(2048, 8192) == share(4096, 8192) == share(2048, 4096) == 1
@@ -57,14 +57,14 @@ def test_room_for_the_heads_of_the_benchmark():
 
 def test_memory_of_their_own_is_taken_where_it_holds_more():
     def chosen(store_bytes: int, learns: bool = True, rows: int = 64) -> stored_logits.Storage | None:
-        return stored_logits.choose(rows, 1024, 32, 128, element_size=2, learns=learns, store_bytes=store_bytes)
+        return stored_logits.choose_storage(rows, 1024, 32, 128, element_size=2, learns=learns, store_bytes=store_bytes)
 
-    slab = 64 * 128 * 2
-    assert chosen(0) == chosen(4 * slab) == stored_logits.Storage(128, 4, in_gradient=True)
-    assert chosen(5 * slab) == chosen(6 * slab - 1) == stored_logits.Storage(128, 5, in_gradient=False)
-    assert chosen(10**9) == stored_logits.Storage(128, 8, in_gradient=False)
-    assert chosen(slab - 1, learns=False) is None and chosen(0, learns=False) is None
-    assert chosen(slab, learns=False) == stored_logits.Storage(128, 1, in_gradient=False)
+    size = 64 * 1024 * 2
+    assert chosen(0) == chosen(size - 1) == stored_logits.Storage(128, 4, in_gradient=True)
+    assert chosen(size) == chosen(10**9) == stored_logits.Storage(128, 8, in_gradient=False)
+    assert chosen(10**9, rows=32) == stored_logits.Storage(128, 8, in_gradient=True)
+    assert chosen(size - 1, learns=False) is None
+    assert chosen(size, learns=False) == stored_logits.Storage(128, 8, in_gradient=False)
     assert chosen(10**9, rows=0) is None
 
 
@@ -116,7 +116,9 @@ def test_the_kernels_read_the_first_slabs_and_recompute_the_others():
     frozen = tuple(name for name in make_case()[0] if name != "lm_weight_VD")
     assert not any(_stored_slabs(store_bytes=1, trained=frozen))
     slab = -(-507 // slabs // 32) * 32
-    assert sum(_stored_slabs(store_bytes=2 * 61 * slab * 4, trained=frozen)) == 2
+    size = slabs * 61 * slab * 4
+    assert not any(_stored_slabs(store_bytes=size - 1, trained=frozen))
+    assert all(_stored_slabs(store_bytes=size, trained=frozen))
 
 
 @pytest.mark.parametrize(("supervised", "passes"), [(20, 3), (61, 4)])

@@ -247,10 +247,19 @@ def test_stored_logits_are_counted_at_the_micro_steps_peak(trace_of):
 
 
 def test_logits_are_stored_within_the_budget():
-    settings = SimpleNamespace(objectives=ObjectivesSettings(), model=SimpleNamespace(decide="before", finetune="lora"))
+    model = SimpleNamespace(decide="before", finetune="lora", top_layers=None)
+    settings = SimpleNamespace(objectives=ObjectivesSettings(), model=model)
     work = SimpleNamespace(full_micro_batch=lambda: ([4096], 1024, 0))
     config = LlamaConfig(**{**SHAPE, "vocab_size": 128256})
-    assert stored_logits(settings, work, config, 2) == 2 * 1024 * 128256
+    config.hidden_size = 1024
+    all_of_them = stored_logits(settings, work, config, 2)
+    assert 0 <= all_of_them - 2 * 1024 * 128256 < 0.03 * all_of_them  # whole slabs
+    model.finetune = "full"  # more than the gradient of the weight holds
+    assert stored_logits(settings, work, config, 2) == all_of_them
+    config.hidden_size = 2048
+    assert stored_logits(settings, work, config, 2) == 0
+    model.top_layers = 2
+    assert stored_logits(settings, work, config, 2) == all_of_them
     settings.objectives.stored_logits_gib = 0.2
     assert stored_logits(settings, work, config, 2) == 0
     settings.objectives.stored_logits_gib, settings.objectives.impl = 1.0, "torch"
