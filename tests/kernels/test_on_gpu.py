@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CLASSES, EVERYTHING, assert_close, cast, errors, make_case, run
-from clsgen_kernels import dual_head_loss, fused
+from clsgen_kernels import dual_head_loss, fused, linear_cross_entropy
 
 pytestmark = [
     pytest.mark.gpu,
@@ -151,6 +151,26 @@ def test_many_row_tiles_run_in_groups():
     tile = (launch := fused.choose(torch.device("cuda"), torch.bfloat16)).forward
     assert launch.group(tile, 33000, 1024, 2) < -(-33000 // tile.rows)
     _no_worse_than_torch((tensors, *rest), 8e-3)
+
+
+@pytest.mark.parametrize("supervised", [1, 7, 600])
+@pytest.mark.parametrize(("vocabulary", "width"), [(50257, 576), (49152, 576), (151936, 5120), (256000, 8192)])
+def test_the_heads_of_real_models(vocabulary, width, supervised):
+    if torch.cuda.get_device_properties(0).total_memory < 60 * 2**30:
+        pytest.skip("float64 takes 50 GB")
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden = torch.randn(800, width, generator=generator, device="cuda").bfloat16().requires_grad_()
+    weight = (torch.randn(vocabulary, width, generator=generator, device="cuda") * width**-0.5).bfloat16()
+    weight.requires_grad_()
+    index = torch.randperm(800, generator=generator, device="cuda")[:supervised].sort().values
+    target = torch.randint(0, vocabulary, (supervised,), generator=generator, device="cuda")
+    loss = linear_cross_entropy(hidden[index], weight, target, impl="triton")
+    grads = torch.autograd.grad(loss, (hidden, weight))
+    wide = [leaf.detach().double().requires_grad_() for leaf in (hidden, weight)]
+    truth = torch.nn.functional.cross_entropy(wide[0][index] @ wide[1].T, target)
+    assert_close({"loss": loss}, {"loss": truth}, 1e-6)
+    for name, got, expected in zip(("hidden", "weight"), grads, torch.autograd.grad(truth, wide), strict=True):
+        assert_close({name: got / expected.abs().max()}, {name: expected / expected.abs().max()}, 8e-3)
 
 
 def test_gradient_accumulates_in_fp32():
