@@ -113,6 +113,15 @@ def loss_table(folder: Path, log: str) -> Figures:
     return found
 
 
+def predicted(folder: Path, log: str) -> Figures:
+    """How many rows have a prediction and an explanation; ValueError if one has none."""
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    failed = [row["error"] for row in rows if "error" in row]
+    if failed or not rows:
+        raise ValueError(f"{len(failed)} of {len(rows)} rows have no prediction: {failed[:1]}")
+    return {"rows": float(len(rows)), "with explanation": float(sum(bool(row["explanation"]) for row in rows))}
+
+
 def step_table(folder: Path, log: str) -> Figures:
     """The figures that ``benchmarks/step_gpu.py`` prints as JSON on its last line."""
     return {str(name): float(value) for name, value in json.loads(log.strip().splitlines()[-1]).items()}
@@ -186,7 +195,7 @@ STEPS: tuple[Step, ...] = (
     Step("export", ("-m", "clsgen_dist", "export", "--checkpoint", "{folder}/run-1", "--output", "{folder}/model"), 600,
          says="verified by reloading"),
     Step("predict", ("-m", "clsgen_dist", "predict", "--model", "{folder}/model", "--input", "demo:breast-cancer/test",
-                     "--output", "{folder}/predictions.jsonl"), 600),
+                     "--output", "{folder}/predictions.jsonl"), 600, figures=predicted),
     _short("qlora", 1, "--model.load_in_4bit=true", needs=("bitsandbytes",)),
     _short("adamw_8bit", 1, "--optim.name=adamw_8bit", "--model.finetune=full", needs=("bitsandbytes",)),
     _short("offload", 1, "--deepspeed=ds_configs/zero3_offload.json", "--optim.name=cpu_adamw"),

@@ -196,3 +196,16 @@ def test_the_step_benchmark_runs_on_a_cpu(check):
     figures = check.step_table(ROOT, done.stdout)
     for aim in next(step for step in check.STEPS if step.name == "step benchmark").aims:
         assert figures[aim.figure.split(": ")[1]] > 0 and figures[aim.bound.split(": ")[1]] > 0
+
+
+def test_predictions_with_errors_fail_the_check(tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    good = {"id": "1", "label": "a", "explanation": "because"}
+    file.write_text(f"{json.dumps(good)}\n{json.dumps({**good, 'explanation': ''})}\n")
+    assert gpu_check.predicted(tmp_path, "") == {"rows": 2, "with explanation": 1}
+    file.write_text(f'{json.dumps(good)}\n{{"id": "2", "error": "no module"}}\n')
+    with pytest.raises(ValueError, match="1 of 2 rows have no prediction: .*no module"):
+        gpu_check.predicted(tmp_path, "")
+    file.write_text("")
+    with pytest.raises(ValueError, match="0 of 0"):
+        gpu_check.predicted(tmp_path, "")

@@ -24,7 +24,7 @@ from clsgen_dist.data.reading.ingest import TextRow, iter_texts
 from clsgen_dist.data.reading.rejection import RejectedRow, require_few_bad_rows
 from clsgen_dist.data.reading.sniff import BYTE_ORDER_MARK
 from clsgen_dist.decoding.settings import DecodingSettings
-from clsgen_dist.errors import DataError
+from clsgen_dist.errors import DataError, ModelError
 from clsgen_dist.inference.answer_files import Answer, InputColumns, require_answer_format, write_answers
 from clsgen_dist.inference.predict import Predictor
 from clsgen_dist.inference.raw_predictions import NOT_FINITE, RawPrediction, require_finite
@@ -85,7 +85,7 @@ def predict_file(
             :class:`clsgen_dist.clients.EnginePredictor`; ``model`` is its folder.
 
     Raises:
-        ModelError: ``model`` is no exported folder, or the logits of no row are finite.
+        ModelError: ``model`` is no exported folder, or no row has a prediction.
         DataError: the rows cannot be read, or too many are bad.
         SettingsError: ``output`` cannot be written, or ``max_new_tokens`` exceeds the context.
     """
@@ -163,20 +163,23 @@ class _Job:
         return stored_predictions(self.predictor, self.model, texts, self.parts, name, **self.options, **options).rows
 
     def answers(self, tally: _Tally, *, keep_columns: bool) -> Iterator[Answer]:
-        """The answers of all rows, once all are predicted; ModelError if no prediction is finite."""
+        """The answers of all rows, once all are predicted; ModelError if none has a prediction."""
         tally.clear()
         failed: tuple[list[RawPrediction], list[str]] | None = None
-        finite = 0
+        finite, errors = 0, list[str]()
         columns = InputColumns(self.predictor.card.labels, self.columns.id)
         for number, rows in enumerate(self.windows(every_column=keep_columns)):
             raws = self.raws(number, rows)
-            finite += sum(raw.is_finite or raw.error is not None for raw in raws)
+            finite += sum(raw.is_finite and raw.error is None for raw in raws)
+            errors += [raw.error for raw in raws if raw.error is not None][: 1 - len(errors)]
             if raws and failed is None:
                 failed = raws, [row.id for row in rows if row.rejected is None]
             unread = iter(raws)
             for row in rows:
                 yield Answer(row.id, columns.renamed(row.columns), self._answer(row, unread, tally))
         if failed and not finite:
+            if errors:
+                raise ModelError(f"no row could be explained; the first that failed: {errors[0]}")
             require_finite(*failed)
 
     def _answer(self, row: TextRow, unread: Iterator[RawPrediction], tally: _Tally) -> dict[str, Any]:

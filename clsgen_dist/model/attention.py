@@ -222,8 +222,9 @@ _CAPABILITIES = {2: (8, 99), 3: (8, 9)}
 """First and last compute capability, major, of NVIDIA chips that a version of flash-attention has kernels for."""
 _WIDEST_HEAD = 256
 """Largest head size of flash-attention 2 and 3."""
-_WRONG = {"gpt_neo"}
-"""Model types whose class for flash-attention in transformers scales scores and has no local windows, unlike eager."""
+_WRONG = {"gpt_neo", "gptj"}
+"""Model types whose class for flash-attention in transformers computes something else than eager: GPT-Neo's scales
+scores and has no local windows; GPT-J's takes no sequence lengths, so packed rows see each other."""
 
 
 def _flash_fault(version: int, on_gpu: bool, dtype: torch.dtype | None, lm: Any) -> str | None:

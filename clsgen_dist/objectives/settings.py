@@ -47,7 +47,7 @@ class ObjectivesSettings:
     balance: BalanceSettings = field(default_factory=BalanceSettings)
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of `dual_head_loss`; auto: Triton on a GPU, vocabulary tiles in torch on the CPU."""
-    stored_logits_gib: Annotated[float, Ge(0)] = 1.0
+    stored_logits_gib: Annotated[float, Ge(0)] = 4.0
     """On a GPU, logits of supervised tokens that take no more GiB than this are stored for the backward: three GEMM passes
     instead of four. Those that the LM head's gradient has room for are stored in any case. 0: always computed again."""
     lm_head: Literal["auto", "gathered", "sharded"] = "gathered"

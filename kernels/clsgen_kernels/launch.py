@@ -12,7 +12,7 @@ from math import lcm
 
 import torch
 
-STORE_BYTES = 2**30
+STORE_BYTES = 2**32
 """Most bytes of memory of their own that stored logits take by default. Fixed, not chosen by the memory that is free,
 so that a resumed run computes the same bits."""
 

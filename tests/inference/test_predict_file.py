@@ -273,3 +273,17 @@ def test_a_row_whose_explanation_cannot_be_written_has_an_error_and_the_others_a
     assert (
         sum("explanation" in row for row in found) == 4 and [row.get("error") for row in found].count("no token") == 1
     )
+
+
+def test_where_no_row_can_be_explained_the_command_fails_and_says_why(folder, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"id": n, "text": f"text {n}"}) + "\n" for n in range(3)))
+
+    def failing(self, logits_V):
+        raise RuntimeError("no token")
+
+    monkeypatch.setattr(Draft, "_chosen", failing)
+    sampled = DecodingSettings(temperature=1.0, seed=7)
+    with pytest.raises(ModelError, match="no row could be explained; the first that failed: no token"):
+        predict_file(folder, str(rows), tmp_path / "out.jsonl", decoding=sampled)
+    assert not (tmp_path / "out.jsonl").exists()

@@ -128,6 +128,6 @@ def test_names_of_class_weights_are_read_like_labels():
 
 def test_the_budget_for_stored_logits_reaches_the_loss():
     settings = _settings()
-    assert loss_spec(settings, SINGLE, ROWS).store_bytes == 2**30
+    assert loss_spec(settings, SINGLE, ROWS).store_bytes == 2**32
     settings.stored_logits_gib = 0.0
     assert loss_spec(settings, SINGLE, ROWS).store_bytes == 0
