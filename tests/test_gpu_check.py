@@ -204,7 +204,7 @@ def test_predictions_with_errors_fail_the_check(tmp_path):
     file.write_text(f"{json.dumps(good)}\n{json.dumps({**good, 'explanation': ''})}\n")
     assert gpu_check.predicted(tmp_path, "") == {"rows": 2, "with explanation": 1}
     file.write_text(f'{json.dumps(good)}\n{{"id": "2", "error": "no module"}}\n')
-    with pytest.raises(ValueError, match="1 of 2 rows have no prediction: .*no module"):
+    with pytest.raises(ValueError, match=r"1 of 2 rows have no prediction: .*no module"):
         gpu_check.predicted(tmp_path, "")
     file.write_text("")
     with pytest.raises(ValueError, match="0 of 0"):
