@@ -1,9 +1,10 @@
 """Attention over packed sequences: no sequence attends to another, and no N x N mask is materialised.
 
-On a GPU, flash-attention takes the cumulative sequence lengths ("varlen"). Elsewhere, scaled-dot-product attention runs
-once per sequence with a causal mask: Σ Tᵢ² work instead of N². On two cores this is faster than one call over padded
-sequences or with a block-diagonal mask: 14, 20 and 205 ms per layer, forward and backward, for 34 sequences of 60
-tokens; 27, 178 and 203 ms for 20 of 60 and three of 200 to 350 (9 heads of 64).
+On a GPU, flash-attention takes the cumulative sequence lengths ("varlen"): that of the flash-attn package, or torch's
+own where it is not installed and the attention has no dropout, soft cap or sinks. Elsewhere, scaled-dot-product
+attention runs once per sequence with a causal mask: Σ Tᵢ² work instead of N². On two cores this is faster than one call
+over padded sequences or with a block-diagonal mask: 14, 20 and 205 ms per layer, forward and backward, for 34 sequences
+of 60 tokens; 27, 178 and 203 ms for 20 of 60 and three of 200 to 350 (9 heads of 64).
 
 transformers calls this through its attention interface; positions are part of the batch. The reference is ``eager``,
 transformers' own, with a block-diagonal mask.
@@ -11,6 +12,7 @@ transformers' own, with a block-diagonal mask.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import MutableMapping
 from typing import Any
@@ -35,6 +37,7 @@ def per_sequence_attention(
     attention_mask: Tensor | None,
     *,
     cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -44,8 +47,8 @@ def per_sequence_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence, ``[S, T, H, E]``; the arguments are those of transformers' interface.
 
-    Packed (``S = 1``): one call per sequence of ``cu_seq_lens_q``. Without it, each of the S rows is a sequence, padded
-    on the right if at all, so that the causal mask suffices.
+    Packed (``S = 1``): one call per sequence of ``cu_seq_lens_q``, or one for all where torch's kernels take lengths.
+    Without it, each of the S rows is a sequence, padded on the right if at all, so that the causal mask suffices.
 
     Raises:
         ValueError: the model passes a mask of its own.
@@ -55,6 +58,10 @@ def per_sequence_attention(
             f"{type(module).__name__} passes an attention mask, expected none: this attention would ignore it; set "
             "model.attention to eager"
         )
+    plain = not dropout and softcap is None and s_aux is None
+    if cu_seq_lens_q is not None and plain and _varlen_runs(query_SHTE, value_SKTE):
+        packed = query_SHTE, key_SKTE, value_SKTE
+        return _in_one_call(packed, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
     lengths = [query_SHTE.shape[2]] if cu_seq_lens_q is None else _lengths(cu_seq_lens_q)
     outputs = [
         _attend(query, key, value, mask, dropout, scaling, softcap, s_aux)
@@ -64,6 +71,54 @@ def per_sequence_attention(
         for mask in [window_mask(query.shape[2], sliding_window, query.device)]
     ]
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def _in_one_call(
+    packed_1HNE: tuple[Tensor, Tensor, Tensor],
+    cu_seq_lens: Tensor,
+    longest: int | None,
+    scale: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """``[1, N, H, E]`` attention of all sequences, by torch's kernels."""
+    query_NHE, key_NKE, value_NKE = (t[0].transpose(0, 1) for t in packed_1HNE)
+    longest = longest or max(_lengths(cu_seq_lens))
+    output_NHE: Tensor = _varlen_attn()(
+        query_NHE,
+        key_NKE,
+        value_NKE,
+        cu_seq_lens,
+        cu_seq_lens,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query_NHE.shape[1] != key_NKE.shape[1],
+    )
+    return output_NHE[None]
+
+
+@functools.cache
+def _varlen_attn() -> Any:
+    """torch's flash-attention for sequences of many lengths, with its windows; None if this torch has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
+def _varlen_runs(query: Tensor, value: Tensor) -> bool:
+    """Whether :func:`_varlen_attn` has kernels for these tensors: NVIDIA, half precision, equal heads of some sizes."""
+    size = query.shape[-1]
+    return (
+        _varlen_attn() is not None
+        and query.is_cuda
+        and (_capability() or (0, 0)) >= (8, 0)
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and size == value.shape[-1] <= _WIDEST_HEAD
+        and size % 8 == 0
+    )
 
 
 _lengths_of: MutableMapping[Tensor, list[int]] = WeakTensorKeyDictionary()

@@ -169,6 +169,28 @@ def _version_3(kernels: Kernels) -> list[Any]:
     return [flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache]
 
 
+def install_torch(monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """A double of torch 2.13's ``varlen_attn``, without flash-attn; fp32 passes, and the CPU counts as a GPU."""
+    from clsgen_dist.model import attention
+
+    kernels = Kernels(exact=True)
+
+    def varlen_attn(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1),
+        enable_gqa=False, seqused_k=None, block_table=None, num_splits=None,
+    ):  # fmt: skip
+        _require(enable_gqa or query.shape[1] == key.shape[1], "Try setting enable_gqa=True for GQA")
+        _require(query.shape[2] % 8 == 0, f"head size {query.shape[2]}, expected a multiple of 8")
+        return _varlen(
+            kernels, query, key, value, cu_seq_q, cu_seq_k, max_seqlen_q=max_q, max_seqlen_k=max_k, softmax_scale=scale,
+            causal=window_size[1] == 0, window_size=window_size, softcap=0.0,
+        )  # fmt: skip
+
+    monkeypatch.setattr(attention, "_varlen_attn", lambda: varlen_attn)
+    monkeypatch.setattr(attention, "_varlen_runs", lambda query, value: query.shape[-1] % 8 == 0)
+    return kernels
+
+
 def install(monkeypatch: pytest.MonkeyPatch, version: int, *, exact: bool = False) -> Kernels:
     """Make transformers find the double of this version, and a device for it; the other version is not installed."""
     import transformers.modeling_flash_attention_utils as flash

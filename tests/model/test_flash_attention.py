@@ -6,6 +6,9 @@ The kernels need a GPU; a double with their signatures stands in, which refuses 
 
 from __future__ import annotations
 
+import inspect
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +153,49 @@ def test_version_3_is_left_alone_on_chips_that_it_has_no_kernels_for(monkeypatch
     for capability, expected in {(9, 0): "flash_attention_3", (10, 0): "sdpa", (8, 0): "flash_attention_3"}.items():
         monkeypatch.setattr(attention, "_capability", lambda found=capability: found)
         assert choose_attention("auto", on_gpu=True, dtype=torch.bfloat16) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma3_text", "phi3", "gemma2", "gpt_oss", "gpt_neox"])
+def test_without_flash_attn_torchs_kernels_take_all_sequences_in_one_call(kind, monkeypatch):
+    truth, expected = _step(_model(kind, "eager"), [collate([row]) for row in _rows()])
+    kernels = flash_attn_double.install_torch(monkeypatch)
+    model, together = _model(kind, register_per_sequence_attention()), collate(_rows())
+    loss, gradients = _step(model, [together])
+    torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for parameter, gradient in gradients.items():
+        scale = max(1.0, expected[parameter].abs().max().item())
+        torch.testing.assert_close(gradient / scale, expected[parameter] / scale, rtol=1e-4, atol=1e-5, msg=parameter)
+    if kind in ("gemma2", "gpt_oss"):  # a soft cap of scores, sinks
+        assert not kernels.varlen
+        return
+    assert len(kernels.varlen) == model.lm.config.num_hidden_layers
+    assert all(call["cu_seqlens_q"] is call["cu_seqlens_k"] for call in kernels.varlen)
+    windows = {call["window_size"] for call in kernels.varlen}
+    assert ((WINDOW - 1, 0) in windows) == (kind in ("mistral", "gemma3_text"))
+    assert windows <= {(WINDOW - 1, 0), (-1, 0)}
+
+
+def test_torchs_kernels_are_asked_for_only_where_they_run(monkeypatch):
+    runs = attention._varlen_runs
+
+    def found(dtype=torch.bfloat16, size=64, capability=(9, 0), on_gpu=True, value=None):
+        monkeypatch.setattr(attention, "_capability", lambda: capability)
+        query = SimpleNamespace(is_cuda=on_gpu, dtype=dtype, shape=(1, 4, 9, size))
+        return runs(query, SimpleNamespace(shape=(1, 2, 9, value or size)))
+
+    assert found() and found(torch.float16) and found(size=256) and found(capability=(12, 0))
+    assert not found(torch.float32) and not found(on_gpu=False), "no kernels for fp32, none on a CPU"
+    assert not found(size=264) and not found(size=20) and not found(size=192, value=128)
+    assert not found(capability=(7, 5)) and not found(capability=None), "Turing; not NVIDIA"
+    monkeypatch.setattr(attention, "_varlen_attn", lambda: None)
+    assert not found()
+
+
+def test_this_torch_has_the_call_that_the_double_stands_for():
+    parameters = inspect.signature(attention._varlen_attn()).parameters
+    assert {"scale", "window_size", "enable_gqa"} <= parameters.keys()
+    assert list(parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
 
 
 def test_lengths_are_read_from_the_device_once_a_micro_batch(monkeypatch):
