@@ -57,6 +57,15 @@ def _step(model, batches):
     return torch.stack(losses).sum(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+def _assert_equal(found, truth, expected):
+    loss, gradients = found
+    torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for parameter, gradient in gradients.items():
+        scale = max(1.0, expected[parameter].abs().max().item())
+        torch.testing.assert_close(gradient / scale, expected[parameter] / scale, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
 def _kinds():
     """Every family that packs without flash-attention, and those that pack with it."""
     packed = {kind for kind, (layout, _) in _table().items() if layout == "packed"} | {"biogpt", "falcon", "nemotron"}
@@ -77,12 +86,7 @@ def test_packed_losses_and_gradients_equal_those_of_rows_alone(kind, version, mo
     truth, expected = _step(_model(kind, "eager"), [collate([row]) for row in _rows()])
     model = _model(kind, name)
     together = collate(_rows())
-    loss, gradients = _step(model, [together])
-    torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-5)
-    assert gradients.keys() == expected.keys()
-    for parameter, gradient in gradients.items():
-        scale = max(1.0, expected[parameter].abs().max().item())
-        torch.testing.assert_close(gradient / scale, expected[parameter] / scale, rtol=1e-4, atol=1e-5, msg=parameter)
+    _assert_equal(_step(model, [together]), truth, expected)
     assert len(kernels.varlen) >= 2 and kernels.batched == 0
     for call in kernels.varlen:
         assert call["cu_seqlens_q"].tolist() == call["cu_seqlens_k"].tolist() == together.sequence_start_S1.tolist()
@@ -160,12 +164,7 @@ def test_without_flash_attn_torchs_kernels_take_all_sequences_in_one_call(kind, 
     truth, expected = _step(_model(kind, "eager"), [collate([row]) for row in _rows()])
     kernels = flash_attn_double.install_torch(monkeypatch)
     model, together = _model(kind, register_per_sequence_attention()), collate(_rows())
-    loss, gradients = _step(model, [together])
-    torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-5)
-    assert gradients.keys() == expected.keys()
-    for parameter, gradient in gradients.items():
-        scale = max(1.0, expected[parameter].abs().max().item())
-        torch.testing.assert_close(gradient / scale, expected[parameter] / scale, rtol=1e-4, atol=1e-5, msg=parameter)
+    _assert_equal(_step(model, [together]), truth, expected)
     if kind in ("gemma2", "gpt_oss"):  # a soft cap of scores, sinks
         assert not kernels.varlen
         return
