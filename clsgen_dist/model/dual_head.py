@@ -57,7 +57,7 @@ class LossSpec:
     classification: ClassLoss = field(default_factory=ClassLoss)
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     store_bytes: int = STORE_BYTES
-    """Logits of a call that take no more than this are kept for its backward, on a GPU."""
+    """See :class:`clsgen_kernels.Execution`."""
     terms: tuple[LossTerm, ...] = ()
     """The terms of the loss, generation and classification first; none: the two heads' losses alone."""
     name_tokens: tuple[int, ...] | None = None

@@ -109,7 +109,12 @@ def meta_lm(config: Any, path: str, **options: Any) -> Any:
 
 
 def meta_model(
-    spec: ModelSpec, attention: Attention, terms: tuple[Term, ...] = (), head_ranks: int = 0
+    spec: ModelSpec,
+    attention: Attention,
+    terms: tuple[Term, ...] = (),
+    head_ranks: int = 0,
+    *,
+    stores_logits: bool = True,
 ) -> DualHeadModel:
     """The dual-head model that training would build, on the meta device.
 
@@ -118,6 +123,7 @@ def meta_model(
         attention: its implementation.
         terms: of the loss, besides those of the two heads.
         head_ranks: over how many ranks the LM head stays sharded; 0: it is gathered.
+        stores_logits: in the LM head's gradient, as far as it holds them.
     """
     config = open_config(spec.backbone)
     dtype = torch.bfloat16 if spec.bf16 else torch.float32
@@ -131,7 +137,7 @@ def meta_model(
         model = build_model(
             lm,
             head=HeadSpec(spec.classes, dropout=spec.head_dropout),
-            losses=LossSpec("torch", terms=terms),
+            losses=LossSpec("torch", terms=terms, store_bytes=int(stores_logits)),
             finetune=spec.finetune,
             top_layers=spec.top_layers,
             lora_rank=spec.lora_rank,

@@ -233,7 +233,7 @@ class Planner:
         if self._rows is None and not assumptions.is_set:
             logger.info("%s is not available here: rows are assumed", settings.data.train)
         self._classes = len(self._rows.labels if self._rows else settings.data.labels or ["no", "yes"])
-        self._traces: dict[tuple[object, ...], MetaTrace] = {}
+        self._traces: dict[str, MetaTrace] = {}
 
     def plan(self, settings: Settings, *, nodes: int, gpus_per_node: int | None = None) -> Plan:
         """The recipe on ``nodes`` nodes.
@@ -277,7 +277,9 @@ class Planner:
                 on_gpu=True,
                 outside_allocator=self.cluster.reserved_bytes,
                 checkpoint_copy=round(_checkpoint_bytes(settings, trace) / ranks) if asynchronous else 0,
-                stored_logits=workload.stored_logits(settings, work, self._config, trace.bytes_per_element),
+                stored_logits=workload.stored_logits(
+                    settings, work, self._config, trace.bytes_per_element, self._head_ranks(settings, config, ranks)
+                ),
             ),
             flows=traffic,
             stages=stages,
@@ -342,27 +344,28 @@ class Planner:
     def _trace(
         self, settings: Settings, work: Workload, config: dict[str, Any], ranks: int, *, known: bool = False
     ) -> MetaTrace:
-        model, bf16 = settings.model, config["bf16"]["enabled"]
+        model, objectives, bf16 = settings.model, settings.objectives, config["bf16"]["enabled"]
         lengths, supervised, texts = work.full_micro_batch()
-        attention = attention_on_gpu(model.attention)
-        checkpointing = settings.train.activation_checkpointing
-        terms = settings.objectives.terms_that_run_more(model.decide)
-        used = repr([settings.objectives.preference, settings.objectives.retention]) if terms else ""
-        head_ranks = ranks if shards_lm_head(settings, self._lm, config, ranks) else 0
-        key = (repr(model), bf16, tuple(lengths), supervised, texts, checkpointing, attention, used, head_ranks, known)
+        terms = objectives.terms_that_run_more(model.decide)
+        options: dict[str, Any] = {
+            "sequence_lengths": lengths,
+            "supervised": supervised,
+            "activation_checkpointing": settings.train.activation_checkpointing,
+            "attention": attention_on_gpu(model.attention),
+            "texts": texts,
+            "head_ranks": self._head_ranks(settings, config, ranks),
+            "known": known,
+            "stores_logits": objectives.stored_logits_gib > 0,
+        }
+        key = repr((model, bf16, options, terms and [objectives.preference, objectives.retention]))
         if key not in self._traces:
-            self._traces[key] = trace_micro_step(
-                ModelSpec.from_settings(model, backbone=self._backbone, classes=self._classes, bf16=bf16),
-                sequence_lengths=lengths,
-                supervised=supervised,
-                activation_checkpointing=checkpointing,
-                attention=attention,
-                terms=terms,
-                texts=texts,
-                head_ranks=head_ranks,
-                known=known,
-            )
+            spec = ModelSpec.from_settings(model, backbone=self._backbone, classes=self._classes, bf16=bf16)
+            self._traces[key] = trace_micro_step(spec, terms=terms, **options)
         return self._traces[key]
+
+    def _head_ranks(self, settings: Settings, config: dict[str, Any], ranks: int) -> int:
+        """Over how many ranks the LM head stays sharded; 0: it is gathered."""
+        return ranks if shards_lm_head(settings, self._lm, config, ranks) else 0
 
     def _stage(
         self, stage: StageLoad, work: Workload, trace: MetaTrace, zero: Zero3Settings, simulation: Simulation

@@ -43,6 +43,7 @@ def trace_micro_step(
     texts: int = 0,
     head_ranks: int = 0,
     known: bool = False,
+    stores_logits: bool = True,
 ) -> MetaTrace:
     """Trace a micro-step of packed sequences.
 
@@ -56,11 +57,12 @@ def trace_micro_step(
         texts: how many of the last sequences are general texts.
         head_ranks: over how many ranks the LM head stays sharded; 0: it is gathered.
         known: start from what the frozen layers gave.
+        stores_logits: in the LM head's gradient, as far as it holds them.
 
     Raises:
         ModelError: the backbone cannot be trained or planned.
     """
-    model = meta_model(spec, attention, terms, head_ranks)
+    model = meta_model(spec, attention, terms, head_ranks, stores_logits=stores_logits)
     model.train()
     if activation_checkpointing:
         checkpoint_activations(model.lm)

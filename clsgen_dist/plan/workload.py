@@ -212,17 +212,18 @@ def _stage(planned: PlannedStage, steps: int, batch_size: int, row_tokens: float
     return StageLoad(planned.stage.name, steps, rows, rows * row_tokens, micro_steps, fullest)
 
 
-def stored_logits(settings: Settings, work: Workload, config: Any, element_size: int) -> int:
+def stored_logits(settings: Settings, work: Workload, config: Any, element_size: int, head_ranks: int = 0) -> int:
     """Bytes of memory of their own that logits of a full micro-batch take between forward and backward, on an H100.
 
-    As :func:`clsgen_kernels.stored_logits.choose_storage` decides; in the LM weight's gradient they take none.
+    As :func:`clsgen_kernels.stored_logits.choose_storage` decides; in the LM weight's gradient they take none. With an
+    LM head in shards over ``head_ranks``, a rank has the tokens of all and its own rows of the vocabulary.
     """
     objectives, model = settings.objectives, settings.model
     if objectives.impl not in ("auto", "triton") or model.finetune == "head":
         return 0
     _, rows, _ = work.full_micro_batch()
     text = config.get_text_config(decoder=True)
-    vocabulary = text.vocab_size
+    rows, vocabulary = rows * max(1, head_ranks), -(-text.vocab_size // max(1, head_ranks))
     slab = BY_TARGET["sm_90"].slab(rows, vocabulary, element_size)
     storage = choose_storage(
         rows,

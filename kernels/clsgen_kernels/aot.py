@@ -85,7 +85,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
         **dict.fromkeys(("maximum_Pn", "total_Pn", "target_logit_Pn", "logit_sum_Pn"), "*fp32"),
         **dict.fromkeys(("maximum_n", "target_logit_n", "logit_sum_n"), "*fp32"),
         **dict.fromkeys(("loss_n", "lse_n", "class_logits_SC", "class_loss_S", "tile_loss"), "*fp32"),
-        **{"arrived": "*i32", "hit_n": "*i8", "logits_snK": "*bf16"},
+        **{"arrived": "*i32", "hit_n": "*i8", "logits_snK": "*bf16", "offset_Tn": "*fp32"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap", "focal_gamma"), "fp32"),
     }
     plain = {
@@ -103,10 +103,13 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
     yield "forward, all options", forward_kernel, forward, everything, launch.forward_more
     gradient = {
         **dict.fromkeys(("hidden_nD", "weight_VD", "logits_nK", "grad_nK"), "*bf16"),
-        **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32"},
+        **{"bias_V": "*fp32", "target_n": "*i64", "lse_n": "*fp32", "upstream_n": "*fp32", "offset_Tn": "*fp32"},
         **dict.fromkeys(("label_smoothing", "smoothing_share", "z_loss", "softcap"), "fp32"),
     }
-    no_options = {**dict.fromkeys(("HAS_BIAS", "HAS_SOFTCAP", "STORED"), False), "WIDTH_BY_16": True}
+    no_options = {
+        **dict.fromkeys(("HAS_BIAS", "HAS_SOFTCAP", "STORED"), False),
+        **{"WIDTH_BY_16": True, "STORED_COLUMNS": launch.forward.columns},
+    }
     yield "gradient", gradient_kernel, gradient, no_options, launch.gradient
     yield (
         "gradient, unaligned",
@@ -115,7 +118,7 @@ def kernels(launch: Launch) -> Iterator[tuple[str, Any, dict[str, str], dict[str
         no_options,
         replace(launch.gradient, descriptors=False),
     )
-    all_options = {**dict.fromkeys(no_options, True), "STORED": False}
+    all_options = {**no_options, "HAS_BIAS": True, "HAS_SOFTCAP": True}
     yield "gradient, stored", gradient_kernel, gradient, {**no_options, "STORED": True}, launch.gradient
     yield "gradient, all options", gradient_kernel, gradient, all_options, launch.gradient_more
     product = dict.fromkeys(("a", "b"), "*bf16")
@@ -161,7 +164,7 @@ def compile_kernel(
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, (argument, kind) in enumerate(signature.items())
-        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "first")
+        if kind.startswith("*") or argument.endswith("stride") or argument in ("D", "first", "slab")
         if kind != "constexpr" and argument not in unspecialised
     }
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)

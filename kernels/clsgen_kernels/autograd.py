@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clsgen_kernels import fused, stored_logits, tiled, vocab_parallel
-from clsgen_kernels.hidden_gradient import fp32_rows, meeting, scatter
+from clsgen_kernels.hidden_gradient import meeting, scatter, with_sums
 from clsgen_kernels.implementation import resolve_impl
 from clsgen_kernels.inputs import (
     BEYOND,
@@ -46,6 +46,8 @@ class Kept(NamedTuple):
     """Expected embeddings: see :mod:`clsgen_kernels.tiled`."""
     logits: Tensor | None
     """The memory that holds the stored logits: see :mod:`clsgen_kernels.stored_logits`."""
+    offset_Tn: Tensor | None
+    """As of :class:`clsgen_kernels.inputs.Forward`."""
     token_weight_n: Tensor | None
     pooled_SD: Tensor
     head_weight_CD: Tensor
@@ -106,7 +108,7 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         out = tiled.forward(lm, tile=tile, carry_expectation=carries, stored_snK=stored_snK)
         class_logits_SC = classes.logits()
         class_loss_S = classes.losses(class_logits_SC)
-    expected_nD, lse_n = out.expected_nD, out.lse_n
+    expected_nD, offset_Tn, lse_n = out.expected_nD, out.offset_Tn, out.lse_n
     if gathered is not None:
         out, lse_n = vocab_parallel.forward(lm, gathered, out)
     loss, class_loss = out.loss_n, class_loss_S
@@ -136,6 +138,7 @@ def forward(given: Tensors, call: Call, wants: Wants) -> tuple[Results, Kept | N
         lse_n=lse_n,
         expected_nD=expected_nD,
         logits=logits,
+        offset_Tn=offset_Tn,
         token_weight_n=given.token_weight_n,
         pooled_SD=classes.pooled_SD,
         head_weight_CD=given.head_weight_CD,
@@ -199,15 +202,16 @@ def backward(
             grad_pooled_SD = delta_SC @ kept.head_weight_CD.to(wide)
             if kept.dropout_scale_SD is not None:
                 grad_pooled_SD = grad_pooled_SD * kept.dropout_scale_SD
-    of_lm = grad_loss is not None and wants.of_generation
-    grad_hidden_ND = lm = None
-    if wants.hidden and (of_lm or grad_pooled_SD is not None):
-        shape = (plan.tokens, kept.pooled_SD.shape[1])
-        grad_hidden_ND = torch.empty(shape, dtype=plan.hidden_dtype, device=kept.lse_n.device)
-    if of_lm:
-        assert grad_loss is not None
-        lm = _lm_backward(kept, plan, call, wants, grad_loss, grad_hidden_ND)
-    if grad_hidden_ND is not None:
+    grad_hidden_ND = sums_nD = lm = None
+    shape, device = (plan.tokens, kept.pooled_SD.shape[1]), kept.lse_n.device
+    if grad_loss is not None and wants.of_generation:
+        if wants.hidden and plan.gathered is None and kept.expected_nD is None:
+            found = with_sums(shape[0], len(kept.hidden_nD), shape[1], plan.hidden_dtype, device)
+            grad_hidden_ND, sums_nD = found or (None, None)
+        lm = _lm_backward(kept, plan, call, wants, grad_loss, sums_nD)
+    if wants.hidden and (lm is not None or grad_pooled_SD is not None):
+        if grad_hidden_ND is None:
+            grad_hidden_ND = torch.empty(shape, dtype=plan.hidden_dtype, device=device)
         _fill_hidden_gradient(grad_hidden_ND, kept, call, None if lm is None else lm.hidden_nD, grad_pooled_SD)
     grad_lm_VD = grad_lm_bias_V = None
     if lm is not None:
@@ -247,9 +251,9 @@ def _head_inputs(given: Tensors, options: ClassOptions) -> HeadInputs:
 
 
 def _lm_backward(
-    kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Tensor, hidden_ND: Tensor | None
+    kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Tensor, sums_nD: Tensor | None
 ) -> LMGradients:
-    """The generation loss's gradients; that of the states may lie in the memory of ``hidden_ND``."""
+    """The generation loss's gradients; ``sums_nD`` is memory for that of the states."""
     weight_VD = kept.lm_weight_VD
     lm = LMInputs(
         hidden_nD=kept.hidden_nD,
@@ -266,14 +270,14 @@ def _lm_backward(
     if kept.expected_nD is not None:
         grads = tiled.backward_from_expectation(lm, kept.lse_n, upstream_n, kept.expected_nD)
     else:
-        grads = _by_slabs(lm, kept, plan, call, wants, upstream_n, hidden_ND)
+        grads = _by_slabs(lm, kept, plan, call, wants, upstream_n, sums_nD)
     if call.generation.logit_scale != 1:
         grads.hidden_nD.mul_(call.generation.logit_scale)
     return grads
 
 
 def _by_slabs(
-    lm: LMInputs, kept: Kept, plan: Plan, call: Call, wants: Wants, upstream_n: Tensor, hidden_ND: Tensor | None
+    lm: LMInputs, kept: Kept, plan: Plan, call: Call, wants: Wants, upstream_n: Tensor, sums_nD: Tensor | None
 ) -> LMGradients:
     logits, storage, sink_VD = kept.logits, plan.storage, call.execution.lm_weight_grad_VD
     weight_grad_VD = None
@@ -287,14 +291,12 @@ def _by_slabs(
     options: dict[str, Any] = {
         "weight_grad_VD": weight_grad_VD,
         "accumulates": sink_VD is not None,
-        **({"launch": call.execution.launch} if plan.fused else {"tile": plan.tile}),
+        **({"launch": call.execution.launch, "offset_Tn": kept.offset_Tn} if plan.fused else {"tile": plan.tile}),
     }
     stored_snK = None if logits is None or storage is None else storage.logits(logits, len(lm.hidden_nD))
     if plan.gathered is not None:
         return vocab_parallel.backward(lm, plan.gathered, kept.lse_n, upstream_n, stored_snK, local, **options)
-    if hidden_ND is not None:
-        options["hidden_grad_nD"] = fp32_rows(hidden_ND, len(lm.hidden_nD))
-    return local.backward(lm, kept.lse_n, upstream_n, stored_snK, **options)
+    return local.backward(lm, kept.lse_n, upstream_n, stored_snK, hidden_grad_nD=sums_nD, **options)
 
 
 def _fill_hidden_gradient(

@@ -150,6 +150,7 @@ def _dual_head_backward(*args: Any) -> tuple[Tensor, ...]:
         lse_n=lse_n,
         expected_nD=expected_nD if carries else None,
         logits=None,
+        offset_Tn=None,
         token_weight_n=given.token_weight_n,
         pooled_SD=pooled_SD,
         head_weight_CD=given.head_weight_CD,

@@ -8,7 +8,7 @@ cache holds 50 MB. Every pass is ``2·rows·D·V`` FLOPs. The vendor's products 
     ours         n rows; forward 1 pass, backward recompute 1, dW 1, dH 1; the workspace G (2 bytes a logit) written
                  once and read twice; dH read and written for each slab; dW written. Our kernels' passes read the
                  weights once for each group of row tiles, and the states again for each wave where L2 cannot hold both.
-                 Stored logits are written once and read once instead of being recomputed
+                 Stored logits are written once and read once instead of being recomputed, and have an offset a tile
     liger        token chunks, all N rows, as published: 3 passes; weights read twice and dW read and written a chunk
     chunked      token chunks with bf16 logits, turned into their gradient in place (quack: 4096 rows; Liger's kernels
                  for Hopper in CuTe of 2026, pull request 1356, taken with 1024 rows as on Blackwell): 3 passes, 10
@@ -72,8 +72,9 @@ def ours(rows: int, width: int, vocabulary: int, *, store_bytes: int = STORE_BYT
     moved = _pass_bytes(rows, width, vocabulary) * (2 - stored) + products + (6 + 4 * stored) * logits
     # The compacted rows; beside them the workspace, and later the rows' gradient as it is scattered.
     extra = 2 * rows * width + 2 * rows * max(slab, width)
-    if storage is not None and not storage.in_gradient:
-        extra += 2 * rows * slab * storage.slabs
+    if storage is not None:
+        extra += 4 * rows * ceil(vocabulary / BY_TARGET["sm_90"].forward.columns)
+        extra += 0 if storage.in_gradient else 2 * rows * slab * storage.slabs
     return Cost((8 - 2 * stored) * rows * weight, moved, extra)
 
 

@@ -87,7 +87,7 @@ def forward(
     n, width = hidden_nD.shape
     vocabulary = weight_VD.shape[0]
     rows, outputs = classes.pooled_SD.shape[0], classes.weight_CD.shape[0]
-    tile = launch.forward_more if options.label_smoothing or any(_flags(lm).values()) else launch.forward
+    tile = _forward_tile(lm, launch)
     row_tiles, class_tiles = _tiles(n, tile.rows), _tiles(rows, tile.rows)
     column_tiles, group = _tiles(vocabulary, tile.columns), launch.group(tile, n, width, hidden_nD.element_size())
     tiles_per_split = _tiles(column_tiles, max(1, launch.programs // group))
@@ -107,6 +107,7 @@ def forward(
     parts_kPn, sums_kn = (new(4 if smooths else 3, splits, n), new(3 if smooths else 2, n))
     tile_loss = new(class_tiles + row_tiles)
     arrived = torch.zeros(row_tiles, dtype=torch.int32, device=hidden_nD.device)
+    offset_Tn = None if stored_snK is None else new(column_tiles, n)
     unused, head_CD = tile_loss, classes.weight_CD.contiguous()
     class_weighted = classes.options.class_weight is not None
     if row_tiles + class_tiles:
@@ -116,7 +117,8 @@ def forward(
             classes.pooled_SD, head_CD, classes.bias_C.contiguous(), classes.label_S.contiguous(),
             classes.weights_C() if class_weighted else unused,
             *parts_kPn[:3], parts_kPn[-1], arrived, loss_n, lse_n, hit_n, *sums_kn[:2], sums_kn[-1],
-            unused if stored_snK is None else stored_snK, class_logits_SC, class_loss_S, tile_loss,
+            unused if stored_snK is None else stored_snK, unused if offset_Tn is None else offset_Tn,
+            class_logits_SC, class_loss_S, tile_loss,
             n, vocabulary, width, rows, outputs, splits, tiles_per_split, row_tiles, class_tiles, group,
             len(stored) * slab, slab, *_strides(lm), *slab_strides, classes.pooled_SD.stride(0), head_CD.stride(0),
             *_scalars(lm), classes.options.focal_gamma,
@@ -130,14 +132,10 @@ def forward(
             DESCRIPTORS=_use_descriptors(tile, hidden_nD, weight_VD, *stored[:1]),
             **_blocks(tile, hidden_nD.dtype),
         )  # fmt: skip
-    return FusedForward(
-        # 0 and 1 as int8 are False and True: no launch to convert them.
-        Forward(loss_n, lse_n, hit_n.view(torch.bool), sums_kn[0], sums_kn[1], sums_kn[2] if smooths else None, None),
-        class_logits_SC,
-        class_loss_S,
-        tile_loss,
-        class_tiles,
-    )
+    hit_n = hit_n.view(torch.bool)  # 0 and 1 as int8 are False and True: no launch to convert them
+    logit_sum_n = sums_kn[2] if smooths else None
+    lm_out = Forward(loss_n, lse_n, hit_n, sums_kn[0], sums_kn[1], logit_sum_n, offset_Tn=offset_Tn)
+    return FusedForward(lm_out, class_logits_SC, class_loss_S, tile_loss, class_tiles)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], near: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -152,12 +150,16 @@ def backward(
     upstream_n: Tensor,
     stored_snK: Tensor | None,
     *,
+    offset_Tn: Tensor | None = None,
     weight_grad_VD: Tensor | None = None,
     accumulates: bool = False,
     hidden_grad_nD: Tensor | None = None,
     launch: Launch | None = None,
 ) -> LMGradients:
-    """Gradients of the weighted losses; see :func:`clsgen_kernels.tiled.backward`, which has the same arguments."""
+    """Gradients of the weighted losses; see :func:`clsgen_kernels.tiled.backward`, which has the same arguments.
+
+    ``offset_Tn`` is the forward's: what is to be added to the logits in ``stored_snK``.
+    """
     hidden_nD, weight_VD, dtype = lm.hidden_nD, lm.weight_VD, lm.hidden_nD.dtype
     launch = launch or choose(hidden_nD.device, dtype)
     n, width = hidden_nD.shape
@@ -177,7 +179,7 @@ def backward(
         count = min(slab, vocabulary - first)
         grad_nK, part = workspace_nK[:, :count], slice(first, first + count)
         stored_nK = stored_snK[number] if stored_snK is not None and number < len(stored_snK) else None
-        gradient_of_logits(lm, lse_n, upstream_n, stored_nK, grad_nK, first, launch)
+        gradient_of_logits(lm, lse_n, upstream_n, stored_nK, grad_nK, first, launch, offset_Tn)
         if weight_grad_VD is not None:
             _matmul(grad_nK.T, hidden_nD, weight_grad_VD[part], launch.matmul, accumulate=accumulates)
         _matmul(grad_nK, weight_VD[part], grad_nD, launch.matmul, accumulate=first > 0)
@@ -194,6 +196,7 @@ def gradient_of_logits(
     grad_nK: Tensor,
     first: int,
     launch: Launch,
+    offset_Tn: Tensor | None = None,
 ) -> None:
     """Write the gradient at the raw logits of columns ``first`` onwards into ``grad_nK``, from theirs if stored."""
     (n, count), width, vocabulary = grad_nK.shape, lm.hidden_nD.shape[1], lm.weight_VD.shape[0]
@@ -203,10 +206,11 @@ def gradient_of_logits(
     _launch(
         _kernels().gradient, (_tiles(n, tile.rows) * _tiles(count, tile.columns),), lm.hidden_nD,
         *_pointers(lm, unused), lse_n, upstream_n, unused if stored_nK is None else stored_nK,
-        grad_nK, n, vocabulary, width, first, count, group, *_strides(lm),
+        unused if offset_Tn is None else offset_Tn, grad_nK, n, vocabulary, width, first, count, group, *_strides(lm),
         0 if stored_nK is None else stored_nK.stride(0), grad_nK.stride(0), *_scalars(lm),
         **_flags(lm),
         STORED=stored_nK is not None,
+        STORED_COLUMNS=_forward_tile(lm, launch).columns,
         WIDTH_BY_16=count % 16 == 0,
         DESCRIPTORS=_use_descriptors(tile, lm.hidden_nD, lm.weight_VD, grad_nK, *stored),
         **_blocks(tile, lm.hidden_nD.dtype),
@@ -287,6 +291,10 @@ def _blocks(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
+
+
+def _forward_tile(lm: LMInputs, launch: Launch) -> Tile:
+    return launch.forward_more if lm.options.label_smoothing or any(_flags(lm).values()) else launch.forward
 
 
 def _tiles(length: int, size: int) -> int:

@@ -8,12 +8,17 @@ from torch import Tensor
 # N tokens, n supervised tokens, S sequences, D hidden
 
 
-def fp32_rows(grad_ND: Tensor, rows: int) -> Tensor | None:
-    """fp32 ``[rows, D]`` in the memory of ``grad_ND``; None where a 2-byte dtype leaves no room, or for another."""
-    tokens, width = grad_ND.shape
-    if grad_ND.element_size() != 2 or 2 * rows > tokens or tokens * width % 2:
+def with_sums(
+    tokens: int, rows: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """``[tokens, width]`` for a gradient, and fp32 ``[rows, width]`` in its memory; None where that has no room.
+
+    There is room in two bytes an element if at most half of the tokens are rows. Neither is initialised.
+    """
+    if dtype.itemsize != 2 or 2 * rows > tokens or tokens * width % 2:
         return None
-    return grad_ND.view(-1).view(torch.float32)[: rows * width].view(rows, width)
+    grad_ND = torch.empty((tokens, width), dtype=dtype, device=device)
+    return grad_ND, grad_ND.view(-1).view(torch.float32)[: rows * width].view(rows, width)
 
 
 def scatter(
@@ -22,11 +27,11 @@ def scatter(
     """Both heads' gradients at their positions of ``grad_ND``, summed in their own dtype where they meet; else 0.
 
     Positions are distinct within each head, so none is written twice: no atomics. ``grad_nD`` may lie in the memory of
-    ``grad_ND``, see :func:`fp32_rows`.
+    ``grad_ND``, see :func:`with_sums`.
     """
     if grad_nD.shape[0]:
         grad_SD = grad_SD + meeting(grad_nD, supervised_index_n, class_index_S, len(grad_ND))
-    grad_nD = grad_nD.to(grad_ND.dtype)  # a copy, if it lies there: fp32_rows has given 4 bytes an element of 2
+    grad_nD = grad_nD.to(grad_ND.dtype)  # a copy, if it lies there: with 4 bytes an element of 2
     grad_ND.zero_()
     grad_ND[supervised_index_n] = grad_nD
     grad_ND[class_index_S] = grad_SD.to(grad_ND.dtype)

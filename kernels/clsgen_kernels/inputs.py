@@ -92,8 +92,8 @@ class Execution:
     store_bytes: int = STORE_BYTES
     """Logits are stored for the backward instead of recomputed, which saves one of four GEMM passes: in the memory of
     the LM weight's gradient, if it learns, as far as it holds them; with ``impl="triton"`` in their own, if they take
-    no more bytes than this and the gradient does not hold all. The kernels round stored logits to the states' dtype,
-    as plain torch does. 0 always recomputes. See :mod:`clsgen_kernels.stored_logits`."""
+    no more bytes than this and the gradient does not hold all. 0 always recomputes. See
+    :mod:`clsgen_kernels.stored_logits`."""
     vocab_shards: VocabShards | None = None
     """The LM weight stays sharded over ranks: ``lm_weight_VD`` (and ``lm_bias_V``) are this rank's rows, targets index
     the full vocabulary. Every rank must call the loss, and run backward through the generation loss or none of them.
@@ -188,7 +188,7 @@ class LMInputs(NamedTuple):
         counted_n = target_n >= 0
         hit_n = (target_logit_n >= maximum_n) & counted_n
         loss_n = torch.where(counted_n, loss_n, 0)
-        return Forward(loss_n, lse_n, hit_n, maximum_n, target_logit_n, logit_sum_n, None)
+        return Forward(loss_n, lse_n, hit_n, maximum_n, target_logit_n, logit_sum_n)
 
 
 class HeadInputs(NamedTuple):
@@ -315,8 +315,10 @@ class Forward(NamedTuple):
     target_logit_n: Tensor
     logit_sum_n: Tensor | None
     """Only with label smoothing."""
-    expected_nD: Tensor | None
+    expected_nD: Tensor | None = None
     """Expected embeddings, of the torch path: see :mod:`clsgen_kernels.tiled`."""
+    offset_Tn: Tensor | None = None
+    """fp32, of the kernels: what each tile of stored logits has been lowered by."""
 
 
 class LMGradients(NamedTuple):

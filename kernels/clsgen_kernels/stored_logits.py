@@ -5,8 +5,8 @@ other, and the backward recomputes the rest.
 
 An LM weight that learns gets a gradient ``dW [V, D]``, which is allocated in the forward already. Its end holds the
 logits: the backward writes dW from the beginning, slab by slab, and has read a slab's logits before dW reaches them.
-That takes no further memory, since dW is there when the backward begins in any case. All logits fit where ``n`` is at
-most about ``D``, else ``D / n`` of them.
+For one call that takes no further memory, since dW is there when the backward begins in any case. All logits fit where
+``n`` is at most about ``D``, else ``D / n`` of them.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ def gradient_kernel(
     lse_n,
     upstream_n,
     logits_nK,
+    offset_Tn,
     grad_nK,
     n,
     V,
@@ -46,6 +47,7 @@ def gradient_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORED: tl.constexpr,
+    STORED_COLUMNS: tl.constexpr,
     WIDTH_BY_16: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -82,7 +84,16 @@ def gradient_kernel(
                 mask=mask,
                 other=0.0,
             )
-        logits = stored.to(tl.float32)
+        # Each is stored less an offset of its row and its tile of the forward, STORED_COLUMNS wide.
+        offset_Tn += row
+        if STORED_COLUMNS % BLOCK_V == 0:
+            first_tile = (first + first_local) // STORED_COLUMNS
+            offset = tl.load(offset_Tn + first_tile.to(tl.int64) * n, mask=row_mask, other=0.0)[:, None]
+        else:
+            offset = tl.load(
+                offset_Tn[:, None] + (column // STORED_COLUMNS).to(tl.int64)[None, :] * n, mask=mask, other=0.0
+            )
+        logits = stored.to(tl.float32) + offset
     else:
         end = first + width
         a_descriptor = hidden_nD

@@ -50,6 +50,7 @@ def forward_kernel(
     target_logit_n,
     logit_sum_n,
     logits_snK,
+    offset_Tn,
     class_logits_SC,
     class_loss_S,
     tile_loss,
@@ -135,15 +136,29 @@ def forward_kernel(
                 logits += bias.to(tl.float32)[None, :]
             if HAS_SOFTCAP:
                 logits = softcap * tanh(logits / softcap)
+            if HAS_SMOOTHING:
+                logit_sum += tl.sum(tl.where((local_column < remaining)[None, :], logits, 0.0), axis=1)
+            target_logit += tl.sum(
+                tl.where(local_column[None, :] == (target - first_column)[:, None], logits, 0.0), axis=1
+            )
+            logits = tl.where((local_column < remaining)[None, :], logits, float("-inf"))
+            tile_maximum = tl.max(logits, axis=1)
             if STORE_LOGITS:
-                # A tile lies in one slab. Columns past the vocabulary are stored too, and not read. The rows of a slab
-                # that is not stored are past the end, so nothing is written.
-                stored_nK = logits_snK + (first_column // slab).to(tl.int64) * slab_stride
-                first_local = first_column % slab
+                # Less the tile's largest logit of the row, which is kept in fp32: those that matter are then near 0,
+                # where rounding is fine. A tile lies in one slab. The rows of a slab that is not stored are past the
+                # end, so nothing is written.
+                offset = tl.where(tile_maximum == float("-inf"), 0.0, tile_maximum)
+                if logits_snK.dtype.element_ty == tl.float32:
+                    offset = tl.zeros_like(offset)  # nothing is rounded
+                tl.store(offset_Tn + tile.to(tl.int64) * n + row, offset, mask=row_mask)
+                below = (logits - offset[:, None]).to(logits_snK.dtype.element_ty)
+                number = first_column // slab
+                first_local = first_column - number * slab  # not %, which loses that it is a multiple of 16
+                stored_nK = logits_snK + number.to(tl.int64) * slab_stride
                 stored_row = tl.where(first_column < stored_columns, first_row, n)
                 if DESCRIPTORS:
                     tl.make_tensor_descriptor(stored_nK, [n, slab], [logits_stride, 1], [BLOCK_N, BLOCK_V]).store(
-                        [stored_row, first_local], logits.to(logits_snK.dtype.element_ty)
+                        [stored_row, first_local], below
                     )
                 else:
                     tl.store(
@@ -151,16 +166,10 @@ def forward_kernel(
                         + stored_row.to(tl.int64) * logits_stride
                         + first_local
                         + (local_row[:, None] * logits_stride + local_column[None, :]),
-                        logits.to(logits_snK.dtype.element_ty),
+                        below,
                         mask=(local_row < n - stored_row)[:, None],
                     )
-            if HAS_SMOOTHING:
-                logit_sum += tl.sum(tl.where((local_column < remaining)[None, :], logits, 0.0), axis=1)
-            target_logit += tl.sum(
-                tl.where(local_column[None, :] == (target - first_column)[:, None], logits, 0.0), axis=1
-            )
-            logits = tl.where((local_column < remaining)[None, :], logits, float("-inf"))
-            new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))
+            new_maximum = tl.maximum(maximum, tile_maximum)
             total = total * tl.exp2((maximum - new_maximum) * LOG2E)
             total += tl.sum(tl.exp2((logits - new_maximum[:, None]) * LOG2E), axis=1)
             maximum = new_maximum

@@ -199,7 +199,7 @@ MUTANTS = {
         "logits = logits",
     ),
     "no maximum": (
-        "new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))",
+        "new_maximum = tl.maximum(maximum, tile_maximum)",
         "new_maximum = maximum * 0 + 60.0",
     ),
     "splits not rescaled": (

@@ -25,7 +25,7 @@ MUTANTS = {
     "hidden": ("tl.cast(a_first, tl.int64) * a_stride", "a_first * a_stride", 1),
     "weight": ("tl.cast(b_first, tl.int64) * b_stride", "b_first * b_stride", 1),
     "written logits": ("stored_row.to(tl.int64) * logits_stride", "stored_row * logits_stride", 1),
-    "slabs of logits": ("(first_column // slab).to(tl.int64)", "(first_column // slab)", 1),
+    "slabs of logits": ("number.to(tl.int64) * slab_stride", "number * slab_stride", 1),
     "read logits": ("+ first_row.to(tl.int64) * logits_stride", "+ first_row * logits_stride", 1),
     "workspace": ("first_row.to(tl.int64) * grad_stride", "first_row * grad_stride", 1),
     "factor": ("row.to(tl.int64)[:, None] * a_row_stride", "row[:, None] * a_row_stride", 1),
@@ -71,7 +71,7 @@ def _results(far: str, patch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     fused.gradient_of_logits(lm, out.lse_n, ones, None, recomputed, 0, INTERPRETED)
     kept = logits_snK.transpose(0, 1).reshape(n, 96)
     kept = _far_apart(kept) if far == "read logits" else kept
-    fused.gradient_of_logits(lm, out.lse_n, ones, kept, stored, 0, INTERPRETED)
+    fused.gradient_of_logits(lm, out.lse_n, ones, kept, stored, 0, INTERPRETED, out.offset_Tn)
     product = tensor("product", n, D)
     factor, other = tensor("factor", n, V), torch.randn(V, D, generator=generator).half()
     fused._matmul(factor, other, product, INTERPRETED.matmul, accumulate=False)

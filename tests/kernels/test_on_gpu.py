@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CLASSES, EVERYTHING, assert_close, cast, errors, make_case, run
-from clsgen_kernels import dual_head_loss, fused, linear_cross_entropy
+from clsgen_kernels import Execution, dual_head_loss, fused, linear_cross_entropy
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,6 +88,35 @@ def test_stored_logits_give_the_same_loss_and_close_gradients(dtype, slack, supe
     assert all(torch.equal(again_grads[name], value) for name, value in stored_grads.items())
 
 
+@pytest.mark.parametrize("store_bytes", [0, 1, 2**40], ids=["recomputed", "in the gradient", "apart"])
+def test_gradients_of_confident_tokens_are_no_worse_than_plain_torchs(store_bytes):
+    generator = torch.Generator("cuda").manual_seed(0)
+    weight = torch.randn(4000, 256, generator=generator, device="cuda").bfloat16()
+    target = torch.randint(0, 4000, (200,), generator=generator, device="cuda")
+    strength = torch.linspace(0.02, 0.12, 200, device="cuda")[:, None]
+    noise = 0.05 * torch.randn(200, 256, generator=generator, device="cuda")
+    states = (weight[target].float() * strength + noise).bfloat16()
+    found = {}
+    for impl in ("triton", "plain", "truth"):
+        dtype = torch.float64 if impl == "truth" else torch.bfloat16
+        hidden, matrix = (t.to(dtype).requires_grad_() for t in (states, weight))
+        if impl == "triton":
+            loss = linear_cross_entropy(
+                hidden, matrix, target, reduction="none", impl=impl, execution=Execution(store_bytes=store_bytes)
+            )
+        else:
+            logits = hidden @ matrix.T
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+        found[impl] = loss.detach(), *(g.double() for g in torch.autograd.grad(loss.sum(), (hidden, matrix)))
+    sure = found["truth"][0] < 0.02
+    assert 20 < sure.sum() < 180
+    for part in (lambda of: of[1], lambda of: of[1][sure], lambda of: of[2]):
+        truth = part(found["truth"])
+        mine, theirs = (float((part(found[impl]) - truth).norm() / truth.norm()) for impl in ("triton", "plain"))
+        assert mine <= 1.1 * theirs
+
+
 def test_a_second_backward_of_one_graph_recomputes():
     tensors, indices, _ = _on_gpu(*_large_case())
     leaves = {k: v.requires_grad_() for k, v in tensors.items()}
@@ -115,7 +144,7 @@ def test_the_logits_take_no_memory_where_the_gradient_holds_them():
 
     step()
     states, slab = 512 * 1024 * 2, fused.choose(torch.device("cuda"), torch.bfloat16).slab(512, 32000, 2)
-    # The gradients; the compacted states; beside them the workspace.
+    # The gradients; the compacted states; beside them the workspace; offsets of the stored logits, in the 4 MB.
     assert step() <= leaves["lm_weight_VD"].nbytes + 2 * states + states + 512 * slab * 2 + 4 * 2**20
 
 

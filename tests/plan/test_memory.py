@@ -260,6 +260,12 @@ def test_logits_are_stored_within_the_budget():
     assert stored_logits(settings, work, config, 2) == 0
     model.top_layers = 2
     assert stored_logits(settings, work, config, 2) == all_of_them
+    settings.objectives.preference.weight = 1.0  # its own call
+    assert stored_logits(settings, work, config, 2) == 2 * all_of_them
+    settings.objectives.preference.weight, model.top_layers = 0.0, None
+    # Eight ranks' tokens by an eighth of the vocabulary: as many logits, and an eighth of the gradient.
+    sharded = stored_logits(settings, work, config, 2, 8)
+    assert 0 <= sharded - 2 * 1024 * 128256 < 0.05 * sharded
     settings.objectives.stored_logits_gib = 0.2
     assert stored_logits(settings, work, config, 2) == 0
     settings.objectives.stored_logits_gib, settings.objectives.impl = 4.0, "torch"
