@@ -254,10 +254,9 @@ def _lm_backward(
     kept: Kept, plan: Plan, call: Call, wants: Wants, grad_loss: Tensor, sums_nD: Tensor | None
 ) -> LMGradients:
     """The generation loss's gradients; ``sums_nD`` is memory for that of the states."""
-    weight_VD = kept.lm_weight_VD
     lm = LMInputs(
         hidden_nD=kept.hidden_nD,
-        weight_VD=weight_VD,
+        weight_VD=kept.lm_weight_VD,
         target_n=kept.target_n,
         bias_V=_scaled_bias(kept.lm_bias_V, call.generation),
         options=call.generation,
