@@ -191,6 +191,14 @@ def install_torch(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     return kernels
 
 
+def _with_classes_of_their_own() -> list[types.ModuleType]:
+    """Loaded families that call flash-attention themselves, and import it only if it is there when they are loaded."""
+    loaded = [
+        module for name, module in sys.modules.items() if ".modeling_" in name and name.startswith("transformers.")
+    ]
+    return [module for module in loaded if any(name.endswith("FlashAttention2") for name in vars(module))]
+
+
 def install(monkeypatch: pytest.MonkeyPatch, version: int, *, exact: bool = False) -> Kernels:
     """Make transformers find the double of this version, and a device for it; the other version is not installed."""
     import transformers.modeling_flash_attention_utils as flash
@@ -212,6 +220,8 @@ def install(monkeypatch: pytest.MonkeyPatch, version: int, *, exact: bool = Fals
         }
         monkeypatch.setitem(flash.FLASH_ATTENTION_COMPATIBILITY_MATRIX, number, entry)
     monkeypatch.setattr(transformers.modeling_utils, "is_flash_attn_greater_or_equal", lambda _: version == 2)
+    for module in _with_classes_of_their_own():
+        monkeypatch.setattr(module, "_flash_attention_forward", flash._flash_attention_forward, raising=False)
     for name in ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn",
                  "_unpad_fn", "_process_flash_kwargs_fn", "_process_with_kvcache_kwargs_fn"):  # fmt: skip
         monkeypatch.setattr(flash, name, None)
