@@ -166,20 +166,20 @@ class _Job:
         """The answers of all rows, once all are predicted; ModelError if none has a prediction."""
         tally.clear()
         failed: tuple[list[RawPrediction], list[str]] | None = None
-        finite, errors = 0, list[str]()
+        predicted, error = 0, None
         columns = InputColumns(self.predictor.card.labels, self.columns.id)
         for number, rows in enumerate(self.windows(every_column=keep_columns)):
             raws = self.raws(number, rows)
-            finite += sum(raw.is_finite and raw.error is None for raw in raws)
-            errors += [raw.error for raw in raws if raw.error is not None][: 1 - len(errors)]
+            predicted += sum(raw.is_finite and raw.error is None for raw in raws)
+            error = error or next((raw.error for raw in raws if raw.error is not None), None)
             if raws and failed is None:
                 failed = raws, [row.id for row in rows if row.rejected is None]
             unread = iter(raws)
             for row in rows:
                 yield Answer(row.id, columns.renamed(row.columns), self._answer(row, unread, tally))
-        if failed and not finite:
-            if errors:
-                raise ModelError(f"no row could be explained; the first that failed: {errors[0]}")
+        if failed and not predicted:
+            if error is not None:
+                raise ModelError(f"no row could be explained; the first that failed: {error}")
             require_finite(*failed)
 
     def _answer(self, row: TextRow, unread: Iterator[RawPrediction], tally: _Tally) -> dict[str, Any]:

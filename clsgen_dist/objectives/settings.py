@@ -49,7 +49,7 @@ class ObjectivesSettings:
     """Implementation of `dual_head_loss`; auto: Triton on a GPU, vocabulary tiles in torch on the CPU."""
     stored_logits_gib: Annotated[float, Ge(0)] = 4.0
     """On a GPU, logits of supervised tokens that take no more GiB than this are stored for the backward: three GEMM passes
-    instead of four. Those that the LM head's gradient has room for are stored in any case. 0: always computed again."""
+    instead of four. More than this: those that the LM head's gradient has room for, if it learns. 0: always computed again."""
     lm_head: Literal["auto", "gathered", "sharded"] = "gathered"
     """Under ZeRO-3 the LM head is gathered on every rank, or stays sharded, and the states of supervised tokens travel instead; auto: whichever moves fewer bytes."""
 

@@ -66,8 +66,10 @@ def forward(lm: LMInputs, *, tile: int, carry_expectation: bool = False, stored_
         if logit_sum_n is not None:
             logit_sum_n += logits_nT.sum(dim=1)
         new_maximum_n = torch.maximum(maximum_n, logits_nT.amax(dim=1))
-        rescale_n = torch.exp(maximum_n - new_maximum_n)
-        exp_nT = logits_nT.sub_(new_maximum_n[:, None]).exp_()
+        # Not minus infinity, where a bias excludes all so far.
+        base_n = new_maximum_n.masked_fill(new_maximum_n == -torch.inf, 0)
+        rescale_n = torch.exp(maximum_n - base_n)
+        exp_nT = logits_nT.sub_(base_n[:, None]).exp_()
         total_n.mul_(rescale_n).add_(exp_nT.sum(dim=1))
         if expected_nD is not None:
             expected_nD.mul_(rescale_n[:, None])

@@ -91,6 +91,12 @@ def add_product(
 
 
 @triton.jit
+def or_zero(maximum):
+    """The largest logits, 0 where a bias of minus infinity excludes all: what is subtracted must not be infinite."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
 def tanh(x):
     # 1 - 2 / (e^2x + 1): exact in both limits, where e^2x is 0 or infinite.
     return 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0)

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from clsgen_kernels.inputs import ELSEWHERE
 from clsgen_kernels.triton_classes import class_head
-from clsgen_kernels.triton_common import LOG2E, add_product, grouped, tanh
+from clsgen_kernels.triton_common import LOG2E, add_product, grouped, or_zero, tanh
 
 _ELSEWHERE: tl.constexpr = tl.constexpr(ELSEWHERE)
 
@@ -147,7 +147,7 @@ def forward_kernel(
                 # Less the tile's largest logit of the row, which is kept in fp32: those that matter are then near 0,
                 # where rounding is fine. A tile lies in one slab. The rows of a slab that is not stored are past the
                 # end, so nothing is written.
-                offset = tl.where(tile_maximum == float("-inf"), 0.0, tile_maximum)
+                offset = or_zero(tile_maximum)
                 if logits_snK.dtype.element_ty == tl.float32:
                     offset = tl.zeros_like(offset)  # nothing is rounded
                 tl.store(offset_Tn + tile.to(tl.int64) * n + row, offset, mask=row_mask)
@@ -170,8 +170,9 @@ def forward_kernel(
                         mask=(local_row < n - stored_row)[:, None],
                     )
             new_maximum = tl.maximum(maximum, tile_maximum)
-            total = total * tl.exp2((maximum - new_maximum) * LOG2E)
-            total += tl.sum(tl.exp2((logits - new_maximum[:, None]) * LOG2E), axis=1)
+            base = or_zero(new_maximum)
+            total = total * tl.exp2((maximum - base) * LOG2E)
+            total += tl.sum(tl.exp2((logits - base[:, None]) * LOG2E), axis=1)
             maximum = new_maximum
             tile += 1
 
@@ -195,9 +196,8 @@ def forward_kernel(
                 part_maximum = tl.load(maximum_Pn + slot, mask=row_mask, other=0.0, cache_modifier=".cg")
                 part_total = tl.load(total_Pn + slot, mask=row_mask, other=1.0, cache_modifier=".cg")
                 new_maximum = tl.maximum(maximum, part_maximum)
-                total = total * tl.exp2((maximum - new_maximum) * LOG2E) + part_total * tl.exp2(
-                    (part_maximum - new_maximum) * LOG2E
-                )
+                base = or_zero(new_maximum)
+                total = total * tl.exp2((maximum - base) * LOG2E) + part_total * tl.exp2((part_maximum - base) * LOG2E)
                 maximum = new_maximum
                 target_logit += tl.load(target_logit_Pn + slot, mask=row_mask, other=0.0, cache_modifier=".cg")
                 if HAS_SMOOTHING:

@@ -203,7 +203,7 @@ MUTANTS = {
         "new_maximum = maximum * 0 + 60.0",
     ),
     "splits not rescaled": (
-        "total = total * tl.exp2((maximum - new_maximum) * LOG2E) + part_total *",
+        "total = total * tl.exp2((maximum - base) * LOG2E) + part_total *",
         "total = total + part_total *",
     ),
     "ignored tokens counted": ("loss = tl.where(counted, loss, 0.0)", "loss = loss"),

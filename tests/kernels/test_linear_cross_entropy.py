@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from clsgen_kernels import GenerationOptions, linear_cross_entropy
+from clsgen_kernels import Execution, GenerationOptions, linear_cross_entropy
 
 D, V = 12, 131
 
@@ -111,3 +111,23 @@ def test_wrong_input_is_refused(change, message):
     hidden, weight, target, bias = _inputs()
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**{"hidden": hidden, "weight": weight, "target": target, "bias": bias, **change})
+
+
+@pytest.mark.parametrize("excluded", [slice(0, 64), slice(128, 160), slice(60, 70)], ids=str)
+@pytest.mark.parametrize("trained", [("hidden",), ("hidden", "weight")], ids=str)
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_a_bias_of_minus_infinity_excludes_whole_tiles(impl, trained, excluded):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"hidden": torch.randn(20, 16, generator=generator), "weight": torch.randn(160, 16, generator=generator)}
+    target = torch.randint(80, 120, (20,), generator=generator)
+    bias = torch.zeros(160)
+    bias[excluded] = -torch.inf
+    leaves = {name: tensor.requires_grad_(name in trained) for name, tensor in tensors.items()}
+    truth = torch.nn.functional.cross_entropy(leaves["hidden"] @ leaves["weight"].T + bias, target)
+    wanted = [leaves[name] for name in trained]
+    expected = torch.autograd.grad(truth, wanted)
+    for store_bytes in (0, 1, 2**40):
+        execution = Execution(vocab_tile=32, store_bytes=store_bytes)
+        loss = linear_cross_entropy(*leaves.values(), target, bias, impl=impl, execution=execution)
+        torch.testing.assert_close(loss, truth)
+        torch.testing.assert_close(torch.autograd.grad(loss, wanted), expected)
